@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package diskio is the only place where shisa touches files that hold disks. Opening is for
+// reading; a new file is made only where there is none, so looking can change nothing.
+package diskio
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors that Open reports, for errors.Is. Missing files and permissions are fs.ErrNotExist and
+// fs.ErrPermission.
+var (
+	// ErrSpecial: the name is a FIFO, a socket or a character device, which are never opened.
+	ErrSpecial = errors.New("not a regular file or block device")
+	// ErrDirectory: the name is a directory.
+	ErrDirectory = errors.New("is a directory")
+	// ErrChanged: the name became another file between looking and opening.
+	ErrChanged = errors.New("was replaced while it was being opened")
+)
+
+// ID tells files apart whatever their names.
+type ID struct {
+	Dev, Ino uint64
+}
+
+// Stat is what is known of a file without reading it.
+type Stat struct {
+	ID
+	SizeBytes      int64 // length, for a block device the size of the device
+	AllocatedBytes int64 // space it takes on its file system
+	ModTime        time.Time
+	ChangeTime     time.Time
+	Block          bool // a block device
+}
+
+// File is a file opened for reading. It may be used by several goroutines at once.
+type File struct {
+	f    *os.File
+	name string
+	stat Stat
+}
+
+// Look says what path is without opening it, following symbolic links. Beside the errors of stat
+// it returns ErrDirectory and ErrSpecial.
+func Look(path string) (Stat, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return Stat{}, &fs.PathError{Op: "look at", Path: path, Err: err}
+	}
+	s := statOf(&st)
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFBLK:
+		s.Block = true
+	case unix.S_IFDIR:
+		return s, &fs.PathError{Op: "look at", Path: path, Err: ErrDirectory}
+	default:
+		return s, &fs.PathError{Op: "look at", Path: path, Err: ErrSpecial}
+	}
+	return s, nil
+}
+
+func statOf(st *unix.Stat_t) Stat {
+	return Stat{
+		ID:             ID{st.Dev, st.Ino},
+		SizeBytes:      st.Size,
+		AllocatedBytes: st.Blocks * 512,
+		ModTime:        time.Unix(st.Mtim.Unix()).UTC(),
+		ChangeTime:     time.Unix(st.Ctim.Unix()).UTC(),
+	}
+}
+
+// Open opens a regular file or block device for reading. Special files are never opened, not even
+// for a moment. The errors are those of Look, and ErrChanged.
+func Open(path string) (*File, error) { return open(path, 0) }
+
+// OpenDirect is Open past the page cache. Reads must be aligned to 4096 bytes in memory, offset
+// and length; File.ReadAt takes care of those that are not. Some file systems refuse it (EINVAL).
+func OpenDirect(path string) (*File, error) { return open(path, unix.O_DIRECT) }
+
+func open(path string, flags int) (*File, error) {
+	want, err := Look(path)
+	if err != nil {
+		return nil, err
+	}
+	// O_NONBLOCK: should the name become a FIFO in between, opening it does not wait for a writer.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY|flags, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	got := statOf(&st)
+	if got.ID != want.ID {
+		unix.Close(fd)
+		return nil, &fs.PathError{Op: "open", Path: path, Err: ErrChanged}
+	}
+	got.Block = want.Block
+	f := &File{f: os.NewFile(uintptr(fd), path), name: path, stat: got}
+	if got.Block {
+		end, err := unix.Seek(fd, 0, unix.SEEK_END)
+		if err != nil {
+			f.f.Close()
+			return nil, fmt.Errorf("size of %s: %w", path, err)
+		}
+		f.stat.SizeBytes = end
+	}
+	return f, nil
+}
+
+// Name is the path that the file was opened by.
+func (f *File) Name() string { return f.name }
+
+// Size is the length in bytes at the time of opening.
+func (f *File) Size() int64 { return f.stat.SizeBytes }
+
+// Stat is what was known of the file at the time of opening.
+func (f *File) Stat() Stat { return f.stat }
+
+// StatNow looks again: another program may have written to the file.
+func (f *File) StatNow() (Stat, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.f.Fd()), &st); err != nil {
+		return Stat{}, fmt.Errorf("look again at %s: %w", f.name, err)
+	}
+	s := statOf(&st)
+	if f.stat.Block {
+		s.Block, s.SizeBytes = true, f.stat.SizeBytes
+	}
+	return s, nil
+}
+
+// ReadAt is io.ReaderAt.
+func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
+
+// Close closes the file.
+func (f *File) Close() error { return f.f.Close() }
+
+// Create makes a new file for output that a user asked for. An existing name is never touched: the
+// error is then fs.ErrExist.
+func Create(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+}
