@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package render
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+type inner struct {
+	A int      `json:"a"`
+	B []string `json:"b"`
+}
+
+type Embedded struct {
+	Deep bool `json:"deep"`
+}
+
+type sample struct {
+	Text  string `json:"text"`
+	Cut   string `json:"cut,omitempty"`
+	Count int64  `json:"count"`
+	Word  uint64 `json:"word"`
+	Embedded
+	List   []inner        `json:"list"`
+	Ptr    *inner         `json:"ptr"`
+	Map    map[string]int `json:"map"`
+	Hidden string         `json:"-"`
+	When   time.Time      `json:"when"`
+	own    int
+}
+
+func encode(t *testing.T, v any) string {
+	t.Helper()
+	var b strings.Builder
+	if err := JSON(&b, "shisa.test/1", v); err != nil {
+		t.Fatalf("JSON(%T): %v", v, err)
+	}
+	return b.String()
+}
+
+func TestJSONLayout(t *testing.T) {
+	v := sample{Text: "a", Count: -1, Map: map[string]int{"b": 2, "a": 1}, own: 1,
+		List: []inner{{A: 1}}, When: time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))}
+	want := `{
+  "schema": "shisa.test/1",
+  "text": "a",
+  "count": -1,
+  "word": 0,
+  "deep": false,
+  "list": [
+    {
+      "a": 1,
+      "b": []
+    }
+  ],
+  "ptr": null,
+  "map": {
+    "a": 1,
+    "b": 2
+  },
+  "when": "2026-01-02T02:04:05Z"
+}
+`
+	if diff := cmp.Diff(want, encode(t, &v)); diff != "" {
+		t.Errorf("JSON (-want +got):\n%s", diff)
+	}
+	if got, want := encode(t, struct{}{}), "{\n  \"schema\": \"shisa.test/1\"\n}\n"; got != want {
+		t.Errorf("JSON(empty) = %q, want %q", got, want)
+	}
+}
+
+// What another reader of JSON gets must be what went in.
+func TestJSONReadBack(t *testing.T) {
+	v := sample{Text: "\x00\x1b[2J\t\n\r\"\\/<&>\u007f\u009b\u2028\u202e é 🦁 \U000e0001", Cut: "x",
+		Count: 1<<63 - 1, Word: 1<<64 - 1, List: []inner{{A: 1, B: []string{"p", "q"}}, {B: []string{}}},
+		Ptr: &inner{A: 2, B: []string{}}, Map: map[string]int{"\n": 1}, When: time.Unix(0, 0).UTC()}
+	out := encode(t, v)
+	var got sample
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatalf("Unmarshal: %v\n%s", err, out)
+	}
+	if diff := cmp.Diff(v, got, cmp.AllowUnexported(sample{})); diff != "" {
+		t.Errorf("read back (-want +got):\n%s", diff)
+	}
+	if i := strings.IndexFunc(out, func(r rune) bool {
+		return r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 || r == 0x202e
+	}); i >= 0 {
+		t.Errorf("JSON has a character at %d that a terminal obeys: %q", i, out[i:])
+	}
+}
+
+func TestJSONTwins(t *testing.T) {
+	type twins struct {
+		Path    string   `json:"path"`
+		Own     string   `json:"own"`
+		OwnB64  string   `json:"own_b64,omitempty"`
+		Names   []string `json:"names"`
+		Regular []string `json:"regular"`
+	}
+	out := encode(t, twins{Path: "caf\xe9", Own: "x\xff", OwnB64: "eP8=", Names: []string{"ok", "\xfe"},
+		Regular: []string{"a"}})
+	var got map[string]any
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatalf("Unmarshal: %v\n%s", err, out)
+	}
+	b64 := base64.StdEncoding.EncodeToString
+	want := map[string]any{
+		"schema": "shisa.test/1", "path": "caf\ufffd", "path_b64": b64([]byte("caf\xe9")),
+		"own": "x\ufffd", "own_b64": "eP8=", "names": []any{"ok", "\ufffd"},
+		"names_b64": []any{b64([]byte("ok")), b64([]byte("\xfe"))}, "regular": []any{"a"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("twins (-want +got):\n%s", diff)
+	}
+}
+
+func TestJSONRefuses(t *testing.T) {
+	type loop struct {
+		Next *loop `json:"next"`
+	}
+	endless := &loop{}
+	endless.Next = endless
+	for name, v := range map[string]any{
+		"no struct": 3, "float": struct{ F float64 }{1}, "map of numbers": struct{ M map[int]int }{},
+		"endless": endless, "function": struct{ F func() }{}, "nil": (*sample)(nil),
+	} {
+		if err := JSON(&strings.Builder{}, "shisa.test/1", v); err == nil {
+			t.Errorf("JSON(%s) = nil, want an error", name)
+		}
+	}
+	if err := JSON(failing{}, "shisa.test/1", sample{}); !errors.Is(err, errFull) {
+		t.Errorf("JSON on a full disk = %v, want %v", err, errFull)
+	}
+}
+
+var errFull = errors.New("no space left")
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, errFull }
