@@ -61,9 +61,12 @@ type Image struct {
 	// Backing is the backing file, nil if the image names none.
 	Backing *Backing `json:"backing"`
 	// Snapshots are the names of internal snapshots.
-	Snapshots []string          `json:"snapshots"`
-	Findings  []finding.Finding `json:"findings"`
-	Blind     []finding.Blind   `json:"blind"`
+	Snapshots []string `json:"snapshots"`
+	// Notes are sentences worth knowing that are no findings: what cannot be told about a running
+	// image, or that a raw image has nothing to check.
+	Notes    []string          `json:"notes"`
+	Findings []finding.Finding `json:"findings"`
+	Blind    []finding.Blind   `json:"blind"`
 }
 
 // UseState says whether programs use an image.
