@@ -4,11 +4,9 @@
 package qcow2
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/shisa-vm/shisa/internal/image"
 )
@@ -24,99 +22,150 @@ const (
 )
 
 const (
+	extHeadBytes = 8
+	// extensionStep is how much of the first cluster is read at once.
+	extensionStep   = 4 << 10
+	cryptExtBytes   = 16
+	bitmapsExtBytes = 24
 	// qemu keeps the format's name in 16 bytes with a terminating zero.
 	maxBackingFormatBytes = 15
 	featureNameBytes      = 48
+	// maxFeatureNames is more than there are feature bits: 3 words of 64.
+	maxFeatureNames = 256
+	// maxDataFileBytes is PATH_MAX: a name of that length cannot be opened, nor can a longer one.
+	maxDataFileBytes = 4096
 	// maxUnknownExtensions bounds the list kept for information.
 	maxUnknownExtensions = 64
 )
 
 // readExtensions walks the extensions between the header and end. All of them lie in the first
-// cluster, which bounds every length.
+// cluster, which bounds every length. It reads no more than there is: a cluster may have 2 MiB.
 func (h *Header) readExtensions(r io.ReaderAt, size, end int64) error {
-	off := int64(h.Length)
-	if off >= end {
-		return nil
-	}
-	area := make([]byte, end-off)
-	if _, err := readPadded(r, area, off, size); err != nil {
-		return unreadable(image.HostOff(off), fmt.Sprintf("qcow2_read_extension: ERROR: pread fail from offset %d", off),
-			"the header extensions", err)
-	}
-	for pos := int64(0); pos < int64(len(area)); {
-		at := image.HostOff(off + pos)
-		if int64(len(area))-pos < 8 {
+	w := &window{r: r, size: size, step: extensionStep}
+	for off := int64(h.Length); off < end; {
+		at := image.HostOff(off)
+		if end-off < extHeadBytes {
 			return broken(at, "Header extension too large", "header extension cut off by the end of its area")
 		}
-		typ, length := binary.BigEndian.Uint32(area[pos:]), int64(binary.BigEndian.Uint32(area[pos+4:]))
-		pos += 8
-		if length > int64(len(area))-pos {
-			return broken(at, "Header extension too large", "header extension %#08x of %d bytes, %d are left", typ, length, int64(len(area))-pos)
+		p, err := w.at(off, extHeadBytes)
+		if err != nil {
+			return unreadable(at, fmt.Sprintf("qcow2_read_extension: ERROR: pread fail from offset %d", off),
+				"the header extensions", err)
+		}
+		typ, length := binary.BigEndian.Uint32(p), int64(binary.BigEndian.Uint32(p[4:]))
+		off += extHeadBytes
+		if length > end-off {
+			return broken(at, "Header extension too large", "header extension %#08x of %d bytes, %d are left", typ, length, end-off)
 		}
 		if typ == extEnd {
 			return nil
 		}
-		if err := h.extension(at, typ, area[pos:pos+length]); err != nil {
+		if err := h.extension(w, at, typ, length); err != nil {
 			return err
 		}
-		pos += (length + 7) &^ 7
+		off += (length + 7) &^ 7
 	}
 	return nil
 }
 
-func (h *Header) extension(at image.HostOff, typ uint32, data []byte) error {
+// extension reads the extension of length bytes whose head is at.
+func (h *Header) extension(w *window, at image.HostOff, typ uint32, length int64) error {
+	var most int64 // bytes of it that have a meaning
 	switch typ {
 	case extBackingFormat:
-		if len(data) > maxBackingFormatBytes {
-			return broken(at, fmt.Sprintf("ERROR: ext_backing_format: len=%d too large (>=16)", len(data)),
-				"format name of %d bytes", len(data))
+		if length > maxBackingFormatBytes {
+			return broken(at, fmt.Sprintf("ERROR: ext_backing_format: len=%d too large (>=16)", length),
+				"format name of %d bytes", length)
 		}
-		h.BackingFormat, _, _ = strings.Cut(string(data), "\x00")
+		most = maxBackingFormatBytes
 	case extFeatureNames:
-		for ; len(data) >= featureNameBytes; data = data[featureNameBytes:] {
-			name, _, _ := bytes.Cut(data[2:featureNameBytes], []byte{0})
-			h.Features = append(h.Features, FeatureName{data[0], data[1], string(name)})
-		}
+		most = maxFeatureNames * featureNameBytes
 	case extDataFile:
-		h.DataFile, _, _ = strings.Cut(string(data), "\x00")
+		most = maxDataFileBytes
 	case extCrypt:
-		return h.cryptExtension(at, data)
+		most = cryptExtBytes
 	case extBitmaps:
-		return h.bitmapsExtension(at, data)
+		most = bitmapsExtBytes
 	default:
 		if len(h.UnknownExtensions) < maxUnknownExtensions {
 			h.UnknownExtensions = append(h.UnknownExtensions, typ)
 		}
+		return nil
+	}
+	data, err := w.at(int64(at)+extHeadBytes, int(min(length, most)))
+	if err != nil {
+		return unreadable(at, extReadFault(typ), fmt.Sprintf("header extension %#08x", typ), err)
+	}
+	switch typ {
+	case extBackingFormat:
+		h.BackingFormat = cString(data)
+	case extFeatureNames:
+		h.Features = featureNames(data)
+	case extDataFile:
+		h.DataFile = cString(data)
+	case extCrypt:
+		return h.cryptExtension(at, data, length)
+	case extBitmaps:
+		return h.bitmapsExtension(at, data, length)
 	}
 	return nil
 }
 
-func (h *Header) cryptExtension(at image.HostOff, data []byte) error {
+// extReadFault is the sentence with which qemu says that it could not read an extension.
+func extReadFault(typ uint32) string {
+	switch typ {
+	case extBackingFormat:
+		return "ERROR: ext_backing_format: Could not read format name"
+	case extFeatureNames:
+		return "ERROR: ext_feature_table: Could not read table"
+	case extDataFile:
+		return "ERROR: Could not read data file name"
+	case extCrypt:
+		return "Unable to read CRYPTO header extension"
+	}
+	return "bitmaps_ext: Could not read ext header"
+}
+
+// featureNames decodes a feature name table. As in qemu an empty name ends it, and a later table
+// replaces an earlier one.
+func featureNames(data []byte) []FeatureName {
+	var names []FeatureName
+	for ; len(data) >= featureNameBytes; data = data[featureNameBytes:] {
+		name := cString(data[2:featureNameBytes])
+		if name == "" {
+			break
+		}
+		names = append(names, FeatureName{data[0], data[1], name})
+	}
+	return names
+}
+
+func (h *Header) cryptExtension(at image.HostOff, data []byte, length int64) error {
 	if h.Crypt != CryptLUKS {
 		return broken(at, "CRYPTO header extension only expected with LUKS encryption method",
 			"pointer to an encryption header, but the encryption method is %d", h.Crypt)
 	}
-	if len(data) != 16 {
-		return broken(at, fmt.Sprintf("CRYPTO header extension size %d, but expected size 16", len(data)),
-			"pointer to an encryption header of %d bytes, want 16", len(data))
+	if length != cryptExtBytes {
+		return broken(at, fmt.Sprintf("CRYPTO header extension size %d, but expected size 16", length),
+			"pointer to an encryption header of %d bytes, want %d", length, cryptExtBytes)
 	}
-	off, length := binary.BigEndian.Uint64(data), binary.BigEndian.Uint64(data[8:])
+	off, n := binary.BigEndian.Uint64(data), binary.BigEndian.Uint64(data[8:])
 	if off&uint64(h.ClusterSize()-1) != 0 {
 		return broken(at, fmt.Sprintf("Encryption header offset '%d' is not a multiple of cluster size '%d'", off, h.ClusterSize()),
 			"encryption header at %#x, which is not cluster aligned", off)
 	}
-	if off > MaxOffset || length > MaxOffset {
-		return broken(at, "Unable to open the LUKS header", "encryption header at %#x, %#x bytes", off, length)
+	if off > MaxOffset || n > MaxOffset {
+		return broken(at, "Unable to open the LUKS header", "encryption header at %#x, %#x bytes", off, n)
 	}
-	h.CryptOff, h.CryptLen = image.HostOff(off), int64(length)
+	h.CryptOff, h.CryptLen = image.HostOff(off), int64(n)
 	return nil
 }
 
 // bitmapsExtension reads where the bitmap directory is. Without the autoclear bit a program that
 // does not know bitmaps wrote to the image, and qemu ignores them all.
-func (h *Header) bitmapsExtension(at image.HostOff, data []byte) error {
-	if len(data) != 24 {
-		return broken(at, "bitmaps_ext: Invalid extension length", "bitmaps extension of %d bytes, want 24", len(data))
+func (h *Header) bitmapsExtension(at image.HostOff, data []byte, length int64) error {
+	if length != bitmapsExtBytes {
+		return broken(at, "bitmaps_ext: Invalid extension length", "bitmaps extension of %d bytes, want %d", length, bitmapsExtBytes)
 	}
 	b := &BitmapsExt{Count: binary.BigEndian.Uint32(data), Trusted: h.Autoclear&AutoclearBitmaps != 0}
 	size, off := binary.BigEndian.Uint64(data[8:]), binary.BigEndian.Uint64(data[16:])

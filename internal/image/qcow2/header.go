@@ -24,7 +24,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/bits"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/image"
@@ -80,7 +79,7 @@ func unreadable(off image.HostOff, qemu, what string, err error) error {
 type Header struct {
 	Version     uint32
 	ClusterBits uint32
-	// SizeBytes is the size of the virtual disk.
+	// SizeBytes is the size of the virtual disk, a multiple of 512.
 	SizeBytes int64
 	Crypt     CryptMethod
 
@@ -105,7 +104,8 @@ type Header struct {
 	HasBacking    bool
 	Backing       string
 	BackingFormat string
-	// DataFile is the name of the external data file, "" where the image does not name one.
+	// DataFile is the name of the external data file, "" where the image does not name one. A name
+	// of 4096 bytes is cut; no system opens it.
 	DataFile string
 	// Features are the names that the image itself gives to feature bits.
 	Features []FeatureName
@@ -180,21 +180,11 @@ func (h *Header) SubclusterSize() int64 {
 	return h.ClusterSize()
 }
 
-// l1Needed is how many L1 entries a disk of that size needs.
-func (h *Header) l1Needed(size int64) int64 {
-	shift := h.ClusterBits + uint32(bits.TrailingZeros64(uint64(h.L2Entries())))
-	n := size >> shift
-	if size&(1<<shift-1) != 0 {
-		n++
-	}
-	return n
-}
-
 // headerBytes is the part of the header that is known here; qemu 7.2 knows 112 bytes as well.
 const headerBytes = 112
 
 // ReadHeader reads and checks the header and its extensions. size is the length of the file. It
-// reads at most one cluster and allocates less than two.
+// reads no more of the first cluster than there is, and allocates some KiB.
 func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	raw := make([]byte, headerBytes)
 	n, err := readPadded(r, raw, 0, size)
@@ -276,16 +266,18 @@ func (h *Header) checkTables(size, l1Off uint64, l1 uint32, reftOff uint64, reft
 		return err
 	}
 	h.L1Off, h.L1Entries = image.HostOff(l1Off), int64(l1)
-	// qemu works in sectors, and rounds a size that is not a multiple down.
-	if size > math.MaxInt64-cs {
-		return broken(24, "Image is too big", "virtual size %d", size)
-	}
-	h.SizeBytes = int64(size)
-	if need := h.l1Needed(h.SizeBytes); need > math.MaxInt32 {
+	// qemu computes with 64 bits, so that the highest sizes wrap around and need no L1 table.
+	need := (size + uint64(h.L2Span()) - 1) / uint64(h.L2Span())
+	switch {
+	case need > math.MaxInt32:
 		return broken(24, "Image is too big", "virtual size %d needs %d L1 entries", size, need)
-	} else if h.L1Entries < need {
+	case uint64(l1) < need:
 		return broken(36, "L1 table is too small", "the L1 table has %d entries, %d bytes need %d", l1, size, need)
+	case size > math.MaxInt64-cs:
+		return broken(24, "File too large", "virtual size %d", size)
 	}
+	// qemu works in sectors, and rounds a size that is not a multiple down.
+	h.SizeBytes = int64(size) &^ (sectorBytes - 1)
 	return nil
 }
 
@@ -319,11 +311,9 @@ func (h *Header) checkFeatures(r io.ReaderAt, size int64, backingOff uint64) err
 		return nil
 	}
 	names := make([]string, 0, 4)
-	// The names only serve the message; an extension area that cannot be read leaves the numbers.
+	// The names only serve the message: those that stand before a fault are as good as any.
 	probe := *h
-	if err := probe.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
-		probe.Features = nil
-	}
+	_ = probe.readExtensions(r, size, h.extensionsEnd(backingOff))
 	left := unknown
 	for _, f := range probe.Features {
 		if f.Type == 0 && f.Bit < 64 && left&(1<<f.Bit) != 0 {
