@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package cli is the command line: one file a command, each with its options, its flags and a run
+// that calls one library function and hands the result to render.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// Main runs the program with argv, argv[0] being the name that it was called by, and returns its
+// exit status. Called as qemu-img it speaks as qemu-img does.
+func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	// A second signal ends the program at once: the first one gives the signals back.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM,
+		syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	var name string
+	var args []string
+	if len(argv) > 0 {
+		name, args = filepath.Base(argv[0]), argv[1:]
+	}
+	if name == "qemu-img" {
+		args = append([]string{"qemu-img"}, args...)
+	}
+	return run(ctx, args, newStdio(stdin, stdout, stderr))
+}
+
+// run carries out one command line.
+func run(ctx context.Context, args []string, s *stdio) int {
+	started := false
+	root := newRoot(s)
+	root.SetArgs(args)
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		// Cobra looks at these only after this function; here they are still usage errors.
+		err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups())
+		started = err == nil
+		return err
+	}
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !started {
+		err = usageErrorOf(cmd, err)
+	}
+	status := report(ctx, s, err, wantsJSON(args))
+	if err := s.flush(); err != nil {
+		// What was asked for did not arrive, so whatever was found, the caller does not know it.
+		fmt.Fprintf(s.err, "shisa: write the result to standard output: %v\n", err)
+		return finding.StatusFailed
+	}
+	return status
+}
+
+// wantsJSON tells whether the command line asks for a JSON document. It looks at the bare words
+// since a command line that cannot be parsed has to be answered in JSON as well.
+func wantsJSON(args []string) bool {
+	if len(args) > 0 && args[0] == "qemu-img" {
+		return false
+	}
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = args[:i]
+	}
+	return slices.Contains(args, "--json") || slices.Contains(args, "--json=true")
+}
+
+// statusError carries an exit status, and an error if there is something to say about it.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
+
+// exitWith ends the program with a status; whatever there is to say has been printed. Zero is no
+// error.
+func exitWith(status int) error {
+	if status == finding.StatusClean {
+		return nil
+	}
+	return &statusError{status: status}
+}
+
+// withStatus is err, printed as every error is, with an exit status other than StatusFailed.
+func withStatus(status int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &statusError{status, err}
+}
+
+// usageError says what is wrong with the command line of c.
+func usageError(c *cobra.Command, format string, args ...any) error {
+	return usageErrorOf(c, fmt.Errorf(format, args...))
+}
+
+func usageErrorOf(c *cobra.Command, err error) error {
+	if errors.As(err, new(*statusError)) {
+		return err
+	}
+	if finding.HintOf(err) == "" {
+		try := strings.TrimSpace("shisa help " + strings.TrimPrefix(c.CommandPath(), "shisa"))
+		err = finding.WithHint(err, "try: "+strings.Join(strings.Fields(try), " "))
+	}
+	return &statusError{finding.StatusUsage, err}
+}
+
+// errorDocument is what stdout holds when --json was given and there is no result.
+type errorDocument struct {
+	Schema string    `json:"schema"`
+	Status []int     `json:"status"`
+	Error  errorText `json:"error"`
+}
+
+type errorText struct {
+	Text string `json:"text"`
+	Hint string `json:"hint"`
+}
+
+// report says what err says, on stderr and if nothing else was printed in JSON too, and gives the
+// exit status.
+func report(ctx context.Context, s *stdio, err error, json bool) int {
+	if err == nil {
+		return finding.StatusClean
+	}
+	status, text, hint := finding.StatusFailed, err.Error(), finding.HintOf(err)
+	var se *statusError
+	switch {
+	case errors.As(err, &se):
+		status = se.status
+		if se.err == nil {
+			return status
+		}
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, syscall.EINTR)):
+		status, text, hint = finding.StatusInterrupted, "interrupted", ""
+	}
+	text, hint = oneLine(text), oneLine(hint)
+	if json && !s.out.used {
+		doc := errorDocument{"shisa.error/1", []int{status}, errorText{text, hint}}
+		// A failed write is kept by s.out and reported when it is flushed.
+		_ = writeJSON(s.out, doc)
+	}
+	fmt.Fprintf(s.err, "shisa: %s\n", text)
+	if hint != "" {
+		if !strings.HasPrefix(hint, "try: ") {
+			hint = "hint: " + hint
+		}
+		fmt.Fprintln(s.err, hint)
+	}
+	return status
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+)
+
+type completionOptions struct {
+	shell string
+	root  *cobra.Command
+}
+
+func newCompletion(s *stdio) *cobra.Command {
+	var o completionOptions
+	return &cobra.Command{
+		Use:   "completion bash|zsh|fish",
+		Short: "a script that completes command lines in a shell",
+		Long:  `completion prints a script that lets a shell complete the commands, flags and arguments of shisa.`,
+		Example: `  shisa completion bash > /etc/bash_completion.d/shisa
+  shisa completion zsh > "${fpath[1]}/_shisa"
+  shisa completion fish > ~/.config/fish/completions/shisa.fish`,
+		Args:      wantArgs(1, 1),
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(c *cobra.Command, args []string) error {
+			o.shell, o.root = args[0], c.Root()
+			if o.shell != "bash" && o.shell != "zsh" && o.shell != "fish" {
+				return usageError(c, "unknown shell %q, want bash, zsh or fish", o.shell)
+			}
+			return runCompletion(c.Context(), o, s)
+		},
+	}
+}
+
+func runCompletion(_ context.Context, o completionOptions, s *stdio) error {
+	switch o.shell {
+	case "bash":
+		return o.root.GenBashCompletionV2(s.out, true)
+	case "zsh":
+		return o.root.GenZshCompletion(s.out)
+	}
+	return o.root.GenFishCompletion(s.out, true)
+}
