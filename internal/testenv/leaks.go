@@ -100,7 +100,7 @@ func newFiles(before map[string]string) []string {
 	for fd, to := range openFiles() {
 		// The runtime keeps these two to wait for input, and makes them when it first needs to.
 		ours := to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]"
-		if before[fd] != to && !ours && !strings.HasPrefix(to, "/proc/") {
+		if before[fd] != to && !ours {
 			left = append(left, fmt.Sprintf("file descriptor %s open on %s", fd, to))
 		}
 	}

@@ -106,4 +106,3 @@ func hasStorage(dir string) bool {
 	}
 	return true
 }
-
