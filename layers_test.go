@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package shisa_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// layer gives every package its height. A package may import packages of a lower height, and a
+// package in a folder may import the folder's own package.
+var layer = map[string]int{
+	"cmd/shisa":                9,
+	"bench":                    9,
+	"internal/cli":             8,
+	"internal/render":          7,
+	"internal/qemuimg":         7,
+	"internal/scan":            6,
+	"internal/check":           4,
+	"internal/disk":            3,
+	"internal/lab":             3,
+	"internal/image":           2,
+	"internal/image/qcow2":     2,
+	"internal/image/raw":       2,
+	"internal/image/imagetest": 2,
+	"internal/linux":           2,
+	"internal/hypervisor":      2,
+	"internal/diskio":          1,
+	"internal/finding":         0,
+	"internal/testenv":         0,
+}
+
+// onlyBy names the packages that few may import, and who those are; tests may import all.
+var onlyBy = map[string][]string{
+	"internal/lab":             {"internal/cli", "bench"}, // it writes images: shisa demo, bench
+	"internal/image/imagetest": {},
+	"internal/testenv":         {"internal/image/imagetest"},
+	"internal/cli":             {"cmd/shisa"},
+}
+
+// budget names every outside module and the packages that may use it, here and in their tests.
+// A new one needs a record in doc/decisions.
+var budget = map[string][]string{
+	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/lab"},
+	"github.com/spf13/cobra":        {"internal/cli"},
+	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
+	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk"},
+	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
+		"internal/testenv"},
+	"golang.org/x/term":  {"internal/cli"},
+	"go.uber.org/goleak": {"internal/testenv"},
+}
+
+// testBudget names the modules that any test may use and no product code may.
+var testBudget = []string{
+	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal", "pgregory.net/rapid",
+	"golang.org/x/sys",
+}
+
+// support are the packages that exist for tests and may import what only tests need.
+var support = []string{"internal/testenv", "internal/image/imagetest"}
+
+func TestLayers(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.dir == "." {
+			continue // these tests
+		}
+		height, ok := layer[s.dir]
+		if !ok {
+			t.Errorf("%s has no layer: add it to layers_test.go and doc/architecture.md", s.dir)
+			continue
+		}
+		for _, i := range s.file.Imports {
+			path := strings.Trim(i.Path.Value, `"`)
+			to, inside := strings.CutPrefix(path, module+"/")
+			switch {
+			case !inside && strings.Contains(strings.Split(path, "/")[0], "."):
+				if !affordable(s, path) {
+					t.Errorf("%s imports %s, which is outside the import budget", s.at(i), path)
+				}
+			case !inside:
+				if path == "testing" && !s.test && !slices.Contains(support, s.dir) {
+					t.Errorf("%s imports testing, which ends up in the product", s.at(i))
+				}
+			case s.test:
+				// A test may use what it likes: it is never imported.
+			case layer[to] >= height && !strings.HasPrefix(s.dir, to+"/"):
+				t.Errorf("%s (layer %d) imports %s (layer %d): imports go down only; move the shared part down",
+					s.at(i), height, to, layer[to])
+			}
+			if who, few := onlyBy[to]; few && !s.test && !slices.Contains(who, s.dir) {
+				t.Errorf("%s imports %s, which only %v may", s.at(i), to, who)
+			}
+		}
+	}
+}
+
+// affordable tells whether the import budget has the module of path for s.
+func affordable(s *source, path string) bool {
+	has := func(m string) bool { return path == m || strings.HasPrefix(path, m+"/") }
+	if s.test || slices.Contains(support, s.dir) {
+		if slices.ContainsFunc(testBudget, has) {
+			return true
+		}
+	}
+	for m, who := range budget {
+		if has(m) && slices.Contains(who, s.dir) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestEveryPackageIsThere(t *testing.T) {
+	seen := map[string]bool{}
+	for _, s := range sources(t) {
+		seen[s.dir] = seen[s.dir] || !s.test
+	}
+	for dir := range layer {
+		if !seen[dir] {
+			t.Errorf("%s has a layer and no code: take it out of layers_test.go", dir)
+		}
+	}
+}
+
+func TestPackageComments(t *testing.T) {
+	where := map[string][]string{}
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		where[s.dir] = append(where[s.dir], "")
+		if s.file.Doc != nil {
+			where[s.dir][len(where[s.dir])-1] = s.path
+		}
+	}
+	for dir, files := range where {
+		files = slices.DeleteFunc(files, func(f string) bool { return f == "" })
+		if len(files) != 1 {
+			t.Errorf("%s has its package comment in %q, want one file that has it", dir, files)
+		}
+	}
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package shisa_test
+
+import (
+	"go/ast"
+	"go/token"
+	"slices"
+	"testing"
+)
+
+// counting packages decide what is clean, in use or needed. A source that they could not read
+// must be written down as a blind spot, never skipped.
+var counting = []string{
+	"internal/check", "internal/scan", "internal/disk", "internal/hypervisor", "internal/linux",
+	"internal/image/qcow2",
+}
+
+// noError are functions whose last result is no error, so that it may be left out.
+var noError = []string{
+	"strings.Cut", "strings.CutPrefix", "strings.CutSuffix", "bytes.Cut", "bytes.CutPrefix",
+	"bytes.CutSuffix", "utf8.DecodeRune", "utf8.DecodeRuneInString", "slices.BinarySearch",
+	"slices.BinarySearchFunc", "bits.Add64", "bits.Mul64", "bits.Sub64", "filepath.Split",
+	"path.Split",
+}
+
+func TestNoSilentErrors(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || !slices.Contains(counting, s.dir) {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.IfStmt:
+				if comparesErr(n.Cond, token.NEQ) && onlyLeaves(n.Body) {
+					t.Errorf("%s: an error is skipped; record a blind spot", s.at(n))
+				}
+				if n.Init != nil && n.Else == nil && comparesErr(n.Cond, token.EQL) && !ends(n.Body) {
+					t.Errorf("%s: nothing is done about the error; record a blind spot", s.at(n))
+				}
+			case *ast.AssignStmt:
+				if dropsLast(n) {
+					t.Errorf("%s: the last result is dropped; if it is an error, record a blind spot", s.at(n))
+				}
+			}
+			return true
+		})
+	}
+}
+
+// comparesErr tells whether cond is err op nil. Where more is asked than that, as by errors.Is or
+// a second condition, somebody thought about which error it is.
+func comparesErr(cond ast.Expr, op token.Token) bool {
+	b, ok := cond.(*ast.BinaryExpr)
+	if !ok || b.Op != op {
+		return false
+	}
+	x, _ := b.X.(*ast.Ident)
+	y, _ := b.Y.(*ast.Ident)
+	return x != nil && y != nil && x.Name == "err" && y.Name == "nil"
+}
+
+// onlyLeaves tells whether body does nothing but go on to the next item, or say that all is well.
+func onlyLeaves(body *ast.BlockStmt) bool {
+	if len(body.List) == 0 {
+		return true
+	}
+	switch st := body.List[0].(type) {
+	case *ast.BranchStmt:
+		return true
+	case *ast.ReturnStmt:
+		return len(st.Results) > 0 && isNil(st.Results[len(st.Results)-1])
+	}
+	return false
+}
+
+// ends tells whether body leaves its block at its end, so that what follows is the other case.
+func ends(body *ast.BlockStmt) bool {
+	if len(body.List) == 0 {
+		return false
+	}
+	switch body.List[len(body.List)-1].(type) {
+	case *ast.ReturnStmt, *ast.BranchStmt:
+		return true
+	}
+	return false
+}
+
+// dropsLast tells whether a call's last result of several goes to "_".
+func dropsLast(a *ast.AssignStmt) bool {
+	if len(a.Lhs) < 2 || len(a.Rhs) != 1 {
+		return false
+	}
+	call, ok := a.Rhs[0].(*ast.CallExpr)
+	last, blank := a.Lhs[len(a.Lhs)-1].(*ast.Ident)
+	if !ok || !blank || last.Name != "_" {
+		return false
+	}
+	if sel, ok := call.Fun.(*ast.SelectorExpr); ok {
+		if x, ok := sel.X.(*ast.Ident); ok {
+			return !slices.Contains(noError, x.Name+"."+sel.Sel.Name)
+		}
+	}
+	return true
+}
+
+func isNil(e ast.Expr) bool {
+	id, ok := e.(*ast.Ident)
+	return ok && id.Name == "nil"
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package shisa_test
+
+import (
+	"go/ast"
+	"slices"
+	"testing"
+)
+
+// writers may call functions that change files. Everything else has a read-only handle from
+// diskio, or describes its change as data.
+var writers = []string{
+	"internal/diskio",
+	"internal/lab",             // breaks disks on purpose, in directories that it makes itself
+	"internal/image/imagetest", // tests only
+	"internal/testenv",         // tests only
+	"bench",                    // not part of the program
+}
+
+// runners may start other programs: what the program itself knows, it knows from reading.
+var runners = []string{"bench", "internal/testenv", "internal/image/imagetest"}
+
+// opening are flags that open a file for writing, in each of the packages that have them.
+var opening = []string{"O_RDWR", "O_WRONLY", "O_CREAT", "O_CREATE", "O_TRUNC", "O_APPEND", "O_TMPFILE"}
+
+// changing lists what changes a file, a name or a mount.
+var changing = map[string][]string{
+	"os": append([]string{"Chmod", "Chown", "Chtimes", "CopyFS", "Create", "CreateTemp", "Lchown",
+		"Link", "Mkdir", "MkdirAll", "MkdirTemp", "OpenFile", "OpenRoot", "Remove", "RemoveAll", "Rename",
+		"Symlink", "Truncate", "WriteFile"}, opening...),
+	"syscall":               append(syscalls, opening...),
+	"golang.org/x/sys/unix": append(syscalls, opening...),
+}
+
+var syscalls = []string{
+	"Chmod", "Chown", "CopyFileRange", "Creat", "Fallocate", "Fchmod", "Fchmodat", "Fchown",
+	"Fchownat", "Fremovexattr", "Fsetxattr", "Ftruncate", "Futimes", "Futimesat", "IoctlFileClone",
+	"IoctlFileCloneRange", "IoctlFileDedupeRange", "IoctlSetInt", "IoctlSetPointerInt", "Lchown",
+	"Link", "Linkat", "Lremovexattr", "Lsetxattr", "Mkdir", "Mkdirat", "Mknod", "Mknodat", "Mount",
+	"MoveMount", "Open_tree", "PivotRoot", "Pwrite", "Pwritev", "Pwritev2", "RawSyscall",
+	"RawSyscall6", "Removexattr", "Rename", "Renameat", "Renameat2", "Rmdir", "Sendfile",
+	"Setxattr", "Splice", "Symlink", "Symlinkat", "Syscall", "Syscall6", "Truncate", "Unlink",
+	"Unlinkat", "Unmount", "Utime", "Utimes", "UtimesNano", "UtimesNanoAt", "Write", "Writev",
+}
+
+func TestOnlyDiskioWrites(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || slices.Contains(writers, s.dir) {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok {
+				if pkg, name := s.called(sel); slices.Contains(changing[pkg], name) {
+					t.Errorf("%s: %s.%s changes files; only %v may", s.at(sel), pkg, name, writers)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestNothingIsStarted(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || slices.Contains(runners, s.dir) {
+			continue
+		}
+		for _, i := range s.file.Imports {
+			if i.Path.Value == `"os/exec"` || i.Path.Value == `"plugin"` || i.Path.Value == `"C"` {
+				t.Errorf("%s imports %s; only %v may", s.at(i), i.Path.Value, runners)
+			}
+		}
+	}
+}
