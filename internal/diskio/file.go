@@ -38,7 +38,8 @@ type Stat struct {
 	AllocatedBytes int64 // space it takes on its file system
 	ModTime        time.Time
 	ChangeTime     time.Time
-	Block          bool // a block device
+	Block          bool   // a block device
+	Device         uint64 // number of a block device, 0 for other files
 }
 
 // File is a file opened for reading. It may be used by several goroutines at once.
@@ -75,6 +76,7 @@ func statOf(st *unix.Stat_t) Stat {
 		AllocatedBytes: st.Blocks * 512,
 		ModTime:        time.Unix(st.Mtim.Unix()).UTC(),
 		ChangeTime:     time.Unix(st.Ctim.Unix()).UTC(),
+		Device:         st.Rdev,
 	}
 }
 
