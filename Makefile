@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: The shisa authors
+#
+# A fresh Debian 12 needs git, make and Go 1.26 for "make demo"; "make test" installs the rest.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT   ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+FUZZTIME ?= 30s
+BENCH    ?=
+
+# The version goes in by the linker, so Go need not ask git, which refuses a checkout of another
+# user's.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+LDFLAGS := -s -w -X $(shell sed -n 's/^module //p' go.mod)/internal/cli.version=$(VERSION) \
+	-X $(shell sed -n 's/^module //p' go.mod)/internal/cli.commit=$(COMMIT)
+
+# What the tests call, and the Debian packages that have it. gcc is for the race detector.
+TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils gcc:gcc man:man-db \
+	groff:groff setpriv:util-linux losetup:mount mount:mount
+# Libraries that no program shows.
+LIBS := /usr/include/stdlib.h:libc6-dev
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build the program: build/shisa, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/shisa ./cmd/shisa
+
+.PHONY: demo
+demo: build ## make a small broken world in a scratch directory and scan it
+	@build/shisa demo || { status=$$?; test $$status -eq 3 || exit $$status; }
+
+.PHONY: check
+check: format vet static cross race ## format, vet, staticcheck, cross-build, tests with -race, fuzz seeds, scripts
+
+.PHONY: test
+test: packages ## install what tests need, then check everything and skip nothing
+	SHISA_TEST_ALL=1 $(MAKE) check
+	SHISA_TEST_ALL=1 $(MAKE) footprint
+
+.PHONY: format
+format:
+	@out=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .); \
+	if [ -n "$$out" ]; then echo "gofmt would change:" >&2; echo "$$out" >&2; exit 1; fi
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+.PHONY: static
+static:
+	$(GO) tool staticcheck ./...
+
+.PHONY: cross
+cross:
+	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/shisa
+
+.PHONY: race
+race:
+	$(GO) test -race -timeout 15m ./...
+
+# What depends on the real binary: its size in memory and its start, which -race would change.
+.PHONY: footprint
+footprint: build
+	SHISA_BINARY=$(CURDIR)/build/shisa $(GO) test -count=1 -run 'TestFootprint|TestStatic' .
+
+.PHONY: long
+long: packages ## the long sweeps too
+	SHISA_LONG=1 SHISA_TEST_ALL=1 $(GO) test -timeout 120m ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$dir/*_test.go | sort -u | while read -r name; do \
+			echo "== $$dir $$name"; \
+			$(GO) test $$dir -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) </dev/null; \
+		done; \
+	done
+
+.PHONY: bench
+bench: build ## compare with qemu-img on the same files and print a table (BENCH= takes its flags)
+	$(GO) run ./bench $(BENCH)
+
+.PHONY: man
+man: build ## manual pages in build/man
+	@rm -rf build/man && mkdir -p build/man
+	@build/shisa man > build/man/shisa.1
+	@for c in $$(build/shisa man --list); do build/shisa man $$c > build/man/shisa-$$c.1; done
+	@ls build/man
+
+.PHONY: completions
+completions: build ## shell completions in build/completions
+	@rm -rf build/completions && mkdir -p build/completions
+	@build/shisa completion bash > build/completions/shisa.bash
+	@build/shisa completion zsh > build/completions/_shisa
+	@build/shisa completion fish > build/completions/shisa.fish
+	@ls build/completions
+
+.PHONY: packages
+packages:
+	@missing=; \
+	for pair in $(TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	for pair in $(LIBS); do test -e "$${pair%%:*}" || missing="$$missing $${pair##*:}"; done; \
+	missing=$$(printf '%s\n' $$missing | sort -u | tr '\n' ' '); \
+	if [ -z "$${missing// }" ]; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ]; then \
+		echo "the tests need Debian packages; run as root: apt-get install --no-install-recommends $$missing" >&2; \
+		exit 1; \
+	fi; \
+	echo "installing $$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -q </dev/null && apt-get install -y -q --no-install-recommends $$missing </dev/null
+
+.PHONY: clean
+clean: ## remove build/
+	rm -rf build
