@@ -69,7 +69,8 @@ Looking changes nothing. What could not be read is reported, and never counts as
 // unknownCommand names the commands that were perhaps meant.
 func unknownCommand(root *cobra.Command, name string) error {
 	err := fmt.Errorf("unknown command %q", name)
-	if near := root.SuggestionsFor(name); len(near) > 0 {
+	// Cobra takes every command that begins with name for a near one, and all begin with nothing.
+	if near := root.SuggestionsFor(name); len(name) > 1 && len(near) > 0 {
 		err = finding.WithHint(err, "try: shisa "+strings.Join(near, " or shisa "))
 	}
 	return usageErrorOf(root, err)

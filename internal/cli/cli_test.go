@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// call runs one command line and gives what it printed.
+func call(args ...string) (status int, stdout, stderr string) {
+	var out, err bytes.Buffer
+	status = Main(append([]string{"shisa"}, args...), strings.NewReader(""), &out, &err)
+	return status, out.String(), err.String()
+}
+
+// everyCommand gives each command of the tree but the ones that cobra adds.
+func everyCommand(t *testing.T) []*cobra.Command {
+	t.Helper()
+	root := newRoot(newStdio(strings.NewReader(""), &bytes.Buffer{}, &bytes.Buffer{}))
+	all := []*cobra.Command{root}
+	for i := 0; i < len(all); i++ {
+		all = append(all, all[i].Commands()...)
+	}
+	return all
+}
+
+func TestEveryCommandIsDescribed(t *testing.T) {
+	for _, c := range everyCommand(t) {
+		path := c.CommandPath()
+		if c.Short == "" || c.Long == "" || !strings.HasPrefix(c.Example, "  ") {
+			t.Errorf("%s: Short %q, Long %q, Example %q, want all three, examples indented by two",
+				path, c.Short, c.Long, c.Example)
+		}
+		if strings.HasSuffix(c.Short, ".") || len(c.Short) > 64 {
+			t.Errorf("%s: Short %q, want no full stop and at most 64 columns", path, c.Short)
+		}
+		if c.RunE == nil || c.Run != nil {
+			t.Errorf("%s: want RunE, which can say how it ended", path)
+		}
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			_, usage := pflag.UnquoteUsage(f)
+			if r := []rune(usage); len(r) == 0 || unicode.IsUpper(r[0]) && !unicode.IsUpper(r[1]) ||
+				strings.HasSuffix(usage, ".") {
+				t.Errorf("%s --%s: usage %q, want lower case and no full stop", path, f.Name, usage)
+			}
+		})
+	}
+}
+
+func TestStatus(t *testing.T) {
+	gone, stop := context.WithCancel(context.Background())
+	stop()
+	missing := &fs.PathError{Op: "open", Path: "a", Err: fs.ErrNotExist}
+	for _, c := range []struct {
+		name string
+		ctx  context.Context
+		err  error
+		want int
+		text string
+	}{
+		{"done", context.Background(), nil, 0, ""},
+		{"an error", context.Background(), missing, 1, "shisa: open a: file does not exist\n"},
+		{"a hint", context.Background(), finding.WithHint(missing, "look for a"), 1,
+			"shisa: open a: file does not exist\nhint: look for a\n"},
+		{"a status", context.Background(), exitWith(3), 3, ""},
+		{"clean", context.Background(), exitWith(0), 0, ""},
+		{"a status and an error", context.Background(), withStatus(5, errors.New("a: in use")), 5,
+			"shisa: a: in use\n"},
+		{"interrupted", gone, fmt.Errorf("read a: %w", context.Canceled), 130, "shisa: interrupted\n"},
+		{"canceled by itself", context.Background(), context.Canceled, 1, "shisa: context canceled\n"},
+		{"found before the signal", gone, exitWith(3), 3, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out, err bytes.Buffer
+			s := newStdio(strings.NewReader(""), &out, &err)
+			if got := report(c.ctx, s, c.err, false); got != c.want || err.String() != c.text {
+				t.Errorf("report(%v) = %d, %q, want %d, %q", c.err, got, err.String(), c.want, c.text)
+			}
+			if s.flush(); out.Len() > 0 {
+				t.Errorf("report(%v) printed %q on stdout, want nothing", c.err, out.String())
+			}
+		})
+	}
+}
+
+// TestUsage holds that no command line ends with 2, which is a panic's, whatever is wrong with it,
+// and that asked for JSON the answer is JSON.
+func TestUsage(t *testing.T) {
+	lines := [][]string{{}, {"nonsense"}, {"--nonsense"}, {"-x"}, {"--"}, {""}}
+	for _, c := range everyCommand(t)[1:] {
+		if c.DisableFlagParsing {
+			continue
+		}
+		words := strings.Fields(strings.TrimPrefix(c.CommandPath(), "shisa "))
+		lines = append(lines, append(words, "--no-such-flag"), append(words, "--json=maybe"))
+	}
+	for _, args := range lines {
+		status, stdout, stderr := call(args...)
+		if status != finding.StatusUsage || stdout != "" || !strings.HasPrefix(stderr, "shisa: ") ||
+			!strings.Contains(stderr, "\ntry: shisa help") {
+			t.Errorf("shisa %q = %d, %q, %q, want %d, nothing and what to try",
+				args, status, stdout, stderr, finding.StatusUsage)
+		}
+		status, stdout, _ = call(append([]string{"version", "--json"}, args...)...)
+		var doc map[string]any
+		if err := json.Unmarshal([]byte(stdout), &doc); err != nil || doc["schema"] == "" {
+			t.Errorf("shisa version --json %q = %d, %q, want a document: %v", args, status, stdout, err)
+		}
+	}
+}
+
+func TestResultThatCannotBeWritten(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		testenv.Lacks(t, "/dev/full")
+	}
+	defer full.Close()
+	var stderr bytes.Buffer
+	status := Main([]string{"shisa", "version"}, strings.NewReader(""), full, &stderr)
+	if want := "no space left on device"; status != 1 || !strings.Contains(stderr.String(), want) {
+		t.Errorf("status %d, stderr %q, want 1 and %q", status, stderr.String(), want)
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain":        "plain",
+		"grün 漢字":      "grün 漢字",
+		"a\nb":         `a\nb`,
+		"\x1b[31mred":  `\x1b[31mred`,
+		"bad \xff utf": `bad \xff utf`,
+		"\u202edown":   `\u202edown`,
+	} {
+		if got := oneLine(in); got != want {
+			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestFill(t *testing.T) {
+	in := "one two three\nfour\n\n  kept as   it is\nfive"
+	want := "one two\nthree four\n\n  kept as   it is\nfive"
+	if got := fill(in, 10); got != want {
+		t.Errorf("fill(%q, 10) = %q, want %q", in, got, want)
+	}
+}
+
+func TestProgress(t *testing.T) {
+	now := time.Unix(0, 0)
+	clock := func() time.Time { return now }
+	var out bytes.Buffer
+	p := startProgress(&out, 40, "check", clock)
+	p.Set(1, 4) // too early to be worth a line
+	now = now.Add(61 * time.Second)
+	p.Set(2, 4)
+	p.Set(3, 4) // too soon after the one before
+	p.Done()
+	p.Done()
+	p.Set(4, 4)
+	want := "\r" + fmt.Sprintf("check  [%-19s]  50%%  1:01", strings.Repeat("=", 9)) + "\x1b[K" + "\r\x1b[K"
+	if got := out.String(); got != want {
+		t.Errorf("progress printed %q, want %q", got, want)
+	}
+	out.Reset()
+	p = startProgress(&out, 0, "check", clock)
+	now = now.Add(time.Minute)
+	p.Set(1, 2)
+	if p.Done(); out.Len() > 0 {
+		t.Errorf("progress printed %q where there is no terminal, want nothing", out.String())
+	}
+}
+
+func TestProgressFitsItsLine(t *testing.T) {
+	for width := range 60 {
+		now := time.Unix(0, 0)
+		p := startProgress(&bytes.Buffer{}, width, "a title that is longer than most", func() time.Time { return now })
+		for _, total := range []int64{0, 1, 1 << 62} {
+			if got := p.line(1<<40, total, 100*time.Hour); len(got) > max(width-1, 0) {
+				t.Errorf("line(%d columns, total %d) = %q, want %d columns at most", width, total, got, width-1)
+			}
+		}
+	}
+}
+
+// TestManPages has groff read every page: it warns of requests that it does not know.
+func TestManPages(t *testing.T) {
+	testenv.Need(t, "groff")
+	for _, c := range everyCommand(t) {
+		var page bytes.Buffer
+		if err := writeMan(&page, c); err != nil {
+			t.Fatal(err)
+		}
+		groff := exec.Command("groff", "-man", "-Tutf8", "-ww", "-rCHECKSTYLE=3", "-P-cbou")
+		groff.Stdin = &page
+		var warnings bytes.Buffer
+		groff.Stderr = &warnings
+		text, err := groff.Output()
+		if err != nil || warnings.Len() > 0 {
+			t.Errorf("the page of %s: %v, %s", c.CommandPath(), err, warnings.String())
+		}
+		for _, want := range []string{c.Short, "EXIT STATUS", "EXAMPLES"} {
+			if !strings.Contains(string(text), want) {
+				t.Errorf("the page of %s has no %q:\n%s", c.CommandPath(), want, text)
+			}
+		}
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		status, stdout, stderr := call("completion", shell)
+		if status != 0 || !strings.Contains(stdout, "shisa") || stderr != "" {
+			t.Errorf("completion %s = %d, %.40q, %q, want a script", shell, status, stdout, stderr)
+		}
+	}
+	if _, stdout, _ := call("__complete", "ver"); !strings.HasPrefix(stdout, "version\t") {
+		t.Errorf("completing ver = %q, want version", stdout)
+	}
+	if status, _, stderr := call("completion", "csh"); status != 64 || !strings.Contains(stderr, "csh") {
+		t.Errorf("completion csh = %d, %q, want 64 and its name", status, stderr)
+	}
+}
