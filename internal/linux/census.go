@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package linux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+)
+
+// How an open file is recognised. /proc/PID/fd/N is a link that leads to the open file itself, so
+// looking through it touches the storage of that file, and hangs with it. Its text (a path as that
+// process sees it) and /proc/PID/fdinfo/N are answered from the kernel's memory:
+//
+//	pos:	196616
+//	flags:	02100002          octal, as of open(2)
+//	mnt_id:	27
+//	ino:	10086777          since Linux 5.14
+//	lock:	1: OFDLCK ADVISORY  READ -1 fe:00:10086777 100 101
+//
+// An inode number alone does not say which file system it belongs to. Only where it is the one
+// that is asked for, or the path is, we look through the link, and tell the kernel to answer from
+// its cache (AT_STATX_DONT_SYNC) instead of asking a server.
+const (
+	// maxOpenFiles bounds the table; a busy hypervisor has some ten thousand.
+	maxOpenFiles = 1 << 20
+	// maxFdinfoBytes is enough for hundreds of locks.
+	maxFdinfoBytes = 16 << 10
+	// censusTimeout bounds the reading of the whole of /proc.
+	censusTimeout = 20 * time.Second
+	// initPIDNamespace is the inode of the first PID namespace (include/linux/proc_ns.h).
+	initPIDNamespace = "pid:[4026531836]"
+)
+
+// OpenFile is a file that a process has open.
+type OpenFile struct {
+	PID int // 0: the kernel itself, for Device
+	FD  int
+	// Path is the name as the process sees it, Deleted that it was removed since.
+	Path    string
+	Deleted bool
+	// Writing: opened for writing.
+	Writing bool
+	Ino     uint64 // 0 if not known
+	// Dev is the device of the file system, 0 if not known.
+	Dev uint64
+	// Device is the name of a loop device that the kernel made from the file.
+	Device string
+}
+
+// Census is all files that were open at one moment.
+type Census struct {
+	host  *Host
+	files []OpenFile
+	// Where in files to look: by inode, by path, and all nodes of /dev.
+	byIno  map[uint64][]int
+	byPath map[string][]int
+	nodes  []int
+	// machines are the processes that run a virtual machine by KVM, whatever they are called.
+	machines map[int]bool
+	gaps     []string
+	// Processes is how many were looked at, Protected how many could not be.
+	Processes, Protected int
+}
+
+// Gaps says in sentences what could not be seen; none means that every process of this host was
+// looked at.
+func (c *Census) Gaps() []string { return slices.Clone(c.gaps) }
+
+// Census looks which files are open. The error is that of ctx, or says why nothing is known.
+func (h *Host) Census(ctx context.Context) (*Census, error) {
+	return diskio.Within(ctx, censusTimeout, func() (*Census, error) { return h.census(ctx) }, nil)
+}
+
+func (h *Host) census(ctx context.Context) (*Census, error) {
+	c := &Census{host: h, byIno: map[uint64][]int{}, byPath: map[string][]int{}, machines: map[int]bool{}}
+	proc, err := os.Open(h.root + "/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	defer proc.Close()
+	first, cut := false, false // whether process 1 was seen, and the table is full
+	for !cut {
+		names, err := proc.Readdirnames(1024)
+		for _, name := range names {
+			pid, err := strconv.Atoi(name)
+			if err != nil || pid <= 0 {
+				continue
+			}
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			first = first || pid == 1
+			// Our own looking is no use of a file.
+			if !h.live || pid != os.Getpid() {
+				cut = cut || c.process(pid)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, fmt.Errorf("list processes: %w", err)
+		}
+	}
+	c.loops()
+	c.explain(first, cut)
+	return c, nil
+}
+
+// explain fills in the gaps.
+func (c *Census) explain(first, cut bool) {
+	if c.Protected > 0 {
+		c.gaps = append(c.gaps, fmt.Sprintf("%d of %d processes are protected from this user",
+			c.Protected, c.Protected+c.Processes))
+	}
+	if !first && c.host.live {
+		c.gaps = append(c.gaps, "/proc is mounted so that it hides the processes of other users")
+	}
+	if cut {
+		c.gaps = append(c.gaps, fmt.Sprintf("more than %d files are open, the others were left out", maxOpenFiles))
+	}
+	if !c.host.live {
+		return
+	}
+	if ns, err := os.Readlink(c.host.root + "/proc/self/ns/pid"); err == nil && ns != initPIDNamespace {
+		c.gaps = append(c.gaps, "processes outside this container cannot be seen")
+	}
+}
+
+// process adds the open files of one process. It reports whether the table is full.
+func (c *Census) process(pid int) (full bool) {
+	dir := c.host.root + "/proc/" + strconv.Itoa(pid)
+	fds, err := os.Open(dir + "/fd")
+	if err != nil {
+		if !vanished(err) {
+			c.Protected++
+		}
+		return false
+	}
+	defer fds.Close()
+	for {
+		names, err := fds.Readdirnames(4096)
+		for _, name := range names {
+			fd, numErr := strconv.Atoi(name)
+			if numErr != nil || fd < 0 {
+				continue
+			}
+			if len(c.files) >= maxOpenFiles {
+				return true
+			}
+			if err := c.descriptor(dir, pid, fd); err != nil && !vanished(err) {
+				c.Protected++
+				return false
+			}
+		}
+		if errors.Is(err, io.EOF) || vanished(err) {
+			c.Processes++
+			return false
+		} else if err != nil {
+			c.Protected++
+			return false
+		}
+	}
+}
+
+// descriptor adds one open file if it has a name and may be a disk.
+func (c *Census) descriptor(dir string, pid, fd int) error {
+	link := dir + "/fd/" + strconv.Itoa(fd)
+	text, err := os.Readlink(link)
+	if err != nil {
+		return err
+	}
+	if text == "anon_inode:kvm-vm" {
+		c.machines[pid] = true
+	}
+	if !strings.HasPrefix(text, "/") || boring(text) {
+		return nil
+	}
+	info, err := readSome(dir+"/fdinfo/"+strconv.Itoa(fd), maxFdinfoBytes)
+	if err != nil {
+		return err
+	}
+	f := OpenFile{PID: pid, FD: fd}
+	f.Path, f.Deleted = strings.CutSuffix(text, " (deleted)")
+	f.fdinfo(info)
+	if f.Ino == 0 && c.host.live {
+		if st, ok := lookThrough(link); ok {
+			f.Ino, f.Dev = st.ID.Ino, st.ID.Dev
+		}
+	}
+	c.add(f)
+	return nil
+}
+
+// boring are names below /dev, /proc and /sys that are no disks.
+func boring(path string) bool {
+	if strings.HasPrefix(path, "/memfd:") || strings.HasPrefix(path, "/proc/") ||
+		strings.HasPrefix(path, "/sys/") {
+		return true
+	}
+	dev, ok := strings.CutPrefix(path, "/dev/")
+	if !ok {
+		return false
+	}
+	for _, s := range []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "kvm", "kmsg"} {
+		if dev == s {
+			return true
+		}
+	}
+	for _, s := range []string{"pts/", "net/", "vhost", "tty", "input/", "dri/", "snd/"} {
+		if strings.HasPrefix(dev, s) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Census) add(f OpenFile) {
+	i := len(c.files)
+	c.files = append(c.files, f)
+	c.byIno[f.Ino] = append(c.byIno[f.Ino], i)
+	c.byPath[f.Path] = append(c.byPath[f.Path], i)
+	if strings.HasPrefix(f.Path, "/dev/") {
+		c.nodes = append(c.nodes, i)
+	}
+}
+
+// fdinfo takes over what /proc/PID/fdinfo/N says. Lines that are not understood leave things
+// unknown; flags that are missing count as writing.
+func (f *OpenFile) fdinfo(info []byte) {
+	f.Writing = true
+	for line := range bytes.Lines(info) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(string(line), "\n"), ":")
+		value = strings.TrimSpace(value)
+		switch key {
+		case "flags":
+			if n, err := strconv.ParseUint(value, 8, 64); err == nil {
+				f.Writing = n&unix.O_ACCMODE != unix.O_RDONLY
+			}
+		case "ino":
+			if n, err := strconv.ParseUint(value, 10, 64); err == nil {
+				f.Ino = n
+			}
+		case "lock":
+			f.lock(value)
+		}
+	}
+}
+
+// lock takes the device and inode out of "1: OFDLCK ADVISORY  READ -1 fe:00:10086777 100 101".
+func (f *OpenFile) lock(text string) {
+	words := strings.Fields(text)
+	if len(words) < 6 {
+		return
+	}
+	parts := strings.Split(words[5], ":")
+	if len(parts) != 3 {
+		return
+	}
+	major, err1 := strconv.ParseUint(parts[0], 16, 32)
+	minor, err2 := strconv.ParseUint(parts[1], 16, 32)
+	ino, err3 := strconv.ParseUint(parts[2], 10, 64)
+	if err1 != nil || err2 != nil || err3 != nil || f.Ino != 0 && f.Ino != ino {
+		return
+	}
+	f.Ino, f.Dev = ino, unix.Mkdev(uint32(major), uint32(minor))
+}
+
+// lookThrough looks at the open file behind a link of /proc/PID/fd, without asking a server.
+func lookThrough(link string) (diskio.Stat, bool) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT,
+		unix.STATX_TYPE|unix.STATX_INO, &st)
+	if err != nil {
+		return diskio.Stat{}, false
+	}
+	return diskio.Stat{
+		ID:     diskio.ID{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino},
+		Block:  st.Mode&unix.S_IFMT == unix.S_IFBLK,
+		Device: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
+	}, true
+}
+
+// loops adds the files that the kernel made loop devices of: no process has those open.
+func (c *Census) loops() {
+	dir, err := os.Open(c.host.root + "/sys/block")
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			c.gaps = append(c.gaps, "loop devices could not be listed")
+		}
+		return
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(1 << 16)
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.gaps = append(c.gaps, "loop devices could not be listed")
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, "loop") {
+			continue
+		}
+		// Each name there is a link into /sys/devices, so it is followed; the files are not links.
+		text, err := readSome(dir.Name()+"/"+name+"/loop/backing_file", 1<<14)
+		if err != nil {
+			continue // has no file, which is usual
+		}
+		ro, err := readSome(dir.Name()+"/"+name+"/ro", 16)
+		f := OpenFile{FD: -1, Device: name, Writing: err != nil || strings.TrimSpace(string(ro)) != "1"}
+		f.Path, f.Deleted = strings.CutSuffix(strings.TrimSuffix(string(text), "\n"), " (deleted)")
+		c.add(f)
+	}
+}
