@@ -7,8 +7,12 @@ package image
 
 import (
 	"context"
+	"errors"
 	"io"
 )
+
+// ErrOffset: a reader or a map was asked for a negative offset or length. For errors.Is.
+var ErrOffset = errors.New("negative offset or length")
 
 // GuestOff is a position on the virtual disk, in bytes.
 type GuestOff int64
@@ -38,8 +42,9 @@ type Extent struct {
 	Guest  GuestOff
 	Length int64 // bytes
 	Kind   Kind
-	// Host is the position in the file that holds the data. It is meaningful for Data, Compressed,
-	// and for Zero where HasHost is set (space is reserved there).
+	// Host is the position in the file that holds the range. HasHost: the range has its own bytes
+	// there. It is set for Data, and for Zero and Unallocated where space is reserved. Without it,
+	// Host is where the stream begins for Compressed (the first of several), and 0 otherwise.
 	Host    HostOff
 	HasHost bool
 	// InDataFile: Host is a position in the external data file, not in the image itself.
@@ -49,6 +54,8 @@ type Extent struct {
 // Reader is the guest's view of one image, without its backing file: unallocated ranges read as
 // zeros. It may be used by several goroutines at once.
 type Reader interface {
+	// ReadAt ends with io.EOF at the end of the disk only. Other errors say where they are; the
+	// bytes before that place were read then.
 	io.ReaderAt
 	// Size is the size of the virtual disk in bytes.
 	Size() int64
