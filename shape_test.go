@@ -74,6 +74,23 @@ func TestSkips(t *testing.T) {
 	}
 }
 
+// TestEveryPackageLooksForLeaks holds that tests are run by testenv, which fails those that leave
+// something behind.
+func TestEveryPackageLooksForLeaks(t *testing.T) {
+	tests, guarded := map[string]bool{}, map[string]bool{}
+	for _, s := range sources(t) {
+		tests[s.dir] = tests[s.dir] || s.test
+		guarded[s.dir] = guarded[s.dir] || s.test && strings.Contains(s.text, "func TestMain(") &&
+			(strings.Contains(s.text, "testenv.Main(m)") || strings.Contains(s.text, "testenv.Checked(m)") ||
+				s.dir == "internal/testenv")
+	}
+	for dir, has := range tests {
+		if has && !guarded[dir] {
+			t.Errorf("the tests of %s have no TestMain that calls testenv.Main", dir)
+		}
+	}
+}
+
 // onTest tells whether sel is of a variable named as tests are.
 func onTest(sel *ast.SelectorExpr) bool {
 	id, ok := sel.X.(*ast.Ident)

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/render"
 )
 
 // Main runs the program with argv, argv[0] being the name that it was called by, and returns its
@@ -128,9 +129,8 @@ func usageErrorOf(c *cobra.Command, err error) error {
 	return &statusError{finding.StatusUsage, err}
 }
 
-// errorDocument is what stdout holds when --json was given and there is no result.
+// errorDocument, shisa.error/1, is what stdout holds when --json was given and there is no result.
 type errorDocument struct {
-	Schema string    `json:"schema"`
 	Status []int     `json:"status"`
 	Error  errorText `json:"error"`
 }
@@ -157,12 +157,11 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, syscall.EINTR)):
 		status, text, hint = finding.StatusInterrupted, "interrupted", ""
 	}
-	text, hint = oneLine(text), oneLine(hint)
 	if json && !s.out.used {
-		doc := errorDocument{"shisa.error/1", []int{status}, errorText{text, hint}}
 		// A failed write is kept by s.out and reported when it is flushed.
-		_ = writeJSON(s.out, doc)
+		_ = render.JSON(s.out, "shisa.error/1", errorDocument{[]int{status}, errorText{text, hint}})
 	}
+	text, hint = render.Text(text), render.Text(hint)
 	fmt.Fprintf(s.err, "shisa: %s\n", text)
 	if hint != "" {
 		if !strings.HasPrefix(hint, "try: ") {

@@ -142,21 +142,6 @@ func TestResultThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-func TestOneLine(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain":        "plain",
-		"grün 漢字":      "grün 漢字",
-		"a\nb":         `a\nb`,
-		"\x1b[31mred":  `\x1b[31mred`,
-		"bad \xff utf": `bad \xff utf`,
-		"\u202edown":   `\u202edown`,
-	} {
-		if got := oneLine(in); got != want {
-			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)
-		}
-	}
-}
-
 func TestFill(t *testing.T) {
 	in := "one two three\nfour\n\n  kept as   it is\nfive"
 	want := "one two\nthree four\n\n  kept as   it is\nfive"

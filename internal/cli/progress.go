@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/render"
 )
 
 // Between two drawings of a bar: fast enough to be seen moving, too slow to cost anything.
@@ -33,7 +35,7 @@ func newProgress(s *stdio, title string) *progress {
 }
 
 func startProgress(w io.Writer, width int, title string, now func() time.Time) *progress {
-	p := &progress{w: w, width: width, title: oneLine(title), now: now}
+	p := &progress{w: w, width: width, title: render.Text(title), now: now}
 	p.begin = now()
 	p.last = p.begin
 	return p

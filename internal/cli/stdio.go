@@ -5,13 +5,8 @@ package cli
 
 import (
 	"bufio"
-	"encoding/json"
-	"fmt"
 	"io"
 	"os"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -78,38 +73,4 @@ func (a *afterOutput) Write(p []byte) (int, error) {
 	// bufio keeps the error and gives it again at the end.
 	_ = a.out.flush()
 	return a.w.Write(p)
-}
-
-// writeJSON writes v as one indented document. Text is kept as it is: nothing here is HTML.
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
-}
-
-// oneLine makes text from outside, such as a file name in an error, fit for one line of a
-// terminal: what does not print is written as Go writes it.
-func oneLine(text string) string {
-	printable := func(r rune) bool { return unicode.IsPrint(r) }
-	if utf8.ValidString(text) && strings.IndexFunc(text, func(r rune) bool {
-		return !printable(r)
-	}) < 0 {
-		return text
-	}
-	var b strings.Builder
-	for i := 0; i < len(text); {
-		r, n := utf8.DecodeRuneInString(text[i:])
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, text[i])
-		case printable(r):
-			b.WriteRune(r)
-		default:
-			q := fmt.Sprintf("%q", r)
-			b.WriteString(q[1 : len(q)-1])
-		}
-		i += n
-	}
-	return b.String()
 }

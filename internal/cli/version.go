@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/render"
 )
 
 // Set by the linker (-X), which can set variables only; never written by the program.
@@ -40,9 +42,8 @@ it, and the kernel that it runs on: what a report about a fault should begin wit
 	return c
 }
 
-// versionDocument is the result of "shisa version --json".
+// versionDocument, shisa.version/1, is the result of "shisa version --json".
 type versionDocument struct {
-	Schema  string `json:"schema"`
 	Version string `json:"version"`
 	Commit  string `json:"commit"`
 	Go      string `json:"go"`
@@ -54,12 +55,12 @@ type versionDocument struct {
 
 func runVersion(_ context.Context, o versionOptions, s *stdio) error {
 	doc := versionDocument{
-		Schema: "shisa.version/1", Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH,
+		Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH,
 		Kernel: kernelRelease(),
 	}
 	doc.Version, doc.Commit, doc.Static = buildFacts(debug.ReadBuildInfo())
 	if o.json {
-		return writeJSON(s.out, doc)
+		return render.JSON(s.out, "shisa.version/1", doc)
 	}
 	_, err := fmt.Fprintf(s.out, "shisa %s\ncommit %s\n%s %s/%s\nkernel %s\n",
 		doc.Version, doc.Commit, doc.Go, doc.OS, doc.Arch, doc.Kernel)
