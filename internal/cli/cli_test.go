@@ -142,6 +142,24 @@ func TestResultThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+func TestByteSize(t *testing.T) {
+	for in, want := range map[string]int64{
+		"0": 0, "4096": 4096, "4096B": 4096, "64K": 64 << 10, "64k": 64 << 10, "20MiB": 20 << 20,
+		"1.5G": 3 << 29, "2tb": 2 << 40, "1E": 1 << 60,
+	} {
+		var b byteSize
+		if err := b.Set(in); err != nil || int64(b) != want {
+			t.Errorf("Set(%q) = %d, %v, want %d", in, b, err, want)
+		}
+	}
+	for _, in := range []string{"", "K", "-1", "1Q", "1KM", "1iB7", "0x10", "nan", "inf", "8E", "1e3K1"} {
+		var b byteSize
+		if err := b.Set(in); err == nil {
+			t.Errorf("Set(%q) = %d, want an error", in, b)
+		}
+	}
+}
+
 func TestFill(t *testing.T) {
 	in := "one two three\nfour\n\n  kept as   it is\nfive"
 	want := "one two\nthree four\n\n  kept as   it is\nfive"

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// byteSize is the value of a flag that takes a number of bytes: 4096, 64K, 1.5G, 20MiB. The units
+// are powers of 1024, as everywhere about disks.
+type byteSize int64
+
+// String is pflag.Value.
+func (b *byteSize) String() string { return strconv.FormatInt(int64(*b), 10) }
+
+// Type is pflag.Value: what stands for the value in the help.
+func (b *byteSize) Type() string { return "SIZE" }
+
+// Set is pflag.Value.
+func (b *byteSize) Set(text string) error {
+	number := strings.TrimRight(text, "BbIiKkMmGgTtPpEe")
+	unit := strings.ToLower(text[len(number):])
+	unit = strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")
+	power := 0 // no unit, or a lone B
+	if unit != "" {
+		power = strings.Index(" kmgtpe", unit)
+	}
+	if len(unit) > 1 || power < 0 {
+		return fmt.Errorf("unknown unit %q, want K, M, G, T, P or E", text[len(number):])
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return errors.New("not a number of bytes such as 4096, 64K or 1.5G")
+	}
+	n *= math.Pow(1024, float64(power))
+	if !(n >= 0 && n < math.MaxInt64) {
+		return errors.New("out of range")
+	}
+	*b = byteSize(n)
+	return nil
+}
