@@ -21,6 +21,7 @@ var layer = map[string]int{
 	"internal/check":           4,
 	"internal/disk":            3,
 	"internal/lab":             3,
+	"internal/lab/zoo":         4,
 	"internal/image":           2,
 	"internal/image/qcow2":     2,
 	"internal/image/raw":       2,
@@ -35,6 +36,7 @@ var layer = map[string]int{
 // onlyBy names the packages that few may import, and who those are; tests may import all.
 var onlyBy = map[string][]string{
 	"internal/lab":             {"internal/cli", "bench"}, // it writes images: shisa demo, bench
+	"internal/lab/zoo":         {"bench"},                 // it runs qemu-img
 	"internal/image/imagetest": {},
 	"internal/testenv":         {"internal/image/imagetest"},
 	"internal/cli":             {"cmd/shisa"},

@@ -22,16 +22,30 @@ func TestMain(m *testing.M) {
 }
 
 // TestScript runs the command line as users do. Each script says exactly what it prints and with
-// which status it ends.
+// which status it ends. Beside the commands of testscript there are those of scriptCommands.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		RequireUniqueNames: true,
 		UpdateScripts:      os.Getenv("SHISA_UPDATE") != "",
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
+		Cmds:               scriptCommands,
+		Setup: func(env *testscript.Env) error {
+			// Nothing of this machine: neither where its user keeps things nor how wide it is.
+			env.Setenv("NO_COLOR", "1")
+			return nil
 		},
 	})
+}
+
+// scriptCommands are the commands that scripts have for this project.
+var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
+	"exits":   exits,
+	"frozen":  frozen,
+	"mkimage": mkimage,
+	"mkchain": mkchain,
+	"mkfifo":  mkfifo,
+	"poke":    poke,
+	"resize":  resize,
 }
 
 // exits runs a command and requires its exact exit status: "exits 64 shisa". A plain "! shisa"
