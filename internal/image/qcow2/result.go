@@ -51,13 +51,14 @@ type Result struct {
 	Counts   Counts
 	Findings []finding.Finding
 	Blind    []finding.Blind
-	// Suspects are the host clusters, ascending, whose reference counts are in doubt, and how.
+	// Suspects are the ranges of host clusters, ascending, whose refcounts are wrong, and how.
 	Suspects []Suspect
 }
 
-// Suspect is a cluster whose refcount does not match its references.
+// Suspect is a range of clusters whose refcounts do not match their references.
 type Suspect struct {
-	Cluster    image.Cluster
+	First      image.Cluster
+	N          int64
 	Refcount   uint64 // as it stands on disk
 	References uint64 // as counted
 }

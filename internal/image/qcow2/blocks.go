@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package qcow2
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// A refcount block counts as damaged as a whole if so many of its refcounts are wrong, and they are
+// all zero, or half of them higher than their references by more than anything leaves behind.
+const (
+	minDamaged    = 16
+	strangeExcess = 2
+)
+
+// explainBlocks reports refcount blocks that cannot be used or hold something else. What follows
+// from them, thousands of wrong refcounts each, is one finding.
+func (c *checker) explainBlocks(ev *evidence) {
+	per := c.h.RefblockEntries()
+	damaged := map[int64]string{}
+	for _, b := range c.badBlocks {
+		damaged[b.index] = b.why
+	}
+	for i := 0; i < len(c.suspects); {
+		block := int64(c.suspects[i].First) / per
+		j := i
+		for j < len(c.suspects) && int64(c.suspects[j].First)/per == block {
+			j++
+		}
+		if _, known := damaged[block]; !known {
+			if why := c.blockDamage(ev, block, c.suspects[i:j]); why != "" {
+				damaged[block] = why
+			}
+		}
+		i = j
+	}
+	list := make([]int64, 0, len(damaged))
+	for b := range damaged {
+		list = append(list, b)
+	}
+	slices.Sort(list)
+	c.damaged = list
+	for _, b := range list {
+		low, high := c.wrongIn(b)
+		f := c.newFinding(finding.QC15, finding.Sure, fmt.Sprintf(
+			"refcount block %d cannot be trusted: %s; %d clusters in use are counted too low, %d too high",
+			b, damaged[b], low, high))
+		f.Count = low + high
+		f.Host = []finding.Range{c.hostRange(span{b * per, min((b+1)*per, int64(c.clusters)) - 1})}
+		if b < int64(len(c.reftable)) {
+			f.Evidence = append(f.Evidence, finding.Evidence{Source: "refcount table",
+				Offset: int64(c.h.ReftableOff) + 8*b, Value: hex64(c.reftable[b]),
+				Text: fmt.Sprintf("entry %d", b)})
+		}
+		c.findings = append(c.findings, f)
+	}
+}
+
+// blockDamage says what is wrong with a block as a whole, "" if its faults are single ones.
+func (c *checker) blockDamage(ev *evidence, block int64, suspects []Suspect) string {
+	var wrong, zero, strange int64
+	for _, s := range suspects {
+		wrong += s.N
+		if s.Refcount == 0 {
+			zero += s.N
+		}
+		if s.Refcount > s.References+strangeExcess {
+			strange += s.N
+		}
+	}
+	named := block < int64(len(c.reftable)) && c.reftable[block]&reftableOffMask != 0
+	switch {
+	case !named && zero == wrong:
+		return "the refcount table does not name it"
+	case wrong < minDamaged:
+		return ""
+	case strange*2 >= wrong:
+		return "its refcounts make no sense, as if something else was written there"
+	case zero == wrong && c.blockIsZero(ev, block):
+		return "it holds only zeros"
+	}
+	return ""
+}
+
+func (c *checker) blockIsZero(ev *evidence, block int64) bool {
+	if _, ok := c.refcountOf(ev, block*c.h.RefblockEntries()); !ok || ev.blocks.index != block {
+		return false
+	}
+	return skipZeros(ev.blocks.buf, 0) >= len(ev.blocks.buf)
+}
+
+// wrongIn counts the clusters of a block with too low and too high refcounts.
+func (c *checker) wrongIn(block int64) (low, high int64) {
+	per := c.h.RefblockEntries()
+	i, _ := slices.BinarySearchFunc(c.suspects, block*per, func(s Suspect, x int64) int { return cmp.Compare(int64(s.First), x) })
+	for ; i < len(c.suspects) && int64(c.suspects[i].First) < (block+1)*per; i++ {
+		if s := c.suspects[i]; s.Refcount < s.References {
+			low += s.N
+		} else {
+			high += s.N
+		}
+	}
+	return low, high
+}
+
+// inBadBlock reports whether the refcount of a cluster is explained by its damaged block.
+func (c *checker) inBadBlock(cluster int64) bool {
+	_, ok := slices.BinarySearch(c.damaged, cluster/c.h.RefblockEntries())
+	return ok
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package qcow2
+
+// How a check goes:
+//
+//	1 header, snapshot table, L1 tables      -> the distinct L2 tables, each with its L1 entries
+//	2 every L2 table, once, in parallel      -> references to host clusters (tally), entry faults
+//	3 metadata                               -> references by the image to itself
+//	4 refcount table and blocks, in parallel -> clusters whose refcount differs (suspects)
+//	5 only if something is wrong: the tables once more, to learn which guest ranges are meant
+//
+// Steps 2 to 4 read the metadata once from front to back and hold no list of clusters.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+)
+
+const (
+	// DefaultMemoryBytes bounds the memory for reference counts where the caller does not.
+	DefaultMemoryBytes = 4 << 30
+	// maxWorkers bounds the scanners: each has reference counts of its own.
+	maxWorkers = 4
+	// readers is how many reads are under way at once. It hides the latency of disks and servers;
+	// what they read is scanned by fewer scanners.
+	readers = 8
+	// minUnitBytes and maxUnitBytes bound one read of tables.
+	minUnitBytes = 64 << 10
+	maxUnitBytes = 256 << 10
+	// sectorStep is how finely an unreadable table is read again.
+	sectorStep = 4096
+	// maxBlind bounds the list of unreadable places; those beyond are counted in its last entry.
+	maxBlind = 1000
+	// defaultRanges is how many ranges a finding lists.
+	defaultRanges = 20
+)
+
+// checker is the state of one check.
+type checker struct {
+	geometry
+	r    io.ReaderAt
+	opts CheckOptions
+
+	snapshots *SnapshotTable
+	l1s       []l1table
+	l1refs    []l1ref // sorted by the table that they point to
+	tables    []table // sorted by offset
+
+	data, meta *tally // references by guest data, and by the image to itself
+	owners     []region
+	reftable   []uint64
+
+	counts   Counts
+	faults   entryFaults
+	dataEnd  uint64 // end of what is mapped in an external data file
+	past     bool   // some active entry points past the end
+	l1Faults int64  // faults of L1 entries, as qemu counts them
+
+	suspects []Suspect
+	// copied are ranges with the right refcount where a COPIED flag may be wrong, overlaps those
+	// that are guest data and metadata at once, shared those that several guest ranges use.
+	copied, overlaps, shared []span
+	badBlocks                []badBlock
+	damaged                  []int64 // refcount blocks that explain all their refcounts, ascending
+
+	findings   []finding.Finding
+	merged     map[mergeKey]int // findings that further ones of their kind are added to
+	blind      []finding.Blind
+	blindCut   int64
+	blindLock  sync.Mutex
+	unreadable int64 // tables or parts of tables that could not be read
+
+	progress progress
+}
+
+// span is a range of host clusters, both ends included.
+type span struct{ first, last int64 }
+
+// region is a piece of metadata in the file.
+type region struct {
+	span
+	what string
+}
+
+// Check examines the consistency of an image of size bytes. What is wrong with the image is in the
+// Result; the error, an *OpenError or that of ctx, says that there was nothing to examine. It reads
+// metadata only, unless opts ask for more.
+func Check(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions) (*Result, error) {
+	c, err := newChecker(r, size, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.count(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.explain(ctx); err != nil {
+		return nil, err
+	}
+	return c.result(), nil
+}
+
+func newChecker(r io.ReaderAt, size int64, opts CheckOptions) (*checker, error) {
+	h, err := ReadHeader(r, size)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Workers <= 0 {
+		opts.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
+	}
+	if opts.MaxRanges == 0 {
+		opts.MaxRanges = defaultRanges
+	}
+	if opts.MemoryBytes <= 0 {
+		opts.MemoryBytes = DefaultMemoryBytes
+	}
+	c := &checker{geometry: newGeometry(h, size), r: r, opts: opts, snapshots: &SnapshotTable{}}
+	c.meta = newTally(int64(c.clusters)+1, opts.MemoryBytes)
+	// qemu counts whole sectors of the disk.
+	c.counts.TotalClusters = (h.SizeBytes&^511 + int64(c.cs) - 1) >> c.bits
+	return c, nil
+}
+
+// count does steps 1 to 4. Its error is that of ctx; what cannot be counted becomes a blind spot.
+func (c *checker) count(ctx context.Context) error {
+	c.readSnapshotTable()
+	if err := c.readL1Tables(ctx); err != nil {
+		return err
+	}
+	c.gatherTables()
+	c.readReftable()
+	c.progress = progress{fn: c.opts.Progress, total: c.metadataBytes(), done: new(atomic.Int64)}
+	err := c.scanTables(ctx)
+	if err == nil {
+		err = c.countMetadata(ctx)
+	}
+	if err == nil {
+		err = c.compare(ctx)
+	}
+	if errors.Is(err, errTallyMemory) {
+		c.blindSpot(finding.Blind{What: "reference counts", Reason: fmt.Sprintf("%v (%d bytes)",
+			errTallyMemory, c.opts.MemoryBytes)})
+		c.suspects, c.copied, c.overlaps, c.shared = nil, nil, nil, nil
+		return ctx.Err()
+	}
+	return err
+}
+
+// readSnapshotTable reads the table of internal snapshots; a broken one is a finding, and none of
+// its snapshots is counted.
+func (c *checker) readSnapshotTable() {
+	t, err := ReadSnapshots(c.r, int64(c.fileBytes), c.h)
+	var open *OpenError
+	switch {
+	case err == nil:
+		c.snapshots = t
+	case errors.As(err, &open) && open.Kind == ErrRead:
+		c.counts.CheckErrors++
+		c.blindSpot(finding.Blind{What: "snapshot table", Reason: err.Error(),
+			Host: []finding.Range{{Offset: int64(c.h.SnapshotsOff), Length: 40}}})
+		c.unreadable++
+	default:
+		c.counts.CheckErrors++
+		f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf(
+			"the table of %d internal snapshots cannot be read: %v", c.h.Snapshots, err))
+		c.findings = append(c.findings, f)
+		c.unreadable++ // their clusters would look leaked
+	}
+	if c.h.Version < 3 {
+		return
+	}
+	// Entries of version 3 hold at least the large VM state size and the disk size.
+	short := c.snapshots.Blank
+	for i := range c.snapshots.Snapshots {
+		if c.snapshots.Snapshots[i].ExtraBytes < 16 {
+			short++
+		}
+	}
+	if short > 0 {
+		c.counts.Corruptions += short
+		f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf(
+			"%d entries of the snapshot table are incomplete", short))
+		f.Count, f.Severity = short, finding.Warning
+		c.findings = append(c.findings, f)
+	}
+}
+
+// inc counts a piece of metadata, with qemu's rule for what ends past the end of the file. It
+// reports whether the piece is inside.
+func (c *checker) inc(off, length int64, weight uint64, what string) (bool, error) {
+	if length <= 0 {
+		return true, nil
+	}
+	if beyond(uint64(off), uint64(length), c.fileBytes, c.cs) {
+		c.counts.Corruptions += int64(weight)
+		f := c.newFinding(finding.QC11, finding.Sure, fmt.Sprintf(
+			"the %s lies past the end of the file", what))
+		f.Host = []finding.Range{{Offset: off, Length: length}}
+		c.findings = append(c.findings, f)
+		return false, nil
+	}
+	s := span{off >> c.bits, (off + length - 1) >> c.bits}
+	c.owners = append(c.owners, region{s, what})
+	return true, c.meta.add(s.first, s.last, weight, refPlain)
+}
+
+func (c *checker) newFinding(r finding.Rule, sure finding.Certainty, summary string) finding.Finding {
+	return finding.New(r, c.opts.Name, sure, summary)
+}
+
+// blindSpot records something that could not be looked at.
+func (c *checker) blindSpot(b finding.Blind) {
+	if len(c.blind) >= maxBlind {
+		c.blindCut++
+		return
+	}
+	b.Object = c.opts.Name
+	if b.Host == nil {
+		b.Host = []finding.Range{}
+	}
+	if b.Guest == nil {
+		b.Guest = []finding.Range{}
+	}
+	c.blind = append(c.blind, b)
+}
+
+// result gathers what was found.
+func (c *checker) result() *Result {
+	if c.blindCut > 0 {
+		c.blind = append(c.blind, finding.Blind{Object: c.opts.Name, What: "further places",
+			Reason: fmt.Sprintf("%d more could not be read", c.blindCut),
+			Host:   []finding.Range{}, Guest: []finding.Range{}})
+	}
+	finding.Sort(c.findings)
+	r := &Result{Header: c.h, Counts: c.counts, Findings: c.findings, Blind: c.blind,
+		Suspects: c.suspects}
+	if r.Findings == nil {
+		r.Findings = []finding.Finding{}
+	}
+	if r.Blind == nil {
+		r.Blind = []finding.Blind{}
+	}
+	return r
+}
+
+// hostRange is a range of clusters in bytes.
+func (c *checker) hostRange(s span) finding.Range {
+	return finding.Range{Offset: s.first << c.bits, Length: (s.last - s.first + 1) << c.bits}
+}
+
+// guestOf is the position on the virtual disk of entry i of the table that L1 entry l1 points to.
+func (c *checker) guestOf(l1 int64, i int64) image.GuestOff {
+	return image.GuestOff(l1*c.h.L2Span() + i<<c.bits)
+}

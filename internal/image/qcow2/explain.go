@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package qcow2
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+)
+
+const (
+	// maxHits bounds the table entries kept to explain suspects, 40 bytes each. Beyond it findings
+	// say how many entries they leave out.
+	maxHits = 1 << 20
+	// A table counts as overwritten if so many of its entries, and more than half, cannot be right.
+	minForeign = 8
+	// maxNeighbours bounds the leaked ranges whose neighbours are looked up.
+	maxNeighbours = 1 << 16
+)
+
+// hit is an L2 entry that bears on something that is wrong.
+type hit struct {
+	cluster int64 // host cluster that it refers to
+	guest   int64 // what it stands for on the disk, through the first L1 entry
+	entry   uint64
+	off     int64 // where it stands in the file
+	table   int32
+	fault   fault // what is wrong with the entry itself
+	copied  bool  // its COPIED flag contradicts the refcount
+}
+
+// fault says what is wrong with an entry.
+type fault uint8
+
+const (
+	faultNone fault = iota
+	faultReserved
+	faultMisaligned
+	faultPastEnd
+	faultCompressedCopied
+	faultCompressed // with a data file or a bitmap, neither of which it can have
+	faultSubclusters
+	faultDataFileCopied
+)
+
+// evidence is what the second look at the tables brought.
+type evidence struct {
+	watch    *tally // clusters whose references are wanted
+	hits     []hit
+	dropped  int64 // hits beyond maxHits
+	copied   int64 // wrong COPIED flags, as qemu counts them
+	pureHits int64 // of these, where the refcount itself is right
+	foreign  map[int32]string
+	slots    map[int32]bool // active L1 entries in use
+	covered  *tally         // leaked clusters that were explained
+	blocks   blockReader
+}
+
+// blockReader looks up single refcounts on disk.
+type blockReader struct {
+	sync.Mutex
+	index int64
+	buf   []byte
+	fail  bool
+}
+
+// doubt reports whether the first look left anything to explain.
+func (c *checker) doubt() bool {
+	return len(c.suspects)+len(c.copied)+len(c.overlaps)+len(c.shared) > 0 || c.past ||
+		c.faults.sum()+c.l1Faults > 0 || len(c.badBlocks) > 0
+}
+
+// explain looks at the tables once more if something is wrong, and turns it into findings.
+func (c *checker) explain(ctx context.Context) error {
+	c.explainHeader()
+	if !c.doubt() {
+		return nil
+	}
+	ev := &evidence{foreign: map[int32]string{}, slots: map[int32]bool{}, blocks: blockReader{index: -1}}
+	ev.watch = newTally(int64(c.clusters)+1, c.opts.MemoryBytes)
+	ev.covered = newTally(int64(c.clusters)+1, c.opts.MemoryBytes)
+	if err := c.watchSuspects(ev); err != nil {
+		return c.tooMuch(ctx, err)
+	}
+	c.progress.total += int64(len(c.tables)) << c.bits
+	if err := c.lookAgain(ctx, ev); err != nil {
+		return err
+	}
+	c.checkL1Flags(ev)
+	c.counts.Corruptions += ev.copied
+	slices.SortFunc(ev.hits, func(a, b hit) int {
+		return cmp.Or(cmp.Compare(a.cluster, b.cluster), cmp.Compare(a.guest, b.guest),
+			cmp.Compare(a.off, b.off))
+	})
+	c.explainTables(ev)
+	c.explainEntries(ev)
+	c.explainBlocks(ev)
+	if err := c.explainSuspects(ctx, ev); err != nil {
+		return c.tooMuch(ctx, err)
+	}
+	return c.explainLeaks(ctx, ev)
+}
+
+// tooMuch records that findings could not be explained for lack of memory.
+func (c *checker) tooMuch(ctx context.Context, err error) error {
+	c.blindSpot(finding.Blind{What: "guest ranges of the findings", Reason: err.Error()})
+	return ctx.Err()
+}
+
+func (c *checker) explainHeader() {
+	if c.h.Incompatible&IncompatDirty != 0 {
+		f := c.newFinding(finding.QC21, finding.Sure,
+			"the image was not closed cleanly; its refcounts may lag behind")
+		if c.opts.Running {
+			f.Severity = finding.Note
+			f.Summary = "refcounts are written late while the machine runs (lazy refcounts)"
+		}
+		c.findings = append(c.findings, f)
+	}
+	if c.h.Incompatible&IncompatCorrupt != 0 {
+		c.findings = append(c.findings, c.newFinding(finding.QC22, finding.Sure,
+			"qemu found this image to be corrupt and marked it"))
+	}
+	c.explainDataFile()
+}
+
+// watchSuspects lists the clusters whose references must be found.
+func (c *checker) watchSuspects(ev *evidence) error {
+	add := func(first, last int64) error { return ev.watch.add(first, last, 1, refPlain) }
+	neighbours := 0
+	for _, s := range c.suspects {
+		first, last := int64(s.First), int64(s.First)+s.N-1
+		if s.References > 0 {
+			if err := add(first, last); err != nil {
+				return err
+			}
+		} else if neighbours < maxNeighbours {
+			neighbours++
+			for _, n := range []int64{first - 1, last + 1} {
+				if n >= 0 {
+					if err := add(n, n); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	for _, list := range [][]span{c.copied, c.overlaps, c.shared} {
+		for _, s := range list {
+			if err := add(s.first, s.last); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// lookAgain reads the tables a second time and keeps the entries that matter.
+func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
+	for i := range c.tables {
+		if tb := &c.tables[i]; tb.bad >= minForeign && tb.bad*2 > tb.used {
+			ev.foreign[int32(i)] = ""
+		}
+	}
+	var mu sync.Mutex
+	// What could not be read was said after the first look.
+	blind, unreadable, errs := len(c.blind), c.unreadable, c.counts.CheckErrors
+	err := c.readTables(ctx, func(tb *table, off int64, piece []byte, _ *uint64) error {
+		no := int32(c.tableIndex(tb))
+		hits, copied := c.hitsOf(ev, no, off, piece)
+		if len(hits) == 0 && copied == 0 {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		ev.copied += copied
+		if _, ok := ev.foreign[no]; ok && off == 0 {
+			ev.foreign[no] = shapeOf(piece)
+		}
+		room := maxHits - len(ev.hits)
+		ev.dropped += int64(max(0, len(hits)-room))
+		ev.hits = append(ev.hits, hits[:min(len(hits), room)]...)
+		return nil
+	})
+	c.blind, c.unreadable, c.counts.CheckErrors = c.blind[:blind], unreadable, errs
+	return err
+}
+
+// tableIndex is the place of tb in c.tables.
+func (c *checker) tableIndex(tb *table) int {
+	i, _ := slices.BinarySearchFunc(c.tables, tb.off, func(t table, off image.HostOff) int { return cmp.Compare(t.off, off) })
+	return i
+}
+
+// hitsOf gives the entries of a piece of a table that matter, and how many COPIED flags are wrong.
+func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits []hit, copied int64) {
+	tb := &c.tables[no]
+	ref := c.refsOf(int(no))[0]
+	step := c.h.L2EntryBytes()
+	_, foreign := ev.foreign[no]
+	for at := int64(0); at+step <= int64(len(piece)); at += step {
+		entry := binary.BigEndian.Uint64(piece[at:])
+		bitmap := uint64(0)
+		if step == 16 {
+			bitmap = binary.BigEndian.Uint64(piece[at+8:])
+		}
+		if entry == 0 && bitmap == 0 {
+			continue
+		}
+		h := hit{entry: entry, table: no, off: int64(tb.off) + pos + at, cluster: -1,
+			guest: int64(c.guestOf(int64(ref.index), (pos+at)/step))}
+		h.fault = c.faultOf(entry, bitmap)
+		typ := c.h.TypeOf(entry)
+		refers := false
+		switch {
+		case typ == EntryCompressed:
+			off, length := c.h.CompressedRange(entry)
+			h.cluster = int64(off) >> c.bits
+			refers = !c.dataFile && (ev.watch.count(h.cluster) > 0 ||
+				ev.watch.count((int64(off)+length-1)>>c.bits) > 0)
+		case (typ == EntryNormal || typ == EntryZeroAlloc) && !c.dataFile:
+			h.cluster = int64(entry & OffsetMask >> c.bits)
+			refers = ev.watch.count(h.cluster) > 0
+			if tb.active > 0 && (refers || h.cluster >= int64(c.clusters)) {
+				if r, ok := c.refcountOf(ev, h.cluster); ok && (r == 1) != (entry&FlagCopied != 0) {
+					h.copied = true
+					copied += int64(tb.active)
+				}
+			}
+		}
+		if refers || h.fault != faultNone && !foreign {
+			hits = append(hits, h)
+		}
+	}
+	return hits, copied
+}
+
+// faultOf says what is wrong with an entry, the gravest first.
+func (c *checker) faultOf(entry, bitmap uint64) fault {
+	typ := c.h.TypeOf(entry)
+	off := entry & OffsetMask
+	switch {
+	case typ == EntryCompressed:
+		o, n := c.h.CompressedRange(entry)
+		switch {
+		case c.dataFile || bitmap != 0:
+			return faultCompressed
+		case beyond(uint64(o), uint64(n), c.fileBytes, c.cs):
+			return faultPastEnd
+		case entry&FlagCopied != 0:
+			return faultCompressedCopied
+		}
+		return faultNone
+	case typ == EntryNormal || typ == EntryZeroAlloc:
+		switch {
+		case !c.dataFile && off >= c.fileBytes:
+			return faultPastEnd
+		case off&(c.cs-1) != 0:
+			return faultMisaligned
+		}
+	}
+	switch {
+	case entry&l2ReservedMask != 0:
+		return faultReserved
+	case c.h.ExtendedL2() && c.h.badBitmap(entry, bitmap):
+		return faultSubclusters
+	case c.dataFile && typ >= EntryZeroAlloc && entry&FlagCopied == 0:
+		return faultDataFileCopied
+	}
+	return faultNone
+}
+
+// refcountOf gives the refcount of a cluster on disk; false where it cannot be known.
+func (c *checker) refcountOf(ev *evidence, cluster int64) (uint64, bool) {
+	if s, ok := c.suspectOf(cluster); ok {
+		return s.Refcount, true
+	}
+	per := c.h.RefblockEntries()
+	b := &ev.blocks
+	b.Lock()
+	defer b.Unlock()
+	if i := cluster / per; i != b.index {
+		if b.buf == nil {
+			b.buf = make([]byte, c.cs)
+		}
+		absent, err := c.refblock(i, b.buf)
+		if absent {
+			clear(b.buf)
+		}
+		b.index, b.fail = i, err != nil
+	}
+	if b.fail {
+		return 0, false
+	}
+	return refcountAt(b.buf, cluster%per, c.h.RefcountOrder), true
+}
+
+// suspectOf finds the suspect range that a cluster is in.
+func (c *checker) suspectOf(cluster int64) (Suspect, bool) {
+	i, exact := slices.BinarySearchFunc(c.suspects, cluster, func(s Suspect, x int64) int {
+		return cmp.Compare(int64(s.First), x)
+	})
+	if !exact {
+		i--
+	}
+	if i < 0 || cluster >= int64(c.suspects[i].First)+c.suspects[i].N {
+		return Suspect{}, false
+	}
+	return c.suspects[i], true
+}
+
+// checkL1Flags counts the COPIED flags of L1 entries that contradict the refcount of their table.
+func (c *checker) checkL1Flags(ev *evidence) {
+	for _, r := range c.l1refs {
+		if !c.l1s[r.l1].active {
+			continue
+		}
+		ev.slots[r.index] = true
+		if r.table() == 0 {
+			continue
+		}
+		if n, ok := c.refcountOf(ev, int64(r.table()>>c.bits)); ok && (n == 1) != (r.entry&FlagCopied != 0) {
+			ev.copied++
+			if _, suspect := c.suspectOf(int64(r.table() >> c.bits)); !suspect {
+				ev.pureHits++
+				f := c.newFinding(finding.QC05, finding.Sure, fmt.Sprintf(
+					"L1 entry %d has a COPIED flag that contradicts the refcount of its L2 table, %d", r.index, n))
+				f.Host = []finding.Range{c.l1EntryRange(r)}
+				f.Guest = []finding.Range{c.l1GuestRange(r.index)}
+				f.Evidence = []finding.Evidence{c.l1Evidence(r, "L1 entry")}
+				c.merge(f)
+			}
+		}
+	}
+}
+
+func (c *checker) l1EntryRange(r l1ref) finding.Range {
+	return finding.Range{Offset: int64(c.l1s[r.l1].off) + 8*int64(r.index), Length: 8}
+}
+
+// l1GuestRange is the part of the disk that an L1 entry maps, empty behind its end.
+func (c *checker) l1GuestRange(index int32) finding.Range {
+	off := int64(index) * c.h.L2Span()
+	return finding.Range{Offset: off, Length: max(0, min(c.h.L2Span(), c.h.SizeBytes-off))}
+}
+
+func (c *checker) l1Evidence(r l1ref, text string) finding.Evidence {
+	return finding.Evidence{Source: c.l1Name(int(r.l1)), Offset: c.l1EntryRange(r).Offset,
+		Value: hex64(r.entry), Text: fmt.Sprintf("%s %d", text, r.index)}
+}
+
+func hex64(v uint64) string { return fmt.Sprintf("0x%016x", v) }
+
+// explainDataFile holds the external data file against what the tables say it has.
+func (c *checker) explainDataFile() {
+	n := c.opts.DataFileBytes
+	// The last cluster may be cut; one that begins behind the end is not there.
+	if !c.dataFile || n < 0 || c.dataEnd <= uint64(n)+c.cs-1 {
+		return
+	}
+	f := c.newFinding(finding.QC20, finding.Sure, fmt.Sprintf(
+		"the external data file ends at %d bytes, but data is mapped up to %d: what is missing reads as zeros",
+		n, c.dataEnd))
+	if c.h.RawDataFile() {
+		f.Guest = []finding.Range{{Offset: n, Length: max(0, min(int64(c.dataEnd), c.h.SizeBytes)-n)}}
+	}
+	c.findings = append(c.findings, f)
+}
+
+// shapeOf guesses what kind of content a piece that should be a table holds.
+func shapeOf(p []byte) string {
+	text, small := 0, 0
+	for _, b := range p {
+		if b >= 0x20 && b < 0x7f || b == '\n' || b == '\t' || b == '\r' {
+			text++
+		}
+	}
+	for i := 0; i+2 <= len(p); i += 2 {
+		if v := binary.BigEndian.Uint16(p[i:]); v <= 4 {
+			small++
+		}
+	}
+	switch {
+	case text*10 >= len(p)*9:
+		return "it looks like text"
+	case small*2*20 >= len(p)*19:
+		return "it looks like refcounts: 16-bit numbers of 0 or 1"
+	}
+	return "its content is of unknown origin"
+}
+
+// readFull reads len(p) bytes at off for a second opinion; false if it cannot be read.
+func (c *checker) readFull(p []byte, off int64) bool {
+	_, err := readPadded(c.r, p, off, int64(c.fileBytes))
+	return err == nil
+}

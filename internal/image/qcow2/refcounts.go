@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package qcow2
+
+// The refcount structure ("Host cluster management"): the refcount table is an array of offsets of
+// refcount blocks; a block is one cluster of refcounts, 1 to 64 bits wide, big-endian, those below
+// a byte filling it from its lowest bit. A block that the table does not name has refcounts of 0.
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// badBlock is a refcount block that cannot be used as it is.
+type badBlock struct {
+	index int64
+	why   string
+}
+
+// readReftable reads the refcount table, at most MaxReftableBytes.
+func (c *checker) readReftable() {
+	n := c.h.ReftableEntries()
+	end := min(n*8, max(int64(c.fileBytes)-int64(c.h.ReftableOff), 0))
+	buf := make([]byte, (end+7)&^7)
+	if _, err := readPadded(c.r, buf, int64(c.h.ReftableOff), int64(c.fileBytes)); err != nil {
+		c.counts.CheckErrors++
+		c.blindSpot(finding.Blind{What: "refcount table", Reason: readReason(err),
+			Host: []finding.Range{{Offset: int64(c.h.ReftableOff), Length: end}}})
+		c.unreadable++
+		return
+	}
+	// What lies past the end of the file is zeros, so the entries there name nothing.
+	c.reftable = make([]uint64, len(buf)/8)
+	for i := range c.reftable {
+		c.reftable[i] = binary.BigEndian.Uint64(buf[8*i:])
+	}
+}
+
+// countMetadata counts the image's references to itself, in qemu's order, for it decides which of
+// two claims to a cluster is the fault. Afterwards data holds all references.
+func (c *checker) countMetadata(ctx context.Context) error {
+	cs := int64(c.cs)
+	if _, err := c.inc(0, cs, 1, "header"); err != nil {
+		return err
+	}
+	for i := range c.l1s {
+		t := &c.l1s[i]
+		if _, err := c.inc(int64(t.off), t.entries*8, uint64(t.weight()), c.l1Name(i)); err != nil {
+			return err
+		}
+	}
+	if err := c.countL2Tables(); err != nil {
+		return err
+	}
+	if n := c.snapshots.Bytes; n > 0 {
+		if _, err := c.inc(int64(c.h.SnapshotsOff), n, 1, "snapshot table"); err != nil {
+			return err
+		}
+	}
+	if _, err := c.inc(int64(c.h.ReftableOff), c.h.ReftableEntries()*8, 1, "refcount table"); err != nil {
+		return err
+	}
+	if err := c.countCryptHeader(); err != nil {
+		return err
+	}
+	if err := c.countBitmaps(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return c.countRefblocks()
+}
+
+// countL2Tables counts the tables themselves, which L1 entries refer to.
+func (c *checker) countL2Tables() error {
+	for i := range c.tables {
+		tb := &c.tables[i]
+		off := uint64(tb.off)
+		if beyond(off, c.cs, c.fileBytes, c.cs) {
+			c.counts.Corruptions += int64(tb.refs)
+			c.past = c.past || tb.active > 0
+			continue
+		}
+		s := span{int64(off >> c.bits), int64((off + c.cs - 1) >> c.bits)}
+		for _, r := range c.refsOf(i) {
+			kind := refPlain
+			if c.l1s[r.l1].active && off != 0 {
+				kind = tb.kind(r.entry)
+			}
+			w := uint64(c.l1s[r.l1].weight())
+			if err := c.meta.add(s.first, s.first, w, kind); err != nil {
+				return err
+			}
+			if s.last > s.first {
+				if err := c.meta.add(s.last, s.last, w, refPlain); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) countCryptHeader() error {
+	if c.h.CryptLen == 0 {
+		return nil
+	}
+	inside, err := c.inc(int64(c.h.CryptOff), c.h.CryptLen, 1, "encryption header")
+	if !inside {
+		f := &c.findings[len(c.findings)-1]
+		f.Code, f.Name, f.Next = finding.QC24.Code, finding.QC24.Name, finding.QC24.Next
+	}
+	return err
+}
+
+// countBitmaps counts the clusters of persistent bitmaps. Where qemu gives the whole check up, this
+// one goes on without the bitmap that is broken.
+func (c *checker) countBitmaps() error {
+	if c.h.Bitmaps == nil {
+		return nil
+	}
+	if !c.h.Bitmaps.Trusted {
+		f := c.newFinding(finding.QC17, finding.Sure,
+			"a program that does not know bitmaps wrote to the image, so all its bitmaps are invalid")
+		c.findings = append(c.findings, f)
+		return nil
+	}
+	if _, err := c.inc(int64(c.h.Bitmaps.DirOff), c.h.Bitmaps.DirSize, 1, "bitmap directory"); err != nil {
+		return err
+	}
+	bitmaps, err := ReadBitmaps(c.r, int64(c.fileBytes), c.h)
+	if err != nil {
+		c.brokenBitmap("the bitmap directory", err)
+		return nil
+	}
+	for i := range bitmaps {
+		b := &bitmaps[i]
+		name := fmt.Sprintf("bitmap %q", b.Name)
+		if b.InUse {
+			f := c.newFinding(finding.QC17, finding.Sure, name+" was not saved when the image was last closed")
+			if c.opts.Running {
+				f.Severity = finding.Note // a running machine keeps it in memory
+			}
+			c.findings = append(c.findings, f)
+		}
+		if _, err := c.inc(int64(b.TableOff), b.TableEntries*8, 1, "table of "+name); err != nil {
+			return err
+		}
+		// The error of counting ends the check; that of the table is about the table.
+		var countErr error
+		err := ReadBitmapTable(c.r, int64(c.fileBytes), c.h, b, func(_ int64, entries []uint64) error {
+			for _, e := range entries {
+				if e&OffsetMask == 0 {
+					continue
+				}
+				if _, countErr = c.inc(int64(e&OffsetMask), int64(c.cs), 1, name); countErr != nil {
+					return countErr
+				}
+			}
+			return nil
+		})
+		if countErr != nil {
+			return countErr
+		}
+		if err != nil {
+			c.brokenBitmap(name, err)
+		}
+	}
+	return nil
+}
+
+func (c *checker) brokenBitmap(name string, err error) {
+	c.unreadable++ // its clusters would look leaked
+	var open *OpenError
+	if errors.As(err, &open) && open.Kind == ErrRead {
+		c.counts.CheckErrors++
+		c.blindSpot(finding.Blind{What: name, Reason: readReason(err),
+			Host: []finding.Range{{Offset: int64(open.Off), Length: 1}}})
+		return
+	}
+	c.counts.Corruptions++
+	c.findings = append(c.findings, c.newFinding(finding.QC17, finding.Sure,
+		fmt.Sprintf("%s cannot be used: %v", name, err)))
+}
+
+// countRefblocks counts the refcount blocks. Each must be nobody else's: a second reference is a
+// fault of its own, whatever its refcount says.
+func (c *checker) countRefblocks() error {
+	for i, e := range c.reftable {
+		off := e & reftableOffMask
+		switch {
+		case e == 0:
+			continue
+		case e&reftableReserved != 0:
+			c.counts.Corruptions++
+			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("its entry %#x has reserved bits set", e)})
+			continue
+		case off&(c.cs-1) != 0:
+			c.counts.Corruptions++
+			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("its offset %#x is not cluster aligned", off)})
+			continue
+		case off>>c.bits >= c.limit():
+			c.counts.Corruptions++
+			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("it lies at %#x, past the end of the file", off)})
+			continue
+		}
+		cluster := int64(off >> c.bits)
+		if _, err := c.inc(int64(off), int64(c.cs), 1, "refcount block"); err != nil {
+			return err
+		}
+		if n := c.data.count(cluster) + c.meta.count(cluster); min(n, c.h.MaxRefcount()) != 1 {
+			c.counts.Corruptions++
+			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("something else uses its cluster at %#x too", off)})
+		}
+	}
+	return nil
+}
+
+// limit is the first cluster that is not compared: what the file has, and what a reference that
+// ends in the cut last cluster adds.
+func (c *checker) limit() uint64 {
+	return max(c.clusters, uint64(max(c.data.highest(), c.meta.highest())+1))
+}
+
+// refblock reads the refcounts of block i. absent: all are 0 because there is none.
+func (c *checker) refblock(i int64, buf []byte) (absent bool, err error) {
+	if i >= int64(len(c.reftable)) || c.reftable[i]&reftableOffMask == 0 {
+		return true, nil
+	}
+	off := c.reftable[i] & reftableOffMask
+	if off&(c.cs-1) != 0 {
+		return false, errUnaligned
+	}
+	if off >= c.fileBytes {
+		return true, nil
+	}
+	_, err = readPadded(c.r, buf, int64(off), int64(c.fileBytes))
+	return false, err
+}
+
+// errUnaligned: a refcount block that is not cluster aligned, which nobody can use.
+var errUnaligned = errors.New("refcount block is not cluster aligned")
+
+// refcountAt decodes entry i of a refcount block.
+func refcountAt(block []byte, i int64, order uint32) uint64 {
+	switch order {
+	case 0, 1, 2:
+		width := uint(1) << order
+		bit := uint(i) << order
+		return uint64(block[bit>>3]>>(bit&7)) & (1<<width - 1)
+	case 3:
+		return uint64(block[i])
+	case 4:
+		return uint64(binary.BigEndian.Uint16(block[2*i:]))
+	case 5:
+		return uint64(binary.BigEndian.Uint32(block[4*i:]))
+	}
+	return binary.BigEndian.Uint64(block[8*i:])
+}
+
+// refcountPattern is eight bytes full of the refcount n, which must fit into its width.
+func refcountPattern(n uint64, order uint32) (p [8]byte) {
+	for bit := uint(0); bit < 64; bit += 1 << order {
+		switch {
+		case order < 3:
+			p[bit>>3] |= byte(n << (bit & 7))
+		default:
+			for b := range uint(1) << (order - 3) {
+				p[bit>>3+b] = byte(n >> (8 * (1<<(order-3) - 1 - b)))
+			}
+		}
+	}
+	return p
+}

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package qcow2
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+const (
+	// Two writers leave many clusters that two guest ranges share in the same order; a single bad
+	// entry leaves one.
+	minWriterClusters = 8
+	minWriterRun      = 4
+)
+
+// merge adds a finding to one of the same kind, joining ranges that continue each other.
+func (c *checker) merge(f finding.Finding) {
+	key := mergeKey{f.Code, f.Snapshot, f.Severity, f.Certainty, summaryKind(f.Summary)}
+	i, ok := c.merged[key]
+	if !ok {
+		if c.merged == nil {
+			c.merged = map[mergeKey]int{}
+		}
+		c.merged[key] = len(c.findings)
+		c.findings = append(c.findings, f)
+		return
+	}
+	g := &c.findings[i]
+	g.Count += f.Count
+	for _, r := range f.Host {
+		g.Host, g.HostCut = c.addRange(g.Host, g.HostCut, r)
+	}
+	for _, r := range f.Guest {
+		g.Guest, g.GuestCut = c.addRange(g.Guest, g.GuestCut, r)
+	}
+	if len(g.Evidence) < maxEvidence {
+		g.Evidence = append(g.Evidence, f.Evidence...)
+	}
+}
+
+// mergeKey tells which findings are one.
+type mergeKey struct {
+	code, snapshot string
+	severity       finding.Severity
+	certainty      finding.Certainty
+	kind           string
+}
+
+// maxEvidence is how many raw values a finding shows.
+const maxEvidence = 4
+
+// summaryKind is a summary without its numbers, by which findings of one kind are told from others.
+func summaryKind(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			b = append(b, s[i])
+		}
+	}
+	return string(b)
+}
+
+// addRange adds r to ranges, joined to the last one where it continues it, within the bound.
+func (c *checker) addRange(list []finding.Range, cut int64, r finding.Range) ([]finding.Range, int64) {
+	if n := len(list); n > 0 && list[n-1].End() == r.Offset {
+		list[n-1].Length += r.Length
+		return list, cut
+	}
+	if c.opts.MaxRanges > 0 && len(list) >= c.opts.MaxRanges {
+		return list, cut + 1
+	}
+	return append(list, r), cut
+}
+
+// explainTables reports L2 tables that hold foreign content, and L1 entries that cannot be right.
+func (c *checker) explainTables(ev *evidence) {
+	nos := make([]int32, 0, len(ev.foreign))
+	for no := range ev.foreign {
+		nos = append(nos, no)
+	}
+	slices.Sort(nos)
+	for _, no := range nos {
+		tb := &c.tables[no]
+		f := c.newFinding(finding.QC12, finding.Sure, fmt.Sprintf(
+			"the L2 table at %#x was overwritten by foreign content: %d of its %d entries cannot be right; %s",
+			int64(tb.off), tb.bad, tb.used, ev.foreign[no]))
+		f.Count = int64(tb.bad)
+		f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
+		c.reachedThrough(&f, int(no))
+		c.findings = append(c.findings, f)
+	}
+	for i := range c.tables {
+		tb := &c.tables[i]
+		if tb.active > 1 {
+			f := c.newFinding(finding.QC06, finding.Sure, fmt.Sprintf(
+				"%d L1 entries point to the same L2 table at %#x, so these parts of the disk share every cluster",
+				tb.active, int64(tb.off)))
+			f.Count = int64(tb.active)
+			f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
+			c.reachedThrough(&f, i)
+			c.findings = append(c.findings, f)
+		}
+	}
+	for _, r := range c.l1refs {
+		c.explainL1Entry(r)
+	}
+}
+
+// reachedThrough names the guest ranges and L1 entries through which a table is reached.
+func (c *checker) reachedThrough(f *finding.Finding, no int) {
+	for _, r := range c.refsOf(no) {
+		if c.l1s[r.l1].active {
+			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.l1GuestRange(r.index))
+		} else if f.Snapshot == "" && c.tables[no].active == 0 {
+			f.Snapshot = c.snapshots.Snapshots[c.l1s[r.l1].snapshots[0]].Name
+			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.l1GuestRange(r.index))
+		}
+		if len(f.Evidence) < maxEvidence {
+			f.Evidence = append(f.Evidence, c.l1Evidence(r, "L1 entry"))
+		}
+	}
+}
+
+func (c *checker) explainL1Entry(r l1ref) {
+	off := r.table()
+	var rule finding.Rule
+	var what string
+	switch {
+	case beyond(off, c.cs, c.fileBytes, c.cs):
+		rule, what = finding.QC11, "L1 entry %d points past the end of the file"
+	case off&(c.cs-1) != 0:
+		rule, what = finding.QC10, "L1 entry %d is not cluster aligned"
+	case r.entry&l1ReservedMask != 0:
+		rule, what = finding.QC09, "L1 entry %d has reserved bits set"
+	case off == 0:
+		rule, what = finding.QC09, "L1 entry %d has flags but no table"
+	default:
+		return
+	}
+	f := c.newFinding(rule, finding.Sure, fmt.Sprintf(what, r.index))
+	f.Host = []finding.Range{c.l1EntryRange(r)}
+	f.Guest = []finding.Range{c.l1GuestRange(r.index)}
+	if t := &c.l1s[r.l1]; !t.active {
+		f.Snapshot = c.snapshots.Snapshots[t.snapshots[0]].Name
+	}
+	f.Evidence = []finding.Evidence{c.l1Evidence(r, "L1 entry")}
+	c.merge(f)
+}
+
+// explainEntries reports what is wrong with L2 entries themselves.
+func (c *checker) explainEntries(ev *evidence) {
+	text := map[fault]struct {
+		rule finding.Rule
+		text string
+	}{
+		faultReserved:         {finding.QC09, "L2 entries have reserved bits set"},
+		faultMisaligned:       {finding.QC10, "L2 entries are not cluster aligned: what they map is lost"},
+		faultPastEnd:          {finding.QC11, "L2 entries point past the end of the file: what they map is lost"},
+		faultCompressedCopied: {finding.QC18, "compressed clusters have the COPIED flag, which they never may"},
+		faultCompressed:       {finding.QC18, "compressed clusters where there can be none"},
+		faultSubclusters:      {finding.QC19, "subcluster bitmaps contradict their entries"},
+		faultDataFileCopied:   {finding.QC05, "entries into the external data file lack the COPIED flag"},
+	}
+	byPlace := slices.Clone(ev.hits)
+	slices.SortFunc(byPlace, func(a, b hit) int { return int(min(1, max(-1, a.guest-b.guest))) })
+	for _, h := range byPlace {
+		t, ok := text[h.fault]
+		if _, foreign := ev.foreign[h.table]; !ok || foreign {
+			continue
+		}
+		f := c.newFinding(t.rule, finding.Sure, t.text)
+		if h.fault == faultCompressedCopied || h.fault == faultDataFileCopied {
+			f.Severity = finding.Danger
+		}
+		c.locate(&f, h)
+		f.Count = 1
+		c.merge(f)
+	}
+	if ev.dropped > 0 && len(c.findings) > 0 {
+		c.blindSpot(finding.Blind{What: "guest ranges of the findings", Reason: fmt.Sprintf(
+			"%d entries beyond the first %d are counted but not listed", ev.dropped, maxHits)})
+	}
+}
+
+// locate gives a finding the place of an entry and what it stands for.
+func (c *checker) locate(f *finding.Finding, h hit) {
+	f.Host, f.HostCut = c.addRange(f.Host, f.HostCut, finding.Range{Offset: h.off, Length: c.h.L2EntryBytes()})
+	f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
+	if c.tables[h.table].active == 0 {
+		r := c.refsOf(int(h.table))[0]
+		f.Snapshot = c.snapshots.Snapshots[c.l1s[r.l1].snapshots[0]].Name
+	}
+	if len(f.Evidence) < maxEvidence {
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: "L2 entry", Offset: h.off,
+			Value: hex64(h.entry), Text: fmt.Sprintf("maps guest offset %#x", h.guest)})
+	}
+}
+
+func (c *checker) guestRange(h hit) finding.Range {
+	return finding.Range{Offset: h.guest, Length: max(0, min(int64(c.cs), c.h.SizeBytes-h.guest))}
+}
+
+// explainSuspects turns clusters whose refcounts are too low, or whose flags are wrong, into
+// findings. Leaks come afterwards.
+func (c *checker) explainSuspects(ctx context.Context, ev *evidence) error {
+	links := &crossLinks{}
+	for _, s := range c.suspects {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if s.References <= s.Refcount || c.inBadBlock(int64(s.First)) {
+			continue
+		}
+		c.explainLow(ev, links, s)
+	}
+	c.explainOverlaps(ev)
+	for _, s := range c.shared {
+		c.explainShared(ev, links, s)
+	}
+	c.explainLinks(links)
+	c.explainFlags(ev)
+	return nil
+}
+
+// hitsAt gives the entries that refer to clusters [first, last].
+func (ev *evidence) hitsAt(first, last int64) []hit {
+	a, _ := slices.BinarySearchFunc(ev.hits, first, func(h hit, x int64) int { return int(min(1, max(-1, h.cluster-x))) })
+	b := a
+	for b < len(ev.hits) && ev.hits[b].cluster <= last {
+		b++
+	}
+	return ev.hits[a:b]
+}
+
+// explainLow explains a range of clusters with the same, too low, refcount.
+func (c *checker) explainLow(ev *evidence, links *crossLinks, s Suspect) {
+	first, last := int64(s.First), int64(s.First)+s.N-1
+	hits := ev.hitsAt(first, last)
+	rule, text := finding.QC02, "clusters have a lower refcount than references"
+	if s.Refcount == 0 {
+		rule, text = finding.QC04, "clusters in use have the refcount 0"
+	}
+	seen := int64(0) // clusters of the range that table entries explain
+	for len(hits) > 0 {
+		n := 1
+		for n < len(hits) && hits[n].cluster == hits[0].cluster {
+			n++
+		}
+		here := hits[:n]
+		hits = hits[n:]
+		seen++
+		switch c.reasonFor(ev, here, s) {
+		case lowForeign, lowSharedTable, lowMetadata:
+			continue // told by another finding
+		case lowLinked:
+			links.add(here)
+			continue
+		}
+		f := c.newFinding(rule, finding.Sure, text)
+		f.Host = []finding.Range{c.hostRange(span{here[0].cluster, here[0].cluster})}
+		for _, h := range here {
+			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
+		}
+		f.Evidence = []finding.Evidence{c.refcountEvidence(s, here[0].cluster)}
+		c.merge(f)
+	}
+	if rest := s.N - seen; rest > 0 && ev.dropped == 0 {
+		c.explainLowMetadata(ev, s, rule)
+	}
+}
+
+func (c *checker) refcountEvidence(s Suspect, cluster int64) finding.Evidence {
+	return finding.Evidence{Source: "refcount", Offset: cluster << c.bits,
+		Value: fmt.Sprint(s.Refcount), Text: fmt.Sprintf("%d references", s.References)}
+}
+
+// explainLowMetadata reports clusters of metadata with a refcount that is too low.
+func (c *checker) explainLowMetadata(ev *evidence, s Suspect, rule finding.Rule) {
+	for cluster := int64(s.First); cluster < int64(s.First)+s.N; cluster++ {
+		if len(ev.hitsAt(cluster, cluster)) > 0 {
+			continue
+		}
+		who := c.ownersOf(cluster)
+		if len(who) == 0 {
+			who = []string{"an L2 table that is not aligned"}
+		}
+		f := c.newFinding(rule, finding.Sure, fmt.Sprintf("the refcount of metadata is too low (%s)", who[0]))
+		if len(who) > 1 {
+			f = c.newFinding(finding.QC08, finding.Sure,
+				fmt.Sprintf("two pieces of metadata claim the same cluster (%s, %s)", who[0], who[1]))
+		}
+		f.Host = []finding.Range{c.hostRange(span{cluster, cluster})}
+		f.Evidence = []finding.Evidence{c.refcountEvidence(s, cluster)}
+		c.merge(f)
+	}
+}
+
+// ownersOf names the metadata that lies in a cluster.
+func (c *checker) ownersOf(cluster int64) []string {
+	var who []string
+	for _, o := range c.owners {
+		if o.first <= cluster && cluster <= o.last {
+			who = append(who, o.what)
+		}
+	}
+	if i, ok := slices.BinarySearchFunc(c.tables, cluster, func(t table, x int64) int {
+		return int(min(1, max(-1, int64(t.off)>>c.bits-x)))
+	}); ok && c.tables[i].off != 0 {
+		who = append(who, "L2 table")
+	}
+	return who
+}
+
+type lowReason int
+
+const (
+	lowPlain       lowReason = iota
+	lowForeign               // references out of an overwritten table
+	lowSharedTable           // the whole table is shared
+	lowMetadata              // metadata lies there as well
+	lowLinked                // several guest ranges
+)
+
+// reasonFor says why the cluster of hits has more references than its refcount.
+func (c *checker) reasonFor(ev *evidence, hits []hit, s Suspect) lowReason {
+	if len(c.ownersOf(hits[0].cluster)) > 0 {
+		return lowMetadata
+	}
+	var sound, doubled uint64
+	guests := map[int64]bool{}
+	for _, h := range hits {
+		if _, foreign := ev.foreign[h.table]; foreign {
+			continue
+		}
+		tb := &c.tables[h.table]
+		sound += uint64(tb.refs)
+		if tb.active > 1 {
+			doubled += uint64(tb.active - 1)
+		}
+		if c.h.TypeOf(h.entry) != EntryCompressed {
+			guests[h.guest] = true
+		}
+	}
+	switch {
+	case sound <= s.Refcount && sound < s.References:
+		return lowForeign
+	case doubled > 0 && sound-doubled <= s.Refcount:
+		return lowSharedTable
+	case len(guests) > 1:
+		return lowLinked
+	}
+	return lowPlain
+}
+
+// explainOverlaps reports guest data that points into metadata.
+func (c *checker) explainOverlaps(ev *evidence) {
+	for _, s := range c.overlaps {
+		for cluster := s.first; cluster <= s.last; cluster++ {
+			who := c.ownersOf(cluster)
+			for _, h := range ev.hitsAt(cluster, cluster) {
+				if _, foreign := ev.foreign[h.table]; foreign {
+					continue
+				}
+				f := c.newFinding(finding.QC08, finding.Sure, fmt.Sprintf(
+					"guest data points into the %s", append(who, "metadata")[0]))
+				f.Host = []finding.Range{c.hostRange(span{cluster, cluster})}
+				f.Guest = []finding.Range{c.guestRange(h)}
+				f.Evidence = []finding.Evidence{{Source: "L2 entry", Offset: h.off, Value: hex64(h.entry),
+					Text: fmt.Sprintf("maps guest offset %#x", h.guest)}}
+				c.merge(f)
+			}
+		}
+	}
+}
+
+// explainFlags reports COPIED flags that are wrong although the refcount is right.
+func (c *checker) explainFlags(ev *evidence) {
+	derived := ev.copied - ev.pureHits
+	for _, h := range ev.hits {
+		if !h.copied {
+			continue
+		}
+		if _, suspect := c.suspectOf(h.cluster); suspect || h.fault != faultNone {
+			continue
+		}
+		if _, foreign := ev.foreign[h.table]; foreign {
+			continue
+		}
+		derived -= int64(c.tables[h.table].active)
+		f := c.newFinding(finding.QC05, finding.Sure, "COPIED flags contradict refcounts that are right")
+		c.locate(&f, h)
+		f.Guest = []finding.Range{c.guestRange(h)}
+		c.merge(f)
+	}
+	if derived > 0 {
+		f := c.newFinding(finding.QC05, finding.Sure, "COPIED flags are wrong where refcounts are wrong too")
+		f.Severity = finding.Note
+		f.Count = derived
+		f.DependsOn = []string{finding.QC02.Code, finding.QC03.Code, finding.QC04.Code, finding.QC12.Code}
+		c.findings = append(c.findings, f)
+	}
+}
