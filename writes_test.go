@@ -14,13 +14,14 @@ import (
 var writers = []string{
 	"internal/diskio",
 	"internal/lab",             // breaks disks on purpose, in directories that it makes itself
+	"internal/lab/zoo",         // tests only
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
 	"bench",                    // not part of the program
 }
 
 // runners may start other programs: what the program itself knows, it knows from reading.
-var runners = []string{"bench", "internal/testenv", "internal/image/imagetest"}
+var runners = []string{"bench", "internal/lab/zoo", "internal/testenv", "internal/image/imagetest"}
 
 // opening are flags that open a file for writing, in each of the packages that have them.
 var opening = []string{"O_RDWR", "O_WRONLY", "O_CREAT", "O_CREATE", "O_TRUNC", "O_APPEND", "O_TMPFILE"}
