@@ -2,9 +2,28 @@
 // SPDX-FileCopyrightText: The shisa authors
 
 // Package hypervisor knows where the disk images of virtual machines live on a host: storage pools
-// and domains of libvirt, the instances of OpenStack Nova, the usual directories of other
-// programs, and what running QEMU processes have open.
+// and domains of libvirt, the instances of OpenStack Nova, the storage of Proxmox VE, and the
+// usual directories of other programs.
 package hypervisor
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+)
 
 // PlaceKind says what a place is.
 type PlaceKind string
@@ -14,7 +33,7 @@ const (
 	PlaceConfig    PlaceKind = "config"    // a file or directory that names other places
 	PlaceDirectory PlaceKind = "directory" // holds images
 	PlaceImage     PlaceKind = "image"     // is an image
-	PlaceProcess   PlaceKind = "process"   // a running program that was asked for its images
+	PlaceProcess   PlaceKind = "process"   // an image that a running program has open
 	PlaceRemote    PlaceKind = "remote"    // holds images, but not as files of this host
 )
 
@@ -32,4 +51,227 @@ type Place struct {
 	Readable bool `json:"readable"`
 	// Error says why it could not be read, or what in it was not understood; "" if all is well.
 	Error string `json:"error"`
+}
+
+const (
+	// maxConfigBytes bounds one configuration file; a domain with hundreds of disks has 200 KiB.
+	maxConfigBytes = 4 << 20
+	// maxConfigFiles bounds the files of one directory: a host has some thousand machines at most.
+	maxConfigFiles = 1 << 16
+	// maxPlaces bounds the whole list.
+	maxPlaces = 1 << 18
+)
+
+// Options say where to look.
+type Options struct {
+	// Root is the directory of the host's /; "" is the running system.
+	Root string
+	// Home is the user's home directory, whose own machines are looked for; "" for none.
+	Home string
+	// Timeout is how long storage is waited for; 0 means 10 s.
+	Timeout time.Duration
+}
+
+// Find lists where images live on a host, and what was looked at to know it. Each place has been
+// looked at; nothing was opened but configuration. The error is that of ctx.
+func Find(ctx context.Context, opts Options) ([]Place, error) {
+	if opts.Timeout == 0 {
+		opts.Timeout = 10 * time.Second
+	}
+	f := &finder{ctx: ctx, opts: opts, at: map[[2]string]int{}}
+	f.libvirt("/etc/libvirt", "/run/libvirt", "libvirt")
+	if opts.Home != "" {
+		f.libvirt(filepath.Join(opts.Home, ".config/libvirt"), "", "libvirt of this user")
+	}
+	f.nova()
+	f.proxmox()
+	f.usual()
+	return f.places, ctx.Err()
+}
+
+// Look returns the place at path as it is found. It waits for storage no longer than timeout.
+func Look(ctx context.Context, timeout time.Duration, kind PlaceKind, path, why, machine string) Place {
+	p := Place{Path: path, Kind: kind, Why: why, Machine: machine}
+	if !utf8.ValidString(path) {
+		p.PathB64 = base64.StdEncoding.EncodeToString([]byte(path))
+	}
+	_, err := diskio.Within(ctx, timeout, func() (struct{}, error) {
+		_, err := diskio.Look(path)
+		isDir := errors.Is(err, diskio.ErrDirectory)
+		switch {
+		case isDir && kind != PlaceImage && kind != PlaceProcess:
+			err = nil
+		case err == nil && kind == PlaceDirectory:
+			err = unix.ENOTDIR
+		}
+		if err != nil {
+			return struct{}{}, err
+		}
+		mode := uint32(unix.R_OK)
+		if isDir {
+			mode |= unix.X_OK
+		}
+		return struct{}{}, unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS)
+	}, nil)
+	switch {
+	case err == nil:
+		p.There, p.Readable = true, true
+	case errors.Is(err, fs.ErrNotExist):
+	default:
+		p.There, p.Error = true, plain(err)
+	}
+	return p
+}
+
+// plain is an error without the path, which stands beside it.
+func plain(err error) string {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+type finder struct {
+	ctx    context.Context
+	opts   Options
+	places []Place
+	at     map[[2]string]int // path and machine: where in places
+	full   bool
+}
+
+// host is the path by which something that the host calls path is opened here.
+func (f *finder) host(path string) string {
+	if f.opts.Root == "" {
+		return path
+	}
+	return filepath.Join(f.opts.Root, filepath.Join("/", path))
+}
+
+// add looks at a place and adds it; a path that two reasons name is one place with both.
+func (f *finder) add(kind PlaceKind, path, why, machine string) {
+	if f.ctx.Err() != nil || f.full {
+		return
+	}
+	if !strings.HasPrefix(path, "/") {
+		f.put(Place{Path: path, Kind: kind, Why: why, Machine: machine, Error: "is not an absolute path"})
+		return
+	}
+	path = f.host(filepath.Clean(path))
+	if i, ok := f.at[[2]string{path, machine}]; ok {
+		if !slices.Contains(strings.Split(f.places[i].Why, "; "), why) {
+			f.places[i].Why += "; " + why
+		}
+		return
+	}
+	f.at[[2]string{path, machine}] = len(f.places)
+	f.put(Look(f.ctx, f.opts.Timeout, kind, path, why, machine))
+}
+
+// place is the place that was added for a path of the host, nil if there is none.
+func (f *finder) place(path string) *Place {
+	i, ok := f.at[[2]string{f.host(filepath.Clean(path)), ""}]
+	if !ok || i >= len(f.places) {
+		return nil
+	}
+	return &f.places[i]
+}
+
+func (f *finder) put(p Place) {
+	if f.full {
+		return
+	}
+	if len(f.places) == maxPlaces {
+		f.full = true
+		p = Place{Kind: PlaceConfig, Why: "all configuration", There: true,
+			Error: fmt.Sprintf("names more than %d places, the others were left out", maxPlaces)}
+	}
+	f.places = append(f.places, p)
+}
+
+// remote adds storage that is not made of files of this host.
+func (f *finder) remote(name, why, machine string) {
+	f.put(Place{Path: name, Kind: PlaceRemote, Why: why, Machine: machine, There: true,
+		Error: "is not made of files of this host, so it was not looked at"})
+}
+
+// fail notes what was not understood of a configuration file.
+func (f *finder) fail(path, why string, err error) {
+	if p := f.place(path); p != nil {
+		p.Error = strings.TrimPrefix(p.Error+"; "+plain(err), "; ")
+		return
+	}
+	f.put(Place{Path: f.host(path), Kind: PlaceConfig, Why: why, Error: plain(err)})
+}
+
+// read reads a configuration file. Whether it is there or not, it becomes a place; the result is
+// nil where there is nothing to read.
+func (f *finder) read(path, why string) []byte {
+	f.add(PlaceConfig, path, why, "")
+	p := f.place(path)
+	if p == nil || !p.Readable {
+		return nil
+	}
+	text, err := diskio.Within(f.ctx, f.opts.Timeout, func() ([]byte, error) { return readConfig(p.Path) }, nil)
+	if err != nil {
+		p.Readable, p.Error = false, plain(err)
+		return nil
+	}
+	return text
+}
+
+func readConfig(path string) ([]byte, error) {
+	file, err := diskio.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if file.Size() > maxConfigBytes {
+		return nil, fmt.Errorf("is larger than %d bytes", maxConfigBytes)
+	}
+	return io.ReadAll(io.NewSectionReader(file, 0, maxConfigBytes))
+}
+
+// list gives the names in a directory of configuration that end in suffix, sorted. The directory
+// becomes a place.
+func (f *finder) list(dir, suffix, why string) []string {
+	f.add(PlaceConfig, dir, why, "")
+	p := f.place(dir)
+	if p == nil || !p.Readable {
+		return nil
+	}
+	names, err := diskio.Within(f.ctx, f.opts.Timeout, func() ([]string, error) {
+		return namesIn(p.Path, suffix)
+	}, nil)
+	if err != nil {
+		p.Readable, p.Error = false, plain(err)
+	}
+	return names
+}
+
+// namesIn gives the names with a suffix; beside an error it gives those that it has.
+func namesIn(dir, suffix string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	var names []string
+	for {
+		batch, err := d.Readdirnames(1024)
+		for _, name := range batch {
+			if strings.HasSuffix(name, suffix) {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		if errors.Is(err, io.EOF) {
+			return names, nil
+		} else if err != nil {
+			return names, err
+		}
+		if len(names) > maxConfigFiles {
+			return names[:maxConfigFiles], fmt.Errorf("holds more than %d files, the others were left out", maxConfigFiles)
+		}
+	}
 }

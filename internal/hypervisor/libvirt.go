@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package hypervisor
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+)
+
+// libvirt keeps pools and domains as XML (https://libvirt.org/formatstorage.html, formatdomain.html
+// and formatsnapshot.html), the configured ones below /etc/libvirt:
+//
+//	storage/NAME.xml               qemu/NAME.xml
+//	storage/autostart/NAME.xml     qemu/autostart/NAME.xml     links to these
+//
+// and what runs, which may be known nowhere else, in a document around it below /run/libvirt:
+//
+//	storage/NAME.xml               qemu/NAME.xml
+const (
+	// maxXMLDepth bounds nesting; a backing chain is nested by one level for each image.
+	maxXMLDepth = 2000
+	// maxXMLDisks bounds the files that one document names.
+	maxXMLDisks = 1 << 16
+	// maxNameBytes bounds a name or path.
+	maxNameBytes = 4096
+)
+
+// pool is a storage pool.
+type pool struct {
+	kind   string // "dir", "fs", "netfs", "logical", ...
+	name   string
+	target string // path on this host
+}
+
+// domain is a virtual machine.
+type domain struct {
+	name  string
+	disks []domainDisk
+}
+
+// domainDisk is one file of a domain: a disk or what a disk rests on.
+type domainDisk struct {
+	target   string // as the guest calls it, "vda"
+	device   string // "disk", "cdrom", "floppy", "lun"; "nvram" for the firmware's variables
+	backing  bool   // named as something that the disk rests on
+	path     string // a file or block device of this host
+	pool     string // with volume, instead of path
+	volume   string
+	protocol string // of a disk on the network, with its name in path
+}
+
+// handler is told of what a document holds, each time with the names of the elements around it,
+// the innermost last.
+type handler struct {
+	start func(path []string, e xml.StartElement) error
+	text  func(path []string, s string)
+	end   func(path []string)
+}
+
+// nodes reads a document. An error leaves what was told until then.
+func nodes(text []byte, h handler) error {
+	d := xml.NewDecoder(bytes.NewReader(text))
+	var path []string
+	for {
+		t, err := d.RawToken()
+		if errors.Is(err, io.EOF) {
+			if len(path) > 0 {
+				return fmt.Errorf("the XML ends inside <%s>", path[len(path)-1])
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("is no XML: %w", err)
+		}
+		switch t := t.(type) {
+		case xml.StartElement:
+			if len(path) == maxXMLDepth {
+				return fmt.Errorf("the XML is nested more than %d deep", maxXMLDepth)
+			}
+			path = append(path, t.Name.Local)
+			if err := h.start(path, t); err != nil {
+				return err
+			}
+		case xml.EndElement:
+			if len(path) == 0 || path[len(path)-1] != t.Name.Local {
+				return fmt.Errorf("is no XML: </%s> without its beginning", t.Name.Local)
+			}
+			h.end(path)
+			path = path[:len(path)-1]
+		case xml.CharData:
+			h.text(path, string(t))
+		}
+	}
+}
+
+// grow adds text to a name, as far as names go.
+func grow(name *string, s string) {
+	if len(*name)+len(s) <= maxNameBytes {
+		*name += s
+	}
+}
+
+// under reports whether the path of an element ends in these names.
+func under(path []string, names ...string) bool {
+	if len(path) < len(names) {
+		return false
+	}
+	for i, n := range names {
+		if path[len(path)-len(names)+i] != n {
+			return false
+		}
+	}
+	return true
+}
+
+func attr(e xml.StartElement, name string) string {
+	for _, a := range e.Attr {
+		if a.Name.Local == name {
+			return a.Value
+		}
+	}
+	return ""
+}
+
+// parsePool reads a storage pool, also one inside <poolstate>.
+func parsePool(text []byte) (pool, error) {
+	var p pool
+	found := false
+	err := nodes(text, handler{
+		start: func(path []string, e xml.StartElement) error {
+			if e.Name.Local == "pool" && len(path) <= 2 && !found {
+				found, p.kind = true, attr(e, "type")
+			}
+			return nil
+		},
+		text: func(path []string, s string) {
+			switch {
+			case under(path, "pool", "name"):
+				grow(&p.name, s)
+			case under(path, "pool", "target", "path"):
+				grow(&p.target, s)
+			}
+		},
+		end: func([]string) {},
+	})
+	if err == nil && !found {
+		err = errors.New("holds no storage pool")
+	}
+	return p, err
+}
+
+// parseDomain reads a domain, also one inside <domstatus>.
+func parseDomain(text []byte) (domain, error) {
+	r := domainReader{}
+	err := nodes(text, handler{r.start, r.text, r.end})
+	if err == nil && r.domains == 0 {
+		err = errors.New("holds no domain")
+	}
+	return r.domain, err
+}
+
+type domainReader struct {
+	domain
+	domains int
+	disk    domainDisk // the <disk> that is read
+	first   int        // of its files in disks
+	nvram   string
+}
+
+func (r *domainReader) start(path []string, e xml.StartElement) error {
+	switch {
+	case e.Name.Local == "domain":
+		r.domains++
+	case e.Name.Local == "disk":
+		r.disk, r.first = domainDisk{device: attr(e, "device")}, len(r.disks)
+	case under(path, "disk", "target"):
+		r.disk.target = attr(e, "dev")
+	case e.Name.Local == "source" && (within(path, "disk") || under(path, "os", "nvram", "source")):
+		if len(r.disks) >= maxXMLDisks {
+			return fmt.Errorf("names more than %d files", maxXMLDisks)
+		}
+		f := r.disk
+		if !within(path, "disk") {
+			f = domainDisk{device: "nvram"}
+		}
+		if f, ok := sourceOf(f, e); ok {
+			f.backing = within(path, "backingStore")
+			r.disks = append(r.disks, f)
+		}
+	}
+	return nil
+}
+
+func (r *domainReader) text(path []string, s string) {
+	switch {
+	case under(path, "domain", "name") && r.domains == 1:
+		grow(&r.name, s)
+	case under(path, "os", "nvram"):
+		grow(&r.nvram, s)
+	}
+}
+
+func (r *domainReader) end(path []string) {
+	switch {
+	case under(path, "disk"):
+		// The target stands behind the sources.
+		for i := range r.disks[min(r.first, len(r.disks)):] {
+			r.disks[r.first+i].target = r.disk.target
+		}
+		r.first = len(r.disks)
+	case under(path, "os", "nvram"):
+		if path := strings.TrimSpace(r.nvram); path != "" {
+			r.disks = append(r.disks, domainDisk{device: "nvram", path: path})
+		}
+		r.nvram = ""
+	}
+}
+
+func within(path []string, name string) bool {
+	for _, p := range path {
+		if p == name {
+			return true
+		}
+	}
+	return false
+}
+
+// sourceOf reads <source .../> of a disk; ok is false for an empty drive and what is no disk.
+func sourceOf(f domainDisk, e xml.StartElement) (domainDisk, bool) {
+	for _, name := range []string{"file", "dev", "dir"} {
+		if f.path = attr(e, name); f.path != "" {
+			return f, true
+		}
+	}
+	if f.pool, f.volume = attr(e, "pool"), attr(e, "volume"); f.volume != "" {
+		return f, true
+	}
+	f.protocol, f.path = attr(e, "protocol"), attr(e, "name")
+	return f, f.protocol != ""
+}
+
+// libvirt adds the pools and domains that are configured below etc, and those that run.
+func (f *finder) libvirt(etc, run, who string) {
+	targets := map[string]string{} // of pools with files
+	for _, dir := range []string{etc, run} {
+		if dir == "" {
+			continue
+		}
+		for _, file := range f.xmlFiles(filepath.Join(dir, "storage"), "storage pools of "+who) {
+			f.pool(file, who, targets)
+		}
+	}
+	for _, dir := range []string{etc, run} {
+		if dir == "" {
+			continue
+		}
+		for _, file := range f.xmlFiles(filepath.Join(dir, "qemu"), "domains of "+who) {
+			f.domain(file, who, targets)
+		}
+	}
+}
+
+// xmlFiles lists the documents of a directory, and those in its autostart directory that are not
+// links to the same names.
+func (f *finder) xmlFiles(dir, why string) []string {
+	var files []string
+	known := map[string]bool{}
+	for _, name := range f.list(dir, ".xml", why) {
+		known[name] = true
+		files = append(files, filepath.Join(dir, name))
+	}
+	if p := f.place(dir); p == nil || !p.There {
+		return nil
+	}
+	auto := filepath.Join(dir, "autostart")
+	for _, name := range f.list(auto, ".xml", "autostarted "+why) {
+		if !known[name] {
+			files = append(files, filepath.Join(auto, name))
+		}
+	}
+	return files
+}
+
+func (f *finder) pool(file, who string, targets map[string]string) {
+	text := f.read(file, "a storage pool of "+who)
+	if text == nil {
+		return
+	}
+	p, err := parsePool(text)
+	if err != nil {
+		f.fail(file, "a storage pool of "+who, err)
+		return
+	}
+	why := fmt.Sprintf("storage pool %q of %s", p.name, who)
+	switch p.kind {
+	case "dir", "fs", "netfs", "vstorage":
+		targets[p.name] = p.target
+		f.add(PlaceDirectory, p.target, why, "")
+	case "logical":
+		targets[p.name] = p.target
+		f.volumes(p.target, why)
+	default:
+		f.remote(p.name, fmt.Sprintf("%s (%s)", why, p.kind), "")
+	}
+}
+
+// volumes adds the block devices of a volume group: its directory in /dev holds nothing else.
+func (f *finder) volumes(dir, why string) {
+	if !strings.HasPrefix(filepath.Clean(dir), "/dev/") {
+		f.fail(dir, why, errors.New("is not below /dev, as a volume group is"))
+		return
+	}
+	for _, name := range f.list(dir, "", why) {
+		f.add(PlaceImage, filepath.Join(dir, name), "a volume of "+why, "")
+	}
+}
+
+func (f *finder) domain(file, who string, targets map[string]string) {
+	text := f.read(file, "a domain of "+who)
+	if text == nil {
+		return
+	}
+	d, err := parseDomain(text)
+	if err != nil {
+		// What was understood before the error is used all the same.
+		f.fail(file, "a domain of "+who, err)
+	}
+	for _, disk := range d.disks {
+		why := strings.TrimSpace(disk.device+" "+disk.target) + fmt.Sprintf(" of machine %q of %s", d.name, who)
+		if disk.backing {
+			why = "what " + why + " rests on"
+		}
+		switch dir, known := targets[disk.pool]; {
+		case disk.protocol != "":
+			f.remote(disk.protocol+":"+disk.path, why, d.name)
+		case disk.volume == "":
+			f.add(PlaceImage, strings.TrimSpace(disk.path), why, d.name)
+		case known && filepath.IsLocal(disk.volume):
+			f.add(PlaceImage, filepath.Join(dir, disk.volume), why, d.name)
+		default:
+			f.remote(disk.pool+"/"+disk.volume, why, d.name)
+		}
+	}
+}
