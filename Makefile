@@ -22,8 +22,8 @@ LDFLAGS := -s -w -X $(shell sed -n 's/^module //p' go.mod)/internal/cli.version=
 # What the tests call, and the Debian packages that have it. gcc is for the race detector.
 TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils gcc:gcc groff:groff-base \
 	setpriv:util-linux losetup:mount mount:mount
-# Libraries that no program shows.
-LIBS := /usr/include/stdlib.h:libc6-dev
+# What is looked for as a file: a library, and a program that the shell has a word for.
+FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time
 
 .PHONY: help
 help: ## list the targets
@@ -107,7 +107,7 @@ completions: build ## shell completions in build/completions
 packages:
 	@missing=; \
 	for pair in $(TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
-	for pair in $(LIBS); do test -e "$${pair%%:*}" || missing="$$missing $${pair##*:}"; done; \
+	for pair in $(FILES); do test -e "$${pair%%:*}" || missing="$$missing $${pair##*:}"; done; \
 	missing=$$(printf '%s\n' $$missing | sort -u | tr '\n' ' '); \
 	if [ -z "$${missing// }" ]; then exit 0; fi; \
 	if [ "$$(id -u)" -ne 0 ]; then \
