@@ -13,6 +13,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// ownStatus is the annotation of a command whose exit statuses are not those of the others: a text
+// that says what they are.
+const ownStatus = "exit-status"
+
 type manOptions struct {
 	list    bool
 	command *cobra.Command
@@ -83,8 +87,12 @@ func writeMan(w io.Writer, c *cobra.Command) error {
 		fmt.Fprintf(&b, ".SH EXAMPLES\n.nf\n%s\n.fi\n", roff(c.Example))
 	}
 	b.WriteString(".SH \"EXIT STATUS\"\n")
-	for _, e := range exitStatuses {
-		fmt.Fprintf(&b, ".TP\n.B %d\n%s\n", e.status, roff(e.text))
+	if own := c.Annotations[ownStatus]; own != "" {
+		roffText(&b, own)
+	} else {
+		for _, e := range exitStatuses {
+			fmt.Fprintf(&b, ".TP\n.B %d\n%s\n", e.status, roff(e.text))
+		}
 	}
 	if c.HasParent() {
 		b.WriteString(".SH \"SEE ALSO\"\n.BR shisa (1)\n")
