@@ -239,7 +239,7 @@ func (m *comparer) block(i int64, buf []byte) {
 func (m *comparer) unreadableBlock(i, n int64, err error) {
 	m.blindLock.Lock()
 	defer m.blindLock.Unlock()
-	if errors.Is(err, errUnaligned) { // a finding already; qemu counts each cluster
+	if errors.Is(err, errBlockOffset) { // a finding already; qemu counts each cluster
 		m.checkErrors += n
 		return
 	}
@@ -356,13 +356,8 @@ func (m *comparer) allOnes(buf []byte, at int64) bool {
 	if m.h.RefcountOrder != 4 {
 		return false
 	}
-	q := (*[128]byte)(buf[2*at:])
-	var d uint64
-	for i := 0; i < 128; i += 32 {
-		d |= binary.NativeEndian.Uint64(q[i:]) ^ m.one | binary.NativeEndian.Uint64(q[i+8:]) ^ m.one |
-			binary.NativeEndian.Uint64(q[i+16:]) ^ m.one | binary.NativeEndian.Uint64(q[i+24:]) ^ m.one
-	}
-	return d == 0
+	q := buf[2*at : 2*at+128]
+	return samePrefix(q, m.one) == len(q)
 }
 
 // mixed compares entries one by one, or at once where all have the same count.

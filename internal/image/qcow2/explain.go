@@ -128,6 +128,13 @@ func (c *checker) explainHeader() {
 		c.findings = append(c.findings, c.newFinding(finding.QC22, finding.Sure,
 			"qemu found this image to be corrupt and marked it"))
 	}
+	if c.h.RawDataFile() && !c.dataFile {
+		f := c.newFinding(finding.QC01, finding.Sure,
+			"the header promises a raw external data file but has none: qemu refuses to open the image")
+		f.Severity = finding.Danger
+		f.Host = []finding.Range{{Offset: 88, Length: 8}}
+		c.findings = append(c.findings, f)
+	}
 	c.explainDataFile()
 }
 
@@ -228,7 +235,8 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		case (typ == EntryNormal || typ == EntryZeroAlloc) && !c.dataFile:
 			h.cluster = int64(entry & OffsetMask >> c.bits)
 			refers = ev.watch.count(h.cluster) > 0
-			if tb.active > 0 && (refers || h.cluster >= int64(c.clusters)) {
+			// qemu skips a table at offset 0, where an L1 entry has flags but no offset.
+			if tb.active > 0 && tb.off != 0 && (refers || h.cluster >= int64(c.clusters)) {
 				if r, ok := c.refcountOf(ev, h.cluster); ok && (r == 1) != (entry&FlagCopied != 0) {
 					h.copied = true
 					copied += int64(tb.active)

@@ -242,6 +242,10 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	if err := h.checkTables(be64(24), be64(40), be32(36), be64(48), be32(56)); err != nil {
 		return nil, err
 	}
+	if h.Crypt > CryptLUKS {
+		return nil, &OpenError{Kind: ErrUnsupported, Off: 32, Msg: fmt.Sprintf("encryption method %d", h.Crypt),
+			Qemu: fmt.Sprintf("Unsupported encryption method %d", h.Crypt)}
+	}
 	if err := h.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 )
@@ -139,6 +140,12 @@ func (c *checker) countBitmaps() error {
 		c.brokenBitmap("the bitmap directory", err)
 		return nil
 	}
+	if err := LoadBitmaps(c.r, int64(c.fileBytes), c.h, bitmaps); err != nil {
+		f := c.newFinding(finding.QC17, finding.Sure,
+			fmt.Sprintf("qemu refuses to open the image because of a bitmap: %v", err))
+		f.Severity = finding.Danger
+		c.findings = append(c.findings, f)
+	}
 	for i := range bitmaps {
 		b := &bitmaps[i]
 		name := fmt.Sprintf("bitmap %q", b.Name)
@@ -234,8 +241,8 @@ func (c *checker) refblock(i int64, buf []byte) (absent bool, err error) {
 		return true, nil
 	}
 	off := c.reftable[i] & reftableOffMask
-	if off&(c.cs-1) != 0 {
-		return false, errUnaligned
+	if off&(c.cs-1) != 0 || off > math.MaxInt64-c.cs {
+		return false, errBlockOffset
 	}
 	if off >= c.fileBytes {
 		return true, nil
@@ -244,8 +251,9 @@ func (c *checker) refblock(i int64, buf []byte) (absent bool, err error) {
 	return false, err
 }
 
-// errUnaligned: a refcount block that is not cluster aligned, which nobody can use.
-var errUnaligned = errors.New("refcount block is not cluster aligned")
+// errBlockOffset: a refcount block where there can be none. One that lies past the end of the file
+// at a place that could be, reads as zeros.
+var errBlockOffset = errors.New("the offset of the refcount block is impossible")
 
 // refcountAt decodes entry i of a refcount block.
 func refcountAt(block []byte, i int64, order uint32) uint64 {
