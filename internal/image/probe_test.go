@@ -71,7 +71,7 @@ var probes = []struct {
 	{"cloop", head(map[int]string{0: "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"}), "", image.Cloop},
 	{"dmg", head(nil), "disk.dmg", image.DMG},
 	{"name of dmg alone", head(nil), ".dmg", image.Raw},
-	{"qcow2 named dmg", head(map[int]string{0: "QFI\xfb\x00\x00\x00\x02"}), "disk.dmg", image.Qcow2},
+	{"qcow2 named dmg", head(map[int]string{0: "QFI\xfb\x00\x00\x00\x02"}), "other.dmg", image.Qcow2},
 }
 
 func TestProbe(t *testing.T) {
