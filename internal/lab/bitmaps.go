@@ -6,7 +6,6 @@ package lab
 import (
 	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 )
 
 const (
@@ -38,10 +37,9 @@ func (b *builder) placeBitmaps() {
 	be := binary.BigEndian
 	var dir []byte
 	for n := range b.Bitmaps {
-		r := rand.New(rand.NewPCG(b.Seed+3, uint64(n)))
 		table := make([]byte, b.bitmapTable()*8)
 		for i := range b.bitmapTable() {
-			switch r.IntN(3) {
+			switch (int(i) + n + 2) % 3 {
 			case 1:
 				table[i*8+7] = 1
 			case 2:

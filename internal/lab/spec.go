@@ -45,6 +45,8 @@ type Spec struct {
 
 	// Fill is the share of the guest clusters that are allocated; 0 means all, less than 0 none.
 	Fill float64
+	// Front allocates that share at the front of what each L2 table maps, not here and there.
+	Front bool
 	// EmptyTables is the share of L2 tables that do not exist.
 	EmptyTables float64
 	// Of the allocated clusters these shares are no plain data: zeros without and with space

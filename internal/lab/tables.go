@@ -78,7 +78,11 @@ func (b *builder) kindsOf(t int64) []kind {
 	some := false
 	for i := range ks {
 		ks[i] = kindNone
-		if r.Float64() >= b.Fill {
+		x := r.Float64()
+		if b.Front {
+			x = float64(i) / float64(b.l2Entries())
+		}
+		if x >= b.Fill {
 			continue
 		}
 		some = true
