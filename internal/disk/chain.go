@@ -5,15 +5,166 @@ package disk
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/image/raw"
 )
 
 // Walk reads the headers of the image at path and of its backing files, as far as they can be
 // followed, and opens nothing else. The Backing of the last layer, if it has one, says why the
-// walk ended there. The error is for the image itself.
+// walk ended there. The error is for the image itself, or that of ctx.
 func Walk(ctx context.Context, path string, o Options) ([]Layer, error) {
-	return nil, ErrUnreadable
+	layers, err := o.descend(ctx, path)
+	for i := range layers {
+		err = errors.Join(err, layers[i].close())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return layers, nil
+}
+
+// descend opens the image at path and those below it. After an error nothing is left open.
+func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
+	from := FormatAsked
+	if o.Format == "" {
+		from = FormatProbed
+	}
+	top := Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from}
+	if err := top.open(path, o.Policy, nil); err != nil {
+		return nil, named(path, err)
+	}
+	layers, seen := []Layer{top}, []diskio.ID{top.Stat.ID}
+	for !o.Single {
+		link := layers[len(layers)-1].Backing
+		if link == nil || link.State != LinkOK {
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, errors.Join(err, closeAll(layers))
+		}
+		next, err := link.open(o.Policy, seen)
+		if err != nil {
+			*link = link.fail(err)
+			break
+		}
+		layers, seen = append(layers, next), append(seen, next.Stat.ID)
+	}
+	return layers, nil
+}
+
+// named puts the path before err, unless err has one.
+func named(path string, err error) error {
+	if errors.As(err, new(*fs.PathError)) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// open opens the image that a link of state ok leads to.
+func (l *Link) open(p Policy, seen []diskio.ID) (Layer, error) {
+	from := FormatHeader
+	if l.Format == "" {
+		from = FormatProbed
+	}
+	next := Layer{Path: l.Path, Format: plainFormat(l.Format), FormatFrom: from}
+	if err := next.open(l.target(p), p, seen); err != nil {
+		return Layer{}, err
+	}
+	if next.Stat.ID != l.Stat.ID {
+		return Layer{}, errors.Join(diskio.ErrChanged, next.close())
+	}
+	return next, nil
+}
+
+// target is the path to open. Under a policy that is the one that was judged, so that a symbolic
+// link that is turned around meanwhile leads nowhere else.
+func (l *Link) target(p Policy) string {
+	if p.Follow {
+		return l.Path
+	}
+	return l.Real
+}
+
+// open opens the file of a layer, whose Path and Format are set, tells its format, and reads its
+// header. seen are the files above it. After an error the file is closed.
+func (l *Layer) open(path string, p Policy, seen []diskio.ID) error {
+	f, err := diskio.Open(path)
+	if err != nil {
+		return err
+	}
+	l.file, l.Stat, l.SizeBytes = f, f.Stat(), -1
+	if err := l.read(p, seen); err != nil {
+		return errors.Join(err, l.close())
+	}
+	return nil
+}
+
+func (l *Layer) read(p Policy, seen []diskio.ID) error {
+	var err error
+	// Only what links lead to is compared by this name; without it, it is not known.
+	if l.Real, err = realPath(l.Path); err != nil {
+		l.Real = ""
+	}
+	probed, err := image.Probe(l.file, l.file.Size(), l.Path)
+	if err != nil {
+		return fmt.Errorf("tell the format: %w", err)
+	}
+	l.Probed = string(probed)
+	if l.Format == "" {
+		l.Format = l.Probed
+	}
+	switch {
+	case l.Format == formatQcow2:
+		return l.readQcow2(p, append(seen[:len(seen):len(seen)], l.Stat.ID))
+	case !knownFormat(l.Format):
+		return fmt.Errorf("%w %q", ErrUnknownFormat, l.Format)
+	}
+	l.SizeBytes, err = image.VirtualSize(l.file, l.file.Size(), image.Format(l.Format))
+	return err
+}
+
+func (l *Layer) readQcow2(p Policy, seen []diskio.ID) error {
+	h, err := qcow2.ReadHeader(l.file, l.file.Size())
+	if err != nil {
+		return err
+	}
+	l.Header, l.SizeBytes = h, h.SizeBytes
+	if h.HasBacking {
+		b := p.Resolve(l.Path, h.Backing, h.BackingFormat, seen)
+		l.Backing = &b
+	}
+	if h.HasDataFile() {
+		d := p.ResolveData(l.Path, h.DataFile, seen)
+		l.Data = &d
+	}
+	return nil
+}
+
+func (l *Layer) close() error {
+	var err error
+	if l.file != nil {
+		err = l.file.Close()
+	}
+	if l.data != nil {
+		err = errors.Join(err, l.data.Close())
+	}
+	l.file, l.data = nil, nil
+	return err
+}
+
+func closeAll(layers []Layer) error {
+	var err error
+	for i := range layers {
+		err = errors.Join(err, layers[i].close())
+	}
+	return err
 }
 
 // Chain is a disk opened for reading: an image and all that it rests on. It may be used by several
@@ -21,42 +172,129 @@ func Walk(ctx context.Context, path string, o Options) ([]Layer, error) {
 type Chain struct {
 	// Layers from the image itself down to the last base.
 	Layers []Layer
+
+	scanners scannerPool
 }
 
-// Open opens the image at path with its whole chain.
+// Open opens the image at path with its whole chain. It is an error if any file of the chain
+// cannot be used: a *LinkError, ErrFormat, ErrNoSnapshot, or one of qcow2, diskio or ctx.
 func Open(ctx context.Context, path string, o Options) (*Chain, error) {
-	return nil, ErrUnreadable
+	layers, err := o.descend(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	for i := range layers {
+		snapshot := o.Snapshot
+		if i > 0 {
+			snapshot = ""
+		}
+		if err := layers[i].ready(o, snapshot); err != nil {
+			return nil, errors.Join(err, closeAll(layers))
+		}
+	}
+	return &Chain{Layers: layers}, nil
+}
+
+// ready makes the layer readable.
+func (l *Layer) ready(o Options, snapshot string) error {
+	if b := l.Backing; b != nil && !o.Single {
+		if err := b.Err(l.Path, "backing file"); err != nil {
+			return withAdvice(err, b)
+		}
+	}
+	if snapshot != "" && l.Format != formatQcow2 {
+		return fmt.Errorf("%s: %w %q: format %s has none", l.Path, ErrNoSnapshot, snapshot, l.Format)
+	}
+	switch l.Format {
+	case formatRaw:
+		l.disk = raw.New(l.file, l.file.Size(), l.file)
+		return nil
+	case formatQcow2:
+		return l.readyQcow2(o.Policy, snapshot)
+	}
+	return finding.WithHint(
+		fmt.Errorf("%s: format %s is recognised, but its %w", l.Path, l.Format, ErrFormat),
+		"qemu-img convert -O qcow2 makes an image that can be read")
+}
+
+func (l *Layer) readyQcow2(p Policy, snapshot string) error {
+	var do qcow2.DiskOptions
+	if l.Data != nil {
+		if err := l.Data.Err(l.Path, "data file"); err != nil {
+			return withAdvice(err, l.Data)
+		}
+		f, err := diskio.Open(l.Data.target(p))
+		if err != nil {
+			failed := l.Data.fail(err)
+			l.Data = &failed
+			return failed.Err(l.Path, "data file")
+		}
+		l.data, do.Data, do.DataBytes = f, f, f.Size()
+	}
+	if snapshot != "" {
+		s, err := l.snapshot(snapshot)
+		if err != nil {
+			return err
+		}
+		do.Snapshot, l.snap = s, s.L1Off
+	}
+	d, err := qcow2.NewDisk(l.file, l.file.Size(), l.Header, do)
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.Path, err)
+	}
+	l.disk, l.rec, l.SizeBytes = d, &recursion{}, d.Size()
+	return nil
+}
+
+// snapshot finds an internal snapshot, by its id first, as qemu does.
+func (l *Layer) snapshot(want string) (*qcow2.Snapshot, error) {
+	t, err := qcow2.ReadSnapshots(l.file, l.file.Size(), l.Header)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", l.Path, err)
+	}
+	for i := range t.Snapshots {
+		if t.Snapshots[i].ID == want {
+			return &t.Snapshots[i], nil
+		}
+	}
+	for i := range t.Snapshots {
+		if t.Snapshots[i].Name == want {
+			return &t.Snapshots[i], nil
+		}
+	}
+	return nil, finding.WithHint(fmt.Errorf("%s: %w %q", l.Path, ErrNoSnapshot, want),
+		"shisa info lists the snapshots of an image")
+}
+
+// withAdvice adds what to do about a link that cannot be followed.
+func withAdvice(err error, l *Link) error {
+	switch l.State {
+	case LinkNotFollowed:
+		return finding.WithHint(err, "--follow opens it")
+	case LinkMissing:
+		return finding.WithHint(err, "find the file: the image holds only what changed since")
+	case LinkLoop:
+		return finding.WithHint(err, "find out which image of the circle was renamed or rebased")
+	case LinkTooDeep:
+		return finding.WithHint(err, "flatten the chain")
+	}
+	return err
 }
 
 // Size is the size of the virtual disk in bytes.
 func (c *Chain) Size() int64 { return c.Layers[0].SizeBytes }
 
-// ReadAt reads what the guest sees. It is io.ReaderAt.
-func (c *Chain) ReadAt(p []byte, off int64) (int, error) { return 0, ErrUnreadable }
+// Missing is how many bytes were read or mapped so far whose place lies past the end of their
+// file. They read as zeros, as in qemu; more than 0 means that a file was cut.
+func (c *Chain) Missing() int64 {
+	var n int64
+	for i := range c.Layers {
+		if d, ok := c.Layers[i].disk.(*qcow2.Disk); ok {
+			n += d.Missing()
+		}
+	}
+	return n
+}
 
 // Close closes all files.
-func (c *Chain) Close() error { return nil }
-
-// Entry is a range of a disk and where its bytes come from, in the terms of qemu-img map.
-type Entry struct {
-	Start  image.GuestOff
-	Length int64
-	// Depth is the layer that answers, 0 being the image itself.
-	Depth int
-	// Present: a layer says something about the range. Zero: it reads as zeros. Data: bytes are
-	// stored for it.
-	Present, Zero, Data bool
-	// Compressed: the bytes are stored compressed, so they have no offset.
-	Compressed bool
-	// HasOffset: the bytes stand at Offset in File as the guest reads them.
-	HasOffset bool
-	Offset    image.HostOff
-	// File is the name of the file that Offset belongs to; "" without an offset.
-	File string
-}
-
-// Map calls fn for the entries of [off, off+length) in ascending order, clipped to the disk and
-// joined as qemu-img map joins them. It reads metadata only.
-func (c *Chain) Map(ctx context.Context, off image.GuestOff, length int64, fn func(Entry) error) error {
-	return ErrUnreadable
-}
+func (c *Chain) Close() error { return closeAll(c.Layers) }

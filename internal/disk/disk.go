@@ -11,6 +11,7 @@ import (
 	"fmt"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
 
@@ -35,8 +36,8 @@ var (
 	ErrProtocol = errors.New("is not a local file")
 	// ErrFormat: the format is recognised, but its data cannot be read.
 	ErrFormat = errors.New("data cannot be read")
-	// ErrEncrypted: the guest's data is encrypted.
-	ErrEncrypted = errors.New("data is encrypted")
+	// ErrUnknownFormat: no format has that name.
+	ErrUnknownFormat = errors.New("unknown format")
 	// ErrNoSnapshot: the image has no snapshot of that id or name.
 	ErrNoSnapshot = errors.New("no such snapshot")
 )
@@ -83,6 +84,10 @@ type Layer struct {
 	Data    *Link
 
 	file *diskio.File
+	data *diskio.File  // the external data file, nil without one
+	disk image.Reader  // nil until the layer is made readable
+	rec  *recursion    // with disk, for qcow2
+	snap image.HostOff // the L1 table of the internal snapshot that disk shows, 0 for none
 }
 
 // LinkState says what became of a name that a header holds.
@@ -116,6 +121,8 @@ type Link struct {
 	Reason string
 	// Stat is known for the states ok, loop, too_deep, and not_followed.
 	Stat diskio.Stat
+
+	cause error // for missing, unreadable and protocol
 }
 
 // Err is nil for LinkOK and otherwise says what is wrong with the link; overlay is the image whose
@@ -124,7 +131,7 @@ func (l *Link) Err(overlay, role string) error {
 	if l.State == LinkOK {
 		return nil
 	}
-	return &LinkError{Overlay: overlay, Role: role, Link: *l}
+	return &LinkError{Overlay: overlay, Role: role, Link: *l, Cause: l.cause}
 }
 
 // LinkError says which file of a disk cannot be used.

@@ -3,7 +3,16 @@
 
 package disk
 
-import "github.com/shisa-vm/shisa/internal/diskio"
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+)
 
 // Policy says which files the headers of images may make us open. The zero value allows only
 // what lies in or below the directory of the image itself.
@@ -15,9 +24,140 @@ type Policy struct {
 	Follow bool
 }
 
-// Resolve says where a name from the header of the image at overlay leads, without opening
-// anything: the file's existence and type are looked up. format is what the header says of it.
-// seen are the files of the chain from the top down to and including overlay.
+// Resolve says where the name of a backing file from the header of the image at overlay leads,
+// without opening anything: its existence and type are looked up. format is what the header says of
+// it. seen are the files of the chain from the top down to and including overlay.
 func (p Policy) Resolve(overlay, name, format string, seen []diskio.ID) Link {
-	return Link{Name: name, Format: format, State: LinkUnreadable}
+	l := Link{Name: name, Format: format, Full: fullName(overlay, name)}
+	path, own, err := ParseName(name)
+	if err == nil && !hasProtocol(name) {
+		path = l.Full
+	}
+	// What the header says of the format comes before what the name says.
+	if l.Format == "" {
+		l.Format = own
+	}
+	if err != nil {
+		return l.fail(err)
+	}
+	l.Path = path
+	p.look(&l, overlay, seen)
+	return l
+}
+
+// ResolveData is Resolve for an external data file. qemu takes its name as it is, so that a
+// relative one depends on the directory that the program runs in.
+func (p Policy) ResolveData(overlay, name string, seen []diskio.ID) Link {
+	l := Link{Name: name, Full: name, Path: name, Format: formatRaw}
+	if name == "" {
+		l.State, l.Reason = LinkMissing, "the header does not name it"
+		return l
+	}
+	p.look(&l, overlay, seen)
+	if l.State != LinkMissing || strings.HasPrefix(name, "/") {
+		return l
+	}
+	beside := filepath.Join(filepath.Dir(overlay), name)
+	if _, err := diskio.Look(beside); err == nil {
+		l.Reason = "qemu looks for it from the directory that it runs in; the name would fit " + beside
+	}
+	return l
+}
+
+// look finds out the state of a link whose Path is known.
+func (p Policy) look(l *Link, overlay string, seen []diskio.ID) {
+	st, err := diskio.Look(l.Path)
+	if err != nil {
+		*l = l.fail(err)
+		return
+	}
+	real, err := realPath(l.Path)
+	if err != nil {
+		*l = l.fail(err)
+		return
+	}
+	l.Stat, l.Real = st, real
+	switch {
+	case slices.Contains(seen, st.ID):
+		l.State = LinkLoop
+	case len(seen) >= MaxDepth:
+		l.State = LinkTooDeep
+	case !p.allows(real, overlay):
+		l.State, l.Reason = LinkNotFollowed, "it is outside the directories that were named"
+	default:
+		l.State = LinkOK
+	}
+}
+
+// fail sets the state that err stands for.
+func (l Link) fail(err error) Link {
+	l.cause = err
+	switch {
+	case errors.Is(err, ErrProtocol):
+		l.State, l.Reason = LinkProtocol, strings.TrimPrefix(err.Error(), ErrProtocol.Error()+": ")
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		l.State, l.Reason = LinkMissing, missingPart(l.Path)
+	default:
+		l.State, l.Reason = LinkUnreadable, reasonOf(err)
+	}
+	return l
+}
+
+// reasonOf is the text of err without the path, which the link has already.
+func reasonOf(err error) string {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// missingPart names the part of path that is not there if it is not the file itself: a directory
+// whose file system is not mounted, or what a symbolic link leads to.
+func missingPart(path string) string {
+	_, err := filepath.EvalSymlinks(path)
+	var pe *fs.PathError
+	if !errors.As(err, &pe) || filepath.Clean(pe.Path) == filepath.Clean(path) {
+		return ""
+	}
+	return pe.Path + ": " + pe.Err.Error()
+}
+
+// realPath is the absolute path without symbolic links.
+func realPath(path string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	// Only now: the lexical cleaning of Abs would be wrong for link/../name.
+	return filepath.Abs(real)
+}
+
+// allows says whether the file at real may be opened because the header of overlay names it.
+func (p Policy) allows(real, overlay string) bool {
+	if p.Follow {
+		return true
+	}
+	for _, dir := range p.Dirs {
+		if root, err := realPath(dir); err == nil && within(root, real) {
+			return true
+		}
+	}
+	// The image's own directory is that of its name, and that of the file if the name is a link.
+	own := []string{overlay[:strings.LastIndexByte(overlay, '/')+1] + "."}
+	if file, err := realPath(overlay); err == nil {
+		own = append(own, filepath.Dir(file))
+	}
+	for _, dir := range own {
+		root, err := realPath(dir)
+		// An image that lies in the root directory does not open everything on the machine.
+		if err == nil && (root == "/" && filepath.Dir(real) == "/" || root != "/" && within(root, real)) {
+			return true
+		}
+	}
+	return false
+}
+
+func within(root, path string) bool {
+	return path == root || strings.HasPrefix(path, strings.TrimSuffix(root, "/")+"/")
 }
