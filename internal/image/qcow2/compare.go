@@ -32,6 +32,7 @@ type comparer struct {
 	max     uint64 // highest refcount of this width
 	pattern map[uint64]uint64
 	one     uint64 // the pattern of refcount 1
+	views   uint64 // the active disk and its snapshots: so many references a cluster may have
 
 	leaks, corruptions, checkErrors int64
 	highest                         int64
@@ -57,6 +58,7 @@ func (c *checker) compare(ctx context.Context) error {
 	for range min(readers, max(1, compareBytes>>c.bits), len(blocks)) {
 		g.Go(func() error {
 			m := &comparer{checker: c, limit: limit, max: c.h.MaxRefcount(), pattern: map[uint64]uint64{}}
+			m.views = 1 + uint64(c.snapshots.Len())
 			one := refcountPattern(1, c.h.RefcountOrder)
 			m.one = binary.NativeEndian.Uint64(one[:])
 			buf := make([]byte, c.cs)
@@ -303,7 +305,7 @@ func (m *comparer) run(r run, buf []byte, first, a, b int64) {
 	if n == 1 && r.kind == refUnowned || r.multi {
 		m.copied = append(m.copied, span{first + a, first + b - 1})
 	}
-	if n > 1 && r.kind != refPlain {
+	if n > m.views && r.kind != refPlain {
 		m.shared = append(m.shared, span{first + a, first + b - 1})
 	}
 }
@@ -339,7 +341,7 @@ func (m *comparer) word(p *planes, in uint32, buf []byte, first, at, end int64) 
 		if p.multi != nil {
 			flagged |= p.multi[w]
 		}
-		m.shared = appendMask(m.shared, base, many&mask&flagged)
+		m.shared = appendMask(m.shared, base, p.above(w, m.views)&mask&flagged)
 	}
 }
 

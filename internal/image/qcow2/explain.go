@@ -89,9 +89,12 @@ func (c *checker) explain(ctx context.Context) error {
 	if err := c.watchSuspects(ev); err != nil {
 		return c.tooMuch(ctx, err)
 	}
-	c.progress.total += int64(len(c.tables)) << c.bits
-	if err := c.lookAgain(ctx, ev); err != nil {
-		return err
+	// Single leaks need no second look: nothing refers to them.
+	if !ev.watch.empty() || c.past || c.faults.sum() > 0 {
+		c.progress.total += int64(len(c.tables)) << c.bits
+		if err := c.lookAgain(ctx, ev); err != nil {
+			return err
+		}
 	}
 	c.checkL1Flags(ev)
 	c.counts.Corruptions += ev.copied
@@ -148,7 +151,7 @@ func (c *checker) watchSuspects(ev *evidence) error {
 			if err := add(first, last); err != nil {
 				return err
 			}
-		} else if neighbours < maxNeighbours {
+		} else if s.N >= minGap && neighbours < maxNeighbours {
 			neighbours++
 			for _, n := range []int64{first - 1, last + 1} {
 				if n >= 0 {

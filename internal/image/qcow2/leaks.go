@@ -18,6 +18,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -163,10 +164,16 @@ func (c *checker) isLeaked(cluster int64) bool {
 func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (probed int64, err error) {
 	var found []orphan
 	buf := make([]byte, min(c.cs, maxUnitBytes))
+	data := dataCursor{ctx: ctx, c: c}
 	for _, l := range leaks {
 		for cluster := l.first; cluster <= l.last && probed < maxProbes; cluster++ {
 			if probed%1024 == 0 && ctx.Err() != nil {
 				return probed, ctx.Err()
+			}
+			// A hole holds no table.
+			if next := data.next(cluster); next > cluster {
+				cluster = min(next, l.last+1) - 1
+				continue
 			}
 			probed++
 			if c.mayBeTable(cluster, buf) {
@@ -199,6 +206,44 @@ func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (
 		c.orphanFinding(ev, o, i, len(kept))
 	}
 	return probed, nil
+}
+
+// dataFinder is what a reader offers that knows the holes of its file.
+type dataFinder interface {
+	Data(ctx context.Context, off, length int64, fn func(off, length int64) error) error
+}
+
+// dataCursor finds the clusters that are not holes, in ascending order.
+type dataCursor struct {
+	ctx   context.Context
+	c     *checker
+	known span // clusters found to have data, behind a hole from where was asked
+	valid bool
+}
+
+// errStop ends a walk early.
+var errStop = errors.New("stop")
+
+// next gives the first cluster at or after cluster that has data, as far as the file can tell.
+func (d *dataCursor) next(cluster int64) int64 {
+	f, ok := d.c.r.(dataFinder)
+	if !ok || d.known.first <= cluster && cluster <= d.known.last && d.valid {
+		return cluster
+	}
+	if d.valid && cluster < d.known.first {
+		return d.known.first
+	}
+	off := cluster << d.c.bits
+	d.known = span{int64(d.c.clusters), int64(d.c.clusters)}
+	d.valid = true
+	err := f.Data(d.ctx, off, int64(d.c.fileBytes)-off, func(off, length int64) error {
+		d.known = span{off >> d.c.bits, (off + length - 1) >> d.c.bits}
+		return errStop
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		d.known = span{cluster, cluster} // cannot tell: look
+	}
+	return d.known.first
 }
 
 // mayBeTable looks at four places of a cluster: each must be empty or look like L2 entries.

@@ -96,6 +96,9 @@ func (c *checker) explainLinks(l *crossLinks) {
 			"two programs wrote to this image at the same time: %d clusters, up to %d in a row, hold the data of two guest ranges",
 			l.clusters, l.longest))
 	}
+	if l.settled == l.clusters {
+		f.Certainty = finding.Likely // some other program may share clusters on purpose
+	}
 	f.Count = l.clusters
 	for _, r := range l.ranges {
 		f.Host, f.HostCut = c.addRange(f.Host, f.HostCut, c.hostRange(r.span))

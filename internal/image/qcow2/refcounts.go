@@ -199,6 +199,7 @@ func (c *checker) brokenBitmap(name string, err error) {
 // countRefblocks counts the refcount blocks. Each must be nobody else's: a second reference is a
 // fault of its own, whatever its refcount says.
 func (c *checker) countRefblocks() error {
+	limit := c.limit()
 	for i, e := range c.reftable {
 		off := e & reftableOffMask
 		switch {
@@ -212,7 +213,7 @@ func (c *checker) countRefblocks() error {
 			c.counts.Corruptions++
 			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("its offset %#x is not cluster aligned", off)})
 			continue
-		case off>>c.bits >= c.limit():
+		case off>>c.bits >= limit:
 			c.counts.Corruptions++
 			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("it lies at %#x, past the end of the file", off)})
 			continue

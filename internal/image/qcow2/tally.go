@@ -350,6 +350,32 @@ func (p *planes) singles(w uint32) (one, many uint64) {
 	return p.base[2*w] &^ many, many
 }
 
+// above gives the clusters of word w with more than n references: the digits are compared from the
+// highest down, 64 numbers at a time.
+func (p *planes) above(w uint32, n uint64) uint64 {
+	var more uint64
+	same := ^uint64(0)
+	if n>>(len(p.high)+1) != 0 {
+		return 0
+	}
+	for d := len(p.high); d >= 0; d-- {
+		digit := p.base[2*w]
+		if d > 0 {
+			digit = 0
+			if h := p.high[d-1]; h != nil {
+				digit = h[w]
+			}
+		}
+		if n>>d&1 == 0 {
+			more |= same & digit
+			same &^= digit
+		} else {
+			same &= digit
+		}
+	}
+	return more
+}
+
 // copiedSingles gives the clusters whose reference, if it is the only one, has COPIED.
 func (p *planes) copiedSingles(w uint32) uint64 {
 	c := ^p.base[2*w+1]
@@ -500,6 +526,9 @@ func (t *tally) each(fn func(no int64, c *chunk) error) error {
 	}
 	return nil
 }
+
+// empty reports whether nothing was ever added.
+func (t *tally) empty() bool { return t.bytes == 0 }
 
 // highest gives the highest cluster that has a reference, -1 if there is none.
 func (t *tally) highest() int64 {
