@@ -157,7 +157,7 @@ func headerFaults() []Fault {
 			if p.h.Snapshots == 0 {
 				return ErrNotApplicable
 			}
-			p.want(finding.QC03, finding.QC13, finding.QC14, finding.QC16)
+			p.want(finding.QC03, finding.QC13, finding.QC14, finding.QC15, finding.QC16)
 			return both(p.put32(60, 0), p.put64(64, 0))
 		}},
 	}

@@ -134,5 +134,8 @@ func (p *patient) anyReftable(change func(uint64) uint64, rules ...finding.Rule)
 
 func (p *patient) anyBlock(content []byte, rules ...finding.Rule) error {
 	p.want(rules...)
+	if p.h.RefcountBits() <= 4 { // any bytes are plausible refcounts then
+		p.want(finding.QC02, finding.QC03, finding.QC04, finding.QC05)
+	}
 	return p.write(int64(p.reft[p.blocks()[0]]&^0x1ff), content)
 }

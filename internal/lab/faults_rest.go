@@ -72,13 +72,13 @@ func (p *patient) change64(off int64, change func(uint64) uint64) error {
 }
 
 // bitmapFaultAt changes the entry of a bitmap in the directory, which begins at off.
-func bitmapFaultAt(name, text string, change func(p *patient, off int64) error) Fault {
+func bitmapFaultAt(name, text string, change func(p *patient, off int64) error, rules ...finding.Rule) Fault {
 	return Fault{name, text, func(p *patient) error {
 		b := p.h.Bitmaps
 		if b == nil || !b.Trusted {
 			return ErrNotApplicable
 		}
-		p.want(finding.QC17)
+		p.want(append(rules, finding.QC17)...)
 		return change(p, int64(b.DirOff))
 	}}
 }
@@ -110,7 +110,7 @@ func bitmapFaults() []Fault {
 		bitmapFaultAt("bitmap-table-past-end", "the table of a bitmap lies past the end of the file",
 			func(p *patient, off int64) error {
 				return p.change64(off, func(v uint64) uint64 { return v + p.beyond() })
-			}),
+			}, finding.QC11),
 		bitmapFaultAt("bitmap-in-use", "a bitmap was not saved",
 			func(p *patient, off int64) error {
 				flags, err := p.bytes(off+12, 4)
@@ -130,7 +130,8 @@ func bitmapFaults() []Fault {
 				return v + 512, v > 1 && p.h.ClusterBits > 9
 			})),
 		bitmapFaultAt("bitmap-entry-past-end", "an entry of a bitmap's table points past the end of the file",
-			tableEntry(func(p *patient, v uint64) (uint64, bool) { return v&^1 + p.beyond(), v > 1 })),
+			tableEntry(func(p *patient, v uint64) (uint64, bool) { return v&^1 + p.beyond(), v > 1 }),
+			finding.QC11),
 	}
 }
 
@@ -286,6 +287,6 @@ func truncated(p *patient) error {
 	}
 	p.hit.Cut = (low + p.r.Int64N(last-low)) << p.h.ClusterBits
 	p.hit.Host = []finding.Range{{Offset: p.hit.Cut, Length: p.size - p.hit.Cut}}
-	p.want(finding.QC11, finding.QC15, finding.QC16, finding.QC17, finding.QC18)
+	p.want(finding.QC11, finding.QC12, finding.QC15, finding.QC16, finding.QC17, finding.QC18)
 	return p.f.Truncate(p.hit.Cut)
 }

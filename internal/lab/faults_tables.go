@@ -126,7 +126,9 @@ func entryFaults() []Fault {
 		{"l2-entry-cross-link", "an L2 entry points to the cluster of another", crossLink},
 		entryFault("l2-entry-into-metadata", "an L2 entry points into metadata", entry.stored,
 			func(p *patient, e entry) (uint64, error) {
-				return e.word&^qcow2.OffsetMask | uint64(p.anyOf(p.metadata())), nil
+				m := p.metadata()
+				delete(m, "header") // offset 0 is no place
+				return e.word&^qcow2.OffsetMask | uint64(p.anyOf(m)), nil
 			}, finding.QC08),
 		entryFault("compressed-past-end", "a compressed cluster lies past the end of the file", compressed,
 			func(p *patient, e entry) (uint64, error) {
