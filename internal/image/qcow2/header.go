@@ -244,7 +244,7 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	}
 	if h.Crypt > CryptLUKS {
 		return nil, &OpenError{Kind: ErrUnsupported, Off: 32, Msg: fmt.Sprintf("encryption method %d", h.Crypt),
-			Qemu: fmt.Sprintf("Unsupported encryption method %d", h.Crypt)}
+			Qemu: fmt.Sprintf("Unsupported encryption method %d", int32(h.Crypt))} // qemu prints it signed
 	}
 	if err := h.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
 		return nil, err
