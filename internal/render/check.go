@@ -65,11 +65,11 @@ func imageState(img *check.Image) state {
 	return stateClean
 }
 
-// order gives the place of an image in the order worst first. Blind spots stand before waste: what
-// was not seen may be lost.
-func order(img *check.Image) int {
+// placeOf gives the place of a state in the order worst first. What was not seen stands before
+// waste: it may be lost.
+func placeOf(st state) int {
 	return slices.Index([]string{"lost", "danger", "warning", "blind", "waste", "nocheck", "clean"},
-		imageState(img).class)
+		st.class)
 }
 
 func worstFirst(images []check.Image) []*check.Image {
@@ -78,7 +78,7 @@ func worstFirst(images []check.Image) []*check.Image {
 		sorted[i] = &images[i]
 	}
 	slices.SortStableFunc(sorted, func(a, b *check.Image) int {
-		return cmp.Or(cmp.Compare(order(a), order(b)), cmp.Compare(a.Path, b.Path))
+		return cmp.Or(cmp.Compare(placeOf(imageState(a)), placeOf(imageState(b))), cmp.Compare(a.Path, b.Path))
 	})
 	return sorted
 }

@@ -50,6 +50,7 @@ func (o *out) findings(fs []finding.Finding, indent string) {
 	listed, left := map[string]int{}, map[string]int{}
 	codes := []string{}
 	told := map[string]bool{}
+	here, worst := codesOf(fs), finding.Worst(fs)
 	for _, f := range causesFirst(fs) {
 		if listed[f.Code] == 0 {
 			codes = append(codes, f.Code)
@@ -59,8 +60,13 @@ func (o *out) findings(fs []finding.Finding, indent string) {
 			continue
 		}
 		listed[f.Code]++
-		o.finding(f, indent, !told[f.Next])
-		told[f.Next] = true
+		follows := present(f.DependsOn, here)
+		next := advice(f, follows, worst)
+		if told[next] {
+			next = ""
+		}
+		told[next] = true
+		o.finding(f, indent, follows, next)
 	}
 	for _, code := range codes {
 		if left[code] > 0 {
@@ -70,19 +76,43 @@ func (o *out) findings(fs []finding.Finding, indent string) {
 	}
 }
 
-// finding tells one finding: word, rule and sentence, where, why, and what to do. What only follows
-// from another finding gets no advice of its own: to mend a symptom may destroy what is left of its
-// cause. Advice that was given is not repeated either.
-func (o *out) finding(f finding.Finding, indent string, next bool) {
-	o.line(indent, o.headOf(f.Severity, f.Certainty, f.Code, f.Name))
+// finding tells one finding: word, rule and sentence, where, why, and what to do.
+func (o *out) finding(f finding.Finding, indent string, follows []string, next string) {
+	o.line(indent, o.headOf(f.Severity, f.Certainty, f.Code, f.Name), times(f))
 	in := indent + "  "
 	o.prose(in, sentence(f.Summary))
 	o.details(f, in)
-	if len(f.DependsOn) > 0 {
-		o.prose(label(in, "follows"), "from "+Text(strings.Join(f.DependsOn, ", ")))
-	} else if next && f.Next != "" {
-		o.prose(label(in, "next"), Text(f.Next))
+	if len(follows) > 0 {
+		o.prose(label(in, "follows"), "from "+Text(strings.Join(follows, ", ")))
 	}
+	if next != "" {
+		o.prose(label(in, "next"), Text(next))
+	}
+}
+
+// advice gives what to do about a finding that follows from others, on an image whose worst finding
+// is of severity worst. To mend a symptom may destroy what is left of its cause, so symptoms have
+// none, and waste is not called harmless beside something that is not.
+func advice(f finding.Finding, follows []string, worst finding.Severity) string {
+	switch {
+	case len(follows) > 0:
+		return ""
+	case f.Severity == finding.Waste && worst.Rank() <= finding.Danger.Rank():
+		return "do not free these clusters before what stands above is understood: they may hold what was lost"
+	case f.Severity == finding.Note && severityOf(f.Code) != finding.Note:
+		return ""
+	}
+	return f.Next
+}
+
+// severityOf gives the usual severity of a rule, that of a note if it is not known.
+func severityOf(code string) finding.Severity {
+	for _, r := range finding.Rules() {
+		if r.Code == code {
+			return r.Severity
+		}
+	}
+	return finding.Note
 }
 
 // headOf gives the first line of a finding or cause.
@@ -93,6 +123,31 @@ func (o *out) headOf(s finding.Severity, c finding.Certainty, code, name string)
 		word += " (" + Text(string(c)) + ")"
 	}
 	return o.paint(st.color, word) + "  " + Text(code) + " " + o.paint(dim, Text(name))
+}
+
+// times says how many entries or clusters a finding stands for, if its sentence does not.
+func times(f finding.Finding) string {
+	n := strconv.FormatInt(f.Count, 10)
+	if f.Count < 2 || slices.Contains(strings.FieldsFunc(f.Summary, notDigit), n) {
+		return ""
+	}
+	return ", " + n + " times"
+}
+
+func notDigit(r rune) bool { return r < '0' || r > '9' }
+
+// codesOf gives the rules of findings.
+func codesOf(fs []finding.Finding) map[string]bool {
+	codes := map[string]bool{}
+	for _, f := range fs {
+		codes[f.Code] = true
+	}
+	return codes
+}
+
+// present gives the causes that were really found: a finding names all that it could follow from.
+func present(causes []string, codes map[string]bool) []string {
+	return slices.DeleteFunc(slices.Clone(causes), func(c string) bool { return !codes[c] })
 }
 
 // label begins a line that says one thing about a finding.
@@ -107,7 +162,7 @@ func (o *out) details(f finding.Finding, in string) {
 		o.flow(label(in, "guest"), o.ranges(f.Guest, f.GuestCut), ", ")
 	}
 	if len(f.Host) > 0 {
-		o.flow(label(in, "file"), o.ranges(f.Host, f.HostCut), ", ")
+		o.flow(label(in, "in file"), o.ranges(f.Host, f.HostCut), ", ")
 	}
 	shown := len(f.Evidence)
 	if !o.s.All {
@@ -129,7 +184,7 @@ func (o *out) details(f finding.Finding, in string) {
 func (o *out) ranges(rs []finding.Range, cut int64) []string {
 	shown := len(rs)
 	if !o.s.All {
-		shown = min(shown, maxOfAKind)
+		shown = min(shown, maxRanges)
 	}
 	items := make([]string, 0, shown+1)
 	for _, r := range rs[:shown] {
@@ -192,6 +247,6 @@ func (o *out) blind(bs []finding.Blind, indent string, object bool) {
 		if len(b.Guest) > 0 {
 			text += "; it stands for guest " + strings.Join(o.ranges(b.Guest, 0), ", ")
 		}
-		o.prose(indent+"  ", text)
+		o.prose(indent+"  - ", text)
 	}
 }

@@ -44,10 +44,10 @@ func lostImage(path string) check.Image {
 		{Source: "leaked cluster", Offset: 0x50000, Value: "",
 			Text: "3200 of its 3200 entries point at leaked clusters"},
 	}
-	leak := finding.New(finding.QC03, path, finding.Sure, "3201 clusters are leaked")
+	leak := finding.New(finding.QC03, path, finding.Sure, "leaked clusters waste space")
 	leak.Count = 3201
 	leak.Host = []finding.Range{{Offset: 0x50000, Length: 65536}, {Offset: 0x300000000, Length: 200 * mib}}
-	leak.DependsOn = []string{"QC13"}
+	leak.DependsOn = []string{"QC12", "QC13"}
 	img.Findings = []finding.Finding{leak, lost}
 	return img
 }

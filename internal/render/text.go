@@ -24,8 +24,8 @@ type Style struct {
 const (
 	// maxOfAKind is how many findings of one kind, or images in one state, are listed.
 	maxOfAKind = 20
-	// maxEvidence is how many observations are shown with a finding.
-	maxEvidence = 3
+	// maxRanges and maxEvidence are how many ranges and observations are shown with a finding.
+	maxRanges, maxEvidence = 8, 3
 	// A paragraph of more than maxProse columns is hard to read, one of less than minProse is
 	// mostly line ends.
 	minProse, maxProse = 40, 110
