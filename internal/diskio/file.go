@@ -47,6 +47,8 @@ type File struct {
 	f    *os.File
 	name string
 	stat Stat
+	// direct: opened past the page cache.
+	direct bool
 }
 
 // Look says what path is without opening it, following symbolic links. Beside the errors of stat
@@ -84,8 +86,8 @@ func statOf(st *unix.Stat_t) Stat {
 // for a moment. The errors are those of Look, and ErrChanged.
 func Open(path string) (*File, error) { return open(path, 0) }
 
-// OpenDirect is Open past the page cache. Reads must be aligned to 4096 bytes in memory, offset
-// and length; File.ReadAt takes care of those that are not. Some file systems refuse it (EINVAL).
+// OpenDirect is Open past the page cache. Reads that are aligned to 4096 bytes in memory, offset
+// and length go straight to p; others take a copy. Some file systems refuse it (EINVAL).
 func OpenDirect(path string) (*File, error) { return open(path, unix.O_DIRECT) }
 
 func open(path string, flags int) (*File, error) {
@@ -109,7 +111,7 @@ func open(path string, flags int) (*File, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: ErrChanged}
 	}
 	got.Block = want.Block
-	f := &File{f: os.NewFile(uintptr(fd), path), name: path, stat: got}
+	f := &File{f: os.NewFile(uintptr(fd), path), name: path, stat: got, direct: flags&unix.O_DIRECT != 0}
 	if got.Block {
 		end, err := unix.Seek(fd, 0, unix.SEEK_END)
 		if err != nil {
@@ -144,7 +146,12 @@ func (f *File) StatNow() (Stat, error) {
 }
 
 // ReadAt is io.ReaderAt.
-func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	if f.direct {
+		return f.readDirect(p, off)
+	}
+	return f.f.ReadAt(p, off)
+}
 
 // Close closes the file.
 func (f *File) Close() error { return f.f.Close() }
