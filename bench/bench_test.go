@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	// The bench calls itself to make images.
+	if len(os.Args) == 4 && os.Args[1] == makeCommand {
+		os.Exit(makeImage(os.Args[2], os.Args[3], os.Stderr))
+	}
+	testenv.Main(m)
+}
+
+func TestFlags(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		want int
+	}{
+		{"unknown flag", []string{"--fast"}, 64},
+		{"argument", []string{"x"}, 64},
+		{"expression", []string{"--only", "("}, 64},
+		{"runs", []string{"--runs", "0"}, 64},
+		{"no row", []string{"--only", "nothing like this"}, 1},
+		{"list", []string{"--list"}, 0},
+		{"help", []string{"--help"}, 0},
+		{"no directory", []string{"--dir", "/nowhere"}, 1},
+	} {
+		var out, log bytes.Buffer
+		if got := run(c.args, &out, &log); got != c.want {
+			t.Errorf("run(%s) = %d, want %d: %s", c.name, got, c.want, &log)
+		}
+	}
+}
+
+// TestEveryRow: each row of the issue stands for something that can be measured.
+func TestEveryRow(t *testing.T) {
+	names := map[string]bool{}
+	for _, r := range allRows() {
+		if names[r.name] {
+			t.Errorf("two rows are called %q", r.name)
+		}
+		names[r.name] = true
+		if r.special == nil && len(r.goals) == 0 {
+			t.Errorf("%s has no goal", r.name)
+		}
+	}
+}
+
+func TestImagesCanBeMade(t *testing.T) {
+	for name, d := range disks() {
+		if d.sized(true).VirtualBytes > 128<<30 {
+			continue // too large for a test
+		}
+		b := &bench{options: options{quick: true}}
+		got, err := b.make(t.Context(), d, t.TempDir())
+		if err != nil {
+			t.Errorf("make(%s) = %v", name, err)
+			continue
+		}
+		if err := warm(t.Context(), got); err != nil {
+			t.Errorf("warm(%s) = %v", name, err)
+		}
+	}
+}
+
+func TestMedian(t *testing.T) {
+	ms := func(cpu, wall int) cost {
+		return cost{cpu: time.Duration(cpu) * time.Millisecond, wall: time.Duration(wall) * time.Millisecond}
+	}
+	got := median([]cost{ms(9, 1), ms(1, 5), ms(2, 2)})
+	if want := ms(2, 2); got != want {
+		t.Errorf("median of three = %v, want %v", got, want)
+	}
+	if got, want := median([]cost{ms(1, 4), ms(3, 8)}), ms(2, 6); got != want {
+		t.Errorf("median of two = %v, want %v", got, want)
+	}
+}
+
+func TestGoals(t *testing.T) {
+	ours := cost{cpu: time.Second, wall: time.Second, memory: 10 << 20}
+	theirs := cost{cpu: 30 * time.Second, wall: 5 * time.Second, memory: 40 << 20}
+	for _, c := range []struct {
+		goal       goal
+		met, aimed bool
+	}{
+		{cpuRatio(20, 40), true, false},
+		{cpuRatio(20, 30), true, true},
+		{cpuRatio(31, 40), false, false},
+		{wallRatio(5, 0), true, false},
+		{memoryRatio(5), false, false},
+		{memoryUnder(10), true, false},
+		{memoryUnder(9), false, false},
+		{wallUnder(.5), false, false},
+		{cpuUnder(1000), true, false},
+	} {
+		o := outcome{c.goal, c.goal.value(ours, theirs)}
+		if o.met() != c.met || o.aimed() != c.aimed {
+			t.Errorf("%s %v: got %v, met %v, aimed %v, want %v, %v", c.goal.what, c.goal.must, o.got,
+				o.met(), o.aimed(), c.met, c.aimed)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	row := func(r result) *table {
+		tab := &table{}
+		tab.add("x", r)
+		return tab
+	}
+	good := outcome{cpuRatio(20, 40), 25}
+	bad := outcome{cpuRatio(20, 40), 5}
+	for _, c := range []struct {
+		name   string
+		res    result
+		status int
+		text   string
+	}{
+		{"reached", result{goals: []outcome{good}}, 0, "| yes "},
+		{"aim", result{goals: []outcome{{cpuRatio(20, 40), 41}}}, 0, "yes, aim too"},
+		{"not reached", result{goals: []outcome{good, bad}}, 3, "**no**"},
+		{"failed", result{goals: []outcome{good}, failed: "it crashed"}, 3, "**no**"},
+		{"not measured", result{missing: "no space"}, 4, "not measured"},
+	} {
+		tab := row(c.res)
+		var out bytes.Buffer
+		tab.print(&out)
+		if tab.status() != c.status || !strings.Contains(out.String(), c.text) {
+			t.Errorf("%s: status %d, want %d with %q in\n%s", c.name, tab.status(), c.status, c.text, &out)
+		}
+	}
+	tab := row(result{missing: "no space"})
+	tab.add("y", result{goals: []outcome{bad}})
+	tab.add("z", result{missing: "no space"})
+	if tab.status() != 3 {
+		t.Errorf("status of a table with both = %d, want 3", tab.status())
+	}
+}
+
+func TestPeakMemory(t *testing.T) {
+	small, err := peakMemory(t.Context(), []string{"/bin/true"})
+	if errors.Is(err, syscall.EPERM) {
+		t.Logf("programs may not be traced here, the bench would say so: %v", err)
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := peakMemory(t.Context(), []string{"/bin/sh", "-c", "x=$(head -c 30000000 /dev/zero | tr '\\0' x); :"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if small > 16<<20 || large < 28<<20 {
+		t.Errorf("peakMemory = %d and %d, want little and 30 MB or more", small, large)
+	}
+}
+
+func TestTimeRun(t *testing.T) {
+	c, errs, err := timeRun(t.Context(), []string{"/bin/sh", "-c", "echo oh >&2; exit 3"})
+	if err != nil || c.exit != 3 || errs != "oh" {
+		t.Errorf("timeRun = %+v, %q, %v, want exit status 3", c, errs, err)
+	}
+	if _, _, err := timeRun(t.Context(), []string{"/nowhere"}); err == nil {
+		t.Error("timeRun of a program that is not there succeeded")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := timeRun(ctx, []string{"/bin/true"}); err == nil {
+		t.Error("timeRun after the end of its context succeeded")
+	}
+}
+
+func TestJudgeLive(t *testing.T) {
+	for name, c := range map[string]struct {
+		doc         string
+		bad, unseen bool
+	}{
+		"clean":   {`{"images":[{"verdict":"clean"}]}`, false, false},
+		"note":    {`{"images":[{"verdict":"clean","findings":[{"severity":"note"}]}]}`, false, false},
+		"error":   {`{"images":[{"verdict":"found","findings":[{"severity":"danger"}]}]}`, true, false},
+		"blind":   {`{"images":[{"verdict":"cannot_tell"}]}`, false, true},
+		"nothing": {`{"images":[]}`, true, false},
+	} {
+		d, err := parseDocument([]byte(c.doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad, unseen := judgeLive(d)
+		if (bad != "") != c.bad || unseen != c.unseen {
+			t.Errorf("judgeLive(%s) = %q, %v, want bad %v, unseen %v", name, bad, unseen, c.bad, c.unseen)
+		}
+	}
+}
