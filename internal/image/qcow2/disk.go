@@ -242,7 +242,7 @@ func (d *Disk) l1Entry(entry uint64, index int64) (int64, error) {
 			Guest: image.GuestOff(index * d.h.L2Span()), Length: d.h.L2Span(),
 			Off: image.HostOff(d.l1Off + 8*index), Entry: entry, Level: 1,
 			Msg:  fmt.Sprintf("the L2 table at %#x is not cluster aligned", l2),
-			Qemu: fmt.Sprintf("L2 table offset %#x unaligned (L1 index: %#x)", l2, index),
+			Qemu: fmt.Sprintf("L2 table offset %s unaligned (L1 index: %s)", cHex(uint64(l2)), cHex(uint64(index))),
 		}
 	}
 	return l2, nil

@@ -186,19 +186,20 @@ func (s *entryScan) fault(entry uint64, x *extent) error {
 	case x.Kind == image.Compressed:
 		if h.HasDataFile() {
 			return s.bad(entry, "a compressed cluster, but the data is in an external data file", fmt.Sprintf(
-				"Compressed cluster entry found in image with external data file (L2 offset: %#x, L2 index: %#x)", s.table, s.slot()))
+				"Compressed cluster entry found in image with external data file (L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(uint64(s.slot()))))
 		}
 	case h.Version < 3 && x.Kind == image.Zero:
 		return s.bad(entry, "a zero cluster, which version 2 does not have", fmt.Sprintf(
-			"Zero cluster entry found in pre-v3 image (L2 offset: %#x, L2 index: %#x)", s.table, s.slot()))
+			"Zero cluster entry found in pre-v3 image (L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(uint64(s.slot()))))
 	case !x.HasHost:
 	case int64(x.Host)&(h.ClusterSize()-1) != 0:
 		return s.bad(entry, fmt.Sprintf("the cluster at %#x is not cluster aligned", int64(x.Host)), fmt.Sprintf(
-			"Cluster allocation offset %#x unaligned (L2 offset: %#x, L2 index: %#x)", int64(x.Host), s.table, s.slot()))
+			"Cluster allocation offset %s unaligned (L2 offset: %s, L2 index: %s)",
+			cHex(uint64(x.Host)), cHex(uint64(s.table)), cHex(uint64(s.slot()))))
 	case x.InDataFile && int64(x.Host) != s.guest:
 		return s.bad(entry, fmt.Sprintf("the cluster is at %#x of the data file, not at its own place", int64(x.Host)), fmt.Sprintf(
-			"External data file host cluster offset %#x does not match guest cluster offset: %#x, L2 index: %#x)",
-			int64(x.Host), s.guest, s.slot()))
+			"External data file host cluster offset %s does not match guest cluster offset: %s, L2 index: %s)",
+			cHex(uint64(x.Host)), cHex(uint64(s.guest)), cHex(uint64(s.slot()))))
 	}
 	return nil
 }
@@ -211,7 +212,7 @@ func (s *entryScan) slot() int64 {
 
 func (s *entryScan) bad(entry uint64, msg, qemu string) error {
 	if qemu == "" {
-		qemu = fmt.Sprintf("Invalid cluster entry found  (L2 offset: %#x, L2 index: %#x)", s.table, s.slot())
+		qemu = fmt.Sprintf("Invalid cluster entry found  (L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(uint64(s.slot())))
 	}
 	return &EntryError{
 		Guest: image.GuestOff(s.guest), Length: s.d.h.ClusterSize(),
