@@ -15,6 +15,10 @@ type counts struct {
 }
 
 func (c *counts) add(cluster, n int64) {
+	// The estimate of the size may fall short of what rewriting draws.
+	if missing := cluster + 1 - int64(len(c.small)); missing > 0 {
+		c.small = append(c.small, make([]uint8, missing)...)
+	}
 	v := int64(c.small[cluster]) + n
 	switch {
 	case v < math.MaxUint8:

@@ -12,7 +12,8 @@ import (
 )
 
 // A refcount block counts as damaged as a whole if so many of its refcounts are wrong, and they are
-// all zero, or half of them higher than their references by more than anything leaves behind.
+// all zero, or half of them higher than their references by more than anything leaves behind. A
+// short file may have fewer clusters; then half of them must be wrong.
 const (
 	minDamaged    = 16
 	strangeExcess = 2
@@ -77,7 +78,7 @@ func (c *checker) blockDamage(ev *evidence, block int64, suspects []Suspect) str
 	switch {
 	case !named && zero == wrong:
 		return "the refcount table does not name it"
-	case wrong < minDamaged:
+	case wrong < minDamaged && wrong*2 < min(c.h.RefblockEntries(), int64(c.clusters)-block*c.h.RefblockEntries()):
 		return ""
 	case strange*2 >= wrong:
 		return "its refcounts make no sense, as if something else was written there"

@@ -144,14 +144,14 @@ func (c *checker) explainHeader() {
 // watchSuspects lists the clusters whose references must be found.
 func (c *checker) watchSuspects(ev *evidence) error {
 	add := func(first, last int64) error { return ev.watch.add(first, last, 1, refPlain) }
-	neighbours := 0
+	neighbours, small := 0, len(c.suspects) <= maxSmallGaps
 	for _, s := range c.suspects {
 		first, last := int64(s.First), int64(s.First)+s.N-1
 		if s.References > 0 {
 			if err := add(first, last); err != nil {
 				return err
 			}
-		} else if s.N >= minGap && neighbours < maxNeighbours {
+		} else if (small || s.N >= minGap) && neighbours < maxNeighbours {
 			neighbours++
 			for _, n := range []int64{first - 1, last + 1} {
 				if n >= 0 {

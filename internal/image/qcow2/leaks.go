@@ -34,9 +34,11 @@ const (
 	minOrphanEntries = 4
 	// maxSlots is how many empty L1 entries a guess lists.
 	maxSlots = 20
-	// minGap is how many clusters a wiped part of a table must have mapped: one cluster in a gap
-	// may be a discard that a crash cut short.
-	minGap = 16
+	// minGap is from how many clusters on a gap is likely a wiped part of a table: fewer may be a
+	// discard that a crash cut short. Where there are more than maxSmallGaps leaked ranges, smaller
+	// gaps are not looked for.
+	minGap       = 16
+	maxSmallGaps = 1024
 )
 
 // leak is a range of leaked clusters that nothing refers to.
@@ -48,7 +50,8 @@ type leak struct {
 type orphan struct {
 	cluster int64
 	entries int64
-	inside  int64 // entries that lead to leaked clusters
+	inside  int64   // entries that lead to leaked clusters
+	named   []int32 // active L1 entries that point to a cluster which it maps
 }
 
 // explainLeaks turns refcounts that are too high into findings.
@@ -143,6 +146,9 @@ func (c *checker) explainHigh(ev *evidence) {
 			if ev.covered.count(cluster) == 0 {
 				f.Count++
 				f.Host, f.HostCut = c.addRange(f.Host, f.HostCut, c.hostRange(span{cluster, cluster}))
+				for _, h := range ev.hitsAt(cluster, cluster) {
+					f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
+				}
 			}
 		}
 	}
@@ -294,14 +300,41 @@ func (c *checker) orphanAt(cluster int64, buf []byte) (orphan, bool) {
 	ok := c.eachEntry(cluster, buf, func(e uint64) error {
 		o.entries++
 		target, valid := c.targetOf(e)
-		if !valid {
+		switch {
+		case !valid:
 			bad++
-		} else if c.isLeaked(target) {
+		case c.isLeaked(target):
 			o.inside++
+		default:
+			if i := c.tableAt(target); i >= 0 && c.tables[i].used == 0 {
+				o.inside++
+				o.named = append(o.named, c.activeRefs(i)...)
+			}
 		}
 		return nil
 	})
 	return o, ok && o.entries >= minOrphanEntries && o.inside*10 >= o.entries*9 && bad*10 <= o.entries
+}
+
+// tableAt gives the L2 table in a cluster, -1 if there is none.
+func (c *checker) tableAt(cluster int64) int {
+	i, ok := slices.BinarySearchFunc(c.tables, cluster, func(t table, x int64) int {
+		return cmp.Compare(int64(t.off)>>c.bits, x)
+	})
+	if !ok {
+		return -1
+	}
+	return i
+}
+
+// activeRefs gives the entries of the active L1 table that point to table i.
+func (c *checker) activeRefs(i int) (list []int32) {
+	for _, r := range c.refsOf(i) {
+		if c.l1s[r.l1].active {
+			list = append(list, r.index)
+		}
+	}
+	return list
 }
 
 // targetOf gives the cluster that an entry refers to, if it can be one.
@@ -346,7 +379,7 @@ func (c *checker) coverTargets(ev *evidence, cluster int64, buf []byte) error {
 
 // orphanFinding reports an orphan with the part of the disk that it probably mapped.
 func (c *checker) orphanFinding(ev *evidence, o orphan, i, n int) {
-	slots, why := c.slotsFor(ev, o.cluster, i, n)
+	slots, why := c.slotsFor(ev, o.cluster, i, n, o.named)
 	sure := finding.Likely
 	if len(slots) != 1 {
 		sure = finding.Possible
@@ -369,8 +402,9 @@ func (c *checker) orphanFinding(ev *evidence, o orphan, i, n int) {
 	c.findings = append(c.findings, f)
 }
 
-// slotsFor gives the empty L1 entries where an orphan may belong: the i-th of n, by place.
-func (c *checker) slotsFor(ev *evidence, cluster int64, i, n int) ([]int32, string) {
+// slotsFor gives the empty L1 entries where an orphan may belong: the i-th of n, by place. named
+// are L1 entries that lead into what the orphan maps.
+func (c *checker) slotsFor(ev *evidence, cluster int64, i, n int, named []int32) ([]int32, string) {
 	need := int32((c.h.SizeBytes + c.h.L2Span() - 1) / c.h.L2Span())
 	var empty []int32
 	for s := range need {
@@ -378,7 +412,12 @@ func (c *checker) slotsFor(ev *evidence, cluster int64, i, n int) ([]int32, stri
 			empty = append(empty, s)
 		}
 	}
+	bogus := c.bogusSlots(ev)
 	switch {
+	case len(named) == 1:
+		return named, "the L1 entry that should name it names one of these clusters instead"
+	case len(bogus) == 1:
+		return bogus, "one L1 entry names what is no table of its own"
 	case len(empty) == 0:
 		return nil, "there is no empty L1 entry where it could belong"
 	case len(empty) == 1:
@@ -394,6 +433,23 @@ func (c *checker) slotsFor(ev *evidence, cluster int64, i, n int) ([]int32, stri
 		return fits, fmt.Sprintf("by the place of its neighbours it belongs into one of %d empty L1 entries", len(fits))
 	}
 	return empty, fmt.Sprintf("it belongs into one of %d empty L1 entries", len(empty))
+}
+
+// bogusSlots gives the active L1 entries whose table is empty, overwritten, or also guest data.
+func (c *checker) bogusSlots(ev *evidence) (list []int32) {
+	for i := range c.tables {
+		tb := &c.tables[i]
+		_, foreign := ev.foreign[int32(i)]
+		cluster := int64(tb.off) >> c.bits
+		at, inside := slices.BinarySearchFunc(c.overlaps, cluster, func(s span, x int64) int {
+			return cmp.Compare(s.last, x)
+		})
+		inside = inside || at < len(c.overlaps) && c.overlaps[at].first <= cluster
+		if tb.active > 0 && (tb.used == 0 || foreign || inside) {
+			list = append(list, c.activeRefs(i)...)
+		}
+	}
+	return list
 }
 
 // slotsBetween gives the empty L1 entries whose neighbours on both sides have their tables around
@@ -470,39 +526,90 @@ func (c *checker) cover(ev *evidence, leaks []leak, from, to int64) (n int64, er
 func (c *checker) findGaps(ev *evidence, leaks []leak) error {
 	for _, l := range leaks {
 		n := l.last - l.first + 1
-		if n < minGap || ev.covered.count(l.first) > 0 {
+		if ev.covered.count(l.first) > 0 || n < minGap && len(leaks) > maxSmallGaps {
 			continue
 		}
-		left, right := ev.hitsAt(l.first-1, l.first-1), ev.hitsAt(l.last+1, l.last+1)
-		if len(left) != 1 || len(right) != 1 || right[0].guest-left[0].guest != (n+1)<<c.bits {
-			continue
-		}
-		start := left[0].guest + int64(c.cs)
-		if !c.unmapped(left[0], n) {
+		f, ok := c.gapFinding(ev, l.span)
+		if !ok {
 			continue
 		}
 		if _, err := c.cover(ev, leaks, l.first, l.last); err != nil {
 			return err
 		}
-		f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
-			"%d leaked clusters fit exactly into an unmapped range of the disk between their neighbours: the entries that mapped them were wiped", n))
-		f.Count = n
-		f.Host = []finding.Range{c.hostRange(l.span)}
-		f.Guest = []finding.Range{{Offset: start, Length: n << c.bits}}
-		f.Evidence = []finding.Evidence{
-			{Source: "L2 entry", Offset: left[0].off, Value: hex64(left[0].entry), Text: "the last entry before the gap"},
-			{Source: "L2 entry", Offset: right[0].off, Value: hex64(right[0].entry), Text: "the first entry after the gap"}}
 		c.findings = append(c.findings, f)
 	}
 	return nil
 }
 
-// unmapped reports whether the n entries behind h are empty, as far as its table goes.
-func (c *checker) unmapped(h hit, n int64) bool {
+// gapFinding reports leaked clusters s if they fit into an unmapped range of the disk: between the
+// neighbours of both sides, or, where the wiped part began or ended with the table, between one
+// neighbour and that end.
+func (c *checker) gapFinding(ev *evidence, s span) (finding.Finding, bool) {
+	n := s.last - s.first + 1
+	left, right := single(ev.hitsAt(s.first-1, s.first-1)), single(ev.hitsAt(s.last+1, s.last+1))
+	var start int64
+	text := "between their neighbours"
+	switch {
+	case left != nil && right != nil && right.guest-left.guest == (n+1)<<c.bits && c.unmappedAfter(*left) >= n:
+		start = left.guest + int64(c.cs)
+	case right != nil && n >= minGap && c.unmappedBefore(*right) == n:
+		start, text = right.guest-n<<c.bits, "in front of their neighbour"
+	case left != nil && n >= minGap && s.last < c.data.highest() && c.unmappedAfter(*left) == n:
+		start, text = left.guest+int64(c.cs), "behind their neighbour"
+	default:
+		return finding.Finding{}, false
+	}
+	f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
+		"%d leaked clusters fit exactly into an unmapped range of the disk %s: the entries that mapped them were wiped", n, text))
+	if n < minGap {
+		f.Certainty, f.Severity = finding.Possible, finding.Warning
+		f.Summary = fmt.Sprintf(
+			"%d leaked clusters fit exactly into an unmapped range of the disk %s: an entry was wiped, or the guest had discarded them when the machine crashed", n, text)
+	}
+	f.Count = n
+	f.Host = []finding.Range{c.hostRange(s)}
+	f.Guest = []finding.Range{{Offset: start, Length: n << c.bits}}
+	for _, h := range []*hit{left, right} {
+		if h != nil {
+			f.Evidence = append(f.Evidence, finding.Evidence{Source: "L2 entry", Offset: h.off,
+				Value: hex64(h.entry), Text: fmt.Sprintf("the neighbour on the host, maps guest offset %#x", h.guest)})
+		}
+	}
+	return f, true
+}
+
+// single gives the only hit of a list, nil if there is none or several.
+func single(hits []hit) *hit {
+	if len(hits) != 1 {
+		return nil
+	}
+	return &hits[0]
+}
+
+// unmappedAfter counts the empty entries behind h in its table.
+func (c *checker) unmappedAfter(h hit) int64 {
 	step := c.h.L2EntryBytes()
-	end := int64(c.tables[h.table].off) + int64(c.cs)
-	p := make([]byte, min(n*step, max(0, end-h.off-step)))
-	return c.readFull(p, h.off+step) && skipZeros(p, 0) >= len(p)
+	end := min(int64(c.tables[h.table].off)+int64(c.cs), h.off+(c.h.SizeBytes-h.guest+int64(c.cs)-1)>>c.bits*step)
+	p := make([]byte, max(0, end-h.off-step))
+	if !c.readFull(p, h.off+step) {
+		return 0
+	}
+	return int64(skipZeros(p, 0)) / step
+}
+
+// unmappedBefore counts the empty entries in front of h in its table.
+func (c *checker) unmappedBefore(h hit) int64 {
+	step := c.h.L2EntryBytes()
+	start := int64(c.tables[h.table].off)
+	p := make([]byte, h.off-start)
+	if !c.readFull(p, start) {
+		return 0
+	}
+	n := int64(0)
+	for at := int64(len(p)) - step; at >= 0 && skipZeros(p[at:at+step], 0) >= int(step); at -= step {
+		n++
+	}
+	return n
 }
 
 // plainLeaks reports what is left: tail leaks apart from others.
@@ -535,9 +642,9 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 	if plain.Count == 0 {
 		return
 	}
-	plain.Summary = fmt.Sprintf("%d leaked clusters waste space; no harm to data", plain.Count)
+	plain.Certainty = finding.Likely // a single wiped entry in a scattered image leaves no trace
+	plain.Summary = fmt.Sprintf("%d leaked clusters waste space; nothing shows that data is lost", plain.Count)
 	if probed >= maxProbes {
-		plain.Certainty = finding.Likely
 		plain.Evidence = append(plain.Evidence, finding.Evidence{Source: "content", Offset: -1,
 			Value: fmt.Sprint(probed), Text: "leaked clusters were looked at for lost tables; the rest was not"})
 	}

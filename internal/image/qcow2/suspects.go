@@ -4,6 +4,7 @@
 package qcow2
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -167,7 +168,7 @@ func (c *checker) explainEntries(ev *evidence) {
 		faultDataFileCopied:   {finding.QC05, "entries into the external data file lack the COPIED flag"},
 	}
 	byPlace := slices.Clone(ev.hits)
-	slices.SortFunc(byPlace, func(a, b hit) int { return int(min(1, max(-1, a.guest-b.guest))) })
+	slices.SortFunc(byPlace, func(a, b hit) int { return cmp.Compare(a.guest, b.guest) })
 	for _, h := range byPlace {
 		t, ok := text[h.fault]
 		if _, foreign := ev.foreign[h.table]; !ok || foreign {
@@ -229,7 +230,7 @@ func (c *checker) explainSuspects(ctx context.Context, ev *evidence) error {
 
 // hitsAt gives the entries that refer to clusters [first, last].
 func (ev *evidence) hitsAt(first, last int64) []hit {
-	a, _ := slices.BinarySearchFunc(ev.hits, first, func(h hit, x int64) int { return int(min(1, max(-1, h.cluster-x))) })
+	a, _ := slices.BinarySearchFunc(ev.hits, first, func(h hit, x int64) int { return cmp.Compare(h.cluster, x) })
 	b := a
 	for b < len(ev.hits) && ev.hits[b].cluster <= last {
 		b++
@@ -308,9 +309,7 @@ func (c *checker) ownersOf(cluster int64) []string {
 			who = append(who, o.what)
 		}
 	}
-	if i, ok := slices.BinarySearchFunc(c.tables, cluster, func(t table, x int64) int {
-		return int(min(1, max(-1, int64(t.off)>>c.bits-x)))
-	}); ok && c.tables[i].off != 0 {
+	if i := c.tableAt(cluster); i >= 0 && c.tables[i].off != 0 {
 		who = append(who, "L2 table")
 	}
 	return who

@@ -274,11 +274,11 @@ func (p *planes) addWord(t *tally, w uint32, mask, weight uint64, kind refKind) 
 	one, many := p.singles(w)
 	again := mask & (one | many)
 	first := mask &^ again
+	// Several references now: keep whether one of them had COPIED.
+	copied := again & one & p.copiedSingles(w)
 	if kind == refUnowned {
 		p.base[2*w+1] |= mask
 	}
-	// Several references now: keep whether one of them had COPIED.
-	copied := again & one & p.copiedSingles(w)
 	if kind == refCopied {
 		copied |= again
 		if weight > 1 {
