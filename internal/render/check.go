@@ -55,7 +55,7 @@ func imageState(img *check.Image) state {
 	switch {
 	case worst.Rank() < finding.Waste.Rank():
 		return stateOf(worst)
-	case img.Verdict == finding.CannotTell || len(img.Blind) > 0:
+	case len(img.Blind) > 0, img.Verdict == finding.CannotTell && (img.Checked || img.Format == ""):
 		return stateBlind
 	case worst == finding.Waste:
 		return stateOf(worst)
@@ -92,6 +92,9 @@ func (o *out) image(img *check.Image, numbers bool) {
 		o.prose("  ", use)
 	}
 	o.prose("  ", verdictOf(img))
+	for _, note := range img.Notes {
+		o.prose("  ", Text(note))
+	}
 	if len(img.Findings) > 0 {
 		o.line()
 		o.findings(img.Findings, "  ")
@@ -172,7 +175,6 @@ func inUse(u check.Use) string {
 		if by == "" {
 			text = "in use: a program writes to it"
 		}
-		text += "; leaks cannot be told while it runs"
 	case check.UseUnknown:
 		text = "whether it is in use could not be told"
 	default:

@@ -24,7 +24,7 @@ func cleanImage(path string) check.Image {
 		Checked: true, Use: check.Use{State: check.UseNone, Rounds: 1},
 		Counts: qcow2.Counts{AllocatedClusters: 196608, FragmentedClusters: 983,
 			TotalClusters: 655360, ImageEndOffset: 12*gib + 320<<10},
-		Snapshots: []string{}, Findings: []finding.Finding{}, Blind: []finding.Blind{},
+		Snapshots: []string{}, Notes: []string{}, Findings: []finding.Finding{}, Blind: []finding.Blind{},
 	}
 }
 
@@ -75,6 +75,7 @@ func runningImage(path string) check.Image {
 	img := cleanImage(path)
 	img.Use = check.Use{State: check.UseWrite, Rounds: 2, Holders: []check.Holder{
 		{PID: 4211, Command: "/usr/bin/qemu-system-x86_64", Name: "vm-17", Writing: true}}}
+	img.Notes = []string{"leaks cannot be told while a program writes to the image"}
 	return img
 }
 
@@ -93,6 +94,7 @@ func orphanImage(path, base string) check.Image {
 func hostileImage() check.Image {
 	img := lostImage("/pool/\x1b[2J\x1b[32mclean\x1b[0m\r<script>alert(1)</script>\u202e\xff.qcow2")
 	img.Snapshots = []string{"\x1b]0;owned\x07"}
+	img.Notes = []string{"\x1b[1mnote\r"}
 	img.Backing = &check.Backing{Name: "json:{\"file\":\"</title>\"}\n", State: check.BackingNotFollowed,
 		Reason: "\x1b[31mno\n"}
 	img.Use = check.Use{State: check.UseRead, Rounds: 1, Reason: "a\tb",

@@ -17,37 +17,36 @@ import (
 // than that in all, those that are well are only counted.
 func (o *out) imageTable(images []*check.Image) {
 	rows, colors := [][]string{}, []string{}
-	listed, left := map[state]int{}, map[state]int{}
-	states := []state{}
-	for _, img := range images {
-		st := imageState(img)
-		if !slices.Contains(states, st) {
-			states = append(states, st)
+	for i := 0; i < len(images); {
+		st, n := imageState(images[i]), 1
+		for i+n < len(images) && imageState(images[i+n]) == st {
+			n++
 		}
-		limit := maxOfAKind
-		if len(images) > maxOfAKind && st == stateClean && len(rows) > 0 {
-			limit = 0
+		shown := n
+		if !o.s.All {
+			shown = min(n, maxOfAKind)
+			if st == stateClean && len(images) > maxOfAKind && len(rows) > 0 {
+				shown = 0
+			}
 		}
-		if listed[st] >= limit && !o.s.All {
-			left[st]++
-			continue
+		for _, img := range images[i : i+shown] {
+			rows = append(rows, []string{st.word, worstOf(img), known(img.VirtualBytes),
+				known(img.AllocatedBytes), user(img.Use), Name(img.Path)})
+			colors = append(colors, st.color)
 		}
-		listed[st]++
-		rows = append(rows, []string{st.word, worstOf(img), known(img.VirtualBytes),
-			known(img.AllocatedBytes), user(img.Use), Name(img.Path)})
-		colors = append(colors, st.color)
+		switch {
+		case shown == 0:
+			rows = append(rows, []string{st.word, "", "", "", "", strconv.Itoa(n) + " images (--all lists them)"})
+			colors = append(colors, st.color)
+		case shown < n:
+			rows = append(rows, []string{st.word, "", "", "", "", "... and " + strconv.Itoa(n-shown) +
+				" more (--all lists them)"})
+			colors = append(colors, st.color)
+		}
+		i += n
 	}
 	head := []string{"STATE", "WHAT", "DISK", "STORAGE", "IN USE", "IMAGE"}
 	o.table(head, rows, colors, []string{"STORAGE", "DISK", "IN USE", "WHAT"})
-	for _, st := range states {
-		if n := left[st]; n > 0 {
-			more := ""
-			if listed[st] > 0 {
-				more = "more "
-			}
-			o.line(o.paint(st.color, st.word), "  ", strconv.Itoa(n), " ", more, "not listed (--all lists them)")
-		}
-	}
 }
 
 func known(n int64) string {
