@@ -188,10 +188,11 @@ func TestJudgeLive(t *testing.T) {
 		doc         string
 		bad, unseen bool
 	}{
-		"clean":   {`{"images":[{"verdict":"clean"}]}`, false, false},
-		"note":    {`{"images":[{"verdict":"clean","findings":[{"severity":"note"}]}]}`, false, false},
+		"clean":   {`{"images":[{"verdict":"clean","use":{"state":"write"}}]}`, false, false},
+		"note":    {`{"images":[{"verdict":"clean","use":{"state":"write"},"findings":[{"severity":"note"}]}]}`, false, false},
 		"error":   {`{"images":[{"verdict":"found","findings":[{"severity":"danger"}]}]}`, true, false},
-		"blind":   {`{"images":[{"verdict":"cannot_tell"}]}`, false, true},
+		"blind":   {`{"images":[{"verdict":"cannot_tell","use":{"state":"write"}}]}`, false, true},
+		"idle":    {`{"images":[{"verdict":"clean","use":{"state":"none"}}]}`, true, false},
 		"nothing": {`{"images":[]}`, true, false},
 	} {
 		d, err := parseDocument([]byte(c.doc))

@@ -33,6 +33,9 @@ type document struct {
 		Verdict  finding.Verdict   `json:"verdict"`
 		Findings []finding.Finding `json:"findings"`
 		Blind    []finding.Blind   `json:"blind"`
+		Use      struct {
+			State string `json:"state"`
+		} `json:"use"`
 	} `json:"images"`
 	Blind []finding.Blind `json:"blind"`
 }
@@ -105,8 +108,8 @@ func (b *bench) live(ctx context.Context, path string) (res result, err error) {
 	return res, err
 }
 
-// judgeLive gives the first thing that is said to be wrong, and whether something was not seen.
-// That leaks cannot be told while a guest writes is so.
+// judgeLive gives the first thing that is said wrongly, and whether something was not seen. That
+// leaks cannot be told while a guest writes is so.
 func judgeLive(d document) (bad string, unseen bool) {
 	if len(d.Images) != 1 {
 		return fmt.Sprintf("%d images in the report, want 1", len(d.Images)), false
@@ -116,6 +119,9 @@ func judgeLive(d document) (bad string, unseen bool) {
 		if f.Severity != finding.Note {
 			return fmt.Sprintf("%s %s: %s", f.Code, f.Name, f.Summary), false
 		}
+	}
+	if img.Use.State != "write" {
+		return fmt.Sprintf("in use: %q, want \"write\"", img.Use.State), false
 	}
 	return "", img.Verdict == finding.CannotTell || len(img.Blind) > 0
 }

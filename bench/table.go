@@ -80,6 +80,9 @@ func (t *table) add(name string, r result) {
 		for _, o := range r.goals {
 			if !o.met() {
 				verdict = "**no**"
+				if o.always || !t.quick {
+					t.worst = 3
+				}
 			}
 			if o.aim != 0 {
 				aims++
@@ -90,9 +93,6 @@ func (t *table) add(name string, r result) {
 		}
 		if verdict == "yes" && aims > 0 && aims == aimed {
 			verdict = "yes, aim too"
-		}
-		if verdict == "**no**" && !t.quick {
-			t.worst = 3
 		}
 	}
 	var got, must, aim []string

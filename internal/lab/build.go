@@ -38,24 +38,47 @@ func Build(path string, spec Spec) (Info, error) {
 	if err := b.plan(); err != nil {
 		return Info{}, fmt.Errorf("make image %s: %w", path, err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return Info{}, err
-	}
-	b.out = &sink{f: f}
-	err = b.build()
-	if err == nil && spec.DataFile != "" {
-		err = dataFile(filepath.Join(filepath.Dir(path), spec.DataFile), spec)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		// A half-made image must not be taken for a good one.
-		os.Remove(path)
+	if err := b.write(path); err != nil {
 		return Info{}, fmt.Errorf("make image %s: %w", path, err)
 	}
 	return b.info, nil
+}
+
+// write makes the file, and the external data file if there is one.
+func (b *builder) write(path string) (err error) {
+	var made []string
+	defer func() {
+		for i, s := range []*sink{b.out, b.data} {
+			if s == nil {
+				continue
+			}
+			s.f.Close() // all was written before, and errors were seen
+			if err != nil {
+				os.Remove(made[i]) // a half-made image must not be taken for a good one
+			}
+		}
+	}()
+	create := func(path string) *sink {
+		var f *os.File
+		if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+			return nil
+		}
+		made = append(made, path)
+		return &sink{f: f}
+	}
+	if b.out = create(path); err != nil {
+		return err
+	}
+	if b.DataFile != "" {
+		data := b.DataFile
+		if !filepath.IsAbs(data) {
+			data = filepath.Join(filepath.Dir(path), data)
+		}
+		if b.data = create(data); err != nil {
+			return err
+		}
+	}
+	return b.build()
 }
 
 // builder lays an image out from front to back. Clusters are handed out in ascending order, and a
@@ -63,6 +86,7 @@ func Build(path string, spec Spec) (Info, error) {
 type builder struct {
 	Spec
 	out  *sink
+	data *sink // the external data file
 	info Info
 
 	// weight is how many references each L2 table and data cluster has: from the active L1 and
@@ -185,6 +209,11 @@ func (b *builder) build() error {
 	b.writeHeader()
 	b.info.EndOffset = b.next << b.ClusterBits
 	b.info.FileBytes = b.info.EndOffset + b.AppendHole
+	if b.DataFile != "" {
+		if err := b.data.close(b.VirtualBytes); err != nil {
+			return err
+		}
+	}
 	return b.out.close(b.info.FileBytes)
 }
 
@@ -253,17 +282,4 @@ func (s *spread) left() int64 {
 	d := s.n - s.done
 	s.done = s.n
 	return d
-}
-
-// dataFile makes the external data file, full of holes or of what the guest wrote.
-func dataFile(path string, s Spec) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(s.VirtualBytes)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
 }

@@ -36,6 +36,10 @@ func (s Spec) Content(p []byte, guest int64) {
 func (b *builder) writeContent(guest, host int64) {
 	p := make([]byte, b.clusterSize())
 	b.Content(p, guest<<b.ClusterBits)
+	if b.DataFile != "" {
+		b.data.put(host<<b.ClusterBits, p)
+		return
+	}
 	b.out.put(host<<b.ClusterBits, p)
 }
 

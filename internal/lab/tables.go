@@ -187,7 +187,7 @@ func (b *builder) fill(t int64, ks []kind, c *cursor) {
 				word |= qcow2.FlagZero
 			}
 			binary.BigEndian.PutUint64(e, word)
-			if b.Data && k == kindData && host >= 0 {
+			if b.Data && k == kindData {
 				b.writeContent(guest, host)
 			}
 		case kindCompressed:
@@ -212,10 +212,10 @@ func (b *builder) fill(t int64, ks []kind, c *cursor) {
 	b.out.put(b.tables[t]<<b.ClusterBits, b.l2)
 }
 
-// standard gives the entry of a cluster that has a place, and the place; -1 if that is not here.
+// standard gives the entry of a cluster that has a place, and the place.
 func (b *builder) standard(guest int64, k kind, c *cursor) (word uint64, host int64) {
 	if b.DataFile != "" {
-		return uint64(guest)<<b.ClusterBits | qcow2.FlagCopied, -1
+		return uint64(guest)<<b.ClusterBits | qcow2.FlagCopied, guest
 	}
 	shared := false
 	if k == kindData {
