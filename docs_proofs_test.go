@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/shisa-vm/shisa/internal/lab"
 )
 
 // proof is the name of a test in a document.
@@ -32,6 +34,35 @@ func TestDocumentsNameRealTests(t *testing.T) {
 			if !known[m[1]] {
 				t.Errorf("%s names %s, and there is no such test", p, m[1])
 			}
+		}
+	}
+}
+
+// faultName is the name of one of the lab's faults in a document.
+var faultName = regexp.MustCompile("`([a-z0-9]+(?:-[a-z0-9]+)*)`")
+
+// TestRulePagesNameFaults holds the faults that the pages of rules say they are tested with against
+// those that the lab has, both ways.
+func TestRulePagesNameFaults(t *testing.T) {
+	named := map[string]bool{}
+	for _, f := range lab.Faults() {
+		named[f.Name] = false
+	}
+	for p, text := range documents(t) {
+		_, tested, ok := strings.Cut(text, "\n## Tested by\n")
+		if !strings.HasPrefix(p, "doc/rules/") || !ok {
+			continue
+		}
+		for _, m := range faultName.FindAllStringSubmatch(tested, -1) {
+			if _, known := named[m[1]]; !known {
+				t.Errorf("%s names the fault %s, which the lab does not have", p, m[1])
+			}
+			named[m[1]] = true
+		}
+	}
+	for name, ok := range named {
+		if !ok {
+			t.Errorf("no page in doc/rules says that it is tested with the fault %s", name)
 		}
 	}
 }
