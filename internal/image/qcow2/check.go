@@ -59,6 +59,8 @@ type checker struct {
 	data, meta *tally // references by guest data, and by the image to itself
 	owners     []region
 	reftable   []uint64
+	// noRefcounts: the refcount table could not be read, so nothing can be compared.
+	noRefcounts bool
 
 	counts   Counts
 	faults   entryFaults
@@ -78,7 +80,7 @@ type checker struct {
 	blind      []finding.Blind
 	blindCut   int64
 	blindLock  sync.Mutex
-	unreadable int64 // tables or parts of tables that could not be read
+	unreadable int64 // pieces of metadata that could not be read, so that leaks cannot be told
 
 	progress progress
 }
@@ -165,7 +167,7 @@ func (c *checker) readSnapshotTable() {
 		c.snapshots = t
 	case errors.As(err, &open) && open.Kind == ErrRead:
 		c.counts.CheckErrors++
-		c.blindSpot(finding.Blind{What: "snapshot table", Reason: err.Error(),
+		c.blindSpot(finding.Blind{What: "snapshot table", Reason: readReason(err),
 			Host: []finding.Range{{Offset: int64(c.h.SnapshotsOff), Length: 40}}})
 		c.unreadable++
 	default:
@@ -206,6 +208,7 @@ func (c *checker) inc(off, length int64, weight uint64, what string) (bool, erro
 			"the %s lies past the end of the file", what))
 		f.Host = []finding.Range{{Offset: off, Length: length}}
 		c.findings = append(c.findings, f)
+		c.unreadable++ // what it was, and led to, would look leaked
 		return false, nil
 	}
 	s := span{off >> c.bits, (off + length - 1) >> c.bits}

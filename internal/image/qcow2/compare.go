@@ -49,6 +49,10 @@ func (c *checker) compare(ctx context.Context) error {
 	if err := c.data.merge(c.meta); err != nil {
 		return err
 	}
+	if c.noRefcounts {
+		c.counts.ImageEndOffset = (c.data.highest() + 1) << c.bits
+		return ctx.Err()
+	}
 	limit := int64(max(c.clusters, uint64(c.data.highest()+1)))
 	blocks := c.refblocksToCompare(limit)
 	var next atomic.Int64

@@ -41,7 +41,8 @@ const (
 // readExtensions walks the extensions between the header and end. All of them lie in the first
 // cluster, which bounds every length. It reads no more than there is: a cluster may have 2 MiB.
 func (h *Header) readExtensions(r io.ReaderAt, size, end int64) error {
-	w := &window{r: r, size: size, step: extensionStep}
+	// Nothing behind the area is read: that it cannot be read does not concern the header.
+	w := &window{r: r, size: min(size, end), step: extensionStep}
 	for off := int64(h.Length); off < end; {
 		at := image.HostOff(off)
 		if end-off < extHeadBytes {

@@ -74,7 +74,7 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 			}
 		}
 	}
-	if why := c.undecidable(); why != "" && len(leaks) > 0 {
+	if why := c.undecidable(); why != "" && high+int64(len(leaks)) > 0 {
 		f := c.newFinding(finding.QC03, finding.Possible, fmt.Sprintf(
 			"%d clusters may be leaked; that cannot be told %s", c.counts.Leaks, why))
 		f.Count, f.Severity = c.counts.Leaks, finding.Note
@@ -284,7 +284,7 @@ func (c *checker) likeEntries(p []byte) (good, bad int) {
 			} else {
 				good++
 			}
-		case e&c.odd != 0 || e&OffsetMask == 0 || e&OffsetMask >= c.fileBytes:
+		case e&c.odd != 0 || !c.dataFile && (e&OffsetMask == 0 || e&OffsetMask >= c.fileBytes):
 			bad++
 		default:
 			good++
@@ -303,6 +303,10 @@ func (c *checker) orphanAt(cluster int64, buf []byte) (orphan, bool) {
 		switch {
 		case !valid:
 			bad++
+		case c.dataFile: // what it maps is in another file
+			if e&FlagCopied != 0 {
+				o.inside++
+			}
 		case c.isLeaked(target):
 			o.inside++
 		default:
@@ -344,7 +348,7 @@ func (c *checker) targetOf(e uint64) (int64, bool) {
 		o, n := c.h.CompressedRange(e)
 		return int64(o) >> c.bits, !beyond(uint64(o), uint64(n), c.fileBytes, c.cs)
 	}
-	return int64(off >> c.bits), e&c.odd == 0 && off != 0 && off < c.fileBytes
+	return int64(off >> c.bits), e&c.odd == 0 && (c.dataFile || off != 0 && off < c.fileBytes)
 }
 
 // eachEntry calls fn for the entries of a cluster that map something.
@@ -369,7 +373,7 @@ func (c *checker) eachEntry(cluster int64, buf []byte, fn func(e uint64) error) 
 func (c *checker) coverTargets(ev *evidence, cluster int64, buf []byte) error {
 	var err error
 	c.eachEntry(cluster, buf, func(e uint64) error {
-		if t, ok := c.targetOf(e); ok && t != cluster && c.isLeaked(t) && ev.covered.count(t) == 0 {
+		if t, ok := c.targetOf(e); ok && !c.dataFile && t != cluster && c.isLeaked(t) && ev.covered.count(t) == 0 {
 			err = ev.covered.add(t, t, 1, refPlain)
 		}
 		return err

@@ -23,22 +23,29 @@ type badBlock struct {
 	why   string
 }
 
-// readReftable reads the refcount table, at most MaxReftableBytes.
+// readReftable reads the refcount table, up to its last entry that is not zero.
 func (c *checker) readReftable() {
-	n := c.h.ReftableEntries()
-	end := min(n*8, max(int64(c.fileBytes)-int64(c.h.ReftableOff), 0))
-	buf := make([]byte, (end+7)&^7)
-	if _, err := readPadded(c.r, buf, int64(c.h.ReftableOff), int64(c.fileBytes)); err != nil {
-		c.counts.CheckErrors++
-		c.blindSpot(finding.Blind{What: "refcount table", Reason: readReason(err),
-			Host: []finding.Range{{Offset: int64(c.h.ReftableOff), Length: end}}})
-		c.unreadable++
-		return
-	}
-	// What lies past the end of the file is zeros, so the entries there name nothing.
-	c.reftable = make([]uint64, len(buf)/8)
-	for i := range c.reftable {
-		c.reftable[i] = binary.BigEndian.Uint64(buf[8*i:])
+	end := min(c.h.ReftableEntries()*8, max(int64(c.fileBytes)-int64(c.h.ReftableOff), 0))
+	buf := make([]byte, min((end+7)&^7, l1StepBytes))
+	for pos := int64(0); pos < end; pos += l1StepBytes {
+		p := buf[:min((end-pos+7)&^7, l1StepBytes)]
+		if _, err := readPadded(c.r, p, int64(c.h.ReftableOff)+pos, int64(c.fileBytes)); err != nil {
+			c.counts.CheckErrors++
+			c.blindSpot(finding.Blind{What: "refcount table", Reason: readReason(err),
+				Host: []finding.Range{{Offset: int64(c.h.ReftableOff), Length: end}}})
+			c.reftable, c.noRefcounts = nil, true
+			return
+		}
+		for i := 0; i < len(p); i += 8 {
+			e := binary.BigEndian.Uint64(p[i:])
+			if e == 0 {
+				continue
+			}
+			for no := (pos + int64(i)) / 8; int64(len(c.reftable)) <= no; {
+				c.reftable = append(c.reftable, 0)
+			}
+			c.reftable[len(c.reftable)-1] = e
+		}
 	}
 }
 
@@ -116,6 +123,7 @@ func (c *checker) countCryptHeader() error {
 	if !inside {
 		f := &c.findings[len(c.findings)-1]
 		f.Code, f.Name, f.Next = finding.QC24.Code, finding.QC24.Name, finding.QC24.Next
+		f.Guest = []finding.Range{{Offset: 0, Length: c.h.SizeBytes}}
 	}
 	return err
 }

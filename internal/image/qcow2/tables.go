@@ -335,19 +335,20 @@ func (c *checker) readPiece(first, n int, pos int64, p []byte, off int64, faults
 
 // unreadablePiece records length bytes at pos of table i that could not be read.
 func (c *checker) unreadablePiece(i int, pos, length, off int64, err error) {
+	i = min(i, len(c.tables)-1)
 	b := finding.Blind{What: "L2 table", Reason: readReason(err),
 		Host: []finding.Range{{Offset: off, Length: length}}}
 	c.unreadable++
 	c.counts.CheckErrors++
 	span := length / c.h.L2EntryBytes() << c.bits
-	for _, r := range c.refsOf(min(i, len(c.tables)-1)) {
+	for _, r := range c.refsOf(i) {
 		if len(b.Guest) == defaultRanges {
 			break
 		}
 		if c.l1s[r.l1].active {
 			g := int64(c.guestOf(int64(r.index), pos/c.h.L2EntryBytes()))
 			b.Guest = append(b.Guest, finding.Range{Offset: g, Length: span})
-		} else if b.What == "L2 table" {
+		} else if b.What == "L2 table" && c.tables[i].active == 0 {
 			b.What = "L2 table of " + c.l1Name(int(r.l1))[len("L1 table of "):]
 		}
 	}
@@ -366,6 +367,10 @@ func (c *checker) unreadablePiece(i int, pos, length, off int64, err error) {
 
 // readReason is the cause of a failed read without the words around it.
 func readReason(err error) string {
+	var open *OpenError
+	if errors.As(err, &open) && open.Cause != nil {
+		err = open.Cause
+	}
 	for {
 		next := errors.Unwrap(err)
 		if next == nil || errors.Is(err, io.ErrUnexpectedEOF) {
