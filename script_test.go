@@ -24,9 +24,11 @@ func TestMain(m *testing.M) {
 // TestScript runs the command line as users do. Each script says exactly what it prints and with
 // which status it ends. Beside the commands of testscript there are those of scriptCommands.
 func TestScript(t *testing.T) {
+	testenv.Need(t, "setpriv")
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		RequireUniqueNames: true,
+		WorkdirRoot:        t.TempDir(),
 		UpdateScripts:      os.Getenv("SHISA_UPDATE") != "",
 		Cmds:               scriptCommands,
 		Setup: func(env *testscript.Env) error {
@@ -56,12 +58,16 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
+	args = args[1:]
+	if args[0] == "unprivileged" {
+		args = unprivileged(args[1:])
+	}
 	got := 0
 	var exit *exec.ExitError
-	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+	if err := ts.Exec(args[0], args[1:]...); errors.As(err, &exit) {
 		got = exit.ExitCode()
 	} else if err != nil {
-		ts.Fatalf("%s: %v", args[1], err)
+		ts.Fatalf("%s: %v", args[0], err)
 	}
 	if got != want {
 		ts.Fatalf("exit status %d, want %d", got, want)

@@ -147,6 +147,15 @@ func resize(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.Truncate(ts.MkAbs(args[0]), n))
 }
 
+// unprivileged runs a command that may do nothing but what the files' permissions allow, also where
+// the tests run as root: "exits 1 unprivileged shisa check a.qcow2" by way of exits.
+func unprivileged(args []string) []string {
+	if os.Geteuid() != 0 {
+		return args
+	}
+	return append([]string{"setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"}, args...)
+}
+
 // frozen requires that from here to the end of the script nothing below the directories is written,
 // made or removed: looking changes nothing.
 func frozen(ts *testscript.TestScript, neg bool, args []string) {

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/render"
 )
@@ -26,8 +29,7 @@ import (
 // exit status. Called as qemu-img it speaks as qemu-img does.
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	// A second signal ends the program at once: the first one gives the signals back.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM,
-		syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), endings()...)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
@@ -36,10 +38,20 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(argv) > 0 {
 		name, args = filepath.Base(argv[0]), argv[1:]
 	}
-	if name == "qemu-img" {
-		args = append([]string{"qemu-img"}, args...)
+	switch {
+	case name == "qemu-img":
+		return RunQemuImg(ctx, argv, stdin, stdout, stderr)
+	case len(args) > 0 && args[0] == "qemu-img":
+		return RunQemuImg(ctx, args, stdin, stdout, stderr)
 	}
 	return run(ctx, args, newStdio(stdin, stdout, stderr))
+}
+
+// endings lists the signals that ask the program to end. Those that it was started to ignore, as by
+// nohup, stay ignored.
+func endings() []os.Signal {
+	all := []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
+	return slices.DeleteFunc(all, signal.Ignored)
 }
 
 // run carries out one command line.
@@ -146,7 +158,7 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 	if err == nil {
 		return finding.StatusClean
 	}
-	status, text, hint := finding.StatusFailed, err.Error(), finding.HintOf(err)
+	status, text, hint := finding.StatusFailed, err.Error(), hintFor(err)
 	var se *statusError
 	switch {
 	case errors.As(err, &se):
@@ -170,4 +182,20 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 		fmt.Fprintln(s.err, hint)
 	}
 	return status
+}
+
+// hintFor gives what the user can do about err: what it says itself, else what is true of its kind
+// wherever it comes from.
+func hintFor(err error) string {
+	hint := finding.HintOf(err)
+	switch {
+	case hint != "":
+	case errors.Is(err, fs.ErrPermission):
+		hint = "run it as root, or as a user who may read this file and the directories above it"
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "look at the spelling; a name that does not begin with / starts from the current directory"
+	case errors.Is(err, diskio.ErrSpecial):
+		hint = "FIFOs, sockets and character devices hold no image and are never opened"
+	}
+	return hint
 }

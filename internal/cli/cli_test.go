@@ -79,7 +79,9 @@ func TestStatus(t *testing.T) {
 		text string
 	}{
 		{"done", context.Background(), nil, 0, ""},
-		{"an error", context.Background(), missing, 1, "shisa: open a: file does not exist\n"},
+		{"an error", context.Background(), errors.New("a: too deep"), 1, "shisa: a: too deep\n"},
+		{"an error of a kind", context.Background(), missing, 1, "shisa: open a: file does not exist\n" +
+			"hint: look at the spelling; a name that does not begin with / starts from the current directory\n"},
 		{"a hint", context.Background(), finding.WithHint(missing, "look for a"), 1,
 			"shisa: open a: file does not exist\nhint: look for a\n"},
 		{"a status", context.Background(), exitWith(3), 3, ""},
