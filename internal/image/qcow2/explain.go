@@ -178,6 +178,9 @@ func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 		if tb := &c.tables[i]; tb.bad >= minForeign && tb.bad*2 > tb.used {
 			ev.foreign[int32(i)] = ""
 		}
+		if !slices.ContainsFunc(c.refsOf(i), func(r l1ref) bool { return !c.l1s[r.l1].active || !c.behindDisk(r) }) {
+			ev.foreign[int32(i)] = strayTable
+		}
 	}
 	var mu sync.Mutex
 	// What could not be read was said after the first look.
@@ -191,7 +194,7 @@ func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 		mu.Lock()
 		defer mu.Unlock()
 		ev.copied += copied
-		if _, ok := ev.foreign[no]; ok && off == 0 {
+		if shape, ok := ev.foreign[no]; ok && off == 0 && shape != strayTable {
 			ev.foreign[no] = shapeOf(piece)
 		}
 		room := maxHits - len(ev.hits)
@@ -339,7 +342,7 @@ func (c *checker) checkL1Flags(ev *evidence) {
 		}
 		if n, ok := c.refcountOf(ev, int64(r.table()>>c.bits)); ok && (n == 1) != (r.entry&FlagCopied != 0) {
 			ev.copied++
-			if _, suspect := c.suspectOf(int64(r.table() >> c.bits)); !suspect {
+			if _, suspect := c.suspectOf(int64(r.table() >> c.bits)); !suspect && !c.behindDisk(r) {
 				ev.pureHits++
 				f := c.newFinding(finding.QC05, finding.Sure, fmt.Sprintf(
 					"L1 entry %d has a COPIED flag that contradicts the refcount of its L2 table, %d", r.index, n))

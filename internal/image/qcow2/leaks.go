@@ -76,7 +76,7 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 	}
 	if why := c.undecidable(); why != "" && high+int64(len(leaks)) > 0 {
 		f := c.newFinding(finding.QC03, finding.Possible, fmt.Sprintf(
-			"%d clusters may be leaked; that cannot be told %s", c.counts.Leaks, why))
+			"%s be leaked; that cannot be told %s", plural(c.counts.Leaks, "cluster may", "clusters may"), why))
 		f.Count, f.Severity = c.counts.Leaks, finding.Note
 		c.findings = append(c.findings, f)
 		return nil
@@ -154,8 +154,8 @@ func (c *checker) explainHigh(ev *evidence) {
 	}
 	if f.Count > 0 {
 		f.Summary = fmt.Sprintf(
-			"%d clusters in use have a higher refcount than references: they are copied once more when written",
-			f.Count)
+			"%s a higher refcount than references: copied once more when written, no harm to data",
+			plural(f.Count, "cluster in use has", "clusters in use have"))
 		c.findings = append(c.findings, f)
 	}
 }
@@ -389,8 +389,8 @@ func (c *checker) orphanFinding(ev *evidence, o orphan, i, n int) {
 		sure = finding.Possible
 	}
 	f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
-		"the leaked cluster at %#x is an L2 table that no L1 entry names: %d clusters of data have lost their mapping; %s",
-		o.cluster<<c.bits, o.inside, why))
+		"the leaked cluster at %#x is an L2 table that no L1 entry names: %s lost the mapping; %s",
+		o.cluster<<c.bits, plural(o.inside, "cluster of data has", "clusters of data have"), why))
 	f.Certainty = sure
 	f.Count = o.inside
 	f.Host = []finding.Range{c.hostRange(span{o.cluster, o.cluster})}
@@ -564,11 +564,13 @@ func (c *checker) gapFinding(ev *evidence, s span) (finding.Finding, bool) {
 		return finding.Finding{}, false
 	}
 	f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
-		"%d leaked clusters fit exactly into an unmapped range of the disk %s: the entries that mapped them were wiped", n, text))
+		"%s exactly into an unmapped range of the disk %s: the entries that mapped them were wiped",
+		plural(n, "leaked cluster fits", "leaked clusters fit"), text))
 	if n < minGap {
 		f.Certainty, f.Severity = finding.Possible, finding.Warning
 		f.Summary = fmt.Sprintf(
-			"%d leaked clusters fit exactly into an unmapped range of the disk %s: an entry was wiped, or the guest had discarded them when the machine crashed", n, text)
+			"%s exactly into an unmapped range of the disk %s: an entry was wiped, or the guest discarded them just before a crash",
+			plural(n, "leaked cluster fits", "leaked clusters fit"), text)
 	}
 	f.Count = n
 	f.Host = []finding.Range{c.hostRange(s)}
@@ -640,14 +642,16 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 		}
 	}
 	if tail.Count > 0 {
-		tail.Summary = fmt.Sprintf("%d leaked clusters at the end, behind everything in use: a crash came before they were mapped; no harm to data", tail.Count)
+		tail.Summary = fmt.Sprintf("%s at the end, behind everything in use: a crash came before they were mapped; no harm to data",
+			plural(tail.Count, "leaked cluster", "leaked clusters"))
 		c.findings = append(c.findings, tail)
 	}
 	if plain.Count == 0 {
 		return
 	}
 	plain.Certainty = finding.Likely // a single wiped entry in a scattered image leaves no trace
-	plain.Summary = fmt.Sprintf("%d leaked clusters waste space; nothing shows that data is lost", plain.Count)
+	plain.Summary = fmt.Sprintf("%s only cost space: nothing shows that data is lost",
+		plural(plain.Count, "leaked cluster", "leaked clusters"))
 	if probed >= maxProbes {
 		plain.Evidence = append(plain.Evidence, finding.Evidence{Source: "content", Offset: -1,
 			Value: fmt.Sprint(probed), Text: "leaked clusters were looked at for lost tables; the rest was not"})

@@ -68,6 +68,9 @@ func summaryKind(s string) string {
 
 // addRange adds r to ranges, joined to the last one where it continues it, within the bound.
 func (c *checker) addRange(list []finding.Range, cut int64, r finding.Range) ([]finding.Range, int64) {
+	if r.Length <= 0 { // behind the end of the disk
+		return list, cut
+	}
 	if n := len(list); n > 0 && list[n-1].End() == r.Offset {
 		list[n-1].Length += r.Length
 		return list, cut
@@ -87,6 +90,9 @@ func (c *checker) explainTables(ev *evidence) {
 	slices.Sort(nos)
 	for _, no := range nos {
 		tb := &c.tables[no]
+		if ev.foreign[no] == strayTable {
+			continue
+		}
 		f := c.newFinding(finding.QC12, finding.Sure, fmt.Sprintf(
 			"the L2 table at %#x was overwritten by foreign content: %d of its %d entries cannot be right; %s",
 			int64(tb.off), tb.bad, tb.used, ev.foreign[no]))
@@ -97,7 +103,7 @@ func (c *checker) explainTables(ev *evidence) {
 	}
 	for i := range c.tables {
 		tb := &c.tables[i]
-		if tb.active > 1 {
+		if tb.active > 1 && ev.foreign[int32(i)] != strayTable {
 			f := c.newFinding(finding.QC06, finding.Sure, fmt.Sprintf(
 				"%d L1 entries point to the same L2 table at %#x, so these parts of the disk share every cluster",
 				tb.active, int64(tb.off)))
@@ -107,9 +113,37 @@ func (c *checker) explainTables(ev *evidence) {
 			c.findings = append(c.findings, f)
 		}
 	}
+	stray := int64(0)
 	for _, r := range c.l1refs {
+		if c.l1s[r.l1].active && c.behindDisk(r) {
+			stray++
+			continue
+		}
 		c.explainL1Entry(r)
 	}
+	if stray > 0 {
+		f := c.newFinding(finding.QC09, finding.Sure, fmt.Sprintf(
+			"%s behind the end of the disk in use: nothing of the disk depends on them; the header may claim too long a table",
+			plural(stray, "L1 entry is", "L1 entries are")))
+		f.Severity, f.Count = finding.Warning, stray
+		f.Host = []finding.Range{{Offset: int64(c.h.L1Off), Length: c.h.L1Entries * 8}}
+		c.findings = append(c.findings, f)
+	}
+}
+
+// strayTable stands for the shape of a table that only entries behind the end of the disk name.
+const strayTable = "stray"
+
+// behindDisk reports whether an L1 entry maps nothing of the disk. The saved state of a machine lies
+// there, but only in snapshots.
+func (c *checker) behindDisk(r l1ref) bool { return int64(r.index)*c.h.L2Span() >= c.h.SizeBytes }
+
+// plural is a number with its noun.
+func plural(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // reachedThrough names the guest ranges and L1 entries through which a table is reached.
