@@ -5,6 +5,7 @@ package qcow2
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/shisa-vm/shisa/internal/image"
@@ -141,6 +142,12 @@ func (m *mapper) table(l2, from, to int64) error {
 		}
 		s := entryScan{d: m.d, table: l2, index: i, guest: guest, buf: buf}
 		for s.more() {
+			if err := m.plain(&s, from, to); err != nil {
+				return err
+			}
+			if !s.more() {
+				break
+			}
 			e, err := s.next()
 			if err != nil {
 				return err
@@ -163,13 +170,43 @@ func (m *mapper) table(l2, from, to int64) error {
 	return nil
 }
 
+// plain maps the entries at the front of s that are clusters with plain data within [from, to): what
+// most entries of most images are. It does what next and add do for them, in half the time.
+func (m *mapper) plain(s *entryScan, from, to int64) error {
+	h, cs := m.d.h, m.d.h.ClusterSize()
+	if h.ExtendedL2() || h.HasDataFile() || s.guest < from {
+		return nil
+	}
+	// Any other bit makes it something else, and what is missing must be counted.
+	other := ^(OffsetMask &^ uint64(cs-1))
+	last := uint64(max((m.d.size+cs-1)&^(cs-1)-cs, 0))
+	c, guest, n := &m.join.cur, s.guest, int64(0)
+	for ; guest+cs <= to && 8*n+8 <= int64(len(s.buf)); n++ {
+		host := binary.BigEndian.Uint64(s.buf[8*n:]) &^ FlagCopied
+		if host&other != 0 || host == 0 || host > last {
+			break
+		}
+		if c.Kind == image.Data && c.HasHost && c.Length > 0 && uint64(c.Host)+uint64(c.Length) == host {
+			c.Length += cs
+		} else {
+			if err := m.join.flush(); err != nil {
+				return err
+			}
+			*c = image.Extent{Guest: image.GuestOff(guest), Length: cs, Kind: image.Data, Host: image.HostOff(host), HasHost: true}
+		}
+		guest += cs
+	}
+	s.advance(n)
+	return nil
+}
+
 // entries gives n bytes of an L2 table at off, or fewer: up to a part of it.
 func (m *mapper) entries(off, n int64) ([]byte, error) {
 	if err := m.ctx.Err(); err != nil {
 		return nil, err
 	}
 	// A small range is one of many: what is read for it serves the next one too.
-	if n <= partBytes/4 {
+	if n <= partBytes {
 		p, err := m.d.tables.get(off)
 		if err != nil {
 			return nil, err
