@@ -108,6 +108,9 @@ func Check(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions) (*
 	if err := c.explain(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.inflateAll(ctx); err != nil {
+		return nil, err
+	}
 	return c.result(), nil
 }
 

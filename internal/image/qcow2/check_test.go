@@ -482,3 +482,51 @@ func TestCheckStopsWhenAsked(t *testing.T) {
 		t.Errorf("Check(cancelled) = %v, want %v", err, context.Canceled)
 	}
 }
+
+func TestCheckInflates(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	for _, kind := range []string{"zlib", "zstd"} {
+		t.Run(kind, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "packed.qcow2")
+			run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "compression_type="+kind, path, "8M")
+			run(t, "qemu-io", "-c", "write -c -P 7 0 1M", "-c", "write -c -P 9 2M 1M", path)
+			inflate := func() *qcow2.Result {
+				f, err := diskio.Open(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				res, err := qcow2.Check(t.Context(), f, f.Size(), qcow2.CheckOptions{Inflate: true, DataFileBytes: -1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return res
+			}
+			if res := inflate(); len(res.Findings)+len(res.Blind) > 0 {
+				t.Fatalf("Check(inflate) = %+v, %+v, want nothing", res.Findings, res.Blind)
+			}
+			img, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			be := binary.BigEndian
+			l2 := be.Uint64(img[be.Uint64(img[40:]):]) & qcow2.OffsetMask
+			h, err := qcow2.ReadHeader(bytes.NewReader(img), int64(len(img)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			off, _ := h.CompressedRange(be.Uint64(img[l2+8*33:]))
+			for i := range 8 {
+				img[int64(off)+int64(i)] ^= 0xff
+			}
+			if err := os.WriteFile(path, img, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			res := inflate()
+			want := []finding.Range{{Offset: 33 << 16, Length: 1 << 16}}
+			if len(res.Findings) != 1 || res.Findings[0].Code != "QC18" || !cmp.Equal(res.Findings[0].Guest, want) {
+				t.Errorf("Check(inflate) = %+v, want QC18 at %v", res.Findings, want)
+			}
+		})
+	}
+}
