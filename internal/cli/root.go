@@ -5,6 +5,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,16 @@ type group struct {
 // groups lists every command by hand. Where one is missing here it does not exist.
 func groups(s *stdio) []group {
 	return []group{
+		{"Looking at disk images", []*cobra.Command{
+			newScan(s),
+			newCheck(s),
+			newInfo(s),
+			newMap(s),
+			newCompare(s),
+			newQemuImg(s),
+		}},
 		{"Other commands", []*cobra.Command{
+			newDemo(s),
 			newVersion(s),
 			newCompletion(s),
 			newMan(s),
@@ -81,6 +91,9 @@ func wantArgs(low, high int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		use := c.CommandPath() + strings.TrimPrefix(c.Use, c.Name())
 		switch {
+		case slices.Contains(args, ""):
+			// Mostly a variable of a script that is not set.
+			return usageError(c, "an argument is empty, want: %s", use)
 		case len(args) < low && len(args) == 0:
 			return usageError(c, "nothing to work on, want: %s", use)
 		case len(args) < low:

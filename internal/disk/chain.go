@@ -262,8 +262,7 @@ func (l *Layer) snapshot(want string) (*qcow2.Snapshot, error) {
 			return &t.Snapshots[i], nil
 		}
 	}
-	return nil, finding.WithHint(fmt.Errorf("%s: %w %q", l.Path, ErrNoSnapshot, want),
-		"shisa info lists the snapshots of an image")
+	return nil, noSnapshot(l.Path, want)
 }
 
 // withAdvice adds what to do about a link that cannot be followed.

@@ -46,13 +46,13 @@ type LUKS struct {
 	Hash       string `json:"hash"`
 	UUID       string `json:"uuid"`
 	// PayloadOffset is where the data begins, in bytes.
-	PayloadOffset       int64      `json:"payload_offset"`
-	MasterKeyIterations int64      `json:"master_key_iterations"`
-	Slots               []LUKSSlot `json:"slots"`
+	PayloadOffset       int64     `json:"payload_offset"`
+	MasterKeyIterations int64     `json:"master_key_iterations"`
+	Slots               []KeySlot `json:"slots"`
 }
 
-// LUKSSlot is one of the key slots.
-type LUKSSlot struct {
+// KeySlot is one of the key slots.
+type KeySlot struct {
 	Active     bool  `json:"active"`
 	Iterations int64 `json:"iterations"`
 	Stripes    int64 `json:"stripes"`
@@ -104,7 +104,7 @@ func parseLUKS(p []byte) (*LUKS, error) {
 	}
 	for i := range luksSlots {
 		s := p[208+i*luksSlotBytes:]
-		k.Slots = append(k.Slots, LUKSSlot{
+		k.Slots = append(k.Slots, KeySlot{
 			Active: be.Uint32(s) == luksSlotActive, Iterations: int64(be.Uint32(s[4:])),
 			KeyOffset: int64(be.Uint32(s[40:])) * luksSector, Stripes: int64(be.Uint32(s[44:])),
 		})

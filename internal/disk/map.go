@@ -30,9 +30,10 @@ type Entry struct {
 }
 
 // Map calls fn for the entries of [off, off+length) in ascending order, clipped to the disk and
-// joined as qemu-img map joins them. It reads metadata only. It ends with the first error of fn, of
-// ctx, or of reading (*LayerError); all entries before the place in question were given then.
-func (c *Chain) Map(ctx context.Context, off image.GuestOff, length int64, fn func(Entry) error) error {
+// joined as qemu-img map joins them; an entry is valid during the call only. It reads metadata
+// only. It ends with the first error of fn, of ctx, or of reading (*LayerError); all entries before
+// the place in question were given then.
+func (c *Chain) Map(ctx context.Context, off image.GuestOff, length int64, fn func(*Entry) error) error {
 	pos, end := int64(off), c.Size()
 	if pos < 0 || length < 0 {
 		return fmt.Errorf("map %d bytes of %s at %d: %w", length, c.Layers[0].Path, pos, image.ErrOffset)
@@ -40,87 +41,161 @@ func (c *Chain) Map(ctx context.Context, off image.GuestOff, length int64, fn fu
 	if length < end-pos {
 		end = pos + length
 	}
-	s := c.scanner()
-	defer c.release(s)
-	j := joiner{fn: fn}
+	m := mapper{c: c, ctx: ctx, fn: fn, layers: make([]layerMap, len(c.Layers))}
+	var err error
+	if len(c.Layers) == 1 {
+		err = m.single(pos, end)
+	} else {
+		err = m.all(pos, end)
+	}
+	if err != nil && m.failed {
+		return err
+	}
+	if ferr := m.flush(); ferr != nil {
+		return ferr
+	}
+	return err
+}
+
+// mapper turns the pieces of a chain into entries for one call of Map.
+type mapper struct {
+	c      *Chain
+	ctx    context.Context
+	fn     func(*Entry) error
+	failed bool // fn returned an error
+	cur    Entry
+	layers []layerMap
+}
+
+// layerMap is what a mapper knows of a layer.
+type layerMap struct {
+	known    bool
+	recurses bool
+	// Of the image and of its data file: where its data is, and a range that is a hole.
+	ranges [2]*dataRanges
+	hole   [2]struct{ from, to int64 }
+}
+
+// single maps a chain of one image: nothing needs to be put together.
+func (m *mapper) single(pos, end int64) error {
+	if pos >= end {
+		return nil
+	}
+	var p piece
+	err := m.c.Layers[0].disk.Map(m.ctx, image.GuestOff(pos), end-pos, func(e image.Extent) error {
+		p = pieceOf(&e, 0)
+		pos = p.end()
+		return m.piece(&p)
+	})
+	if err != nil && !m.failed {
+		return m.c.at(0, pos, err)
+	}
+	return err
+}
+
+func (m *mapper) all(pos, end int64) error {
+	s := m.c.scanner()
+	defer m.c.release(s)
 	for pos < end {
-		pieces, err := s.scan(ctx, pos, end)
+		pieces, err := s.scan(m.ctx, pos, end)
 		if err != nil {
-			if ferr := j.flush(); ferr != nil {
-				return ferr
-			}
 			return err
 		}
 		for i := range pieces {
-			if err := c.entries(ctx, &pieces[i], &j); err != nil {
+			if err := m.piece(&pieces[i]); err != nil {
 				return err
 			}
 		}
 		pos = pieces[len(pieces)-1].end()
 	}
-	return j.flush()
-}
-
-// joiner joins entries that continue each other.
-type joiner struct {
-	fn  func(Entry) error
-	cur Entry
-}
-
-func (j *joiner) flush() error {
-	if j.cur.Length == 0 {
-		return nil
-	}
-	e := j.cur
-	j.cur = Entry{}
-	return j.fn(e)
-}
-
-func (j *joiner) add(e *Entry) error {
-	c := &j.cur
-	if c.Length > 0 && c.Zero == e.Zero && c.Data == e.Data && c.Depth == e.Depth &&
-		c.Present == e.Present && c.Compressed == e.Compressed && c.HasOffset == e.HasOffset &&
-		(!c.HasOffset || int64(c.Offset)+c.Length == int64(e.Offset) && c.File == e.File) {
-		c.Length += e.Length
-		return nil
-	}
-	if err := j.flush(); err != nil {
-		return err
-	}
-	j.cur = *e
 	return nil
 }
 
-// entries turns a piece into entries.
-func (c *Chain) entries(ctx context.Context, p *piece, j *joiner) error {
-	l := &c.Layers[p.depth]
-	e := l.entry(p)
-	if !e.Data || !e.HasOffset || !l.recurses(ctx) {
-		return j.add(&e)
+// flush gives the current entry to fn.
+func (m *mapper) flush() error {
+	if m.cur.Length == 0 {
+		return nil
+	}
+	err := m.fn(&m.cur)
+	m.failed = err != nil
+	m.cur.Length = 0
+	return err
+}
+
+// add joins e to the current entry or makes it the current one.
+func (m *mapper) add(e *Entry) error {
+	c := &m.cur
+	if c.Length > 0 {
+		if int64(c.Offset)+c.Length == int64(e.Offset) || !c.HasOffset {
+			if c.Zero == e.Zero && c.Data == e.Data && c.Depth == e.Depth && c.Present == e.Present &&
+				c.Compressed == e.Compressed && c.HasOffset == e.HasOffset && c.File == e.File {
+				c.Length += e.Length
+				return nil
+			}
+		}
+		if err := m.flush(); err != nil {
+			return err
+		}
+	}
+	*c = *e
+	return nil
+}
+
+// piece turns a piece into entries.
+func (m *mapper) piece(p *piece) error {
+	var e Entry
+	l, k := &m.c.Layers[p.depth], &m.layers[p.depth]
+	l.entry(p, &e)
+	if !e.Data || !e.HasOffset {
+		return m.add(&e)
+	}
+	if !k.known {
+		k.known, k.recurses = true, l.recurses(m.ctx)
+	}
+	if !k.recurses {
+		return m.add(&e)
 	}
 	// Data that lies in a hole of its file reads as zeros.
-	for e.Length > 0 {
-		whole := e
-		e.Zero, e.Length = l.hole(ctx, p.inData, int64(e.Offset), e.Length)
-		if err := ctx.Err(); err != nil {
+	for left := e.Length; left > 0; left -= e.Length {
+		e.Length = left
+		if err := m.look(l, k, p.inData, &e); err != nil {
 			return err
 		}
-		if err := j.add(&e); err != nil {
+		if err := m.add(&e); err != nil {
 			return err
 		}
-		done := e.Length
-		e = whole
-		e.Start, e.Offset, e.Length = e.Start+image.GuestOff(done), e.Offset+image.HostOff(done), e.Length-done
+		e.Start, e.Offset = e.Start+image.GuestOff(e.Length), e.Offset+image.HostOff(e.Length)
 	}
 	return nil
 }
 
-// entry is p in the terms of qemu.
-func (l *Layer) entry(p *piece) Entry {
-	e := Entry{Start: image.GuestOff(p.start), Length: p.length, Depth: int(p.depth)}
+// look shortens e to what the file holds in one way, and sets Zero if that is a hole.
+func (m *mapper) look(l *Layer, k *layerMap, inData bool, e *Entry) error {
+	i := 0
+	if inData {
+		i = 1
+	}
+	h, off := &k.hole[i], int64(e.Offset)
+	if off >= h.from && off+e.Length <= h.to {
+		e.Zero = true
+		return nil
+	}
+	if k.ranges[i] == nil {
+		k.ranges[i] = l.ranges(m.ctx, inData)
+	}
+	zero, from, to := k.ranges[i].hole(m.ctx, off, off+e.Length)
+	e.Zero, e.Length = zero, min(e.Length, to-off)
+	if zero {
+		h.from, h.to = from, to
+	}
+	return m.ctx.Err()
+}
+
+// entry puts p in the terms of qemu.
+func (l *Layer) entry(p *piece, e *Entry) {
+	e.Start, e.Length, e.Depth = image.GuestOff(p.start), p.length, int(p.depth)
 	switch {
 	case p.short || p.kind == image.Unallocated:
-		// The file format raw has nothing that is not allocated.
 		e.Zero = true
 	case p.kind == image.Zero:
 		e.Present, e.Zero = true, true
@@ -128,17 +203,13 @@ func (l *Layer) entry(p *piece) Entry {
 		e.Present, e.Data, e.Compressed = true, true, p.kind == image.Compressed
 	}
 	// Only what the guest could read at the offset has one.
-	if p.kind == image.Compressed || l.encrypted() || !p.hasHost && l.Format != formatRaw {
-		return e
+	if !p.hasHost || p.kind == image.Compressed || l.encrypted() {
+		return
 	}
 	e.HasOffset, e.Offset, e.File = true, image.HostOff(p.host), l.Path
-	if l.Format == formatRaw {
-		e.Offset = image.HostOff(p.start)
-	}
 	if p.inData {
 		e.File = l.Data.Path
 	}
-	return e
 }
 
 func (l *Layer) encrypted() bool { return l.Header != nil && l.Header.Crypt != qcow2.CryptNone }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"math"
 	"math/bits"
-	"sort"
 	"sync"
 	"sync/atomic"
 
@@ -25,7 +24,7 @@ import (
 type recursion struct {
 	on kept[bool]
 	// of the image and of its external data file
-	image, data kept[dataRanges]
+	image, data kept[*dataRanges]
 }
 
 // kept is a value that is found out when it is first needed. It may be used by several goroutines.
@@ -55,10 +54,56 @@ func (k *kept[T]) get(find func() (T, bool)) T {
 
 // dataRanges are the ranges of a file that are not holes.
 type dataRanges struct {
+	f *diskio.File
 	// ends are their starts and ends, ascending and alternating.
 	ends []int64
+	// index gives, for each of indexParts equal parts of the file, the number of the first range
+	// that ends behind its start; each part has 1<<shift bytes.
+	index []int32
+	shift uint
 	// unknown: there are more than maxDataRanges, or the file system does not say.
 	unknown bool
+}
+
+// after gives the number of the first range that ends after off.
+func (r *dataRanges) after(off int64) int {
+	low, high := 0, len(r.ends)/2
+	if part := off >> r.shift; part < int64(len(r.index)) {
+		low = int(r.index[part])
+		if part+1 < int64(len(r.index)) {
+			high = int(r.index[part+1])
+		}
+	} else {
+		low = high
+	}
+	// The range at high is the answer if none before it is.
+	for low < high {
+		if mid := (low + high) / 2; r.ends[2*mid+1] > off {
+			high = mid
+		} else {
+			low = mid + 1
+		}
+	}
+	return low
+}
+
+// indexParts is how many parts the index has at most: it takes 16 KiB.
+const indexParts = 4096
+
+func (r *dataRanges) makeIndex() {
+	if len(r.ends) == 0 {
+		return
+	}
+	for r.ends[len(r.ends)-1]>>r.shift >= indexParts {
+		r.shift++
+	}
+	n := 0
+	for part := int64(0); part<<r.shift < r.ends[len(r.ends)-1]; part++ {
+		for r.ends[2*n+1] <= part<<r.shift {
+			n++
+		}
+		r.index = append(r.index, int32(n))
+	}
 }
 
 // minRefblockBudget is how many bytes of refcount blocks are read in any case; otherwise it is twice
@@ -92,20 +137,21 @@ func (l *Layer) looksPreallocated(ctx context.Context) bool {
 		return false
 	}
 	block := make([]byte, cs)
+	ranges := l.ranges(ctx, false)
 	used, budget := int64(0), max(minRefblockBudget, 2*l.Stat.AllocatedBytes)
 	for i := int64(0); i < int64(len(table)/8) && used < threshold; i++ {
 		off := int64(binary.BigEndian.Uint64(table[8*i:]) &^ 511)
 		if off == 0 {
 			continue
 		}
-		if zero, n := l.hole(ctx, false, off, cs); zero && n == cs {
-			continue
-		}
-		if budget -= cs; budget < 0 {
+		// As for qemu, refcounts that cannot be read end the question.
+		if off&(cs-1) != 0 || ctx.Err() != nil {
 			return false
 		}
-		// As for qemu, refcounts that cannot be read end the question.
-		if off&(cs-1) != 0 || ctx.Err() != nil || !readZeroes(l.file, block, off) {
+		if zero, _, to := ranges.hole(ctx, off, off+cs); zero && to >= off+cs {
+			continue
+		}
+		if budget -= cs; budget < 0 || !readZeroes(l.file, block, off) {
 			return false
 		}
 		n := min(h.RefblockEntries(), clusters-i*h.RefblockEntries())
@@ -141,40 +187,51 @@ func countNonzero(p []byte, width int, n int64) int64 {
 	return count
 }
 
-// hole tells whether the n bytes at off in the image or its data file are a hole, and for how many
-// of them that is so.
-func (l *Layer) hole(ctx context.Context, inData bool, off, n int64) (zero bool, length int64) {
+// ranges are those of the image or of its data file.
+func (l *Layer) ranges(ctx context.Context, inData bool) *dataRanges {
 	f, k := l.file, &l.rec.image
 	if inData {
 		f, k = l.data, &l.rec.data
 	}
-	known := k.get(func() (dataRanges, bool) {
+	return k.get(func() (*dataRanges, bool) {
 		r := rangesOf(ctx, f)
 		return r, ctx.Err() == nil
 	})
-	start, end := int64(math.MaxInt64), int64(0)
-	if known.unknown {
-		err := f.Data(ctx, off, n, func(o, length int64) error {
-			start, end = o, o+length
+}
+
+// hole tells whether the byte at off is in a hole, and from where up to where that is so, which
+// need not be known outside of [off, end).
+func (r *dataRanges) hole(ctx context.Context, off, end int64) (zero bool, from, to int64) {
+	if r.unknown {
+		data, dataEnd := end, end
+		err := r.f.Data(ctx, off, end-off, func(o, length int64) error {
+			data, dataEnd = o, o+length
 			return errFull
 		})
 		if err != nil && !errors.Is(err, errFull) { // the holes only serve to know more
-			return false, n
+			return false, off, end
 		}
-	} else {
-		i := sort.Search(len(known.ends)/2, func(i int) bool { return known.ends[2*i+1] > off })
-		if 2*i < len(known.ends) {
-			start, end = known.ends[2*i], known.ends[2*i+1]
+		if data > off {
+			return true, off, data
 		}
+		return false, off, dataEnd
 	}
-	if start > off {
-		return true, min(n, start-off)
+	i := 2 * r.after(off)
+	if i < len(r.ends) && r.ends[i] <= off {
+		return false, r.ends[i], r.ends[i+1]
 	}
-	return false, min(n, end-off)
+	to = math.MaxInt64
+	if i < len(r.ends) {
+		to = r.ends[i]
+	}
+	if i > 0 {
+		from = r.ends[i-1]
+	}
+	return true, from, to
 }
 
-func rangesOf(ctx context.Context, f *diskio.File) dataRanges {
-	var r dataRanges
+func rangesOf(ctx context.Context, f *diskio.File) *dataRanges {
+	r := &dataRanges{f: f}
 	err := f.Data(ctx, 0, f.Size(), func(off, length int64) error {
 		if len(r.ends) >= 2*maxDataRanges {
 			return errFull
@@ -183,7 +240,8 @@ func rangesOf(ctx context.Context, f *diskio.File) dataRanges {
 		return nil
 	})
 	if err != nil {
-		return dataRanges{unknown: true}
+		return &dataRanges{f: f, unknown: true}
 	}
+	r.makeIndex()
 	return r
 }

@@ -30,6 +30,13 @@ type piece struct {
 	short bool
 }
 
+func pieceOf(e *image.Extent, depth int) piece {
+	return piece{
+		start: int64(e.Guest), length: e.Length, host: int64(e.Host), depth: int32(depth),
+		kind: e.Kind, hasHost: e.HasHost, inData: e.InDataFile,
+	}
+}
+
 func (p *piece) end() int64 { return p.start + p.length }
 
 // cut shortens p to what lies in [from, to).
@@ -171,7 +178,7 @@ func (s *scanner) group(ctx context.Context, depth int, gaps []gap, budget *int)
 	if pos < inside {
 		i := 0
 		err := l.disk.Map(ctx, image.GuestOff(from), inside-from, func(e image.Extent) error {
-			i = s.extent(depth, gaps, i, e)
+			i = s.extent(depth, gaps, i, &e)
 			pos = int64(e.Guest) + e.Length
 			if *budget--; *budget <= 0 && pos < inside {
 				return errFull
@@ -201,14 +208,10 @@ func (s *scanner) group(ctx context.Context, depth int, gaps []gap, budget *int)
 
 // extent puts what e says of the gaps from number i on where it belongs, and returns the number of
 // the first gap that the next extent can concern.
-func (s *scanner) extent(depth int, gaps []gap, i int, e image.Extent) int {
-	start, end := int64(e.Guest), int64(e.Guest)+e.Length
+func (s *scanner) extent(depth int, gaps []gap, i int, e *image.Extent) int {
+	end := int64(e.Guest) + e.Length
 	for ; i < len(gaps) && gaps[i].start < end; i++ {
-		p := piece{
-			start: start, length: e.Length, host: int64(e.Host), depth: int32(depth),
-			kind: e.Kind, hasHost: e.HasHost || e.Kind == image.Data || e.Kind == image.Compressed,
-			inData: e.InDataFile,
-		}
+		p := pieceOf(e, depth)
 		p.cut(gaps[i].start, gaps[i].end)
 		if p.length > 0 {
 			if e.Kind == image.Unallocated {

@@ -66,15 +66,13 @@ func (b *blocks) at(ctx context.Context, pos int64) (block, error) {
 	p.cut(pos, p.end())
 	l := &b.c.Layers[p.depth]
 	r := block{length: p.length, p: p}
-	switch e := l.entry(&p); {
-	case e.Data && e.HasOffset && l.recurses(ctx):
-		zero, n := l.hole(ctx, p.inData, int64(e.Offset), e.Length)
-		r.length = n
-		e.Zero = zero
-		r.status = statusOf(&e)
-	default:
-		r.status = statusOf(&e)
+	var e Entry
+	if l.entry(&p, &e); e.Data && e.HasOffset && l.recurses(ctx) {
+		ranges := l.ranges(ctx, p.inData)
+		zero, _, to := ranges.hole(ctx, int64(e.Offset), int64(e.Offset)+e.Length)
+		e.Zero, r.length = zero, min(e.Length, to-int64(e.Offset))
 	}
+	r.status = statusOf(&e)
 	if p.short {
 		// A layer that is too short is taken for one that says zero.
 		r.status = statusZero | statusAllocated
