@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package check
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// qemuImg runs qemu-img.
+func qemuImg(t *testing.T, args ...string) string {
+	t.Helper()
+	testenv.Need(t, "qemu-img")
+	out, err := exec.Command("qemu-img", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// pace writes and discards at random places until the test ends.
+func pace(t *testing.T, in io.Writer, diskBytes int64, pause time.Duration, seed uint64) *atomic.Int64 {
+	t.Helper()
+	stop, done := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() {
+		close(stop)
+		<-done
+	})
+	var n atomic.Int64
+	go func() {
+		defer close(done)
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(pause):
+			}
+			for range 16 {
+				length := 512 * (1 + rnd.Int64N(256))
+				off := rnd.Int64N(diskBytes-length) &^ 511
+				cmd := fmt.Sprintf("write -P %d %d %d", rnd.IntN(255), off, length)
+				switch rnd.IntN(5) {
+				case 0:
+					cmd = fmt.Sprintf("discard %d %d", off&^0xfffff, 1<<20)
+				case 1:
+					cmd = fmt.Sprintf("write -z %d %d", off, length)
+				}
+				if _, err := fmt.Fprintln(in, cmd); err != nil {
+					return
+				}
+				n.Add(1)
+			}
+			if rnd.IntN(4) == 0 {
+				fmt.Fprintln(in, "flush")
+			}
+		}
+	}()
+	return &n
+}
+
+// On an image that is written to all the time no error is reported that is none.
+func TestLiveWrites(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	rounds := 10
+	if testenv.Long() {
+		rounds = 100
+	}
+	kinds := []struct {
+		name, options string
+		delay         time.Duration // of a read from slow storage
+	}{
+		{"64k", "cluster_size=64k", 10 * time.Millisecond},
+		{"4k", "cluster_size=4k", 3 * time.Millisecond},
+		{"512", "cluster_size=512", 200 * time.Microsecond},
+		{"2M", "cluster_size=2M", 10 * time.Millisecond},
+		{"subclusters", "cluster_size=128k,extended_l2=on", 10 * time.Millisecond},
+		{"lazy", "cluster_size=4k,lazy_refcounts=on", 3 * time.Millisecond},
+	}
+	for i, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(testenv.DiskDir(t), "a.qcow2")
+			qemuImg(t, "create", "-q", "-f", "qcow2", "-o", k.options, path, "256M")
+			in := qemuIO(t, "-f", "qcow2", "-d", "unmap", path)
+			n := pace(t, in, 256<<20, 5*time.Millisecond, uint64(i))
+			// Each kind has its share of the checks.
+			again, most := 0, 0 // checks in which something looked like an error at first, and their rounds
+			for i := range max(2, (rounds+len(kinds)-1)/len(kinds)) {
+				time.Sleep(100 * time.Millisecond)
+				r := newRunner([]string{path}, Options{})
+				if i%2 == 1 {
+					// Storage so slow that what is read first is long outdated in the end.
+					r.reader = func(f *diskio.File) io.ReaderAt {
+						return storage{f, func(int64) error { time.Sleep(k.delay); return nil }}
+					}
+				}
+				rep, err := r.whole(t.Context(), []string{path})
+				if err != nil {
+					t.Fatal(err)
+				}
+				img := rep.Images[0]
+				if img.Use.Rounds > 1 {
+					again, most = again+1, max(most, img.Use.Rounds)
+				}
+				if rep.Verdict != finding.Clean || img.Use.State != UseWrite || len(img.Findings) > 0 {
+					t.Fatalf("Run = %s, use %+v, %+v", strings.Join(show(rep, filepath.Dir(path)), "\n"), img.Use, img.Findings)
+				}
+				if len(img.Use.Holders) != 1 || !strings.Contains(img.Use.Holders[0].Command, "qemu-io") || !img.Use.Holders[0].Writing {
+					t.Errorf("Holders = %+v, want qemu-io writing", img.Use.Holders)
+				}
+			}
+			t.Logf("%d operations; %d checks saw writes under way and took up to %d rounds", n.Load(), again, most)
+		})
+	}
+}
+
+// What is really wrong with a running image is found all the same.
+func TestLiveErrors(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	for fault, code := range map[string]string{
+		"refcount-zero": "QC04", "refcount-low": "QC02", "l2-entry-cross-link": "QC06", "l1-misaligned": "QC10",
+		"l1-reserved": "QC09",
+	} {
+		t.Run(fault, func(t *testing.T) {
+			path := filepath.Join(testenv.DiskDir(t), "a.qcow2")
+			s := small("")
+			s.Data, s.Snapshots, s.Rewrite = true, 1, .01
+			if err := writeLab(path, s); err != nil {
+				t.Fatal(err)
+			}
+			breakImage(t, path, fault)
+			qemuIO(t, "-f", "qcow2", path)
+			rep, err := Run(t.Context(), []string{path}, Options{Sleep: shortSleep})
+			if err != nil {
+				t.Fatal(err)
+			}
+			img := rep.Images[0]
+			found := false
+			for _, f := range img.Findings {
+				found = found || f.Code == code
+			}
+			if !found || rep.Status[0] != finding.StatusFound || img.Use.Rounds != minRounds || img.Use.State != UseWrite {
+				t.Errorf("Run = %s, use %+v, want %s", strings.Join(show(rep, filepath.Dir(path)), "\n"), img.Use, code)
+			}
+			if img.Counts.Leaks != 0 || img.Counts.Corruptions == 0 {
+				t.Errorf("Counts = %+v, want corruptions and no leaks", img.Counts)
+			}
+		})
+	}
+}
+
+func shortSleep(ctx context.Context, d time.Duration) error { return sleep(ctx, d/20) }
+
+// A leak of a running image is none that anybody could tell.
+func TestLiveLeak(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(testenv.DiskDir(t), "a.qcow2")
+	if err := writeLab(path, leaking()); err != nil {
+		t.Fatal(err)
+	}
+	qemuIO(t, "-f", "qcow2", path)
+	rep, err := Run(t.Context(), []string{path}, Options{Sleep: shortSleep})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := rep.Images[0]
+	want := []string{"leaks cannot be told while a program writes to the image"}
+	if rep.Status[0] != finding.StatusClean || img.Use.Rounds != 1 || rep.Summary.Running != 1 || rep.Summary.LeakedBytes != 0 {
+		t.Errorf("Run = %s, use %+v, %+v", strings.Join(show(rep, filepath.Dir(path)), "\n"), img.Use, rep.Summary)
+	}
+	if diff := cmp.Diff(want, img.Notes); diff != "" {
+		t.Errorf("Notes (-want +got):\n%s", diff)
+	}
+}
+
+// An image that changes although nobody holds it, as one that another host writes to, is examined
+// until it stands still, or as one that runs.
+func TestUnseenWriter(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		writes int // after so many reads of a table the image is written to
+		state  UseState
+		want   string
+	}{
+		{"stops", 2, UseNone, "found [3]"},
+		{"goes on", 1 << 30, UseWrite, "clean [0]"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(testenv.DiskDir(t), "a.qcow2")
+			if err := writeLab(path, leaking()); err != nil {
+				t.Fatal(err)
+			}
+			settle(t, path)
+			r := newRunner([]string{path}, Options{Sleep: noSleep})
+			n := 0
+			r.reader = func(f *diskio.File) io.ReaderAt {
+				if n++; n > 1 && n <= tc.writes+1 {
+					return storage{f, func(off int64) error {
+						if off > 0 {
+							now := time.Now()
+							return os.Chtimes(path, now, now)
+						}
+						return nil
+					}}
+				}
+				return f
+			}
+			rep, err := r.whole(t.Context(), []string{path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := show(rep, filepath.Dir(path)); got[0] != tc.want || rep.Images[0].Use.State != tc.state {
+				t.Errorf("Run = %s, use %+v, want %s, %s", strings.Join(got, "\n"), rep.Images[0].Use, tc.want, tc.state)
+			}
+		})
+	}
+}
+
+func TestLiveAlways(t *testing.T) {
+	dir := t.TempDir()
+	makeImage(t, dir+"/leak.qcow2", leaking())
+	makeImage(t, dir+"/low.qcow2", small(""), "refcount-zero")
+	rep, err := Run(t.Context(), []string{dir}, Options{Live: LiveAlways, Sleep: noSleep})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"found [3]", "low.qcow2 qcow2 found QC04", "leak.qcow2 qcow2 clean"}
+	got := show(rep, dir)
+	for i := range got {
+		got[i] = strings.TrimSuffix(got[i], " QC05(note)")
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+}
+
+func TestReader(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(testenv.DiskDir(t), "a.qcow2")
+	makeImage(t, path, leaking())
+	qemuIO(t, "-r", "-f", "qcow2", path)
+	rep, err := Run(t.Context(), []string{path}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img := rep.Images[0]; img.Use.State != UseRead || img.Verdict != finding.Found || len(img.Use.Holders) != 1 {
+		t.Errorf("Run = %s, use %+v, want found and read", strings.Join(show(rep, filepath.Dir(path)), "\n"), img.Use)
+	}
+}
+
+// A machine can start at any moment while its image is examined.
+func TestNobodyIsKeptOut(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(testenv.DiskDir(t), "a.qcow2")
+	if err := writeLab(path, small("")); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan error)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if rep, err := Run(t.Context(), []string{path}, Options{Sleep: noSleep}); err != nil || rep.Verdict != finding.Clean {
+				done <- fmt.Errorf("%s, %w", rep.Verdict, err)
+				return
+			}
+		}
+	}()
+	for range 20 {
+		if out, err := exec.Command("qemu-io", "-f", "qcow2", "-c", "write 0 65536", path).CombinedOutput(); err != nil {
+			t.Errorf("open for writing while we look: %v: %s", err, out)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func ranges(n ...int64) []finding.Range {
+	var out []finding.Range
+	for i := 0; i+1 < len(n); i += 2 {
+		out = append(out, finding.Range{Offset: n[i], Length: n[i+1]})
+	}
+	return out
+}
+
+func TestRanges(t *testing.T) {
+	for _, tc := range []struct {
+		name               string
+		a, b, joined, both []finding.Range
+	}{
+		{"nothing", nil, ranges(0, 5), nil, nil},
+		{"same", ranges(5, 5), ranges(5, 5), ranges(5, 5), ranges(5, 5)},
+		{"touching", ranges(5, 5, 0, 5), ranges(0, 10), ranges(0, 10), ranges(0, 10)},
+		{"overlapping", ranges(0, 7, 5, 5, 20, 1), ranges(6, 15), ranges(0, 10, 20, 1), ranges(6, 4, 20, 1)},
+		{"inside", ranges(0, 100, 10, 5), ranges(3, 4, 50, 100), ranges(0, 100), ranges(3, 4, 50, 50)},
+		{"apart", ranges(0, 1, 4, 1), ranges(1, 3), ranges(0, 1, 4, 1), nil},
+	} {
+		j := joined(tc.a)
+		if len(j) == 0 {
+			j = nil
+		}
+		c := common(j, tc.b)
+		if len(c) == 0 {
+			c = nil
+		}
+		if diff := cmp.Diff([2][]finding.Range{tc.joined, tc.both}, [2][]finding.Range{j, c}); diff != "" {
+			t.Errorf("%s: joined, common (-want +got):\n%s", tc.name, diff)
+		}
+	}
+}
+
+// Errors that are elsewhere each time vanish; what stays keeps its places.
+func TestErrorSet(t *testing.T) {
+	at := func(code, text string, host ...int64) finding.Finding {
+		f := finding.New(finding.Rule{Code: code, Severity: finding.Lost}, "x", finding.Sure, text)
+		f.Host, f.Count = ranges(host...), int64(len(host)/2)
+		return f
+	}
+	first := setOf(at("QC04", "2 clusters", 0, 1, 10, 1), at("QC16", "table 17"), at("QC06", "x", 5, 1))
+	second := setOf(at("QC04", "3 clusters", 10, 1, 20, 1), at("QC16", "table 18"))
+	if !first.keep(second) {
+		t.Error("keep = false, want true: it shrank")
+	}
+	if first.keep(second) {
+		t.Error("keep again = true, want false: nothing changed")
+	}
+	got := first.findings([]finding.Finding{at("QC04", "4 clusters", 10, 1, 30, 3), at("QC16", "table 1"), at("QC06", "x", 5, 1)}, 0)
+	if len(got) != 2 || got[0].Code != "QC04" || len(got[0].Host) != 1 || got[0].Host[0].Offset != 10 || got[1].Code != "QC16" {
+		t.Errorf("findings = %+v", got)
+	}
+}
