@@ -92,7 +92,8 @@ func probe(buf []byte, name string) Format {
 	case (starts("WithoutFreeSpace") || starts("WithouFreSpacExt")) && le32(16) == 2:
 		return Parallels
 	case starts("Bochs Virtual HD Image\x00") && bytes.HasPrefix(buf[32:], []byte("Redolog\x00")) &&
-		bytes.HasPrefix(buf[48:], []byte("Growing\x00")) && (le32(64) == 0x20000 || le32(64) == 0x10000):
+		bytes.HasPrefix(buf[48:], []byte("Growing\x00")) &&
+		(le32(64) == 0x20000 || le32(64) == 0x10000):
 		return Bochs
 	// What follows scores less in qemu than all before.
 	case starts(cloopMagic):
@@ -103,8 +104,8 @@ func probe(buf []byte, name string) Format {
 	return Raw
 }
 
-// isVMDKDescriptor reports whether buf begins with the text of a VMDK descriptor: comments and blank
-// lines of spaces, then a line with the version.
+// isVMDKDescriptor reports whether buf begins with the text of a VMDK descriptor: comments and
+// blank lines of spaces, then a line with the version.
 func isVMDKDescriptor(buf []byte) bool {
 	for len(buf) > 0 {
 		line, rest, whole := bytes.Cut(buf, []byte{'\n'})
@@ -116,15 +117,16 @@ func isVMDKDescriptor(buf []byte) bool {
 			buf = rest
 		default:
 			version := string(line)
-			return whole && (version == "version=1" || version == "version=2" || version == "version=3")
+			return whole && (version == "version=1" || version == "version=2" ||
+				version == "version=3")
 		}
 	}
 	return false
 }
 
-// Hint tells what a file that Probe calls raw seems to be all the same, as far as qemu does not look
-// by itself: VPC for a fixed disk, which has its footer in the last sector, and LUKS for version 2
-// of that format. It is Raw otherwise.
+// Hint tells what a file that Probe calls raw seems to be all the same, as far as qemu does not
+// look by itself: VPC for a fixed disk, which has its footer in the last sector, and LUKS for
+// version 2 of that format. It is Raw otherwise.
 func Hint(r io.ReaderAt, size int64) (Format, error) {
 	if size < probeBytes {
 		return Raw, nil

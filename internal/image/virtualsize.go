@@ -142,7 +142,8 @@ func vpcSize(r io.ReaderAt, size int64, foot []byte) (int64, error) {
 		if foot, err = readHead(r, size, size-sectorBytes, sectorBytes); err != nil {
 			return -1, fmt.Errorf("read the footer: %w", err)
 		}
-		if !bytes.HasPrefix(foot, []byte("conectix")) || binary.BigEndian.Uint32(foot[60:]) != vpcFixed {
+		if !bytes.HasPrefix(foot, []byte("conectix")) ||
+			binary.BigEndian.Uint32(foot[60:]) != vpcFixed {
 			return -1, nil
 		}
 	}

@@ -123,7 +123,8 @@ func testEnd(t *testing.T, d image.Reader, want []byte) {
 		p := bytes.Repeat([]byte{0xa5}, c.n)
 		n, err := d.ReadAt(p, c.off)
 		if n != c.got || c.eof != (err == io.EOF) || !c.eof && err != nil {
-			t.Errorf("ReadAt(%d bytes at %d of %d) = %d, %v, want %d, EOF %v", c.n, c.off, size, n, err, c.got, c.eof)
+			t.Errorf("ReadAt(%d bytes at %d of %d) = %d, %v, want %d, EOF %v", c.n, c.off, size, n,
+				err, c.got, c.eof)
 		}
 		if n > 0 && n == c.got {
 			Equal(t, fmt.Sprintf("ReadAt(%d bytes at %#x)", c.n, c.off), p[:n], want[c.off:])
@@ -134,8 +135,10 @@ func testEnd(t *testing.T, d image.Reader, want []byte) {
 func testBadRanges(t *testing.T, d image.Reader, _ []byte) {
 	for _, off := range []int64{-1, -4096, -1 << 63} {
 		for _, n := range []int{0, 1} {
-			if m, err := d.ReadAt(make([]byte, n), off); m != 0 || !errors.Is(err, image.ErrOffset) {
-				t.Errorf("ReadAt(%d bytes at %d) = %d, %v, want 0, %v", n, off, m, err, image.ErrOffset)
+			if m, err := d.ReadAt(make([]byte, n), off); m != 0 ||
+				!errors.Is(err, image.ErrOffset) {
+				t.Errorf("ReadAt(%d bytes at %d) = %d, %v, want 0, %v", n, off, m, err,
+					image.ErrOffset)
 			}
 		}
 	}
@@ -144,11 +147,13 @@ func testBadRanges(t *testing.T, d image.Reader, _ []byte) {
 		return nil
 	}
 	for _, c := range []struct{ off, n int64 }{{-1, 10}, {0, -1}, {-1 << 63, -1 << 63}} {
-		if err := d.Map(t.Context(), image.GuestOff(c.off), c.n, never); !errors.Is(err, image.ErrOffset) {
+		if err := d.Map(t.Context(), image.GuestOff(c.off), c.n, never); !errors.Is(err,
+			image.ErrOffset) {
 			t.Errorf("Map(%d, %d) = %v, want %v", c.off, c.n, err, image.ErrOffset)
 		}
 	}
-	for _, c := range []struct{ off, n int64 }{{0, 0}, {d.Size(), 512}, {d.Size() + 512, 1<<63 - 1}} {
+	for _, c := range []struct{ off, n int64 }{{0, 0}, {d.Size(), 512},
+		{d.Size() + 512, 1<<63 - 1}} {
 		if err := d.Map(t.Context(), image.GuestOff(c.off), c.n, never); err != nil {
 			t.Errorf("Map(%d, %d) = %v, want none", c.off, c.n, err)
 		}
@@ -166,7 +171,8 @@ func testAtOnce(t *testing.T, d image.Reader, want []byte) {
 				if m, err := d.ReadAt(got, int64(off)); m != n || err != nil && err != io.EOF {
 					t.Errorf("ReadAt(%d bytes at %#x) at once = %d, %v, want %d", n, off, m, err, n)
 				}
-				Equal(t, fmt.Sprintf("ReadAt(%d bytes at %#x) at once", n, off), got, want[off:off+n])
+				Equal(t, fmt.Sprintf("ReadAt(%d bytes at %#x) at once", n, off), got,
+					want[off:off+n])
 			}
 			if es := extents(t, d, 0, d.Size()); len(es) == 0 && d.Size() > 0 {
 				t.Errorf("Map at once gives nothing")
@@ -202,7 +208,8 @@ func covers(t *testing.T, es []image.Extent, off, end int64) {
 		}
 		last := es[i-1]
 		follows := !e.HasHost || int64(last.Host)+last.Length == int64(e.Host)
-		if last.Kind == e.Kind && last.HasHost == e.HasHost && last.InDataFile == e.InDataFile && follows {
+		if last.Kind == e.Kind && last.HasHost == e.HasHost && last.InDataFile == e.InDataFile &&
+			follows {
 			t.Errorf("extents %+v and %+v are not joined", last, e)
 		}
 	}
@@ -309,6 +316,7 @@ func testMapStopped(t *testing.T, d image.Reader, _ []byte) {
 		return nil
 	})
 	if !errors.Is(err, context.Canceled) || calls != 0 {
-		t.Errorf("Map with a cancelled context = %v after %d calls, want %v", err, calls, context.Canceled)
+		t.Errorf("Map with a cancelled context = %v after %d calls, want %v", err, calls,
+			context.Canceled)
 	}
 }

@@ -57,7 +57,8 @@ func ReadBitmaps(r io.ReaderAt, size int64, h *Header) ([]Bitmap, error) {
 	}
 	ext := h.Bitmaps
 	if ext.DirSize == 0 {
-		return nil, broken(ext.DirOff, "Requested bitmap directory size is zero", "the bitmap directory has no bytes")
+		return nil, broken(ext.DirOff, "Requested bitmap directory size is zero",
+			"the bitmap directory has no bytes")
 	}
 	if ext.DirSize < 0 || ext.DirSize > MaxBitmapDirBytes {
 		return nil, broken(ext.DirOff, "Requested bitmap directory size is too big",
@@ -90,7 +91,8 @@ type bitmapDir struct {
 func (d *bitmapDir) entry(off int64) (int64, error) {
 	at := image.HostOff(off)
 	cut := func() (int64, error) {
-		return 0, broken(at, "Broken bitmap directory", "entry %d of the bitmap directory runs past its end", len(d.bitmaps))
+		return 0, broken(at, "Broken bitmap directory",
+			"entry %d of the bitmap directory runs past its end", len(d.bitmaps))
 	}
 	if d.end-off < bitmapEntryBytes {
 		return cut()
@@ -117,14 +119,16 @@ func (d *bitmapDir) entry(off int64) (int64, error) {
 		return cut()
 	}
 	if extra != 0 {
-		return 0, broken(at+20, "Bitmap extra data is not supported", "entry %d of the bitmap directory has %d bytes of extra data",
+		return 0, broken(at+20, "Bitmap extra data is not supported",
+			"entry %d of the bitmap directory has %d bytes of extra data",
 			len(d.bitmaps), extra)
 	}
 	if b.Name, err = d.w.text(off+bitmapEntryBytes, nameLen); err != nil {
 		return 0, d.unreadable(at, err)
 	}
 	if why := d.h.bitmapFault(&b, typ, nameLen); why != "" {
-		return 0, broken(at, fmt.Sprintf("Bitmap '%s' doesn't satisfy the constraints", b.Name), "bitmap %q: %s", b.Name, why)
+		return 0, broken(at, fmt.Sprintf("Bitmap '%s' doesn't satisfy the constraints", b.Name),
+			"bitmap %q: %s", b.Name, why)
 	}
 	d.bitmaps = append(d.bitmaps, b)
 	return off + length, nil
@@ -139,13 +143,15 @@ func (h *Header) bitmapFault(b *Bitmap, typ uint8, nameLen int) string {
 	cs := h.ClusterSize()
 	switch {
 	case b.TableEntries == 0 || b.TableEntries > MaxBitmapTableEntries:
-		return fmt.Sprintf("its table has %d entries, must be 1 to %d", b.TableEntries, MaxBitmapTableEntries)
+		return fmt.Sprintf("its table has %d entries, must be 1 to %d", b.TableEntries,
+			MaxBitmapTableEntries)
 	case b.TableOff == 0:
 		return "it has no table"
 	case int64(b.TableOff)&(cs-1) != 0:
 		return fmt.Sprintf("its table is at %#x, which is not cluster aligned", uint64(b.TableOff))
 	case b.GranularityBits < minGranularityBits || b.GranularityBits > maxGranularityBits:
-		return fmt.Sprintf("granularity 2^%d, must be 2^%d to 2^%d", b.GranularityBits, minGranularityBits, maxGranularityBits)
+		return fmt.Sprintf("granularity 2^%d, must be 2^%d to 2^%d", b.GranularityBits,
+			minGranularityBits, maxGranularityBits)
 	case b.Flags&bitmapFlagsUnknown != 0:
 		return fmt.Sprintf("flags %#x are not known", b.Flags&bitmapFlagsUnknown)
 	case nameLen > maxBitmapNameBytes:
@@ -161,11 +167,13 @@ func (h *Header) bitmapFault(b *Bitmap, typ uint8, nameLen int) string {
 }
 
 // ReadBitmapTable gives the entries of a bitmap table to fn in ascending order, some thousands at a
-// time: first is the index of entries[0], and entries is valid during the call only. An entry is the
-// offset of a cluster of bits, or 0 or 1 where all its bits are. What lies past the end of the file
-// is not given: those entries are 0. An entry that cannot be right ends it with an *OpenError, as it
-// makes qemu give up the whole table; entries before it were given then. fn may be nil.
-func ReadBitmapTable(r io.ReaderAt, size int64, h *Header, b *Bitmap, fn func(first int64, entries []uint64) error) error {
+// time: first is the index of entries[0], and entries is valid during the call only. An entry is
+// the offset of a cluster of bits, or 0 or 1 where all its bits are. What lies past the end of
+// the file is not given: those entries are 0. An entry that cannot be right ends it with an
+// *OpenError, as it makes qemu give up the whole table; entries before it were given then. fn may
+// be nil.
+func ReadBitmapTable(r io.ReaderAt, size int64, h *Header, b *Bitmap,
+	fn func(first int64, entries []uint64) error) error {
 	refusal := fmt.Sprintf("Could not read bitmap_table table from image for bitmap '%s'", b.Name)
 	buf := make([]byte, min(windowBytes, b.TableEntries*8))
 	entries := make([]uint64, len(buf)/8)
@@ -176,7 +184,8 @@ func ReadBitmapTable(r io.ReaderAt, size int64, h *Header, b *Bitmap, fn func(fi
 		}
 		n := min(int64(len(entries)), b.TableEntries-i, (size-off+7)/8)
 		if _, err := readPadded(r, buf[:8*n], off, size); err != nil {
-			return unreadable(image.HostOff(off), refusal, fmt.Sprintf("the table of bitmap %q", b.Name), err)
+			return unreadable(image.HostOff(off), refusal,
+				fmt.Sprintf("the table of bitmap %q", b.Name), err)
 		}
 		for j := range entries[:n] {
 			e := binary.BigEndian.Uint64(buf[8*j:])
@@ -220,7 +229,8 @@ func LoadBitmaps(r io.ReaderAt, size int64, h *Header, bitmaps []Bitmap) error {
 			if b.InUse { // qemu skips it: the bits of the first one are better
 				continue
 			}
-			return broken(b.EntryOff, "Bitmap already exists: "+b.Name, "two bitmaps have the name %q", b.Name)
+			return broken(b.EntryOff, "Bitmap already exists: "+b.Name,
+				"two bitmaps have the name %q", b.Name)
 		}
 		names[b.Name] = true
 		if b.InUse {
@@ -230,15 +240,16 @@ func LoadBitmaps(r io.ReaderAt, size int64, h *Header, bitmaps []Bitmap) error {
 			return err
 		}
 		if want := h.bitmapTableEntries(b); b.TableEntries != want {
-			return broken(b.EntryOff, fmt.Sprintf("Could not read bitmap '%s' from image: Invalid argument", b.Name),
+			return broken(b.EntryOff,
+				fmt.Sprintf("Could not read bitmap '%s' from image: Invalid argument", b.Name),
 				"the table of bitmap %q has %d entries, the disk needs %d", b.Name, b.TableEntries, want)
 		}
 	}
 	return nil
 }
 
-// bitmapTableEntries is how many clusters the bits of b for the whole disk take. qemu stores them in
-// whole words of 64 bits.
+// bitmapTableEntries is how many clusters the bits of b for the whole disk take. qemu stores them
+// in whole words of 64 bits.
 func (h *Header) bitmapTableEntries(b *Bitmap) int64 {
 	gran := int64(1) << b.GranularityBits
 	bitCount := h.SizeBytes / gran

@@ -86,17 +86,18 @@ func TestBitmapsAgainstQemu(t *testing.T) {
 		t.Errorf("ReadBitmaps (-qemu +got):\n%s", diff)
 	}
 	used := 0
-	err = qcow2.ReadBitmapTable(bytes.NewReader(img), int64(len(img)), h, &list[0], func(first int64, entries []uint64) error {
-		for i, e := range entries {
-			if e&qcow2.OffsetMask != 0 || e == 1 {
-				used++
-				if at := (first + int64(i)) * 4096 * 8 * 512; at != 0 && at != 32<<20 {
-					t.Errorf("entry %d is %#x: nothing was written there", first+int64(i), e)
+	err = qcow2.ReadBitmapTable(bytes.NewReader(img), int64(len(img)), h, &list[0],
+		func(first int64, entries []uint64) error {
+			for i, e := range entries {
+				if e&qcow2.OffsetMask != 0 || e == 1 {
+					used++
+					if at := (first + int64(i)) * 4096 * 8 * 512; at != 0 && at != 32<<20 {
+						t.Errorf("entry %d is %#x: nothing was written there", first+int64(i), e)
+					}
 				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
 	if err != nil || used != 2 {
 		t.Errorf("ReadBitmapTable = %v with %d clusters in use, want 2", err, used)
 	}
@@ -166,7 +167,8 @@ func TestBitmapRefusals(t *testing.T) {
 			if !errors.As(err, &refused) || int(refused.Off) != c.off {
 				t.Fatalf("ReadBitmaps = %v, want an OpenError at %#x", err, c.off)
 			}
-			if said := qemuRefuses(t, bad); refused.Qemu == "" || !strings.Contains(said, refused.Qemu) {
+			if said := qemuRefuses(t, bad); refused.Qemu == "" ||
+				!strings.Contains(said, refused.Qemu) {
 				t.Errorf("qemu-img says %q, want %q in it", said, refused.Qemu)
 			}
 		})
@@ -186,9 +188,11 @@ func TestBitmapOddities(t *testing.T) {
 		name  string
 		edits []edit
 	}{
-		{"in use with a table of the wrong length", []edit{{dir + 12, uint32(1)}, {dir + 8, uint32(1)}}},
+		{"in use with a table of the wrong length",
+			[]edit{{dir + 12, uint32(1)}, {dir + 8, uint32(1)}}},
 		{"in use with a broken table", []edit{{dir + 12, uint32(3)}, {table, uint64(1 << 56)}}},
-		{"in use and of the same name", []edit{{second + 24, "fine\x00"}, {second + 12, uint32(1)}}},
+		{"in use and of the same name", []edit{{second + 24, "fine\x00"}, {second + 12,
+			uint32(1)}}},
 		{"ones without an offset", []edit{{table, uint64(1)}}},
 		{"table past the end of the file", []edit{{dir, uint64(1 << 40)}}},
 		{"cluster past the end of the file", []edit{{table, uint64(1 << 40)}}},
@@ -213,11 +217,13 @@ func TestBitmapsUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &counting{r: bytes.NewReader(img), fail: int64(h.Bitmaps.DirOff) + 5}
-	if _, err := qcow2.ReadBitmaps(r, int64(len(img)), h); !errors.Is(err, qcow2.ErrRead) || !errors.Is(err, errBadSector) {
+	if _, err := qcow2.ReadBitmaps(r, int64(len(img)), h); !errors.Is(err, qcow2.ErrRead) ||
+		!errors.Is(err, errBadSector) {
 		t.Errorf("ReadBitmaps with a bad sector = %v, want %v", err, qcow2.ErrRead)
 	}
 	r.fail = int64(list[0].TableOff)
-	if err := qcow2.LoadBitmaps(r, int64(len(img)), h, list); !errors.Is(err, qcow2.ErrRead) || !errors.Is(err, errBadSector) {
+	if err := qcow2.LoadBitmaps(r, int64(len(img)), h, list); !errors.Is(err, qcow2.ErrRead) ||
+		!errors.Is(err, errBadSector) {
 		t.Errorf("LoadBitmaps with a bad sector = %v, want %v", err, qcow2.ErrRead)
 	}
 	stop := errors.New("stop")

@@ -100,13 +100,15 @@ func (d *Disk) unpack(out []byte, e extent) error {
 	defer d.inflate.buffers.Put(src)
 	n, err := readPadded(d.r, *src, int64(host), d.size)
 	if err != nil {
-		return fmt.Errorf("read compressed data at %#x, for %#x of the disk: %w", int64(host), int64(e.Guest), err)
+		return fmt.Errorf("read compressed data at %#x, for %#x of the disk: %w", int64(host),
+			int64(e.Guest), err)
 	}
 	if err := d.inflate.unpack(out, padded{*src, length - have}); err != nil {
 		return &EntryError{
 			Guest: e.Guest &^ image.GuestOff(d.h.ClusterSize()-1), Length: d.h.ClusterSize(),
 			Off: host, Entry: e.entry, Level: 2,
-			Msg: fmt.Sprintf("%d bytes of %v data, %d of them in the file: %v", length, d.h.Compression, n, err),
+			Msg: fmt.Sprintf("%d bytes of %v data, %d of them in the file: %v", length,
+				d.h.Compression, n, err),
 		}
 	}
 	return nil

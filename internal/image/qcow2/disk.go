@@ -90,7 +90,8 @@ func NewDisk(r io.ReaderAt, size int64, h *Header, o DiskOptions) (*Disk, error)
 			return nil, err
 		}
 		if s.DiskBytes < 0 {
-			return nil, broken(s.EntryOff, "Image is too big", "snapshot %q has a disk of %d bytes", s.Name, uint64(s.DiskBytes))
+			return nil, broken(s.EntryOff, "Image is too big", "snapshot %q has a disk of %d bytes",
+				s.Name, uint64(s.DiskBytes))
 		}
 		// What has no L1 entry is unallocated, so a size without a table behind it costs nothing.
 		d.bytes = s.DiskBytes &^ (sectorBytes - 1)
@@ -109,8 +110,8 @@ func (d *Disk) Size() int64 { return d.bytes }
 func (d *Disk) Header() *Header { return d.h }
 
 // Missing is how many bytes of the virtual disk were read or mapped so far whose place lies a
-// cluster or more past the end of the file. They are shown as zeros or as unallocated, as qemu does;
-// more than 0 means that the file was cut, or was never complete.
+// cluster or more past the end of the file. They are shown as zeros or as unallocated, as qemu
+// does; more than 0 means that the file was cut, or was never complete.
 func (d *Disk) Missing() int64 { return d.missing.Load() }
 
 // miss counts the part of n bytes at off, in a file of size bytes, that lies a cluster or more
@@ -172,10 +173,12 @@ func (d *Disk) readData(p []byte, e extent) error {
 	case d.h.Crypt != CryptNone:
 		return fmt.Errorf("read the disk at %#x: %w", int64(e.Guest), ErrEncrypted)
 	case d.data == nil:
-		return fmt.Errorf("read the disk at %#x: %w (%q)", int64(e.Guest), ErrNoDataFile, d.h.DataFile)
+		return fmt.Errorf("read the disk at %#x: %w (%q)", int64(e.Guest), ErrNoDataFile,
+			d.h.DataFile)
 	}
 	if _, err := readPadded(d.data, p, int64(e.Host), d.dataBytes); err != nil {
-		return fmt.Errorf("read data at %#x, for %#x of the disk: %w", int64(e.Host), int64(e.Guest), err)
+		return fmt.Errorf("read data at %#x, for %#x of the disk: %w", int64(e.Host),
+			int64(e.Guest), err)
 	}
 	d.miss(int64(e.Host), e.Length, d.dataBytes)
 	return nil
@@ -192,7 +195,8 @@ func (d *Disk) lookup(off, want int64) (extent, error) {
 	}
 	part, err := d.tables.get(d.l1Off + 8*index)
 	if err != nil {
-		return e, fmt.Errorf("read L1 table at %#x, for %#x of the disk: %w", d.l1Off+8*index, off, err)
+		return e, fmt.Errorf("read L1 table at %#x, for %#x of the disk: %w", d.l1Off+8*index, off,
+			err)
 	}
 	if part == nil {
 		d.miss(d.l1Off+8*index, e.Length, d.size)
@@ -212,7 +216,8 @@ func (d *Disk) lookupL2(e extent, l2, inside int64) (extent, error) {
 	at := l2 + first*width
 	part, err := d.tables.get(at)
 	if err != nil {
-		return e, fmt.Errorf("read L2 table at %#x, for %#x of the disk: %w", at, int64(e.Guest), err)
+		return e, fmt.Errorf("read L2 table at %#x, for %#x of the disk: %w", at, int64(e.Guest),
+			err)
 	}
 	if part == nil {
 		d.miss(at, e.Length, d.size)
@@ -241,8 +246,9 @@ func (d *Disk) l1Entry(entry uint64, index int64) (int64, error) {
 		return 0, &EntryError{
 			Guest: image.GuestOff(index * d.h.L2Span()), Length: d.h.L2Span(),
 			Off: image.HostOff(d.l1Off + 8*index), Entry: entry, Level: 1,
-			Msg:  fmt.Sprintf("the L2 table at %#x is not cluster aligned", l2),
-			Qemu: fmt.Sprintf("L2 table offset %s unaligned (L1 index: %s)", cHex(uint64(l2)), cHex(uint64(index))),
+			Msg: fmt.Sprintf("the L2 table at %#x is not cluster aligned", l2),
+			Qemu: fmt.Sprintf("L2 table offset %s unaligned (L1 index: %s)", cHex(uint64(l2)),
+				cHex(uint64(index))),
 		}
 	}
 	return l2, nil

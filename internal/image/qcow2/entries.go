@@ -122,14 +122,18 @@ func (s *entryScan) nextExtended() (extent, error) {
 		sub = 0 // it is unpacked as a whole
 	case EntryUnallocated:
 		if alloc != 0 {
-			return x, s.bad(entry, fmt.Sprintf("no cluster, but the bitmap %#016x says that subclusters are stored", bitmap), "")
+			return x, s.bad(entry,
+				fmt.Sprintf("no cluster, but the bitmap %#016x says that subclusters are stored",
+					bitmap), "")
 		}
 		if x.Kind, subs = subclusterRun(alloc, zero, sub); subs == subclustersPerL2E {
 			n = s.sameBitmap(bitmap, countRun(s.buf, 16, entry, ^uint64(0), 0))
 		}
 	default:
 		if alloc&zero != 0 {
-			return x, s.bad(entry, fmt.Sprintf("the bitmap %#016x says of subclusters that they are stored and zero", bitmap), "")
+			return x, s.bad(entry,
+				fmt.Sprintf("the bitmap %#016x says of subclusters that they are stored and zero",
+					bitmap), "")
 		}
 		n = s.place(&x, entry)
 		if x.Kind, subs = subclusterRun(alloc, zero, sub); subs == subclustersPerL2E {
@@ -181,41 +185,49 @@ func (s *entryScan) sameBitmap(bitmap uint64, n int64) int64 {
 
 // fault says what is wrong with the entry at the front, which was decoded to x.
 func (s *entryScan) fault(entry uint64, x *extent) error {
-	h := s.d.h
+	h, host := s.d.h, uint64(x.Host)
 	switch {
 	case x.Kind == image.Compressed:
 		if h.HasDataFile() {
-			return s.bad(entry, "a compressed cluster, but the data is in an external data file", fmt.Sprintf(
-				"Compressed cluster entry found in image with external data file (L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(uint64(s.slot()))))
+			return s.bad(entry, "a compressed cluster, but the data is in an external data file",
+				"Compressed cluster entry found in image with external data file "+s.at())
 		}
 	case h.Version < 3 && x.Kind == image.Zero:
-		return s.bad(entry, "a zero cluster, which version 2 does not have", fmt.Sprintf(
-			"Zero cluster entry found in pre-v3 image (L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(uint64(s.slot()))))
+		return s.bad(entry, "a zero cluster, which version 2 does not have",
+			"Zero cluster entry found in pre-v3 image "+s.at())
 	case !x.HasHost:
-	case int64(x.Host)&(h.ClusterSize()-1) != 0:
-		return s.bad(entry, fmt.Sprintf("the cluster at %#x is not cluster aligned", int64(x.Host)), fmt.Sprintf(
-			"Cluster allocation offset %s unaligned (L2 offset: %s, L2 index: %s)",
-			cHex(uint64(x.Host)), cHex(uint64(s.table)), cHex(uint64(s.slot()))))
-	case x.InDataFile && int64(x.Host) != s.guest:
-		return s.bad(entry, fmt.Sprintf("the cluster is at %#x of the data file, not at its own place", int64(x.Host)), fmt.Sprintf(
-			"External data file host cluster offset %s does not match guest cluster offset: %s, L2 index: %s)",
-			cHex(uint64(x.Host)), cHex(uint64(s.guest)), cHex(uint64(s.slot()))))
+	case host&uint64(h.ClusterSize()-1) != 0:
+		return s.bad(entry, fmt.Sprintf("the cluster at %#x is not cluster aligned", host),
+			fmt.Sprintf("Cluster allocation offset %s unaligned %s", cHex(host), s.at()))
+	case x.InDataFile && int64(host) != s.guest:
+		return s.bad(entry,
+			fmt.Sprintf("the cluster is at %#x of the data file, not at its own place", host),
+			fmt.Sprintf("External data file host cluster offset %s does not match guest cluster "+
+				"offset: %s, L2 index: %s)", cHex(host), cHex(uint64(s.guest)), cHex(s.slot())))
 	}
 	return nil
 }
 
 // slot is the index of the front entry as qemu counts in its messages: within the part of at most
 // 64 KiB of the table that it reads at once.
-func (s *entryScan) slot() int64 {
-	return s.index % (min(s.d.h.ClusterSize(), 64<<10) / s.d.h.L2EntryBytes())
+func (s *entryScan) slot() uint64 {
+	return uint64(s.index % (min(s.d.h.ClusterSize(), 64<<10) / s.d.h.L2EntryBytes()))
 }
 
+// at is the place of the front entry in qemu's messages.
+func (s *entryScan) at() string {
+	return fmt.Sprintf("(L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(s.slot()))
+}
+
+// bad is the error for the entry at the front. qemu is what qemu says of it, "" for the general
+// message that it has.
 func (s *entryScan) bad(entry uint64, msg, qemu string) error {
 	if qemu == "" {
-		qemu = fmt.Sprintf("Invalid cluster entry found  (L2 offset: %s, L2 index: %s)", cHex(uint64(s.table)), cHex(uint64(s.slot())))
+		qemu = "Invalid cluster entry found  " + s.at()
 	}
 	return &EntryError{
-		Guest: image.GuestOff(s.guest), Length: s.d.h.ClusterSize(),
-		Off: image.HostOff(s.table + s.index*s.d.h.L2EntryBytes()), Entry: entry, Level: 2, Msg: msg, Qemu: qemu,
+		Guest: image.GuestOff(s.guest), Length: s.d.h.ClusterSize(), Level: 2,
+		Off: image.HostOff(s.table + s.index*s.d.h.L2EntryBytes()), Entry: entry,
+		Msg: msg, Qemu: qemu,
 	}
 }

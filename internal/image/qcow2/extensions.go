@@ -46,17 +46,20 @@ func (h *Header) readExtensions(r io.ReaderAt, size, end int64) error {
 	for off := int64(h.Length); off < end; {
 		at := image.HostOff(off)
 		if end-off < extHeadBytes {
-			return broken(at, "Header extension too large", "header extension cut off by the end of its area")
+			return broken(at, "Header extension too large",
+				"header extension cut off by the end of its area")
 		}
 		p, err := w.at(off, extHeadBytes)
 		if err != nil {
-			return unreadable(at, fmt.Sprintf("qcow2_read_extension: ERROR: pread fail from offset %d", off),
+			return unreadable(at,
+				fmt.Sprintf("qcow2_read_extension: ERROR: pread fail from offset %d", off),
 				"the header extensions", err)
 		}
 		typ, length := binary.BigEndian.Uint32(p), int64(binary.BigEndian.Uint32(p[4:]))
 		off += extHeadBytes
 		if length > end-off {
-			return broken(at, "Header extension too large", "header extension %#08x of %d bytes, %d are left", typ, length, end-off)
+			return broken(at, "Header extension too large",
+				"header extension %#08x of %d bytes, %d are left", typ, length, end-off)
 		}
 		if typ == extEnd {
 			return nil
@@ -75,7 +78,8 @@ func (h *Header) extension(w *window, at image.HostOff, typ uint32, length int64
 	switch typ {
 	case extBackingFormat:
 		if length > maxBackingFormatBytes {
-			return broken(at, fmt.Sprintf("ERROR: ext_backing_format: len=%d too large (>=16)", length),
+			return broken(at, fmt.Sprintf("ERROR: ext_backing_format: len=%d too large (>=16)",
+				length),
 				"format name of %d bytes", length)
 		}
 		most = maxBackingFormatBytes
@@ -147,7 +151,8 @@ func (h *Header) cryptExtension(at image.HostOff, data []byte, length int64) err
 			"pointer to an encryption header, but the encryption method is %d", h.Crypt)
 	}
 	if length != cryptExtBytes {
-		return broken(at, fmt.Sprintf("CRYPTO header extension size %d, but expected size 16", length),
+		return broken(at, fmt.Sprintf("CRYPTO header extension size %d, but expected size 16",
+			length),
 			"pointer to an encryption header of %d bytes, want %d", length, cryptExtBytes)
 	}
 	off, n := binary.BigEndian.Uint64(data), binary.BigEndian.Uint64(data[8:])
@@ -156,7 +161,8 @@ func (h *Header) cryptExtension(at image.HostOff, data []byte, length int64) err
 			"encryption header at %#x, which is not cluster aligned", off)
 	}
 	if off > MaxOffset || n > MaxOffset {
-		return broken(at, "Unable to open the LUKS header", "encryption header at %#x, %#x bytes", off, n)
+		return broken(at, "Unable to open the LUKS header", "encryption header at %#x, %#x bytes",
+			off, n)
 	}
 	h.CryptOff, h.CryptLen = image.HostOff(off), int64(n)
 	return nil
@@ -166,9 +172,11 @@ func (h *Header) cryptExtension(at image.HostOff, data []byte, length int64) err
 // does not know bitmaps wrote to the image, and qemu ignores them all.
 func (h *Header) bitmapsExtension(at image.HostOff, data []byte, length int64) error {
 	if length != bitmapsExtBytes {
-		return broken(at, "bitmaps_ext: Invalid extension length", "bitmaps extension of %d bytes, want %d", length, bitmapsExtBytes)
+		return broken(at, "bitmaps_ext: Invalid extension length",
+			"bitmaps extension of %d bytes, want %d", length, bitmapsExtBytes)
 	}
-	b := &BitmapsExt{Count: binary.BigEndian.Uint32(data), Trusted: h.Autoclear&AutoclearBitmaps != 0}
+	b := &BitmapsExt{Count: binary.BigEndian.Uint32(data),
+		Trusted: h.Autoclear&AutoclearBitmaps != 0}
 	size, off := binary.BigEndian.Uint64(data[8:]), binary.BigEndian.Uint64(data[16:])
 	h.Bitmaps = b
 	if !b.Trusted {
@@ -179,14 +187,17 @@ func (h *Header) bitmapsExtension(at image.HostOff, data []byte, length int64) e
 	}
 	switch {
 	case binary.BigEndian.Uint32(data[4:]) != 0:
-		return broken(at, "bitmaps_ext: Reserved field is not zero", "reserved field of the bitmaps extension is set")
+		return broken(at, "bitmaps_ext: Reserved field is not zero",
+			"reserved field of the bitmaps extension is set")
 	case b.Count > MaxBitmaps:
 		return broken(at, fmt.Sprintf("bitmaps_ext: Image has %d bitmaps, exceeding the QEMU supported maximum of %d", b.Count, MaxBitmaps),
 			"%d bitmaps, %d at most", b.Count, MaxBitmaps)
 	case b.Count == 0:
-		return broken(at, "found bitmaps extension with zero bitmaps", "bitmaps extension without a bitmap")
+		return broken(at, "found bitmaps extension with zero bitmaps",
+			"bitmaps extension without a bitmap")
 	case off&uint64(h.ClusterSize()-1) != 0 || off > MaxOffset:
-		return broken(at, "bitmaps_ext: invalid bitmap directory offset", "bitmap directory at %#x", off)
+		return broken(at, "bitmaps_ext: invalid bitmap directory offset", "bitmap directory at %#x",
+			off)
 	case size > MaxBitmapDirBytes:
 		return broken(at, fmt.Sprintf("bitmaps_ext: bitmap directory size (%d) exceeds the maximum supported size (%d)", size, MaxBitmapDirBytes),
 			"bitmap directory of %d bytes, %d at most", size, MaxBitmapDirBytes)

@@ -199,7 +199,8 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	}
 	h := &Header{Version: be32(4), ClusterBits: be32(20)}
 	if h.Version < 2 || h.Version > 3 {
-		return nil, &OpenError{Kind: ErrUnsupported, Off: 4, Msg: fmt.Sprintf("version %d", h.Version),
+		return nil, &OpenError{Kind: ErrUnsupported, Off: 4,
+			Msg:  fmt.Sprintf("version %d", h.Version),
 			Qemu: fmt.Sprintf("Unsupported qcow2 version %d", h.Version)}
 	}
 	if h.ClusterBits < MinClusterBits || h.ClusterBits > MaxClusterBits {
@@ -211,7 +212,8 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 		h.Incompatible, h.Compatible, h.Autoclear = be64(72), be64(80), be64(88)
 		h.RefcountOrder, h.Length = be32(96), be32(100)
 		if h.Length < 104 {
-			return nil, broken(100, "qcow2 header too short", "header length %d, must be 104 or more", h.Length)
+			return nil, broken(100, "qcow2 header too short",
+				"header length %d, must be 104 or more", h.Length)
 		}
 	}
 	if int64(h.Length) > h.ClusterSize() {
@@ -243,8 +245,10 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 		return nil, err
 	}
 	if h.Crypt > CryptLUKS {
-		return nil, &OpenError{Kind: ErrUnsupported, Off: 32, Msg: fmt.Sprintf("encryption method %d", h.Crypt),
-			Qemu: fmt.Sprintf("Unsupported encryption method %d", int32(h.Crypt))} // qemu prints it signed
+		return nil, &OpenError{Kind: ErrUnsupported, Off: 32,
+			Msg: fmt.Sprintf("encryption method %d", h.Crypt),
+			Qemu: fmt.Sprintf("Unsupported encryption method %d",
+				int32(h.Crypt))} // qemu prints it signed
 	}
 	if err := h.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
 		return nil, err
@@ -260,9 +264,11 @@ func (h *Header) extensionsEnd(backingOff uint64) int64 {
 }
 
 // checkTables checks the virtual size and where the L1 and refcount tables claim to be.
-func (h *Header) checkTables(size, l1Off uint64, l1 uint32, reftOff uint64, reftClusters uint32) error {
+func (h *Header) checkTables(size, l1Off uint64, l1 uint32, reftOff uint64,
+	reftClusters uint32) error {
 	cs := uint64(h.ClusterSize())
-	if err := h.tableAt(48, "Reference count table", reftOff, uint64(reftClusters), cs, MaxReftableBytes); err != nil {
+	if err := h.tableAt(48, "Reference count table", reftOff, uint64(reftClusters), cs,
+		MaxReftableBytes); err != nil {
 		return err
 	}
 	h.ReftableOff, h.ReftableClusters = image.HostOff(reftOff), int64(reftClusters)
@@ -276,7 +282,8 @@ func (h *Header) checkTables(size, l1Off uint64, l1 uint32, reftOff uint64, reft
 	case need > math.MaxInt32:
 		return broken(24, "Image is too big", "virtual size %d needs %d L1 entries", size, need)
 	case uint64(l1) < need:
-		return broken(36, "L1 table is too small", "the L1 table has %d entries, %d bytes need %d", l1, size, need)
+		return broken(36, "L1 table is too small", "the L1 table has %d entries, %d bytes need %d",
+			l1, size, need)
 	case size > math.MaxInt64-cs:
 		return broken(24, "File too large", "virtual size %d", size)
 	}
@@ -286,12 +293,15 @@ func (h *Header) checkTables(size, l1Off uint64, l1 uint32, reftOff uint64, reft
 }
 
 // tableAt checks a table of n entries of entryBytes each.
-func (h *Header) tableAt(field image.HostOff, name string, off, n, entryBytes, maxBytes uint64) error {
+func (h *Header) tableAt(field image.HostOff, name string, off, n, entryBytes,
+	maxBytes uint64) error {
 	if n > maxBytes/entryBytes {
-		return broken(field, name+" too large", "%s of %d entries, %d bytes at most", strings.ToLower(name[:1])+name[1:], n, maxBytes)
+		return broken(field, name+" too large", "%s of %d entries, %d bytes at most",
+			strings.ToLower(name[:1])+name[1:], n, maxBytes)
 	}
 	if off > math.MaxInt64-n*entryBytes || off&uint64(h.ClusterSize()-1) != 0 {
-		return broken(field, name+" offset invalid", "%s at %#x, which is not cluster aligned", strings.ToLower(name[:1])+name[1:], off)
+		return broken(field, name+" offset invalid", "%s at %#x, which is not cluster aligned",
+			strings.ToLower(name[:1])+name[1:], off)
 	}
 	return nil
 }
@@ -301,7 +311,8 @@ func (h *Header) checkFeatures(r io.ReaderAt, size int64, backingOff uint64) err
 	declared := h.Incompatible&IncompatCompression != 0
 	switch {
 	case h.Compression > Zstd:
-		return &OpenError{Kind: ErrUnsupported, Off: 104, Msg: fmt.Sprintf("compression type %d", h.Compression),
+		return &OpenError{Kind: ErrUnsupported, Off: 104,
+			Msg:  fmt.Sprintf("compression type %d", h.Compression),
 			Qemu: fmt.Sprintf("qcow2: unknown compression type: %d", h.Compression)}
 	case h.Compression == Zlib && declared:
 		return broken(104, "qcow2: Compression type incompatible feature bit must not be set",
@@ -316,8 +327,10 @@ func (h *Header) checkFeatures(r io.ReaderAt, size int64, backingOff uint64) err
 	}
 	names := make([]string, 0, 4)
 	// The names only serve the message: those that stand before a fault are as good as any.
-	probe := *h
-	_ = probe.readExtensions(r, size, h.extensionsEnd(backingOff))
+	probe, more := *h, ""
+	if err := probe.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
+		more = ", and not all names of features can be read"
+	}
 	left := unknown
 	for _, f := range probe.Features {
 		if f.Type == 0 && f.Bit < 64 && left&(1<<f.Bit) != 0 {
@@ -331,7 +344,8 @@ func (h *Header) checkFeatures(r io.ReaderAt, size int64, backingOff uint64) err
 		names = append(names, fmt.Sprintf("Unknown incompatible feature: %x", left))
 	}
 	text := strings.Join(names, ", ")
-	return &OpenError{Kind: ErrUnsupported, Off: 72, Msg: fmt.Sprintf("incompatible feature bits %#x (%s)", unknown, text),
+	return &OpenError{Kind: ErrUnsupported, Off: 72,
+		Msg:  fmt.Sprintf("incompatible feature bits %#x (%s)%s", unknown, text, more),
 		Qemu: "Unsupported qcow2 feature(s): " + text}
 }
 
@@ -341,11 +355,13 @@ func (h *Header) readBacking(r io.ReaderAt, size int64, off uint64, length uint3
 		return nil
 	}
 	if int64(length) > min(MaxBackingNameBytes, h.ClusterSize()-int64(off)) {
-		return broken(16, "Backing file name too long", "name of the backing file of %d bytes at %#x", length, off)
+		return broken(16, "Backing file name too long",
+			"name of the backing file of %d bytes at %#x", length, off)
 	}
 	name := make([]byte, length)
 	if _, err := readPadded(r, name, int64(off), size); err != nil {
-		return unreadable(image.HostOff(off), "Could not read backing file name", "the name of the backing file", err)
+		return unreadable(image.HostOff(off), "Could not read backing file name",
+			"the name of the backing file", err)
 	}
 	// qemu takes it as a C string.
 	s, _, _ := strings.Cut(string(name), "\x00")

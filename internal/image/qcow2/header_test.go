@@ -88,8 +88,8 @@ func plain(t testing.TB, options string) []byte {
 	return img
 }
 
-// refusals are headers that must be refused, made from an image of version 3 with clusters of 64 KiB
-// whose header has 112 bytes, followed by extensions.
+// refusals are headers that must be refused, made from an image of version 3 with clusters of 64
+// KiB whose header has 112 bytes, followed by extensions.
 var refusals = []struct {
 	name  string
 	edits []edit
@@ -103,52 +103,92 @@ var refusals = []struct {
 	{name: "version 4", edits: []edit{{4, uint32(4)}}, kind: qcow2.ErrUnsupported, off: 4},
 	{name: "cluster_bits 8", edits: []edit{{20, uint32(8)}}, kind: qcow2.ErrHeader, off: 20},
 	{name: "cluster_bits 22", edits: []edit{{20, uint32(22)}}, kind: qcow2.ErrHeader, off: 20},
-	{name: "cluster_bits 2^31", edits: []edit{{20, uint32(1 << 31)}}, kind: qcow2.ErrHeader, off: 20},
+	{name: "cluster_bits 2^31", edits: []edit{{20, uint32(1 << 31)}}, kind: qcow2.ErrHeader,
+		off: 20},
 	{name: "header length 103", edits: []edit{{100, uint32(103)}}, kind: qcow2.ErrHeader, off: 100},
-	{name: "header length over a cluster", edits: []edit{{100, uint32(65544)}}, kind: qcow2.ErrHeader, off: 100},
-	{name: "backing name outside", edits: []edit{{8, uint64(65537)}}, kind: qcow2.ErrHeader, off: 8},
+	{name: "header length over a cluster", edits: []edit{{100, uint32(65544)}},
+		kind: qcow2.ErrHeader, off: 100},
+	{name: "backing name outside", edits: []edit{{8, uint64(65537)}}, kind: qcow2.ErrHeader,
+		off: 8},
 	{name: "compression 2", edits: []edit{{104, uint8(2)}}, kind: qcow2.ErrUnsupported, off: 104},
-	{name: "compression without its bit", edits: []edit{{104, uint8(1)}}, kind: qcow2.ErrHeader, off: 104},
-	{name: "compression bit without a type", edits: []edit{{72, uint64(8)}}, kind: qcow2.ErrHeader, off: 104},
-	{name: "unknown feature", edits: []edit{{72, uint64(1 << 40)}}, kind: qcow2.ErrUnsupported, off: 72},
-	{name: "named feature", kind: qcow2.ErrUnsupported, off: 72, edits: []edit{{72, uint64(1<<40 | 1<<41 | 1<<63)},
-		ext(112, extFeatures, 96, "\x00\x28mirrored"), {168, "\x00\x3fhighest bit"}}},
-	{name: "named feature in a table after a fault", kind: qcow2.ErrUnsupported, off: 72, edits: []edit{{72, uint64(1 << 40)},
-		ext(112, extFeatures, 48, "\x00\x28mirrored"), ext(168, extBackingFormat, 100, "")}},
-	{name: "feature of another type has its name", kind: qcow2.ErrUnsupported, off: 72, edits: []edit{{72, uint64(1 << 40)},
-		ext(112, extFeatures, 48, "\x01\x28mirrored")}},
-	{name: "subclusters of 256 bytes", edits: []edit{{72, uint64(16)}, {20, uint32(13)}}, kind: qcow2.ErrHeader, off: 20},
+	{name: "compression without its bit", edits: []edit{{104, uint8(1)}}, kind: qcow2.ErrHeader,
+		off: 104},
+	{name: "compression bit without a type", edits: []edit{{72, uint64(8)}}, kind: qcow2.ErrHeader,
+		off: 104},
+	{name: "unknown feature", edits: []edit{{72, uint64(1 << 40)}}, kind: qcow2.ErrUnsupported,
+		off: 72},
+	{name: "named feature", kind: qcow2.ErrUnsupported, off: 72,
+		edits: []edit{{72, uint64(1<<40 | 1<<41 | 1<<63)},
+			ext(112, extFeatures, 96, "\x00\x28mirrored"), {168, "\x00\x3fhighest bit"}}},
+	{name: "named feature in a table after a fault", kind: qcow2.ErrUnsupported, off: 72,
+		edits: []edit{{72, uint64(1 << 40)},
+			ext(112, extFeatures, 48, "\x00\x28mirrored"), ext(168, extBackingFormat, 100, "")}},
+	{name: "feature of another type has its name", kind: qcow2.ErrUnsupported, off: 72,
+		edits: []edit{{72, uint64(1 << 40)},
+			ext(112, extFeatures, 48, "\x01\x28mirrored")}},
+	{name: "subclusters of 256 bytes", edits: []edit{{72, uint64(16)}, {20, uint32(13)}},
+		kind: qcow2.ErrHeader, off: 20},
 	{name: "refcount_order 7", edits: []edit{{96, uint32(7)}}, kind: qcow2.ErrHeader, off: 96},
-	{name: "refcount table too large", edits: []edit{{56, uint32(129)}}, kind: qcow2.ErrHeader, off: 48},
-	{name: "refcount table misaligned", edits: []edit{{48, uint64(65536 + 512)}}, kind: qcow2.ErrHeader, off: 48},
-	{name: "refcount table at the end of numbers", edits: []edit{{48, uint64(1<<63 - 65536)}, {56, uint32(2)}}, kind: qcow2.ErrHeader, off: 48},
+	{name: "refcount table too large", edits: []edit{{56, uint32(129)}}, kind: qcow2.ErrHeader,
+		off: 48},
+	{name: "refcount table misaligned", edits: []edit{{48, uint64(65536 + 512)}},
+		kind: qcow2.ErrHeader, off: 48},
+	{name: "refcount table at the end of numbers",
+		edits: []edit{{48, uint64(1<<63 - 65536)},
+			{56, uint32(2)}}, kind: qcow2.ErrHeader, off: 48},
 	{name: "encryption 3", edits: []edit{{32, uint32(3)}}, kind: qcow2.ErrUnsupported, off: 32},
-	{name: "encryption 2^31", edits: []edit{{32, uint32(1 << 31)}}, kind: qcow2.ErrUnsupported, off: 32},
-	{name: "L1 table too large", edits: []edit{{36, uint32(4<<20 + 1)}}, kind: qcow2.ErrHeader, off: 40},
+	{name: "encryption 2^31", edits: []edit{{32, uint32(1 << 31)}}, kind: qcow2.ErrUnsupported,
+		off: 32},
+	{name: "L1 table too large", edits: []edit{{36, uint32(4<<20 + 1)}}, kind: qcow2.ErrHeader,
+		off: 40},
 	{name: "L1 table misaligned", edits: []edit{{40, uint64(1)}}, kind: qcow2.ErrHeader, off: 40},
-	{name: "L1 table at a negative offset", edits: []edit{{40, uint64(1 << 63)}}, kind: qcow2.ErrHeader, off: 40},
+	{name: "L1 table at a negative offset", edits: []edit{{40, uint64(1 << 63)}},
+		kind: qcow2.ErrHeader, off: 40},
 	{name: "L1 table too small", edits: []edit{{36, uint32(0)}}, kind: qcow2.ErrHeader, off: 36},
-	{name: "L1 table too small for 2 EiB", edits: []edit{{24, uint64(1 << 61)}}, kind: qcow2.ErrHeader, off: 24},
+	{name: "L1 table too small for 2 EiB", edits: []edit{{24, uint64(1 << 61)}},
+		kind: qcow2.ErrHeader, off: 24},
 	{name: "size 2^63", edits: []edit{{24, uint64(1 << 63)}}, kind: qcow2.ErrHeader, off: 24},
-	{name: "size that wraps around", edits: []edit{{24, ^uint64(0)}, {36, uint32(8)}}, kind: qcow2.ErrHeader, off: 24},
-	{name: "extension too long", edits: []edit{ext(112, 0x12345678, 65536, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "extension of 4 GiB", edits: []edit{ext(112, 0x12345678, 1<<32-1, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "extension cut off by the backing name", edits: []edit{{8, uint64(116)}, {16, uint32(1)}, ext(112, 1, 0, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "backing format of 16 bytes", edits: []edit{ext(112, extBackingFormat, 16, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "encryption header without encryption", edits: []edit{ext(112, extCrypt, 16, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "encryption header of 8 bytes", edits: []edit{{32, uint32(2)}, ext(112, extCrypt, 8, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "encryption header misaligned", edits: []edit{{32, uint32(2)}, ext(112, extCrypt, 16, be64(1000, 4096))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "encryption header far away", here: true, edits: []edit{{32, uint32(2)}, ext(112, extCrypt, 16, be64(1<<60, 4096))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps of 16 bytes", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 16, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps of 16 bytes without their bit", edits: []edit{ext(112, extBitmaps, 16, "")}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps reserved", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1, 1)+be64(32, 65536))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps too many", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(65536, 0)+be64(32, 65536))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps none", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(0, 0)+be64(32, 65536))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps misaligned", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1, 0)+be64(32, 65537))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps directory too large", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1, 0)+be64(1<<40, 65536))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "bitmaps directory at the end of numbers", here: true, edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1, 0)+be64(32, 1<<63))}, kind: qcow2.ErrHeader, off: 112},
-	{name: "backing name too long", edits: []edit{{8, uint64(1024)}, {16, uint32(1024)}, ext(112, 0, 0, "")}, kind: qcow2.ErrHeader, off: 16},
-	{name: "backing name over the cluster", edits: []edit{{8, uint64(65500)}, {16, uint32(37)}, ext(112, 0, 0, "")}, kind: qcow2.ErrHeader, off: 16},
+	{name: "size that wraps around", edits: []edit{{24, ^uint64(0)}, {36, uint32(8)}},
+		kind: qcow2.ErrHeader, off: 24},
+	{name: "extension too long", edits: []edit{ext(112, 0x12345678, 65536, "")},
+		kind: qcow2.ErrHeader, off: 112},
+	{name: "extension of 4 GiB", edits: []edit{ext(112, 0x12345678, 1<<32-1, "")},
+		kind: qcow2.ErrHeader, off: 112},
+	{name: "extension cut off by the backing name",
+		edits: []edit{{8, uint64(116)}, {16, uint32(1)},
+			ext(112, 1, 0, "")}, kind: qcow2.ErrHeader, off: 112},
+	{name: "backing format of 16 bytes", edits: []edit{ext(112, extBackingFormat, 16, "")},
+		kind: qcow2.ErrHeader, off: 112},
+	{name: "encryption header without encryption", edits: []edit{ext(112, extCrypt, 16, "")},
+		kind: qcow2.ErrHeader, off: 112},
+	{name: "encryption header of 8 bytes", edits: []edit{{32, uint32(2)}, ext(112, extCrypt, 8,
+		"")}, kind: qcow2.ErrHeader, off: 112},
+	{name: "encryption header misaligned", edits: []edit{{32, uint32(2)}, ext(112, extCrypt, 16,
+		be64(1000, 4096))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "encryption header far away", here: true,
+		edits: []edit{{32, uint32(2)}, ext(112, extCrypt, 16, be64(1<<60,
+			4096))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps of 16 bytes", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 16, "")},
+		kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps of 16 bytes without their bit", edits: []edit{ext(112, extBitmaps, 16, "")},
+		kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps reserved", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1,
+		1)+be64(32, 65536))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps too many", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(65536,
+		0)+be64(32, 65536))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps none", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(0,
+		0)+be64(32, 65536))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps misaligned", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1,
+		0)+be64(32, 65537))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps directory too large", edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24,
+		be32s(1, 0)+be64(1<<40, 65536))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "bitmaps directory at the end of numbers", here: true,
+		edits: []edit{{88, uint64(1)}, ext(112, extBitmaps, 24, be32s(1, 0)+be64(32,
+			1<<63))}, kind: qcow2.ErrHeader, off: 112},
+	{name: "backing name too long", edits: []edit{{8, uint64(1024)}, {16, uint32(1024)}, ext(112, 0,
+		0, "")}, kind: qcow2.ErrHeader, off: 16},
+	{name: "backing name over the cluster", edits: []edit{{8, uint64(65500)}, {16, uint32(37)},
+		ext(112, 0, 0, "")}, kind: qcow2.ErrHeader, off: 16},
 }
 
 func TestHeaderRefusals(t *testing.T) {
@@ -185,7 +225,8 @@ func qemuRefuses(t *testing.T, img []byte) string {
 	if err := os.WriteFile(path, img, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), "qemu-img", "info", "-f", "qcow2", path).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "qemu-img", "info", "-f", "qcow2",
+		path).CombinedOutput()
 	if err == nil {
 		return ""
 	}
@@ -206,8 +247,10 @@ func TestHeaderAgainstQemu(t *testing.T) {
 	if testenv.Long() {
 		rounds = 3000
 	}
-	bases := [][]byte{plain(t, "cluster_size=64k"), plain(t, "compat=0.10,cluster_size=4k"), plain(t, "cluster_size=512"),
-		with(plain(t, "cluster_size=2M,extended_l2=on"), ext(112, extDataFile, 5, "a.raw"), ext(128, extBitmaps, 24, be32s(2, 0)+be64(64, 4<<20)))}
+	bases := [][]byte{plain(t, "cluster_size=64k"), plain(t, "compat=0.10,cluster_size=4k"),
+		plain(t, "cluster_size=512"),
+		with(plain(t, "cluster_size=2M,extended_l2=on"), ext(112, extDataFile, 5, "a.raw"),
+			ext(128, extBitmaps, 24, be32s(2, 0)+be64(64, 4<<20)))}
 	rnd := rand.New(rand.NewPCG(8, 8))
 	for range rounds {
 		img := bytes.Clone(bases[rnd.IntN(len(bases))])
@@ -230,7 +273,8 @@ func TestHeaderAgainstQemu(t *testing.T) {
 			t.Errorf("ReadHeader accepts what qemu-img refuses: %s\n%x", said, img[:160])
 		case err != nil && said == "":
 			t.Errorf("ReadHeader refuses what qemu-img accepts: %v\n%x", err, img[:160])
-		case err != nil && !later && (!errors.As(err, &refused) || !strings.Contains(said, refused.Qemu)):
+		case err != nil && !later && (!errors.As(err, &refused) || !strings.Contains(said,
+			refused.Qemu)):
 			t.Errorf("ReadHeader = %v, qemu-img says %s\n%x", err, said, img[:160])
 		}
 	}
@@ -239,9 +283,12 @@ func TestHeaderAgainstQemu(t *testing.T) {
 func TestHeaderOfEverything(t *testing.T) {
 	testenv.Need(t, "qemu-img")
 	img := with(plain(t, "cluster_size=64k"),
-		edit{8, uint64(4096)}, edit{16, uint32(9)}, edit{4096, "base.img\x00x"}, edit{24, uint64(10<<20 + 100)},
-		ext(112, extBackingFormat, 5, "qcow2\x00\x00\x00"), ext(128, 0x11223344, 3, ""), ext(144, extFeatures, 96, "\x01\x00lazy refcounts"),
-		edit{200, "\x02\x3fhigh"}, ext(248, extBitmaps, 24, be32s(3, 0)+be64(100, 1<<16)), ext(280, extDataFile, 8, "data.raw"), ext(296, 0, 0, ""))
+		edit{8, uint64(4096)}, edit{16, uint32(9)}, edit{4096, "base.img\x00x"}, edit{24,
+			uint64(10<<20 + 100)},
+		ext(112, extBackingFormat, 5, "qcow2\x00\x00\x00"), ext(128, 0x11223344, 3, ""), ext(144,
+			extFeatures, 96, "\x01\x00lazy refcounts"),
+		edit{200, "\x02\x3fhigh"}, ext(248, extBitmaps, 24, be32s(3, 0)+be64(100, 1<<16)), ext(280,
+			extDataFile, 8, "data.raw"), ext(296, 0, 0, ""))
 	h, err := qcow2.ReadHeader(bytes.NewReader(img), int64(len(img)))
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +296,8 @@ func TestHeaderOfEverything(t *testing.T) {
 	want := &qcow2.Header{
 		Version: 3, ClusterBits: 16, SizeBytes: 10 << 20, L1Off: 3 << 16, L1Entries: 1, ReftableOff: 1 << 16, ReftableClusters: 1,
 		RefcountOrder: 4, Length: 112, HasBacking: true, Backing: "base.img", BackingFormat: "qcow2", DataFile: "data.raw",
-		Features:          []qcow2.FeatureName{{Type: 1, Bit: 0, Name: "lazy refcounts"}, {Type: 2, Bit: 63, Name: "high"}},
+		Features: []qcow2.FeatureName{{Type: 1, Bit: 0, Name: "lazy refcounts"},
+			{Type: 2, Bit: 63, Name: "high"}},
 		Bitmaps:           &qcow2.BitmapsExt{Count: 3, DirOff: 1 << 16, DirSize: 100},
 		UnknownExtensions: []uint32{0x11223344},
 	}

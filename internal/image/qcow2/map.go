@@ -19,7 +19,8 @@ const mapPieceBytes = 64 << 10
 // other are one extent; so are compressed clusters next to each other, Host being where the first
 // of them begins. Where an entry cannot be right it ends with an *EntryError, after all that comes
 // before; it can be started again behind the range that the error names.
-func (d *Disk) Map(ctx context.Context, off image.GuestOff, length int64, fn func(image.Extent) error) error {
+func (d *Disk) Map(ctx context.Context, off image.GuestOff, length int64,
+	fn func(image.Extent) error) error {
 	if off < 0 || length < 0 {
 		return fmt.Errorf("map %d bytes of the disk at %d: %w", length, int64(off), image.ErrOffset)
 	}
@@ -170,8 +171,8 @@ func (m *mapper) table(l2, from, to int64) error {
 	return nil
 }
 
-// plain maps the entries at the front of s that are clusters with plain data within [from, to): what
-// most entries of most images are. It does what next and add do for them, in half the time.
+// plain maps the entries at the front of s that are clusters with plain data within [from, to):
+// what most entries of most images are. It does what next and add do for them, in half the time.
 func (m *mapper) plain(s *entryScan, from, to int64) error {
 	h, cs := m.d.h, m.d.h.ClusterSize()
 	if h.ExtendedL2() || h.HasDataFile() || s.guest < from {
@@ -186,13 +187,15 @@ func (m *mapper) plain(s *entryScan, from, to int64) error {
 		if host&other != 0 || host == 0 || host > last {
 			break
 		}
-		if c.Kind == image.Data && c.HasHost && c.Length > 0 && uint64(c.Host)+uint64(c.Length) == host {
+		if c.Kind == image.Data && c.HasHost && c.Length > 0 &&
+			uint64(c.Host)+uint64(c.Length) == host {
 			c.Length += cs
 		} else {
 			if err := m.join.flush(); err != nil {
 				return err
 			}
-			*c = image.Extent{Guest: image.GuestOff(guest), Length: cs, Kind: image.Data, Host: image.HostOff(host), HasHost: true}
+			*c = image.Extent{Guest: image.GuestOff(guest), Length: cs, Kind: image.Data,
+				Host: image.HostOff(host), HasHost: true}
 		}
 		guest += cs
 	}

@@ -50,7 +50,8 @@ func BenchmarkMap(b *testing.B) {
 		{"size=64GiB/layout=random", lab.Spec{VirtualBytes: 64 << 30, Layout: lab.Random}},
 		{"size=64GiB/layout=runs of 16", lab.Spec{VirtualBytes: 64 << 30, Layout: lab.Runs(16)}},
 		{"size=1TiB/layout=sequential", lab.Spec{VirtualBytes: 1 << 40}},
-		{"size=64GiB/subclusters", lab.Spec{VirtualBytes: 64 << 30, ExtendedL2: true, Partial: 0.3, Layout: lab.Random}},
+		{"size=64GiB/subclusters", lab.Spec{VirtualBytes: 64 << 30, ExtendedL2: true, Partial: 0.3,
+			Layout: lab.Random}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			disk := benchDisk(b, c.spec)
@@ -83,7 +84,8 @@ func BenchmarkRead(b *testing.B) {
 		{"random/1MiB", lab.Spec{VirtualBytes: 256 << 20, Data: true, Layout: lab.Random}, 1 << 20},
 		{"zlib/1MiB", lab.Spec{VirtualBytes: 64 << 20, Data: true, Compressed: 1}, 1 << 20},
 		{"zlib/4KiB", lab.Spec{VirtualBytes: 64 << 20, Data: true, Compressed: 1}, 4 << 10},
-		{"zstd/1MiB", lab.Spec{VirtualBytes: 64 << 20, Data: true, Compressed: 1, Zstd: true}, 1 << 20},
+		{"zstd/1MiB", lab.Spec{VirtualBytes: 64 << 20, Data: true, Compressed: 1, Zstd: true},
+			1 << 20},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			d := benchDisk(b, c.spec)()

@@ -64,7 +64,8 @@ func damage(rnd *rand.Rand, img []byte, h *qcow2.Header) string {
 	at, what := l1, "L1 entry"
 	if l2 := int64(be.Uint64(img[l1:]) & qcow2.OffsetMask); l2 != 0 && rnd.IntN(6) > 0 {
 		width := h.L2EntryBytes()
-		at, what = l2+width*rnd.Int64N(min(h.L2Entries(), (h.SizeBytes+h.ClusterSize()-1)>>h.ClusterBits)), "L2 entry"
+		at, what = l2+width*rnd.Int64N(min(h.L2Entries(),
+			(h.SizeBytes+h.ClusterSize()-1)>>h.ClusterBits)), "L2 entry"
 		entry := be.Uint64(img[at:])
 		if entry&qcow2.FlagCompressed != 0 && rnd.IntN(2) == 0 {
 			off, n := h.CompressedRange(entry)
@@ -137,7 +138,8 @@ func compareBroken(t *testing.T, what, path string, d *qcow2.Disk) {
 		}
 	}
 	ours := d.Map(t.Context(), 0, d.Size(), func(image.Extent) error { return nil })
-	if out, err := exec.CommandContext(t.Context(), "qemu-img", "map", "--output=json", path).CombinedOutput(); (err == nil) != (ours == nil) {
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "map", "--output=json",
+		path).CombinedOutput(); (err == nil) != (ours == nil) {
 		t.Errorf("%s: Map = %v, qemu-img map %v: %s", what, ours, err, out)
 	}
 	if ours != nil {
@@ -153,7 +155,8 @@ func compareBroken(t *testing.T, what, path string, d *qcow2.Disk) {
 func tiny(t testing.TB, options string, l1 uint64, l2 ...uint64) []byte {
 	t.Helper()
 	img := append(plain(t, options)[:3<<16:3<<16], make([]byte, 3<<16)...)
-	return with(img, edit{3 << 16, l1}, edit{4 << 16, be64(l2...)}, edit{5 << 16, strings.Repeat("x", 1<<16)})
+	return with(img, edit{3 << 16, l1}, edit{4 << 16, be64(l2...)},
+		edit{5 << 16, strings.Repeat("x", 1<<16)})
 }
 
 func TestEntryErrors(t *testing.T) {
@@ -172,13 +175,20 @@ func TestEntryErrors(t *testing.T) {
 		length  int64
 	}{
 		{"misaligned L2 table", "cluster_size=64k", l2 | 512, nil, 3 << 16, 0, 512 << 20},
-		{"misaligned cluster", "cluster_size=64k", l2, []uint64{data, data | 1024}, 4<<16 + 8, 1 << 16, 1 << 16},
-		{"misaligned reserved cluster", "cluster_size=64k", l2, []uint64{data, data | 1024 | 1}, 4<<16 + 8, 1 << 16, 1 << 16},
-		{"zero in version 2", "cluster_size=64k,compat=0.10", l2, []uint64{data, 0, 1}, 4<<16 + 16, 2 << 16, 1 << 16},
-		{"reserved in version 2", "cluster_size=64k,compat=0.10", l2, []uint64{data, data | 1}, 4<<16 + 8, 1 << 16, 1 << 16},
-		{"stored and zero", "cluster_size=64k,extended_l2=on", l2, []uint64{0, 0, data, 1<<35 | 1<<3}, 4<<16 + 16, 1 << 16, 1 << 16},
-		{"stored nowhere", "cluster_size=64k,extended_l2=on", l2, []uint64{0, 0, 0, 8}, 4<<16 + 16, 1 << 16, 1 << 16},
-		{"misaligned with subclusters", "cluster_size=64k,extended_l2=on", l2, []uint64{data | 2048, 0}, 4 << 16, 0, 1 << 16},
+		{"misaligned cluster", "cluster_size=64k", l2, []uint64{data, data | 1024}, 4<<16 + 8,
+			1 << 16, 1 << 16},
+		{"misaligned reserved cluster", "cluster_size=64k", l2, []uint64{data, data | 1024 | 1},
+			4<<16 + 8, 1 << 16, 1 << 16},
+		{"zero in version 2", "cluster_size=64k,compat=0.10", l2, []uint64{data, 0, 1}, 4<<16 + 16,
+			2 << 16, 1 << 16},
+		{"reserved in version 2", "cluster_size=64k,compat=0.10", l2, []uint64{data, data | 1},
+			4<<16 + 8, 1 << 16, 1 << 16},
+		{"stored and zero", "cluster_size=64k,extended_l2=on", l2,
+			[]uint64{0, 0, data, 1<<35 | 1<<3}, 4<<16 + 16, 1 << 16, 1 << 16},
+		{"stored nowhere", "cluster_size=64k,extended_l2=on", l2, []uint64{0, 0, 0, 8}, 4<<16 + 16,
+			1 << 16, 1 << 16},
+		{"misaligned with subclusters", "cluster_size=64k,extended_l2=on", l2,
+			[]uint64{data | 2048, 0}, 4 << 16, 0, 1 << 16},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			img := tiny(t, c.options, c.l1, c.l2...)
@@ -188,8 +198,10 @@ func TestEntryErrors(t *testing.T) {
 			if !errors.As(err, &entry) || !errors.Is(err, qcow2.ErrEntry) || int64(n) != c.guest {
 				t.Fatalf("ReadAt(all) = %d, %v, want %d and an EntryError", n, err, c.guest)
 			}
-			if int64(entry.Off) != c.off || int64(entry.Guest) != c.guest || entry.Length != c.length {
-				t.Errorf("ReadAt(all) = %+v, want the entry at %#x for %d bytes at %#x", entry, c.off, c.length, c.guest)
+			if int64(entry.Off) != c.off || int64(entry.Guest) != c.guest ||
+				entry.Length != c.length {
+				t.Errorf("ReadAt(all) = %+v, want the entry at %#x for %d bytes at %#x", entry,
+					c.off, c.length, c.guest)
 			}
 			mapped := int64(0)
 			err = d.Map(t.Context(), 0, d.Size(), func(e image.Extent) error {
@@ -197,12 +209,14 @@ func TestEntryErrors(t *testing.T) {
 				return nil
 			})
 			if !errors.As(err, &entry) || mapped != c.guest {
-				t.Errorf("Map = %v after %d bytes, want an EntryError after %d", err, mapped, c.guest)
+				t.Errorf("Map = %v after %d bytes, want an EntryError after %d", err, mapped,
+					c.guest)
 			}
 			// It goes on behind the range that the error names.
 			if c.length == 1<<16 {
 				next := c.guest + c.length
-				err := d.Map(t.Context(), image.GuestOff(next), d.Size()-next, func(image.Extent) error { return nil })
+				err := d.Map(t.Context(), image.GuestOff(next), d.Size()-next,
+					func(image.Extent) error { return nil })
 				if err != nil {
 					t.Errorf("Map behind it = %v", err)
 				}
@@ -211,7 +225,8 @@ func TestEntryErrors(t *testing.T) {
 			if err := os.WriteFile(path, img, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			out, _ := exec.CommandContext(t.Context(), "qemu-io", "-r", "-c", fmt.Sprintf("read %d 512", c.guest), path).CombinedOutput()
+			out, _ := exec.CommandContext(t.Context(), "qemu-io", "-r", "-c",
+				fmt.Sprintf("read %d 512", c.guest), path).CombinedOutput()
 			if entry.Qemu == "" || !strings.Contains(string(out), entry.Qemu) {
 				t.Errorf("qemu-io says %q, want %q in it", out, entry.Qemu)
 			}
@@ -224,7 +239,8 @@ func TestDataFileErrors(t *testing.T) {
 	var h *qcow2.Header
 	be, l2 := binary.BigEndian, int64(0)
 	for seed := uint64(0); l2 == 0; seed++ { // until it has an L2 table
-		g = draw(t, rand.New(rand.NewPCG(seed, 1)), features{version: 3, clusterBits: 12, dataFile: true, sizeBytes: 30 << 12})
+		g = draw(t, rand.New(rand.NewPCG(seed, 1)),
+			features{version: 3, clusterBits: 12, dataFile: true, sizeBytes: 30 << 12})
 		h = show(t, g).Header()
 		l2 = int64(be.Uint64(g.file[h.L1Off:]) & qcow2.OffsetMask)
 	}
@@ -234,7 +250,8 @@ func TestDataFileErrors(t *testing.T) {
 	} {
 		be.PutUint64(g.file[l2:], entry)
 		var bad *qcow2.EntryError
-		if _, err := show(t, g).ReadAt(make([]byte, 512), 0); !errors.As(err, &bad) || int64(bad.Off) != l2 {
+		if _, err := show(t, g).ReadAt(make([]byte, 512), 0); !errors.As(err, &bad) ||
+			int64(bad.Off) != l2 {
 			t.Errorf("ReadAt of a cluster %s = %v, want an EntryError", name, err)
 		}
 	}
@@ -263,23 +280,35 @@ func TestDataFileErrors(t *testing.T) {
 func TestEncrypted(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc",
-		"-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "1M")
+	// qemu measures its own time to derive a key, and gives up where the kernel counts time too
+	// coarsely, so that it needs some luck.
+	for try := 1; ; try++ {
+		out, err := exec.CommandContext(t.Context(), "qemu-img", "create", "-q", "-f", "qcow2",
+			"--object", "secret,id=s,data=abc", "-o",
+			"encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "1M").CombinedOutput()
+		if err == nil {
+			break
+		}
+		if try == 30 {
+			t.Fatalf("qemu-img create: %v\n%s", err, out)
+		}
+	}
 	run(t, "qemu-io", "--object", "secret,id=s,data=abc", "--image-opts", "-c", "write 128k 64k",
 		"driver=qcow2,encrypt.key-secret=s,file.driver=file,file.filename="+path)
 	o := open(t, path)
 	d := o.disk(t, "")
-	if n, err := d.ReadAt(make([]byte, 1<<20), 0); !errors.Is(err, qcow2.ErrEncrypted) || n != 128<<10 {
+	if n, err := d.ReadAt(make([]byte, 1<<20), 0); !errors.Is(err, qcow2.ErrEncrypted) ||
+		n != 128<<10 {
 		t.Errorf("ReadAt(all) = %d, %v, want %d, %v", n, err, 128<<10, qcow2.ErrEncrypted)
 	}
 	if o.h.Crypt != qcow2.CryptLUKS || o.h.CryptLen == 0 || o.h.CryptOff == 0 {
 		t.Errorf("ReadHeader = %+v, want a LUKS header", o.h)
 	}
 	// qemu needs the key for its map.
-	var want []mapEntry
-	for _, e := range []mapEntry{{0, 128 << 10, false, true, false, nil}, {128 << 10, 64 << 10, true, false, true, nil},
-		{192 << 10, 832 << 10, false, true, false, nil}} {
-		want = append(want, e)
+	want := []mapEntry{
+		{0, 128 << 10, false, true, false, nil},
+		{128 << 10, 64 << 10, true, false, true, nil},
+		{192 << 10, 832 << 10, false, true, false, nil},
 	}
 	if diff := cmp.Diff(want, ourMap(t, d)); diff != "" {
 		t.Errorf("Map (-want +got):\n%s", diff)
@@ -306,10 +335,12 @@ func TestMissing(t *testing.T) {
 			d := show(t, drawn{file: c.img})
 			got := make([]byte, d.Size())
 			if n, err := d.ReadAt(got, 0); n != len(got) || err != nil || d.Missing() != c.missing {
-				t.Errorf("ReadAt(all) = %d, %v, %d bytes missing, want %d", n, err, d.Missing(), c.missing)
+				t.Errorf("ReadAt(all) = %d, %v, %d bytes missing, want %d", n, err, d.Missing(),
+					c.missing)
 			}
 			d = show(t, drawn{file: c.img})
-			if err := d.Map(t.Context(), 0, d.Size(), func(image.Extent) error { return nil }); err != nil || d.Missing() != c.missing {
+			if err := d.Map(t.Context(), 0, d.Size(),
+				func(image.Extent) error { return nil }); err != nil || d.Missing() != c.missing {
 				t.Errorf("Map = %v, %d bytes missing, want %d", err, d.Missing(), c.missing)
 			}
 		})
@@ -318,7 +349,8 @@ func TestMissing(t *testing.T) {
 
 // Wherever the file cannot be read, the error says so, and what comes before is given.
 func TestUnreadable(t *testing.T) {
-	g := draw(t, rand.New(rand.NewPCG(3, 3)), features{version: 3, clusterBits: 12, sizeBytes: 100 << 12})
+	g := draw(t, rand.New(rand.NewPCG(3, 3)),
+		features{version: 3, clusterBits: 12, sizeBytes: 100 << 12})
 	whole := show(t, g)
 	h := whole.Header()
 	// Parts of 16 KiB are read for tables, so a bad sector hurts what is near too.
@@ -333,8 +365,10 @@ func TestUnreadable(t *testing.T) {
 		if err != nil && !errors.Is(err, errBadSector) || err == nil && n != len(got) {
 			t.Errorf("ReadAt(all) with a bad sector at %#x = %d, %v", fail, n, err)
 		}
-		imagetest.Equal(t, fmt.Sprintf("what is read before the bad sector at %#x", fail), got[:n], g.want[:n])
-		if err := d.Map(t.Context(), 0, d.Size(), func(image.Extent) error { return nil }); err != nil && !errors.Is(err, errBadSector) {
+		imagetest.Equal(t, fmt.Sprintf("what is read before the bad sector at %#x", fail), got[:n],
+			g.want[:n])
+		if err := d.Map(t.Context(), 0, d.Size(),
+			func(image.Extent) error { return nil }); err != nil && !errors.Is(err, errBadSector) {
 			t.Errorf("Map with a bad sector at %#x = %v", fail, err)
 		}
 	}
@@ -348,8 +382,10 @@ func hostile(t testing.TB) map[string][]byte {
 	packed := bytes.Repeat([]byte(be64(qcow2.FlagCompressed|0x3fff<<48|512)), 32)
 	return map[string][]byte{
 		"L1 of 32 MiB, not there": huge[:512],
-		"L1 of 32 MiB, one entry": with(pad(huge[:512:512], 1024), edit{40, uint64(0)}, edit{512, string(all)}),
-		"compressed of 4 MiB":     with(pad(plain(t, "cluster_size=2M")[:512:512], 1024), edit{40, uint64(0)}, edit{24, uint64(1 << 30)}, edit{512, string(packed)}),
+		"L1 of 32 MiB, one entry": with(pad(huge[:512:512], 1024), edit{40, uint64(0)},
+			edit{512, string(all)}),
+		"compressed of 4 MiB": with(pad(plain(t, "cluster_size=2M")[:512:512], 1024),
+			edit{40, uint64(0)}, edit{24, uint64(1 << 30)}, edit{512, string(packed)}),
 	}
 }
 

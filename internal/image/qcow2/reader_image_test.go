@@ -68,7 +68,8 @@ func draw(t tester, rnd *rand.Rand, f features) drawn {
 	if d.flate, err = flate.NewWriterWindow(nil, 4096); err != nil {
 		t.Fatal(err)
 	}
-	if d.zenc, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(rnd.IntN(2) == 0)); err != nil {
+	if d.zenc, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(rnd.IntN(2) == 0)); err != nil {
 		t.Fatal(err)
 	}
 	defer d.zenc.Close()
@@ -91,7 +92,8 @@ func draw(t tester, rnd *rand.Rand, f features) drawn {
 	}
 	d.header(reft, l1, l1Entries)
 	// The end of the last cluster need not be there.
-	if cut := int64(len(d.file)) - int64(rnd.IntN(int(cs))); rnd.IntN(3) == 0 && !bytes.ContainsFunc(d.file[cut:], nonzero) {
+	if cut := int64(len(d.file)) - int64(rnd.IntN(int(cs))); rnd.IntN(3) == 0 &&
+		!bytes.ContainsFunc(d.file[cut:], nonzero) {
 		d.file = d.file[:cut]
 	}
 	return d.drawn
@@ -262,7 +264,8 @@ func show(t tester, g drawn) *qcow2.Disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := qcow2.NewDisk(r, r.Size(), h, qcow2.DiskOptions{Data: bytes.NewReader(g.data), DataBytes: int64(len(g.data))})
+	d, err := qcow2.NewDisk(r, r.Size(), h, qcow2.DiskOptions{Data: bytes.NewReader(g.data),
+		DataBytes: int64(len(g.data))})
 	if err != nil {
 		t.Fatal(err)
 	}

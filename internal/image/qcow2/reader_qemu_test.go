@@ -52,36 +52,47 @@ type made struct {
 
 func zoo() []made {
 	all := []made{
-		{name: "preallocated metadata", options: "preallocation=metadata", clusters: 64 << 10, write: true},
-		{name: "preallocated falloc", options: "preallocation=falloc", clusters: 64 << 10, write: true},
-		{name: "preallocated and subclusters", options: "preallocation=metadata,extended_l2=on", clusters: 64 << 10, write: true},
+		{name: "preallocated metadata", options: "preallocation=metadata", clusters: 64 << 10,
+			write: true},
+		{name: "preallocated falloc", options: "preallocation=falloc", clusters: 64 << 10,
+			write: true},
+		{name: "preallocated and subclusters", options: "preallocation=metadata,extended_l2=on",
+			clusters: 64 << 10, write: true},
 		{name: "lazy refcounts", options: "lazy_refcounts=on", clusters: 64 << 10, write: true},
 		{name: "refcounts of 1 bit", options: "refcount_bits=1", clusters: 4 << 10, write: true},
-		{name: "refcounts of 64 bits", options: "refcount_bits=64", clusters: 4 << 10, write: true, snaps: true},
-		{name: "raw data file", options: "data_file_raw=on", clusters: 64 << 10, write: true, dataFile: true},
-		{name: "data file and subclusters", options: "extended_l2=on", clusters: 32 << 10, write: true, dataFile: true},
-		{name: "zstd and subclusters", options: "extended_l2=on,compression_type=zstd", clusters: 64 << 10, write: true, pack: true},
-		{name: "backing and subclusters", options: "extended_l2=on", clusters: 128 << 10, write: true, pack: true, backing: true},
+		{name: "refcounts of 64 bits", options: "refcount_bits=64", clusters: 4 << 10, write: true,
+			snaps: true},
+		{name: "raw data file", options: "data_file_raw=on", clusters: 64 << 10, write: true,
+			dataFile: true},
+		{name: "data file and subclusters", options: "extended_l2=on", clusters: 32 << 10,
+			write: true, dataFile: true},
+		{name: "zstd and subclusters", options: "extended_l2=on,compression_type=zstd",
+			clusters: 64 << 10, write: true, pack: true},
+		{name: "backing and subclusters", options: "extended_l2=on", clusters: 128 << 10,
+			write: true, pack: true, backing: true},
 		{name: "never written", clusters: 64 << 10},
 	}
 	for _, cs := range []int64{512, 4 << 10, 64 << 10, 2 << 20} {
 		all = append(all,
-			made{name: "version 2", options: "compat=0.10", clusters: cs, write: true, pack: true, snaps: true, v2: true},
+			made{name: "version 2", options: "compat=0.10", clusters: cs, write: true, pack: true,
+				snaps: true, v2: true},
 			made{name: "zlib", clusters: cs, write: true, pack: true},
-			made{name: "zstd", options: "compression_type=zstd", clusters: cs, write: true, pack: true},
+			made{name: "zstd", options: "compression_type=zstd", clusters: cs, write: true,
+				pack: true},
 			made{name: "snapshots", clusters: cs, write: true, pack: true, snaps: true},
 			made{name: "data file", clusters: cs, write: true, dataFile: true},
 			made{name: "backing", clusters: cs, write: true, pack: true, backing: true},
 		)
 		if cs >= 16<<10 {
-			all = append(all, made{name: "subclusters", options: "extended_l2=on", clusters: cs, write: true, pack: true, snaps: true})
+			all = append(all, made{name: "subclusters", options: "extended_l2=on", clusters: cs,
+				write: true, pack: true, snaps: true})
 		}
 	}
 	return all
 }
 
-// script gives commands for qemu-io that write here and there. It notes the clusters that it writes:
-// a compressed cluster can only be written where there is none yet.
+// script gives commands for qemu-io that write here and there. It notes the clusters that it
+// writes: a compressed cluster can only be written where there is none yet.
 func (m made) script(rnd *rand.Rand, size int64, written map[int64]bool) []string {
 	var args []string
 	add := func(format string, a ...any) { args = append(args, "-c", fmt.Sprintf(format, a...)) }
@@ -185,7 +196,8 @@ func open(t *testing.T, path string) opened {
 func (o opened) disk(t *testing.T, snapshot string) *qcow2.Disk {
 	t.Helper()
 	if snapshot != "" {
-		i := slices.IndexFunc(o.snapshots, func(s qcow2.Snapshot) bool { return s.Name == snapshot })
+		i := slices.IndexFunc(o.snapshots,
+			func(s qcow2.Snapshot) bool { return s.Name == snapshot })
 		if i < 0 {
 			t.Fatalf("ReadSnapshots = %+v, want one named %q", o.snapshots, snapshot)
 		}
@@ -243,7 +255,8 @@ type mapEntry struct {
 
 func (e mapEntry) continues(last mapEntry) bool {
 	return e.Present == last.Present && e.Zero == last.Zero && e.Data == last.Data &&
-		(e.Offset == nil) == (last.Offset == nil) && (e.Offset == nil || *last.Offset+last.Length == *e.Offset)
+		(e.Offset == nil) == (last.Offset == nil) &&
+		(e.Offset == nil || *last.Offset+last.Length == *e.Offset)
 }
 
 func joinEntries(es []mapEntry) []mapEntry {
@@ -263,7 +276,8 @@ func joinEntries(es []mapEntry) []mapEntry {
 func qemuMaps(t *testing.T, path string) []mapEntry {
 	t.Helper()
 	var es []mapEntry
-	if err := json.Unmarshal(run(t, "qemu-img", "map", "--output=json", alone(path)), &es); err != nil {
+	if err := json.Unmarshal(run(t, "qemu-img", "map", "--output=json", alone(path)),
+		&es); err != nil {
 		t.Fatal(err)
 	}
 	for i := range es {
@@ -304,7 +318,10 @@ func TestAgainstQemu(t *testing.T) {
 			path := m.make(t, testenv.DiskDir(t), rand.New(rand.NewPCG(uint64(i), 11)))
 			want, wantMap := qemuReads(t, path, ""), qemuMaps(t, path)
 			o := open(t, path)
-			imagetest.Run(t, func(t *testing.T) (image.Reader, []byte) { return o.disk(t, ""), want })
+			imagetest.Run(t, func(t *testing.T) (image.Reader, []byte) {
+				return o.disk(t, ""),
+					want
+			})
 			if diff := cmp.Diff(wantMap, ourMap(t, o.disk(t, ""))); diff != "" {
 				t.Errorf("Map(%s) (-qemu +got):\n%s", path, diff)
 			}

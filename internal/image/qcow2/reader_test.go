@@ -42,7 +42,10 @@ func TestConformance(t *testing.T) {
 		t.Run(fmt.Sprintf("%+v", f), func(t *testing.T) {
 			g := draw(t, rand.New(rand.NewPCG(5, uint64(f.clusterBits))), f)
 			before := bytes.Clone(g.file)
-			imagetest.Run(t, func(t *testing.T) (image.Reader, []byte) { return show(t, g), g.want })
+			imagetest.Run(t, func(t *testing.T) (image.Reader, []byte) {
+				return show(t, g),
+					g.want
+			})
 			if !bytes.Equal(g.file, before) {
 				t.Error("the image was changed")
 			}
@@ -66,7 +69,8 @@ func TestDrawnReadsBack(t *testing.T) {
 			f.zstd = rapid.Bool().Draw(t, "zstd")
 			f.extended = f.clusterBits >= 14 && rapid.Bool().Draw(t, "extended")
 		}
-		f.sizeBytes = 512 * rapid.Int64Range(0, min(2<<20, int64(100)<<f.clusterBits)/512).Draw(t, "sectors")
+		f.sizeBytes = 512 * rapid.Int64Range(0, min(2<<20, int64(100)<<f.clusterBits)/512).Draw(t,
+			"sectors")
 		g := draw(t, rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), f)
 		d := show(t, g)
 		got := bytes.Repeat([]byte{0xa5}, len(g.want))

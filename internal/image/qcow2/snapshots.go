@@ -59,8 +59,8 @@ type SnapshotTable struct {
 	Bytes int64
 }
 
-// ReadSnapshots reads the table of internal snapshots. Its errors are *OpenError; their Qemu is what
-// qemu-img check prints behind "ERROR " or "ERROR failed to read the snapshot table: ".
+// ReadSnapshots reads the table of internal snapshots. Its errors are *OpenError; their Qemu is
+// what qemu-img check prints behind "ERROR " or "ERROR failed to read the snapshot table: ".
 func ReadSnapshots(r io.ReaderAt, size int64, h *Header) (*SnapshotTable, error) {
 	t := &SnapshotTable{}
 	if err := h.tableAt(60, "snapshot table", h.SnapshotsOff, uint64(h.Snapshots),
@@ -155,5 +155,6 @@ func (h *Header) readSnapshot(w *window, off, index int64) (Snapshot, error) {
 // CheckL1 says whether the L1 table of s can be where its entry says. The error is an *OpenError
 // whose Qemu is the sentence with which qemu refuses to read the snapshot.
 func (h *Header) CheckL1(s *Snapshot) error {
-	return h.tableAt(s.EntryOff, "Snapshot L1 table", uint64(s.L1Off), uint64(s.L1Entries), 8, MaxL1Bytes)
+	return h.tableAt(s.EntryOff, "Snapshot L1 table", uint64(s.L1Off), uint64(s.L1Entries), 8,
+		MaxL1Bytes)
 }

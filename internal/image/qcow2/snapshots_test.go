@@ -40,7 +40,8 @@ func TestSnapshotsAgainstQemu(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk.qcow2")
 			run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, "1M")
 			for _, c := range []struct{ name, size string }{
-				{"a", "1M"}, {"name with spaces and ünicode", "2M"}, {strings.Repeat("long ", 40), "2M"},
+				{"a", "1M"}, {"name with spaces and ünicode", "2M"}, {strings.Repeat("long ", 40),
+					"2M"},
 			} {
 				if options != "compat=0.10" { // which keeps no size for a snapshot
 					run(t, "qemu-img", "resize", "-q", path, c.size)
@@ -59,7 +60,8 @@ func TestSnapshotsAgainstQemu(t *testing.T) {
 					ICount  *int64 `json:"icount"`
 				}
 			}
-			if err := json.Unmarshal(run(t, "qemu-img", "info", "--output=json", path), &info); err != nil {
+			if err := json.Unmarshal(run(t, "qemu-img", "info", "--output=json", path),
+				&info); err != nil {
 				t.Fatal(err)
 			}
 			o := open(t, path)
@@ -71,8 +73,10 @@ func TestSnapshotsAgainstQemu(t *testing.T) {
 				if want.ICount != nil {
 					icount = *want.ICount
 				}
-				if got.ID != want.ID || got.Name != want.Name || !got.Date.Equal(time.Unix(want.Sec, want.Nsec)) ||
-					got.VMClock != time.Duration(want.VMSec*1e9+want.VMNsec) || got.VMStateBytes != want.VMState || got.ICount != icount {
+				if got.ID != want.ID || got.Name != want.Name ||
+					!got.Date.Equal(time.Unix(want.Sec, want.Nsec)) ||
+					got.VMClock != time.Duration(want.VMSec*1e9+want.VMNsec) ||
+					got.VMStateBytes != want.VMState || got.ICount != icount {
 					t.Errorf("snapshot %d = %+v, qemu-img says %+v", i, got, want)
 				}
 				size := int64(1 << 20)
@@ -101,7 +105,8 @@ func snapshotEntry(l1 uint64, entries uint32, id, name string, extra []byte) str
 func TestSnapshotEntry(t *testing.T) {
 	testenv.Need(t, "qemu-img")
 	extra := []byte(be64(1<<40, 2<<20, 12345) + "more that nobody knows")
-	table := snapshotEntry(0x1234567, 3, "1", "one", nil) + snapshotEntry(1<<63, 4, "2\x00x", "two", extra)
+	table := snapshotEntry(0x1234567, 3, "1", "one", nil) + snapshotEntry(1<<63, 4, "2\x00x", "two",
+		extra)
 	img := with(append(plain(t, "cluster_size=64k"), make([]byte, 8<<16)...),
 		edit{60, uint32(2)}, edit{64, uint64(4 << 16)}, edit{4 << 16, table})
 	got, err := readSnapshots(t, img)
@@ -110,10 +115,12 @@ func TestSnapshotEntry(t *testing.T) {
 	}
 	want := &qcow2.SnapshotTable{Bytes: 48 + 40 + 46 + 6, Snapshots: []qcow2.Snapshot{
 		{
-			ID: "1", Name: "one", L1Off: 0x1234567, L1Entries: 3, Date: time.Unix(1700000000, 5).UTC(), VMClock: 7 * time.Second,
+			ID: "1", Name: "one", L1Off: 0x1234567, L1Entries: 3, Date: time.Unix(1700000000,
+				5).UTC(), VMClock: 7 * time.Second,
 			VMStateBytes: 99, DiskBytes: 10 << 20, ICount: -1, EntryOff: 4 << 16, EntryBytes: 44,
 		}, {
-			ID: "2", Name: "two", L1Off: -1 << 63, L1Entries: 4, Date: time.Unix(1700000000, 5).UTC(), VMClock: 7 * time.Second,
+			ID: "2", Name: "two", L1Off: -1 << 63, L1Entries: 4, Date: time.Unix(1700000000,
+				5).UTC(), VMClock: 7 * time.Second,
 			VMStateBytes: 1 << 40, DiskBytes: 2 << 20, ICount: 12345, ExtraBytes: 46, EntryOff: 4<<16 + 48, EntryBytes: 40 + 46 + 6,
 		},
 	}}
@@ -128,7 +135,8 @@ func TestSnapshotRefusals(t *testing.T) {
 	table := edit{64, uint64(4 << 16)}
 	many := []byte{}
 	for len(many) <= qcow2.MaxSnapshotTableBytes {
-		many = append(many, snapshotEntry(0, 0, strings.Repeat("i", 65000), strings.Repeat("n", 65000), nil)...)
+		many = append(many, snapshotEntry(0, 0, strings.Repeat("i", 65000),
+			strings.Repeat("n", 65000), nil)...)
 	}
 	for _, c := range []struct {
 		name string
@@ -138,13 +146,15 @@ func TestSnapshotRefusals(t *testing.T) {
 		{"too many", with(img, table, edit{60, uint32(65537)}), 60},
 		{"misaligned", with(img, edit{64, uint64(4<<16 + 8)}, edit{60, uint32(1)}), 60},
 		{"negative", with(img, edit{64, uint64(1<<63 + 4<<16)}, edit{60, uint32(1)}), 60},
-		{"too much extra", with(img, table, edit{60, uint32(2)}, edit{4<<16 + 40 + 36, uint32(1025)}), 4<<16 + 40 + 36},
+		{"too much extra", with(img, table, edit{60, uint32(2)},
+			edit{4<<16 + 40 + 36, uint32(1025)}), 4<<16 + 40 + 36},
 		{"too big", with(append(img[:4<<16:4<<16], many...), table, edit{60, uint32(65536)}), 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := readSnapshots(t, c.img)
 			var refused *qcow2.OpenError
-			if !errors.As(err, &refused) || !errors.Is(err, qcow2.ErrHeader) || c.off != 0 && int64(refused.Off) != c.off {
+			if !errors.As(err, &refused) || !errors.Is(err, qcow2.ErrHeader) || c.off != 0 &&
+				int64(refused.Off) != c.off {
 				t.Fatalf("ReadSnapshots = %v, want %v at %#x", err, qcow2.ErrHeader, c.off)
 			}
 			path := filepath.Join(t.TempDir(), "bad.qcow2")
@@ -163,7 +173,8 @@ func TestSnapshotRefusals(t *testing.T) {
 // must cost nothing.
 func TestSnapshotsBlank(t *testing.T) {
 	testenv.Need(t, "qemu-img")
-	img := with(plain(t, "cluster_size=512"), edit{60, uint32(65536)}, edit{64, uint64(1 << 40)})[:512]
+	img := with(plain(t, "cluster_size=512"), edit{60, uint32(65536)},
+		edit{64, uint64(1 << 40)})[:512]
 	var table *qcow2.SnapshotTable
 	var err error
 	if used := memory(func() { table, err = readSnapshots(t, img) }); used > 64<<10 {
@@ -173,10 +184,12 @@ func TestSnapshotsBlank(t *testing.T) {
 		t.Errorf("ReadSnapshots = %+v, %v, want 65536 blank ones", table, err)
 	}
 	// One that is there, then blank ones.
-	img = append(plain(t, "cluster_size=512")[:1024:1024], snapshotEntry(0, 0, "1", "one", nil)[:44]...)
+	img = append(plain(t, "cluster_size=512")[:1024:1024],
+		snapshotEntry(0, 0, "1", "one", nil)[:44]...)
 	img = with(img, edit{60, uint32(3)}, edit{64, uint64(1024)})
 	table, err = readSnapshots(t, img)
-	if err != nil || len(table.Snapshots) != 1 || table.Snapshots[0].Name != "one" || table.Blank != 2 || table.Bytes != 48+2*40 {
+	if err != nil || len(table.Snapshots) != 1 || table.Snapshots[0].Name != "one" ||
+		table.Blank != 2 || table.Bytes != 48+2*40 {
 		t.Errorf("ReadSnapshots = %+v, %v, want one and 2 blank ones", table, err)
 	}
 }
@@ -193,7 +206,8 @@ func memory(fn func()) uint64 {
 func TestSnapshotsUnreadable(t *testing.T) {
 	testenv.Need(t, "qemu-img")
 	img := append(plain(t, "cluster_size=64k"), make([]byte, 2<<16)...)
-	img = with(img, edit{60, uint32(3)}, edit{64, uint64(4 << 16)}, edit{4 << 16, snapshotEntry(0, 0, "1", "one", nil)})
+	img = with(img, edit{60, uint32(3)}, edit{64, uint64(4 << 16)},
+		edit{4 << 16, snapshotEntry(0, 0, "1", "one", nil)})
 	r := &counting{r: bytes.NewReader(img), fail: 4<<16 + 30}
 	h, err := qcow2.ReadHeader(r, int64(len(img)))
 	if err != nil {
@@ -220,7 +234,8 @@ func TestSnapshotThatCannotBeShown(t *testing.T) {
 		"negative size": {L1Off: 1 << 16, L1Entries: 1, DiskBytes: -512},
 	} {
 		var refused *qcow2.OpenError
-		if _, err := qcow2.NewDisk(r, r.Size(), h, qcow2.DiskOptions{Snapshot: &s}); !errors.As(err, &refused) {
+		if _, err := qcow2.NewDisk(r, r.Size(), h, qcow2.DiskOptions{Snapshot: &s}); !errors.As(err,
+			&refused) {
 			t.Errorf("NewDisk of a snapshot that is %s = %v, want an OpenError", name, err)
 		}
 	}

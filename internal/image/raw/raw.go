@@ -69,7 +69,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 
 // Map gives the extents of [off, off+length), clipped to the disk: holes of the file are Zero. No
 // data is read.
-func (d *Disk) Map(ctx context.Context, off image.GuestOff, length int64, fn func(image.Extent) error) error {
+func (d *Disk) Map(ctx context.Context, off image.GuestOff, length int64,
+	fn func(image.Extent) error) error {
 	if off < 0 || length < 0 {
 		return fmt.Errorf("map %d bytes of the disk at %d: %w", length, int64(off), image.ErrOffset)
 	}

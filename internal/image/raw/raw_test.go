@@ -67,16 +67,23 @@ func TestConformance(t *testing.T) {
 		"all hole":        {1 << 20, nil},
 		"odd end":         {1<<20 + 777, map[int64]int{0: 4096, 1 << 20: 777}},
 		"odd end in hole": {1<<20 + 777, map[int64]int{0: 4096}},
-		"many":            {4 << 20, map[int64]int{4096: 4096, 16384: 8192, 1 << 20: 100_000, 3<<20 + 512: 1}},
+		"many": {4 << 20, map[int64]int{4096: 4096, 16384: 8192, 1 << 20: 100_000,
+			3<<20 + 512: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, want := sparse(t, c.size, c.data)
 			f := open(t, path)
 			t.Run("holes", func(t *testing.T) {
-				imagetest.Run(t, func(*testing.T) (image.Reader, []byte) { return raw.New(f, f.Size(), f), want })
+				imagetest.Run(t, func(*testing.T) (image.Reader,
+					[]byte) {
+					return raw.New(f, f.Size(), f), want
+				})
 			})
 			t.Run("no holes", func(t *testing.T) {
-				imagetest.Run(t, func(*testing.T) (image.Reader, []byte) { return raw.New(f, f.Size(), nil), want })
+				imagetest.Run(t, func(*testing.T) (image.Reader,
+					[]byte) {
+					return raw.New(f, f.Size(), nil), want
+				})
 			})
 		})
 	}
@@ -96,7 +103,8 @@ func TestMapHoles(t *testing.T) {
 	want := []image.Extent{
 		{Guest: 0, Length: 64 << 10, Kind: image.Zero, Host: 0, HasHost: true},
 		{Guest: 64 << 10, Length: 4096, Kind: image.Data, Host: 64 << 10, HasHost: true},
-		{Guest: 68 << 10, Length: 1<<20 + 512 - 68<<10, Kind: image.Zero, Host: 68 << 10, HasHost: true},
+		{Guest: 68 << 10, Length: 1<<20 + 512 - 68<<10, Kind: image.Zero, Host: 68 << 10,
+			HasHost: true},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Map (-want +got):\n%s", diff)
@@ -107,7 +115,8 @@ func TestMapHoles(t *testing.T) {
 type touching struct{}
 
 func (touching) Data(_ context.Context, off, length int64, fn func(off, length int64) error) error {
-	for _, r := range []struct{ from, to int64 }{{0, 4096}, {4096, 8192}, {12288, 16384}, {16384, 20480}} {
+	for _, r := range []struct{ from, to int64 }{{0, 4096}, {4096, 8192}, {12288, 16384},
+		{16384, 20480}} {
 		from, to := max(off, r.from), min(off+length, r.to)
 		if from >= to {
 			continue
@@ -145,7 +154,8 @@ func TestErrors(t *testing.T) {
 	if n, err := d.ReadAt(make([]byte, 2000), 500); n != 500 || !errors.Is(err, errBroken) {
 		t.Errorf("ReadAt over a bad sector = %d, %v, want 500, %v", n, err, errBroken)
 	}
-	if err := d.Map(t.Context(), 0, 4096, func(image.Extent) error { return nil }); !errors.Is(err, errBroken) {
+	if err := d.Map(t.Context(), 0, 4096, func(image.Extent) error { return nil }); !errors.Is(err,
+		errBroken) {
 		t.Errorf("Map of a file whose holes cannot be told = %v, want %v", err, errBroken)
 	}
 }
