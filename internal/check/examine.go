@@ -24,6 +24,10 @@ import (
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
 
+// directReaders is how many reads past the page cache are under way at once for one image: each waits
+// for the storage.
+const directReaders = 32
+
 // baseBytes is what examining any image takes: buffers for the reads that are under way.
 const baseBytes = 8 << 20
 
@@ -149,6 +153,9 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 		Name: j.path, Workers: o.workers, MemoryBytes: o.memory, MaxRanges: o.maxRanges,
 		DataFileBytes: r.dataBytes(ctx, j), Inflate: r.opts.Inflate, Running: running,
 		Progress: r.meter(),
+	}
+	if r.opts.Direct {
+		opts.Readers = directReaders
 	}
 	p, err := during(ctx, g, func() (*pass, error) {
 		p := &pass{running: running}

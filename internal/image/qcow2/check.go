@@ -31,9 +31,10 @@ const (
 	DefaultMemoryBytes = 4 << 30
 	// maxWorkers bounds the scanners: each has reference counts of its own.
 	maxWorkers = 4
-	// readers is how many reads are under way at once. It hides the latency of disks and servers;
-	// what they read is scanned by fewer scanners.
-	readers = 8
+	// defaultReaders and maxReaders bound how many reads are under way at once. They hide the latency
+	// of disks and servers; what they read is scanned by fewer scanners.
+	defaultReaders = 8
+	maxReaders     = 256
 	// minUnitBytes and maxUnitBytes bound one read of tables.
 	minUnitBytes = 64 << 10
 	maxUnitBytes = 256 << 10
@@ -122,6 +123,10 @@ func newChecker(r io.ReaderAt, size int64, opts CheckOptions) (*checker, error) 
 	if opts.Workers <= 0 {
 		opts.Workers = min(runtime.GOMAXPROCS(0), maxWorkers)
 	}
+	if opts.Readers <= 0 {
+		opts.Readers = defaultReaders
+	}
+	opts.Readers = min(opts.Readers, maxReaders)
 	if opts.MaxRanges == 0 {
 		opts.MaxRanges = defaultRanges
 	}

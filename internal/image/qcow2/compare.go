@@ -21,8 +21,8 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 )
 
-// compareBytes bounds the memory for refcount blocks that are compared at once.
-const compareBytes = 2 << 20
+// readBytes bounds the memory of the reads under way.
+const readBytes = 4 << 20
 
 // comparer holds refcount blocks against the references that were counted. Each belongs to one
 // goroutine.
@@ -59,7 +59,7 @@ func (c *checker) compare(ctx context.Context) error {
 	var mu sync.Mutex
 	top := int64(0)
 	g, ctx := errgroup.WithContext(ctx)
-	for range min(readers, max(1, compareBytes>>c.bits), len(blocks)) {
+	for range min(c.opts.Readers, max(1, readBytes>>c.bits), len(blocks)) {
 		g.Go(func() error {
 			m := &comparer{checker: c, limit: limit, max: c.h.MaxRefcount(), pattern: map[uint64]uint64{}}
 			m.views = 1 + uint64(c.snapshots.Len())

@@ -26,8 +26,11 @@ type Counts struct {
 type CheckOptions struct {
 	// Name is the object that findings speak of.
 	Name string
-	// Workers is how many tables are read and scanned at once; 0 means one for each CPU.
+	// Workers is how many tables are scanned at once; 0 means one for each CPU, at most 4.
 	Workers int
+	// Readers is how many reads are under way at once; 0 means 8. More help where each read waits
+	// long: past the page cache, or on a server.
+	Readers int
 	// MaxRanges bounds the ranges listed in one finding; 0 means 20, less than 0 no bound.
 	MaxRanges int
 	// MemoryBytes bounds the memory for reference counts; 0 means DefaultMemoryBytes. A check that

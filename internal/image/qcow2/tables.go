@@ -238,7 +238,7 @@ func (c *checker) readTables(ctx context.Context, fn func(tb *table, off int64, 
 	g, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	var faults sync.Mutex
-	for range min(readers, len(c.tables)) {
+	for range min(c.opts.Readers, max(1, readBytes/int(unit)), len(c.tables)) {
 		g.Go(func() error {
 			var buf []byte
 			for {
