@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -183,6 +184,8 @@ func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 		}
 	}
 	var mu sync.Mutex
+	// hitsOf reads ev.foreign without the lock, so the shapes go into it at the end.
+	shapes := map[int32]string{}
 	// What could not be read was said after the first look.
 	blind, unreadable, errs := len(c.blind), c.unreadable, c.counts.CheckErrors
 	err := c.readTables(ctx, func(tb *table, off int64, piece []byte, _ *uint64) error {
@@ -195,13 +198,14 @@ func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 		defer mu.Unlock()
 		ev.copied += copied
 		if shape, ok := ev.foreign[no]; ok && off == 0 && shape != strayTable {
-			ev.foreign[no] = shapeOf(piece)
+			shapes[no] = shapeOf(piece)
 		}
 		room := maxHits - len(ev.hits)
 		ev.dropped += int64(max(0, len(hits)-room))
 		ev.hits = append(ev.hits, hits[:min(len(hits), room)]...)
 		return nil
 	})
+	maps.Copy(ev.foreign, shapes)
 	c.blind, c.unreadable, c.counts.CheckErrors = c.blind[:blind], unreadable, errs
 	return err
 }
