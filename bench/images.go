@@ -30,6 +30,7 @@ func disks() map[string]*disk {
 		{"seq-8T", lab.Spec{VirtualBytes: 8 << 40}},
 		{"bomb-400G", lab.Spec{VirtualBytes: 10 << 10, ClusterBits: 9, AppendHole: 400e9}},
 		{"bomb-1100G", lab.Spec{VirtualBytes: 10 << 10, ClusterBits: 9, AppendHole: 1100e9}},
+		&liveDisk,
 	}
 	m := make(map[string]*disk, len(all))
 	for _, d := range all {

@@ -10,19 +10,29 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/lab"
 	"github.com/shisa-vm/shisa/internal/lab/zoo"
 )
 
 const (
 	liveChecks      = 100
-	liveChecksQuick = 5
-	liveBytes       = 1 << 30
-	liveRate        = 400 // requests a second
+	liveChecksQuick = 10
+	// qemu-img checks along every so often, to show that the load is one that misleads.
+	liveTheirs   = 10
+	liveRate     = 500 // requests a second
+	liveRequest  = 16 << 10
+	liveSettling = 2 * time.Second
+	// liveSpace is what the writing may take: in five minutes at the most
+	liveSpace = 300 * liveRate * liveRequest / 2
 )
+
+// liveDisk has small clusters, half of them allocated and all in disorder: much metadata is on the
+// move, and a check has to look at a lot of it while it moves.
+var liveDisk = disk{"live", lab.Spec{VirtualBytes: 4 << 30, ClusterBits: 12, Fill: .5, Layout: lab.Random}}
 
 // document is what the bench reads of shisa check --json.
 type document struct {
@@ -61,51 +71,73 @@ func parseDocument(out []byte) (d document, err error) {
 // live checks an image again and again while qemu-io writes to it. The image is sound all the time,
 // which is shown at the end, so whatever is said to be wrong is false.
 func live(ctx context.Context, b *bench, dir string) result {
-	res, err := b.live(ctx, filepath.Join(dir, "live.qcow2"))
+	res, err := b.live(ctx, dir)
 	if err != nil {
 		res.failed = err.Error()
 	}
 	return res
 }
 
-func (b *bench) live(ctx context.Context, path string) (res result, err error) {
-	// Small clusters: much metadata is on the move.
-	create := exec.CommandContext(ctx, b.qemuImg, "create", "-q", "-f", "qcow2",
-		"-o", "cluster_size=4k", path, fmt.Sprint(liveBytes))
-	if out, err := create.CombinedOutput(); err != nil {
-		return res, fmt.Errorf("make the live image: %w: %s", err, out)
-	}
-	defer os.Remove(path)
-	w, err := zoo.StartWriter(ctx, path, zoo.Load{Bytes: liveBytes, Rate: liveRate, Seed: 1})
+func (b *bench) live(ctx context.Context, dir string) (res result, err error) {
+	path, err := b.make(ctx, &liveDisk, dir)
 	if err != nil {
 		return res, err
 	}
-	checks, wrong, blind := liveChecks, 0, 0
-	if b.quick {
-		checks = liveChecksQuick
+	defer os.Remove(path)
+	w, err := zoo.StartWriter(ctx, path, zoo.Load{Bytes: liveDisk.sized(b.quick).VirtualBytes,
+		Rate: liveRate, RequestBytes: liveRequest, Seed: 1})
+	if err != nil {
+		return res, err
 	}
-	for range checks {
-		var d document
-		if d, err = b.checkJSON(ctx, path); err != nil {
+	time.Sleep(liveSettling)
+	var n liveCount
+	for n.checks = range b.liveChecks() {
+		if err = b.liveCheck(ctx, path, &n); err != nil {
 			break
 		}
-		bad, unseen := judgeLive(d)
-		if bad != "" {
-			wrong++
-			fmt.Fprintln(b.log, "      said while running:", bad)
-		}
-		if unseen {
-			blind++
-		}
 	}
-	requests := w.Requests()
+	res.text = fmt.Sprintf("%d checks, %d requests written", n.checks+1, w.Requests())
+	res.theirsText = fmt.Sprintf("false errors in %d of %d (check -U)", n.theirsWrong, n.theirs)
+	res.goals = []outcome{{count("false errors", 0), float64(n.wrong)}, {count("cannot tell", 0), float64(n.blind)}}
 	err = errors.Join(err, w.Stop())
 	if err == nil {
 		err = b.soundAfterwards(ctx, path)
 	}
-	res.text = fmt.Sprintf("%d checks, %d requests written", checks, requests)
-	res.goals = []outcome{{count("false errors", 0), float64(wrong)}, {count("cannot tell", 0), float64(blind)}}
 	return res, err
+}
+
+func (b *bench) liveChecks() int {
+	if b.quick {
+		return liveChecksQuick
+	}
+	return liveChecks
+}
+
+// liveCount counts what was said of the running image.
+type liveCount struct{ checks, wrong, blind, theirs, theirsWrong int }
+
+func (b *bench) liveCheck(ctx context.Context, path string, n *liveCount) error {
+	d, err := b.checkJSON(ctx, path)
+	if err != nil {
+		return err
+	}
+	bad, unseen := judgeLive(d)
+	if bad != "" {
+		n.wrong++
+		fmt.Fprintln(b.log, "      said while running:", bad)
+	}
+	if unseen {
+		n.blind++
+	}
+	if n.checks%liveTheirs != 0 && !b.quick {
+		return nil
+	}
+	wrong, err := b.theirLive(ctx, path)
+	if wrong {
+		n.theirsWrong++
+	}
+	n.theirs++
+	return err
 }
 
 // judgeLive gives the first thing that is said wrongly, and whether something was not seen. That
@@ -124,6 +156,22 @@ func judgeLive(d document) (bad string, unseen bool) {
 		return fmt.Sprintf("in use: %q, want \"write\"", img.Use.State), false
 	}
 	return "", img.Verdict == finding.CannotTell || len(img.Blind) > 0
+}
+
+// theirLive checks the same with qemu-img and tells whether it says that something is broken; leaks
+// do not count.
+func (b *bench) theirLive(ctx context.Context, path string) (bool, error) {
+	c, errs, err := timeRun(ctx, []string{b.qemuImg, "check", "-q", "-U", path})
+	if err != nil {
+		return false, err
+	}
+	switch c.exit {
+	case 0, 3:
+		return false, nil
+	case 1, 2:
+		return true, nil
+	}
+	return false, fmt.Errorf("qemu-img check -U: exit status %d: %s", c.exit, errs)
 }
 
 // soundAfterwards: had the image been broken, the errors would not have been false.

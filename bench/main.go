@@ -151,11 +151,14 @@ func (b *bench) prepare(ctx context.Context, dir string, rows []row) (err error)
 		return fmt.Errorf("%w (on Debian: apt-get install qemu-utils)", err)
 	}
 	// One image is there at a time.
-	need := int64(256 << 20)
+	const spare = 256 << 20
+	need := int64(spare)
 	for _, r := range rows {
+		own := spare + r.space
 		if r.image != nil {
-			need = max(need, r.image.bytesOnDisk(b.quick)+256<<20)
+			own += r.image.bytesOnDisk(b.quick)
 		}
+		need = max(need, own)
 	}
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {

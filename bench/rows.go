@@ -14,6 +14,7 @@ import (
 type row struct {
 	name  string
 	image *disk // nil where the row makes its own
+	space int64 // what it takes on disk beside the image
 	// ours and theirs are the arguments behind the program's name; theirs may be empty.
 	ours, theirs func(path string) []string
 	// exits are the exit statuses that each may have.
@@ -31,7 +32,7 @@ type result struct {
 	theirs, ours       cost
 	oursRan, theirsRan bool
 	goals              []outcome
-	text               string // said in place of costs
+	text, theirsText   string // said in place of costs
 	// failed says what went wrong: a required value cannot be reached then. missing says why
 	// something could not be measured.
 	failed, missing string
@@ -129,7 +130,7 @@ func allRows() []row {
 		maps,
 		{name: "start (shisa version)", ours: func(string) []string { return []string{"version"} },
 			oursExit: []int{0}, goals: []goal{cpuUnder(20)}},
-		{name: "live: checks under random writes", special: live},
+		{name: "live: checks under random writes", space: liveSpace, special: live},
 		{name: "answers that stayed open", special: open},
 	}
 }

@@ -117,6 +117,9 @@ func (t *table) add(name string, r result) {
 	if r.text != "" {
 		ours = r.text
 	}
+	if r.theirsText != "" {
+		theirs = r.theirsText
+	}
 	t.lines = append(t.lines, []string{name, theirs, ours, strings.Join(got, ", "),
 		strings.Join(must, ", "), strings.Join(aim, ", "), verdict})
 }

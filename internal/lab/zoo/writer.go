@@ -5,6 +5,7 @@ package zoo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,10 +19,12 @@ import (
 
 // Load says how a Writer writes.
 type Load struct {
-	// Bytes is the size of the disk, Rate how many requests a second are made.
-	Bytes int64
-	Rate  int
-	Seed  uint64
+	// Bytes is the size of the disk, Rate how many requests a second are made, RequestBytes the
+	// most that one writes; 0 means 64 KiB.
+	Bytes        int64
+	Rate         int
+	RequestBytes int64
+	Seed         uint64
 }
 
 // Writer is a qemu-io that writes to an image at random places, as a running guest does: data,
@@ -34,8 +37,7 @@ type Writer struct {
 	errs     bytes.Buffer
 }
 
-// requestBytes is the most that one request writes.
-const requestBytes = 64 << 10
+const defaultRequestBytes = 64 << 10
 
 // StartWriter begins to write to the image at path. It goes on until Stop, or ctx ends.
 func StartWriter(ctx context.Context, path string, l Load) (*Writer, error) {
@@ -63,6 +65,7 @@ func StartWriter(ctx context.Context, path string, l Load) (*Writer, error) {
 // feed asks for requests at an even pace.
 func (w *Writer) feed(ctx context.Context, in io.Writer, l Load) error {
 	r := rand.New(rand.NewPCG(l.Seed, 1))
+	most := cmp.Or(l.RequestBytes, defaultRequestBytes)
 	tick := time.NewTicker(time.Second / time.Duration(max(1, l.Rate)))
 	defer tick.Stop()
 	for {
@@ -71,12 +74,12 @@ func (w *Writer) feed(ctx context.Context, in io.Writer, l Load) error {
 			return nil
 		case <-tick.C:
 		}
-		size := (1 + r.Int64N(requestBytes/512)) * 512
+		size := (1 + r.Int64N(most/512)) * 512
 		off := r.Int64N(max(1, (l.Bytes-size)/512)) * 512
 		line := fmt.Sprintf("write -P %d %d %d\n", r.IntN(256), off, size)
 		switch r.IntN(40) {
 		case 0, 1, 2:
-			line = fmt.Sprintf("discard %d %d\n", off&^(requestBytes-1), 4*requestBytes)
+			line = fmt.Sprintf("discard %d %d\n", off/most*most, most)
 		case 3, 4:
 			line = fmt.Sprintf("write -z -u %d %d\n", off, size)
 		case 5, 6:
