@@ -35,7 +35,7 @@ func mustOpen(t testing.TB, path string, o Options) *Chain {
 }
 
 func TestChainReadsAsQemu(t *testing.T) {
-	for _, seed := range seeds(10, 300) {
+	for _, seed := range seeds(5, 300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := newRand(seed)
 			path := randomChain(t, r)
@@ -107,7 +107,7 @@ func chainMap(t *testing.T, c *Chain, off, length int64) []qemuEntry {
 }
 
 func TestMapAsQemu(t *testing.T) {
-	for _, seed := range seeds(25, 1000) {
+	for _, seed := range seeds(10, 1000) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := newRand(1000 + seed)
 			path := randomChain(t, r)

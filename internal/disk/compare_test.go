@@ -61,7 +61,7 @@ func compareBoth(t *testing.T, a, b string) {
 }
 
 func TestCompareAsQemu(t *testing.T) {
-	for _, seed := range seeds(12, 300) {
+	for _, seed := range seeds(5, 300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := newRand(5000 + seed)
 			path := randomChain(t, r)

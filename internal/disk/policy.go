@@ -58,6 +58,7 @@ func (p Policy) ResolveData(overlay, name string, seen []diskio.ID) Link {
 		return l
 	}
 	beside := filepath.Join(filepath.Dir(overlay), name)
+	// This only serves the explanation; the file is missing in any case.
 	if _, err := diskio.Look(beside); err == nil {
 		l.Reason = "qemu looks for it from the directory that it runs in; the name would fit " + beside
 	}
@@ -139,12 +140,14 @@ func (p Policy) allows(real, overlay string) bool {
 		return true
 	}
 	for _, dir := range p.Dirs {
+		// A directory that cannot be looked at allows nothing.
 		if root, err := realPath(dir); err == nil && within(root, real) {
 			return true
 		}
 	}
 	// The image's own directory is that of its name, and that of the file if the name is a link.
 	own := []string{overlay[:strings.LastIndexByte(overlay, '/')+1] + "."}
+	// Without a real path the image allows less.
 	if file, err := realPath(overlay); err == nil {
 		own = append(own, filepath.Dir(file))
 	}
