@@ -180,7 +180,8 @@ func inUse(u check.Use) string {
 	default:
 		return ""
 	}
-	if u.Reason != "" {
+	// Who it is says more than how it was noticed.
+	if u.Reason != "" && (len(who) == 0 || u.State == check.UseUnknown) {
 		text += " (" + Text(u.Reason) + ")"
 	}
 	if u.Rounds > 1 {
