@@ -72,7 +72,11 @@ func zoo() []made {
 			write: true, pack: true, backing: true},
 		{name: "never written", clusters: 64 << 10},
 	}
-	for _, cs := range []int64{512, 4 << 10, 64 << 10, 2 << 20} {
+	sizes := []int64{512, 64 << 10, 2 << 20}
+	if testenv.Long() {
+		sizes = []int64{512, 1 << 10, 4 << 10, 32 << 10, 64 << 10, 512 << 10, 2 << 20}
+	}
+	for _, cs := range sizes {
 		all = append(all,
 			made{name: "version 2", options: "compat=0.10", clusters: cs, write: true, pack: true,
 				snaps: true, v2: true},
@@ -80,9 +84,12 @@ func zoo() []made {
 			made{name: "zstd", options: "compression_type=zstd", clusters: cs, write: true,
 				pack: true},
 			made{name: "snapshots", clusters: cs, write: true, pack: true, snaps: true},
-			made{name: "data file", clusters: cs, write: true, dataFile: true},
-			made{name: "backing", clusters: cs, write: true, pack: true, backing: true},
 		)
+		if cs == 512 || cs == 64<<10 || testenv.Long() {
+			all = append(all,
+				made{name: "data file", clusters: cs, write: true, dataFile: true},
+				made{name: "backing", clusters: cs, write: true, pack: true, backing: true})
+		}
 		if cs >= 16<<10 {
 			all = append(all, made{name: "subclusters", options: "extended_l2=on", clusters: cs,
 				write: true, pack: true, snaps: true})
@@ -133,7 +140,7 @@ func (m made) script(rnd *rand.Rand, size int64, written map[int64]bool) []strin
 func (m made) make(t *testing.T, dir string, rnd *rand.Rand) string {
 	t.Helper()
 	path := filepath.Join(dir, "disk.qcow2")
-	size := min(6<<20, 200*m.clusters) + 5*512
+	size := min(max(3<<20, 3*m.clusters), 200*m.clusters) + 5*512
 	options := []string{fmt.Sprintf("cluster_size=%d", m.clusters)}
 	if m.options != "" {
 		options = append(options, m.options)
