@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) {
 	main := func() { os.Exit(cli.Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
-	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main})
+	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main, "qemu-img": main})
 }
 
 // TestScript runs the command line as users do. Each script says exactly what it prints and with

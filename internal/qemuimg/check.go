@@ -125,8 +125,14 @@ func (s *session) count(n *node, opts qcow2.CheckOptions) (qcow2.Counts, error) 
 	c := res.Counts
 	clean := len(res.Blind) == 0 && c.CheckErrors == 0 && c.Corruptions == 0 && c.Leaks == 0
 	// qemu-img refuses images of more clusters, so there are no lines of it for them.
-	if tooMany := n.q.size>>n.q.h.ClusterBits >= math.MaxInt32; clean || tooMany && len(res.Blind) == 0 {
+	tooMany := n.q.size>>n.q.h.ClusterBits >= math.MaxInt32
+	if clean || tooMany && len(res.Blind) == 0 {
 		return c, nil
+	}
+	if n.running() {
+		if c, ok := s.countRunning(n); ok {
+			return c, nil
+		}
 	}
 	return qcow2.Trace(s.ctx, n.q.r, n.q.size, opts, func(l qcow2.Line) error {
 		text := l.Text

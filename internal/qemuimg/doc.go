@@ -29,6 +29,9 @@
 //   - A backing file that leads back into its own chain, and a chain of 1000 images or more, is
 //     refused at once; qemu-img goes on until its open files or its memory are used up.
 //   - FIFOs and character devices are never opened. qemu-img waits at a FIFO for ever.
+//   - An image that another program writes to (-U) is read again until it is known which errors stay;
+//     qemu-img reports what is only on its way. Leaks are not counted then, since what was
+//     allocated a moment ago looks like one.
 //   - Images of more than 2^31 clusters are checked; qemu-img refuses them ("File too large").
 //   - Where qemu-img crashes (an image with an encryption method but no encryption header, under
 //     info), there is a message and exit code 1.

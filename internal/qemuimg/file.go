@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"sort"
 	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -114,12 +115,24 @@ func (n *node) special() *fault {
 	return n.wrongType()
 }
 
-// holeCache keeps the last range that the file system told to be data or a hole, since a map asks
-// for small parts of it over and over.
+// holeCache keeps what the file system told about holes. At first that is the last range only: many
+// maps ask for neighbouring parts of one. Where they jump about, all ranges are learnt at once.
 type holeCache struct {
 	start, end int64
 	data       bool
+
+	misses int
+	// ends are the starts and ends of all ranges with data, ascending and alternating; nil as long
+	// as they are not known.
+	ends []int64
 }
+
+const (
+	// holeMisses is after how many answers from the file system all ranges are asked for.
+	holeMisses = 100
+	// maxHoleEnds bounds the memory for the ranges of one file to 8 MiB.
+	maxHoleEnds = 1 << 20
+)
 
 // errStop ends a walk over ranges.
 var errStop = errors.New("enough")
@@ -128,7 +141,7 @@ var errStop = errors.New("enough")
 func (n *node) fileStatus(off, bytes int64) status {
 	c := &n.holes
 	if off < c.start || off >= c.end {
-		*c = n.lookForData(off)
+		c.find(n.f, off)
 	}
 	st := status{flags: isZero | offsetValid, n: bytes, off: off, file: n}
 	if c.data {
@@ -140,25 +153,50 @@ func (n *node) fileStatus(off, bytes int64) status {
 	return st
 }
 
-// lookForData asks the file system. One that cannot tell holes says that all is data, and so does
-// one that fails.
-func (n *node) lookForData(off int64) holeCache {
-	size := n.f.Size()
-	found := holeCache{off, size, false}
+// find sets the range around off. Where the file system cannot tell holes, or fails, all is data.
+func (c *holeCache) find(f *diskio.File, off int64) {
+	size := f.Size()
+	c.start, c.end, c.data = off, size, false
 	if off >= size {
-		found.end = off + 1
-		return found
+		c.end = off + 1
+		return
 	}
-	err := n.f.Data(context.Background(), off, size-off, func(start, length int64) error {
-		if start > off {
-			found.end = start
-		} else {
-			found = holeCache{start, start + length, true}
+	if c.misses++; c.misses == holeMisses {
+		c.learn(f)
+	}
+	if c.ends != nil {
+		i := sort.Search(len(c.ends), func(i int) bool { return c.ends[i] > off })
+		c.data = i%2 == 1 // behind a start
+		if i < len(c.ends) {
+			c.end = c.ends[i]
+		}
+		if i > 0 {
+			c.start = c.ends[i-1]
+		}
+		return
+	}
+	err := f.Data(context.Background(), off, size-off, func(start, length int64) error {
+		if c.end = start; start == off {
+			c.end, c.data = start+length, true
 		}
 		return errStop
 	})
 	if err != nil && !errors.Is(err, errStop) {
-		return holeCache{off, size, true}
+		c.end, c.data = size, true
 	}
-	return found
+}
+
+// learn asks for all ranges. Too many, or an error, leave things as they are.
+func (c *holeCache) learn(f *diskio.File) {
+	ends := []int64{}
+	err := f.Data(context.Background(), 0, f.Size(), func(start, length int64) error {
+		if len(ends) >= maxHoleEnds {
+			return errStop
+		}
+		ends = append(ends, start, start+length)
+		return nil
+	})
+	if err == nil {
+		c.ends = ends
+	}
 }

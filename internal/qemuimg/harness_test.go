@@ -69,12 +69,8 @@ func same(t *testing.T, args ...string) {
 			t.Errorf("%s: exit code %d where qemu-img crashes, want %d", line, got.Code, codeFailed)
 		}
 	}
-	if strings.Contains(got.Stderr, "cannot be read by this program") || got.Code == codeNoCheck {
-		// A format that is not known here: an error in both, for other reasons.
-		if want.Code == codeOK {
-			t.Errorf("%s: exit code %d where qemu-img reads the image", line, got.Code)
-		}
-		return
+	if want.Code == codeFailed && (got.Code == codeNoCheck || strings.Contains(got.Stderr, "cannot be read by this program")) {
+		return // qemu-img looks into a format that is not known here, and finds a fault
 	}
 	if got.Code != want.Code {
 		t.Errorf("%s: exit code %d, want %d", line, got.Code, want.Code)
@@ -99,13 +95,4 @@ func firstDiff(got, want string) string {
 		return strings.Join(lines[min(i, len(lines)):min(i+3, len(lines))], "")
 	}
 	return fmt.Sprintf("line %d:\ngot  %q\nwant %q", i+1, some(g), some(w))
-}
-
-// inZoo makes the zoo and goes there. It is the same for all tests.
-func inZoo(t *testing.T) {
-	t.Helper()
-	testenv.Need(t, "qemu-img", "qemu-io")
-	dir := testenv.DiskDir(t)
-	makeZoo(t, dir)
-	t.Chdir(dir)
 }

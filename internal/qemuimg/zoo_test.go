@@ -173,9 +173,14 @@ func makeLUKS(t testing.TB, dir string) {
 		copy(p[112+24:], p[112:1000])
 		put32(112, 0x0537be77)(p)
 		put32(116, 16)(p)
+		// It gets a cluster of its own, which is counted.
+		const cluster = 64 << 10
+		p = append(p, make([]byte, roundUp(int64(len(p)), cluster)-int64(len(p)))...)
 		put64(120, uint64(len(p)))(p)
-		put64(128, 2<<20)(p)
-		writeFile(t, filepath.Join(dir, c.name+".qcow2"), append(p, header...))
+		put64(128, cluster)(p)
+		refblock := binary.BigEndian.Uint64(p[binary.BigEndian.Uint64(p[48:]):])
+		p[int(refblock)+2*(len(p)/cluster)+1] = 1
+		writeFile(t, filepath.Join(dir, c.name+".qcow2"), append(p, append(header, make([]byte, cluster-len(header))...)...))
 	}
 }
 
@@ -296,6 +301,7 @@ var edits = []edit{
 	{"order7.qcow2", "lazy.qcow2", put32(96, 7)},
 	{"short.qcow2", "lazy.qcow2", put32(100, 80)},
 	{"longheader.qcow2", "lazy.qcow2", put32(100, 1<<20)},
+	{"crypt2.qcow2", "lazy.qcow2", put32(32, 2)},
 	{"crypt3.qcow2", "lazy.qcow2", put32(32, 3)},
 	{"l1big.qcow2", "lazy.qcow2", put32(36, 1<<28)},
 	{"l1small.qcow2", "lazy.qcow2", put32(36, 0)},
