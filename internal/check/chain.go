@@ -4,6 +4,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 		return ctx.Err()
 	}
 	b := j.img.Backing
-	b.Path, b.Reason = link.Path, link.Reason
+	b.Path, b.Reason = r.tidy(ctx, link), link.Reason
 	if err != nil {
 		b.State, b.Reason = BackingUnreadable, err.Error()
 		j.blind("backing file", err)
@@ -71,14 +72,14 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 	case disk.LinkNotFollowed, disk.LinkProtocol:
 		b.State = BackingNotFollowed
 		f := j.about(finding.CH06, finding.Sure, fmt.Sprintf("the backing file %s was not examined: %s",
-			shown(link), link.Reason))
+			b.shown(), link.Reason))
 		if link.State == disk.LinkProtocol {
 			f.Next = "look at it where it is kept: it is no file of this host"
 		}
 		j.img.Findings = append(j.img.Findings, f)
 	case disk.LinkMissing:
 		b.State = BackingMissing
-		text := fmt.Sprintf("the backing file %s is not there", shown(link))
+		text := fmt.Sprintf("the backing file %s is not there", b.shown())
 		if link.Reason != "" {
 			text += " (" + link.Reason + ")"
 		}
@@ -87,23 +88,33 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 		b.State = BackingUnreadable
 		if err := link.Err(j.path, "backing file"); errors.Is(err, fs.ErrPermission) {
 			// That this user may not look there is no fault of the image.
-			j.img.Blind = append(j.img.Blind, newBlind(j.path, "backing file", shown(link)+": "+link.Reason))
+			j.img.Blind = append(j.img.Blind, newBlind(j.path, "backing file", b.shown()+": "+link.Reason))
 			return nil
 		}
-		j.unusable(link, link.Reason)
+		j.unusable(link.Reason)
 	}
 	return nil
+}
+
+// tidy is the path of a backing file without symbolic links and steps back, so that one file has
+// one name whichever image names it.
+func (r *runner) tidy(ctx context.Context, link disk.Link) string {
+	if link.Path == "" || link.Real != "" {
+		return link.Real
+	}
+	dir, base := filepath.Split(link.Path)
+	real := r.realPath(ctx, cmp.Or(dir, "."))
+	if real == "" {
+		return filepath.Clean(link.Path)
+	}
+	return filepath.Join(real, base)
 }
 
 // rest makes the file that a link leads to a job, if it is none yet, and j its overlay.
 func (r *runner) rest(ctx context.Context, j *job, link disk.Link) error {
 	base := r.byID[link.Stat.ID]
 	if base == nil {
-		path := link.Real
-		if r.opts.Follow || path == "" {
-			path = link.Path
-		}
-		c := candidate{path: path, id: link.Stat.ID, named: true, depth: j.depth + 1}
+		c := candidate{path: cmp.Or(link.Real, link.Path), id: link.Stat.ID, named: true, depth: j.depth + 1}
 		if err := r.probe(ctx, c); err != nil {
 			return err
 		}
@@ -115,9 +126,9 @@ func (r *runner) rest(ctx context.Context, j *job, link disk.Link) error {
 	j.base, j.img.Backing.Path = base, base.path
 	switch {
 	case base.img.Format == "" && len(base.img.Findings) > 0, errors.Is(base.headerErr, qcow2.ErrHeader):
-		j.unusable(link, "its header is broken")
+		j.unusable("its header is broken")
 	case base.stat.SizeBytes == 0 && base.img.Format == string(image.Raw):
-		j.unusable(link, "it is empty")
+		j.unusable("it is empty")
 	default:
 		j.compareFormats(base)
 	}
@@ -159,10 +170,10 @@ func (j *job) about(rule finding.Rule, sure finding.Certainty, text string) find
 	return f
 }
 
-func (j *job) unusable(link disk.Link, why string) {
+func (j *job) unusable(why string) {
 	j.img.Backing.Reason = why
 	j.img.Findings = append(j.img.Findings, j.about(finding.CH03, finding.Sure, fmt.Sprintf(
-		"the backing file %s cannot be used: %s", shown(link), why)))
+		"the backing file %s cannot be used: %s", j.img.Backing.shown(), why)))
 }
 
 func (j *job) tooDeep() {
@@ -171,12 +182,7 @@ func (j *job) tooDeep() {
 }
 
 // shown is the name of a backing file for people.
-func shown(l disk.Link) string {
-	if l.Path != "" {
-		return l.Path
-	}
-	return fmt.Sprintf("%q", l.Name)
-}
+func (b *Backing) shown() string { return cmp.Or(b.Path, fmt.Sprintf("%q", b.Name)) }
 
 // circles finds images whose chain runs in a circle, and chains that are too deep.
 func (r *runner) circles() {

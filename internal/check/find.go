@@ -80,7 +80,12 @@ func (r *runner) find(ctx context.Context, paths []string) error {
 		}
 		w := diskio.NewWalker(r.timeout, r.visitor(offer))
 		for _, path := range paths {
-			if err := r.start(ctx, path, w, offer); err != nil {
+			if err := r.start(ctx, candidate{path: path, named: true}, w, offer); err != nil {
+				return err
+			}
+		}
+		for _, path := range r.opts.Maybe {
+			if err := r.start(ctx, candidate{path: path}, w, offer); err != nil {
 				return err
 			}
 		}
@@ -90,19 +95,23 @@ func (r *runner) find(ctx context.Context, paths []string) error {
 }
 
 // start looks at one of the paths that were named.
-func (r *runner) start(ctx context.Context, path string, w *diskio.Walker, offer func(candidate) error) error {
-	st, err := diskio.Within(ctx, r.timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+func (r *runner) start(ctx context.Context, c candidate, w *diskio.Walker, offer func(candidate) error) error {
+	st, err := diskio.Within(ctx, r.timeout, func() (diskio.Stat, error) { return diskio.Look(c.path) }, nil)
 	switch {
-	case errors.Is(err, diskio.ErrDirectory):
-		return w.Walk(ctx, path)
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(err, diskio.ErrDirectory) && c.named:
+		return w.Walk(ctx, c.path)
+	case err != nil && !c.named && (errors.Is(err, diskio.ErrDirectory) || errors.Is(err, diskio.ErrSpecial) ||
+		errors.Is(err, fs.ErrNotExist)):
+		return nil
 	case err != nil:
-		r.blindSpot(path, "file", err)
+		r.blindSpot(c.path, "file", err)
 		return nil
 	}
 	r.progress(func(p *Progress) { p.Files++ })
-	return offer(candidate{path: path, id: st.ID, named: true})
+	c.id = st.ID
+	return offer(c)
 }
 
 // visitor takes what a walk meets.

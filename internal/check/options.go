@@ -34,6 +34,9 @@ type Options struct {
 	Follow bool
 	// Pools are further directories whose files a header may make us open.
 	Pools []string
+	// Maybe are further files, which are examined if they look like images and are else left out
+	// without a word, as files in a directory are.
+	Maybe []string
 	// Workers bounds how many tables are read and examined at once; 0 means one for each CPU.
 	Workers int
 	// MemoryBytes bounds the memory for all images that are examined at once; 0 means

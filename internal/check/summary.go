@@ -126,7 +126,7 @@ func (r *runner) nothing(paths []string, rep *Report) error {
 		where += fmt.Sprintf(" and %d more", n)
 	}
 	switch {
-	case len(paths) == 0:
+	case len(paths)+len(r.opts.Maybe) == 0:
 		return errors.New("check: no image was named")
 	case len(r.jobs) == 0 && len(rep.Blind) == 0 && rep.Summary.Skipped == 0:
 		return finding.WithHint(fmt.Errorf("check %s: there is nothing in it", where),

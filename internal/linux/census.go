@@ -247,10 +247,12 @@ func (f *OpenFile) fdinfo(info []byte) {
 		value = strings.TrimSpace(value)
 		switch key {
 		case "flags":
+			// Not understood, it may be open for writing.
 			if n, err := strconv.ParseUint(value, 8, 64); err == nil {
 				f.Writing = n&unix.O_ACCMODE != unix.O_RDONLY
 			}
 		case "ino":
+			// Not understood, the name decides which file it is.
 			if n, err := strconv.ParseUint(value, 10, 64); err == nil {
 				f.Ino = n
 			}
