@@ -264,7 +264,8 @@ func (b *builder) shuffle() {
 	})
 }
 
-// spread gives n events evenly over so many steps.
+// spread gives n events evenly over so many steps, the last one before the last step if there is
+// room.
 type spread struct{ n, over, done int64 }
 
 // due says how many events fall on the step.
@@ -272,7 +273,7 @@ func (s *spread) due(step int64) int64 {
 	if s.n == 0 || s.over == 0 {
 		return 0
 	}
-	upTo := int64(float64(step+1) / float64(s.over+1) * float64(s.n))
+	upTo := int64(float64(step+1) / float64(s.over) * float64(s.n+1))
 	d := max(0, min(upTo, s.n)-s.done)
 	s.done += d
 	return d
