@@ -243,6 +243,11 @@ func (m *comparer) block(i int64, buf []byte) {
 }
 
 func (m *comparer) unreadableBlock(i, n int64, err error) {
+	for cluster := i * m.h.RefblockEntries(); cluster < i*m.h.RefblockEntries()+n; cluster++ {
+		if refs := m.data.count(cluster); refs > m.max {
+			m.overflowAt(cluster, refs)
+		}
+	}
 	m.blindLock.Lock()
 	defer m.blindLock.Unlock()
 	if errors.Is(err, errBlockOffset) { // a finding already; qemu counts each cluster
@@ -459,8 +464,7 @@ func (m *comparer) patternOf(n uint64) uint64 {
 // a fault, as in qemu, and the rest is compared with the highest refcount.
 func (m *comparer) entry(cluster int64, refcount, refs uint64) {
 	if refs > m.max {
-		m.corruptions += int64(min(refs-m.max, math.MaxInt32))
-		m.overflow = appendSpan(m.overflow, cluster)
+		m.overflowAt(cluster, refs)
 		refs = m.max
 	}
 	switch {
@@ -479,6 +483,13 @@ func (m *comparer) entry(cluster int64, refcount, refs uint64) {
 		}
 	}
 	m.suspects = append(m.suspects, suspectAt(cluster, refcount, refs))
+}
+
+func (m *comparer) overflowAt(cluster int64, refs uint64) {
+	m.corruptions += int64(min(refs-m.max, math.MaxInt32))
+	m.overflow = appendSpan(m.overflow, cluster)
+	// Cut to what the width holds, the count may agree by chance; the flags must be looked at.
+	m.copied = appendSpan(m.copied, cluster)
 }
 
 func suspectAt(cluster int64, refcount, refs uint64) Suspect {

@@ -222,6 +222,10 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 	ref := c.refsOf(int(no))[0]
 	step := c.h.L2EntryBytes()
 	_, foreign := ev.foreign[no]
+	// qemu passes over the flags of a table at offset 0, where an L1 entry has flags but no offset,
+	// and of one whose own refcount it cannot read.
+	_, flags := c.refcountOf(ev, int64(tb.off)>>c.bits)
+	flags = flags && tb.active > 0 && tb.off != 0
 	for at := int64(0); at+step <= int64(len(piece)); at += step {
 		entry := binary.BigEndian.Uint64(piece[at:])
 		bitmap := uint64(0)
@@ -245,8 +249,7 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		case (typ == EntryNormal || typ == EntryZeroAlloc) && !c.dataFile:
 			h.cluster = int64(entry & OffsetMask >> c.bits)
 			refers = ev.watch.count(h.cluster) > 0
-			// qemu skips a table at offset 0, where an L1 entry has flags but no offset.
-			if tb.active > 0 && tb.off != 0 && (refers || h.cluster >= int64(c.clusters)) {
+			if flags && (refers || h.cluster >= int64(c.clusters)) {
 				if r, ok := c.refcountOf(ev, h.cluster); ok && (r == 1) != (entry&FlagCopied != 0) {
 					h.copied = true
 					copied += int64(tb.active)
