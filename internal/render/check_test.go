@@ -92,7 +92,7 @@ func TestCheckTextAll(t *testing.T) {
 	if n := strings.Count(all.String(), "cannot be right"); n != 3000 {
 		t.Errorf("Check(all) = %d findings listed, want 3000", n)
 	}
-	if err := Check(failing{}, r, Style{}); !errors.Is(err, errFull) {
+	if err := Check(fullDisk{}, r, Style{}); !errors.Is(err, errFull) {
 		t.Errorf("Check on a full disk = %v, want %v", err, errFull)
 	}
 }

@@ -136,13 +136,13 @@ func TestJSONRefuses(t *testing.T) {
 			t.Errorf("JSON(%s) = nil, want an error", name)
 		}
 	}
-	if err := JSON(failing{}, "shisa.test/1", sample{}); !errors.Is(err, errFull) {
+	if err := JSON(fullDisk{}, "shisa.test/1", sample{}); !errors.Is(err, errFull) {
 		t.Errorf("JSON on a full disk = %v, want %v", err, errFull)
 	}
 }
 
 var errFull = errors.New("no space left")
 
-type failing struct{}
+type fullDisk struct{}
 
-func (failing) Write([]byte) (int, error) { return 0, errFull }
+func (fullDisk) Write([]byte) (int, error) { return 0, errFull }

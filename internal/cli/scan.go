@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/scan"
+)
+
+func newScan(s *stdio) *cobra.Command {
+	var o lookOptions
+	c := &cobra.Command{
+		Use:   "scan [PATH...]",
+		Short: "find what is wrong with the disks of this host",
+		Long: `scan checks all disk images below the paths and puts what is wrong in order: the likely cause first,
+with all that hangs on it, then what else is hurt; what is harmless and what was not looked at stand
+at the end.
+
+Without a path it looks where images live: the storage pools and machines of libvirt, the instances
+of OpenStack Nova, the usual directories of other programs, and the images that running QEMU
+processes have open. It says which of these places it looked at.`,
+		Example: `  shisa scan
+  shisa scan /var/lib/nova/instances
+  shisa scan --html report.html
+  shisa scan --json --io-limit 50M`,
+		Args: wantArgs(0, -1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.ready(c); err != nil {
+				return err
+			}
+			return runScan(c.Context(), o, args, s)
+		},
+	}
+	o.flags(c)
+	return c
+}
+
+func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error {
+	p := newProgress(s, "scanning")
+	opts := scan.Options{Check: o.options(p)}
+	// A user without a home has no machines there.
+	opts.Home, _ = os.UserHomeDir()
+	r, err := scan.Run(ctx, paths, opts)
+	p.Done()
+	if !partial(ctx, err, len(r.Images)) {
+		return err
+	}
+	page := o.page(func(w io.Writer, info render.PageInfo) error { return render.ScanHTML(w, r, info) })
+	var show error
+	if o.json {
+		show = render.JSON(s.out, render.ScanSchema, r)
+	} else {
+		show = render.Scan(s.out, r, o.style(s))
+	}
+	if err := cmp.Or(err, page, show); err != nil {
+		return err
+	}
+	return exitWith(r.Status[0])
+}
