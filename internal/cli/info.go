@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -102,10 +101,7 @@ func qemuInfo(ctx context.Context, o infoOptions, d *disk.Description, s *stdio)
 	if o.chain {
 		argv = append(argv, "--backing-chain")
 	}
-	path := chain[0].Path
-	if !strings.HasPrefix(path, "/") {
-		path = "./" + path // what stands before a colon is no protocol
-	}
-	code := qemuimg.Run(ctx, qemuimg.Env{Stdout: s.out, Stderr: s.err}, append(argv, "--", path))
+	argv = append(argv, "--", disk.PlainName(chain[0].Path))
+	code := qemuimg.Run(ctx, qemuimg.Env{Stdout: s.out, Stderr: s.err}, argv)
 	return exitWith(code)
 }

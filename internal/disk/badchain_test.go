@@ -26,20 +26,28 @@ import (
 // without looking whether the name makes sense.
 func overlay(t testing.TB, path, backing, format string) {
 	t.Helper()
-	const cluster = 65536
+	if err := os.WriteFile(path, overlayBytes(16, backing, format), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// overlayBytes is such an image with clusters of 1<<bits bytes: the header, the refcount table, a
+// refcount block and the L1 table have one each.
+func overlayBytes(bits int, backing, format string) []byte {
+	cluster := 1 << bits
 	b := make([]byte, 4*cluster)
 	be := binary.BigEndian
 	be.PutUint32(b, qcow2.Magic)
 	be.PutUint32(b[4:], 3)
-	be.PutUint32(b[20:], 16)
+	be.PutUint32(b[20:], uint32(bits))
 	be.PutUint64(b[24:], 1<<20)
-	be.PutUint32(b[36:], 1)         // L1 entries
-	be.PutUint64(b[40:], 3*cluster) // L1
-	be.PutUint64(b[48:], cluster)   // refcount table
+	be.PutUint32(b[36:], uint32(max(1, 1<<20>>(2*bits-3)))) // L1 entries
+	be.PutUint64(b[40:], uint64(3*cluster))
+	be.PutUint64(b[48:], uint64(cluster)) // refcount table
 	be.PutUint32(b[56:], 1)
 	be.PutUint32(b[96:], 4)
 	be.PutUint32(b[100:], 104)
-	be.PutUint64(b[cluster:], 2*cluster)
+	be.PutUint64(b[cluster:], uint64(2*cluster))
 	for i := range 4 {
 		be.PutUint16(b[2*cluster+2*i:], 1)
 	}
@@ -56,9 +64,7 @@ func overlay(t testing.TB, path, backing, format string) {
 		be.PutUint32(b[16:], uint32(len(backing)))
 		copy(b[end:], backing)
 	}
-	if err := os.WriteFile(path, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	return b
 }
 
 func TestOpenBadChain(t *testing.T) {

@@ -199,7 +199,7 @@ func Open(ctx context.Context, path string, o Options) (*Chain, error) {
 func (l *Layer) ready(o Options, snapshot string) error {
 	if b := l.Backing; b != nil && !o.Single {
 		if err := b.Err(l.Path, "backing file"); err != nil {
-			return withAdvice(err, b)
+			return err
 		}
 	}
 	if snapshot != "" && l.Format != formatQcow2 {
@@ -221,7 +221,7 @@ func (l *Layer) readyQcow2(p Policy, snapshot string) error {
 	var do qcow2.DiskOptions
 	if l.Data != nil {
 		if err := l.Data.Err(l.Path, "data file"); err != nil {
-			return withAdvice(err, l.Data)
+			return err
 		}
 		f, err := diskio.Open(l.Data.target(p))
 		if err != nil {
@@ -263,21 +263,6 @@ func (l *Layer) snapshot(want string) (*qcow2.Snapshot, error) {
 		}
 	}
 	return nil, noSnapshot(l.Path, want)
-}
-
-// withAdvice adds what to do about a link that cannot be followed.
-func withAdvice(err error, l *Link) error {
-	switch l.State {
-	case LinkNotFollowed:
-		return finding.WithHint(err, "--follow opens it")
-	case LinkMissing:
-		return finding.WithHint(err, "find the file: the image holds only what changed since")
-	case LinkLoop:
-		return finding.WithHint(err, "find out which image of the circle was renamed or rebased")
-	case LinkTooDeep:
-		return finding.WithHint(err, "flatten the chain")
-	}
-	return err
 }
 
 // Size is the size of the virtual disk in bytes.

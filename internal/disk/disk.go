@@ -11,6 +11,7 @@ import (
 	"fmt"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
@@ -131,7 +132,22 @@ func (l *Link) Err(overlay, role string) error {
 	if l.State == LinkOK {
 		return nil
 	}
-	return &LinkError{Overlay: overlay, Role: role, Link: *l, Cause: l.cause}
+	return withAdvice(&LinkError{Overlay: overlay, Role: role, Link: *l, Cause: l.cause}, l)
+}
+
+// withAdvice adds what to do about a link that cannot be followed.
+func withAdvice(err error, l *Link) error {
+	switch l.State {
+	case LinkNotFollowed:
+		return finding.WithHint(err, "--follow opens it")
+	case LinkMissing:
+		return finding.WithHint(err, "find the file: the image holds only what changed since")
+	case LinkLoop:
+		return finding.WithHint(err, "find out which image of the circle was renamed or rebased")
+	case LinkTooDeep:
+		return finding.WithHint(err, "flatten the chain")
+	}
+	return err
 }
 
 // LinkError says which file of a disk cannot be used.

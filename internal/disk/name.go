@@ -23,6 +23,14 @@ func hasProtocol(name string) bool {
 	return i >= 0 && name[i] == ':'
 }
 
+// PlainName gives a name by which qemu opens the local file at path, whatever colons are in it.
+func PlainName(path string) string {
+	if hasProtocol(path) {
+		return "./" + path
+	}
+	return path
+}
+
 // fullName completes a name from the header of the image at overlay as qemu does: relative to the
 // directory in the overlay's own name, wherever symbolic links lead.
 func fullName(overlay, name string) string {

@@ -94,7 +94,7 @@ func infoQcow2(o *out, n *disk.Info) {
 		text string
 	}{
 		{q.Dirty, "not closed cleanly"}, {q.Corrupt, "marked as corrupt"},
-		{q.LazyRefcounts, "refcounts may lag behind"}, {q.DataFileRaw, "the data file reads as a raw image"},
+		{q.LazyRefcounts, "lazy refcounts"}, {q.DataFileRaw, "the data file reads as a raw image"},
 	} {
 		if m.on {
 			marks = append(marks, m.text)
