@@ -62,6 +62,9 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 		j.blind("backing file", err)
 		return nil
 	}
+	if link.State == disk.LinkNotFollowed && r.byID[link.Stat.ID] != nil {
+		link.State = disk.LinkOK // somebody named it; it is looked at anyway
+	}
 	switch link.State {
 	case disk.LinkOK, disk.LinkLoop:
 		b.State, b.Reason = BackingChecked, ""

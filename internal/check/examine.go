@@ -141,7 +141,7 @@ type pass struct {
 	res     *qcow2.Result
 	open    *qcow2.OpenError // instead of res
 	names   []string         // of internal snapshots
-	changed string           // what changed while it lasted, "" if nothing
+	changed string           // what shows that somebody wrote to it meanwhile, "" if nothing does
 }
 
 // onePass examines the open file f and closes it. Its error is that of ctx, or says why the image
@@ -174,7 +174,7 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 		}
 		m, againErr := g.ReadAt(again[:], 0)
 		if n != m || (headErr == nil) != (againErr == nil) || head != again {
-			p.changed = "its header"
+			p.changed = "its header changed while we looked"
 		}
 		return p, nil
 	}, func() { f.Close() })
@@ -188,7 +188,7 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 			return nil, ctx.Err()
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			p.changed = "its name: it was removed or renamed"
+			p.changed = "it was removed or renamed while we looked"
 			return p, nil
 		}
 		return nil, err
@@ -197,13 +197,13 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 	switch now := after.Stat(); {
 	case p.changed != "":
 	case now.SizeBytes != before.SizeBytes:
-		p.changed = "its length"
+		p.changed = "its length changed while we looked"
 	case !now.ModTime.Equal(before.ModTime):
-		p.changed = "its time of modification"
+		p.changed = "its time of modification changed while we looked"
 	case !now.ChangeTime.Equal(before.ChangeTime):
-		p.changed = "its time of change"
+		p.changed = "its time of change changed while we looked"
 	case start.Sub(before.ModTime).Abs() < timeStep && len(errorsOf(p)) > 0:
-		p.changed = "it was written to so lately that a further write would not show; something"
+		p.changed = "it was written to so lately that a further write would not show"
 	}
 	return p, nil
 }

@@ -101,6 +101,7 @@ func (r *runner) start(ctx context.Context, c candidate, w *diskio.Walker, offer
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, diskio.ErrDirectory) && c.named:
+		r.policy.Dirs = append(r.policy.Dirs, c.path)
 		return w.Walk(ctx, c.path)
 	case err != nil && !c.named && (errors.Is(err, diskio.ErrDirectory) || errors.Is(err, diskio.ErrSpecial) ||
 		errors.Is(err, fs.ErrNotExist)):

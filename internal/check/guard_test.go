@@ -50,7 +50,7 @@ func TestHangingStorage(t *testing.T) {
 		{"in a table", 65536, "1.qcow2 qcow2 cannot_tell blind(image: the storage does not answer: no read ended for 100ms)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRunner([]string{dir}, Options{ReadTimeout: 100 * time.Millisecond})
+			r := newRunner(Options{ReadTimeout: 100 * time.Millisecond})
 			r.reader = func(f *diskio.File) io.ReaderAt {
 				return storage{f, func(off int64) error {
 					if strings.HasSuffix(f.Name(), "/1.qcow2") && off >= tc.from {
@@ -79,7 +79,7 @@ func TestStopWhileHanging(t *testing.T) {
 	hang, under := make(chan struct{}), make(chan struct{})
 	defer close(hang)
 	var once sync.Once
-	r := newRunner([]string{dir}, Options{})
+	r := newRunner(Options{})
 	r.reader = func(f *diskio.File) io.ReaderAt {
 		return storage{f, func(off int64) error {
 			if off >= 65536 {
@@ -120,7 +120,7 @@ func TestReadErrors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n.Store(0)
-			r := newRunner([]string{dir}, Options{})
+			r := newRunner(Options{})
 			r.reader = func(f *diskio.File) io.ReaderAt {
 				return storage{f, func(off int64) error {
 					if tc.fails(off) {
@@ -150,7 +150,7 @@ func TestIOLimit(t *testing.T) {
 	var mu sync.Mutex
 	clock := time.Unix(1e9, 0)
 	var read int64
-	r := newRunner([]string{dir}, Options{IOLimit: 1 << 20,
+	r := newRunner(Options{IOLimit: 1 << 20,
 		Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return clock },
 		Sleep: func(ctx context.Context, d time.Duration) error {
 			mu.Lock()
@@ -191,7 +191,7 @@ func TestMemoryLimit(t *testing.T) {
 	}{{1, 1}, {baseBytes + 1, 1}, {0, 4}} {
 		var mu sync.Mutex
 		at, most := map[string]int{}, 0
-		r := newRunner([]string{dir}, Options{Workers: 4, MemoryBytes: tc.memory})
+		r := newRunner(Options{Workers: 4, MemoryBytes: tc.memory})
 		r.reader = func(f *diskio.File) io.ReaderAt {
 			return storage{f, func(off int64) error {
 				if off < 65536 {

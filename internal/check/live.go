@@ -21,6 +21,9 @@ import (
 // are elsewhere each time; real ones stay where they are. So the image is examined again, a second
 // or more later, until what was wrong every time no longer shrinks. Leaks cannot be told: what QEMU
 // has allocated and not yet mapped looks like one.
+//
+// Where the file system can clone files (FICLONE), a clone would hold still. It is not made: looking
+// creates nothing.
 const (
 	// roundPause is how long a write may be under way before its parts contradict each other for
 	// longer than that.
@@ -79,7 +82,7 @@ func (l *live) rounds(ctx context.Context, f *diskio.File) error {
 		}
 		if !running {
 			l.j.img.Use.State = UseWrite
-			l.j.img.Use.Reason = p.changed + " changed while we looked"
+			l.j.img.Use.Reason = p.changed
 		}
 		if l.take(p, running) {
 			return nil
@@ -132,13 +135,9 @@ func (l *live) again(ctx context.Context) (*diskio.File, error) {
 		f.Close()
 		return nil, err
 	}
-	if old := l.j.img.Use; old.State != UseWrite || use.State == UseWrite {
-		use.Rounds = old.Rounds
-		l.j.img.Use = use
-	} else if len(use.Holders) == 0 {
-		// The writer that was seen is gone, or was never seen but by its writes.
-		l.j.img.Use = Use{State: use.State, Reason: use.Reason, Rounds: old.Rounds, Holders: old.Holders}
-	}
+	// A writer that was only seen by its writes shows again in the next round if it goes on.
+	use.Rounds = l.n
+	l.j.img.Use = use
 	return f, nil
 }
 
@@ -282,6 +281,10 @@ func (s errorSet) keep(now errorSet) (shrunk bool) {
 			continue
 		}
 		host, guest := common(at.host, other.host), common(at.guest, other.guest)
+		if other.cut && len(host) == 0 {
+			shrunk = true // what it did not list may be there or not: this round decides nothing
+			continue
+		}
 		if !slices.Equal(host, at.host) || !slices.Equal(guest, at.guest) {
 			shrunk = true
 		}

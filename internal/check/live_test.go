@@ -104,7 +104,7 @@ func TestLiveWrites(t *testing.T) {
 			again, most := 0, 0 // checks in which something looked like an error at first, and their rounds
 			for i := range max(2, (rounds+len(kinds)-1)/len(kinds)) {
 				time.Sleep(100 * time.Millisecond)
-				r := newRunner([]string{path}, Options{})
+				r := newRunner(Options{})
 				if i%2 == 1 {
 					// Storage so slow that what is read first is long outdated in the end.
 					r.reader = func(f *diskio.File) io.ReaderAt {
@@ -208,7 +208,7 @@ func TestUnseenWriter(t *testing.T) {
 				t.Fatal(err)
 			}
 			settle(t, path)
-			r := newRunner([]string{path}, Options{Sleep: noSleep})
+			r := newRunner(Options{Sleep: noSleep})
 			n := 0
 			r.reader = func(f *diskio.File) io.ReaderAt {
 				if n++; n > 1 && n <= tc.writes+1 {
@@ -350,5 +350,45 @@ func TestErrorSet(t *testing.T) {
 	got := first.findings([]finding.Finding{at("QC04", "4 clusters", 10, 1, 30, 3), at("QC16", "table 1"), at("QC06", "x", 5, 1)}, 0)
 	if len(got) != 2 || got[0].Code != "QC04" || len(got[0].Host) != 1 || got[0].Host[0].Offset != 10 || got[1].Code != "QC16" {
 		t.Errorf("findings = %+v", got)
+	}
+}
+
+// A program that holds no lock counts too, if it has the image open for writing.
+func TestWriterWithoutLock(t *testing.T) {
+	testenv.Need(t, "sleep")
+	path := makeImage(t, t.TempDir()+"/a.qcow2", leaking())
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.Command("sleep", "100")
+	cmd.ExtraFiles = []*os.File{f}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}()
+	rep, err := Run(t.Context(), []string{path}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := rep.Images[0]
+	want := []Holder{{PID: cmd.Process.Pid, Command: "sleep", Writing: true}}
+	if diff := cmp.Diff(want, img.Use.Holders); diff != "" || img.Use.State != UseWrite || img.Verdict != finding.Clean {
+		t.Errorf("Run = %s, use %+v, holders (-want +got):\n%s", img.Verdict, img.Use, diff)
+	}
+}
+
+// Errors of which a round lists only a part are not taken for gone.
+func TestErrorSetCut(t *testing.T) {
+	f := finding.New(finding.QC04, "x", finding.Sure, "clusters")
+	f.Host = ranges(100, 1)
+	first := setOf(f)
+	f.Host, f.HostCut = ranges(0, 1), 5
+	if !first.keep(setOf(f)) || len(first) != 1 {
+		t.Errorf("keep left %d errors, want 1, and the next round to decide", len(first))
 	}
 }

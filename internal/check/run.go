@@ -30,7 +30,7 @@ import (
 // says why nothing at all could be done; the report's Status is then 130 or 1, and it holds what is
 // known nevertheless.
 func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
-	return newRunner(paths, opts).whole(ctx, paths)
+	return newRunner(opts).whole(ctx, paths)
 }
 
 func (r *runner) whole(ctx context.Context, paths []string) (*Report, error) {
@@ -77,11 +77,11 @@ type runner struct {
 	state   Progress
 }
 
-func newRunner(paths []string, opts Options) *runner {
+func newRunner(opts Options) *runner {
 	r := &runner{
 		opts: opts, workers: opts.Workers, memory: opts.MemoryBytes, timeout: opts.ReadTimeout,
 		now: opts.Now, sleep: opts.Sleep, byID: map[diskio.ID]*job{},
-		policy: disk.Policy{Dirs: slices.Concat(opts.Pools, paths), Follow: opts.Follow},
+		policy: disk.Policy{Dirs: slices.Clone(opts.Pools), Follow: opts.Follow},
 	}
 	if r.workers <= 0 {
 		r.workers = runtime.GOMAXPROCS(0)

@@ -454,7 +454,7 @@ func TestRunReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRunner([]string{path}, Options{})
+	r := newRunner(Options{})
 	if err := r.probe(t.Context(), candidate{path: path, id: st.ID}); err != nil {
 		t.Fatal(err)
 	}
@@ -462,5 +462,35 @@ func TestRunReplaced(t *testing.T) {
 	want := []string{"cannot_tell [4]", "a.qcow2 - cannot_tell blind(file: was replaced while it was being opened)"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("probe of a replaced file (-want +got):\n%s", diff)
+	}
+}
+
+// The same files give the same report, whoever is faster.
+func TestRunIsRepeatable(t *testing.T) {
+	dir := t.TempDir()
+	makeImage(t, dir+"/base.qcow2", small(""))
+	for i := range 12 {
+		s := small("")
+		if i%3 == 0 {
+			s = small("base.qcow2")
+		}
+		s.TailLeaks = int64(i % 4)
+		makeImage(t, fmt.Sprintf("%s/%d.qcow2", dir, i), s)
+		if err := os.Link(fmt.Sprintf("%s/%d.qcow2", dir, i), fmt.Sprintf("%s/%d.link", dir, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := Run(t.Context(), []string{dir}, Options{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		again, err := Run(t.Context(), []string{dir}, Options{Workers: 8})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(first, again); diff != "" {
+			t.Fatalf("Run again (-first +again):\n%s", diff)
+		}
 	}
 }

@@ -96,7 +96,8 @@ func open(path string, flags int) (*File, error) {
 		return nil, err
 	}
 	// O_NONBLOCK: should the name become a FIFO in between, opening it does not wait for a writer.
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY|flags, 0)
+	flags |= unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+	fd, err := openQuietly(unix.AT_FDCWD, path, flags)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -121,6 +122,16 @@ func open(path string, flags int) (*File, error) {
 		f.stat.SizeBytes = end
 	}
 	return f, nil
+}
+
+// openQuietly opens name in the directory at. Where it may, it leaves the time of the last access
+// alone, by which people tell images that nobody needs; only the owner and root may.
+func openQuietly(at int, name string, flags int) (int, error) {
+	fd, err := unix.Openat(at, name, flags|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.EPERM) {
+		return unix.Openat(at, name, flags, 0)
+	}
+	return fd, err
 }
 
 // Name is the path that the file was opened by.

@@ -104,7 +104,7 @@ func openDirectory(at int, name, path string, nofollow bool) (*directory, error)
 	if nofollow {
 		flags |= unix.O_NOFOLLOW
 	}
-	fd, err := unix.Openat(at, name, flags, 0)
+	fd, err := openQuietly(at, name, flags)
 	if err != nil {
 		return nil, err
 	}

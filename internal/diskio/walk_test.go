@@ -194,3 +194,35 @@ func TestOpenSpecial(t *testing.T) {
 		}
 	}
 }
+
+// Who looks for images that nobody used for long must not find that we used them all.
+func TestAccessTime(t *testing.T) {
+	dir := tree(t, "d/a")
+	old := time.Now().Add(-100 * time.Hour).Truncate(time.Second)
+	accessed := func(path string) time.Time {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return time.Unix(st.Atim.Unix())
+	}
+	for _, p := range []string{dir + "/d/a", dir + "/d"} {
+		if err := os.Chtimes(p, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	walk(t, dir, dir)
+	f, err := diskio.Open(dir + "/d/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(make([]byte, 3), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{dir + "/d/a", dir + "/d"} {
+		if got := accessed(p); !got.Equal(old) {
+			t.Errorf("%s was accessed at %v, want %v", p, got, old)
+		}
+	}
+}

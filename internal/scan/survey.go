@@ -62,7 +62,7 @@ func (h *host) add(p hypervisor.Place) {
 	case hypervisor.PlaceDirectory:
 		h.named, h.pools = append(h.named, p.Path), append(h.pools, p.Path)
 	case hypervisor.PlaceImage:
-		h.named, h.pools = append(h.named, p.Path), append(h.pools, p.Path)
+		h.named = append(h.named, p.Path)
 	case hypervisor.PlaceProcess:
 		h.maybe = append(h.maybe, p.Path)
 	}
