@@ -55,7 +55,7 @@ var (
 	QC20 = Rule{"QC20", "qcow2-data-file", Lost, "the external data file is missing or too short",
 		"find the data file; the image holds only its map"}
 	QC21 = Rule{"QC21", "qcow2-dirty", Warning, "the image was not closed cleanly",
-		"its refcounts may lag behind; qemu rebuilds them at the next start for writing"}
+		"if nothing else is found, start the machine: qemu rebuilds the refcounts then"}
 	QC22 = Rule{"QC22", "qcow2-corrupt-bit", Danger, "qemu marked the image as corrupt",
 		"qemu refuses to write to it; find out why before the mark is cleared"}
 	QC23 = Rule{"QC23", "qcow2-refcount-overflow", Danger, "references exceed what a refcount can hold",
