@@ -75,7 +75,7 @@ type blockReader struct {
 // doubt reports whether the first look left anything to explain.
 func (c *checker) doubt() bool {
 	return len(c.suspects)+len(c.copied)+len(c.overlaps)+len(c.shared) > 0 || c.past ||
-		c.faults.sum()+c.l1Faults > 0 || len(c.badBlocks) > 0
+		c.faults.sum()+c.faults.dataFileCopied+c.l1Faults > 0 || len(c.badBlocks) > 0
 }
 
 // explain looks at the tables once more if something is wrong, and turns it into findings.
@@ -91,7 +91,7 @@ func (c *checker) explain(ctx context.Context) error {
 		return c.tooMuch(ctx, err)
 	}
 	// Single leaks need no second look: nothing refers to them.
-	if !ev.watch.empty() || c.past || c.faults.sum() > 0 {
+	if !ev.watch.empty() || c.past || c.faults.sum()+c.faults.dataFileCopied > 0 {
 		c.progress.total += int64(len(c.tables)) << c.bits
 		if err := c.lookAgain(ctx, ev); err != nil {
 			return err
@@ -240,6 +240,9 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		h.fault = c.faultOf(entry, bitmap)
 		typ := c.h.TypeOf(entry)
 		refers := false
+		if flags && c.dataFile && (typ == EntryNormal || typ == EntryZeroAlloc) && entry&FlagCopied == 0 {
+			copied += int64(tb.active)
+		}
 		switch {
 		case typ == EntryCompressed:
 			off, length := c.h.CompressedRange(entry)

@@ -62,12 +62,14 @@ type entryFaults struct {
 	reserved, misaligned, pastEnd      int64
 	compressedCopied, compressedBroken int64
 	subclusters                        int64
-	dataFileCopied                     int64
+	// dataFileCopied are COPIED flags missing from entries into a data file; with the other flags
+	// they are counted at the second look.
+	dataFileCopied int64
 }
 
+// sum is what counts at once.
 func (f *entryFaults) sum() int64 {
-	return f.reserved + f.misaligned + f.pastEnd + f.compressedCopied + f.compressedBroken +
-		f.subclusters + f.dataFileCopied
+	return f.reserved + f.misaligned + f.pastEnd + f.compressedCopied + f.compressedBroken + f.subclusters
 }
 
 func (f *entryFaults) add(o *entryFaults) {

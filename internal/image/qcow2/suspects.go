@@ -415,6 +415,9 @@ func (c *checker) explainOverlaps(ev *evidence) {
 func (c *checker) explainFlags(ev *evidence) {
 	derived := ev.copied - ev.pureHits
 	for _, h := range ev.hits {
+		if h.fault == faultDataFileCopied {
+			derived -= int64(c.tables[h.table].active) // told with the entries
+		}
 		if !h.copied {
 			continue
 		}
