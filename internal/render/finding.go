@@ -203,7 +203,7 @@ func evidence(e finding.Evidence) string {
 	if e.Offset >= 0 {
 		s += " at " + Offset(e.Offset)
 	}
-	if e.Value != "" {
+	if e.Value != "" && !strings.HasPrefix(e.Text, e.Value+" ") {
 		s += " is " + Text(e.Value)
 	}
 	if e.Text != "" {

@@ -4,6 +4,7 @@
 package render
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 
@@ -290,8 +291,10 @@ func (p *page) imageRow(i int, img *check.Image) {
 	p.el("td", "n", known(img.AllocatedBytes))
 	p.el("td", "", user(img.Use))
 	rests := ""
-	if img.Backing != nil {
-		rests = backing(img.Backing)
+	if b := img.Backing; b != nil {
+		if rests = Name(cmp.Or(b.Path, b.Name)); b.State != check.BackingChecked {
+			rests = backing(b)
+		}
 	}
 	p.el("td", "mono", rests)
 	p.end()

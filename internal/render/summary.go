@@ -68,13 +68,18 @@ func worstOf(img *check.Image) string {
 	switch {
 	case len(fs) > 0:
 		return Text(fs[0].Code+" "+shortName(fs[0].Name)) + more
+	case len(img.Blind) > 0 && img.Blind[0].What == "image":
+		return cutTo(Text(img.Blind[0].Reason), maxReason)
 	case len(img.Blind) > 0:
-		return Text(img.Blind[0].What)
+		return cutTo(Text(img.Blind[0].What), maxReason)
 	case !img.Checked:
 		return Text(img.Format)
 	}
 	return ""
 }
+
+// maxReason is how many columns of a table a reason takes.
+const maxReason = 32
 
 // shortName leaves out the format, which the code tells already.
 func shortName(name string) string {
