@@ -163,7 +163,10 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 	switch {
 	case errors.As(err, &se):
 		status = se.status
-		if se.err == nil {
+		switch {
+		case se.err == nil && status == finding.StatusInterrupted:
+			text = "interrupted" // what was found until then is a result, and nobody said so yet
+		case se.err == nil:
 			return status
 		}
 	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, syscall.EINTR)):
@@ -196,6 +199,8 @@ func hintFor(err error) string {
 		hint = "look at the spelling; a name that does not begin with / starts from the current directory"
 	case errors.Is(err, diskio.ErrSpecial):
 		hint = "FIFOs, sockets and character devices hold no image and are never opened"
+	case errors.Is(err, diskio.ErrDirectory):
+		hint = "name one image; check and scan take directories"
 	}
 	return hint
 }

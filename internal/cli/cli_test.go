@@ -89,6 +89,7 @@ func TestStatus(t *testing.T) {
 		{"a status and an error", context.Background(), withStatus(5, errors.New("a: in use")), 5,
 			"shisa: a: in use\n"},
 		{"interrupted", gone, fmt.Errorf("read a: %w", context.Canceled), 130, "shisa: interrupted\n"},
+		{"interrupted with a result", gone, exitWith(130), 130, "shisa: interrupted\n"},
 		{"canceled by itself", context.Background(), context.Canceled, 1, "shisa: context canceled\n"},
 		{"found before the signal", gone, exitWith(3), 3, ""},
 	} {
@@ -223,8 +224,9 @@ func TestManPages(t *testing.T) {
 		if err != nil || warnings.Len() > 0 {
 			t.Errorf("the page of %s: %v, %s", c.CommandPath(), err, warnings.String())
 		}
+		words := strings.Join(strings.Fields(string(text)), " ")
 		for _, want := range []string{c.Short, "EXIT STATUS", "EXAMPLES"} {
-			if !strings.Contains(string(text), want) {
+			if !strings.Contains(words, want) {
 				t.Errorf("the page of %s has no %q:\n%s", c.CommandPath(), want, text)
 			}
 		}

@@ -29,6 +29,8 @@ and map, and check -r is refused. Called by the name qemu-img, the program behav
 Unlike all other commands it opens every backing file that a header names, as qemu-img does.`,
 		Example: `  shisa qemu-img check --output=json vm.qcow2
   ln -s "$(command -v shisa)" ~/bin/qemu-img     let scripts find it by that name`,
+		Annotations: map[string]string{ownStatus: `Those of qemu-img. check: 0 no errors, 1 not completed, 2 errors, 3 leaks only, 63 the format has no
+check. compare: 0 the same, 1 not the same, 2 to 4 an error. info and map: 0 done, 1 an error.`},
 		DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			return exitWith(RunQemuImg(c.Context(), append([]string{"qemu-img"}, args...), s.in, s.out, s.err))
