@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -30,33 +31,38 @@ func Walk(ctx context.Context, path string, o Options) ([]Layer, error) {
 	return layers, nil
 }
 
+// answerTimeout is how long storage may take to answer before an image or a link counts as
+// unreadable. A disk's own retries take up to 30 s, a change of paths of multipath up to 60 s.
+const answerTimeout = 60 * time.Second
+
 // descend opens the image at path and those below it. After an error nothing is left open.
 func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 	from := FormatAsked
 	if o.Format == "" {
 		from = FormatProbed
 	}
-	top := Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from}
-	if err := top.open(path, o.Policy, nil); err != nil {
+	top, err := openLayer(ctx, path, Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from})
+	if err != nil {
 		return nil, named(path, err)
 	}
 	layers, seen := []Layer{top}, []diskio.ID{top.Stat.ID}
-	for !o.Single {
-		link := layers[len(layers)-1].Backing
-		if link == nil || link.State != LinkOK {
-			break
-		}
+	for {
+		last := &layers[len(layers)-1]
+		last.resolve(ctx, o.Policy, seen)
 		if err := ctx.Err(); err != nil {
 			return nil, errors.Join(err, closeAll(layers))
 		}
-		next, err := link.open(o.Policy, seen)
+		link := last.Backing
+		if o.Single || link == nil || link.State != LinkOK {
+			return layers, nil
+		}
+		next, err := link.open(ctx, o.Policy)
 		if err != nil {
 			*link = link.fail(err)
-			break
+			continue // and end there, unless it was ctx
 		}
 		layers, seen = append(layers, next), append(seen, next.Stat.ID)
 	}
-	return layers, nil
 }
 
 // named puts the path before err, unless err has one.
@@ -67,20 +73,42 @@ func named(path string, err error) error {
 	return fmt.Errorf("%s: %w", path, err)
 }
 
+// openLayer opens a file at path for l, whose Path and Format are set, tells its format, and reads
+// its header.
+func openLayer(ctx context.Context, path string, l Layer) (Layer, error) {
+	return diskio.Within(ctx, answerTimeout, func() (Layer, error) {
+		f, err := diskio.Open(path)
+		if err != nil {
+			return Layer{}, err
+		}
+		l.file, l.Stat, l.SizeBytes = f, f.Stat(), -1
+		if err := l.read(); err != nil {
+			return Layer{}, errors.Join(err, l.close())
+		}
+		return l, nil
+	}, func(l Layer) {
+		// Nobody waits for the file any more, nor for what closing it says.
+		_ = l.close()
+	})
+}
+
+// openFile is diskio.Open with an end to waiting.
+func openFile(ctx context.Context, path string) (*diskio.File, error) {
+	return diskio.Within(ctx, answerTimeout, func() (*diskio.File, error) { return diskio.Open(path) },
+		func(f *diskio.File) { _ = f.Close() }) // nobody waits for it any more
+}
+
 // open opens the image that a link of state ok leads to.
-func (l *Link) open(p Policy, seen []diskio.ID) (Layer, error) {
+func (l *Link) open(ctx context.Context, p Policy) (Layer, error) {
 	from := FormatHeader
 	if l.Format == "" {
 		from = FormatProbed
 	}
-	next := Layer{Path: l.Path, Format: plainFormat(l.Format), FormatFrom: from}
-	if err := next.open(l.target(p), p, seen); err != nil {
-		return Layer{}, err
-	}
-	if next.Stat.ID != l.Stat.ID {
+	next, err := openLayer(ctx, l.target(p), Layer{Path: l.Path, Format: plainFormat(l.Format), FormatFrom: from})
+	if err == nil && next.Stat.ID != l.Stat.ID {
 		return Layer{}, errors.Join(diskio.ErrChanged, next.close())
 	}
-	return next, nil
+	return next, err
 }
 
 // target is the path to open. Under a policy that is the one that was judged, so that a symbolic
@@ -92,21 +120,7 @@ func (l *Link) target(p Policy) string {
 	return l.Real
 }
 
-// open opens the file of a layer, whose Path and Format are set, tells its format, and reads its
-// header. seen are the files above it. After an error the file is closed.
-func (l *Layer) open(path string, p Policy, seen []diskio.ID) error {
-	f, err := diskio.Open(path)
-	if err != nil {
-		return err
-	}
-	l.file, l.Stat, l.SizeBytes = f, f.Stat(), -1
-	if err := l.read(p, seen); err != nil {
-		return errors.Join(err, l.close())
-	}
-	return nil
-}
-
-func (l *Layer) read(p Policy, seen []diskio.ID) error {
+func (l *Layer) read() error {
 	var err error
 	// Only what links lead to is compared by this name; without it, it is not known.
 	if l.Real, err = realPath(l.Path); err != nil {
@@ -122,7 +136,10 @@ func (l *Layer) read(p Policy, seen []diskio.ID) error {
 	}
 	switch {
 	case l.Format == formatQcow2:
-		return l.readQcow2(p, append(seen[:len(seen):len(seen)], l.Stat.ID))
+		if l.Header, err = qcow2.ReadHeader(l.file, l.file.Size()); err == nil {
+			l.SizeBytes = l.Header.SizeBytes
+		}
+		return err
 	case !knownFormat(l.Format):
 		return fmt.Errorf("%w %q", ErrUnknownFormat, l.Format)
 	}
@@ -130,21 +147,26 @@ func (l *Layer) read(p Policy, seen []diskio.ID) error {
 	return err
 }
 
-func (l *Layer) readQcow2(p Policy, seen []diskio.ID) error {
-	h, err := qcow2.ReadHeader(l.file, l.file.Size())
-	if err != nil {
-		return err
+// resolve finds out where the names in the header lead. seen are the files from the top down to l.
+func (l *Layer) resolve(ctx context.Context, p Policy, seen []diskio.ID) {
+	// Once is enough: this is called again when the link could not be opened.
+	if l.Header == nil || l.Backing != nil || l.Data != nil {
+		return
 	}
-	l.Header, l.SizeBytes = h, h.SizeBytes
+	find := func(name string, find func() Link) *Link {
+		link, err := diskio.Within(ctx, answerTimeout, func() (Link, error) { return find(), nil }, nil)
+		if err != nil {
+			link = Link{Name: name, Full: fullName(l.Path, name)}.fail(err)
+		}
+		return &link
+	}
+	h := l.Header
 	if h.HasBacking {
-		b := p.Resolve(l.Path, h.Backing, h.BackingFormat, seen)
-		l.Backing = &b
+		l.Backing = find(h.Backing, func() Link { return p.Resolve(l.Path, h.Backing, h.BackingFormat, seen) })
 	}
 	if h.HasDataFile() {
-		d := p.ResolveData(l.Path, h.DataFile, seen)
-		l.Data = &d
+		l.Data = find(h.DataFile, func() Link { return p.ResolveData(l.Path, h.DataFile, seen) })
 	}
-	return nil
 }
 
 func (l *Layer) close() error {
@@ -188,7 +210,7 @@ func Open(ctx context.Context, path string, o Options) (*Chain, error) {
 		if i > 0 {
 			snapshot = ""
 		}
-		if err := layers[i].ready(o, snapshot); err != nil {
+		if err := layers[i].ready(ctx, o, snapshot); err != nil {
 			return nil, errors.Join(err, closeAll(layers))
 		}
 	}
@@ -196,7 +218,7 @@ func Open(ctx context.Context, path string, o Options) (*Chain, error) {
 }
 
 // ready makes the layer readable.
-func (l *Layer) ready(o Options, snapshot string) error {
+func (l *Layer) ready(ctx context.Context, o Options, snapshot string) error {
 	if b := l.Backing; b != nil && !o.Single {
 		if err := b.Err(l.Path, "backing file"); err != nil {
 			return err
@@ -210,24 +232,26 @@ func (l *Layer) ready(o Options, snapshot string) error {
 		l.disk = raw.New(l.file, l.file.Size(), l.file)
 		return nil
 	case formatQcow2:
-		return l.readyQcow2(o.Policy, snapshot)
+		return l.readyQcow2(ctx, o.Policy, snapshot)
 	}
 	return finding.WithHint(
 		fmt.Errorf("%s: format %s is recognised, but its %w", l.Path, l.Format, ErrFormat),
 		"qemu-img convert -O qcow2 makes an image that can be read")
 }
 
-func (l *Layer) readyQcow2(p Policy, snapshot string) error {
+func (l *Layer) readyQcow2(ctx context.Context, p Policy, snapshot string) error {
 	var do qcow2.DiskOptions
 	if l.Data != nil {
 		if err := l.Data.Err(l.Path, "data file"); err != nil {
 			return err
 		}
-		f, err := diskio.Open(l.Data.target(p))
-		if err != nil {
+		f, err := openFile(ctx, l.Data.target(p))
+		if err != nil && ctx.Err() == nil {
 			failed := l.Data.fail(err)
 			l.Data = &failed
 			return failed.Err(l.Path, "data file")
+		} else if err != nil {
+			return err
 		}
 		l.data, do.Data, do.DataBytes = f, f, f.Size()
 	}

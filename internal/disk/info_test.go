@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -160,7 +161,7 @@ func TestInfoOfEveryKind(t *testing.T) {
 	dir := testenv.DiskDir(t)
 	create := func(name string, args ...string) string {
 		path := filepath.Join(dir, name)
-		run(t, dir, "qemu-img", append(append([]string{"create", "-q", "-f"}, args...), path, "10M")...)
+		createImage(t, append(append([]string{"create", "-q", "-f"}, args...), path, "10M")...)
 		return path
 	}
 	secret := []string{"--object", "secret,id=s,data=abc"}
@@ -204,6 +205,22 @@ func TestInfoOfEveryKind(t *testing.T) {
 	}
 }
 
+// createImage runs qemu-img create. On a busy machine qemu sometimes fails to measure how long to
+// hash the passphrase of a LUKS header; it is asked again then.
+func createImage(t *testing.T, args ...string) {
+	t.Helper()
+	errOut := ""
+	for range 10 {
+		var status int
+		if _, errOut, status = output(t, ".", "qemu-img", args...); status == 0 {
+			return
+		} else if !strings.Contains(errOut, "CPU usage") {
+			break
+		}
+	}
+	t.Fatalf("qemu-img %q: %s", args, errOut)
+}
+
 func TestInfoOtherFormats(t *testing.T) {
 	testenv.Need(t, "qemu-img")
 	dir := testenv.DiskDir(t)
@@ -217,7 +234,7 @@ func TestInfoOtherFormats(t *testing.T) {
 		if format == "luks" {
 			args = []string{"create", "-q", "-f", "luks", "--object", "secret,id=s,data=abc", "-o", "key-secret=s,iter-time=10", path, "10M"}
 		}
-		run(t, dir, "qemu-img", args...)
+		createImage(t, args...)
 		diskio.RequireUnchanged(t, path)
 		infos, err := Inspect(t.Context(), path, Options{})
 		if err != nil || infos[0].Format != format {
