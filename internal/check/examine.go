@@ -62,6 +62,9 @@ func (r *runner) examineAll(ctx context.Context) error {
 	for i, j := range order {
 		// The last images have the processors to themselves.
 		workers := max(1, r.workers/max(1, min(side, len(order)-i)))
+		if r.opts.Workers <= 0 && workers == r.workers {
+			workers = 0 // the check knows how many are of use for one image
+		}
 		grant := min(r.memory, max(j.memoryNeed(), r.memory/int64(side)))
 		if memory.Acquire(inner, grant) != nil {
 			break
@@ -141,7 +144,9 @@ type pass struct {
 	res     *qcow2.Result
 	open    *qcow2.OpenError // instead of res
 	names   []string         // of internal snapshots
-	changed string           // what shows that somebody wrote to it meanwhile, "" if nothing does
+	// dataMoved: the external data file grew or shrank meanwhile.
+	dataMoved bool
+	changed   string // what shows that somebody wrote to it meanwhile, "" if nothing does
 }
 
 // onePass examines the open file f and closes it. Its error is that of ctx, or says why the image
@@ -194,6 +199,7 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 		return nil, err
 	}
 	defer after.Close()
+	p.dataMoved = r.dataBytes(ctx, j) != opts.DataFileBytes
 	switch now := after.Stat(); {
 	case p.changed != "":
 	case now.SizeBytes != before.SizeBytes:
@@ -202,6 +208,8 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 		p.changed = "its time of modification changed while we looked"
 	case !now.ChangeTime.Equal(before.ChangeTime):
 		p.changed = "its time of change changed while we looked"
+	case p.dataMoved:
+		p.changed = "the length of its external data file changed while we looked"
 	case start.Sub(before.ModTime).Abs() < timeStep && len(errorsOf(p)) > 0:
 		p.changed = "it was written to so lately that a further write would not show"
 	}
@@ -211,6 +219,7 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 // timeStep is how coarse the times of files are: those of the kernel step by a tick, 10 ms at most.
 const timeStep = 20 * time.Millisecond
 
+// passOptions are what differs between the passes of one run.
 type passOptions struct {
 	workers, maxRanges int
 	memory             int64

@@ -131,6 +131,49 @@ func TestLiveWrites(t *testing.T) {
 	}
 }
 
+// An external data file that grows while we look is not too short.
+func TestLiveDataFile(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	dir := testenv.DiskDir(t)
+	path := filepath.Join(dir, "a.qcow2")
+	data := filepath.Join(dir, "data.raw")
+	qemuImg(t, "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k,data_file="+data, path, "1G")
+	if err := os.Truncate(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	in := qemuIO(t, "-f", "qcow2", path)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				fmt.Fprintf(in, "write %d 16384\nflush\n", i*16384)
+			}
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-done
+	}()
+	for range 3 {
+		time.Sleep(50 * time.Millisecond)
+		r := newRunner(Options{Sleep: shortSleep})
+		r.reader = func(f *diskio.File) io.ReaderAt {
+			return storage{f, func(int64) error { time.Sleep(5 * time.Millisecond); return nil }}
+		}
+		rep, err := r.whole(t.Context(), []string{path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rep.Verdict != finding.Clean {
+			t.Errorf("Run = %s, %+v", strings.Join(show(rep, dir), "\n"), rep.Images[0].Findings)
+		}
+	}
+}
+
 // What is really wrong with a running image is found all the same.
 func TestLiveErrors(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
