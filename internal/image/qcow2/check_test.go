@@ -462,7 +462,9 @@ func TestCheckPlacesWipedSectors(t *testing.T) {
 				t.Errorf("%s, seed %d: Check() = %+v, want QC13", name, seed, res.Findings)
 				continue
 			}
-			if f := res.Findings[at]; f.Certainty != finding.Likely || !cmp.Equal(f.Guest, hit.Guest) {
+			// At the end of the file a crash is as good an explanation.
+			last := hit.Guest[0].End() == 4<<30
+			if f := res.Findings[at]; f.Certainty != finding.Likely && !last || !cmp.Equal(f.Guest, hit.Guest) {
 				t.Errorf("%s, seed %d: Check() places it at %v (%s), want %v", name, seed, f.Guest, f.Certainty, hit.Guest)
 			}
 		}
