@@ -49,6 +49,8 @@ func (s *session) compare(argv []string) int {
 			return codeCannotOpen
 		}
 		defer n.close()
+		// Strict mode shows whether a piece ends at the end of the disk, progress how long each is.
+		gr.coarse = !f.strict && !f.progress
 		c.side[i] = compareSide{gr, n, names[i], nil}
 	}
 	return c.run()

@@ -104,7 +104,9 @@ func (d *dict) take(prefix string) *dict {
 			sub.put(rest, val)
 		}
 	}
-	d.entries = slices.DeleteFunc(d.entries, func(e entry) bool { return strings.HasPrefix(e.key, prefix) })
+	d.entries = slices.DeleteFunc(d.entries, func(e entry) bool {
+		return strings.HasPrefix(e.key, prefix)
+	})
 	return sub
 }
 

@@ -59,7 +59,8 @@ func (n *node) checkFileOptions(vals optValues) *fault {
 	case "", "threads", "io_uring":
 	case "native":
 		if !n.direct {
-			return faultf("aio=native was specified, but it requires cache.direct=on, which was not specified.")
+			return faultf("aio=native was specified, but it requires cache.direct=on, which was not " +
+				"specified.")
 		}
 	default:
 		return faultf("invalid parameter value: %s", vals["aio"])
@@ -81,6 +82,10 @@ func (n *node) checkFileOptions(vals optValues) *fault {
 func (n *node) openFault(err error) *fault {
 	switch {
 	case errors.Is(err, diskio.ErrDirectory):
+		const mayRead = 4
+		if err := syscall.Access(n.exact, mayRead); err != nil {
+			return errnoFault(err, "Could not open '%s'", n.exact)
+		}
 		return n.wrongType()
 	case errors.Is(err, diskio.ErrSpecial):
 		return n.special()
@@ -94,7 +99,8 @@ func (n *node) openFault(err error) *fault {
 
 func (n *node) wrongType() *fault {
 	if n.driver == drvDevice {
-		return faultf("'%s' driver requires '%s' to be either a character or block device", n.driver, n.exact)
+		return faultf("'%s' driver requires '%s' to be either a character or block device",
+			n.driver, n.exact)
 	}
 	return faultf("'%s' driver requires '%s' to be a regular file", n.driver, n.exact)
 }

@@ -32,6 +32,8 @@ type graph struct {
 	// chain are the files of the images that are open or being opened, the image itself first.
 	chain []diskio.ID
 	depth int
+	// coarse: the caller puts pieces that are alike together, so it does not matter where one ends.
+	coarse bool
 }
 
 // role is what a node is to its parent.
@@ -103,30 +105,14 @@ func (g *graph) open(req openRequest) (*node, *fault) {
 	driver, _ := opts.text("driver")
 	g.dropBacking(n, opts, &req.flags)
 
-	// qemu opens the file first, to tell the format by its content; the format's driver takes it
-	// over.
-	if !req.flags.protocol {
-		file, err := g.openChild(childRequest{parent: n, options: opts, key: "file", name: req.name,
-			role: roleFile, parseName: true, flags: req.flags})
-		if err != nil {
-			return nil, err
-		}
-		n.file = file
-		if driver == "" {
-			if file == nil {
-				return nil, faultf("Must specify either driver or file")
-			}
-			if driver, err = probe(file, req.name); err != nil {
-				file.close()
-				return nil, err
-			}
-			n.probed = true
-			n.options.put("driver", driver)
-			opts.put("driver", driver)
-		}
-	}
 	n.driver = driver
-	err := g.enterChain(n, req.role)
+	var err *fault
+	if !req.flags.protocol {
+		err = g.probeFile(n, opts, req)
+	}
+	if err == nil {
+		err = g.enterChain(n, req.role)
+	}
 	if err == nil {
 		err = g.openNode(n, opts, req)
 	}
@@ -135,6 +121,26 @@ func (g *graph) open(req openRequest) (*node, *fault) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// probeFile opens the file of a format's node, and tells the format by its content where nobody named
+// it.
+func (g *graph) probeFile(n *node, opts *dict, req openRequest) (err *fault) {
+	n.file, err = g.openChild(childRequest{parent: n, options: opts, key: "file", name: req.name,
+		role: roleFile, parseName: true, flags: req.flags})
+	switch {
+	case err != nil || n.driver != "":
+		return err
+	case n.file == nil:
+		return faultf("Must specify either driver or file")
+	}
+	if n.driver, err = probe(n.file, req.name); err != nil {
+		return err
+	}
+	n.probed = true
+	n.options.put("driver", n.driver)
+	opts.put("driver", n.driver)
+	return nil
 }
 
 // enterChain notes the file of an image, and refuses one that is in its own backing chain. qemu goes
@@ -345,14 +351,15 @@ func (g *graph) openChild(c childRequest) (*node, *fault) {
 	if isRef {
 		return nil, noNode(reference, c.name != nil || len(sub.entries) > 0)
 	}
-	return g.open(openRequest{name: c.name, options: sub, flags: c.flags, parent: c.parent, role: c.role,
-		parseName: c.parseName})
+	return g.open(openRequest{name: c.name, options: sub, flags: c.flags, parent: c.parent,
+		role: c.role, parseName: c.parseName})
 }
 
 // noNode: options may name a node that exists already, which none does in this program.
 func noNode(name string, more bool) *fault {
 	if more {
-		return faultf("Cannot reference an existing block device with additional options or a new filename")
+		return faultf("Cannot reference an existing block device with additional options or a new " +
+			"filename")
 	}
 	return faultf("Cannot find device='%s' nor node-name='%s'", name, name)
 }

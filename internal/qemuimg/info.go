@@ -100,7 +100,8 @@ func (s *session) infoList(name string, f *imageFlags) ([]*dict, bool) {
 		case !hasBacking:
 			return list, true
 		case !hasFull:
-			s.report("Could not determine absolute backing filename, but backing filename '%s' present", backing)
+			s.report("Could not determine absolute backing filename, but backing filename '%s' present",
+				backing)
 			return nil, false
 		}
 		name = full
@@ -269,17 +270,20 @@ func snapshotDict(r snapshotRow) *dict {
 	return d
 }
 
+// num and str are members of an object that describe made; 0 and "" where there is none.
+func num(d *dict, key string) int64 {
+	v, _ := d.get(key)
+	n, _ := v.(int64)
+	return n
+}
+
+func str(d *dict, key string) string {
+	s, _ := d.text(key)
+	return s
+}
+
 // printInfo writes what describe found for people.
 func (s *session) printInfo(d *dict) {
-	num := func(d *dict, key string) int64 {
-		v, _ := d.get(key)
-		n, _ := v.(int64)
-		return n
-	}
-	str := func(d *dict, key string) string {
-		v, _ := d.text(key)
-		return v
-	}
 	s.printf("image: %s\nfile format: %s\nvirtual size: %s (%d bytes)\ndisk size: %s\n",
 		str(d, "filename"), str(d, "format"), sizeText(uint64(num(d, "virtual-size"))),
 		num(d, "virtual-size"), sizeText(uint64(num(d, "actual-size"))))
@@ -305,22 +309,28 @@ func (s *session) printInfo(d *dict) {
 		}
 	}
 	if v, ok := d.get("snapshots"); ok {
-		s.printf("Snapshot list:\n%s\n", snapshotLine("ID", "", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT"))
-		for _, e := range v.([]any) {
-			sn := e.(*dict)
-			clock := uint64(num(sn, "vm-clock-sec"))*1e9 + uint64(num(sn, "vm-clock-nsec"))
-			icount := ""
-			if sn.has("icount") {
-				icount = strconv.FormatInt(num(sn, "icount"), 10)
-			}
-			s.printf("%s\n", snapshotLine(str(sn, "id"), " ", str(sn, "name"),
-				sizeText(uint64(num(sn, "vm-state-size"))), s.date(num(sn, "date-sec")), clockText(clock), icount))
-		}
+		s.printSnapshots(v.([]any))
 	}
 	if v, ok := d.get("format-specific"); ok {
 		s.printf("Format specific information:\n")
 		data, _ := v.(*dict).get("data")
 		s.printTree(1, data.(*dict))
+	}
+}
+
+func (s *session) printSnapshots(list []any) {
+	s.printf("Snapshot list:\n%s\n",
+		snapshotLine("ID", "", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT"))
+	for _, e := range list {
+		sn := e.(*dict)
+		clock := uint64(num(sn, "vm-clock-sec"))*1e9 + uint64(num(sn, "vm-clock-nsec"))
+		icount := ""
+		if sn.has("icount") {
+			icount = strconv.FormatInt(num(sn, "icount"), 10)
+		}
+		s.printf("%s\n", snapshotLine(str(sn, "id"), " ", str(sn, "name"),
+			sizeText(uint64(num(sn, "vm-state-size"))), s.date(num(sn, "date-sec")), clockText(clock),
+			icount))
 	}
 }
 

@@ -19,58 +19,52 @@ const maxNesting = 1024
 func parseJSON(text string) (any, *fault) {
 	l := jsonLexer{rest: text}
 	var toks []jsonToken
-	var result any
-	found, nesting := false, [2]int{}
-	finish := func() *fault {
-		p := jsonParser{toks: toks}
-		v, err := p.value()
-		toks, nesting = nil, [2]int{}
-		switch {
-		case found:
-			return faultf("Expecting at most one JSON value")
-		case err != nil:
-			return err
-		}
-		result, found = v, true
-		return nil
-	}
+	var values []any
+	braces, brackets := 0, 0
 	for {
 		t, err := l.next()
+		if err != nil && len(values) > 0 {
+			return nil, oneValue()
+		}
 		if err != nil {
-			if found {
-				err = faultf("Expecting at most one JSON value")
-			}
 			return nil, err
+		}
+		switch t.kind {
+		case '{', '}':
+			braces += 1 - 2*strings.IndexByte("{}", t.kind)
+		case '[', ']':
+			brackets += 1 - 2*strings.IndexByte("[]", t.kind)
+		}
+		if braces+brackets > maxNesting {
+			return nil, faultf("JSON nesting depth limit exceeded")
+		}
+		if t.kind != 0 {
+			toks = append(toks, t)
+		}
+		// A value ends where all brackets are closed, or more than were opened.
+		open := (braces > 0 || brackets > 0) && braces >= 0 && brackets >= 0
+		if len(toks) > 0 && (!open || t.kind == 0) {
+			p := jsonParser{toks: toks}
+			v, err := p.value()
+			switch {
+			case len(values) > 0:
+				return nil, oneValue()
+			case err != nil:
+				return nil, err
+			}
+			values, toks, braces, brackets = append(values, v), nil, 0, 0
 		}
 		if t.kind == 0 {
 			break
 		}
-		switch t.kind {
-		case '{', '}':
-			nesting[0] += 1 - 2*strings.IndexByte("{}", t.kind)
-		case '[', ']':
-			nesting[1] += 1 - 2*strings.IndexByte("[]", t.kind)
-		}
-		if nesting[0]+nesting[1] > maxNesting {
-			return nil, faultf("JSON nesting depth limit exceeded")
-		}
-		toks = append(toks, t)
-		if nesting[0] < 0 || nesting[1] < 0 || nesting == [2]int{} {
-			if err := finish(); err != nil {
-				return nil, err
-			}
-		}
 	}
-	if len(toks) > 0 {
-		if err := finish(); err != nil {
-			return nil, err
-		}
-	}
-	if !found {
+	if len(values) == 0 {
 		return nil, faultf("Expecting a JSON value")
 	}
-	return result, nil
+	return values[0], nil
 }
+
+func oneValue() *fault { return faultf("Expecting at most one JSON value") }
 
 // jsonToken is a word of JSON. kind is the character itself for punctuation, otherwise '"' for a
 // string, '0' for a number, 'a' for a keyword; 0 is the end.
@@ -123,7 +117,9 @@ func (l *jsonLexer) number() (jsonToken, *fault) {
 		}
 		return n > from
 	}
-	at := func(chars string) bool { return n < len(l.rest) && strings.IndexByte(chars, l.rest[n]) >= 0 }
+	at := func(chars string) bool {
+		return n < len(l.rest) && strings.IndexByte(chars, l.rest[n]) >= 0
+	}
 	if at("-") {
 		n++
 	}

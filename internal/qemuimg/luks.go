@@ -95,7 +95,8 @@ func (h *luksHeader) readSlots(p []byte, keyBytes uint32) *fault {
 	for i := range all {
 		s := p[48*i:]
 		state[i] = be.Uint32(s)
-		all[i] = luksSlot{state[i] == luksSlotActive, be.Uint32(s[4:]), be.Uint32(s[40:]), be.Uint32(s[44:])}
+		all[i] = luksSlot{active: state[i] == luksSlotActive, iters: be.Uint32(s[4:]),
+			keyOff: be.Uint32(s[40:]), len: be.Uint32(s[44:])}
 	}
 	copy(h.slots[:], all)
 	payload := uint32(h.payloadOff / sector)

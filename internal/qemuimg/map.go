@@ -40,6 +40,7 @@ func (s *session) mapImage(argv []string) int {
 		return codeFailed
 	}
 	defer n.close()
+	gr.coarse = true
 	return s.printMap(gr, n, f)
 }
 

@@ -128,7 +128,8 @@ func (s *session) parseImageOpts(text string) (*dict, *fault) {
 		var flag bool
 		key, val, flag, text = cutOpt(text, implied)
 		if flag {
-			s.warn("short-form boolean option '%s%s' deprecated", map[bool]string{true: "no"}[val == "off"], key)
+			no := map[string]string{"off": "no"}[val]
+			s.warn("short-form boolean option '%s%s' deprecated", no, key)
 			if key == "delay" {
 				s.stderr("Please use nodelay=%s instead\n", map[string]string{"on": "off", "off": "on"}[val])
 			} else {

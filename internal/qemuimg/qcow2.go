@@ -64,7 +64,8 @@ func (g *graph) openQcow2(n *node, opts *dict, flags openFlags) *fault {
 		return noFile()
 	}
 	// Whoever changes the image now would make what is read here worthless.
-	if err := n.file.checkLocks(!flags.noIO, n.unshared(diskio.PermWrite, diskio.PermResize)...); err != nil {
+	unshared := n.unshared(diskio.PermWrite, diskio.PermResize)
+	if err := n.file.checkLocks(!flags.noIO, unshared...); err != nil {
 		return err
 	}
 	n.q, n.align = &qcow2Node{}, 1
@@ -94,9 +95,7 @@ func (g *graph) openQcow2(n *node, opts *dict, flags openFlags) *fault {
 	if err != nil {
 		return err
 	}
-	if raw.hasExtensions {
-		g.warnBitmaps(h)
-	}
+	g.warnBitmaps(h)
 	return g.finishQcow2(n, opts, qcow2Rest{flags, raw, encrypt, stage, hErr})
 }
 
@@ -113,22 +112,14 @@ type qcow2Rest struct {
 func (g *graph) finishQcow2(n *node, opts *dict, rest qcow2Rest) *fault {
 	q := n.q
 	if q.h == nil {
-		err := headerFault(rest.hErr)
-		if err.msg != "Unable to open the LUKS header" {
-			return err
-		}
-		// It lies where no file reaches. qemu learns that when it reads it, so after this:
-		if err := g.unlock(rest.encrypt, "encrypt.", rest.flags.noIO); err != nil {
-			return err
-		}
-		return errnoFault(syscall.EIO, "Could not read encryption header")
+		return g.noExtensions(rest)
 	}
 	if rest.raw.crypt == qcow2.CryptLUKS && q.h.CryptLen > 0 {
-		r := io.NewSectionReader(q.r, int64(q.h.CryptOff), q.h.CryptLen)
 		if err := g.unlock(rest.encrypt, "encrypt.", rest.flags.noIO); err != nil {
 			return err
 		}
 		var err *fault
+		r := io.NewSectionReader(q.r, int64(q.h.CryptOff), q.h.CryptLen)
 		if q.luks, err = readLUKS(r, q.h.CryptLen); err != nil {
 			return err
 		}
@@ -143,27 +134,47 @@ func (g *graph) finishQcow2(n *node, opts *dict, rest qcow2Rest) *fault {
 		return headerFault(rest.hErr)
 	}
 	n.backingFile, n.autoBacking, n.backingFormat = q.h.Backing, q.h.Backing, q.h.BackingFormat
-	if !rest.flags.check {
-		t, err := qcow2.ReadSnapshots(q.r, q.size, q.h)
-		if err != nil {
-			return snapshotFault(err, q.r, q.h)
-		}
-		q.snapshots = t
+	if err := q.readDirectories(rest.flags); err != nil {
+		return err
 	}
-	bitmaps, err := qcow2.ReadBitmaps(q.r, q.size, q.h)
-	if err == nil {
-		err = qcow2.LoadBitmaps(q.r, q.size, q.h, bitmaps)
-	}
-	if err != nil {
-		return headerFault(err)
-	}
-	q.bitmaps = bitmaps
 	if n.encrypted {
 		n.align = sector
 	}
-	// BDRV_MAX_LENGTH: the largest length aligned to 1 GiB.
-	if n.length > math.MaxInt64&^(1<<30-1) {
+	if n.length > maxDisk {
 		return faultf("Could not refresh total sector count: File too large")
+	}
+	return nil
+}
+
+// maxDisk is the largest size of a disk in qemu: a multiple of 1 GiB.
+const maxDisk = math.MaxInt64 &^ (1<<30 - 1)
+
+// noExtensions is the fault of an image whose extensions cannot be used.
+func (g *graph) noExtensions(rest qcow2Rest) *fault {
+	err := headerFault(rest.hErr)
+	if err.msg != "Unable to open the LUKS header" {
+		return err
+	}
+	// It lies where no file reaches. qemu learns that when it reads it, so after this:
+	if err := g.unlock(rest.encrypt, "encrypt.", rest.flags.noIO); err != nil {
+		return err
+	}
+	return errnoFault(syscall.EIO, "Could not read encryption header")
+}
+
+// readDirectories reads the tables of snapshots and of bitmaps.
+func (q *qcow2Node) readDirectories(flags openFlags) *fault {
+	var err error
+	if !flags.check {
+		if q.snapshots, err = qcow2.ReadSnapshots(q.r, q.size, q.h); err != nil {
+			return snapshotFault(err, q.r, q.h)
+		}
+	}
+	if q.bitmaps, err = qcow2.ReadBitmaps(q.r, q.size, q.h); err == nil {
+		err = qcow2.LoadBitmaps(q.r, q.size, q.h, q.bitmaps)
+	}
+	if err != nil {
+		return headerFault(err)
 	}
 	return nil
 }
@@ -186,8 +197,8 @@ func snapshotFault(err error, r io.ReaderAt, h *qcow2.Header) *fault {
 	case strings.HasPrefix(f.msg, "Too much extra metadata"):
 		f.hint = "You can force-remove this extra metadata with qemu-img check -r all\n"
 	case f.msg == "Snapshot table is too big":
-		f.hint = fmt.Sprintf("You can force-remove all %d overhanging snapshots with qemu-img check -r all\n",
-			int(h.Snapshots)-fitting(r, h))
+		f.hint = fmt.Sprintf("You can force-remove all %d overhanging snapshots with qemu-img check "+
+			"-r all\n", int(h.Snapshots)-fitting(r, h))
 	}
 	return f
 }
@@ -225,15 +236,12 @@ const (
 // rawHeader are fields of the header as they stand, for checks that depend on what is to be done
 // with the image.
 type rawHeader struct {
-	version, clusterBits        uint32
-	crypt                       qcow2.CryptMethod
-	reftClusters                uint32
-	snapshots                   uint32
-	snapshotsOff                uint64
-	compatible                  uint64
-	length                      int64
-	hasExtensions               bool
-	incompatible, autoclearBits uint64
+	version, clusterBits uint32
+	crypt                qcow2.CryptMethod
+	reftClusters         uint32
+	snapshots            uint32
+	snapshotsOff         uint64
+	length               int64
 }
 
 func readRawHeader(r io.ReaderAt, size int64) (rawHeader, *fault) {
@@ -245,12 +253,11 @@ func readRawHeader(r io.ReaderAt, size int64) (rawHeader, *fault) {
 	}
 	be := binary.BigEndian
 	h := rawHeader{
-		version: be.Uint32(p[4:]), clusterBits: be.Uint32(p[20:]), crypt: qcow2.CryptMethod(be.Uint32(p[32:])),
-		reftClusters: be.Uint32(p[56:]), snapshots: be.Uint32(p[60:]), snapshotsOff: be.Uint64(p[64:]),
-		length: 72,
+		version: be.Uint32(p[4:]), clusterBits: be.Uint32(p[20:]),
+		crypt: qcow2.CryptMethod(be.Uint32(p[32:])), reftClusters: be.Uint32(p[56:]),
+		snapshots: be.Uint32(p[60:]), snapshotsOff: be.Uint64(p[64:]), length: 72,
 	}
 	if h.version == 3 {
-		h.incompatible, h.compatible, h.autoclearBits = be.Uint64(p[72:]), be.Uint64(p[80:]), be.Uint64(p[88:])
 		h.length = int64(be.Uint32(p[100:]))
 	}
 	return h, nil
@@ -260,17 +267,14 @@ func readRawHeader(r io.ReaderAt, size int64) (rawHeader, *fault) {
 func (h *rawHeader) stageOf(err error) headerStage {
 	var oe *qcow2.OpenError
 	if !errors.As(err, &oe) {
-		h.hasExtensions = true
 		return headerFine
 	}
 	switch {
-	case strings.HasPrefix(oe.Qemu, "Backing file name too long"), strings.HasPrefix(oe.Qemu, "Could not read backing file name"):
-		h.hasExtensions = true
+	case oe.Qemu == "Backing file name too long", oe.Qemu == "Could not read backing file name":
 		return inBackingName
 	case errors.Is(err, qcow2.ErrUnsupported), errors.Is(err, qcow2.ErrNotQcow2):
 		return inHeader
 	case int64(oe.Off) >= h.length && h.length >= 72 && oe.Off != 100 && oe.Off != 96:
-		h.hasExtensions = true
 		return inExtensions
 	}
 	switch oe.Off {
@@ -298,7 +302,8 @@ func (h *rawHeader) checkStrict(check bool, stage headerStage, err error) *fault
 		switch {
 		case h.snapshots > most:
 			return faultf("Snapshot table too large")
-		case h.snapshotsOff > math.MaxInt64-uint64(h.snapshots)*40, h.snapshotsOff&(1<<h.clusterBits-1) != 0:
+		case h.snapshotsOff > math.MaxInt64-uint64(h.snapshots)*40,
+			h.snapshotsOff&(1<<h.clusterBits-1) != 0:
 			return faultf("Snapshot table offset invalid")
 		}
 	}

@@ -3,9 +3,7 @@
 
 package qemuimg
 
-import (
-	"github.com/shisa-vm/shisa/internal/image/qcow2"
-)
+import "github.com/shisa-vm/shisa/internal/image/qcow2"
 
 const (
 	// defaultL2Cache is how much memory qemu gives to L2 tables; smaller slices are loaded where it
@@ -28,7 +26,8 @@ func (n *node) qcow2Options(opts *dict, raw rawHeader) (*dict, *fault) {
 		}
 	}
 	if vals.bool("lazy-refcounts") && raw.version < 3 {
-		return nil, faultf("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
+		return nil, faultf("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility " +
+			"level")
 	}
 	if err := overlapOptions(vals); err != nil {
 		return nil, err
@@ -100,7 +99,8 @@ func (n *node) cacheOptions(vals optValues) *fault {
 	if hasTotal {
 		switch {
 		case hasL2 && hasRef:
-			return faultf("cache-size, l2-cache-size and refcount-cache-size may not be set at the same time")
+			return faultf("cache-size, l2-cache-size and refcount-cache-size may not be set at the same " +
+				"time")
 		case hasL2 && limit > total:
 			return faultf("l2-cache-size may not exceed cache-size")
 		case ref > total:

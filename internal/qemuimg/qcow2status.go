@@ -50,7 +50,9 @@ func (g *graph) qcow2Status(n *node, off, want int64) (status, error) {
 			q.prealloc = yes
 		}
 	}
-	want = min(want, math.MaxInt32)
+	if !g.coarse {
+		want = min(want, math.MaxInt32)
+	}
 	kind, host, length, err := g.lookup(n, off, want)
 	if err != nil {
 		return status{}, err
@@ -92,6 +94,9 @@ func (g *graph) lookup(n *node, off, want int64) (subKind, int64, int64, error) 
 		return 0, 0, 0, err
 	}
 	if table == 0 {
+		if g.coarse {
+			return subUnallocated, 0, min(want, q.unmapped(off)), nil
+		}
 		return subUnallocated, 0, needed - inCluster, nil
 	}
 	c := clusterRun{g: g, n: n, table: table, index: index, off: off, inCluster: inCluster}
@@ -124,11 +129,23 @@ func (g *graph) l2Table(n *node, off int64) (int64, error) {
 	return table, nil
 }
 
+// unmapped is how far it is from off to what the next L2 table maps. A disk of 2 EiB without a single
+// table is one piece then, not two thousand million.
+func (q *qcow2Node) unmapped(off int64) int64 {
+	span := q.h.L2Span()
+	for i := off/span + 1; i < q.h.L1Entries && i*8+8 <= int64(len(q.l1)); i++ {
+		if binary.BigEndian.Uint64(q.l1[i*8:])&qcow2.OffsetMask != 0 {
+			return i*span - off
+		}
+	}
+	return math.MaxInt64
+}
+
 // corrupt reports, once for each image, that its tables cannot be right; the answer is an I/O error.
 func (g *graph) corrupt(n *node, format string, args ...any) error {
 	if !n.signaled {
-		g.s.stderr("qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n",
-			fmt.Sprintf(format, args...))
+		g.s.stderr("qcow2: Image is corrupt: %s; further non-fatal corruption events will be "+
+			"suppressed\n", fmt.Sprintf(format, args...))
 	}
 	n.signaled = true
 	return syscall.EIO
@@ -351,7 +368,8 @@ func (g *graph) preallocated(n *node) bool {
 		}
 		clear(block)
 		if off < q.size {
-			if _, err := q.r.ReadAt(block[:min(int64(len(block)), q.size-off)], off); err != nil && !errors.Is(err, io.EOF) {
+			part := block[:min(int64(len(block)), q.size-off)]
+			if _, err := q.r.ReadAt(part, off); err != nil && !errors.Is(err, io.EOF) {
 				return false
 			}
 		}

@@ -290,7 +290,9 @@ func (s *session) size(what, text string) (int64, error) {
 }
 
 // openImage opens the image that a command line names. A fault is reported by reportOpen.
-func (s *session) openImage(name, format string, hasFormat bool, f *imageFlags, flags openFlags) (*graph, *node, *fault) {
+func (s *session) openImage(
+	name, format string, hasFormat bool, f *imageFlags, flags openFlags,
+) (*graph, *node, *fault) {
 	g := &graph{ctx: s.ctx, s: s}
 	req := openRequest{options: &dict{}, flags: flags}
 	if f.imageOpts {
