@@ -159,7 +159,8 @@ func TestPeakMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	large, err := peakMemory(t.Context(), []string{"/bin/sh", "-c", "x=$(head -c 30000000 /dev/zero | tr '\\0' x); :"})
+	large, err := peakMemory(t.Context(),
+		[]string{"/bin/sh", "-c", "x=$(head -c 30000000 /dev/zero | tr '\\0' x); :"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,8 +189,9 @@ func TestJudgeLive(t *testing.T) {
 		doc         string
 		bad, unseen bool
 	}{
-		"clean":   {`{"images":[{"verdict":"clean","use":{"state":"write"}}]}`, false, false},
-		"note":    {`{"images":[{"verdict":"clean","use":{"state":"write"},"findings":[{"severity":"note"}]}]}`, false, false},
+		"clean": {`{"images":[{"verdict":"clean","use":{"state":"write"}}]}`, false, false},
+		"note": {`{"images":[{"verdict":"clean","use":{"state":"write"},
+			"findings":[{"severity":"note"}]}]}`, false, false},
 		"error":   {`{"images":[{"verdict":"found","findings":[{"severity":"danger"}]}]}`, true, false},
 		"blind":   {`{"images":[{"verdict":"cannot_tell","use":{"state":"write"}}]}`, false, true},
 		"idle":    {`{"images":[{"verdict":"clean","use":{"state":"none"}}]}`, true, false},

@@ -76,10 +76,12 @@ func parse(args []string, log io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(log)
-	fs.StringVar(&o.dir, "dir", os.TempDir(), "make the scratch directory in `DIR`; sparse files of 8 TiB must be possible there")
+	fs.StringVar(&o.dir, "dir", os.TempDir(),
+		"make the scratch directory in `DIR`, where sparse files of 8 TiB are possible")
 	only := fs.String("only", "", "measure only the rows whose name matches this regular `expression`")
 	fs.IntVar(&o.runs, "runs", 3, "run both programs so many times in turn and take the medians")
-	fs.BoolVar(&o.quick, "quick", false, "images of a sixteenth of the size and one run: shows that it works, not how fast it is")
+	fs.BoolVar(&o.quick, "quick", false,
+		"images of a sixteenth of the size and one run: shows that it works, not how fast it is")
 	fs.BoolVar(&o.list, "list", false, "print the names of the rows and end")
 	fs.StringVar(&o.binary, "shisa", "", "measure this `FILE` and build nothing")
 	if err := fs.Parse(args); err != nil {

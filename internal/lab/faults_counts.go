@@ -33,9 +33,10 @@ func refcountFaults() []Fault {
 			}
 			return p.anyReftable(func(e uint64) uint64 { return e + 512 }, finding.QC15)
 		}},
-		{"reftable-entry-reserved", "an entry of the refcount table has a reserved bit set", func(p *patient) error {
-			return p.anyReftable(func(e uint64) uint64 { return e | 1<<p.r.IntN(9) }, finding.QC15, finding.QC09)
-		}},
+		{"reftable-entry-reserved",
+			"an entry of the refcount table has a reserved bit set", func(p *patient) error {
+				return p.anyReftable(func(e uint64) uint64 { return e | 1<<p.r.IntN(9) }, finding.QC15, finding.QC09)
+			}},
 		{"reftable-entry-past-end", "a refcount block lies past the end of the file", func(p *patient) error {
 			return p.anyReftable(func(e uint64) uint64 { return e + p.beyond() }, finding.QC15, finding.QC11)
 		}},
@@ -50,12 +51,14 @@ func refcountFaults() []Fault {
 		{"refblock-wiped", "a refcount block became zeros", func(p *patient) error {
 			return p.anyBlock(make([]byte, p.cs()), finding.QC15, finding.QC04)
 		}},
-		{"refblock-overwritten-text", "a refcount block was overwritten by a line of a log", func(p *patient) error {
-			return p.anyBlock(p.foreign("text"), finding.QC15)
-		}},
-		{"refblock-overwritten-random", "a refcount block was overwritten by encrypted data", func(p *patient) error {
-			return p.anyBlock(p.foreign("random"), finding.QC15)
-		}},
+		{"refblock-overwritten-text",
+			"a refcount block was overwritten by a line of a log", func(p *patient) error {
+				return p.anyBlock(p.foreign("text"), finding.QC15)
+			}},
+		{"refblock-overwritten-random",
+			"a refcount block was overwritten by encrypted data", func(p *patient) error {
+				return p.anyBlock(p.foreign("random"), finding.QC15)
+			}},
 	}
 }
 

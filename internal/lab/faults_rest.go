@@ -159,25 +159,26 @@ func fileFaults() []Fault {
 			p.guest(p.guestOf(e), p.h.SizeBytes)
 			return os.Truncate(path, e.host())
 		}},
-		{"encryption-header-past-end", "the encryption header lies past the end of the file", func(p *patient) error {
-			if p.h.CryptLen == 0 {
-				return ErrNotApplicable
-			}
-			raw, err := p.bytes(0, p.cs())
-			if err != nil {
-				return err
-			}
-			ptr := binary.BigEndian.AppendUint64(nil, uint64(p.h.CryptOff))
-			ptr = binary.BigEndian.AppendUint64(ptr, uint64(p.h.CryptLen))
-			for off := int64(p.h.Length); off < p.cs()-16; off += 8 {
-				if string(raw[off:off+16]) == string(ptr) {
-					p.want(finding.QC24)
-					p.guest(0, p.h.SizeBytes)
-					return p.put64(off, uint64(p.h.CryptOff)+p.beyond())
+		{"encryption-header-past-end",
+			"the encryption header lies past the end of the file", func(p *patient) error {
+				if p.h.CryptLen == 0 {
+					return ErrNotApplicable
 				}
-			}
-			return ErrNotApplicable
-		}},
+				raw, err := p.bytes(0, p.cs())
+				if err != nil {
+					return err
+				}
+				ptr := binary.BigEndian.AppendUint64(nil, uint64(p.h.CryptOff))
+				ptr = binary.BigEndian.AppendUint64(ptr, uint64(p.h.CryptLen))
+				for off := int64(p.h.Length); off < p.cs()-16; off += 8 {
+					if string(raw[off:off+16]) == string(ptr) {
+						p.want(finding.QC24)
+						p.guest(0, p.h.SizeBytes)
+						return p.put64(off, uint64(p.h.CryptOff)+p.beyond())
+					}
+				}
+				return ErrNotApplicable
+			}},
 	}
 }
 

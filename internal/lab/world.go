@@ -40,7 +40,8 @@ func worldImages() []struct {
 	fault string
 } {
 	machine := func(seed uint64) Spec {
-		return Spec{VirtualBytes: worldBytes, Fill: worldFill, Front: true, Data: true, Seed: seed, FeatureNames: true}
+		return Spec{VirtualBytes: worldBytes, Fill: worldFill, Front: true, Data: true,
+			Seed: seed, FeatureNames: true}
 	}
 	overlay := func(seed uint64, base, format string) Spec {
 		s := machine(seed)
@@ -60,8 +61,8 @@ func worldImages() []struct {
 		{WorldImage{"machines/web-1.qcow2", "a sound overlay on it"},
 			overlay(2, "../base/debian-12.qcow2", "qcow2"), ""},
 		{WorldImage{"machines/web-2.qcow2", "another one, with 4 leaked clusters: harmless"}, leaking, ""},
-		{WorldImage{"machines/mail.qcow2", "one entry of the L1 table was wiped: its data is there, its map is not"},
-			machine(4), "l1-entry-wiped"},
+		{WorldImage{"machines/mail.qcow2",
+			"one entry of the L1 table was wiped: its data is there, its map is not"}, machine(4), "l1-entry-wiped"},
 		{WorldImage{"machines/db.qcow2", "two programs wrote to it at once"}, machine(5), "two-writers"},
 		{WorldImage{"machines/wiki.qcow2", "sound, with two snapshots inside"}, kept, ""},
 		{WorldImage{"machines/build.qcow2", "its base image was removed"}, overlay(7, lostBase, "raw"), ""},

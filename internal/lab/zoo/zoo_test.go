@@ -55,7 +55,8 @@ func TestFill(t *testing.T) {
 func TestWriter(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
 	path := filepath.Join(t.TempDir(), "live.qcow2")
-	if err := command(t.Context(), filepath.Dir(path), "qemu-img", "create", "-q", "-f", "qcow2", path, "64M"); err != nil {
+	err := command(t.Context(), filepath.Dir(path), "qemu-img", "create", "-q", "-f", "qcow2", path, "64M")
+	if err != nil {
 		t.Fatal(err)
 	}
 	w, err := StartWriter(t.Context(), path, Load{Bytes: 64 << 20, Rate: 1000, Seed: 1})
