@@ -140,3 +140,29 @@ func FuzzImage(f *testing.F) {
 		}
 	})
 }
+
+// A chain that is longer than any machine's is refused by its length, as long as the limit of open
+// files does not end it before.
+func TestLongChain(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for i := range maxChain + 1 {
+		spec := lab.Spec{VirtualBytes: 1 << 16, ClusterBits: 9, Fill: -1}
+		if i > 0 {
+			spec.Backing, spec.BackingFormat = fmt.Sprintf("%d.qcow2", i-1), "qcow2"
+		}
+		if err := lab.Write(fmt.Sprintf("%d.qcow2", i), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ours(t, "map", fmt.Sprintf("%d.qcow2", maxChain))
+	if strings.Contains(got.Stderr, "Too many open files") {
+		testenv.Lacks(t, "a thousand open files")
+	}
+	want := fmt.Sprintf("the chain has more than %d images\n", maxChain)
+	if got.Code != codeFailed || !strings.HasSuffix(got.Stderr, want) {
+		t.Errorf("map of a chain of %d = %d, %q, want 1, %q", maxChain+1, got.Code, got.Stderr, want)
+	}
+	if got := ours(t, "map", fmt.Sprintf("%d.qcow2", maxChain-1)); got.Code != codeOK {
+		t.Errorf("map of a chain of %d = %d, %q, want 0", maxChain, got.Code, got.Stderr)
+	}
+}

@@ -34,7 +34,7 @@ func testRunning(t *testing.T) {
 			}
 		}
 	})
-	for range 8 {
+	for range 5 {
 		got := ours(t, "check", "-U", "running.qcow2")
 		if got.Code != codeOK || got.Stderr != "" || !strings.HasPrefix(got.Stdout, "No errors were found on the image.\n") {
 			t.Errorf("check -U of a running image = %+v, want no errors", got)
