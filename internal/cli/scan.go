@@ -25,8 +25,8 @@ with all that hangs on it, then what else is hurt; what is harmless and what was
 at the end.
 
 Without a path it looks where images live: the storage pools and machines of libvirt, the instances
-of OpenStack Nova, the usual directories of other programs, and the images that running QEMU
-processes have open. It says which of these places it looked at.`,
+of OpenStack Nova, the usual directories of other programs and of this user, and the images that
+running QEMU processes have open. It says which of these places it looked at.`,
 		Example: `  shisa scan
   shisa scan /var/lib/nova/instances
   shisa scan --html report.html
