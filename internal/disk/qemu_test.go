@@ -92,6 +92,11 @@ func (l layerSpec) make(t *testing.T, r *rand.Rand) string {
 	if l.backing == "" && r.IntN(3) == 0 {
 		run(t, l.dir, "qemu-img", "create", "-q", "-f", "raw", l.name, fmt.Sprint(l.size))
 		l.fill(t, r, "raw", 4096, 4096, false)
+		if r.IntN(2) == 0 { // its last sector is not whole
+			if err := os.Truncate(filepath.Join(l.dir, l.name), l.size-r.Int64N(100000)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		return "raw"
 	}
 	cluster := int64(512) << r.IntN(10)
@@ -126,8 +131,10 @@ func (l layerSpec) make(t *testing.T, r *rand.Rand) string {
 	}
 	l.fill(t, r, "qcow2", cluster, unit, compress)
 	if compress && r.IntN(3) == 0 { // there are no snapshots with a data file
-		run(t, l.dir, "qemu-img", "snapshot", "-c", "snap", l.name)
-		l.fill(t, r, "qcow2", cluster, unit, compress)
+		// qemu 7.2 itself marks an image as corrupt now and then; then there is no snapshot.
+		if _, _, status := output(t, l.dir, "qemu-img", "snapshot", "-c", "snap", l.name); status == 0 {
+			l.fill(t, r, "qcow2", cluster, unit, compress)
+		}
 	}
 	return "qcow2"
 }
