@@ -49,8 +49,8 @@ func (c *checker) explainBlocks(ev *evidence) {
 	for _, b := range list {
 		low, high := c.wrongIn(b)
 		f := c.newFinding(finding.QC15, finding.Sure, fmt.Sprintf(
-			"refcount block %d cannot be trusted: %s; %d clusters in use are counted too low, %d too high",
-			b, damaged[b], low, high))
+			"refcount block %d cannot be trusted: %s; %s too low, %d too high",
+			b, damaged[b], plural(low, "cluster in use is counted", "clusters in use are counted"), high))
 		f.Count = low + high
 		f.Host = []finding.Range{c.hostRange(span{b * per, min((b+1)*per, int64(c.clusters)) - 1})}
 		if b < int64(len(c.reftable)) {
@@ -78,12 +78,12 @@ func (c *checker) blockDamage(ev *evidence, block int64, suspects []Suspect) str
 	switch {
 	case !named && zero == wrong:
 		return "the refcount table does not name it"
+	case zero == wrong && c.blockIsZero(ev, block):
+		return "it holds only zeros"
 	case wrong < minDamaged && wrong*2 < min(c.h.RefblockEntries(), int64(c.clusters)-block*c.h.RefblockEntries()):
 		return ""
 	case strange*2 >= wrong:
 		return "its refcounts make no sense, as if something else was written there"
-	case zero == wrong && c.blockIsZero(ev, block):
-		return "it holds only zeros"
 	}
 	return ""
 }

@@ -197,31 +197,33 @@ func (c *checker) readSnapshotTable() {
 	}
 	if short > 0 {
 		c.counts.Corruptions += short
-		f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf(
-			"%d entries of the snapshot table are incomplete", short))
+		f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf("%s incomplete",
+			plural(short, "entry of the snapshot table is", "entries of the snapshot table are")))
 		f.Count, f.Severity = short, finding.Warning
 		c.findings = append(c.findings, f)
 	}
 }
 
-// inc counts a piece of metadata, with qemu's rule for what ends past the end of the file. It
-// reports whether the piece is inside.
-func (c *checker) inc(off, length int64, weight uint64, what string) (bool, error) {
+// inc counts a piece of metadata, with qemu's rule for what ends past the end of the file; rule is
+// the one that it breaks then.
+func (c *checker) inc(off, length int64, weight uint64, what string, rule finding.Rule) error {
 	if length <= 0 {
-		return true, nil
+		return nil
 	}
 	if beyond(uint64(off), uint64(length), c.fileBytes, c.cs) {
 		c.counts.Corruptions += int64(weight)
-		f := c.newFinding(finding.QC11, finding.Sure, fmt.Sprintf(
-			"the %s lies past the end of the file", what))
+		f := c.newFinding(rule, finding.Sure, fmt.Sprintf("the %s lies past the end of the file", what))
 		f.Host = []finding.Range{{Offset: off, Length: length}}
-		c.findings = append(c.findings, f)
+		if rule == finding.QC24 { // without it, nothing of the disk can be read
+			f.Guest = []finding.Range{{Offset: 0, Length: c.h.SizeBytes}}
+		}
+		c.merge(f)
 		c.unreadable++ // what it was, and led to, would look leaked
-		return false, nil
+		return nil
 	}
 	s := span{off >> c.bits, (off + length - 1) >> c.bits}
 	c.owners = append(c.owners, region{s, what})
-	return true, c.meta.add(s.first, s.last, weight, refPlain)
+	return c.meta.add(s.first, s.last, weight, refPlain)
 }
 
 func (c *checker) newFinding(r finding.Rule, sure finding.Certainty, summary string) finding.Finding {

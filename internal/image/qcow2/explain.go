@@ -176,7 +176,7 @@ func (c *checker) watchSuspects(ev *evidence) error {
 // lookAgain reads the tables a second time and keeps the entries that matter.
 func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 	for i := range c.tables {
-		if tb := &c.tables[i]; tb.bad >= minForeign && tb.bad*2 > tb.used {
+		if tb := &c.tables[i]; tb.bad-tb.past >= minForeign && (tb.bad-tb.past)*2 > tb.used {
 			ev.foreign[int32(i)] = ""
 		}
 		if !slices.ContainsFunc(c.refsOf(i), func(r l1ref) bool { return !c.l1s[r.l1].active || !c.behindDisk(r) }) {
@@ -413,11 +413,11 @@ func shapeOf(p []byte) string {
 	}
 	switch {
 	case text*10 >= len(p)*9:
-		return "it looks like text"
+		return "; it looks like text"
 	case small*2*20 >= len(p)*19:
-		return "it looks like refcounts: 16-bit numbers of 0 or 1"
+		return "; it looks like refcounts: 16-bit numbers of 0 or 1"
 	}
-	return "its content is of unknown origin"
+	return ""
 }
 
 // readFull reads len(p) bytes at off for a second opinion; false if it cannot be read.

@@ -340,12 +340,16 @@ func (h *Header) checkFeatures(r io.ReaderAt, size int64, backingOff uint64) err
 			}
 		}
 	}
+	named := " (" + strings.Join(names, ", ") + ")"
+	if len(names) == 0 {
+		named = ""
+	}
 	if left != 0 {
 		names = append(names, fmt.Sprintf("Unknown incompatible feature: %x", left))
 	}
 	text := strings.Join(names, ", ")
 	return &OpenError{Kind: ErrUnsupported, Off: 72,
-		Msg:  fmt.Sprintf("incompatible feature bits %#x (%s)%s", unknown, text, more),
+		Msg:  fmt.Sprintf("incompatible feature bits %#x%s%s", unknown, named, more),
 		Qemu: "Unsupported qcow2 feature(s): " + text}
 }
 

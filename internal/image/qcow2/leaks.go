@@ -17,6 +17,7 @@ package qcow2
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 )
@@ -156,10 +157,22 @@ func (c *checker) isLeaked(cluster int64) bool {
 
 // plainLeaks reports what is left: tail leaks apart from others.
 func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
+	var lost []string
+	for _, f := range c.findings {
+		if (f.Code == finding.QC12.Code || f.Code == finding.QC13.Code) && !slices.Contains(lost, f.Code) {
+			lost = append(lost, f.Code)
+		}
+	}
+	slices.Sort(lost)
 	top := c.data.highest()
 	tail := c.newFinding(finding.QC14, finding.Likely, "")
 	plain := c.newFinding(finding.QC03, finding.Sure, "")
 	tail.Count, plain.Count = 0, 0
+	if len(lost) > 0 {
+		const wait = "do not free them before the lost mapping is understood: they may hold what it mapped"
+		tail.Next, plain.Next, tail.DependsOn, plain.DependsOn = wait, wait, lost, lost
+		tail.Certainty = finding.Possible
+	}
 	for _, l := range leaks {
 		for a := l.first; a <= l.last; {
 			b := a
@@ -178,16 +191,22 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 		}
 	}
 	if tail.Count > 0 {
-		tail.Summary = fmt.Sprintf("%s at the end, behind everything in use: a crash came before they were mapped; no harm to data",
-			plural(tail.Count, "leaked cluster", "leaked clusters"))
+		text := "%s at the end, behind everything in use: a crash came before they were mapped; no harm to data"
+		if len(lost) > 0 {
+			text = "%s at the end, behind everything in use: left by a crash, or part of what was lost"
+		}
+		tail.Summary = fmt.Sprintf(text, plural(tail.Count, "leaked cluster", "leaked clusters"))
 		c.findings = append(c.findings, tail)
 	}
 	if plain.Count == 0 {
 		return
 	}
 	plain.Certainty = finding.Likely // a single wiped entry in a scattered image leaves no trace
-	plain.Summary = fmt.Sprintf("%s only cost space: nothing shows that data is lost",
-		plural(plain.Count, "leaked cluster", "leaked clusters"))
+	text := "%s only cost space: nothing shows that data is lost"
+	if len(lost) > 0 {
+		text = "%s may cost space only, or be part of what was lost"
+	}
+	plain.Summary = fmt.Sprintf(text, plural(plain.Count, "leaked cluster", "leaked clusters"))
 	if probed >= maxProbes {
 		plain.Evidence = append(plain.Evidence, finding.Evidence{Source: "content", Offset: -1,
 			Value: fmt.Sprint(probed), Text: "leaked clusters were looked at for lost tables; the rest was not"})

@@ -90,7 +90,8 @@ func (c *checker) explainLinks(l *crossLinks) {
 		return
 	}
 	f := c.newFinding(finding.QC06, finding.Sure, fmt.Sprintf(
-		"%d clusters hold the data of two guest ranges at once: at most one of them is right", l.clusters))
+		"%s the data of two guest ranges at once: at most one of them is right",
+		plural(l.clusters, "cluster holds", "clusters hold")))
 	if l.clusters >= minWriterClusters && l.longest >= minWriterRun {
 		f = c.newFinding(finding.QC07, finding.Likely, fmt.Sprintf(
 			"two programs wrote to this image at the same time: %d clusters, up to %d in a row, hold the data of two guest ranges",

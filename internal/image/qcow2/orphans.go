@@ -258,7 +258,7 @@ func (c *checker) orphanFinding(ev *evidence, o orphan, i, n int) {
 		f.Guest = append(f.Guest, c.l1GuestRange(s))
 	}
 	f.Evidence = []finding.Evidence{{Source: "leaked cluster", Offset: o.cluster << c.bits,
-		Value: fmt.Sprint(o.entries), Text: fmt.Sprintf("%d of its entries lead to leaked clusters", o.inside)}}
+		Text: fmt.Sprintf("%d of its %d entries lead to leaked clusters", o.inside, o.entries)}}
 	c.findings = append(c.findings, f)
 }
 

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 )
@@ -53,12 +54,12 @@ func (c *checker) readReftable() {
 // two claims to a cluster is the fault. Afterwards data holds all references.
 func (c *checker) countMetadata(ctx context.Context) error {
 	cs := int64(c.cs)
-	if _, err := c.inc(0, cs, 1, "header"); err != nil {
+	if err := c.inc(0, cs, 1, "header", finding.QC11); err != nil {
 		return err
 	}
 	for i := range c.l1s {
 		t := &c.l1s[i]
-		if _, err := c.inc(int64(t.off), t.entries*8, uint64(t.weight()), c.l1Name(i)); err != nil {
+		if err := c.inc(int64(t.off), t.entries*8, uint64(t.weight()), c.l1Name(i), finding.QC11); err != nil {
 			return err
 		}
 	}
@@ -66,11 +67,11 @@ func (c *checker) countMetadata(ctx context.Context) error {
 		return err
 	}
 	if n := c.snapshots.Bytes; n > 0 {
-		if _, err := c.inc(int64(c.h.SnapshotsOff), n, 1, "snapshot table"); err != nil {
+		if err := c.inc(int64(c.h.SnapshotsOff), n, 1, "snapshot table", finding.QC11); err != nil {
 			return err
 		}
 	}
-	if _, err := c.inc(int64(c.h.ReftableOff), c.h.ReftableEntries()*8, 1, "refcount table"); err != nil {
+	if err := c.inc(int64(c.h.ReftableOff), c.h.ReftableEntries()*8, 1, "refcount table", finding.QC11); err != nil {
 		return err
 	}
 	if err := c.countCryptHeader(); err != nil {
@@ -119,13 +120,7 @@ func (c *checker) countCryptHeader() error {
 	if c.h.CryptLen == 0 {
 		return nil
 	}
-	inside, err := c.inc(int64(c.h.CryptOff), c.h.CryptLen, 1, "encryption header")
-	if !inside {
-		f := &c.findings[len(c.findings)-1]
-		f.Code, f.Name, f.Next = finding.QC24.Code, finding.QC24.Name, finding.QC24.Next
-		f.Guest = []finding.Range{{Offset: 0, Length: c.h.SizeBytes}}
-	}
-	return err
+	return c.inc(int64(c.h.CryptOff), c.h.CryptLen, 1, "encryption header", finding.QC24)
 }
 
 // countBitmaps counts the clusters of persistent bitmaps. Where qemu gives the whole check up, this
@@ -140,7 +135,7 @@ func (c *checker) countBitmaps() error {
 		c.findings = append(c.findings, f)
 		return nil
 	}
-	if _, err := c.inc(int64(c.h.Bitmaps.DirOff), c.h.Bitmaps.DirSize, 1, "bitmap directory"); err != nil {
+	if err := c.inc(int64(c.h.Bitmaps.DirOff), c.h.Bitmaps.DirSize, 1, "bitmap directory", finding.QC17); err != nil {
 		return err
 	}
 	bitmaps, err := ReadBitmaps(c.r, int64(c.fileBytes), c.h)
@@ -164,7 +159,7 @@ func (c *checker) countBitmaps() error {
 			}
 			c.findings = append(c.findings, f)
 		}
-		if _, err := c.inc(int64(b.TableOff), b.TableEntries*8, 1, "table of "+name); err != nil {
+		if err := c.inc(int64(b.TableOff), b.TableEntries*8, 1, "table of "+name, finding.QC17); err != nil {
 			return err
 		}
 		// The error of counting ends the check; that of the table is about the table.
@@ -174,7 +169,7 @@ func (c *checker) countBitmaps() error {
 				if e&OffsetMask == 0 {
 					continue
 				}
-				if _, countErr = c.inc(int64(e&OffsetMask), int64(c.cs), 1, name); countErr != nil {
+				if countErr = c.inc(int64(e&OffsetMask), int64(c.cs), 1, name, finding.QC17); countErr != nil {
 					return countErr
 				}
 			}
@@ -227,12 +222,15 @@ func (c *checker) countRefblocks() error {
 			continue
 		}
 		cluster := int64(off >> c.bits)
-		if _, err := c.inc(int64(off), int64(c.cs), 1, "refcount block"); err != nil {
+		if err := c.inc(int64(off), int64(c.cs), 1, "refcount block", finding.QC11); err != nil {
 			return err
 		}
 		if n := c.data.count(cluster) + c.meta.count(cluster); min(n, c.h.MaxRefcount()) != 1 {
 			c.counts.Corruptions++
 			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("something else uses its cluster at %#x too", off)})
+			if first := slices.Index(c.reftable[:i], e); first >= 0 {
+				c.badBlocks = append(c.badBlocks, badBlock{int64(first), fmt.Sprintf("entry %d of the refcount table names the same cluster", i)})
+			}
 		}
 	}
 	return nil

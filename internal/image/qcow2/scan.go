@@ -5,6 +5,7 @@ package qcow2
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/shisa-vm/shisa/internal/image"
 )
@@ -16,8 +17,9 @@ type table struct {
 	refs, active uint32
 	// firstRef is its first entry in checker.l1refs, which is sorted by table.
 	firstRef int32
-	// used counts entries that are not zero, bad those that cannot be right.
-	used, bad uint32
+	// used counts entries that are not zero, bad those that cannot be right, and past those of them
+	// with which nothing is wrong but that the file ends before: a cut file leaves them.
+	used, bad, past uint32
 }
 
 // kind says how entries of the table bear on COPIED flags.
@@ -39,6 +41,8 @@ type geometry struct {
 	fileBytes uint64 // length of the image file
 	// clusters is how many clusters the file has, the last one perhaps cut.
 	clusters uint64
+	// longest is more than the file can ever have had: every snapshot and the disk stored whole.
+	longest uint64
 	// odd has the bits that take an entry off the fast path: compressed, reserved, and those of
 	// an offset that is not cluster aligned.
 	odd      uint64
@@ -51,9 +55,20 @@ func newGeometry(h *Header, fileBytes int64) geometry {
 		h: h, bits: uint(h.ClusterBits), cs: cs,
 		fileBytes: uint64(fileBytes),
 		clusters:  (uint64(fileBytes) + cs - 1) >> h.ClusterBits,
+		longest:   longestFile(h),
 		odd:       FlagCompressed | l2ReservedMask | OffsetMask&(cs-1),
 		dataFile:  h.HasDataFile(),
 	}
+}
+
+// longestFile bounds the length that an image of this header can have had.
+func longestFile(h *Header) uint64 {
+	const slack = 1 << 30 // metadata, leaks, the state of machines
+	hi, lo := bits.Mul64(uint64(h.SizeBytes)+slack, uint64(min(h.Snapshots, MaxSnapshots))+2)
+	if hi != 0 || lo > MaxOffset {
+		return MaxOffset
+	}
+	return lo
 }
 
 // entryFaults counts what is wrong with entries themselves, each as often as qemu counts it: once
@@ -199,7 +214,7 @@ func (s *scanner) run(tb *table, entry, n uint64) error {
 		if first < s.clusters {
 			inside = s.clusters - first
 		}
-		s.pastEnd(tb, n-inside)
+		s.pastEnd(tb, off, n-inside)
 		if n = inside; n == 0 {
 			return nil
 		}
@@ -217,9 +232,13 @@ func (s *scanner) allocated(tb *table, off, n uint64) {
 	s.next = off + n<<s.bits
 }
 
-func (s *scanner) pastEnd(tb *table, n uint64) {
+// pastEnd counts n entries, from offset off on, that lie past the end of the file.
+func (s *scanner) pastEnd(tb *table, off, n uint64) {
 	s.faults.pastEnd += int64(n) * int64(tb.refs)
 	tb.bad += uint32(n)
+	if off < s.longest {
+		tb.past += uint32(n)
+	}
 	s.past = s.past || tb.active > 0
 }
 
@@ -248,7 +267,10 @@ func (s *scanner) oddEntry(tb *table, entry, bitmap uint64) error {
 				s.faults.dataFileCopied += int64(tb.active)
 			}
 		case off >= s.fileBytes:
-			s.pastEnd(tb, 1)
+			if bad {
+				off = s.longest // more is wrong with it
+			}
+			s.pastEnd(tb, off, 1)
 			bad = false // counted there
 		default:
 			if err := s.region(off, s.cs, uint64(tb.refs), tb.kind(entry)); err != nil {

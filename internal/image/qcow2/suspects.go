@@ -71,8 +71,8 @@ func (c *checker) addRange(list []finding.Range, cut int64, r finding.Range) ([]
 	if r.Length <= 0 { // behind the end of the disk
 		return list, cut
 	}
-	if n := len(list); n > 0 && list[n-1].End() == r.Offset {
-		list[n-1].Length += r.Length
+	if n := len(list); n > 0 && list[n-1].Offset <= r.Offset && r.Offset <= list[n-1].End() {
+		list[n-1].Length = max(list[n-1].Length, r.End()-list[n-1].Offset)
 		return list, cut
 	}
 	if c.opts.MaxRanges > 0 && len(list) >= c.opts.MaxRanges {
@@ -94,7 +94,7 @@ func (c *checker) explainTables(ev *evidence) {
 			continue
 		}
 		f := c.newFinding(finding.QC12, finding.Sure, fmt.Sprintf(
-			"the L2 table at %#x was overwritten by foreign content: %d of its %d entries cannot be right; %s",
+			"the L2 table at %#x was overwritten by foreign content: %d of its %d entries cannot be right%s",
 			int64(tb.off), tb.bad, tb.used, ev.foreign[no]))
 		f.Count = int64(tb.bad)
 		f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
@@ -414,6 +414,20 @@ func (c *checker) explainOverlaps(ev *evidence) {
 // explainFlags reports COPIED flags that are wrong although the refcount is right.
 func (c *checker) explainFlags(ev *evidence) {
 	derived := ev.copied - ev.pureHits
+	var causes []string
+	for _, f := range c.findings {
+		switch f.Code {
+		case "QC02", "QC03", "QC04", "QC12", "QC15", "QC23":
+			if !slices.Contains(causes, f.Code) {
+				causes = append(causes, f.Code)
+			}
+		}
+	}
+	if c.counts.Leaks > 0 { // reported later
+		causes = append(causes, finding.QC03.Code)
+	}
+	slices.Sort(causes)
+	causes = slices.Compact(causes)
 	for _, h := range ev.hits {
 		if h.fault == faultDataFileCopied {
 			derived -= int64(c.tables[h.table].active) // told with the entries
@@ -437,7 +451,7 @@ func (c *checker) explainFlags(ev *evidence) {
 		f := c.newFinding(finding.QC05, finding.Sure, "COPIED flags are wrong where refcounts are wrong too")
 		f.Severity = finding.Note
 		f.Count = derived
-		f.DependsOn = []string{finding.QC02.Code, finding.QC03.Code, finding.QC04.Code, finding.QC12.Code}
+		f.DependsOn = append(f.DependsOn, causes...)
 		c.findings = append(c.findings, f)
 	}
 }
