@@ -112,7 +112,7 @@ type qcow2Rest struct {
 func (g *graph) finishQcow2(n *node, opts *dict, rest qcow2Rest) *fault {
 	q := n.q
 	if q.h == nil {
-		return g.noExtensions(rest)
+		return g.noExtensions(q, rest)
 	}
 	if rest.raw.crypt == qcow2.CryptLUKS && q.h.CryptLen > 0 {
 		if err := g.unlock(rest.encrypt, "encrypt.", rest.flags.noIO); err != nil {
@@ -150,7 +150,7 @@ func (g *graph) finishQcow2(n *node, opts *dict, rest qcow2Rest) *fault {
 const maxDisk = math.MaxInt64 &^ (1<<30 - 1)
 
 // noExtensions is the fault of an image whose extensions cannot be used.
-func (g *graph) noExtensions(rest qcow2Rest) *fault {
+func (g *graph) noExtensions(q *qcow2Node, rest qcow2Rest) *fault {
 	err := headerFault(rest.hErr)
 	if err.msg != "Unable to open the LUKS header" {
 		return err
@@ -159,7 +159,28 @@ func (g *graph) noExtensions(rest qcow2Rest) *fault {
 	if err := g.unlock(rest.encrypt, "encrypt.", rest.flags.noIO); err != nil {
 		return err
 	}
+	if off, ok := rest.raw.luksOffset(q); ok && off <= math.MaxInt64-luksHeaderBytes {
+		_, err := readLUKS(strings.NewReader(""), luksHeaderBytes) // zeros
+		return err
+	}
 	return errnoFault(syscall.EIO, "Could not read encryption header")
+}
+
+// luksOffset finds where the header extensions say that the LUKS header is.
+func (h *rawHeader) luksOffset(q *qcow2Node) (uint64, bool) {
+	const typeCrypt, headBytes = 0x0537be77, 8
+	area := make([]byte, 1<<h.clusterBits) // which was checked
+	if err := readPadded(q.r, q.size, area, 0); err != nil {
+		return 0, false
+	}
+	be := binary.BigEndian
+	for off := h.length; off+headBytes+8 <= int64(len(area)); {
+		if be.Uint32(area[off:]) == typeCrypt {
+			return be.Uint64(area[off+headBytes:]), true
+		}
+		off += headBytes + (int64(be.Uint32(area[off+4:]))+7)&^7
+	}
+	return 0, false
 }
 
 // readDirectories reads the tables of snapshots and of bitmaps.

@@ -72,6 +72,20 @@ var zooCommands = []string{
 func makeZoo(t testing.TB, dir string) {
 	t.Helper()
 	plainFiles(t, dir)
+	runCommands(t, dir)
+	makeLUKS(t, dir)
+	for _, e := range edits {
+		data, err := os.ReadFile(filepath.Join(dir, e.from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.edit(data)
+		writeFile(t, filepath.Join(dir, e.name), data)
+	}
+}
+
+func runCommands(t testing.TB, dir string) {
+	t.Helper()
 	for _, line := range zooCommands {
 		fields := strings.Fields(line)
 		var argv []string
@@ -92,15 +106,6 @@ func makeZoo(t testing.TB, dir string) {
 			t.Fatalf("%q: %v\n%s", argv, err, out)
 		}
 	}
-	for _, e := range edits {
-		data, err := os.ReadFile(filepath.Join(dir, e.from))
-		if err != nil {
-			t.Fatal(err)
-		}
-		e.edit(data)
-		writeFile(t, filepath.Join(dir, e.name), data)
-	}
-	makeLUKS(t, dir)
 }
 
 // luksBytes is a LUKS header with one key slot in use. Nothing can be decrypted with it, and it does
@@ -294,6 +299,8 @@ var edits = []edit{
 		copy(extension(p, 0x6803f857), "\x00\x14strange feature\x00")
 		put64(72, 1<<20|1<<21)(p)
 	}},
+	{"luksfar.qcow2", "luks.qcow2", put64(120, 1<<60)},
+	{"luksneg.qcow2", "luks.qcow2", put64(120, 1<<63)},
 	{"autoclear.qcow2", "lazy.qcow2", put64(88, 1<<30)},
 	{"version4.qcow2", "lazy.qcow2", put32(4, 4)},
 	{"bits40.qcow2", "lazy.qcow2", put32(20, 40)},
