@@ -145,14 +145,17 @@ func (j *job) compareFormats(base *job) {
 	case says == "" || is == "" || says == is || len(base.img.Blind) > 0:
 	case says == string(image.Raw):
 		j.img.Findings = append(j.img.Findings, j.about(finding.CH05, finding.Sure, fmt.Sprintf(
-			"the header says that the backing file %s is raw, but it is a %s image: the guest sees the image file itself as its disk",
+			"the header says that the backing file %s is raw, but it is a %s image: "+
+				"the guest sees the image file itself as its disk",
 			base.path, is)))
 	case !slices.Contains(knownFormats(), says):
 		j.img.Findings = append(j.img.Findings, j.about(finding.CH05, finding.Sure, fmt.Sprintf(
-			"the header gives the backing file %s the format %q, which is not known; it is %s", base.path, says, is)))
+			"the header gives the backing file %s the format %q, which is not known; it is %s",
+			base.path, says, is)))
 	default:
 		j.img.Findings = append(j.img.Findings, j.about(finding.CH03, finding.Sure, fmt.Sprintf(
-			"the backing file %s cannot be used: the header says that it is %s, but it is %s", base.path, says, is)))
+			"the backing file %s cannot be used: the header says that it is %s, but it is %s",
+			base.path, says, is)))
 	}
 }
 

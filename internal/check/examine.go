@@ -54,7 +54,9 @@ func (j *job) metadataBytes() int64 {
 // error is that of ctx.
 func (r *runner) examineAll(ctx context.Context) error {
 	order := slices.Clone(r.jobs)
-	slices.SortStableFunc(order, func(a, b *job) int { return cmp.Compare(b.metadataBytes(), a.metadataBytes()) })
+	slices.SortStableFunc(order, func(a, b *job) int {
+		return cmp.Compare(b.metadataBytes(), a.metadataBytes())
+	})
 	side := max(1, min(r.workers, len(order)))
 	memory := semaphore.NewWeighted(r.memory)
 	g, inner := errgroup.WithContext(ctx)
@@ -151,7 +153,8 @@ type pass struct {
 
 // onePass examines the open file f and closes it. Its error is that of ctx, or says why the image
 // was given up.
-func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bool, o passOptions) (*pass, error) {
+func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bool,
+	o passOptions) (*pass, error) {
 	g := r.guard(ctx, f)
 	before, start := f.Stat(), r.now()
 	opts := qcow2.CheckOptions{
@@ -265,7 +268,8 @@ func (r *runner) dataFile(ctx context.Context, j *job) {
 	case w.link.State == disk.LinkMissing && w.near == nil:
 		j.dataPath = beside
 		j.img.Notes = append(j.img.Notes, fmt.Sprintf(
-			"its external data file %q lies beside it; qemu looks for it from the directory that it runs in", name))
+			"its external data file %q lies beside it; qemu looks for it from the directory that it runs in",
+			name))
 	case w.link.State == disk.LinkMissing:
 		text := fmt.Sprintf("the external data file %q is not there", name)
 		if name == "" {
@@ -287,7 +291,9 @@ func (r *runner) dataBytes(ctx context.Context, j *job) int64 {
 	if j.dataPath == "" {
 		return -1
 	}
-	st, err := diskio.Within(ctx, r.timeout, func() (diskio.Stat, error) { return diskio.Look(j.dataPath) }, nil)
+	st, err := diskio.Within(ctx, r.timeout, func() (diskio.Stat, error) {
+		return diskio.Look(j.dataPath)
+	}, nil)
 	if err != nil {
 		return -1
 	}

@@ -26,7 +26,8 @@ import (
 const maxImages = 1 << 20
 
 // errNoImage: a file that was named, and that nothing shows to be a disk.
-var errNoImage = errors.New("is not a disk image: it has no known magic, and does not look like a raw disk")
+var errNoImage = errors.New("is not a disk image: " +
+	"it has no known magic, and does not look like a raw disk")
 
 // candidate is a file that may be an image.
 type candidate struct {
@@ -95,16 +96,19 @@ func (r *runner) find(ctx context.Context, paths []string) error {
 }
 
 // start looks at one of the paths that were named.
-func (r *runner) start(ctx context.Context, c candidate, w *diskio.Walker, offer func(candidate) error) error {
-	st, err := diskio.Within(ctx, r.timeout, func() (diskio.Stat, error) { return diskio.Look(c.path) }, nil)
+func (r *runner) start(ctx context.Context, c candidate, w *diskio.Walker,
+	offer func(candidate) error) error {
+	st, err := diskio.Within(ctx, r.timeout, func() (diskio.Stat, error) {
+		return diskio.Look(c.path)
+	}, nil)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, diskio.ErrDirectory) && c.named:
 		r.policy.Dirs = append(r.policy.Dirs, c.path)
 		return w.Walk(ctx, c.path)
-	case err != nil && !c.named && (errors.Is(err, diskio.ErrDirectory) || errors.Is(err, diskio.ErrSpecial) ||
-		errors.Is(err, fs.ErrNotExist)):
+	case err != nil && !c.named && (errors.Is(err, diskio.ErrDirectory) ||
+		errors.Is(err, diskio.ErrSpecial) || errors.Is(err, fs.ErrNotExist)):
 		return nil
 	case err != nil:
 		r.blindSpot(c.path, "file", err)
@@ -181,7 +185,8 @@ func (r *runner) recognise(ctx context.Context, j *job) (isImage bool, err error
 		return false, err
 	}
 	j.img.Format, j.img.VirtualBytes = string(look.format), look.virtual
-	j.img.Findings, j.img.Notes = append(j.img.Findings, look.findings...), append(j.img.Notes, look.notes...)
+	j.img.Findings = append(j.img.Findings, look.findings...)
+	j.img.Notes = append(j.img.Notes, look.notes...)
 	j.header, j.headerErr = look.header, look.headerErr
 	if h := j.header; h != nil {
 		j.img.VirtualBytes, j.img.ClusterBytes = h.SizeBytes, h.ClusterSize()

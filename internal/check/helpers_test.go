@@ -103,7 +103,7 @@ func noSleep(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 
 // show gives a report as lines: status and verdict, the images in their order, what belongs to none.
 func show(rep *Report, dir string) []string {
-	cut := func(s string) string { return strings.ReplaceAll(s, dir+"/", "") }
+	cut := func(s string) string { return shorten(s, dir) }
 	lines := []string{fmt.Sprintf("%s %v", rep.Verdict, rep.Status)}
 	for _, img := range rep.Images {
 		line := fmt.Sprintf("%s %s %s", cut(img.Path), orNone(img.Format), img.Verdict)
@@ -127,6 +127,11 @@ func show(rep *Report, dir string) []string {
 	return lines
 }
 
+// shorten leaves out the directory, and the names that features have.
+func shorten(s, dir string) string {
+	return strings.NewReplacer(dir+"/", "", " (Unknown incompatible feature: 20)", "").Replace(s)
+}
+
 func orNone(s string) string {
 	if s == "" {
 		return "-"
@@ -140,7 +145,7 @@ func checkLines(t *testing.T, dir string, opts Options, paths ...string) []strin
 	rep, err := Run(t.Context(), paths, opts)
 	lines := show(rep, dir)
 	if err != nil {
-		lines = append(lines, "error "+strings.ReplaceAll(err.Error(), dir+"/", ""))
+		lines = append(lines, "error "+shorten(err.Error(), dir))
 	}
 	return lines
 }

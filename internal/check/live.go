@@ -37,8 +37,10 @@ const (
 )
 
 // examineQcow2 examines the open file f of a qcow2 image, and closes it. Its error is that of ctx.
-func (r *runner) examineQcow2(ctx context.Context, j *job, f *diskio.File, workers int, memory int64) error {
-	l := &live{runner: r, j: j, o: passOptions{workers: workers, memory: memory, maxRanges: r.opts.MaxRanges}}
+func (r *runner) examineQcow2(ctx context.Context, j *job, f *diskio.File,
+	workers int, memory int64) error {
+	l := &live{runner: r, j: j,
+		o: passOptions{workers: workers, memory: memory, maxRanges: r.opts.MaxRanges}}
 	err := l.rounds(ctx, f)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -111,8 +113,8 @@ func (l *live) take(p *pass, running bool) bool {
 	case len(l.errs) == 0 && enough:
 	case len(l.errs) > 0 && l.n >= minRounds && l.stable > 0:
 	case l.n >= maxRounds:
-		l.j.img.Blind = append(l.j.img.Blind, newBlind(l.j.path, "image",
-			fmt.Sprintf("a program writes to it, and after %d rounds it was still not clear which errors stay", l.n)))
+		l.j.img.Blind = append(l.j.img.Blind, newBlind(l.j.path, "image", fmt.Sprintf(
+			"a program writes to it, and after %d rounds it was still not clear which errors stay", l.n)))
 		l.errs = errorSet{}
 	default:
 		return false
@@ -326,7 +328,8 @@ func (s errorSet) findings(found []finding.Finding, maxRanges int) []finding.Fin
 		out = append(out, f)
 	}
 	for i := range out {
-		out[i].DependsOn = slices.DeleteFunc(slices.Clone(out[i].DependsOn), func(c string) bool { return !codes[c] })
+		out[i].DependsOn = slices.DeleteFunc(slices.Clone(out[i].DependsOn),
+			func(c string) bool { return !codes[c] })
 	}
 	return out
 }

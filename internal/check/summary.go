@@ -15,7 +15,8 @@ import (
 
 // report puts together what is known.
 func (r *runner) report(paths []string) *Report {
-	rep := &Report{Paths: append([]string{}, paths...), Images: []Image{}, Blind: append([]finding.Blind{}, r.lost...)}
+	rep := &Report{Paths: append([]string{}, paths...), Images: []Image{},
+		Blind: append([]finding.Blind{}, r.lost...)}
 	for _, j := range r.jobs {
 		j.judge()
 		rep.Images = append(rep.Images, j.img)
@@ -111,7 +112,8 @@ func sureness(img Image) int {
 	if len(img.Findings) == 0 {
 		return 0
 	}
-	return slices.Index([]finding.Certainty{finding.Sure, finding.Likely, finding.Possible}, img.Findings[0].Certainty)
+	order := []finding.Certainty{finding.Sure, finding.Likely, finding.Possible}
+	return slices.Index(order, img.Findings[0].Certainty)
 }
 
 // nothing says why nothing at all could be done, or is nil.
@@ -132,8 +134,10 @@ func (r *runner) nothing(paths []string, rep *Report) error {
 		return finding.WithHint(fmt.Errorf("check %s: there is nothing in it", where),
 			"name an image, or a directory that holds some")
 	case len(r.jobs) == 0 && len(rep.Blind) == 0:
-		return finding.WithHint(fmt.Errorf("check %s: not a disk image (files looked at: %d)", where, rep.Summary.Skipped),
-			"images are told by their content; a raw disk without partitions must be named itself, and be called .raw or .img")
+		return finding.WithHint(
+			fmt.Errorf("check %s: not a disk image (files looked at: %d)", where, rep.Summary.Skipped),
+			"images are told by their content; a raw disk without partitions must be named itself, "+
+				"and be called .raw or .img")
 	}
 	return r.onlyFailures(rep)
 }

@@ -104,7 +104,8 @@ func (u *Use) decide(locks diskio.LockState, lockErr error, gaps string) {
 	case lockErr != nil && gaps != "":
 		u.State, u.Reason = UseUnknown, fmt.Sprintf("%v; %s", reason(lockErr), gaps)
 	case lockErr != nil:
-		u.State, u.Reason = UseNone, fmt.Sprintf("no process of this host has it open; its locks are not known: %v", reason(lockErr))
+		u.State, u.Reason = UseNone, fmt.Sprintf(
+			"no process of this host has it open; its locks are not known: %v", reason(lockErr))
 	case gaps != "":
 		u.State, u.Reason = UseNone, "no lock is held; "+gaps
 	default:

@@ -62,7 +62,8 @@ func (s LockState) Writer() bool {
 
 // Reader reports whether somebody uses the file without a right to write to it.
 func (s LockState) Reader() bool {
-	return !s.Writer() && (s.Used[PermConsistentRead] || s.Foreign != "" || s.NotShared != [numPermissions]bool{})
+	return !s.Writer() &&
+		(s.Used[PermConsistentRead] || s.Foreign != "" || s.NotShared != [numPermissions]bool{})
 }
 
 func (s LockState) String() string {

@@ -86,7 +86,9 @@ func (s settings) path(key, value string) (string, error) {
 		}
 		v, ok := s["DEFAULT."+name]
 		if !ok {
-			v, ok = map[string]string{"state_path": novaStatePath, "pybasedir": "/usr/lib/python3/dist-packages"}[name]
+			v, ok = map[string]string{
+				"state_path": novaStatePath, "pybasedir": "/usr/lib/python3/dist-packages",
+			}[name]
 		}
 		if !ok || len(v) > 1<<12 {
 			return "", fmt.Errorf("%s names the setting %q, which is not there", key, name)
@@ -124,7 +126,8 @@ func (f *finder) nova() {
 	if filepath.IsLocal(base) {
 		f.add(PlaceDirectory, filepath.Join(dir, base), "base images of OpenStack Nova", "")
 	} else {
-		f.fail("/etc/nova/nova.conf", why, errors.New("subdirectory_name of [image_cache] leads out of the instances directory"))
+		f.fail("/etc/nova/nova.conf", why, errors.New(
+			"subdirectory_name of [image_cache] leads out of the instances directory"))
 	}
 	if t := s["libvirt.images_type"]; t == "rbd" || t == "lvm" {
 		f.remote(t, "disks of OpenStack Nova (images_type of [libvirt])", "")

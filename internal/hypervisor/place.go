@@ -271,7 +271,8 @@ func namesIn(dir, suffix string) ([]string, error) {
 			return names, err
 		}
 		if len(names) > maxConfigFiles {
-			return names[:maxConfigFiles], fmt.Errorf("holds more than %d files, the others were left out", maxConfigFiles)
+			return names[:maxConfigFiles], fmt.Errorf(
+				"holds more than %d files, the others were left out", maxConfigFiles)
 		}
 	}
 }

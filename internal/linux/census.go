@@ -215,7 +215,8 @@ func boring(path string) bool {
 	if !ok {
 		return false
 	}
-	for _, s := range []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "kvm", "kmsg"} {
+	for _, s := range []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx",
+		"kvm", "kmsg"} {
 		if dev == s {
 			return true
 		}

@@ -74,8 +74,9 @@ type Edge struct {
 // Run scans paths, or where this host keeps images if there are none. The errors are those of
 // check.Run; a host that has no images is none.
 func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
-	rep := &Report{Verdict: finding.CannotTell, Paths: append([]string{}, paths...), Places: []hypervisor.Place{},
-		Causes: []Cause{}, Images: []check.Image{}, Edges: []Edge{}, NotLookedAt: []finding.Blind{}}
+	rep := &Report{Verdict: finding.CannotTell, Paths: append([]string{}, paths...),
+		Places: []hypervisor.Place{}, Causes: []Cause{}, Images: []check.Image{}, Edges: []Edge{},
+		NotLookedAt: []finding.Blind{}}
 	look, o := paths, opts.Check
 	if len(paths) == 0 {
 		host, err := survey(ctx, opts)

@@ -32,7 +32,8 @@ type host struct {
 // survey finds where images live on this host. Its error is that of ctx.
 func survey(ctx context.Context, opts Options) (*host, error) {
 	h := &host{places: []hypervisor.Place{}, blind: []finding.Blind{}}
-	found, err := hypervisor.Find(ctx, hypervisor.Options{Root: opts.Check.Root, Home: opts.Home, Timeout: lookTimeout})
+	found, err := hypervisor.Find(ctx, hypervisor.Options{
+		Root: opts.Check.Root, Home: opts.Home, Timeout: lookTimeout})
 	if err != nil {
 		return h, err
 	}
@@ -110,11 +111,12 @@ func (h *host) openFile(ctx context.Context, f linux.MachineFile, root string) h
 		return hypervisor.Look(ctx, lookTimeout, hypervisor.PlaceProcess, path, who, machine)
 	}
 	through := fmt.Sprintf("%s/proc/%d/fd/%d", strings.TrimSuffix(root, "/"), f.PID, f.FD)
-	p := hypervisor.Look(ctx, lookTimeout, hypervisor.PlaceProcess, through, who+", there called "+f.Path, machine)
+	why := who + ", there called " + f.Path
 	if f.Deleted {
-		p.Why = fmt.Sprintf("%s, and %s was removed since: when the program ends, the file is gone", who, f.Path)
+		why = fmt.Sprintf("%s, and %s was removed since: when the program ends, the file is gone",
+			who, f.Path)
 	}
-	return p
+	return hypervisor.Look(ctx, lookTimeout, hypervisor.PlaceProcess, through, why, machine)
 }
 
 // leadsTo reports whether a path leads to the file with that inode.
