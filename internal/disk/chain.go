@@ -304,5 +304,32 @@ func (c *Chain) Missing() int64 {
 	return n
 }
 
+// Changed gives the files of the chain that another program changed since they were opened: what
+// was read of them may never have been true at one time. A file that cannot be looked at again
+// counts as changed.
+func (c *Chain) Changed() []string {
+	changed := []string{}
+	look := func(f *diskio.File, path string) {
+		if f == nil {
+			return
+		}
+		if now, err := f.StatNow(); err != nil || changedSince(now, f.Stat()) {
+			changed = append(changed, path)
+		}
+	}
+	for i := range c.Layers {
+		l := &c.Layers[i]
+		look(l.file, l.Path)
+		if l.Data != nil {
+			look(l.data, l.Data.Path)
+		}
+	}
+	return changed
+}
+
+func changedSince(now, then diskio.Stat) bool {
+	return now.SizeBytes != then.SizeBytes || !now.ModTime.Equal(then.ModTime)
+}
+
 // Close closes all files.
 func (c *Chain) Close() error { return closeAll(c.Layers) }

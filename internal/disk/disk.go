@@ -16,9 +16,8 @@ import (
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
 
-// MaxDepth is how many images a chain may have. qemu has no limit of its own and stops somewhere
-// above a thousand when its stack or its files are used up; nobody runs a machine on more than a
-// few dozen, and each layer keeps a file open.
+// MaxDepth is how many images a chain may have. Each keeps a file open, and nobody runs a machine on
+// more than a few dozen; what is longer is more likely a mistake, or made to exhaust us.
 const MaxDepth = 512
 
 // Errors for errors.Is. Those of a link come as *LinkError.

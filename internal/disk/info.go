@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
@@ -29,6 +30,8 @@ type Info struct {
 	Modified       time.Time  `json:"modified"`
 	Encrypted      bool       `json:"encrypted"`
 	Encryption     *Encrypted `json:"encryption"` // nil without it, or where it could not be read
+	// Use is what the locks of QEMU on the file say.
+	Use Use `json:"use"`
 	// Backing and DataFile are nil without one.
 	Backing   *LinkInfo  `json:"backing"`
 	DataFile  *LinkInfo  `json:"data_file"`
@@ -97,6 +100,30 @@ type Snapshot struct {
 	Icount int64 `json:"icount"`
 }
 
+// Use says whether a program has an image open, as far as its locks tell.
+type Use string
+
+// The kinds of use.
+const (
+	UseNone    Use = "none"
+	UseRead    Use = "read"    // nobody may write
+	UseWrite   Use = "write"   // a program may write
+	UseUnknown Use = "unknown" // the file system does not say
+)
+
+func (l *Layer) use(ctx context.Context) Use {
+	locks, err := diskio.Within(ctx, answerTimeout, l.file.Locks, nil)
+	switch {
+	case err != nil:
+		return UseUnknown
+	case locks.Writer():
+		return UseWrite
+	case locks.Reader():
+		return UseRead
+	}
+	return UseNone
+}
+
 // Inspect describes the image at path and, unless o.Single, those below it, as far as they can be
 // followed: the Backing of the last one tells why it is the last. The error is for the image
 // itself, or that of ctx.
@@ -108,6 +135,7 @@ func Inspect(ctx context.Context, path string, o Options) ([]Info, error) {
 	infos := make([]Info, len(layers))
 	for i := range layers {
 		layers[i].info(&infos[i])
+		infos[i].Use = layers[i].use(ctx)
 	}
 	return infos, closeAll(layers)
 }

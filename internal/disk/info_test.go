@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -346,5 +347,48 @@ func TestSnapshots(t *testing.T) {
 		if _, err := Open(t.Context(), path, o); !errors.Is(err, ErrNoSnapshot) {
 			t.Errorf("Open(%+v) = %v, want %v", o, err, ErrNoSnapshot)
 		}
+	}
+}
+
+func TestInfoUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	overlay(t, path, "", "")
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, tt := range []struct {
+		off  int64 // of the byte that QEMU locks for this
+		want Use
+	}{{-1, UseNone}, {100, UseRead}, {101, UseWrite}} {
+		if tt.off >= 0 {
+			lk := unix.Flock_t{Type: unix.F_RDLCK, Start: tt.off, Len: 1}
+			if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if infos, err := Inspect(t.Context(), path, Options{}); err != nil || infos[0].Use != tt.want {
+			t.Errorf("Inspect(byte %d locked) = use %q, %v, want %q", tt.off, infos[0].Use, err, tt.want)
+		}
+	}
+}
+
+func TestChanged(t *testing.T) {
+	dir := t.TempDir()
+	overlay(t, filepath.Join(dir, "top"), "base", "raw")
+	base := filepath.Join(dir, "base")
+	if err := os.WriteFile(base, make([]byte, 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := mustOpen(t, filepath.Join(dir, "top"), Options{})
+	if got := c.Changed(); len(got) != 0 {
+		t.Errorf("Changed() = %v, want none", got)
+	}
+	if err := os.Truncate(base, 8192); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Changed(); !cmp.Equal(got, []string{base}) {
+		t.Errorf("Changed() = %v, want %s", got, base)
 	}
 }

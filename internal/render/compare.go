@@ -37,8 +37,10 @@ type CompareDocument struct {
 	// Offset is the first place that differs or could not be read, -1 if there is none.
 	Offset int64 `json:"offset"`
 	// CommonIdentical: the part that both disks have is the same.
-	CommonIdentical bool   `json:"common_identical"`
-	Error           string `json:"error"`
+	CommonIdentical bool `json:"common_identical"`
+	// Changed are the files that a program changed meanwhile.
+	Changed []string `json:"changed"`
+	Error   string   `json:"error"`
 }
 
 // ComparedDisk is one of the disks.
@@ -57,9 +59,14 @@ func NewCompareDocument(a, b *disk.Chain, strict bool, r disk.Comparison, err er
 	d := &CompareDocument{Strict: strict, Result: CompareResult(r.Outcome), Offset: r.Offset, CommonIdentical: r.Passed}
 	missing := int64(0)
 	for _, c := range []*disk.Chain{a, b} {
-		top := &c.Layers[0]
-		d.Disks = append(d.Disks, ComparedDisk{top.Path, top.Format, len(c.Layers), c.Size(), c.Missing()})
-		missing += c.Missing()
+		top, changed := &c.Layers[0], c.Changed()
+		one := ComparedDisk{Path: top.Path, Format: top.Format, Layers: len(c.Layers), VirtualBytes: c.Size()}
+		if len(changed) == 0 { // else what seems to be missing may have been written meanwhile
+			one.MissingBytes = c.Missing()
+		}
+		d.Disks = append(d.Disks, one)
+		missing += one.MissingBytes
+		d.Changed = append(d.Changed, changed...)
 	}
 	var ce *disk.CompareError
 	status := finding.StatusFound
@@ -75,6 +82,14 @@ func NewCompareDocument(a, b *disk.Chain, strict bool, r disk.Comparison, err er
 		status = finding.StatusClean
 	}
 	d.Status = finding.OrderStatus(status)
+	if len(d.Changed) > 0 {
+		// Nothing can be said of disks that were never still.
+		d.Status = finding.OrderStatus(status, finding.StatusRefused)
+		if d.Result != ResultCannotTell {
+			d.Result, d.Error = ResultCannotTell, "a program wrote to the disks while they were compared"
+			d.Status = finding.OrderStatus(finding.StatusRefused)
+		}
+	}
 	return d
 }
 
@@ -102,6 +117,9 @@ func Compare(w io.Writer, d *CompareDocument, s Style) error {
 		o.prose("  ", "without --strict the content would have been compared")
 	default:
 		o.prose("", o.paint(stateBlind.color, "cannot tell")+": "+Text(d.Error))
+	}
+	for _, path := range d.Changed {
+		o.prose("  ", Name(path)+" was written to meanwhile")
 	}
 	for i := range d.Disks {
 		if m := d.Disks[i].MissingBytes; m > 0 {

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,20 +25,45 @@ func TestCompareResults(t *testing.T) {
 	}
 }
 
-func TestCompare(t *testing.T) {
+// twoDisks opens two images of zeros, a and another with an odd name.
+func twoDisks(t *testing.T) (a, b *disk.Chain) {
+	t.Helper()
 	t.Chdir(t.TempDir())
 	var chains []*disk.Chain
 	for _, name := range []string{"a", "b\x1b"} {
 		if err := os.WriteFile(name, make([]byte, 4096), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		c, err := disk.Open(t.Context(), filepath.Join(".", name), disk.Options{Format: "raw"})
+		c, err := disk.Open(t.Context(), name, disk.Options{Format: "raw"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		chains = append(chains, c)
 	}
+	return chains[0], chains[1]
+}
+
+// A disk that was written to meanwhile is neither the same nor another.
+func TestCompareChanged(t *testing.T) {
+	a, b := twoDisks(t)
+	if err := os.WriteFile("a", make([]byte, 8192), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []disk.Comparison{{Outcome: disk.Identical, Offset: -1}, {Outcome: disk.ContentDiffers}} {
+		d := NewCompareDocument(a, b, false, r, nil)
+		if want := []int{5}; d.Result != ResultCannotTell || !cmp.Equal(d.Status, want) || !cmp.Equal(d.Changed, []string{"a"}) {
+			t.Errorf("NewCompareDocument(%s, changed) = %s, status %v, changed %v, want %v", r.Outcome, d.Result, d.Status, d.Changed, want)
+		}
+	}
+}
+
+func TestCompare(t *testing.T) {
+	a, b := twoDisks(t)
 	tests := []struct {
 		name   string
 		r      disk.Comparison
@@ -64,7 +88,7 @@ func TestCompare(t *testing.T) {
 			[]int{4}, "cannot tell: read b\\x1b at 0x200: input/output error\n"},
 	}
 	for _, tt := range tests {
-		d := NewCompareDocument(chains[0], chains[1], false, tt.r, tt.err)
+		d := NewCompareDocument(a, b, false, tt.r, tt.err)
 		var out bytes.Buffer
 		if err := Compare(&out, d, Style{}); err != nil {
 			t.Fatal(err)

@@ -63,6 +63,12 @@ func infoLayer(o *out, n *disk.Info, depth int) {
 	fact(o, "disk", BytesExact(n.VirtualBytes))
 	fact(o, "file", fmt.Sprintf("%s, takes %s", BytesExact(n.FileBytes), Bytes(n.AllocatedBytes)))
 	fact(o, "modified", n.Modified.UTC().Format(time.RFC3339))
+	switch n.Use {
+	case disk.UseWrite:
+		fact(o, "in use", "a program may write to it; what is shown may change at any time")
+	case disk.UseRead:
+		fact(o, "in use", "programs read it")
+	}
 	if n.Qcow2 != nil {
 		infoQcow2(o, n)
 	}

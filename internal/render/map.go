@@ -44,6 +44,8 @@ type MapEnd struct {
 	// MissingBytes lie past the end of their file, which was cut. They are shown as what reading
 	// them gives.
 	MissingBytes int64 `json:"missing_bytes"`
+	// Changed are the files of the chain that a program changed meanwhile.
+	Changed []string `json:"changed"`
 	// Complete: the map was read to its end; otherwise Error says where it broke off.
 	Complete bool   `json:"complete"`
 	Error    string `json:"error"`
@@ -107,7 +109,7 @@ type MapRange struct {
 
 // mapEnd says how a map ended.
 func mapEnd(c *disk.Chain, totals MapTotals, err error) MapEnd {
-	end := MapEnd{Totals: totals, MissingBytes: c.Missing(), Complete: err == nil}
+	end := MapEnd{Totals: totals, Changed: c.Changed(), Complete: err == nil}
 	var applies []int
 	switch {
 	case err == nil:
@@ -116,7 +118,10 @@ func mapEnd(c *disk.Chain, totals MapTotals, err error) MapEnd {
 	default:
 		end.Error, applies = err.Error(), append(applies, finding.StatusCannotTell)
 	}
-	if end.MissingBytes > 0 {
+	if len(end.Changed) > 0 {
+		// What seems to be missing may have been written meanwhile.
+		applies = append(applies, finding.StatusRefused)
+	} else if end.MissingBytes = c.Missing(); end.MissingBytes > 0 {
 		applies = append(applies, finding.StatusFound)
 	}
 	end.Status = finding.OrderStatus(applies...)
@@ -245,6 +250,9 @@ func mapTotals(end *MapEnd, size int64) string {
 	text := "of " + Bytes(size) + ": " + cmp.Or(strings.Join(parts, ", "), "nothing was mapped")
 	if end.MissingBytes > 0 {
 		text += "\n" + Bytes(end.MissingBytes) + " of it would lie past the end of a file, which was cut: shown as it reads"
+	}
+	for _, path := range end.Changed {
+		text += "\n" + Name(path) + " was written to meanwhile: the map may never have been true as a whole"
 	}
 	return text
 }
