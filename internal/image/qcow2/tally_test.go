@@ -13,11 +13,10 @@ import (
 type plainTally map[int64]*plainCount
 
 type plainCount struct {
-	n        uint64
-	copied   bool // some reference has COPIED
-	unowned  bool // some active reference lacks it
-	plain    bool // some reference is neither
-	lastKind refKind
+	n       uint64
+	copied  bool // some reference has COPIED
+	unowned bool // some active reference lacks it
+	plain   bool // some reference is neither
 }
 
 func (p plainTally) add(first, last int64, weight uint64, kind refKind) {
