@@ -12,12 +12,9 @@ import (
 )
 
 // A refcount block counts as damaged as a whole if so many of its refcounts are wrong, and they are
-// all zero, or half of them higher than their references by more than anything leaves behind. A
-// short file may have fewer clusters; then half of them must be wrong.
-const (
-	minDamaged    = 16
-	strangeExcess = 2
-)
+// all zero, or half of them higher than their references by more than the disk and its snapshots can
+// have left behind. A short file may have fewer clusters; then half of them must be wrong.
+const minDamaged = 16
 
 // explainBlocks reports refcount blocks that cannot be used or hold something else. What follows
 // from them, thousands of wrong refcounts each, is one finding.
@@ -70,7 +67,7 @@ func (c *checker) blockDamage(ev *evidence, block int64, suspects []Suspect) str
 		if s.Refcount == 0 {
 			zero += s.N
 		}
-		if s.Refcount > s.References+strangeExcess {
+		if s.Refcount > s.References+uint64(c.snapshots.Len())+1 {
 			strange += s.N
 		}
 	}

@@ -160,11 +160,12 @@ func (h *Header) cryptExtension(at image.HostOff, data []byte, length int64) err
 		return broken(at, fmt.Sprintf("Encryption header offset '%d' is not a multiple of cluster size '%d'", off, h.ClusterSize()),
 			"encryption header at %#x, which is not cluster aligned", off)
 	}
-	if off > MaxOffset || n > MaxOffset {
+	if off > MaxOffset {
 		return broken(at, "Unable to open the LUKS header", "encryption header at %#x, %#x bytes",
 			off, n)
 	}
-	h.CryptOff, h.CryptLen = image.HostOff(off), int64(n)
+	// A length beyond every file is as wrong as any other that ends behind this one.
+	h.CryptOff, h.CryptLen = image.HostOff(off), int64(min(n, MaxOffset))
 	return nil
 }
 

@@ -39,11 +39,27 @@ func (p *planes) addRange(t *tally, a, b uint32, weight uint64, kind refKind) er
 		if w == b>>6 {
 			mask &= ^uint64(0) >> (63 - b&63)
 		}
+		if weight == 1 && p.addFirst(w, mask, kind) {
+			continue
+		}
 		if err := p.addWord(t, w, mask, weight, kind); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// addFirst adds one reference of guest data to the clusters of mask in word w, if none of them has
+// any: what nearly all additions are. It reports whether it did.
+func (p *planes) addFirst(w uint32, mask uint64, kind refKind) bool {
+	if p.base[2*w]&mask != 0 || p.high != nil || kind == refPlain {
+		return false
+	}
+	p.base[2*w] |= mask
+	if kind == refUnowned {
+		p.base[2*w+1] |= mask
+	}
+	return true
 }
 
 // addWord adds weight references to the clusters of mask in word w.

@@ -41,7 +41,7 @@ type CheckOptions struct {
 	// Inflate: unpack every compressed cluster to see whether it can be. Reads all their data.
 	Inflate bool
 	// Running: a program may write to the image while it is checked. Leaks cannot be told then,
-	// and errors are only suspects: see Live.
+	// and an error is one only if it is found again a while later.
 	Running bool
 	// Progress, if set, is told the bytes of metadata done and to do. It is called by several
 	// goroutines.

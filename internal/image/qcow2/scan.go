@@ -133,6 +133,10 @@ func (s *scanner) scan(tb *table, piece []byte) error {
 			i += 8
 			continue
 		}
+		if s.single(tb, piece[:n], i, entry) {
+			i += 8
+			continue
+		}
 		end := runEnd(piece[:n], i, entry, s.cs)
 		tb.used += uint32(end-i) >> 3
 		if entry&OffsetMask != 0 || s.dataFile && entry&FlagCopied != 0 {
@@ -143,6 +147,23 @@ func (s *scanner) scan(tb *table, piece []byte) error {
 		i = end
 	}
 	return nil
+}
+
+// single counts an entry of a scattered image, behind which another cluster follows, and reports
+// whether it was one.
+func (s *scanner) single(tb *table, p []byte, i int, entry uint64) bool {
+	if tb.refs != 1 || s.dataFile || i+16 <= len(p) && binary.BigEndian.Uint64(p[i+8:]) == entry+s.cs {
+		return false
+	}
+	off := entry & OffsetMask
+	cluster := off >> s.bits
+	if cluster >= s.clusters || off == 0 || tb.active == 0 ||
+		!s.tally.addOne(int64(cluster), entry&FlagCopied == 0) {
+		return false
+	}
+	tb.used++
+	s.allocated(tb, off, 1)
+	return true
 }
 
 // skipZeros gives the position of the first entry at or after i that is not zero.

@@ -5,6 +5,7 @@ package qcow2
 
 import (
 	"errors"
+	"maps"
 	"math/bits"
 	"slices"
 )
@@ -26,14 +27,15 @@ const (
 	chunkBits     = 15
 	chunkClusters = 1 << chunkBits
 	chunkWords    = chunkClusters / 64
-	pageBits      = 6 // chunks in a page
-	pageChunks    = 1 << pageBits
-	// maxFlatPages bounds the flat directory to 512 KiB; beyond it pages are kept in a map.
-	maxFlatPages = 1 << 16
+	// maxFlatChunks bounds the flat directory to 512 KiB, 128 TiB with the usual clusters; beyond it
+	// chunks are kept in a map.
+	maxFlatChunks = 1 << 16
 	// maxRuns is how many runs a chunk keeps before planes are cheaper to search.
 	maxRuns = 24
 	// maxPlanes bounds the digits of a count; more references than 2^40 do not fit into any file.
 	maxPlanes = 40
+	// chunkBytes is about what a chunk of one run takes.
+	chunkBytes = 128
 )
 
 // errTallyMemory: the references do not fit into the memory allowed for them.
@@ -62,40 +64,26 @@ type chunk struct {
 	planes *planes
 }
 
-type chunkPage [pageChunks]*chunk
-
 type tally struct {
-	flat  []*chunkPage
-	far   map[int64]*chunkPage
+	flat  []*chunk
+	far   map[int64]*chunk
 	bytes int64 // memory taken so far
 	limit int64
-	// the page added to last, which serves nearly all additions
-	lastNo   int64
-	lastPage *chunkPage
 }
 
 // newTally makes a tally for clusters below n that may take limitBytes of memory.
 func newTally(n int64, limitBytes int64) *tally {
-	t := &tally{limit: limitBytes, lastNo: -1}
-	pages := n>>(chunkBits+pageBits) + 1
-	if pages <= maxFlatPages {
-		t.flat = make([]*chunkPage, pages)
+	t := &tally{limit: limitBytes}
+	if chunks := n>>chunkBits + 1; chunks <= maxFlatChunks {
+		t.flat = make([]*chunk, chunks)
 	} else {
-		t.far = map[int64]*chunkPage{}
+		t.far = map[int64]*chunk{}
 	}
 	return t
 }
 
-// chunkAt gives the chunk of a cluster, nil if nothing refers to it.
+// chunkAt gives the chunk of number no, nil if nothing refers to it.
 func (t *tally) chunkAt(no int64) *chunk {
-	p := t.pageAt(no >> pageBits)
-	if p == nil {
-		return nil
-	}
-	return p[no&(pageChunks-1)]
-}
-
-func (t *tally) pageAt(no int64) *chunkPage {
 	if t.flat == nil {
 		return t.far[no]
 	}
@@ -107,39 +95,23 @@ func (t *tally) pageAt(no int64) *chunkPage {
 
 // makeChunk gives the chunk of number no, making it if there is none.
 func (t *tally) makeChunk(no int64) (*chunk, error) {
-	p := t.lastPage
-	if no>>pageBits != t.lastNo {
-		p = t.pageAt(no >> pageBits)
+	if c := t.chunkAt(no); c != nil {
+		return c, nil
 	}
-	if p == nil {
-		if err := t.take(pageChunks * 8); err != nil {
-			return nil, err
-		}
-		p = new(chunkPage)
-		if t.flat != nil {
-			t.flat = growTo(t.flat, int(no>>pageBits))
-			t.flat[no>>pageBits] = p
-		} else {
-			t.far[no>>pageBits] = p
-		}
-	}
-	t.lastNo, t.lastPage = no>>pageBits, p
-	c := p[no&(pageChunks-1)]
-	if c == nil {
-		if err := t.take(64); err != nil {
-			return nil, err
-		}
-		c = new(chunk)
-		p[no&(pageChunks-1)] = c
-	}
-	return c, nil
+	c := new(chunk)
+	t.setChunk(no, c)
+	return c, t.take(chunkBytes)
 }
 
-func growTo(s []*chunkPage, i int) []*chunkPage {
-	for len(s) <= i {
-		s = append(s, nil)
+func (t *tally) setChunk(no int64, c *chunk) {
+	if t.flat == nil {
+		t.far[no] = c
+		return
 	}
-	return s
+	for int64(len(t.flat)) <= no { // a reference into a last cluster that is cut
+		t.flat = append(t.flat, nil)
+	}
+	t.flat[no] = c
 }
 
 func (t *tally) take(n int64) error {
@@ -148,6 +120,28 @@ func (t *tally) take(n int64) error {
 		return errTallyMemory
 	}
 	return nil
+}
+
+// addOne counts one reference to a cluster of which nothing is known yet, the only thing that ever
+// happens to most clusters of a scattered image. It reports whether that was so; if not, nothing
+// was counted.
+func (t *tally) addOne(cluster int64, unowned bool) bool {
+	no := cluster >> chunkBits
+	if no >= int64(len(t.flat)) || t.flat[no] == nil || t.flat[no].planes == nil {
+		return false
+	}
+	p := t.flat[no].planes
+	i := uint32(cluster) & (chunkClusters - 1)
+	pair := (*[2]uint64)(p.base[i>>6<<1:])
+	bit := uint64(1) << (i & 63)
+	if pair[0]&bit != 0 || p.high != nil {
+		return false
+	}
+	pair[0] |= bit
+	if unowned {
+		pair[1] |= bit
+	}
+	return true
 }
 
 // add counts weight references of one kind to each of the clusters [first, last].
@@ -160,17 +154,9 @@ func (t *tally) add(first, last int64, weight uint64, kind refKind) error {
 			return err
 		}
 		a, b := uint32(first&(chunkClusters-1)), uint32(end&(chunkClusters-1))
-		if c.planes != nil && a == b && weight == 1 {
-			w, bit := a>>6, uint64(1)<<(a&63)
-			p := c.planes
-			if p.base[2*w]&bit == 0 && p.high == nil && kind != refPlain {
-				p.base[2*w] |= bit
-				if kind == refUnowned {
-					p.base[2*w+1] |= bit
-				}
-			} else if err := p.addWord(t, w, bit, weight, kind); err != nil {
-				return err
-			}
+		if p := c.planes; p != nil && a>>6 == b>>6 && weight == 1 &&
+			p.addFirst(a>>6, ^uint64(0)>>(63-(b-a))<<(a&63), kind) {
+			// done
 		} else if err := c.add(t, a, b, weight, kind); err != nil {
 			return err
 		}
@@ -247,15 +233,12 @@ func (t *tally) count(cluster int64) uint64 {
 // merge adds all of o to t; o must not be used afterwards.
 func (t *tally) merge(o *tally) error {
 	return o.each(func(no int64, c *chunk) error {
-		p := t.pageAt(no >> pageBits)
-		if p == nil || p[no&(pageChunks-1)] == nil {
-			if _, err := t.makeChunk(no); err != nil {
-				return err
-			}
-			t.pageAt(no >> pageBits)[no&(pageChunks-1)] = c
-			return nil
+		mine := t.chunkAt(no)
+		if mine == nil {
+			t.setChunk(no, c)
+			return t.take(chunkBytes)
 		}
-		return p[no&(pageChunks-1)].merge(t, c)
+		return mine.merge(t, c)
 	})
 }
 
@@ -286,33 +269,15 @@ func (c *chunk) merge(t *tally, o *chunk) error {
 
 // each calls fn for the chunks in ascending order.
 func (t *tally) each(fn func(no int64, c *chunk) error) error {
-	page := func(no int64, p *chunkPage) error {
-		for i, c := range p {
-			if c != nil {
-				if err := fn(no<<pageBits|int64(i), c); err != nil {
-					return err
-				}
+	for no, c := range t.flat {
+		if c != nil {
+			if err := fn(int64(no), c); err != nil {
+				return err
 			}
 		}
-		return nil
 	}
-	if t.flat != nil {
-		for no, p := range t.flat {
-			if p != nil {
-				if err := page(int64(no), p); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	}
-	nos := make([]int64, 0, len(t.far))
-	for no := range t.far {
-		nos = append(nos, no)
-	}
-	slices.Sort(nos)
-	for _, no := range nos {
-		if err := page(no, t.far[no]); err != nil {
+	for _, no := range slices.Sorted(maps.Keys(t.far)) {
+		if err := fn(no, t.far[no]); err != nil {
 			return err
 		}
 	}

@@ -87,9 +87,10 @@ func (t *tracer) stop(reason string) error {
 }
 
 const (
-	reasonIO      = "Input/output error"
-	reasonInvalid = "Invalid argument"
-	reasonTooBig  = "File too large"
+	reasonIO       = "Input/output error"
+	reasonInvalid  = "Invalid argument"
+	reasonTooBig   = "File too large"
+	reasonNoMemory = "Cannot allocate memory"
 )
 
 func (t *tracer) trace() error {

@@ -6,6 +6,7 @@ package qcow2
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 )
 
 // countAll counts all references, in qemu's order.
@@ -69,6 +70,9 @@ func (t *tracer) countL1(off uint64, entries int64, active bool) error {
 	}
 	if err := t.inc(off, uint64(entries)*8); err != nil {
 		return err
+	}
+	if off > math.MaxInt64 {
+		return t.stop(reasonNoMemory) // what qemu makes of a negative offset
 	}
 	// Behind the end of the file are zeros only, which stand for nothing.
 	inFile := min(entries, int64((max(t.fileBytes, off)-off+7)/8))
