@@ -48,7 +48,7 @@ func ours(t testing.TB, args ...string) outcome {
 	t.Helper()
 	loc, err := time.LoadLocation(zone)
 	if err != nil {
-		t.Skipf("needs the time zone %s: %v", zone, err)
+		testenv.Lacks(t, "the time zone "+zone)
 	}
 	var out, errOut bytes.Buffer
 	env := Env{Stdout: &out, Stderr: &errOut, Location: loc, Version: "test"}
