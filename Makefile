@@ -20,10 +20,10 @@ LDFLAGS := -s -w -X $(shell sed -n 's/^module //p' go.mod)/internal/cli.version=
 	-X $(shell sed -n 's/^module //p' go.mod)/internal/cli.commit=$(COMMIT)
 
 # What the tests call, and the Debian packages that have it. gcc is for the race detector.
-TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils gcc:gcc groff:groff-base \
+TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc groff:groff-base \
 	setpriv:util-linux losetup:mount mount:mount
 # What is looked for as a file: a library, and a program that the shell has a word for.
-FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time
+FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time /usr/share/zoneinfo/UTC:tzdata
 
 .PHONY: help
 help: ## list the targets
