@@ -26,8 +26,10 @@ import (
 const maxImages = 1 << 20
 
 // errNoImage: a file that was named, and that nothing shows to be a disk.
-var errNoImage = errors.New("is not a disk image: " +
-	"it has no known magic, and does not look like a raw disk")
+var errNoImage = finding.WithHint(errors.New("is not a disk image: "+
+	"it has no known magic, and does not look like a raw disk"),
+	"a raw disk without partitions must be called .raw or .img; if this was an image, "+
+		"its beginning was overwritten")
 
 // candidate is a file that may be an image.
 type candidate struct {
@@ -52,6 +54,8 @@ type job struct {
 	img  Image
 	// done: what can be looked at was looked at.
 	done bool
+	// why is the first error that made a blind spot.
+	why error
 }
 
 // find looks for images at and below the paths. Its error is that of ctx.

@@ -4,6 +4,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -36,6 +37,9 @@ func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
 func (r *runner) whole(ctx context.Context, paths []string) (*Report, error) {
 	err := r.run(ctx, paths)
 	r.over.Store(true)
+	if err != nil {
+		r.cutOff()
+	}
 	rep := r.report(paths)
 	if err != nil {
 		rep.Status = finding.OrderStatus(finding.StatusInterrupted)
@@ -49,6 +53,15 @@ func (r *runner) whole(ctx context.Context, paths []string) (*Report, error) {
 		return rep, err
 	}
 	return rep, nil
+}
+
+// cutOff notes of each image that was not finished that it was not.
+func (r *runner) cutOff() {
+	for _, j := range r.jobs {
+		if !j.done && !j.noCheck() && len(j.img.Blind) == 0 {
+			j.img.Blind = append(j.img.Blind, newBlind(j.path, "image", "the examination was interrupted"))
+		}
+	}
 }
 
 // runner is the state of one run.
@@ -68,10 +81,12 @@ type runner struct {
 	// over: whoever was given up and comes back tells nobody of its progress.
 	over atomic.Bool
 
-	mu      sync.Mutex
-	jobs    []*job
-	byID    map[diskio.ID]*job
-	lost    []finding.Blind // that belong to no image
+	mu   sync.Mutex
+	jobs []*job
+	byID map[diskio.ID]*job
+	lost []finding.Blind // that belong to no image
+	// why is the first error that made a blind spot.
+	why     error
 	skipped int64
 	full    bool
 	state   Progress
@@ -162,10 +177,12 @@ func (r *runner) skip() {
 func (r *runner) blindSpot(object, what string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.why = cmp.Or(r.why, err)
 	r.lost = append(r.lost, newBlind(object, what, reason(err)))
 }
 
 func (j *job) blind(what string, err error) {
+	j.why = cmp.Or(j.why, err)
 	j.img.Blind = append(j.img.Blind, newBlind(j.path, what, reason(err)))
 }
 

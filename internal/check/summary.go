@@ -145,6 +145,7 @@ func (r *runner) nothing(paths []string, rep *Report) error {
 // onlyFailures says why none of the images could be examined.
 func (r *runner) onlyFailures(rep *Report) error {
 	var first, hint string
+	why := r.why
 	n := len(rep.Blind)
 	if n > 0 {
 		first = rep.Blind[0].Object + ": " + rep.Blind[0].Reason
@@ -155,6 +156,7 @@ func (r *runner) onlyFailures(rep *Report) error {
 		case first != "":
 		case len(img.Blind) > 0:
 			first = img.Path + ": " + img.Blind[0].Reason
+			why = r.jobs[slices.IndexFunc(r.jobs, func(j *job) bool { return j.path == img.Path })].why
 		default:
 			first = fmt.Sprintf("%s: format %s has no check", img.Path, img.Format)
 			hint = "only qcow2 images have metadata that shisa can check"
@@ -163,5 +165,18 @@ func (r *runner) onlyFailures(rep *Report) error {
 	if n > 1 {
 		first += fmt.Sprintf(" (and %d more that could not be examined)", n-1)
 	}
-	return finding.WithHint(fmt.Errorf("check %s", first), hint)
+	err := &failure{"check " + first, why}
+	if hint == "" {
+		return err // what why says itself
+	}
+	return finding.WithHint(err, hint)
 }
+
+// failure is an error whose cause stands in its text already, without the path.
+type failure struct {
+	text string
+	why  error
+}
+
+func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.why }

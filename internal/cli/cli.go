@@ -22,6 +22,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -201,6 +202,8 @@ func hintFor(err error) string {
 		hint = "FIFOs, sockets and character devices hold no image and are never opened"
 	case errors.Is(err, diskio.ErrDirectory):
 		hint = "name one image; check and scan take directories"
+	case errors.Is(err, qcow2.ErrUnsupported):
+		hint = "a newer program made it: what is not understood is not touched; look with that program"
 	}
 	return hint
 }
