@@ -53,7 +53,7 @@ func (o *lookOptions) flags(c *cobra.Command) {
 	f.Var(&o.memory, "memory", "use at most so much memory for counting references (0 is 1G)")
 	f.Var(&o.ioLimit, "io-limit", "read at most so much in a second (0 is no limit)")
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
-		"give an image up when no read of it completes for so long")
+		"give an image up when no read of it completes for `TIME`, such as 90s")
 }
 
 // options gives the options of the examination, which tells p how far it is.

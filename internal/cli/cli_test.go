@@ -58,7 +58,10 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 			t.Errorf("%s: want RunE, which can say how it ended", path)
 		}
 		c.Flags().VisitAll(func(f *pflag.Flag) {
-			_, usage := pflag.UnquoteUsage(f)
+			value, usage := pflag.UnquoteUsage(f)
+			if value != strings.ToUpper(value) {
+				t.Errorf("%s --%s: value %q, want a word of ours: `NAME` in the usage", path, f.Name, value)
+			}
 			if r := []rune(usage); len(r) == 0 || unicode.IsUpper(r[0]) && !unicode.IsUpper(r[1]) ||
 				strings.HasSuffix(usage, ".") {
 				t.Errorf("%s --%s: usage %q, want lower case and no full stop", path, f.Name, usage)

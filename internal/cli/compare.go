@@ -50,7 +50,7 @@ its end.`,
 	f.StringVarP(&o.formatA, "format", "f", "", "take the first image for one of format `FMT`")
 	f.StringVarP(&o.formatB, "second-format", "F", "", "take the second image for one of format `FMT`")
 	f.StringVar(&o.snapshotA, "snapshot-a", "", "of the first image, compare the internal snapshot with that id or `NAME`")
-	f.StringVar(&o.snapshotB, "snapshot-b", "", "the same for the second image")
+	f.StringVar(&o.snapshotB, "snapshot-b", "", "of the second image, the one with that id or `NAME`")
 	f.BoolVarP(&o.strict, "strict", "s", false, "sizes and allocation must be the same too")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing: the exit status tells")
 	f.BoolP("progress", "p", false, "accepted as by qemu-img: a terminal shows progress anyway")
