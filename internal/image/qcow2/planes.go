@@ -5,10 +5,27 @@ package qcow2
 
 // planes are bit vectors over a chunk. The two that every reference touches share a cache line.
 type planes struct {
-	base  [2 * chunkWords]uint64 // ones digit, and "the single reference is refUnowned", in turn
-	plain *[chunkWords]uint64    // there is a refPlain reference; nil: none
-	multi *[chunkWords]uint64    // several references, one with COPIED; nil: none
-	high  []*[chunkWords]uint64  // twos, fours, ... digits
+	base  *basePlanes           // ones digit, and "the single reference is refUnowned", in turn
+	plain *[chunkWords]uint64   // there is a refPlain reference; nil: none
+	multi *[chunkWords]uint64   // several references, one with COPIED; nil: none
+	high  []*[chunkWords]uint64 // twos, fours, ... digits
+}
+
+// basePlanes are two pages without pointers.
+type basePlanes [2 * chunkWords]uint64
+
+// newBase gives an empty pair of planes. It writes to each page at once: memory that is read first
+// is mapped twice by the kernel, the second time with every processor interrupted.
+func (t *tally) newBase() *basePlanes {
+	if len(t.spare) == 0 {
+		t.spare = make([]basePlanes, slabBases)
+	}
+	b := &t.spare[0]
+	t.spare = t.spare[1:]
+	for w := 0; w < len(b); w += 4096 / 8 {
+		b[w] = 0
+	}
+	return b
 }
 
 // spill turns the runs of a chunk into planes.
@@ -16,7 +33,7 @@ func (c *chunk) spill(t *tally) error {
 	if err := t.take(16 * chunkWords); err != nil {
 		return err
 	}
-	c.planes = new(planes)
+	c.planes = &planes{base: t.newBase()}
 	for _, r := range c.runs {
 		kind := r.kind
 		if r.multi {

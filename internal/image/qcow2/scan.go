@@ -115,55 +115,69 @@ type scanner struct {
 
 // scan counts the references of a piece of a table. The pieces of a table come in order.
 func (s *scanner) scan(tb *table, piece []byte) error {
+	count := s.scanPlain
 	if s.h.ExtendedL2() {
-		return s.scanExtended(tb, piece)
+		count = s.scanExtended
 	}
-	n := len(piece) &^ 7
-	for i := 0; i < n; {
-		entry := binary.BigEndian.Uint64(piece[i:])
-		if entry == 0 {
-			i = skipZeros(piece[:n], i+8)
-			continue
-		}
-		if entry&s.odd != 0 {
-			tb.used++
-			if err := s.oddEntry(tb, entry, 0); err != nil {
-				return err
-			}
-			i += 8
-			continue
-		}
-		if s.single(tb, piece[:n], i, entry) {
-			i += 8
-			continue
-		}
-		end := runEnd(piece[:n], i, entry, s.cs)
-		tb.used += uint32(end-i) >> 3
-		if entry&OffsetMask != 0 || s.dataFile && entry&FlagCopied != 0 {
-			if err := s.run(tb, entry, uint64(end-i)>>3); err != nil {
-				return err
-			}
-		}
-		i = end
+	if err := count(tb, piece); err != nil {
+		return err
 	}
-	return nil
+	return s.tally.flush()
 }
 
-// single counts an entry of a scattered image, behind which another cluster follows, and reports
-// whether it was one.
-func (s *scanner) single(tb *table, p []byte, i int, entry uint64) bool {
-	if tb.refs != 1 || s.dataFile || i+16 <= len(p) && binary.BigEndian.Uint64(p[i+8:]) == entry+s.cs {
-		return false
+// scanPlain is scan for entries of 8 bytes. Single clusters of the active disk, which a scattered
+// image consists of, are counted here; everything else is left to entries.
+func (s *scanner) scanPlain(tb *table, piece []byte) error {
+	piece = piece[:len(piece)&^7]
+	t := s.tally
+	simple := tb.refs == 1 && tb.active == 1 && !s.dataFile
+	next, singles, fragmented := s.next, int64(0), int64(0)
+	var err error
+	for i := 0; i < len(piece) && err == nil; {
+		entry := binary.BigEndian.Uint64(piece[i:])
+		off := entry & OffsetMask
+		cluster := off >> s.bits
+		if !simple || entry&s.odd != 0 || off == 0 || cluster >= s.clusters ||
+			i+16 <= len(piece) && binary.BigEndian.Uint64(piece[i+8:]) == entry+s.cs {
+			s.next = next
+			i, err = s.entries(tb, piece, i, entry)
+			next = s.next
+			continue
+		}
+		if next != 0 && off != next {
+			fragmented++
+		}
+		next = off + s.cs
+		singles++
+		i += 8
+		t.later[t.waiting&(maxWaiting-1)] = addition{int64(cluster), 1, entry&FlagCopied == 0}
+		if t.waiting++; t.waiting == maxWaiting {
+			err = t.flush()
+		}
 	}
-	off := entry & OffsetMask
-	cluster := off >> s.bits
-	if cluster >= s.clusters || off == 0 || tb.active == 0 ||
-		!s.tally.addOne(int64(cluster), entry&FlagCopied == 0) {
-		return false
+	s.next = next
+	tb.used += uint32(singles)
+	s.counts.AllocatedClusters += singles
+	s.counts.FragmentedClusters += fragmented
+	return err
+}
+
+// entries counts the entry at i, and with it those behind it that are zero too or continue its run.
+// It gives the position of the first entry not counted.
+func (s *scanner) entries(tb *table, piece []byte, i int, entry uint64) (int, error) {
+	switch {
+	case entry == 0:
+		return skipZeros(piece, i+8), nil
+	case entry&s.odd != 0:
+		tb.used++
+		return i + 8, s.oddEntry(tb, entry, 0)
 	}
-	tb.used++
-	s.allocated(tb, off, 1)
-	return true
+	end := runEnd(piece, i, entry, s.cs)
+	tb.used += uint32(end-i) >> 3
+	if entry&OffsetMask != 0 || s.dataFile && entry&FlagCopied != 0 {
+		return end, s.run(tb, entry, uint64(end-i)>>3)
+	}
+	return end, nil
 }
 
 // skipZeros gives the position of the first entry at or after i that is not zero.
@@ -239,6 +253,9 @@ func (s *scanner) run(tb *table, entry, n uint64) error {
 		if n = inside; n == 0 {
 			return nil
 		}
+	}
+	if tb.refs == 1 && tb.active == 1 && first>>6 == (first+n-1)>>6 {
+		return s.tally.addLater(int64(first), n, entry&FlagCopied == 0)
 	}
 	return s.tally.add(int64(first), int64(first+n-1), uint64(tb.refs), tb.kind(entry))
 }

@@ -34,6 +34,10 @@ const (
 	maxRuns = 24
 	// maxPlanes bounds the digits of a count; more references than 2^40 do not fit into any file.
 	maxPlanes = 40
+	// maxWaiting is how many additions are done in bulk; they stay in the fastest cache.
+	maxWaiting = 128
+	// slabBases is how many pairs of planes are made at once, 256 KiB.
+	slabBases = 32
 	// chunkBytes is about what a chunk of one run takes.
 	chunkBytes = 128
 )
@@ -69,6 +73,11 @@ type tally struct {
 	far   map[int64]*chunk
 	bytes int64 // memory taken so far
 	limit int64
+	// later[:waiting] are additions still to be done.
+	later   [maxWaiting]addition
+	waiting int
+	// spare are planes made in advance: one large piece of memory costs less than many.
+	spare []basePlanes
 }
 
 // newTally makes a tally for clusters below n that may take limitBytes of memory.
@@ -122,24 +131,58 @@ func (t *tally) take(n int64) error {
 	return nil
 }
 
-// addOne counts one reference to a cluster of which nothing is known yet, the only thing that ever
-// happens to most clusters of a scattered image. It reports whether that was so; if not, nothing
-// was counted.
-func (t *tally) addOne(cluster int64, unowned bool) bool {
-	no := cluster >> chunkBits
-	if no >= int64(len(t.flat)) || t.flat[no] == nil || t.flat[no].planes == nil {
+// addition is one reference to each of n clusters from first on, which lie in one word of a plane.
+type addition struct {
+	first   int64
+	n       uint32 // 1 to 64
+	unowned bool
+}
+
+// addLater is add for what nearly all entries of a scattered image are: a few clusters, referred to
+// once, by the active disk. Additions are done in bulk, for each waits for memory: done one after
+// the other with nothing in between, the processor waits for many of them at once.
+func (t *tally) addLater(first int64, n uint64, unowned bool) error {
+	t.later[t.waiting] = addition{first, uint32(n), unowned}
+	t.waiting++
+	if t.waiting == len(t.later) {
+		return t.flush()
+	}
+	return nil
+}
+
+// flush does the additions that wait. It must be called before the tally is looked at.
+func (t *tally) flush() error {
+	waiting := t.later[:t.waiting]
+	t.waiting = 0
+	for i := range waiting {
+		a := &waiting[i]
+		if no := a.first >> chunkBits; no < int64(len(t.flat)) {
+			if c := t.flat[no]; c != nil && c.planes != nil && c.planes.addFew(a) {
+				continue
+			}
+		}
+		kind := refCopied
+		if a.unowned {
+			kind = refUnowned
+		}
+		if err := t.add(a.first, a.first+int64(a.n)-1, 1, kind); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addFew does an addition to clusters that have no reference yet, and reports whether that was so.
+func (p *planes) addFew(a *addition) bool {
+	in := uint32(a.first) & (chunkClusters - 1)
+	pair := (*[2]uint64)(p.base[in>>6<<1:])
+	mask := ^uint64(0) >> ((64 - a.n) & 63) << (in & 63)
+	if pair[0]&mask != 0 || p.high != nil {
 		return false
 	}
-	p := t.flat[no].planes
-	i := uint32(cluster) & (chunkClusters - 1)
-	pair := (*[2]uint64)(p.base[i>>6<<1:])
-	bit := uint64(1) << (i & 63)
-	if pair[0]&bit != 0 || p.high != nil {
-		return false
-	}
-	pair[0] |= bit
-	if unowned {
-		pair[1] |= bit
+	pair[0] |= mask
+	if a.unowned {
+		pair[1] |= mask
 	}
 	return true
 }
@@ -154,10 +197,7 @@ func (t *tally) add(first, last int64, weight uint64, kind refKind) error {
 			return err
 		}
 		a, b := uint32(first&(chunkClusters-1)), uint32(end&(chunkClusters-1))
-		if p := c.planes; p != nil && a>>6 == b>>6 && weight == 1 &&
-			p.addFirst(a>>6, ^uint64(0)>>(63-(b-a))<<(a&63), kind) {
-			// done
-		} else if err := c.add(t, a, b, weight, kind); err != nil {
+		if err := c.add(t, a, b, weight, kind); err != nil {
 			return err
 		}
 		if end == last {

@@ -71,10 +71,21 @@ func TestTallyCountsLikeAMap(t *testing.T) {
 			last := min(clusters-1, first+rapid.SampledFrom([]int64{0, 0, 0, 1, 7, 63, 64, 500, 40000}).Draw(t, "length"))
 			weight := rapid.SampledFrom([]uint64{1, 1, 1, 2, 5, 1 << 15, 1<<15 + 1, 100000}).Draw(t, "weight")
 			kind := rapid.SampledFrom([]refKind{refPlain, refCopied, refUnowned}).Draw(t, "kind")
-			if err := rapid.SampledFrom(tallies).Draw(t, "tally").add(first, last, weight, kind); err != nil {
+			tl := rapid.SampledFrom(tallies).Draw(t, "tally")
+			if rapid.Bool().Draw(t, "later") {
+				last, weight, kind = min(last, first|63), 1, max(kind, refCopied)
+				if err := tl.addLater(first, uint64(last-first+1), kind == refUnowned); err != nil {
+					t.Fatalf("addLater(%d, %d) = %v", first, last-first+1, err)
+				}
+			} else if err := tl.add(first, last, weight, kind); err != nil {
 				t.Fatalf("add(%d, %d, %d, %d) = %v", first, last, weight, kind, err)
 			}
 			want.add(first, last, weight, kind)
+		}
+		for _, tl := range tallies {
+			if err := tl.flush(); err != nil {
+				t.Fatalf("flush() = %v", err)
+			}
 		}
 		got := tallies[0]
 		if err := got.merge(tallies[1]); err != nil {
