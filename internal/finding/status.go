@@ -19,19 +19,31 @@ const (
 )
 
 // OrderStatus gives each of the statuses that apply once, the one to exit with first. Clean is
-// left out where anything else applies; no status at all is clean.
+// left out where anything else applies; no status at all is clean. A number that is none of them
+// counts as failed, for it must not pass for clean.
 func OrderStatus(applies ...int) []int {
-	out := []int{}
-	for _, s := range []int{
+	order := []int{
 		StatusUsage, StatusInterrupted, StatusHalfDone, StatusFound, StatusRefused,
-		StatusCannotTell, StatusFailed,
-	} {
-		if slices.Contains(applies, s) {
-			out = append(out, s)
+		StatusCannotTell, StatusFailed, StatusClean,
+	}
+	ranks := []int{}
+	for _, s := range applies {
+		r := slices.Index(order, s)
+		if r < 0 {
+			r = slices.Index(order, StatusFailed)
 		}
+		ranks = append(ranks, r)
+	}
+	slices.Sort(ranks)
+	out := []int{}
+	for _, r := range slices.Compact(ranks) {
+		out = append(out, order[r])
 	}
 	if len(out) == 0 {
-		out = append(out, StatusClean)
+		return []int{StatusClean}
+	}
+	if last := len(out) - 1; last > 0 && out[last] == StatusClean {
+		out = out[:last]
 	}
 	return out
 }

@@ -23,7 +23,7 @@ func TestOrderStatus(t *testing.T) {
 		{"the contract's order", []int{1, 4, 5, 3, 6}, []int{6, 3, 5, 4, 1}},
 		{"each once", []int{4, 4, 3, 4}, []int{3, 4}},
 		{"interrupted first", []int{3, 130}, []int{130, 3}},
-		{"never 2", []int{2}, []int{0}},
+		{"never 2, and not clean", []int{2, 0}, []int{1}},
 	} {
 		if got := OrderStatus(c.have...); !slices.Equal(got, c.want) {
 			t.Errorf("%s: OrderStatus(%v) = %v, want %v", c.name, c.have, got, c.want)
