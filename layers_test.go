@@ -48,7 +48,7 @@ var budget = map[string][]string{
 	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/lab"},
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
-	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk"},
+	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
 		"internal/testenv"},
 	"golang.org/x/term":  {"internal/cli"},

@@ -107,7 +107,7 @@ func TestGoals(t *testing.T) {
 		{wallUnder(.5), false, false},
 		{cpuUnder(1000), true, false},
 	} {
-		o := outcome{c.goal, c.goal.value(ours, theirs)}
+		o := outcome{goal: c.goal, got: c.goal.value(ours, theirs)}
 		if o.met() != c.met || o.aimed() != c.aimed {
 			t.Errorf("%s %v: got %v, met %v, aimed %v, want %v, %v", c.goal.what, c.goal.must, o.got,
 				o.met(), o.aimed(), c.met, c.aimed)
@@ -121,8 +121,8 @@ func TestTable(t *testing.T) {
 		tab.add("x", r)
 		return tab
 	}
-	good := outcome{cpuRatio(20, 40), 25}
-	bad := outcome{cpuRatio(20, 40), 5}
+	good := outcome{goal: cpuRatio(20, 40), got: 25}
+	bad := outcome{goal: cpuRatio(20, 40), got: 5}
 	for _, c := range []struct {
 		name   string
 		res    result
@@ -130,8 +130,12 @@ func TestTable(t *testing.T) {
 		text   string
 	}{
 		{"reached", result{goals: []outcome{good}}, 0, "| yes "},
-		{"aim", result{goals: []outcome{{cpuRatio(20, 40), 41}}}, 0, "yes, aim too"},
+		{"aim", result{goals: []outcome{{goal: cpuRatio(20, 40), got: 41}}}, 0, "yes, aim too"},
 		{"not reached", result{goals: []outcome{good, bad}}, 3, "**no**"},
+		{"the disk's limit", result{goals: []outcome{{goal: wallRatio(25, 40), got: 9, ceiling: 10}}}, 0,
+			"wall 9x less; the disk alone allows 10x less"},
+		{"below the disk's limit", result{goals: []outcome{{goal: wallRatio(25, 40), got: 7, ceiling: 10}}}, 3, "**no**"},
+		{"not for the disk", result{goals: []outcome{{goal: wallRatio(25, 40), got: 20, ceiling: 30}}}, 3, "**no**"},
 		{"failed", result{goals: []outcome{good}, failed: "it crashed"}, 3, "**no**"},
 		{"not measured", result{missing: "no space"}, 4, "not measured"},
 	} {

@@ -98,7 +98,9 @@ func (b *bench) live(ctx context.Context, dir string) (res result, err error) {
 	}
 	res.text = fmt.Sprintf("%d checks, %d requests written", n.checks+1, w.Requests())
 	res.theirsText = fmt.Sprintf("false errors in %d of %d (check -U)", n.theirsWrong, n.theirs)
-	res.goals = []outcome{{count("false errors", 0), float64(n.wrong)}, {count("cannot tell", 0), float64(n.blind)}}
+	res.goals = []outcome{
+		{goal: count("false errors", 0), got: float64(n.wrong)},
+		{goal: count("cannot tell", 0), got: float64(n.blind)}}
 	err = errors.Join(err, w.Stop())
 	if err == nil {
 		err = b.soundAfterwards(ctx, path)

@@ -65,6 +65,6 @@ func (b *bench) open(ctx context.Context, dir string) (res result, err error) {
 		return res, fmt.Errorf("%d qcow2 images in the report, want %d or more", images, openSamples)
 	}
 	res.text = fmt.Sprintf("%d of %d images", unknown, images)
-	res.goals = []outcome{{count("open answers", 0), float64(unknown)}}
+	res.goals = []outcome{{goal: count("open answers", 0), got: float64(unknown)}}
 	return res, nil
 }

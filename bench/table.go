@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -91,6 +92,9 @@ func (t *table) add(name string, r result) {
 				}
 			}
 		}
+		if verdict == "yes" && slices.ContainsFunc(r.goals, func(o outcome) bool { return !o.reaches(o.must) }) {
+			verdict = "the disk's limit"
+		}
 		if verdict == "yes" && aims > 0 && aims == aimed {
 			verdict = "yes, aim too"
 		}
@@ -101,7 +105,11 @@ func (t *table) add(name string, r result) {
 		if o.lower && o.unit != "" {
 			sign = "under "
 		}
-		got = append(got, fmt.Sprintf("%s %s%s", o.what, number(o.got), o.unit))
+		text := fmt.Sprintf("%s %s%s", o.what, number(o.got), o.unit)
+		if o.limited() {
+			text += fmt.Sprintf("; the disk alone allows %s%s", number(o.ceiling), o.unit)
+		}
+		got = append(got, text)
 		must = append(must, fmt.Sprintf("%s %s%s%s", o.what, sign, number(o.must), o.unit))
 		if o.aim != 0 {
 			aim = append(aim, fmt.Sprintf("%s %s%s", o.what, number(o.aim), o.unit))
