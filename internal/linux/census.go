@@ -35,11 +35,7 @@ import (
 // that is asked for, or the path is, we look through the link, and tell the kernel to answer from
 // its cache (AT_STATX_DONT_SYNC) instead of asking a server.
 const (
-	// maxOpenFiles bounds the table; a busy hypervisor has some ten thousand.
-	maxOpenFiles = 1 << 20
-	// maxFdinfoBytes is enough for hundreds of locks.
-	maxFdinfoBytes = 16 << 10
-	// censusTimeout bounds the reading of the whole of /proc.
+	// censusTimeout is how long a list is waited for that hangs somewhere.
 	censusTimeout = 20 * time.Second
 	// initPIDNamespace is the inode of the first PID namespace (include/linux/proc_ns.h).
 	initPIDNamespace = "pid:[4026531836]"
@@ -57,6 +53,8 @@ type OpenFile struct {
 	Ino     uint64 // 0 if not known
 	// Dev is the device of the file system, 0 if not known.
 	Dev uint64
+	// Mount is the number of the mount that it was opened on, 0 if not known.
+	Mount uint64
 	// Device is the name of a loop device that the kernel made from the file.
 	Device string
 }
@@ -86,123 +84,58 @@ func (h *Host) Census(ctx context.Context) (*Census, error) {
 }
 
 func (h *Host) census(ctx context.Context) (*Census, error) {
+	// Whoever waits gave up then; this goroutine ends soon after, unless a look hangs.
+	ctx, cancel := context.WithTimeout(ctx, censusTimeout)
+	defer cancel()
 	c := &Census{host: h, byIno: map[uint64][]int{}, byPath: map[string][]int{}, machines: map[int]bool{}}
-	proc, err := os.Open(h.root + "/proc")
+	proc, err := openDirectory(unix.AT_FDCWD, h.root+"/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	defer proc.Close()
-	first, cut := false, false // whether process 1 was seen, and the table is full
-	for !cut {
-		names, err := proc.Readdirnames(1024)
-		for _, name := range names {
-			pid, err := strconv.Atoi(name)
-			if err != nil || pid <= 0 {
-				continue
-			}
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			first = first || pid == 1
-			// Our own looking is no use of a file.
-			if !h.live || pid != os.Getpid() {
-				cut = cut || c.process(pid)
-			}
+	defer unix.Close(proc)
+	l := &lister{c: c, ctx: ctx, proc: proc, end: time.Now().Add(censusBudget), mute: map[uint64]bool{}}
+	first := false // whether process 1 was seen
+	err = eachName(proc, func(name string) error {
+		pid, err := strconv.Atoi(name)
+		if err != nil || pid <= 0 {
+			return nil
 		}
-		if errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return nil, fmt.Errorf("list processes: %w", err)
+		first = first || pid == 1
+		// Our own looking is no use of a file.
+		if h.live && pid == os.Getpid() {
+			return nil
 		}
+		return l.process(pid, name)
+	})
+	if err != nil && !errors.Is(err, errCut) {
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	c.loops()
-	c.explain(first, cut)
+	c.explain(first || l.cut != "")
+	if l.cut != "" {
+		c.gaps = append(c.gaps, l.cut)
+	}
+	if len(l.mute) > 0 {
+		c.gaps = append(c.gaps, "open files on storage that does not answer are known by their names only")
+	}
 	return c, nil
 }
 
-// explain fills in the gaps.
-func (c *Census) explain(first, cut bool) {
+// explain fills in the gaps. first: process 1 was seen.
+func (c *Census) explain(first bool) {
 	if c.Protected > 0 {
 		c.gaps = append(c.gaps, fmt.Sprintf("%d of %d processes are protected from this user",
 			c.Protected, c.Protected+c.Processes))
 	}
-	if !first && c.host.live {
-		c.gaps = append(c.gaps, "/proc is mounted so that it hides the processes of other users")
-	}
-	if cut {
-		c.gaps = append(c.gaps, fmt.Sprintf("more than %d files are open, the others were left out", maxOpenFiles))
-	}
 	if !c.host.live {
 		return
+	}
+	if !first {
+		c.gaps = append(c.gaps, "/proc is mounted so that it hides the processes of other users")
 	}
 	if ns, err := os.Readlink(c.host.root + "/proc/self/ns/pid"); err == nil && ns != initPIDNamespace {
 		c.gaps = append(c.gaps, "processes outside this container cannot be seen")
 	}
-}
-
-// process adds the open files of one process. It reports whether the table is full.
-func (c *Census) process(pid int) (full bool) {
-	dir := c.host.root + "/proc/" + strconv.Itoa(pid)
-	fds, err := os.Open(dir + "/fd")
-	if err != nil {
-		if !vanished(err) {
-			c.Protected++
-		}
-		return false
-	}
-	defer fds.Close()
-	for {
-		names, err := fds.Readdirnames(4096)
-		for _, name := range names {
-			fd, numErr := strconv.Atoi(name)
-			if numErr != nil || fd < 0 {
-				continue
-			}
-			if len(c.files) >= maxOpenFiles {
-				return true
-			}
-			if err := c.descriptor(dir, pid, fd); err != nil && !vanished(err) {
-				c.Protected++
-				return false
-			}
-		}
-		if errors.Is(err, io.EOF) || vanished(err) {
-			c.Processes++
-			return false
-		} else if err != nil {
-			c.Protected++
-			return false
-		}
-	}
-}
-
-// descriptor adds one open file if it has a name and may be a disk.
-func (c *Census) descriptor(dir string, pid, fd int) error {
-	link := dir + "/fd/" + strconv.Itoa(fd)
-	text, err := os.Readlink(link)
-	if err != nil {
-		return err
-	}
-	if text == "anon_inode:kvm-vm" {
-		c.machines[pid] = true
-	}
-	if !strings.HasPrefix(text, "/") || boring(text) {
-		return nil
-	}
-	info, err := readSome(dir+"/fdinfo/"+strconv.Itoa(fd), maxFdinfoBytes)
-	if err != nil {
-		return err
-	}
-	f := OpenFile{PID: pid, FD: fd}
-	f.Path, f.Deleted = strings.CutSuffix(text, " (deleted)")
-	f.fdinfo(info)
-	if f.Ino == 0 && c.host.live {
-		if st, ok := lookThrough(link); ok {
-			f.Ino, f.Dev = st.ID.Ino, st.ID.Dev
-		}
-	}
-	c.add(f)
-	return nil
 }
 
 // boring are names below /dev, /proc and /sys that are no disks.
@@ -257,6 +190,11 @@ func (f *OpenFile) fdinfo(info []byte) {
 			if n, err := strconv.ParseUint(value, 10, 64); err == nil {
 				f.Ino = n
 			}
+		case "mnt_id":
+			// Not understood, each descriptor is looked at for itself.
+			if n, err := strconv.ParseUint(value, 10, 64); err == nil {
+				f.Mount = n
+			}
 		case "lock":
 			f.lock(value)
 		}
@@ -283,18 +221,18 @@ func (f *OpenFile) lock(text string) {
 }
 
 // lookThrough looks at the open file behind a link of /proc/PID/fd, without asking a server.
-func lookThrough(link string) (diskio.Stat, bool) {
+func lookThrough(link string) (diskio.Stat, error) {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT,
 		unix.STATX_TYPE|unix.STATX_INO, &st)
 	if err != nil {
-		return diskio.Stat{}, false
+		return diskio.Stat{}, &fs.PathError{Op: "look at", Path: link, Err: err}
 	}
 	return diskio.Stat{
 		ID:     diskio.ID{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino},
 		Block:  st.Mode&unix.S_IFMT == unix.S_IFBLK,
 		Device: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
-	}, true
+	}, nil
 }
 
 // loops adds the files that the kernel made loop devices of: no process has those open.
@@ -317,8 +255,11 @@ func (c *Census) loops() {
 		}
 		// Each name there is a link into /sys/devices, so it is followed; the files are not links.
 		text, err := readSome(dir.Name()+"/"+name+"/loop/backing_file", 1<<14)
-		if err != nil {
+		if vanished(err) {
 			continue // has no file, which is usual
+		} else if err != nil {
+			c.gaps = append(c.gaps, "the file of loop device "+name+" could not be told")
+			continue
 		}
 		ro, err := readSome(dir.Name()+"/"+name+"/ro", 16)
 		f := OpenFile{FD: -1, Device: name, Writing: err != nil || strings.TrimSpace(string(ro)) != "1"}

@@ -25,7 +25,8 @@ func (c *Census) Holders(ctx context.Context, st diskio.Stat, path string) []Hol
 	found := map[int]Holder{}
 	out := []Holder{}
 	for _, f := range c.candidates(st, path) {
-		if !c.is(ctx, f, st, path) {
+		// What would tell nothing new is not looked at.
+		if h, ok := found[f.PID]; ok && (h.Writing || !f.Writing) || !c.is(ctx, f, st, path) {
 			continue
 		}
 		if f.PID == 0 {
@@ -76,19 +77,14 @@ func (c *Census) is(ctx context.Context, f OpenFile, st diskio.Stat, path string
 		return f.Path == path && !f.Deleted && (f.Ino == 0 || f.Ino == st.ID.Ino)
 	}
 	link := c.host.root + "/proc/" + strconv.Itoa(f.PID) + "/fd/" + strconv.Itoa(f.FD)
-	type look struct {
-		st diskio.Stat
-		ok bool
-	}
-	got, err := diskio.Within(ctx, processTimeout, func() (look, error) {
-		st, ok := lookThrough(link)
-		return look{st, ok}, nil
+	got, err := diskio.Within(ctx, processTimeout, func() (diskio.Stat, error) {
+		return lookThrough(link)
 	}, nil)
-	if err != nil || !got.ok {
-		// It ended, or does not answer: then its name decides.
-		return err != nil && f.Path == path && !f.Deleted
+	if err != nil {
+		// It was closed, or does not answer: then its name decides.
+		return !vanished(err) && f.Path == path && !f.Deleted
 	}
-	return got.st.ID == st.ID || st.Block && got.st.Block && got.st.Device == st.Device
+	return got.ID == st.ID || st.Block && got.Block && got.Device == st.Device
 }
 
 // MachineFile is a file that the program of a virtual machine has open.
