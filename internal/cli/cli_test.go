@@ -237,11 +237,19 @@ func TestManPages(t *testing.T) {
 }
 
 func TestCompletion(t *testing.T) {
+	testenv.Need(t, "bash")
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		status, stdout, stderr := call("completion", shell)
 		if status != 0 || !strings.Contains(stdout, "shisa") || stderr != "" {
 			t.Errorf("completion %s = %d, %.40q, %q, want a script", shell, status, stdout, stderr)
 		}
+	}
+	// A shell without the package bash-completion has to find the words by itself.
+	_, script, _ := call("completion", "bash")
+	script += "COMP_WORDS=(shisa help ver) COMP_CWORD=2; __shisa_init_completion -n =:\n" +
+		`echo "$cur $prev $cword ${#words[@]}"`
+	if out, err := exec.Command("bash", "--norc", "-c", script).CombinedOutput(); string(out) != "ver help 2 3\n" {
+		t.Errorf("the words of bash = %q, %v, want ver, help, 2, 3", out, err)
 	}
 	if _, stdout, _ := call("__complete", "ver"); !strings.HasPrefix(stdout, "version\t") {
 		t.Errorf("completing ver = %q, want version", stdout)

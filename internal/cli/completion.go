@@ -5,6 +5,7 @@ package cli
 
 import (
 	"context"
+	"io"
 
 	"github.com/spf13/cobra"
 )
@@ -35,10 +36,32 @@ func newCompletion(s *stdio) *cobra.Command {
 	}
 }
 
+// bashWords replaces a function of cobra's script that calls one of the package bash-completion, and
+// without that package prints an error at each press of Tab. Bash's own words are then enough: they
+// are split at "=" and ":" too, which hides at most a suggestion.
+const bashWords = `
+__shisa_init_completion()
+{
+    COMPREPLY=()
+    if declare -F _get_comp_words_by_ref >/dev/null; then
+        _get_comp_words_by_ref "$@" cur prev words cword
+        return
+    fi
+    words=("${COMP_WORDS[@]}")
+    cword=$COMP_CWORD
+    cur=${words[cword]}
+    prev=${words[cword-1]}
+}
+`
+
 func runCompletion(_ context.Context, o completionOptions, s *stdio) error {
 	switch o.shell {
 	case "bash":
-		return o.root.GenBashCompletionV2(s.out, true)
+		if err := o.root.GenBashCompletionV2(s.out, true); err != nil {
+			return err
+		}
+		_, err := io.WriteString(s.out, bashWords)
+		return err
 	case "zsh":
 		return o.root.GenZshCompletion(s.out)
 	}

@@ -121,6 +121,9 @@ func roffFlags(b *strings.Builder, c *cobra.Command) {
 			fmt.Fprintf(b, " \\fI%s\\fR", roff(value))
 		}
 		fmt.Fprintf(b, "\n%s\n", roff(usage))
+		if d := f.DefValue; d != "" && d != "0" && d != "false" && d != "[]" {
+			fmt.Fprintf(b, "(default %s)\n", roff(d)) // as the help says it
+		}
 	})
 }
 

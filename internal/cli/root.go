@@ -61,11 +61,16 @@ Looking changes nothing. What could not be read is reported, and never counts as
 		SuggestionsMinimumDistance: 2,
 		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
+	var version bool
+	root.Flags().BoolVar(&version, "version", false, `the same as "shisa version"`)
 	root.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return usageError(c, "no command was given")
+		switch {
+		case len(args) > 0:
+			return unknownCommand(c, args[0])
+		case version:
+			return runVersion(c.Context(), versionOptions{}, s)
 		}
-		return unknownCommand(c, args[0])
+		return usageError(c, "no command was given")
 	}
 	gs := groups(s)
 	for _, g := range gs {
