@@ -261,7 +261,7 @@ func (p *page) imageTable(images []*check.Image) {
 // imageRows lists the images that begin with number first of all.
 func (p *page) imageRows(images []*check.Image, first int) {
 	p.start("div", "class", "scroll")
-	p.start("table")
+	p.start("table", "class", "images")
 	p.raw(`<tr><th>state</th><th>what</th><th>image</th><th class="n">disk</th>` +
 		`<th class="n">on storage</th><th>in use by</th><th>rests on</th></tr>`)
 	for i, img := range images {

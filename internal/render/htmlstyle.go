@@ -79,9 +79,14 @@ border-radius:3px;margin-right:.4em}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--soft)}
 details[open]>summary{margin-bottom:.5rem}
 .r{white-space:nowrap}
+.images th:nth-child(3){width:34%}.images th:nth-child(7){width:26%}.images td:nth-child(2){white-space:nowrap}
 .soft{color:var(--soft)}
 footer{margin-top:3rem;color:var(--soft);font-size:.83rem}
-@media print{html{font-size:11px}body{max-width:none;padding:0;font-size:11px}.scroll{overflow:visible;border:0;padding:0}
+@media (max-width:40rem){body{padding:.8rem .6rem 3rem}.hero,.card{padding:.7rem .8rem .8rem}
+dl{grid-template-columns:minmax(0,1fr);gap:0}dt{padding-top:.4rem}.r{white-space:normal}
+.evidence,.evidence tbody{display:block}.evidence tr{display:block;margin:0 0 .4rem}
+.evidence td{display:inline;padding:0;margin-right:.7rem}.images{min-width:52rem}}
+@media print{html{font-size:11px}.images{min-width:0}body{max-width:none;padding:0;font-size:11px}.scroll{overflow:visible;border:0;padding:0}
 svg.tree{max-width:100%;height:auto}details::details-content{content-visibility:visible}
 .hero,.badge,.next,.tile,.node,.bar{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 `
