@@ -272,17 +272,23 @@ func (l *looking) atRaw(r io.ReaderAt) error {
 	return err
 }
 
-// lostHeader reports a file that is called like a qcow2 image and does not begin like one.
+// lostHeader reports a file that is called like a qcow2 image and does not begin like one, or ends
+// before its format can be told.
 func (l *looking) lostHeader(head []byte) {
 	l.isImage, l.format = true, ""
 	text := fmt.Sprintf("the file is called like a qcow2 image, but does not begin like one (%q)",
 		head[:min(len(head), 4)])
 	sure := finding.Likely
-	if l.size == 0 {
+	switch {
+	case l.size == 0:
 		text, sure = "the file is called like a qcow2 image, but is empty", finding.Sure
+	case bytes.HasPrefix(head, []byte("QFI\xfb")):
+		text, sure = fmt.Sprintf("the file begins like a qcow2 image, but ends after %d bytes", l.size), finding.Sure
 	}
 	f := finding.New(finding.QC01, l.path, sure, text)
-	f.Host = []finding.Range{{Offset: 0, Length: min(l.size, 4)}}
+	if l.size > 0 {
+		f.Host = []finding.Range{{Offset: 0, Length: min(l.size, 4)}}
+	}
 	l.findings = append(l.findings, f)
 }
 

@@ -183,9 +183,21 @@ func (h *Header) SubclusterSize() int64 {
 // headerBytes is the part of the header that is known here; qemu 7.2 knows 112 bytes as well.
 const headerBytes = 112
 
+// minHeader3 is the least length of a header of version 3.
+const minHeader3 = 104
+
 // ReadHeader reads and checks the header and its extensions. size is the length of the file. It
 // reads no more of the first cluster than there is, and allocates some KiB.
 func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
+	h, err := readHeader(r, size)
+	if oe := (*OpenError)(nil); size < minHeader3 && errors.As(err, &oe) && oe.Kind == ErrHeader {
+		// What is not there reads as zeros, and those are not what is wrong.
+		oe.Msg += fmt.Sprintf("; the file ends after %d bytes", size)
+	}
+	return h, err
+}
+
+func readHeader(r io.ReaderAt, size int64) (*Header, error) {
 	raw := make([]byte, headerBytes)
 	n, err := readPadded(r, raw, 0, size)
 	if err != nil {
@@ -211,9 +223,9 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	if h.Version == 3 {
 		h.Incompatible, h.Compatible, h.Autoclear = be64(72), be64(80), be64(88)
 		h.RefcountOrder, h.Length = be32(96), be32(100)
-		if h.Length < 104 {
+		if h.Length < minHeader3 {
 			return nil, broken(100, "qcow2 header too short",
-				"header length %d, must be 104 or more", h.Length)
+				"header length %d, must be %d or more", h.Length, minHeader3)
 		}
 	}
 	if int64(h.Length) > h.ClusterSize() {

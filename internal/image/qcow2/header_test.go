@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -354,6 +355,9 @@ func TestHeaderCutOff(t *testing.T) {
 		var refused *qcow2.OpenError
 		if !errors.As(err, &refused) && (err != nil || n < 100) {
 			t.Errorf("ReadHeader of %d bytes = %v, want an OpenError", n, err)
+		}
+		if end := fmt.Sprintf("the file ends after %d bytes", n); n >= 8 && n < 104 && !strings.Contains(fmt.Sprint(err), end) {
+			t.Errorf("ReadHeader of %d bytes = %v, want %q", n, err, end)
 		}
 	}
 }
