@@ -11,7 +11,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,8 +91,19 @@ func (o *lookOptions) ready(c *cobra.Command) error {
 	if o.html == "" {
 		return nil
 	}
-	if _, err := diskio.Look(o.html); !errors.Is(err, fs.ErrNotExist) {
+	_, err := diskio.Look(o.html)
+	switch {
+	case err == nil, errors.Is(err, diskio.ErrDirectory), errors.Is(err, diskio.ErrSpecial):
 		return pageError(o.html, fs.ErrExist)
+	case !errors.Is(err, fs.ErrNotExist):
+		return pageError(o.html, err)
+	}
+	dir := filepath.Dir(o.html)
+	switch _, err := diskio.Look(dir); {
+	case err == nil:
+		return pageError(o.html, fmt.Errorf("%s: not a directory", dir))
+	case !errors.Is(err, diskio.ErrDirectory):
+		return pageError(o.html, err)
 	}
 	return nil
 }
@@ -166,6 +179,7 @@ func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) erro
 		return err
 	}
 	page := o.page(func(w io.Writer, info render.PageInfo) error { return render.CheckHTML(w, r, info) })
+	r.Status, page = withPage(r.Status, page)
 	var show error
 	if o.json {
 		show = render.JSON(s.out, render.CheckSchema, r)
@@ -176,6 +190,22 @@ func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) erro
 		return err
 	}
 	return exitWith(r.Status[0])
+}
+
+// withPage counts a page that could not be written among the statuses of a result, and lets the
+// error end the program with the first of them: it never hides what is wrong with an image, and
+// never passes for success.
+func withPage(statuses []int, page error) ([]int, error) {
+	if page == nil {
+		return statuses, nil
+	}
+	status := finding.StatusFailed
+	var se *statusError
+	if errors.As(page, &se) {
+		status = se.status
+	}
+	statuses = finding.OrderStatus(append(slices.Clone(statuses), status)...)
+	return statuses, withStatus(statuses[0], page)
 }
 
 // partial reports whether there is a result to show: there is one without an error, and what was

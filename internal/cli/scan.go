@@ -54,6 +54,7 @@ func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error
 		return err
 	}
 	page := o.page(func(w io.Writer, info render.PageInfo) error { return render.ScanHTML(w, r, info) })
+	r.Status, page = withPage(r.Status, page)
 	var show error
 	if o.json {
 		show = render.JSON(s.out, render.ScanSchema, r)
