@@ -129,8 +129,13 @@ func TestUsage(t *testing.T) {
 		}
 		status, stdout, _ = call(append([]string{"version", "--json"}, args...)...)
 		var doc map[string]any
-		if err := json.Unmarshal([]byte(stdout), &doc); err != nil || doc["schema"] == "" {
-			t.Errorf("shisa version --json %q = %d, %q, want a document: %v", args, status, stdout, err)
+		want, schema := finding.StatusUsage, "shisa.error/1"
+		if len(args) == 0 || args[0] == "--" && len(args) == 1 {
+			want, schema = finding.StatusClean, "shisa.version/1" // nothing is wrong with it then
+		}
+		err := json.Unmarshal([]byte(stdout), &doc)
+		if err != nil || doc["schema"] != schema || status != want {
+			t.Errorf("shisa version --json %q = %d, %q, want %d and %s: %v", args, status, stdout, want, schema, err)
 		}
 	}
 }
