@@ -4,6 +4,7 @@
 package shisa_test
 
 import (
+	"fmt"
 	"os"
 	"path"
 	"regexp"
@@ -57,6 +58,29 @@ func TestEveryRuleHasAPage(t *testing.T) {
 	for _, p := range pages {
 		if !known[p.Name()] {
 			t.Errorf("doc/rules/%s is the page of no rule", p.Name())
+		}
+	}
+}
+
+// The pages say what the rules say: name, harm and title, in the list and on top of each page.
+func TestRulePagesAgreeWithRules(t *testing.T) {
+	list := read(t, "doc/rules/README.md")
+	for _, r := range finding.Rules() {
+		row := fmt.Sprintf("| [%s](%s.md) | %s | %s | %s |", r.Code, r.Code, r.Name, r.Severity, r.Title)
+		if !strings.Contains(list, row+"\n") {
+			t.Errorf("doc/rules/README.md lacks the line %s", row)
+		}
+		page := read(t, "doc/rules/"+r.Code+".md")
+		head, _, _ := strings.Cut(page, "\n## ")
+		for _, want := range []string{"\n" + r.Title + ".\n", "\n**" + string(r.Severity) + "**: "} {
+			if !strings.Contains(strings.ToLower(head), strings.ToLower(want)) {
+				t.Errorf("doc/rules/%s.md lacks %q above its first heading", r.Code, want)
+			}
+		}
+		for _, part := range []string{"Sign", "Cause", "Harm", "What to do", "How it is found, and how sure", "Tested by"} {
+			if !strings.Contains(page, "\n## "+part+"\n") {
+				t.Errorf("doc/rules/%s.md has no part %q", r.Code, part)
+			}
 		}
 	}
 }

@@ -445,6 +445,30 @@ func TestCheckFindsLostEncryptionHeader(t *testing.T) {
 	}
 }
 
+// Two entries lead to one cluster whose refcount has room for one.
+func TestCheckFindsOverflow(t *testing.T) {
+	path := build(t, lab.Spec{VirtualBytes: 16 << 20, RefcountBits: 1})
+	i := slices.IndexFunc(lab.Faults(), func(f lab.Fault) bool { return f.Name == "l2-entry-cross-link" })
+	if _, err := lab.Faults()[i].Apply(path, 1); err != nil {
+		t.Fatal(err)
+	}
+	diskio.RequireUnchanged(t, path)
+	res, err := check(t, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var codes []string
+	for _, f := range res.Findings {
+		codes = append(codes, f.Code)
+		if f.Code == finding.QC23.Code && (f.Count != 1 || len(f.Host) != 1) {
+			t.Errorf("Check() = %+v, want one cluster and its place", f)
+		}
+	}
+	if !slices.Contains(codes, finding.QC23.Code) {
+		t.Errorf("Check() found %v, want %s among them", codes, finding.QC23.Code)
+	}
+}
+
 // Wiped sectors of a table that was written in order are placed exactly.
 func TestCheckPlacesWipedSectors(t *testing.T) {
 	for _, name := range []string{"l2-sector-wiped", "l2-wiped", "l1-entry-wiped"} {
