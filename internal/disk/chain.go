@@ -41,7 +41,7 @@ func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 	if o.Format == "" {
 		from = FormatProbed
 	}
-	top, err := openLayer(ctx, path, Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from})
+	top, err := openLayer(ctx, path, diskio.Open, Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from})
 	if err != nil {
 		return nil, named(path, err)
 	}
@@ -75,9 +75,9 @@ func named(path string, err error) error {
 
 // openLayer opens a file at path for l, whose Path and Format are set, tells its format, and reads
 // its header.
-func openLayer(ctx context.Context, path string, l Layer) (Layer, error) {
+func openLayer(ctx context.Context, path string, open opener, l Layer) (Layer, error) {
 	return diskio.Within(ctx, answerTimeout, func() (Layer, error) {
-		f, err := diskio.Open(path)
+		f, err := open(path)
 		if err != nil {
 			return Layer{}, err
 		}
@@ -93,8 +93,8 @@ func openLayer(ctx context.Context, path string, l Layer) (Layer, error) {
 }
 
 // openFile is diskio.Open with an end to waiting.
-func openFile(ctx context.Context, path string) (*diskio.File, error) {
-	return diskio.Within(ctx, answerTimeout, func() (*diskio.File, error) { return diskio.Open(path) },
+func openFile(ctx context.Context, path string, open opener) (*diskio.File, error) {
+	return diskio.Within(ctx, answerTimeout, func() (*diskio.File, error) { return open(path) },
 		func(f *diskio.File) { _ = f.Close() }) // nobody waits for it any more
 }
 
@@ -104,26 +104,30 @@ func (l *Link) open(ctx context.Context, p Policy) (Layer, error) {
 	if l.Format == "" {
 		from = FormatProbed
 	}
-	next, err := openLayer(ctx, l.target(p), Layer{Path: l.Path, Format: plainFormat(l.Format), FormatFrom: from})
+	path, open := l.target(p)
+	next, err := openLayer(ctx, path, open, Layer{Path: l.Path, Format: plainFormat(l.Format), FormatFrom: from})
 	if err == nil && next.Stat.ID != l.Stat.ID {
 		return Layer{}, errors.Join(diskio.ErrChanged, next.close())
 	}
 	return next, err
 }
 
-// target is the path to open. Under a policy that is the one that was judged, so that a symbolic
-// link that is turned around meanwhile leads nowhere else.
-func (l *Link) target(p Policy) string {
+// opener is diskio.Open, or one that is stricter.
+type opener func(path string) (*diskio.File, error)
+
+// target is the path to open, and how. Under a policy that is the one that was judged, so that a
+// symbolic link that is turned around meanwhile leads nowhere else.
+func (l *Link) target(p Policy) (string, opener) {
 	if p.Follow {
-		return l.Path
+		return l.Path, diskio.Open
 	}
-	return l.Real
+	return l.Real, func(path string) (*diskio.File, error) { return diskio.OpenResolved(path, false) }
 }
 
 func (l *Layer) read() error {
 	var err error
 	// Only what links lead to is compared by this name; without it, it is not known.
-	if l.Real, err = realPath(l.Path); err != nil {
+	if l.Real, err = diskio.RealPath(l.Path); err != nil {
 		l.Real = ""
 	}
 	probed, err := image.Probe(l.file, l.file.Size(), l.Path)
@@ -245,7 +249,8 @@ func (l *Layer) readyQcow2(ctx context.Context, p Policy, snapshot string) error
 		if err := l.Data.Err(l.Path, "data file"); err != nil {
 			return err
 		}
-		f, err := openFile(ctx, l.Data.target(p))
+		path, open := l.Data.target(p)
+		f, err := openFile(ctx, path, open)
 		if err != nil && ctx.Err() == nil {
 			failed := l.Data.fail(err)
 			l.Data = &failed

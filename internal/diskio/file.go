@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,20 +85,31 @@ func statOf(st *unix.Stat_t) Stat {
 
 // Open opens a regular file or block device for reading. Special files are never opened, not even
 // for a moment. The errors are those of Look, and ErrChanged.
-func Open(path string) (*File, error) { return open(path, 0) }
+func Open(path string) (*File, error) { return open(path, 0, openQuietly) }
 
 // OpenDirect is Open past the page cache. Reads that are aligned to 4096 bytes in memory, offset
 // and length go straight to p; others take a copy. Some file systems refuse it (EINVAL).
-func OpenDirect(path string) (*File, error) { return open(path, unix.O_DIRECT) }
+func OpenDirect(path string) (*File, error) { return open(path, unix.O_DIRECT, openQuietly) }
 
-func open(path string, flags int) (*File, error) {
+// OpenResolved is Open, past the page cache with direct, of a path whose symbolic links were
+// resolved when it was judged: if a part of it is one by now, that is ErrChanged. Kernels before
+// Linux 5.6 cannot be told so; there only the ID of the file shows that it is another one.
+func OpenResolved(path string, direct bool) (*File, error) {
+	flags := 0
+	if direct {
+		flags = unix.O_DIRECT
+	}
+	return open(path, flags, openUnlinked)
+}
+
+func open(path string, flags int, opener func(at int, name string, flags int) (int, error)) (*File, error) {
 	want, err := Look(path)
 	if err != nil {
 		return nil, err
 	}
 	// O_NONBLOCK: should the name become a FIFO in between, opening it does not wait for a writer.
 	flags |= unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
-	fd, err := openQuietly(unix.AT_FDCWD, path, flags)
+	fd, err := opener(unix.AT_FDCWD, path, flags)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -124,12 +136,48 @@ func open(path string, flags int) (*File, error) {
 	return f, nil
 }
 
+// RealPath is the absolute path without symbolic links.
+func RealPath(path string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil || filepath.IsAbs(real) {
+		return real, err
+	}
+	// The current directory may be known by a name with symbolic links. It is put before the name
+	// only now: for link/../name that would be wrong.
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	if wd, err = filepath.EvalSymlinks(wd); err != nil {
+		return "", err
+	}
+	return filepath.Join(wd, real), nil
+}
+
 // openQuietly opens name in the directory at. Where it may, it leaves the time of the last access
 // alone, by which people tell images that nobody needs; only the owner and root may.
 func openQuietly(at int, name string, flags int) (int, error) {
 	fd, err := unix.Openat(at, name, flags|unix.O_NOATIME, 0)
 	if errors.Is(err, unix.EPERM) {
 		return unix.Openat(at, name, flags, 0)
+	}
+	return fd, err
+}
+
+// openUnlinked is openQuietly that follows no symbolic link, not even on the way, where the kernel
+// has openat2 and no filter of system calls hides it (ENOSYS, or EPERM).
+func openUnlinked(at int, name string, flags int) (int, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_NOATIME), Resolve: unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(at, name, &how)
+	if errors.Is(err, unix.EPERM) {
+		how.Flags = uint64(flags)
+		fd, err = unix.Openat2(at, name, &how)
+	}
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM):
+		return openQuietly(at, name, flags)
+	case errors.Is(err, unix.ELOOP):
+		return -1, ErrChanged
 	}
 	return fd, err
 }
