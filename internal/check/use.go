@@ -6,6 +6,7 @@ package check
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,51 +15,73 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux"
 )
 
-// censusAge is how old the list of open files may be. A lock that it does not explain makes a new
-// one at once.
-const censusAge = 2 * time.Second
+const (
+	// censusAge is how old the list of open files may be. A lock that it does not explain makes a
+	// new one at once.
+	censusAge = 2 * time.Second
+	// censusShare is how many times longer than it took the list is used: images whose machines run
+	// on another host all have locks that no list explains.
+	censusShare = 10
+)
 
 // censor keeps the list of open files while it is fresh.
 type censor struct {
 	host *linux.Host
 	now  func() time.Time
 
-	mu    sync.Mutex
-	last  *linux.Census
-	err   error
-	taken time.Time
+	mu   sync.Mutex
+	last *linux.Census
+	err  error
+	// begun is when it was begun, took how long that took.
+	begun time.Time
+	took  time.Duration
 }
 
-// at gives a list of open files that is not older than age.
-func (c *censor) at(ctx context.Context, age time.Duration) (*linux.Census, error) {
+// at gives a list of open files that was begun after the time since, or is so new that another one
+// would cost more than it is worth; then fresh is false.
+func (c *censor) at(ctx context.Context, since time.Time) (list *linux.Census, fresh bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.taken.IsZero() || c.now().Sub(c.taken) > age {
+	now := c.now()
+	if c.begun.IsZero() || c.begun.Before(since) && now.Sub(c.begun) > censusShare*c.took {
+		c.begun = now
 		c.last, c.err = c.host.Census(ctx)
-		c.taken = c.now()
+		c.took = c.now().Sub(now)
 	}
-	return c.last, c.err
+	return c.last, !c.begun.Before(since), c.err
 }
 
 // use looks who uses an image now. Its error is that of ctx.
 func (r *runner) use(ctx context.Context, f *diskio.File, j *job) (Use, error) {
-	u := Use{Holders: []Holder{}}
+	u, late := Use{Holders: []Holder{}}, ""
 	locks, lockErr := diskio.Within(ctx, r.timeout, f.Locks, nil)
+	asked := r.now()
 	if ctx.Err() != nil {
 		return u, ctx.Err()
 	}
-	census, censusErr := r.census.at(ctx, censusAge)
+	census, fresh, censusErr := r.census.at(ctx, asked.Add(-censusAge))
+	if !fresh {
+		late = "open files were listed some time before"
+	}
 	u.Holders = holders(ctx, census, j)
 	if lockErr == nil && (locks.Writer() || locks.Reader()) && len(u.Holders) == 0 {
 		// Somebody came after the list was made.
-		census, censusErr = r.census.at(ctx, 0)
+		census, fresh, censusErr = r.census.at(ctx, asked)
 		u.Holders = holders(ctx, census, j)
+		if late = ""; !fresh {
+			late = "it began just now"
+		}
 	}
 	if ctx.Err() != nil {
 		return u, ctx.Err()
 	}
-	u.decide(locks, lockErr, gaps(census, censusErr))
+	u.decide(locks, lockErr, join("; ", gaps(census, censusErr), late))
 	return u, nil
+}
+
+// join joins the texts that are not empty.
+func join(sep string, texts ...string) string {
+	return strings.Join(slices.DeleteFunc(texts, func(s string) bool { return s == "" }), sep)
 }
 
 func holders(ctx context.Context, census *linux.Census, j *job) []Holder {
