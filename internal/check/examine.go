@@ -114,7 +114,7 @@ func (r *runner) examine(ctx context.Context, j *job, workers int, memory int64)
 
 // reopen opens an image that was looked at before.
 func (r *runner) reopen(ctx context.Context, j *job) (*diskio.File, error) {
-	f, err := r.open(ctx, j.path, r.opts.Direct)
+	f, err := r.open(ctx, j.candidate, r.opts.Direct)
 	if err != nil {
 		return nil, err
 	}

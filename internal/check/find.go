@@ -109,7 +109,7 @@ func (r *runner) start(ctx context.Context, c candidate, w *diskio.Walker,
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, diskio.ErrDirectory) && c.named:
-		r.policy.Dirs = append(r.policy.Dirs, c.path)
+		r.dirs = append(r.dirs, c.path)
 		return w.Walk(ctx, c.path)
 	case err != nil && !c.named && (errors.Is(err, diskio.ErrDirectory) ||
 		errors.Is(err, diskio.ErrSpecial) || errors.Is(err, fs.ErrNotExist)):
@@ -170,7 +170,7 @@ func (r *runner) probe(ctx context.Context, c candidate) error {
 
 // recognise opens a file and tells its format. The error says why that could not be done.
 func (r *runner) recognise(ctx context.Context, j *job) (isImage bool, err error) {
-	f, err := r.open(ctx, j.path, false)
+	f, err := r.open(ctx, j.candidate, false)
 	if err != nil {
 		return false, err
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -42,7 +41,7 @@ func (r *runner) whole(ctx context.Context, paths []string) (*Report, error) {
 	}
 	rep := r.report(paths)
 	if err != nil {
-		rep.Status = finding.OrderStatus(finding.StatusInterrupted)
+		rep.Status = finding.OrderStatus(append(rep.Status, finding.StatusInterrupted)...)
 		if rep.Verdict == finding.Clean {
 			rep.Verdict = finding.CannotTell
 		}
@@ -74,7 +73,9 @@ type runner struct {
 	sleep   func(context.Context, time.Duration) error
 	limit   *limiter
 	policy  disk.Policy
-	census  censor
+	// dirs are the directories that were named and the pools, which become the policy's roots.
+	dirs   []string
+	census censor
 	// reader stands in for the storage in tests.
 	reader func(*diskio.File) io.ReaderAt
 
@@ -96,7 +97,7 @@ func newRunner(opts Options) *runner {
 	r := &runner{
 		opts: opts, workers: opts.Workers, memory: opts.MemoryBytes, timeout: opts.ReadTimeout,
 		now: opts.Now, sleep: opts.Sleep, byID: map[diskio.ID]*job{},
-		policy: disk.Policy{Dirs: slices.Clone(opts.Pools), Follow: opts.Follow},
+		policy: disk.Policy{Follow: opts.Follow}, dirs: slices.Clone(opts.Pools),
 	}
 	if r.workers <= 0 {
 		r.workers = runtime.GOMAXPROCS(0)
@@ -133,6 +134,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 func (r *runner) run(ctx context.Context, paths []string) error {
 	if err := r.find(ctx, paths); err != nil {
 		return err
+	}
+	// Once for all images: each one would wait for a directory that does not answer.
+	for _, dir := range r.dirs {
+		// One that cannot be looked at allows nothing.
+		if real := r.realPath(ctx, dir); real != "" {
+			r.policy.Roots = append(r.policy.Roots, real)
+		}
 	}
 	if err := r.chains(ctx); err != nil {
 		return err
@@ -212,26 +220,28 @@ func (r *runner) progress(change func(*Progress)) {
 }
 
 // open opens a file within the time that storage has.
-func (r *runner) open(ctx context.Context, path string, direct bool) (*diskio.File, error) {
+func (r *runner) open(ctx context.Context, c candidate, direct bool) (*diskio.File, error) {
+	open, openDirect := diskio.Open, diskio.OpenDirect
+	if c.depth > 0 {
+		// A header named it and the policy allowed that path, not what a link on it leads to by now.
+		open = func(path string) (*diskio.File, error) { return diskio.OpenResolved(path, false) }
+		openDirect = func(path string) (*diskio.File, error) { return diskio.OpenResolved(path, true) }
+	}
 	return diskio.Within(ctx, r.timeout, func() (*diskio.File, error) {
 		if direct {
 			// Not every file system can do without the page cache.
-			if f, err := diskio.OpenDirect(path); !errors.Is(err, syscall.EINVAL) {
+			if f, err := openDirect(c.path); !errors.Is(err, syscall.EINVAL) {
 				return f, err
 			}
 		}
-		return diskio.Open(path)
+		return open(c.path)
 	}, func(f *diskio.File) { f.Close() })
 }
 
 // realPath is the absolute path without symbolic links, "" if it cannot be told.
 func (r *runner) realPath(ctx context.Context, path string) string {
 	real, err := diskio.Within(ctx, r.timeout, func() (string, error) {
-		real, err := filepath.EvalSymlinks(path)
-		if err != nil {
-			return "", err
-		}
-		return filepath.Abs(real)
+		return diskio.RealPath(path)
 	}, nil)
 	if err != nil {
 		return "" // holders are found by the inode then

@@ -392,6 +392,52 @@ func TestRunProgress(t *testing.T) {
 	}
 }
 
+// An interrupted run lists all that applies, what was found before as well.
+func TestRunStopsAfterFinding(t *testing.T) {
+	dir := t.TempDir()
+	makeImage(t, dir+"/a.qcow2", leaking())
+	makeImage(t, dir+"/b.qcow2", small(""))
+	for i := range 20 {
+		makeImage(t, fmt.Sprintf("%s/over-%d.qcow2", dir, i), small("b.qcow2"))
+	}
+	writeFile(t, dir+"/gone.qcow2", nil) // found when it is looked at first
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	rep, err := Run(ctx, []string{dir}, Options{Progress: func(p Progress) {
+		if p.Bytes > 0 {
+			cancel()
+		}
+	}})
+	want := []int{finding.StatusInterrupted, finding.StatusFound, finding.StatusCannotTell}
+	if !errors.Is(err, context.Canceled) || !cmp.Equal(rep.Status, want) || rep.Verdict != finding.Found {
+		t.Errorf("Run stopped in the middle = %v %s, %v, want %v found", rep.Status, rep.Verdict, err, want)
+	}
+}
+
+// A header that names a file below a directory whose name is exchanged for a symbolic link after it
+// was judged does not lead out.
+func TestRunTurnedLink(t *testing.T) {
+	dir := testenv.DiskDir(t)
+	base := makeImage(t, dir+"/pool/sub/base.qcow2", small(""))
+	st, err := diskio.Look(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("sub", dir+"/pool/turned"); err != nil {
+		t.Fatal(err)
+	}
+	r := newRunner(Options{})
+	c := candidate{path: dir + "/pool/turned/base.qcow2", id: st.ID, named: true, depth: 1}
+	if err := r.probe(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	got := show(r.report(nil), dir)[1]
+	want := "pool/turned/base.qcow2 - cannot_tell blind(file: was replaced while it was being opened)"
+	if got != want {
+		t.Errorf("probe through a link = %s\nwant %s", got, want)
+	}
+}
+
 // Whoever may not read a file is told so, and never that it is clean.
 func TestRunUnreadable(t *testing.T) {
 	testenv.NeedRoot(t)

@@ -82,7 +82,10 @@ func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
 		host, err := survey(ctx, opts)
 		rep.Places, rep.NotLookedAt = host.places, host.blind
 		if err != nil {
-			rep.Status = finding.OrderStatus(finding.StatusInterrupted)
+			rep.Status = []int{finding.StatusInterrupted}
+			if len(rep.NotLookedAt) > 0 {
+				rep.Status = append(rep.Status, finding.StatusCannotTell)
+			}
 			return rep, err
 		}
 		look, o.Maybe = host.named, append(slices.Clone(o.Maybe), host.maybe...)
