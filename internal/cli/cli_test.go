@@ -253,7 +253,7 @@ func TestCompletion(t *testing.T) {
 	_, script, _ := call("completion", "bash")
 	script += "COMP_WORDS=(shisa help ver) COMP_CWORD=2; __shisa_init_completion -n =:\n" +
 		`echo "$cur $prev $cword ${#words[@]}"`
-	if out, err := exec.Command("bash", "--norc", "-c", script).CombinedOutput(); string(out) != "ver help 2 3\n" {
+	if out, err := exec.Command("bash", "--norc", "-c", script).Output(); string(out) != "ver help 2 3\n" {
 		t.Errorf("the words of bash = %q, %v, want ver, help, 2, 3", out, err)
 	}
 	if _, stdout, _ := call("__complete", "ver"); !strings.HasPrefix(stdout, "version\t") {
