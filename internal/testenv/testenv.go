@@ -41,13 +41,26 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// NeedUser skips the test if it runs as root, which no permission stops. It never fails: the same
-// machine cannot be both.
-func NeedUser(t testing.TB) {
+// asUser says in the environment of a test that AsUser started it.
+const asUser = "SHISA_TEST_AS_USER"
+
+// AsUser makes a test run with no more rights than files' permissions give. No permission stops
+// root, so there the test is started once more without capabilities; AsUser then reports true, and
+// the test that called it is done.
+func AsUser(t *testing.T) (done bool) {
 	t.Helper()
-	if os.Geteuid() == 0 {
-		t.Skip("needs a user other than root")
+	if os.Geteuid() != 0 || os.Getenv(asUser) != "" {
+		return false
 	}
+	Need(t, "setpriv")
+	c := exec.Command("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs",
+		os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
+	c.Env = append(os.Environ(), asUser+"=1")
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") {
+		t.Errorf("without root's rights: %v\n%s", err, out)
+	}
+	return true
 }
 
 // NeedLong skips the test unless SHISA_LONG=1.

@@ -5,6 +5,8 @@ package testenv
 
 import (
 	"cmp"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,6 +112,19 @@ func TestMountsAndLoopsAreSeen(t *testing.T) {
 	}
 	if got := slices.Concat(mounts(dir), loops(dir)); len(got) != 0 {
 		t.Errorf("left = %q, want none", got)
+	}
+}
+
+func TestAsUser(t *testing.T) {
+	if AsUser(t) {
+		return
+	}
+	path := filepath.Join(t.TempDir(), "closed")
+	if err := os.WriteFile(path, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadFile(path); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("ReadFile(closed) = %v, want %v", err, fs.ErrPermission)
 	}
 }
 
