@@ -6,6 +6,8 @@ package cli
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +19,7 @@ type compareOptions struct {
 	diskOptions
 	formatA, formatB     string
 	snapshotA, snapshotB string
+	cache                string
 	strict, quiet        bool
 	workers              int
 }
@@ -43,6 +46,9 @@ its end.`,
 			if o.workers < 0 {
 				return usageError(c, "--workers %d, want 0 or more", o.workers)
 			}
+			if !slices.Contains(cacheModes, o.cache) {
+				return usageError(c, "--cache %s, want one of %s", o.cache, strings.Join(cacheModes, ", "))
+			}
 			return runCompare(c.Context(), o, args[0], args[1], s)
 		},
 	}
@@ -51,6 +57,8 @@ its end.`,
 	f.StringVarP(&o.formatB, "second-format", "F", "", "take the second image for one of format `FMT`")
 	f.StringVar(&o.snapshotA, "snapshot-a", "", "of the first image, compare the internal snapshot with that id or `NAME`")
 	f.StringVar(&o.snapshotB, "snapshot-b", "", "of the second image, the one with that id or `NAME`")
+	f.StringVarP(&o.cache, "cache", "T", cacheModes[0],
+		"qemu-img's cache `MODE` for reading: none and directsync read past the page cache")
 	f.BoolVarP(&o.strict, "strict", "s", false, "sizes and allocation must be the same too")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing: the exit status tells")
 	f.BoolP("progress", "p", false, "accepted as by qemu-img: a terminal shows progress anyway")
@@ -58,9 +66,16 @@ its end.`,
 	return c
 }
 
+// cacheModes are those of qemu-img, the default first. Nothing is written, so they differ only in
+// whether the page cache is read.
+var cacheModes = []string{"writeback", "none", "off", "directsync", "writethrough", "unsafe"}
+
 func runCompare(ctx context.Context, o compareOptions, pathA, pathB string, s *stdio) (err error) {
 	open := func(path, format, snapshot string) (*disk.Chain, error) {
-		c, err := disk.Open(ctx, path, disk.Options{Policy: o.policy(), Format: format, Snapshot: snapshot})
+		c, err := disk.Open(ctx, path, disk.Options{
+			Policy: o.policy(), Format: format, Snapshot: snapshot,
+			Direct: slices.Contains([]string{"none", "off", "directsync"}, o.cache),
+		})
 		return c, diskError(err)
 	}
 	a, err := open(pathA, o.formatA, o.snapshotA)

@@ -41,7 +41,7 @@ func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 	if o.Format == "" {
 		from = FormatProbed
 	}
-	top, err := openLayer(ctx, path, diskio.Open, Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from})
+	top, err := openLayer(ctx, path, o.open, Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from})
 	if err != nil {
 		return nil, named(path, err)
 	}
@@ -56,7 +56,7 @@ func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 		if o.Single || link == nil || link.State != LinkOK {
 			return layers, nil
 		}
-		next, err := link.open(ctx, o.Policy)
+		next, err := link.open(ctx, o)
 		if err != nil {
 			*link = link.fail(err)
 			continue // and end there, unless it was ctx
@@ -99,12 +99,12 @@ func openFile(ctx context.Context, path string, open opener) (*diskio.File, erro
 }
 
 // open opens the image that a link of state ok leads to.
-func (l *Link) open(ctx context.Context, p Policy) (Layer, error) {
+func (l *Link) open(ctx context.Context, o Options) (Layer, error) {
 	from := FormatHeader
 	if l.Format == "" {
 		from = FormatProbed
 	}
-	path, open := l.target(p)
+	path, open := l.target(o)
 	next, err := openLayer(ctx, path, open, Layer{Path: l.Path, Format: plainFormat(l.Format), FormatFrom: from})
 	if err == nil && next.Stat.ID != l.Stat.ID {
 		return Layer{}, errors.Join(diskio.ErrChanged, next.close())
@@ -117,11 +117,11 @@ type opener func(path string) (*diskio.File, error)
 
 // target is the path to open, and how. Under a policy that is the one that was judged, so that a
 // symbolic link that is turned around meanwhile leads nowhere else.
-func (l *Link) target(p Policy) (string, opener) {
-	if p.Follow {
-		return l.Path, diskio.Open
+func (l *Link) target(o Options) (string, opener) {
+	if o.Policy.Follow {
+		return l.Path, o.open
 	}
-	return l.Real, func(path string) (*diskio.File, error) { return diskio.OpenResolved(path, false) }
+	return l.Real, func(path string) (*diskio.File, error) { return diskio.OpenResolved(path, o.Direct) }
 }
 
 func (l *Layer) read() error {
@@ -236,20 +236,20 @@ func (l *Layer) ready(ctx context.Context, o Options, snapshot string) error {
 		l.disk = raw.New(l.file, l.file.Size(), l.file)
 		return nil
 	case formatQcow2:
-		return l.readyQcow2(ctx, o.Policy, snapshot)
+		return l.readyQcow2(ctx, o, snapshot)
 	}
 	return finding.WithHint(
 		fmt.Errorf("%s: format %s is recognised, but its %w", l.Path, l.Format, ErrFormat),
 		"qemu-img convert -O qcow2 makes an image that can be read")
 }
 
-func (l *Layer) readyQcow2(ctx context.Context, p Policy, snapshot string) error {
+func (l *Layer) readyQcow2(ctx context.Context, o Options, snapshot string) error {
 	var do qcow2.DiskOptions
 	if l.Data != nil {
 		if err := l.Data.Err(l.Path, "data file"); err != nil {
 			return err
 		}
-		path, open := l.Data.target(p)
+		path, open := l.Data.target(o)
 		f, err := openFile(ctx, path, open)
 		if err != nil && ctx.Err() == nil {
 			failed := l.Data.fail(err)
