@@ -55,7 +55,7 @@ func (c *checker) explainBlocks(ev *evidence) {
 				Offset: int64(c.h.ReftableOff) + 8*b, Value: hex64(c.reftable[b]),
 				Text: fmt.Sprintf("entry %d", b)})
 		}
-		c.findings = append(c.findings, f)
+		c.tell(f)
 	}
 }
 

@@ -59,6 +59,7 @@ type checker struct {
 
 	data, meta *tally // references by guest data, and by the image to itself
 	owners     []region
+	ownerEnds  []int64 // made when owners is complete
 	reftable   []uint64
 	// noRefcounts: the refcount table could not be read, so nothing can be compared.
 	noRefcounts bool
@@ -81,7 +82,9 @@ type checker struct {
 	blind      []finding.Blind
 	blindCut   int64
 	blindLock  sync.Mutex
-	unreadable int64 // pieces of metadata that could not be read, so that leaks cannot be told
+	told       map[string]int // findings by code, where each stands for one place
+	unprobed   int64          // leaked clusters that were not looked at whole
+	unreadable int64          // pieces of metadata that could not be read, so that leaks cannot be told
 
 	progress progress
 }
@@ -112,6 +115,8 @@ func Check(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions) (*
 	if err := c.inflateAll(ctx); err != nil {
 		return nil, err
 	}
+	c.explainRest()
+	c.dirtyNext()
 	return c.result(), nil
 }
 

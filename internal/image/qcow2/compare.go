@@ -243,7 +243,8 @@ func (m *comparer) block(i int64, buf []byte) {
 }
 
 func (m *comparer) unreadableBlock(i, n int64, err error) {
-	for cluster := i * m.h.RefblockEntries(); cluster < i*m.h.RefblockEntries()+n; cluster++ {
+	last := i*m.h.RefblockEntries() + n - 1
+	for cluster := m.data.next(i*m.h.RefblockEntries(), last); cluster <= last; cluster = m.data.next(cluster+1, last) {
 		if refs := m.data.count(cluster); refs > m.max {
 			m.overflowAt(cluster, refs)
 		}

@@ -118,6 +118,44 @@ func (c *checker) tooMuch(ctx context.Context, err error) error {
 	return ctx.Err()
 }
 
+// dirtyNext corrects the advice about a dirty image where more is wrong with it: qemu repairs it
+// when it opens it for writing, and frees what has lost its mapping.
+func (c *checker) dirtyNext() {
+	if finding.Worst(c.findings).Rank() > finding.Danger.Rank() {
+		return
+	}
+	for i := range c.findings {
+		if f := &c.findings[i]; f.Code == finding.QC21.Code && f.Severity != finding.Note {
+			f.Next = "copy the file before anything opens it for writing: qemu repairs a dirty image then, and frees what lost its mapping"
+		}
+	}
+}
+
+// explainRest says that there is more than the findings tell: what was counted as wrong must never
+// pass for clean.
+func (c *checker) explainRest() {
+	rest := c.counts.Corruptions
+	for _, f := range c.findings {
+		if f.Code == finding.QC05.Code {
+			rest -= f.Count // some are notes: flags that follow from wrong refcounts
+		}
+	}
+	var f finding.Finding
+	switch {
+	case rest > 0 && finding.Worst(c.findings).Rank() > finding.Warning.Rank():
+		f = c.newFinding(finding.QC02, finding.Sure, fmt.Sprintf(
+			"%s counted whose place is not known", plural(rest, "corruption was", "corruptions were")))
+		f.Count = rest
+	case c.counts.Leaks > 0 && len(c.findings) == 0:
+		f = c.newFinding(finding.QC03, finding.Possible, fmt.Sprintf(
+			"%s counted whose place is not known", plural(c.counts.Leaks, "leak was", "leaks were")))
+		f.Count = c.counts.Leaks
+	default:
+		return
+	}
+	c.findings = append(c.findings, f)
+}
+
 func (c *checker) explainHeader() {
 	if c.h.Incompatible&IncompatDirty != 0 {
 		f := c.newFinding(finding.QC21, finding.Sure,
@@ -187,7 +225,7 @@ func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 	// hitsOf reads ev.foreign without the lock, so the shapes go into it at the end.
 	shapes := map[int32]string{}
 	// What could not be read was said after the first look.
-	blind, unreadable, errs := len(c.blind), c.unreadable, c.counts.CheckErrors
+	blind, cut, unreadable, errs := len(c.blind), c.blindCut, c.unreadable, c.counts.CheckErrors
 	err := c.readTables(ctx, func(tb *table, off int64, piece []byte, _ *uint64) error {
 		no := int32(c.tableIndex(tb))
 		hits, copied := c.hitsOf(ev, no, off, piece)
@@ -206,7 +244,7 @@ func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
 		return nil
 	})
 	maps.Copy(ev.foreign, shapes)
-	c.blind, c.unreadable, c.counts.CheckErrors = c.blind[:blind], unreadable, errs
+	c.blind, c.blindCut, c.unreadable, c.counts.CheckErrors = c.blind[:blind], cut, unreadable, errs
 	return err
 }
 
@@ -247,8 +285,7 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		case typ == EntryCompressed:
 			off, length := c.h.CompressedRange(entry)
 			h.cluster = int64(off) >> c.bits
-			refers = !c.dataFile && (ev.watch.count(h.cluster) > 0 ||
-				ev.watch.count((int64(off)+length-1)>>c.bits) > 0)
+			refers = !c.dataFile && length > 0 && ev.watch.count(h.cluster) > 0
 		case (typ == EntryNormal || typ == EntryZeroAlloc) && !c.dataFile:
 			h.cluster = int64(entry & OffsetMask >> c.bits)
 			refers = ev.watch.count(h.cluster) > 0
@@ -262,8 +299,36 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		if refers || h.fault != faultNone && !foreign {
 			hits = append(hits, h)
 		}
+		hits = c.spread(ev, hits, h)
 	}
 	return hits, copied
+}
+
+// spread adds h once more for each further cluster that its entry refers to, if that is wanted:
+// compressed data, and a cluster that is not aligned, lie in several clusters of the host.
+func (c *checker) spread(ev *evidence, hits []hit, h hit) []hit {
+	off, length := h.entry&OffsetMask, c.cs
+	switch typ := c.h.TypeOf(h.entry); {
+	case c.dataFile:
+		return hits
+	case typ == EntryCompressed:
+		o, n := c.h.CompressedRange(h.entry)
+		off, length = uint64(o), uint64(n)
+		if beyond(off, length, c.fileBytes, c.cs) {
+			return hits
+		}
+	case typ != EntryNormal && typ != EntryZeroAlloc, off&(c.cs-1) == 0, off >= c.fileBytes:
+		return hits
+	}
+	first := int64(off >> c.bits)
+	h.fault, h.copied = faultNone, false // told with the first
+	for k := first + 1; k <= int64((off+length-1)>>c.bits); k++ {
+		if ev.watch.count(k) > 0 {
+			h.cluster = k
+			hits = append(hits, h)
+		}
+	}
+	return hits
 }
 
 // faultOf says what is wrong with an entry, the gravest first.

@@ -44,7 +44,7 @@ func (c *checker) findWiped(ev *evidence, leaks []leak) error {
 		f.Count = n
 		f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
 		c.reachedThrough(&f, i)
-		c.findings = append(c.findings, f)
+		c.tell(f)
 	}
 	return nil
 }
@@ -80,7 +80,7 @@ func (c *checker) findGaps(ev *evidence, leaks []leak) error {
 		if _, err := c.cover(ev, leaks, l.first, l.last); err != nil {
 			return err
 		}
-		c.findings = append(c.findings, f)
+		c.tell(f)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func (c *checker) inflateAll(ctx context.Context) error {
 	c.progress.total += int64(len(c.tables)) << c.bits
 	outs := sync.Pool{New: func() any { p := make([]byte, c.cs); return &p }}
 	var mu sync.Mutex
-	blind, unreadable, errs := len(c.blind), c.unreadable, c.counts.CheckErrors
+	blind, cut, unreadable, errs := len(c.blind), c.blindCut, c.unreadable, c.counts.CheckErrors
 	var missed []finding.Blind
 	err = c.readTables(ctx, func(tb *table, off int64, piece []byte, _ *uint64) error {
 		out := outs.Get().(*[]byte)
@@ -59,7 +59,7 @@ func (c *checker) inflateAll(ctx context.Context) error {
 		return nil
 	})
 	// What could not be read of the tables was said before.
-	c.blind, c.unreadable, c.counts.CheckErrors = c.blind[:blind], unreadable, errs
+	c.blind, c.blindCut, c.unreadable, c.counts.CheckErrors = c.blind[:blind], cut, unreadable, errs
 	for _, b := range missed {
 		c.blindSpot(b)
 	}

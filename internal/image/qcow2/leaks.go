@@ -27,7 +27,10 @@ const (
 	maxProbes = 1 << 20
 	// probeBytes is read at four places of a leaked cluster; a cluster that is no table shows it.
 	probeBytes = 512
-	// An orphan's entries must lead to leaked clusters, nine of ten, and there must be some.
+	// maxWholeBytes bounds what is read of clusters that show nothing at the four places.
+	maxWholeBytes = 4 << 30
+	// An orphan's entries must lead to leaked clusters, nine of ten. Where there are fewer than
+	// minOrphanEntries, all must, each with the COPIED flag.
 	minOrphanEntries = 4
 	// maxSlots is how many empty L1 entries a guess lists.
 	maxSlots = 20
@@ -84,7 +87,9 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 		return c.tooMuch(ctx, err)
 	}
 	if high > 0 {
-		c.explainHigh(ev)
+		if err := c.explainHigh(ctx, ev); err != nil {
+			return c.tooMuch(ctx, err)
+		}
 	}
 	c.plainLeaks(ev, leaks, probed)
 	return nil
@@ -101,54 +106,6 @@ func (c *checker) undecidable() string {
 	return ""
 }
 
-// explainHigh reports refcounts above the references that there are. A table that only snapshots
-// still use, with an empty L1 entry where the active table had it, was lost to the active disk.
-func (c *checker) explainHigh(ev *evidence) {
-	for i := range c.tables {
-		tb := &c.tables[i]
-		s, ok := c.suspectOf(int64(tb.off) >> c.bits)
-		if tb.active > 0 || !ok || s.Refcount <= s.References {
-			continue
-		}
-		for _, r := range c.refsOf(i) {
-			guest := c.l1GuestRange(r.index)
-			if ev.slots[r.index] || guest.Length == 0 {
-				continue
-			}
-			f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
-				"the active L1 entry %d is empty, but the refcount of the L2 table at %#x, which a snapshot has there, counts one more user: its mapping was lost",
-				r.index, int64(tb.off)))
-			f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
-			f.Guest = []finding.Range{guest}
-			f.Evidence = []finding.Evidence{c.l1Evidence(r, "L1 entry"), c.refcountEvidence(s, int64(tb.off)>>c.bits)}
-			c.findings = append(c.findings, f)
-			break
-		}
-	}
-	f := c.newFinding(finding.QC03, finding.Sure, "")
-	f.Count = 0
-	for _, s := range c.suspects {
-		if s.References == 0 || s.Refcount <= s.References || c.inBadBlock(int64(s.First)) {
-			continue
-		}
-		for cluster := int64(s.First); cluster < int64(s.First)+s.N; cluster++ {
-			if ev.covered.count(cluster) == 0 {
-				f.Count++
-				f.Host, f.HostCut = c.addRange(f.Host, f.HostCut, c.hostRange(span{cluster, cluster}))
-				for _, h := range ev.hitsAt(cluster, cluster) {
-					f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
-				}
-			}
-		}
-	}
-	if f.Count > 0 {
-		f.Summary = fmt.Sprintf(
-			"%s a higher refcount than references: copied once more when written, no harm to data",
-			plural(f.Count, "cluster in use has", "clusters in use have"))
-		c.findings = append(c.findings, f)
-	}
-}
-
 // isLeaked reports whether a cluster is counted as used more often than anything refers to it.
 func (c *checker) isLeaked(cluster int64) bool {
 	s, ok := c.suspectOf(cluster)
@@ -159,7 +116,7 @@ func (c *checker) isLeaked(cluster int64) bool {
 func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 	var lost []string
 	for _, f := range c.findings {
-		if (f.Code == finding.QC12.Code || f.Code == finding.QC13.Code) && !slices.Contains(lost, f.Code) {
+		if f.Severity == finding.Lost && !slices.Contains(lost, f.Code) {
 			lost = append(lost, f.Code)
 		}
 	}
@@ -175,10 +132,7 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 	}
 	for _, l := range leaks {
 		for a := l.first; a <= l.last; {
-			b := a
-			for b <= l.last && ev.covered.count(b) == 0 {
-				b++
-			}
+			b := ev.covered.next(a, l.last)
 			if b > a {
 				f := &plain
 				if a > top {
@@ -191,9 +145,12 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 		}
 	}
 	if tail.Count > 0 {
-		text := "%s at the end, behind everything in use: a crash came before they were mapped; no harm to data"
+		text := "%s at the end, behind everything in use: as a crash leaves that came before they were mapped; what was flushed is mapped, unless the last entries of a table were wiped"
 		if len(lost) > 0 {
 			text = "%s at the end, behind everything in use: left by a crash, or part of what was lost"
+		}
+		if tail.Count >= minGap && len(lost) == 0 {
+			tail.Next = "most likely harmless; if the guest misses data, copy the file before these clusters are freed"
 		}
 		tail.Summary = fmt.Sprintf(text, plural(tail.Count, "leaked cluster", "leaked clusters"))
 		c.findings = append(c.findings, tail)
@@ -202,14 +159,17 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 		return
 	}
 	plain.Certainty = finding.Likely // a single wiped entry in a scattered image leaves no trace
-	text := "%s only cost space: nothing shows that data is lost"
+	text := "%s: nothing shows that it holds more than lost space"
+	if plain.Count > 1 {
+		text = "%s only cost space: nothing shows that data is lost"
+	}
 	if len(lost) > 0 {
 		text = "%s may cost space only, or be part of what was lost"
 	}
 	plain.Summary = fmt.Sprintf(text, plural(plain.Count, "leaked cluster", "leaked clusters"))
-	if probed >= maxProbes {
+	if probed >= maxProbes || c.unprobed > 0 {
 		plain.Evidence = append(plain.Evidence, finding.Evidence{Source: "content", Offset: -1,
-			Value: fmt.Sprint(probed), Text: "leaked clusters were looked at for lost tables; the rest was not"})
+			Value: fmt.Sprint(probed - c.unprobed), Text: "leaked clusters were looked at for lost tables; the rest was not"})
 	}
 	c.findings = append(c.findings, plain)
 }

@@ -78,7 +78,9 @@ func (c *checker) explainShared(ev *evidence, links *crossLinks, s span) {
 		}
 		if _, suspect := c.suspectOf(cluster); !suspect && len(guests) > 1 {
 			links.add(hits)
-			links.settled++
+			if c.data.count(cluster) <= c.h.MaxRefcount() {
+				links.settled++
+			}
 		}
 	}
 }

@@ -25,6 +25,7 @@ type orphan struct {
 // findOrphans looks for L2 tables among leaked clusters, and says how many clusters it looked at.
 func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (probed int64, err error) {
 	var found []orphan
+	whole := int64(maxWholeBytes)
 	buf := make([]byte, min(c.cs, maxUnitBytes))
 	data := dataCursor{ctx: ctx, c: c}
 	for _, l := range leaks {
@@ -38,12 +39,16 @@ func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (
 				continue
 			}
 			probed++
-			if c.mayBeTable(cluster, buf) {
+			if c.mayBeTable(cluster, buf, &whole) {
 				if o, ok := c.orphanAt(cluster, buf); ok {
 					found = append(found, o)
 				}
 			}
 		}
+	}
+	found, err = c.orphanedL1(ev, found, buf)
+	if err != nil {
+		return probed, c.tooMuch(ctx, err)
 	}
 	// A table of a nested image, stored as guest data, looks like one too: what an orphan maps is
 	// no orphan itself.
@@ -55,6 +60,7 @@ func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (
 			return probed, c.tooMuch(ctx, err)
 		}
 	}
+	var slots *l1slots
 	kept := found[:0]
 	for _, o := range found {
 		if ev.covered.count(o.cluster) == 0 {
@@ -65,9 +71,57 @@ func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (
 		if err := ev.covered.add(o.cluster, o.cluster, 1, refPlain); err != nil {
 			return probed, c.tooMuch(ctx, err)
 		}
-		c.orphanFinding(ev, o, i, len(kept))
+		if i == 0 {
+			slots = c.emptySlots(ev)
+		}
+		c.orphanFinding(slots, o, i, len(kept))
 	}
 	return probed, nil
+}
+
+// orphanedL1 reports L1 tables among the orphans, which lead to orphans mostly, and gives the others.
+// What such a table leads to belonged to a snapshot.
+func (c *checker) orphanedL1(ev *evidence, found []orphan, buf []byte) ([]orphan, error) {
+	at := make(map[int64]bool, len(found))
+	for _, o := range found {
+		at[o.cluster] = true
+	}
+	rest := make([]orphan, 0, len(found))
+	for _, o := range found {
+		var below []int64
+		c.eachEntry(o.cluster, buf, func(e uint64) error {
+			if t, ok := c.targetOf(e); ok && at[t] && t != o.cluster && e&FlagCompressed == 0 {
+				below = append(below, t)
+			}
+			return nil
+		})
+		if int64(len(below))*2 <= o.entries {
+			rest = append(rest, o)
+			continue
+		}
+		f := c.newFinding(finding.QC13, finding.Possible, fmt.Sprintf(
+			"the leaked cluster at %#x is an L1 table that nothing names, with %s: the snapshot that had them was lost, or being deleted at a crash",
+			o.cluster<<c.bits, plural(int64(len(below)), "L2 table", "L2 tables")))
+		f.Host = []finding.Range{c.hostRange(span{o.cluster, o.cluster})}
+		f.Evidence = []finding.Evidence{{Source: "leaked cluster", Offset: o.cluster << c.bits,
+			Text: fmt.Sprintf("%d of its %d entries lead to leaked L2 tables", len(below), o.entries)}}
+		for _, t := range append(below, o.cluster) {
+			if ev.covered.count(t) > 0 {
+				continue
+			}
+			if err := c.coverTargets(ev, t, buf); err != nil {
+				return nil, err
+			}
+			if ev.covered.count(t) > 0 {
+				continue
+			}
+			if err := ev.covered.add(t, t, 1, refPlain); err != nil {
+				return nil, err
+			}
+		}
+		c.tell(f)
+	}
+	return slices.DeleteFunc(rest, func(o orphan) bool { return ev.covered.count(o.cluster) > 0 }), nil
 }
 
 // dataFinder is what a reader offers that knows the holes of its file.
@@ -108,8 +162,10 @@ func (d *dataCursor) next(cluster int64) int64 {
 	return d.known.first
 }
 
-// mayBeTable looks at four places of a cluster: each must be empty or look like L2 entries.
-func (c *checker) mayBeTable(cluster int64, buf []byte) bool {
+// mayBeTable looks at four places of a cluster: each must be empty or look like L2 entries. Where all
+// are empty, a table whose used part lies between them is still possible; whole is how many bytes may
+// be read to find out.
+func (c *checker) mayBeTable(cluster int64, buf []byte, whole *int64) bool {
 	used := 0
 	n := int64(min(probeBytes, c.cs/4))
 	for i := range int64(4) {
@@ -123,8 +179,14 @@ func (c *checker) mayBeTable(cluster int64, buf []byte) bool {
 		}
 		used += good
 	}
-	// A table whose used part lies between the four places is still read whole if it is small.
-	return used > 0 || c.cs <= 4096
+	if used > 0 {
+		return true
+	}
+	*whole -= int64(c.cs)
+	if *whole < 0 {
+		c.unprobed++
+	}
+	return *whole >= 0
 }
 
 // likeEntries counts words that could be L2 entries of this image, and those that could not.
@@ -152,9 +214,12 @@ func (c *checker) likeEntries(p []byte) (good, bad int) {
 // orphanAt reads a whole cluster and decides whether it is an orphaned table.
 func (c *checker) orphanAt(cluster int64, buf []byte) (orphan, bool) {
 	o := orphan{cluster: cluster}
-	var bad int64
+	var bad, flagged int64
 	ok := c.eachEntry(cluster, buf, func(e uint64) error {
 		o.entries++
+		if e&FlagCopied != 0 {
+			flagged++
+		}
 		target, valid := c.targetOf(e)
 		switch {
 		case !valid:
@@ -173,7 +238,10 @@ func (c *checker) orphanAt(cluster int64, buf []byte) (orphan, bool) {
 		}
 		return nil
 	})
-	return o, ok && o.entries >= minOrphanEntries && o.inside*10 >= o.entries*9 && bad*10 <= o.entries
+	if o.entries < minOrphanEntries { // any few words may look like entries, but not with the flag
+		return o, ok && o.entries > 0 && o.inside == o.entries && flagged == o.entries
+	}
+	return o, ok && o.inside*10 >= o.entries*9 && bad*10 <= o.entries
 }
 
 // tableAt gives the L2 table in a cluster, -1 if there is none.
@@ -238,8 +306,8 @@ func (c *checker) coverTargets(ev *evidence, cluster int64, buf []byte) error {
 }
 
 // orphanFinding reports an orphan with the part of the disk that it probably mapped.
-func (c *checker) orphanFinding(ev *evidence, o orphan, i, n int) {
-	slots, why := c.slotsFor(ev, o.cluster, i, n, o.named)
+func (c *checker) orphanFinding(l *l1slots, o orphan, i, n int) {
+	slots, why := c.slotsFor(l, o.cluster, i, n, o.named)
 	sure := finding.Likely
 	if len(slots) != 1 {
 		sure = finding.Possible
@@ -257,35 +325,32 @@ func (c *checker) orphanFinding(ev *evidence, o orphan, i, n int) {
 		}
 		f.Guest = append(f.Guest, c.l1GuestRange(s))
 	}
+	where := "leaked clusters"
+	if c.dataFile {
+		where = "the external data file"
+	}
 	f.Evidence = []finding.Evidence{{Source: "leaked cluster", Offset: o.cluster << c.bits,
-		Text: fmt.Sprintf("%d of its %d entries lead to leaked clusters", o.inside, o.entries)}}
-	c.findings = append(c.findings, f)
+		Text: fmt.Sprintf("%d of its %d entries lead to %s", o.inside, o.entries, where)}}
+	c.tell(f)
 }
 
 // slotsFor gives the empty L1 entries where an orphan may belong: the i-th of n, by place. named
 // are L1 entries that lead into what the orphan maps.
-func (c *checker) slotsFor(ev *evidence, cluster int64, i, n int, named []int32) ([]int32, string) {
-	need := int32((c.h.SizeBytes + c.h.L2Span() - 1) / c.h.L2Span())
-	var empty []int32
-	for s := range need {
-		if !ev.slots[s] {
-			empty = append(empty, s)
-		}
-	}
-	bogus := c.bogusSlots(ev)
+func (c *checker) slotsFor(l *l1slots, cluster int64, i, n int, named []int32) ([]int32, string) {
+	empty, bogus := l.empty, l.bogus
 	switch {
 	case len(named) == 1:
 		return named, "the L1 entry that should name it names one of these clusters instead"
 	case len(bogus) == 1:
 		return bogus, "one L1 entry names what is no table of its own"
 	case len(empty) == 0:
-		return nil, "there is no empty L1 entry where it could belong"
+		return nil, "there is no empty L1 entry where it could belong, so it may be left of a deleted snapshot"
 	case len(empty) == 1:
 		return empty, "it belongs into the only L1 entry that is empty"
 	case len(empty) == n:
 		return empty[i : i+1], fmt.Sprintf("%d tables and %d empty L1 entries, matched by their order", n, n)
 	}
-	fits := c.slotsBetween(cluster)
+	fits := l.between(c.bits, cluster)
 	if len(fits) == 1 {
 		return fits, "by the place of its neighbours it belongs into this empty L1 entry"
 	}
@@ -293,6 +358,28 @@ func (c *checker) slotsFor(ev *evidence, cluster int64, i, n int, named []int32)
 		return fits, fmt.Sprintf("by the place of its neighbours it belongs into one of %d empty L1 entries", len(fits))
 	}
 	return empty, fmt.Sprintf("it belongs into one of %d empty L1 entries", len(empty))
+}
+
+// l1slots are the entries of the active L1 table as far as an orphan may belong into one.
+type l1slots struct {
+	empty, bogus []int32
+	active       []l1ref // those in use, in the order of the disk
+}
+
+func (c *checker) emptySlots(ev *evidence) *l1slots {
+	l := &l1slots{bogus: c.bogusSlots(ev)}
+	for s := range int32((c.h.SizeBytes + c.h.L2Span() - 1) / c.h.L2Span()) {
+		if !ev.slots[s] {
+			l.empty = append(l.empty, s)
+		}
+	}
+	for _, r := range c.l1refs {
+		if c.l1s[r.l1].active {
+			l.active = append(l.active, r)
+		}
+	}
+	slices.SortFunc(l.active, func(a, b l1ref) int { return cmp.Compare(a.index, b.index) })
+	return l
 }
 
 // bogusSlots gives the active L1 entries whose table is empty, overwritten, or also guest data.
@@ -312,19 +399,12 @@ func (c *checker) bogusSlots(ev *evidence) (list []int32) {
 	return list
 }
 
-// slotsBetween gives the empty L1 entries whose neighbours on both sides have their tables around
+// between gives the empty L1 entries whose neighbours on both sides have their tables around
 // cluster: tables are mostly allocated in the order of the disk.
-func (c *checker) slotsBetween(cluster int64) (fits []int32) {
-	var active []l1ref
-	for _, r := range c.l1refs {
-		if c.l1s[r.l1].active {
-			active = append(active, r)
-		}
-	}
-	slices.SortFunc(active, func(a, b l1ref) int { return cmp.Compare(a.index, b.index) })
-	for i := 1; i < len(active) && len(fits) <= maxSlots; i++ {
-		prev, next := active[i-1], active[i]
-		if int64(prev.table()>>c.bits) < cluster && cluster < int64(next.table()>>c.bits) {
+func (l *l1slots) between(bits uint, cluster int64) (fits []int32) {
+	for i := 1; i < len(l.active) && len(fits) <= maxSlots; i++ {
+		prev, next := l.active[i-1], l.active[i]
+		if int64(prev.table()>>bits) < cluster && cluster < int64(next.table()>>bits) {
 			for s := prev.index + 1; s < next.index && len(fits) <= maxSlots; s++ {
 				fits = append(fits, s)
 			}

@@ -203,6 +203,7 @@ func (c *checker) brokenBitmap(name string, err error) {
 // fault of its own, whatever its refcount says.
 func (c *checker) countRefblocks() error {
 	limit := c.limit()
+	var seen map[uint64]int // the first entry with this offset
 	for i, e := range c.reftable {
 		off := e & reftableOffMask
 		switch {
@@ -228,7 +229,13 @@ func (c *checker) countRefblocks() error {
 		if n := c.data.count(cluster) + c.meta.count(cluster); min(n, c.h.MaxRefcount()) != 1 {
 			c.counts.Corruptions++
 			c.badBlocks = append(c.badBlocks, badBlock{int64(i), fmt.Sprintf("something else uses its cluster at %#x too", off)})
-			if first := slices.Index(c.reftable[:i], e); first >= 0 {
+			if seen == nil { // only where something is wrong
+				seen = map[uint64]int{}
+				for k, e := range slices.Backward(c.reftable) {
+					seen[e] = k
+				}
+			}
+			if first := seen[e]; first < i {
 				c.badBlocks = append(c.badBlocks, badBlock{int64(first), fmt.Sprintf("entry %d of the refcount table names the same cluster", i)})
 			}
 		}

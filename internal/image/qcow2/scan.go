@@ -14,7 +14,9 @@ import (
 type table struct {
 	off image.HostOff
 	// refs is how many L1 entries point here, active how many of them are in the active L1 table.
-	refs, active uint32
+	// 65536 snapshots may share an L1 table of 4 Mi entries, so refs does not fit into 32 bits.
+	refs   uint64
+	active uint32
 	// firstRef is its first entry in checker.l1refs, which is sorted by table.
 	firstRef int32
 	// used counts entries that are not zero, bad those that cannot be right, and past those of them
@@ -257,7 +259,7 @@ func (s *scanner) run(tb *table, entry, n uint64) error {
 	if tb.refs == 1 && tb.active == 1 && first>>6 == (first+n-1)>>6 {
 		return s.tally.addLater(int64(first), n, entry&FlagCopied == 0)
 	}
-	return s.tally.add(int64(first), int64(first+n-1), uint64(tb.refs), tb.kind(entry))
+	return s.tally.add(int64(first), int64(first+n-1), tb.refs, tb.kind(entry))
 }
 
 // allocated counts n clusters from off on as allocated, and whether the first is fragmented.
@@ -311,7 +313,7 @@ func (s *scanner) oddEntry(tb *table, entry, bitmap uint64) error {
 			s.pastEnd(tb, off, 1)
 			bad = false // counted there
 		default:
-			if err := s.region(off, s.cs, uint64(tb.refs), tb.kind(entry)); err != nil {
+			if err := s.region(off, s.cs, tb.refs, tb.kind(entry)); err != nil {
 				return err
 			}
 		}
@@ -351,7 +353,7 @@ func (s *scanner) compressed(tb *table, entry, bitmap uint64) error {
 		s.faults.pastEnd += refs
 		bad = true
 	} else {
-		err = s.region(uint64(off), uint64(length), uint64(tb.refs), refPlain)
+		err = s.region(uint64(off), uint64(length), tb.refs, refPlain)
 	}
 	if bad {
 		tb.bad++
@@ -364,9 +366,10 @@ func (s *scanner) compressed(tb *table, entry, bitmap uint64) error {
 }
 
 // beyond reports whether a range ends a whole cluster or more behind the end of the file: the last
-// cluster of an image may be cut.
+// cluster of an image may be cut. A range that would end behind 2^64 lies there too.
 func beyond(off, length, fileBytes, cs uint64) bool {
-	return off+length >= fileBytes+cs
+	end := off + length
+	return end < off || end >= fileBytes+cs
 }
 
 // scanExtended is scan for entries of 16 bytes with a subcluster bitmap each ("Extended L2

@@ -44,6 +44,22 @@ func (c *checker) merge(f finding.Finding) {
 	}
 }
 
+// maxTold bounds the findings of one rule that stand for one place each.
+const maxTold = 4096
+
+// tell adds a finding that stands for one place; beyond maxTold of a rule, they become one.
+func (c *checker) tell(f finding.Finding) {
+	if c.told == nil {
+		c.told = map[string]int{}
+	}
+	if c.told[f.Code]++; c.told[f.Code] <= maxTold {
+		c.findings = append(c.findings, f)
+		return
+	}
+	f.Summary, f.Snapshot, f.Evidence = "further places like those, which are not listed one by one", "", []finding.Evidence{}
+	c.merge(f)
+}
+
 // mergeKey tells which findings are one.
 type mergeKey struct {
 	code, snapshot string
@@ -99,7 +115,7 @@ func (c *checker) explainTables(ev *evidence) {
 		f.Count = int64(tb.bad)
 		f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
 		c.reachedThrough(&f, int(no))
-		c.findings = append(c.findings, f)
+		c.tell(f)
 	}
 	for i := range c.tables {
 		tb := &c.tables[i]
@@ -110,7 +126,7 @@ func (c *checker) explainTables(ev *evidence) {
 			f.Count = int64(tb.active)
 			f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
 			c.reachedThrough(&f, i)
-			c.findings = append(c.findings, f)
+			c.tell(f)
 		}
 	}
 	stray := int64(0)
@@ -237,7 +253,21 @@ func (c *checker) locate(f *finding.Finding, h hit) {
 }
 
 func (c *checker) guestRange(h hit) finding.Range {
-	return finding.Range{Offset: h.guest, Length: max(0, min(int64(c.cs), c.h.SizeBytes-h.guest))}
+	return finding.Range{Offset: h.guest, Length: max(0, min(int64(c.cs), c.diskOf(int(h.table))-h.guest))}
+}
+
+// diskOf is the size of the disk that table no maps: that of a snapshot may differ.
+func (c *checker) diskOf(no int) int64 {
+	size := c.h.SizeBytes
+	if c.tables[no].active > 0 {
+		return size
+	}
+	for _, r := range c.refsOf(no)[:1] {
+		for _, s := range c.l1s[r.l1].snapshots {
+			size = max(size, c.snapshots.Snapshots[s].DiskBytes)
+		}
+	}
+	return size
 }
 
 // explainSuspects turns clusters whose refcounts are too low, or whose flags are wrong, into
@@ -280,6 +310,9 @@ func (c *checker) explainLow(ev *evidence, links *crossLinks, s Suspect) {
 	if s.Refcount == 0 {
 		rule, text = finding.QC04, "clusters in use have the refcount 0"
 	}
+	if c.lateRefcounts() {
+		text += ", which were to be written later"
+	}
 	seen := int64(0) // clusters of the range that table entries explain
 	for len(hits) > 0 {
 		n := 1
@@ -302,10 +335,23 @@ func (c *checker) explainLow(ev *evidence, links *crossLinks, s Suspect) {
 			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
 		}
 		f.Evidence = []finding.Evidence{c.refcountEvidence(s, here[0].cluster)}
+		c.followsDirty(&f)
 		c.merge(f)
 	}
 	if rest := s.N - seen; rest > 0 && ev.dropped == 0 {
 		c.explainLowMetadata(ev, s, rule)
+	}
+}
+
+// lateRefcounts reports whether the header admits that refcounts lag behind ("Incompatible features",
+// bit 0): qemu then counts anew before it writes.
+func (c *checker) lateRefcounts() bool { return c.h.Incompatible&IncompatDirty != 0 }
+
+// followsDirty marks a refcount that is too low as what the dirty bit announces.
+func (c *checker) followsDirty(f *finding.Finding) {
+	if c.lateRefcounts() {
+		f.Severity, f.DependsOn = finding.Warning, []string{finding.QC21.Code}
+		f.Next = "qemu counts anew when it opens the image for writing; no other program may write to it before"
 	}
 }
 
@@ -331,18 +377,38 @@ func (c *checker) explainLowMetadata(ev *evidence, s Suspect, rule finding.Rule)
 		}
 		f.Host = []finding.Range{c.hostRange(span{cluster, cluster})}
 		f.Evidence = []finding.Evidence{c.refcountEvidence(s, cluster)}
+		if len(who) == 1 {
+			c.followsDirty(&f)
+		}
 		c.merge(f)
 	}
 }
 
-// ownersOf names the metadata that lies in a cluster.
-func (c *checker) ownersOf(cluster int64) []string {
-	var who []string
+// sortOwners brings the pieces of metadata into the order of the file. ownerEnds has for each the
+// highest cluster that it or one before it reaches.
+func (c *checker) sortOwners() {
+	slices.SortStableFunc(c.owners, func(a, b region) int { return cmp.Compare(a.first, b.first) })
+	c.ownerEnds = make([]int64, 0, len(c.owners))
+	end := int64(-1)
 	for _, o := range c.owners {
-		if o.first <= cluster && cluster <= o.last {
-			who = append(who, o.what)
+		end = max(end, o.last)
+		c.ownerEnds = append(c.ownerEnds, end)
+	}
+}
+
+// ownersOf names the metadata that lies in a cluster, two pieces at most of those with a name.
+func (c *checker) ownersOf(cluster int64) []string {
+	if c.ownerEnds == nil {
+		c.sortOwners()
+	}
+	var who []string
+	i, _ := slices.BinarySearchFunc(c.owners, cluster+1, func(o region, x int64) int { return cmp.Compare(o.first, x) })
+	for i--; i >= 0 && c.ownerEnds[i] >= cluster && len(who) < 2; i-- {
+		if c.owners[i].last >= cluster {
+			who = append(who, c.owners[i].what)
 		}
 	}
+	slices.Reverse(who)
 	if i := c.tableAt(cluster); i >= 0 && c.tables[i].off != 0 {
 		who = append(who, "L2 table")
 	}
@@ -371,7 +437,7 @@ func (c *checker) reasonFor(ev *evidence, hits []hit, s Suspect) lowReason {
 			continue
 		}
 		tb := &c.tables[h.table]
-		sound += uint64(tb.refs)
+		sound += tb.refs
 		if tb.active > 1 {
 			doubled += uint64(tb.active - 1)
 		}

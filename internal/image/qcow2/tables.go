@@ -170,7 +170,7 @@ func (c *checker) gatherTables() {
 		}
 		t := &c.tables[len(c.tables)-1]
 		w := c.l1s[r.l1].weight()
-		t.refs += uint32(w)
+		t.refs += uint64(w)
 		if c.l1s[r.l1].active {
 			t.active++
 		}

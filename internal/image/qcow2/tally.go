@@ -270,6 +270,23 @@ func (t *tally) count(cluster int64) uint64 {
 	return 0
 }
 
+// next gives the first cluster in [first, last] that has a reference, last+1 if there is none.
+func (t *tally) next(first, last int64) int64 {
+	for first <= last {
+		end := min(last, first|(chunkClusters-1))
+		if c := t.chunkAt(first >> chunkBits); c != nil {
+			for ; first <= end; first = first&^63 + 64 {
+				in := uint32(first & (chunkClusters - 1))
+				if m := c.any(in>>6) >> (in & 63); m != 0 {
+					return min(first+int64(bits.TrailingZeros64(m)), last+1)
+				}
+			}
+		}
+		first = end + 1
+	}
+	return last + 1
+}
+
 // merge adds all of o to t; o must not be used afterwards.
 func (t *tally) merge(o *tally) error {
 	return o.each(func(no int64, c *chunk) error {

@@ -64,24 +64,37 @@ func (t *tracer) inc(off, length uint64) error {
 	return nil
 }
 
+// maxReadOff is where qemu refuses to read: INT64_MAX, less what is no multiple of 1 GiB.
+const maxReadOff = math.MaxInt64 &^ (1<<30 - 1)
+
+func (t *tracer) unreadableL1() error {
+	if err := t.say("ERROR: I/O error in check_refcounts_l1"); err != nil {
+		return err
+	}
+	return t.stop(reasonIO)
+}
+
 func (t *tracer) countL1(off uint64, entries int64, active bool) error {
 	if entries == 0 {
 		return nil
 	}
-	if err := t.inc(off, uint64(entries)*8); err != nil {
+	// qemu calculates with signed numbers: just below zero an offset seems to lie in the file, and
+	// the counts for it take more memory than there is.
+	length := uint64(entries) * 8
+	if off > math.MaxInt64 && int64(off+length-t.fileBytes) < int64(t.cs) {
+		return t.stop(reasonNoMemory)
+	}
+	if err := t.inc(off, length); err != nil {
 		return err
 	}
-	if off > math.MaxInt64 {
-		return t.stop(reasonNoMemory) // what qemu makes of a negative offset
+	if off > maxReadOff-length {
+		return t.unreadableL1()
 	}
 	// Behind the end of the file are zeros only, which stand for nothing.
 	inFile := min(entries, int64((max(t.fileBytes, off)-off+7)/8))
 	p, err := t.read(off, inFile*8)
 	if err != nil {
-		if err := t.say("ERROR: I/O error in check_refcounts_l1"); err != nil {
-			return err
-		}
-		return t.stop(reasonIO)
+		return t.unreadableL1()
 	}
 	if active {
 		t.l1 = make([]uint64, inFile)
