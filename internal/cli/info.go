@@ -79,9 +79,16 @@ func runInfo(ctx context.Context, o infoOptions, paths []string, s *stdio) error
 	if err != nil {
 		return err
 	}
+	said := map[string]bool{"": true}
 	for i := range d.Disks {
-		if e := d.Disks[i].Err; e != nil {
-			fmt.Fprintf(s.err, "shisa: %s\n", render.Text(e.Error()))
+		e := d.Disks[i].Err
+		if e == nil {
+			continue
+		}
+		fmt.Fprintf(s.err, "shisa: %s\n", render.Text(e.Error()))
+		if hint := hintFor(e); !said[hint] { // the same advice for many images is given once
+			said[hint] = true
+			fmt.Fprintf(s.err, "hint: %s\n", render.Text(hint))
 		}
 	}
 	return exitWith(d.Status[0])
