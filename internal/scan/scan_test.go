@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -191,8 +192,12 @@ func TestRunHost(t *testing.T) {
 	put(t, root+"/proc/17/cmdline", "qemu-system-x86_64\x00-name\x00mail\x00")
 	put(t, root+"/proc/17/fdinfo/5", "flags:\t02\n")
 	put(t, root+"/proc/17/fdinfo/6", "flags:\t02\n")
+	put(t, root+"/proc/17/fdinfo/7", "flags:\t02\n")
 	put(t, root+"/run/log", "a log")
-	for fd, target := range map[string]string{"5": "/run/open.qcow2", "6": "/run/log"} {
+	if err := syscall.Mkfifo(root+"/run/monitor", 0o600); err != nil { // no disk, as a device for vfio is none
+		t.Fatal(err)
+	}
+	for fd, target := range map[string]string{"5": "/run/open.qcow2", "6": "/run/log", "7": "/run/monitor"} {
 		if err := os.MkdirAll(root+"/proc/17/fd", 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ package scan
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -90,6 +91,9 @@ func (h *host) processes(ctx context.Context, l *linux.Host, root string) error 
 	known := map[string]bool{}
 	for _, f := range census.MachineFiles(ctx) {
 		p := h.openFile(ctx, f, root)
+		if !h.mayBeDisk(ctx, p.Path) {
+			continue
+		}
 		if key := p.Path + "\x00" + p.Machine; !known[key] {
 			known[key] = true
 			h.add(p)
@@ -117,6 +121,14 @@ func (h *host) openFile(ctx context.Context, f linux.MachineFile, root string) h
 			who, f.Path)
 	}
 	return hypervisor.Look(ctx, lookTimeout, hypervisor.PlaceProcess, through, why, machine)
+}
+
+// mayBeDisk is false for character devices, FIFOs and sockets, such as /dev/fuse and /dev/vfio/vfio:
+// every machine has some open, and none holds an image. A generic SCSI device does lead to a disk,
+// one that is not looked at.
+func (h *host) mayBeDisk(ctx context.Context, path string) bool {
+	_, err := diskio.Within(ctx, lookTimeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+	return !errors.Is(err, diskio.ErrSpecial) || strings.HasPrefix(path, "/dev/sg")
 }
 
 // leadsTo reports whether a path leads to the file with that inode.
