@@ -131,7 +131,13 @@ func (r *runner) visitor(offer func(candidate) error) diskio.WalkFunc {
 		case diskio.WalkFile:
 			return offer(candidate{path: path, id: st.ID})
 		case diskio.WalkBlind:
-			r.blindSpot(path, "directory", err)
+			what := "directory"
+			if imageSuffix(path) {
+				what = "file"
+			}
+			r.blindSpot(path, what, err)
+		case diskio.WalkSymlink:
+			r.skipLink()
 		default:
 			r.skip()
 		}

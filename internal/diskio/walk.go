@@ -22,6 +22,9 @@ const (
 	maxWalkDepth = 200
 	// walkBatch is how many names of a directory are looked at in one go.
 	walkBatch = 1024
+	// maxMute is how many names of a batch may not answer before the others count as such, too: each
+	// is waited for, and keeps a thread. Mounts of several dead servers lie in one directory.
+	maxMute = 8
 )
 
 var (
@@ -52,12 +55,14 @@ type Walker struct {
 	timeout time.Duration
 	seen    map[ID]bool
 	visit   WalkFunc
+	// lookAt stands in for lookAt in tests.
+	lookAt func(d *os.File, name string) walkName
 }
 
 // NewWalker returns a walker that calls visit. No operation on storage is waited for longer than
 // timeout; after that the directory is blind and the walk goes on with the next one.
 func NewWalker(timeout time.Duration, visit WalkFunc) *Walker {
-	return &Walker{timeout: timeout, seen: map[ID]bool{}, visit: visit}
+	return &Walker{timeout: timeout, seen: map[ID]bool{}, visit: visit, lookAt: lookAt}
 }
 
 // Walk visits everything below dir, which itself may be a symbolic link; those below it are not
@@ -135,27 +140,37 @@ type walkName struct {
 }
 
 type walkNames struct {
-	names []walkName
+	names []string
 	err   error // io.EOF at the end
 }
 
 // list visits what is in d and closes it.
 func (w *Walker) list(ctx context.Context, d *directory, depth int) error {
+	given := false // to a read that hangs, which closes it in the end
+	defer func() {
+		if !given {
+			d.f.Close() // a look that hangs holds the descriptor until it ends: see lookAt
+		}
+	}()
 	for {
 		got, err := Within(ctx, w.timeout, func() (walkNames, error) {
-			return readNames(d.f), nil
-		}, func(walkNames) { d.f.Close() }) // given up: whoever still uses it closes it
+			names, err := d.f.Readdirnames(walkBatch)
+			return walkNames{names, err}, nil
+		}, func(walkNames) { d.f.Close() })
 		if err != nil {
+			given = true
 			return w.blind(ctx, d.path, err)
 		}
-		for _, n := range got.names {
+		names, err := w.look(ctx, d, got.names)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
 			if err := w.name(ctx, d, n, depth); err != nil {
-				d.f.Close()
 				return err
 			}
 		}
 		if got.err != nil {
-			d.f.Close()
 			if errors.Is(got.err, io.EOF) {
 				return nil
 			}
@@ -164,9 +179,83 @@ func (w *Walker) list(ctx context.Context, d *directory, depth int) error {
 	}
 }
 
+// look looks at each name of a directory. One that does not answer in time, for example the mount of
+// a dead server, is blind, and the others are looked at all the same. Its error is that of ctx.
+func (w *Walker) look(ctx context.Context, d *directory, names []string) ([]walkName, error) {
+	out := make([]walkName, 0, len(names))
+	for mute := 0; len(names) > 0; {
+		if mute == maxMute {
+			for _, name := range names {
+				out = append(out, walkName{name: name, err: ErrTimeout})
+			}
+			return out, nil
+		}
+		got, err := w.lookOn(ctx, d, names)
+		if err != nil {
+			return nil, err
+		}
+		out, names = append(out, got...), names[len(got):]
+		if len(names) > 0 {
+			out, names = append(out, walkName{name: names[0], err: ErrTimeout}), names[1:]
+			mute++
+		}
+	}
+	return out, nil
+}
+
+// lookOn looks at names until one does not answer. As with Within, what looks at that one stays
+// behind.
+func (w *Walker) lookOn(ctx context.Context, d *directory, names []string) ([]walkName, error) {
+	got, gone := make(chan walkName, len(names)), make(chan struct{})
+	defer close(gone)
+	go func() {
+		for _, name := range names {
+			got <- w.lookAt(d.f, name)
+			select {
+			case <-gone:
+				return
+			default:
+			}
+		}
+	}()
+	timer := time.NewTimer(w.timeout)
+	defer timer.Stop()
+	out := make([]walkName, 0, len(names))
+	for len(out) < len(names) {
+		select {
+		case n := <-got:
+			out = append(out, n)
+			timer.Reset(w.timeout)
+		case <-timer.C:
+			return out, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return out, nil
+}
+
+// lookAt looks at a name in d. The descriptor of d is held meanwhile, even if d is closed.
+func lookAt(d *os.File, name string) walkName {
+	n := walkName{name: name}
+	c, err := d.SyscallConn()
+	if err == nil {
+		err = c.Control(func(fd uintptr) {
+			n.err = unix.Fstatat(int(fd), name, &n.st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+		})
+	}
+	if err != nil {
+		n.err = err
+	}
+	return n
+}
+
 func (w *Walker) name(ctx context.Context, d *directory, n walkName, depth int) error {
 	path := strings.TrimSuffix(d.path, "/") + "/" + n.name
-	if n.err != nil {
+	switch {
+	case errors.Is(n.err, unix.ENOENT):
+		return nil // removed since the directory was read
+	case n.err != nil:
 		return w.blind(ctx, path, n.err)
 	}
 	switch n.st.Mode & unix.S_IFMT {
@@ -181,21 +270,6 @@ func (w *Walker) name(ctx context.Context, d *directory, n walkName, depth int) 
 		return w.visit(WalkSymlink, path, Stat{}, nil)
 	}
 	return w.visit(WalkSpecial, path, Stat{}, nil)
-}
-
-// readNames reads the next names of a directory and looks at each. The error is io.EOF at its end.
-func readNames(d *os.File) walkNames {
-	names, err := d.Readdirnames(walkBatch)
-	out := make([]walkName, 0, len(names))
-	for _, name := range names {
-		n := walkName{name: name}
-		n.err = unix.Fstatat(int(d.Fd()), name, &n.st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
-		if errors.Is(n.err, unix.ENOENT) {
-			continue // removed since the directory was read
-		}
-		out = append(out, n)
-	}
-	return walkNames{out, err}
 }
 
 // isPseudo reports whether a file system shows the kernel's own state: reading the files there can
