@@ -139,6 +139,9 @@ func (l *live) again(ctx context.Context) (*diskio.File, error) {
 	}
 	// A writer that was only seen by its writes shows again in the next round if it goes on.
 	use.Rounds = l.n
+	if was := l.j.img.Use; use.State == UseNone && was.State == UseWrite {
+		use.Reason = join("; ", use.Reason, "when it was looked at before: "+was.Reason)
+	}
 	l.j.img.Use = use
 	return f, nil
 }
