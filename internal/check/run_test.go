@@ -120,7 +120,7 @@ func TestRunFile(t *testing.T) {
 			}
 		}
 		s := rep.Summary
-		if s.Images != 12 || s.Unchecked != 1 || s.Skipped != 4 || s.Clean != 3 || s.LeakedBytes != 65536 {
+		if s.Images != 12 || s.Unchecked != 1 || s.Skipped != 3 || s.Links != 1 || s.Clean != 3 || s.LeakedBytes != 65536 {
 			t.Errorf("Summary = %+v", s)
 		}
 		for _, img := range rep.Images {

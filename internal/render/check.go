@@ -30,6 +30,11 @@ func Check(w io.Writer, r *check.Report, s Style) error {
 			o.line()
 		}
 		o.blind(r.Blind, "", true)
+		if r.Summary.Skipped+r.Summary.Links > 0 {
+			// It was not named itself, so what else is there is worth a line.
+			o.line()
+			o.verdict(r)
+		}
 		return o.flush()
 	}
 	images := worstFirst(r.Images)

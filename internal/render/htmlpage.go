@@ -46,7 +46,7 @@ type sheet struct {
 	edges   []scan.Edge
 	places  []hypervisor.Place
 	blind   []finding.Blind
-	skipped int64
+	summary check.Summary
 	info    PageInfo
 }
 
@@ -54,7 +54,7 @@ type sheet struct {
 func ScanHTML(w io.Writer, r *scan.Report, info PageInfo) error {
 	s := &sheet{command: "shisa scan", verdict: r.Verdict, status: r.Status, paths: r.Paths,
 		causes: r.Causes, images: worstFirst(r.Images), edges: r.Edges, places: r.Places,
-		blind: r.NotLookedAt, skipped: r.Summary.Skipped, info: info}
+		blind: r.NotLookedAt, summary: r.Summary, info: info}
 	if s.causes == nil {
 		s.causes = []scan.Cause{}
 	}
@@ -64,7 +64,7 @@ func ScanHTML(w io.Writer, r *scan.Report, info PageInfo) error {
 // CheckHTML writes the result of a check as one page that needs nothing beside itself.
 func CheckHTML(w io.Writer, r *check.Report, info PageInfo) error {
 	s := &sheet{command: "shisa check", verdict: r.Verdict, status: r.Status, paths: r.Paths,
-		images: worstFirst(r.Images), blind: r.Blind, skipped: r.Summary.Skipped, info: info}
+		images: worstFirst(r.Images), blind: r.Blind, summary: r.Summary, info: info}
 	for _, img := range s.images {
 		if b := img.Backing; b != nil {
 			to := b.Path
@@ -152,7 +152,7 @@ func (s *sheet) hero(p *page) {
 			p.list("also", things[1:])
 		}
 	}
-	p.el("p", "", standing(s.plain(), s.skipped, len(s.blind)))
+	p.el("p", "", standing(s.plain(), s.summary, len(s.blind)))
 	p.start("p", "class", "meta")
 	p.text(s.command + s.made())
 	if len(s.paths) > 0 {

@@ -51,7 +51,7 @@ func Scan(w io.Writer, r *scan.Report, s Style) error {
 	if len(r.NotLookedAt) > 0 {
 		o.line()
 	}
-	o.prose(o.verdictWord(r.Verdict, r.Images)+"  ", standing(r.Images, r.Summary.Skipped, len(r.NotLookedAt)))
+	o.prose(o.verdictWord(r.Verdict, r.Images)+"  ", standing(r.Images, r.Summary, len(r.NotLookedAt)))
 	return o.flush()
 }
 

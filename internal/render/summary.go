@@ -141,11 +141,11 @@ func (o *out) harmless(images []*check.Image) {
 
 // verdict is the last line: how it all stands.
 func (o *out) verdict(r *check.Report) {
-	o.prose(o.verdictWord(r.Verdict, r.Images)+"  ", standing(r.Images, r.Summary.Skipped, len(r.Blind)))
+	o.prose(o.verdictWord(r.Verdict, r.Images)+"  ", standing(r.Images, r.Summary, len(r.Blind)))
 }
 
 // standing counts images by how they stand.
-func standing(images []check.Image, skipped int64, blind int) string {
+func standing(images []check.Image, sum check.Summary, blind int) string {
 	by := map[string]int64{}
 	for i := range images {
 		by[imageState(&images[i]).class]++
@@ -171,8 +171,11 @@ func standing(images []check.Image, skipped int64, blind int) string {
 	if len(items) > 0 {
 		text += ": " + strings.Join(items, ", ")
 	}
-	if skipped > 0 {
-		text += "; " + Count(skipped, "other file is no disk image", "other files are no disk images")
+	if sum.Skipped > 0 {
+		text += "; " + Count(sum.Skipped, "other file is no disk image", "other files are no disk images")
+	}
+	if sum.Links > 0 {
+		text += "; " + Count(sum.Links, "symbolic link was", "symbolic links were") + " not followed"
 	}
 	if blind > 0 {
 		text += "; " + Count(int64(blind), "thing was", "things were") + " not looked at"
