@@ -36,6 +36,9 @@ type Summary struct {
 	Unchecked int64 `json:"unchecked"`
 	// Skipped is how many files below a directory are no disk images.
 	Skipped int64 `json:"skipped"`
+	// Links is how many symbolic links below a directory were not followed; what they lead to was
+	// looked at only where it lies below one of the directories as well.
+	Links int64 `json:"links"`
 	// LeakedBytes is the space of leaked clusters.
 	LeakedBytes int64 `json:"leaked_bytes"`
 	// BlindSpots is how many things could not be looked at.

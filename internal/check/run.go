@@ -89,6 +89,7 @@ type runner struct {
 	// why is the first error that made a blind spot.
 	why     error
 	skipped int64
+	links   int64 // symbolic links that a walk met
 	full    bool
 	state   Progress
 }
@@ -180,6 +181,12 @@ func (r *runner) skip() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.skipped++
+}
+
+func (r *runner) skipLink() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.links++
 }
 
 func (r *runner) blindSpot(object, what string, err error) {

@@ -22,7 +22,7 @@ func (r *runner) report(paths []string) *Report {
 		rep.Images = append(rep.Images, j.img)
 		rep.Summary.count(&j.img, j.noCheck())
 	}
-	rep.Summary.Skipped = r.skipped
+	rep.Summary.Skipped, rep.Summary.Links = r.skipped, r.links
 	rep.Summary.BlindSpots += int64(len(rep.Blind))
 	slices.SortFunc(rep.Blind, func(a, b finding.Blind) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.What, b.What))
@@ -130,9 +130,14 @@ func (r *runner) nothing(paths []string, rep *Report) error {
 	switch {
 	case len(paths)+len(r.opts.Maybe) == 0:
 		return errors.New("check: no image was named")
-	case len(r.jobs) == 0 && len(rep.Blind) == 0 && rep.Summary.Skipped == 0:
+	case len(r.jobs) == 0 && len(rep.Blind) == 0 && rep.Summary.Skipped+rep.Summary.Links == 0:
 		return finding.WithHint(fmt.Errorf("check %s: there is nothing in it", where),
 			"name an image, or a directory that holds some")
+	case len(r.jobs) == 0 && len(rep.Blind) == 0 && rep.Summary.Links > 0:
+		return finding.WithHint(
+			fmt.Errorf("check %s: no disk image (files looked at: %d; symbolic links not followed: %d)",
+				where, rep.Summary.Skipped, rep.Summary.Links),
+			"name the images, or the directories that the links lead to")
 	case len(r.jobs) == 0 && len(rep.Blind) == 0:
 		return finding.WithHint(
 			fmt.Errorf("check %s: not a disk image (files looked at: %d)", where, rep.Summary.Skipped),
