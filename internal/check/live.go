@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -266,15 +267,28 @@ func decidable(f finding.Finding, h *qcow2.Header) bool {
 	return f.Severity != finding.Note
 }
 
-// keyOf tells a finding by its code and its text without numbers, which change with the image.
+// keyOf tells a finding by its code and its text without numbers, which change with the image, and
+// without what tells one from many: a second error beside a real one, which is a write under way,
+// must not make the real one look like another one in the next round.
 func keyOf(f finding.Finding) errorKey {
-	kind := []byte{}
-	for _, c := range []byte(f.Summary) {
-		if c < '0' || c > '9' {
-			kind = append(kind, c)
+	words := strings.Fields(strings.Map(func(c rune) rune {
+		if c >= '0' && c <= '9' {
+			return -1
 		}
+		return c
+	}, f.Summary))
+	for i, w := range words {
+		switch w {
+		case "are":
+			w = "is"
+		case "were":
+			w = "was"
+		case "have":
+			w = "has"
+		}
+		words[i] = strings.TrimSuffix(w, "s")
 	}
-	return errorKey{f.Code, f.Snapshot, string(kind)}
+	return errorKey{f.Code, f.Snapshot, strings.Join(words, " ")}
 }
 
 // keep leaves in s only what now has as well, and reports whether anything was taken out.

@@ -435,3 +435,25 @@ func TestErrorSetCut(t *testing.T) {
 		t.Errorf("keep left %d errors, want 1, and the next round to decide", len(first))
 	}
 }
+
+// A real error stays one although there was another one of its kind beside it in one round, which
+// makes the text speak of several.
+func TestErrorSetOneOfMany(t *testing.T) {
+	at := func(text string, offs ...int64) errorSet {
+		f := finding.Finding{Code: "QC02", Summary: text}
+		for _, off := range offs {
+			f.Host = append(f.Host, finding.Range{Offset: off, Length: 512})
+		}
+		return setOf(f)
+	}
+	for _, text := range [][2]string{
+		{"2 corruptions were counted whose place is not known", "1 corruption was counted whose place is not known"},
+		{"2 clusters have references", "1 cluster has references"},
+		{"12 L1 entries are wrong", "3 L1 entries are wrong"},
+	} {
+		s := at(text[0], 512, 4096)
+		if shrunk := s.keep(at(text[1], 4096)); !shrunk || len(s) != 1 {
+			t.Errorf("keep(%q after %q) = %v, %v, want the one that stayed", text[1], text[0], shrunk, s)
+		}
+	}
+}
