@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -210,7 +211,8 @@ func newBlind(object, what, why string) finding.Blind {
 func reason(err error) string {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
-		return pe.Err.Error()
+		// What stands around it says where in the file.
+		return strings.Replace(err.Error(), pe.Error(), pe.Err.Error(), 1)
 	}
 	return err.Error()
 }
