@@ -42,6 +42,10 @@ const (
 	sectorStep = 4096
 	// maxBlind bounds the list of unreadable places; those beyond are counted in its last entry.
 	maxBlind = 1000
+	// suspectShare is the part of the memory for ranges with a wrong refcount, 32 bytes each, twice
+	// while they are gathered: entries of the refcount table that share a block make billions of a
+	// small file.
+	suspectShare = 128
 	// defaultRanges is how many ranges a finding lists.
 	defaultRanges = 20
 )
@@ -83,6 +87,8 @@ type checker struct {
 	blindCut   int64
 	blindLock  sync.Mutex
 	told       map[string]int // findings by code, where each stands for one place
+	kept       atomic.Int64   // suspects, which only suspectShare of the memory may hold
+	unlisted   int64          // clusters that would be suspects beyond that
 	unprobed   int64          // leaked clusters that were not looked at whole
 	unreadable int64          // pieces of metadata that could not be read, so that leaks cannot be told
 

@@ -35,6 +35,7 @@ type comparer struct {
 	views   uint64 // the active disk and its snapshots: so many references a cluster may have
 
 	leaks, corruptions, checkErrors int64
+	unlisted                        int64
 	highest                         int64
 	overflow                        []span
 	suspects                        []Suspect
@@ -79,6 +80,7 @@ func (c *checker) compare(ctx context.Context) error {
 			c.counts.Leaks += m.leaks
 			c.counts.Corruptions += m.corruptions
 			c.counts.CheckErrors += m.checkErrors
+			c.unlisted += m.unlisted
 			c.suspects = append(c.suspects, m.suspects...)
 			c.copied = append(c.copied, m.copied...)
 			c.shared = append(c.shared, m.shared...)
@@ -95,6 +97,10 @@ func (c *checker) compare(ctx context.Context) error {
 		slices.SortFunc(*s, func(a, b span) int { return cmp.Compare(a.first, b.first) })
 	}
 	c.counts.ImageEndOffset = (top + 1) << c.bits
+	if c.unlisted > 0 {
+		c.blindSpot(finding.Blind{What: "places of wrong refcounts", Reason: fmt.Sprintf(
+			"%d clusters are counted but not looked at, for the memory allowed (%d bytes)", c.unlisted, c.opts.MemoryBytes)})
+	}
 	return nil
 }
 
@@ -482,6 +488,10 @@ func (m *comparer) entry(cluster int64, refcount, refs uint64) {
 			last.N++
 			return
 		}
+	}
+	if most := m.opts.MemoryBytes / suspectShare; m.kept.Load() >= most || m.kept.Add(1) > most {
+		m.unlisted++
+		return
 	}
 	m.suspects = append(m.suspects, suspectAt(cluster, refcount, refs))
 }

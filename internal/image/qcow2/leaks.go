@@ -70,6 +70,9 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 		f := c.newFinding(finding.QC03, finding.Possible, fmt.Sprintf(
 			"%s be leaked; that cannot be told %s", plural(c.counts.Leaks, "cluster may", "clusters may"), why))
 		f.Count, f.Severity = c.counts.Leaks, finding.Note
+		if c.unlisted > 0 { // what they are worth cannot be told, but there are some
+			f.Severity, f.Next = finding.Waste, "copy the file before anything frees them"
+		}
 		c.findings = append(c.findings, f)
 		return nil
 	}
@@ -102,6 +105,8 @@ func (c *checker) undecidable() string {
 		return "while a program writes to the image"
 	case c.unreadable > 0:
 		return "because parts of the metadata could not be read"
+	case c.unlisted > 0:
+		return "because there are more than the memory allowed can list"
 	}
 	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -200,5 +201,47 @@ func TestCheckSurvivesSnapshotsAtTheEndOfNumbers(t *testing.T) {
 		if !slices.Equal(lines, want.lines) {
 			t.Errorf("L1 table at %#x: Trace() says %q, qemu-img %q", off, lines, want.lines)
 		}
+	}
+}
+
+// Entries of the refcount table that share one block make billions of wrong refcounts of a few
+// clusters. The memory allowed bounds what is kept of them, and what is not kept is said.
+func TestCheckBoundsWrongRefcounts(t *testing.T) {
+	const table, block = 1 << 20, 2 << 20
+	img := make([]byte, block+512)
+	be := binary.BigEndian
+	copy(img, "QFI\xfb")
+	be.PutUint32(img[4:], 3)
+	be.PutUint32(img[20:], 9) // clusters of 512 bytes
+	be.PutUint64(img[24:], 1<<20)
+	be.PutUint32(img[36:], 32)
+	be.PutUint64(img[40:], 512)
+	be.PutUint64(img[48:], table)
+	be.PutUint32(img[56:], (block-table)/512)
+	be.PutUint32(img[100:], 104) // refcounts of one bit
+	for off := table; off < block; off += 8 {
+		be.PutUint64(img[off:], block)
+	}
+	for i := range 512 {
+		img[block+i] = 0x55
+	}
+	const size, memory = 64 << 30, 32 << 20
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	res, err := qcow2.Check(t.Context(), sparse{img, size}, size,
+		qcow2.CheckOptions{DataFileBytes: -1, MemoryBytes: memory, Workers: 1, Readers: 1})
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(size) / 512 / 2; res.Counts.Leaks < want-8192 || res.Counts.Leaks > want {
+		t.Errorf("%d leaks, want about %d", res.Counts.Leaks, want)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 8*memory {
+		t.Errorf("Check() allocated %d bytes in all, want %d at most", n, 8*memory)
+	}
+	if len(res.Blind) == 0 || finding.Worst(res.Findings) == finding.Note {
+		t.Errorf("found %+v, blind to %+v; want both", res.Findings, res.Blind)
 	}
 }
