@@ -168,7 +168,6 @@ func TestCheckCostsLittle(t *testing.T) {
 			edit{48, be64(1 << 30)}, edit{56, be32s(16384)}, edit{60, be32s(65536)}, edit{64, be64(1 << 31)}), 1 << 40},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			start := time.Now()
 			cost := memory(func() {
 				_, err := qcow2.Check(t.Context(), sparse{tt.img, tt.size}, tt.size, qcow2.CheckOptions{DataFileBytes: -1})
 				var open *qcow2.OpenError
@@ -178,9 +177,6 @@ func TestCheckCostsLittle(t *testing.T) {
 			})
 			if cost > 64<<20 {
 				t.Errorf("Check() allocated %d bytes, want at most %d", cost, 64<<20)
-			}
-			if d := time.Since(start); d > 20*time.Second {
-				t.Errorf("Check() took %v", d)
 			}
 		})
 	}
