@@ -40,6 +40,8 @@ const (
 	maxUnitBytes = 256 << 10
 	// sectorStep is how finely an unreadable table is read again.
 	sectorStep = 4096
+	// ctxSteps is how many short steps are made before a look whether to stop.
+	ctxSteps = 1 << 12
 	// maxBlind bounds the list of unreadable places; those beyond are counted in its last entry.
 	maxBlind = 1000
 	// suspectShare is the part of the memory for ranges with a wrong refcount, 32 bytes each, twice

@@ -59,8 +59,8 @@ type evidence struct {
 	copied   int64 // wrong COPIED flags, as qemu counts them
 	pureHits int64 // of these, where the refcount itself is right
 	foreign  map[int32]string
-	slots    map[int32]bool // active L1 entries in use
-	covered  *tally         // leaked clusters that were explained
+	slots    []bool // active L1 entries in use
+	covered  *tally // leaked clusters that were explained
 	blocks   blockReader
 }
 
@@ -84,7 +84,7 @@ func (c *checker) explain(ctx context.Context) error {
 	if !c.doubt() {
 		return nil
 	}
-	ev := &evidence{foreign: map[int32]string{}, slots: map[int32]bool{}, blocks: blockReader{index: -1}}
+	ev := &evidence{foreign: map[int32]string{}, slots: make([]bool, c.h.L1Entries), blocks: blockReader{index: -1}}
 	ev.watch = newTally(int64(c.clusters)+1, c.opts.MemoryBytes)
 	ev.covered = newTally(int64(c.clusters)+1, c.opts.MemoryBytes)
 	if err := c.watchSuspects(ev); err != nil {
@@ -97,13 +97,17 @@ func (c *checker) explain(ctx context.Context) error {
 			return err
 		}
 	}
-	c.checkL1Flags(ev)
+	if err := c.checkL1Flags(ctx, ev); err != nil {
+		return err
+	}
 	c.counts.Corruptions += ev.copied
 	slices.SortFunc(ev.hits, func(a, b hit) int {
 		return cmp.Or(cmp.Compare(a.cluster, b.cluster), cmp.Compare(a.guest, b.guest),
 			cmp.Compare(a.off, b.off))
 	})
-	c.explainTables(ev)
+	if err := c.explainTables(ctx, ev); err != nil {
+		return err
+	}
 	c.explainEntries(ev)
 	c.explainBlocks(ev)
 	if err := c.explainSuspects(ctx, ev); err != nil {
@@ -406,8 +410,11 @@ func (c *checker) suspectOf(cluster int64) (Suspect, bool) {
 }
 
 // checkL1Flags counts the COPIED flags of L1 entries that contradict the refcount of their table.
-func (c *checker) checkL1Flags(ev *evidence) {
-	for _, r := range c.l1refs {
+func (c *checker) checkL1Flags(ctx context.Context, ev *evidence) error {
+	for i, r := range c.l1refs {
+		if i%ctxSteps == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if !c.l1s[r.l1].active {
 			continue
 		}
@@ -428,7 +435,11 @@ func (c *checker) checkL1Flags(ev *evidence) {
 			}
 		}
 	}
+	return nil
 }
+
+// slotUsed reports whether entry i of the active L1 table is in use.
+func (ev *evidence) slotUsed(i int32) bool { return int(i) < len(ev.slots) && ev.slots[i] }
 
 func (c *checker) l1EntryRange(r l1ref) finding.Range {
 	return finding.Range{Offset: int64(c.l1s[r.l1].off) + 8*int64(r.index), Length: 8}

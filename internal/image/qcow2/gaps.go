@@ -92,14 +92,18 @@ func (c *checker) gapFinding(ev *evidence, s span) (finding.Finding, bool) {
 	n := s.last - s.first + 1
 	left, right := single(ev.hitsAt(s.first-1, s.first-1)), single(ev.hitsAt(s.last+1, s.last+1))
 	var start int64
-	text := "between their neighbours"
+	its, it := "their", "them"
+	if n == 1 {
+		its, it = "its", "it"
+	}
+	text := "between " + its + " neighbours"
 	switch {
 	case left != nil && right != nil && right.guest-left.guest == (n+1)<<c.bits && c.unmappedAfter(*left) >= n:
 		start = left.guest + int64(c.cs)
 	case right != nil && n >= minGap && c.unmappedBefore(*right) == n:
-		start, text = right.guest-n<<c.bits, "in front of their neighbour"
+		start, text = right.guest-n<<c.bits, "in front of "+its+" neighbour"
 	case left != nil && n >= minGap && s.last < c.data.highest() && c.unmappedAfter(*left) == n:
-		start, text = left.guest+int64(c.cs), "behind their neighbour"
+		start, text = left.guest+int64(c.cs), "behind "+its+" neighbour"
 	default:
 		return finding.Finding{}, false
 	}
@@ -109,8 +113,8 @@ func (c *checker) gapFinding(ev *evidence, s span) (finding.Finding, bool) {
 	if n < minGap {
 		f.Certainty, f.Severity = finding.Possible, finding.Warning
 		f.Summary = fmt.Sprintf(
-			"%s exactly into an unmapped range of the disk %s: an entry was wiped, or the guest discarded them just before a crash",
-			plural(n, "leaked cluster fits", "leaked clusters fit"), text)
+			"%s exactly into an unmapped range of the disk %s: an entry was wiped, or the guest discarded %s just before a crash",
+			plural(n, "leaked cluster fits", "leaked clusters fit"), text, it)
 	}
 	f.Count = n
 	f.Host = []finding.Range{c.hostRange(s)}

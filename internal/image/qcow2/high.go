@@ -90,7 +90,7 @@ func (c *checker) tablesOfSnapshots(ev *evidence) {
 		}
 		for _, r := range c.refsOf(i) {
 			guest := c.l1GuestRange(r.index)
-			if ev.slots[r.index] || guest.Length == 0 {
+			if ev.slotUsed(r.index) || guest.Length == 0 {
 				continue
 			}
 			f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(

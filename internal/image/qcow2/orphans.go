@@ -369,7 +369,7 @@ type l1slots struct {
 func (c *checker) emptySlots(ev *evidence) *l1slots {
 	l := &l1slots{bogus: c.bogusSlots(ev)}
 	for s := range int32((c.h.SizeBytes + c.h.L2Span() - 1) / c.h.L2Span()) {
-		if !ev.slots[s] {
+		if !ev.slotUsed(s) {
 			l.empty = append(l.empty, s)
 		}
 	}

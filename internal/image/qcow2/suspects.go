@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -98,7 +99,7 @@ func (c *checker) addRange(list []finding.Range, cut int64, r finding.Range) ([]
 }
 
 // explainTables reports L2 tables that hold foreign content, and L1 entries that cannot be right.
-func (c *checker) explainTables(ev *evidence) {
+func (c *checker) explainTables(ctx context.Context, ev *evidence) error {
 	nos := make([]int32, 0, len(ev.foreign))
 	for no := range ev.foreign {
 		nos = append(nos, no)
@@ -118,6 +119,9 @@ func (c *checker) explainTables(ev *evidence) {
 		c.tell(f)
 	}
 	for i := range c.tables {
+		if i%ctxSteps == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		tb := &c.tables[i]
 		if tb.active > 1 && ev.foreign[int32(i)] != strayTable {
 			f := c.newFinding(finding.QC06, finding.Sure, fmt.Sprintf(
@@ -130,7 +134,10 @@ func (c *checker) explainTables(ev *evidence) {
 		}
 	}
 	stray := int64(0)
-	for _, r := range c.l1refs {
+	for i, r := range c.l1refs {
+		if i%ctxSteps == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if c.l1s[r.l1].active && c.behindDisk(r) {
 			stray++
 			continue
@@ -145,6 +152,7 @@ func (c *checker) explainTables(ev *evidence) {
 		f.Host = []finding.Range{{Offset: int64(c.h.L1Off), Length: c.h.L1Entries * 8}}
 		c.findings = append(c.findings, f)
 	}
+	return nil
 }
 
 // strayTable stands for the shape of a table that only entries behind the end of the disk name.
@@ -357,7 +365,7 @@ func (c *checker) followsDirty(f *finding.Finding) {
 
 func (c *checker) refcountEvidence(s Suspect, cluster int64) finding.Evidence {
 	return finding.Evidence{Source: "refcount", Offset: cluster << c.bits,
-		Value: fmt.Sprint(s.Refcount), Text: fmt.Sprintf("%d references", s.References)}
+		Value: fmt.Sprint(s.Refcount), Text: plural(int64(min(s.References, math.MaxInt64)), "reference", "references")}
 }
 
 // explainLowMetadata reports clusters of metadata with a refcount that is too low.
