@@ -80,6 +80,19 @@ func (o *lookOptions) options(p *progress) check.Options {
 	return opts
 }
 
+// poolReady refuses a pool that is not there: nothing below it could be followed, and nobody would
+// notice a typing error. One that does not answer is left to the examination, which says so.
+func (o *lookOptions) poolReady(ctx context.Context, pool string) error {
+	_, err := diskio.Within(ctx, o.readTimeout, func() (diskio.Stat, error) { return diskio.Look(pool) }, nil)
+	switch {
+	case errors.Is(err, diskio.ErrDirectory), errors.Is(err, diskio.ErrTimeout):
+		return nil
+	case err == nil:
+		err = fmt.Errorf("%s: not a directory", pool)
+	}
+	return finding.WithHint(fmt.Errorf("--pool: %w", err), "name a directory that holds base images")
+}
+
 // ready refuses what would fail after the work only.
 func (o *lookOptions) ready(c *cobra.Command) error {
 	if o.workers < 0 {
@@ -87,6 +100,11 @@ func (o *lookOptions) ready(c *cobra.Command) error {
 	}
 	if o.readTimeout <= 0 {
 		return usageError(c, "--read-timeout %v, want more than 0", o.readTimeout)
+	}
+	for _, pool := range o.pools {
+		if err := o.poolReady(c.Context(), pool); err != nil {
+			return err
+		}
 	}
 	if o.html == "" {
 		return nil
