@@ -293,7 +293,7 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		case (typ == EntryNormal || typ == EntryZeroAlloc) && !c.dataFile:
 			h.cluster = int64(entry & OffsetMask >> c.bits)
 			refers = ev.watch.count(h.cluster) > 0
-			if flags && (refers || h.cluster >= int64(c.clusters)) {
+			if flags && (refers || entry&OffsetMask >= c.fileBytes) {
 				if r, ok := c.refcountOf(ev, h.cluster); ok && (r == 1) != (entry&FlagCopied != 0) {
 					h.copied = true
 					copied += int64(tb.active)
