@@ -53,17 +53,12 @@ type goal struct {
 type outcome struct {
 	goal
 	got float64
-	// ceiling is the value at which the storage itself is the limit, 0 where it was not measured.
+	// ceiling is the value at which the storage itself is the limit, 0 where it was not measured. It
+	// explains a goal that is not reached and excuses nothing.
 	ceiling float64
 }
 
-// nearCeiling is the part of the ceiling that counts as reaching it.
-const nearCeiling = 0.8
-
-// met reports whether the goal is reached, or the storage allows no more.
-func (o outcome) met() bool {
-	return o.reaches(o.must) || o.limited() && o.got >= nearCeiling*o.ceiling
-}
+func (o outcome) met() bool { return o.reaches(o.must) }
 
 // limited reports whether the storage is too slow for the goal.
 func (o outcome) limited() bool { return o.ceiling != 0 && o.ceiling < o.must }
