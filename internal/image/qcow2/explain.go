@@ -59,8 +59,9 @@ type evidence struct {
 	copied   int64 // wrong COPIED flags, as qemu counts them
 	pureHits int64 // of these, where the refcount itself is right
 	foreign  map[int32]string
-	slots    []bool // active L1 entries in use
-	covered  *tally // leaked clusters that were explained
+	slots    []bool  // active L1 entries in use
+	flagsL1  []l1ref // active L1 entries with a wrong COPIED flag and a wrong refcount
+	covered  *tally  // leaked clusters that were explained
 	blocks   blockReader
 }
 
@@ -424,7 +425,10 @@ func (c *checker) checkL1Flags(ctx context.Context, ev *evidence) error {
 		}
 		if n, ok := c.refcountOf(ev, int64(r.table()>>c.bits)); ok && (n == 1) != (r.entry&FlagCopied != 0) {
 			ev.copied++
-			if _, suspect := c.suspectOf(int64(r.table() >> c.bits)); !suspect && !c.behindDisk(r) {
+			_, suspect := c.suspectOf(int64(r.table() >> c.bits))
+			if suspect {
+				ev.flagsL1 = append(ev.flagsL1, r)
+			} else if !c.behindDisk(r) {
 				ev.pureHits++
 				f := c.newFinding(finding.QC05, finding.Sure, fmt.Sprintf(
 					"L1 entry %d has a COPIED flag that contradicts the refcount of its L2 table, %d", r.index, n))

@@ -502,6 +502,11 @@ func (c *checker) explainFlags(ev *evidence) {
 	}
 	slices.Sort(causes)
 	causes = slices.Compact(causes)
+	note := c.newFinding(finding.QC05, finding.Sure, "COPIED flags are wrong where refcounts are wrong too")
+	for _, r := range ev.flagsL1 {
+		note.Host, note.HostCut = c.addRange(note.Host, note.HostCut, c.l1EntryRange(r))
+		note.Guest, note.GuestCut = c.addRange(note.Guest, note.GuestCut, c.l1GuestRange(r.index))
+	}
 	for _, h := range ev.hits {
 		if h.fault == faultDataFileCopied {
 			derived -= int64(c.tables[h.table].active) // told with the entries
@@ -509,10 +514,10 @@ func (c *checker) explainFlags(ev *evidence) {
 		if !h.copied {
 			continue
 		}
-		if _, suspect := c.suspectOf(h.cluster); suspect || h.fault != faultNone {
-			continue
-		}
-		if _, foreign := ev.foreign[h.table]; foreign {
+		_, suspect := c.suspectOf(h.cluster)
+		_, foreign := ev.foreign[h.table]
+		if suspect || foreign || h.fault != faultNone {
+			c.locate(&note, h)
 			continue
 		}
 		derived -= int64(c.tables[h.table].active)
@@ -522,10 +527,7 @@ func (c *checker) explainFlags(ev *evidence) {
 		c.merge(f)
 	}
 	if derived > 0 {
-		f := c.newFinding(finding.QC05, finding.Sure, "COPIED flags are wrong where refcounts are wrong too")
-		f.Severity = finding.Note
-		f.Count = derived
-		f.DependsOn = append(f.DependsOn, causes...)
-		c.findings = append(c.findings, f)
+		note.Severity, note.Count, note.DependsOn = finding.Note, derived, append(note.DependsOn, causes...)
+		c.findings = append(c.findings, note)
 	}
 }
