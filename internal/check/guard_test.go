@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -33,41 +34,45 @@ func (s storage) ReadAt(p []byte, off int64) (int, error) {
 	return s.File.ReadAt(p, off)
 }
 
-// An image on storage that hangs is given up; the others are examined all the same.
+// An image on storage that hangs is given up; the others are examined all the same. The clock is one
+// that goes on only while all wait.
 func TestHangingStorage(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 4 {
 		makeImage(t, fmt.Sprintf("%s/%d.qcow2", dir, i), small(""))
 	}
-	hang := make(chan struct{})
-	defer close(hang)
+	const timeout = time.Minute
 	for _, tc := range []struct {
 		name string
 		from int64 // of the file, where reading hangs
 		want string
 	}{
-		{"in the header", 0, "1.qcow2 - cannot_tell blind(file: the storage does not answer: no read ended for 100ms)"},
-		{"in a table", 65536, "1.qcow2 qcow2 cannot_tell blind(image: the storage does not answer: no read ended for 100ms)"},
+		{"in the header", 0, "1.qcow2 - cannot_tell blind(file: the storage does not answer: no read ended for 1m0s)"},
+		{"in a table", 65536, "1.qcow2 qcow2 cannot_tell blind(image: the storage does not answer: no read ended for 1m0s)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := newRunner(Options{ReadTimeout: 100 * time.Millisecond})
-			r.reader = func(f *diskio.File) io.ReaderAt {
-				return storage{f, func(off int64) error {
-					if strings.HasSuffix(f.Name(), "/1.qcow2") && off >= tc.from {
-						<-hang
-					}
-					return nil
-				}}
-			}
-			start := time.Now()
-			rep, err := r.whole(t.Context(), []string{dir})
-			if took := time.Since(start); err != nil || took > 10*time.Second {
-				t.Errorf("Run = %v after %v", err, took)
-			}
-			got := show(rep, dir)
-			if got[0] != "cannot_tell [4]" || got[1] != tc.want || rep.Summary.Clean != 3 {
-				t.Errorf("Run = %s\nwant %s", strings.Join(got, "\n"), tc.want)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				hang := make(chan struct{})
+				defer close(hang)
+				r := newRunner(Options{ReadTimeout: timeout})
+				r.reader = func(f *diskio.File) io.ReaderAt {
+					return storage{f, func(off int64) error {
+						if strings.HasSuffix(f.Name(), "/1.qcow2") && off >= tc.from {
+							<-hang
+						}
+						return nil
+					}}
+				}
+				start := time.Now()
+				rep, err := r.whole(t.Context(), []string{dir})
+				if took := time.Since(start); err != nil || took < timeout || took > 2*timeout {
+					t.Errorf("Run = %v after %v, want it after %v or a little more", err, took, timeout)
+				}
+				got := show(rep, dir)
+				if got[0] != "cannot_tell [4]" || got[1] != tc.want || rep.Summary.Clean != 3 {
+					t.Errorf("Run = %s\nwant %s", strings.Join(got, "\n"), tc.want)
+				}
+			})
 		})
 	}
 }
@@ -76,32 +81,34 @@ func TestHangingStorage(t *testing.T) {
 func TestStopWhileHanging(t *testing.T) {
 	dir := t.TempDir()
 	makeImage(t, dir+"/a.qcow2", small(""))
-	hang, under := make(chan struct{}), make(chan struct{})
-	defer close(hang)
-	var once sync.Once
-	r := newRunner(Options{})
-	r.reader = func(f *diskio.File) io.ReaderAt {
-		return storage{f, func(off int64) error {
-			if off >= 65536 {
-				once.Do(func() { close(under) })
-				<-hang
-			}
-			return nil
-		}}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	go func() {
-		<-under
-		cancel()
-	}()
-	start := time.Now()
-	rep, err := r.whole(ctx, []string{dir})
-	if took := time.Since(start); !errors.Is(err, context.Canceled) || took > 5*time.Second {
-		t.Errorf("Run = %v after %v, want %v soon", err, took, context.Canceled)
-	}
-	if rep.Verdict != finding.CannotTell {
-		t.Errorf("Verdict = %s, want %s", rep.Verdict, finding.CannotTell)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		hang, under := make(chan struct{}), make(chan struct{})
+		defer close(hang)
+		var once sync.Once
+		r := newRunner(Options{})
+		r.reader = func(f *diskio.File) io.ReaderAt {
+			return storage{f, func(off int64) error {
+				if off >= 65536 {
+					once.Do(func() { close(under) })
+					<-hang
+				}
+				return nil
+			}}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-under
+			cancel()
+		}()
+		start := time.Now()
+		rep, err := r.whole(ctx, []string{dir})
+		if took := time.Since(start); !errors.Is(err, context.Canceled) || took > cancelGrace {
+			t.Errorf("Run = %v after %v, want %v after %v", err, took, context.Canceled, cancelGrace)
+		}
+		if rep.Verdict != finding.CannotTell {
+			t.Errorf("Verdict = %s, want %s", rep.Verdict, finding.CannotTell)
+		}
+	})
 }
 
 // A sector that cannot be read is a blind spot, and the rest is examined.
