@@ -95,6 +95,11 @@ type checker struct {
 	unreadable int64          // pieces of metadata that could not be read, so that leaks cannot be told
 
 	progress progress
+
+	// What the second look brought is kept for those who mend: see Exam.
+	ev      *evidence
+	links   *crossLinks
+	orphans []orphan
 }
 
 // span is a range of host clusters, both ends included.
@@ -114,18 +119,25 @@ func Check(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := c.count(ctx); err != nil {
+	if err := c.examine(ctx); err != nil {
 		return nil, err
+	}
+	return c.result(), nil
+}
+
+func (c *checker) examine(ctx context.Context) error {
+	if err := c.count(ctx); err != nil {
+		return err
 	}
 	if err := c.explain(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if err := c.inflateAll(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	c.explainRest()
 	c.dirtyNext()
-	return c.result(), nil
+	return nil
 }
 
 func newChecker(r io.ReaderAt, size int64, opts CheckOptions) (*checker, error) {

@@ -86,6 +86,7 @@ func (c *checker) explain(ctx context.Context) error {
 		return nil
 	}
 	ev := &evidence{foreign: map[int32]string{}, slots: make([]bool, c.h.L1Entries), blocks: blockReader{index: -1}}
+	c.ev = ev
 	ev.watch = newTally(int64(c.clusters)+1, c.opts.MemoryBytes)
 	ev.covered = newTally(int64(c.clusters)+1, c.opts.MemoryBytes)
 	if err := c.watchSuspects(ev); err != nil {

@@ -67,6 +67,7 @@ func (c *checker) findOrphans(ctx context.Context, ev *evidence, leaks []leak) (
 			kept = append(kept, o)
 		}
 	}
+	c.orphans = kept
 	for i, o := range kept {
 		if err := ev.covered.add(o.cluster, o.cluster, 1, refPlain); err != nil {
 			return probed, c.tooMuch(ctx, err)

@@ -282,6 +282,7 @@ func (c *checker) diskOf(no int) int64 {
 // findings. Leaks come afterwards.
 func (c *checker) explainSuspects(ctx context.Context, ev *evidence) error {
 	links := &crossLinks{}
+	c.links = links
 	for _, s := range c.suspects {
 		if err := ctx.Err(); err != nil {
 			return err
