@@ -11,10 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
+
+// maxFuzzRead is how much may be read to look at a small image: as many tables as its map has
+// entries below, and what is compared with it.
+const maxFuzzRead = 32 << 20
 
 // FuzzChain opens whatever bytes as an image on top of a sound base. Nothing may panic, hang, or
 // change the files, and what the map calls zeros must read as zeros.
@@ -49,44 +53,49 @@ func FuzzChain(f *testing.F) {
 			t.Fatal(err)
 		}
 		diskio.RequireUnchanged(t, top, filepath.Join(dir, "base"))
-		start := time.Now()
-		if _, err := Describe(t.Context(), []string{top}, Options{}); err != nil {
-			t.Errorf("Describe() = %v", err)
-		}
-		c, err := Open(t.Context(), top, Options{})
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		budget := int64(8 << 20) // what is read to compare the map with
-		buf := make([]byte, 64<<10)
-		pos, n := int64(0), 0
-		// Tables that all name the same table make a map that is much longer than the file, as in
-		// qemu. It can be interrupted at any time.
-		enough := errors.New("enough")
-		err = c.Map(t.Context(), 0, 1<<40, func(e *Entry) error {
-			if n++; n > 100000 {
-				return enough
-			}
-			if int64(e.Start) != pos || e.Length <= 0 {
-				t.Fatalf("Map() goes on with %+v, want %#x", *e, pos)
-			}
-			pos += e.Length
-			if p := buf[:min(e.Length, int64(len(buf)))]; e.Zero && budget > 0 {
-				budget -= int64(len(p))
-				if _, err := c.ReadAt(p, int64(e.Start)); err != nil && err != io.EOF {
-					t.Errorf("ReadAt(%#x), zero by the map, = %v", e.Start, err)
-				} else if len(bytes.TrimLeft(p, "\x00")) > 0 {
-					t.Errorf("ReadAt(%#x) is not zero, %+v", e.Start, *e)
-				}
-			}
-			return nil
-		})
-		if want := min(c.Size(), 1<<40); err == nil && pos != want {
-			t.Errorf("Map() ends at %#x, want %#x", pos, want)
-		}
-		if took := time.Since(start); took > 20*time.Second {
-			t.Errorf("an image of %d bytes took %v", len(image), took)
+		n := testenv.Read(t, func() { look(t, top) })
+		if n > maxFuzzRead {
+			t.Errorf("an image of %d bytes made us read %d", len(image), n)
 		}
 	})
+}
+
+// look describes, maps and reads the image at top.
+func look(t *testing.T, top string) {
+	t.Helper()
+	if _, err := Describe(t.Context(), []string{top}, Options{}); err != nil {
+		t.Errorf("Describe() = %v", err)
+	}
+	c, err := Open(t.Context(), top, Options{})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	budget := int64(8 << 20) // what is read to compare the map with
+	buf := make([]byte, 64<<10)
+	pos, n := int64(0), 0
+	// Tables that all name the same table make a map that is much longer than the file, as in
+	// qemu. It can be interrupted at any time.
+	enough := errors.New("enough")
+	err = c.Map(t.Context(), 0, 1<<40, func(e *Entry) error {
+		if n++; n > 100000 {
+			return enough
+		}
+		if int64(e.Start) != pos || e.Length <= 0 {
+			t.Fatalf("Map() goes on with %+v, want %#x", *e, pos)
+		}
+		pos += e.Length
+		if p := buf[:min(e.Length, int64(len(buf)))]; e.Zero && budget > 0 {
+			budget -= int64(len(p))
+			if _, err := c.ReadAt(p, int64(e.Start)); err != nil && err != io.EOF {
+				t.Errorf("ReadAt(%#x), zero by the map, = %v", e.Start, err)
+			} else if len(bytes.TrimLeft(p, "\x00")) > 0 {
+				t.Errorf("ReadAt(%#x) is not zero, %+v", e.Start, *e)
+			}
+		}
+		return nil
+	})
+	if want := min(c.Size(), 1<<40); err == nil && pos != want {
+		t.Errorf("Map() ends at %#x, want %#x", pos, want)
+	}
 }

@@ -143,13 +143,10 @@ func TestCensusOfFifo(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(h.root, "proc/7/fd"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
+	// One that is waited for has no end: the census would end with its time, and with an error.
 	c, err := h.Census(t.Context())
 	if err != nil || c.Processes != 1 || c.Protected != 1 {
 		t.Fatalf("Census = %+v, %v, want 1 process and 1 protected", c, err)
-	}
-	if took := time.Since(start); took > censusTimeout/2 {
-		t.Errorf("Census took %v", took)
 	}
 	if hs := c.Holders(t.Context(), diskio.Stat{}, "/x"); len(hs) != 0 {
 		t.Errorf("Holders(/x) = %v, want none", hs)

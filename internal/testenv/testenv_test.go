@@ -49,6 +49,21 @@ func TestNeed(t *testing.T) {
 	}
 }
 
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := Read(t, func() {
+		if _, err := os.ReadFile(path); err != nil {
+			t.Error(err)
+		}
+	})
+	if n < 1<<20 || n > 1<<20+4096 {
+		t.Errorf("Read() = %d of a file of %d", n, 1<<20)
+	}
+}
+
 func TestLeaksAreSeen(t *testing.T) {
 	dir := t.TempDir()
 	before := openFiles()
