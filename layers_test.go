@@ -22,6 +22,7 @@ var layer = map[string]int{
 	"internal/disk":            3,
 	"internal/lab":             3,
 	"internal/lab/zoo":         4,
+	"internal/lab/cutfs":       3,
 	"internal/image":           2,
 	"internal/image/qcow2":     2,
 	"internal/image/raw":       2,
@@ -37,6 +38,7 @@ var layer = map[string]int{
 var onlyBy = map[string][]string{
 	"internal/lab":             {"internal/cli", "bench"}, // it writes images: shisa demo, bench
 	"internal/lab/zoo":         {"bench"},                 // it runs qemu-img
+	"internal/lab/cutfs":       {"bench"},                 // it mounts
 	"internal/image/imagetest": {},
 	"internal/testenv":         {"internal/image/imagetest"},
 	"internal/cli":             {"cmd/shisa"},
@@ -45,12 +47,13 @@ var onlyBy = map[string][]string{
 // budget names every outside module and the packages that may use it, here and in their tests.
 // A new one needs a record in doc/decisions.
 var budget = map[string][]string{
+	"github.com/hanwen/go-fuse/v2":  {"internal/lab/cutfs"},
 	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/lab"},
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
-		"internal/testenv"},
+		"internal/testenv", "internal/lab/cutfs"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

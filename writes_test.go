@@ -15,6 +15,7 @@ var writers = []string{
 	"internal/diskio",
 	"internal/lab",             // breaks disks on purpose, in directories that it makes itself
 	"internal/lab/zoo",         // tests only
+	"internal/lab/cutfs",       // tests and the bench: a directory of its own, mounted for one thread
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
 	"bench",                    // not part of the program
