@@ -18,7 +18,9 @@ var layer = map[string]int{
 	"internal/render":          7,
 	"internal/qemuimg":         7,
 	"internal/scan":            6,
+	"internal/apply":           5,
 	"internal/check":           4,
+	"internal/vault":           4,
 	"internal/disk":            3,
 	"internal/lab":             3,
 	"internal/lab/zoo":         4,
@@ -30,6 +32,7 @@ var layer = map[string]int{
 	"internal/linux":           2,
 	"internal/hypervisor":      2,
 	"internal/diskio":          1,
+	"internal/plan":            1,
 	"internal/finding":         0,
 	"internal/testenv":         0,
 }
@@ -42,6 +45,7 @@ var onlyBy = map[string][]string{
 	"internal/image/imagetest": {},
 	"internal/testenv":         {"internal/image/imagetest"},
 	"internal/cli":             {"cmd/shisa"},
+	"internal/apply":           {"internal/cli"}, // it changes images
 }
 
 // budget names every outside module and the packages that may use it, here and in their tests.

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package apply carries out a plan, undoes one that was carried out, and finishes or takes back one
+// that was cut off. At every moment the disk holds what is needed for one of the two: nothing is
+// written to an image before its old bytes are safe.
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// Errors, for errors.Is. Where nothing else is said, the image was not touched. Others that come
+// back are diskio.ErrInUse (a *diskio.InUseError), diskio.ErrNoLocks, vault.ErrNewer,
+// vault.ErrDamaged, plan.ErrNotPlan, and those of opening.
+var (
+	// ErrEmpty: the plan changes nothing.
+	ErrEmpty = errors.New("the plan changes nothing")
+	// ErrUsed: the plan was carried out before, or someone tried to.
+	ErrUsed = errors.New("the plan was used before")
+	// ErrChanged: the image is not as the plan, or the undo file, needs it. The error is a
+	// *ChangedError.
+	ErrChanged = errors.New("was changed")
+	// ErrNoRoom: there is not enough space. The error is a *RoomError.
+	ErrNoRoom = errors.New("not enough room")
+	// ErrUnfinished: an earlier change of the image was left in the middle: Recover comes first.
+	ErrUnfinished = errors.New("an earlier change was left in the middle")
+	// ErrRolledBack: the change went wrong, and the image has its old bytes again.
+	ErrRolledBack = errors.New("the change was rolled back; the image is as it was")
+	// ErrInterrupted: the change went wrong in the middle and the image may hold a part of it. The
+	// undo file is there, and Recover puts it right.
+	ErrInterrupted = errors.New("the change was interrupted; the image may hold a part of it")
+	// ErrNothing: nothing is known that could be undone.
+	ErrNothing = errors.New("nothing to undo")
+)
+
+// ChangedError is ErrChanged with what is different.
+type ChangedError struct {
+	Path string
+	// What says what is different, in words.
+	What string
+	// Ranges of the image that are different. The list may be cut; Cut counts those left out.
+	Ranges []finding.Range
+	Cut    int64
+}
+
+func (e *ChangedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s was changed: %s", e.Path, e.What)
+	for i, r := range e.Ranges {
+		if i == 3 {
+			fmt.Fprintf(&b, ", and %d more ranges", int64(len(e.Ranges)-i)+e.Cut)
+			break
+		}
+		sep := ", "
+		if i == 0 {
+			sep = " at "
+		}
+		fmt.Fprintf(&b, "%s%#x (%d bytes)", sep, r.Offset, r.Length)
+	}
+	return b.String()
+}
+
+// Is makes errors.Is(e, ErrChanged) true.
+func (e *ChangedError) Is(target error) bool { return target == ErrChanged }
+
+// RoomError is ErrNoRoom with the numbers.
+type RoomError struct {
+	// Where is the directory or device that lacks room.
+	Where                string
+	NeedBytes, FreeBytes int64
+}
+
+func (e *RoomError) Error() string {
+	return fmt.Sprintf("not enough room at %s: %d bytes are needed, %d are free", e.Where,
+		e.NeedBytes, e.FreeBytes)
+}
+
+// Is makes errors.Is(e, ErrNoRoom) true.
+func (e *RoomError) Is(target error) bool { return target == ErrNoRoom }
+
+// DefaultPatience is how long an operation on storage is waited for after the context ended.
+const DefaultPatience = 30 * time.Second
+
+// Options of Apply, Undo and Recover. Only StateDir must be set.
+type Options struct {
+	// Disk is what files are read and written with; nil for the machine's.
+	Disk diskio.Disk
+	// StateDir is the state directory, absolute: see vault.StateDir.
+	StateDir string
+	// JournalDir is where Apply makes the undo file, and where Undo and Recover look for one too.
+	// "" is the directory of the image, and for block devices that of the receipts.
+	JournalDir string
+	// Now gives the time; nil for the clock of the machine.
+	Now func() time.Time
+	// Progress is told of what is being done, in words, and how many bytes of it are done; nil for
+	// nobody. It is called by the goroutine that called Apply.
+	Progress func(what string, doneBytes, totalBytes int64)
+	// AcceptNoLocks: the user knows that nobody else uses the image, on a file system that keeps no
+	// locks (diskio.ErrNoLocks).
+	AcceptNoLocks bool
+	// Verify examines the image after the last write and before the change counts as made. Its
+	// error rolls the change back. nil examines nothing beyond the bytes that were written.
+	Verify func(ctx context.Context, r io.ReaderAt, sizeBytes int64) error
+	// Patience is how long an operation on storage that hangs is waited for after the context
+	// ended; 0 is DefaultPatience. What hangs for longer ends as ErrInterrupted.
+	Patience time.Duration
+	// Forward makes Recover finish a change that was cut off, instead of taking it back.
+	Forward bool
+}
+
+// What Recover did about a change.
+const (
+	DidNothing    = "nothing"     // it was finished already
+	DidRemove     = "removed"     // an undo file that was never finished, of an untouched image
+	DidRollBack   = "rolled_back" // the image has its old bytes
+	DidCommit     = "committed"   // the image has its new bytes
+	DidUndo       = "undone"      // an undo that was cut off is finished
+	DidNotRecover = "failed"      // see Err
+)
+
+// Outcome is what Recover did about one change.
+type Outcome struct {
+	ID       string // "" for an undo file that was never finished
+	Image    string // "" where it is not known
+	UndoPath string
+	Did      string
+	Receipt  *vault.Receipt // nil where there is none
+	Err      error          // set for DidNotRecover
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package vault
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+const (
+	// Suffix ends the name of an undo file; a number may follow.
+	Suffix = ".shisa-undo"
+	// HeadBytes is how much of an image tells it apart from others, beside its length.
+	HeadBytes = 64 << 10
+)
+
+// Match says why an undo file or receipt is taken for that of an image.
+type Match string
+
+// The matches, strongest first.
+const (
+	// MatchFile: it was made for this very file, whatever its name is by now.
+	MatchFile Match = "file"
+	// MatchContent: the image has the length and the first 64 KiB that the change left, so it is a
+	// copy of the file.
+	MatchContent Match = "content"
+	// MatchName: only the name says so. The image was written to since, or is another one.
+	MatchName Match = "name"
+	// NoMatch: it is of another image.
+	NoMatch Match = ""
+)
+
+// Candidate is a change that was made to an image, or may have been.
+type Candidate struct {
+	ID string
+	// State is that of the undo file, or of the receipt where that is gone; "" where Err is set.
+	State State
+	Match Match
+	// UndoPath is the undo file, "" where it is gone, and UndoBytes its length.
+	UndoPath  string
+	UndoBytes int64
+	// Receipt is the receipt, or what the undo file has of it; nil where Err is set.
+	Receipt *Receipt
+	// Err: why the undo file cannot be used, ErrNewer or ErrDamaged.
+	Err error
+}
+
+// Image is what tells an image apart from others.
+type Image struct {
+	Path     string
+	Identity diskio.Identity
+	// Head is the SHA-256 of its first 64 KiB, in hexadecimal.
+	Head string
+}
+
+// Look opens an image for reading and says what tells it apart. Its errors are those of
+// diskio.Open.
+func (v *Vault) Look(path string) (*Image, error) {
+	real, err := v.disk.RealPath(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := v.disk.Open(real)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return ImageOf(real, f)
+}
+
+// ImageOf says what tells an open image apart.
+func ImageOf(path string, f diskio.Readable) (*Image, error) {
+	id, err := f.Identity()
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, min(HeadBytes, max(0, id.SizeBytes)))
+	if n, err := f.ReadAt(buf, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(buf)) {
+		return nil, fmt.Errorf("read the first %d bytes of %s: %w", len(buf), path, err)
+	}
+	sum := sha256.Sum256(buf)
+	return &Image{path, id, hex.EncodeToString(sum[:])}, nil
+}
+
+// IsUndoName reports whether a file name is that of an undo file, and gives the name of the image
+// beside which it was made.
+func IsUndoName(name string) (image string, ok bool) {
+	i := strings.LastIndex(name, Suffix)
+	if i <= 0 {
+		return "", false
+	}
+	if rest := name[i+len(Suffix):]; rest != "" {
+		n, err := strconv.Atoi(strings.TrimPrefix(rest, "."))
+		if err != nil || n < 2 || rest != "."+strconv.Itoa(n) {
+			return "", false
+		}
+	}
+	return name[:i], true
+}
+
+// Find lists the changes that were made to an image, newest first: the undo files in its directory
+// and in the journal directories, and the receipts. It knows the image also after it was renamed or
+// copied. Undo files that cannot be read are candidates by their name; what else could not be read
+// is told by the error, beside the others.
+func (v *Vault) Find(ctx context.Context, image string) ([]*Candidate, error) {
+	i, err := v.Look(image)
+	if err != nil {
+		return nil, err
+	}
+	return v.FindOf(ctx, i)
+}
+
+// FindOf is Find of an image that was looked at before.
+func (v *Vault) FindOf(ctx context.Context, i *Image) ([]*Candidate, error) {
+	isUndo := func(name string) bool { _, ok := IsUndoName(name); return ok }
+	var errs []error
+	var paths []string
+	for n, dir := range append([]string{filepath.Dir(i.Path), v.receipts}, v.journals...) {
+		got, err := v.disk.List(ctx, dir, false, isUndo)
+		if n == 1 && errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		errs, paths = append(errs, err), append(paths, got...)
+	}
+	receipts, err := v.Receipts(ctx)
+	errs = append(errs, err)
+	byID := map[string]*Receipt{}
+	for _, r := range receipts {
+		byID[r.ID] = r
+		if v.exists(r.Undo()) {
+			paths = append(paths, r.Undo())
+		}
+	}
+	slices.Sort(paths)
+	var all []*Candidate
+	seen := map[string]bool{}
+	for _, path := range slices.Compact(paths) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c := v.candidate(path, i, byID)
+		if c != nil && (c.ID == "" || !seen[c.ID]) {
+			all = append(all, c)
+			seen[c.ID] = true
+		}
+	}
+	for _, r := range receipts {
+		if m := r.matches(i); m != NoMatch && !seen[r.ID] {
+			all = append(all, &Candidate{ID: r.ID, State: r.State, Match: m, Receipt: r})
+		}
+	}
+	slices.SortStableFunc(all, newerFirst)
+	return all, errors.Join(errs...)
+}
+
+func newerFirst(a, b *Candidate) int {
+	switch {
+	case a.Receipt == nil || b.Receipt == nil:
+		// What cannot be read comes first: it may be the newest.
+		return boolRank(a.Receipt != nil) - boolRank(b.Receipt != nil)
+	default:
+		return b.Receipt.Created.Compare(a.Receipt.Created)
+	}
+}
+
+func boolRank(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (v *Vault) exists(path string) bool {
+	f, err := v.disk.Open(path)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
+// candidate looks at an undo file, nil if it is of another image.
+func (v *Vault) candidate(path string, i *Image, receipts map[string]*Receipt) *Candidate {
+	name, _ := IsUndoName(filepath.Base(path))
+	beside := filepath.Dir(path) == filepath.Dir(i.Path) && name == filepath.Base(i.Path)
+	p, err := v.Peek(path)
+	switch {
+	case errors.Is(err, ErrNotUndo):
+		return nil
+	case err != nil && !beside:
+		return nil // nothing says that it is of this image
+	case errors.Is(err, ErrPartial):
+		return &Candidate{State: Partial, Match: MatchName, UndoPath: path, UndoBytes: p.Bytes}
+	case err != nil:
+		return &Candidate{Match: MatchName, UndoPath: path, Err: err}
+	}
+	c := &Candidate{ID: p.Receipt.ID, State: p.State, Match: p.Receipt.matches(i), UndoPath: path,
+		UndoBytes: p.Bytes, Receipt: p.Receipt}
+	if c.Match == NoMatch && beside {
+		c.Match = MatchName
+	}
+	if c.Match == NoMatch {
+		return nil
+	}
+	if r := receipts[c.ID]; r != nil {
+		c.Receipt = r
+	}
+	return c
+}
+
+// Hurt is guest data of an image that a change left wrong, and that nobody put right since.
+type Hurt struct {
+	ReceiptID string
+	Match     Match
+	Hurt      []plan.Hurt
+}
+
+// HurtBook knows the guest data that all changes left wrong.
+type HurtBook struct {
+	v        *Vault
+	receipts []*Receipt
+}
+
+// HurtBook reads the receipts once, to be asked about many images. Receipts that cannot be read are
+// told by the error, beside a book of the others.
+func (v *Vault) HurtBook(ctx context.Context) (*HurtBook, error) {
+	all, err := v.Receipts(ctx)
+	return &HurtBook{v, slices.DeleteFunc(all, func(r *Receipt) bool {
+		return r.State != Committed || r.Resolved != nil || len(r.Hurt) == 0
+	})}, err
+}
+
+// Of gives what is hurt of an image. A book without entries opens nothing.
+func (b *HurtBook) Of(image string) ([]Hurt, error) {
+	if len(b.receipts) == 0 {
+		return nil, nil
+	}
+	i, err := b.v.Look(image)
+	if err != nil {
+		return nil, err
+	}
+	var hurt []Hurt
+	for _, r := range b.receipts {
+		if m := r.matches(i); m != NoMatch {
+			hurt = append(hurt, Hurt{r.ID, m, r.Hurt})
+		}
+	}
+	return hurt, nil
+}
+
+// Hurt gives the guest data of one image that changes left wrong.
+func (v *Vault) Hurt(ctx context.Context, image string) ([]Hurt, error) {
+	b, err := v.HurtBook(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.Of(image)
+}

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package vault
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+const (
+	// ReceiptSchema is what a receipt's JSON document begins with.
+	ReceiptSchema = "shisa.receipt/1"
+	// maxReceiptBytes bounds a receipt: its lists come from a plan, where they may be cut.
+	maxReceiptBytes = 256 << 20
+	receiptSuffix   = ".json"
+)
+
+// Receipt says what a change did to an image, or is about to do.
+type Receipt struct {
+	Schema string `json:"schema"`
+	// ID is that of the plan and of the undo file.
+	ID    string `json:"id"`
+	State State  `json:"state"`
+	// Created is when the undo file was made; Finished when the change was committed or rolled
+	// back; Undone when it was undone. Nil where that did not happen.
+	Created  time.Time  `json:"created"`
+	Finished *time.Time `json:"finished"`
+	Undone   *time.Time `json:"undone"`
+	// Tool is the program and version that made the plan.
+	Tool string `json:"tool"`
+	// PlanDigest is the SHA-256 of the plan's document, in hexadecimal.
+	PlanDigest string `json:"plan_digest"`
+	// Object is the image as it was before.
+	Object plan.Object `json:"object"`
+	// Born is when the image file was made; nil where the file system does not say.
+	Born           *time.Time `json:"born"`
+	SizeAfterBytes int64      `json:"size_after_bytes"`
+	// HeadBefore and HeadAfter are the SHA-256 of the first 64 KiB of the image, in hexadecimal.
+	HeadBefore string `json:"head_before"`
+	HeadAfter  string `json:"head_after"`
+	// UndoPath is where the undo file was made, UndoBytes its length.
+	UndoPath    string `json:"undo_path"`
+	UndoPathB64 string `json:"undo_path_b64,omitempty"`
+	UndoBytes   int64  `json:"undo_bytes"`
+	// Steps say what is done and why; Before and After count what a check finds.
+	Steps  []plan.Step `json:"steps"`
+	Before plan.State  `json:"before"`
+	After  plan.State  `json:"after"`
+	// Remains is what was not repaired, and Blind what could not be looked at, and why.
+	Remains []finding.Finding `json:"remains"`
+	Blind   []finding.Blind   `json:"blind"`
+	// Hurt are guest ranges whose data is wrong all the same; Resolved is when a person said that
+	// they were put right, nil as long as nobody did.
+	Hurt     []plan.Hurt `json:"hurt"`
+	Resolved *time.Time  `json:"resolved"`
+	// Failure says why the change was rolled back, "" where it was not.
+	Failure string `json:"failure"`
+}
+
+// Image is the path of the image as it was when the change was made.
+func (r *Receipt) Image() string { return rawPath(r.Object.Path, r.Object.PathB64) }
+
+// Undo is the path of the undo file.
+func (r *Receipt) Undo() string { return rawPath(r.UndoPath, r.UndoPathB64) }
+
+// rawPath gives the bytes of a path of a document.
+func rawPath(path, b64 string) string {
+	if b64 == "" {
+		return path
+	}
+	if raw, err := base64.StdEncoding.DecodeString(b64); err == nil {
+		return string(raw)
+	}
+	return path
+}
+
+// setUndo notes the path of the undo file.
+func (r *Receipt) setUndo(path string) {
+	r.UndoPath, r.UndoPathB64 = path, ""
+	if !utf8.ValidString(path) {
+		r.UndoPath = strings.ToValidUTF8(path, "\uFFFD")
+		r.UndoPathB64 = base64.StdEncoding.EncodeToString([]byte(path))
+	}
+}
+
+// NewReceipt begins the receipt of a plan with what the plan says.
+func NewReceipt(p *plan.Plan, digest string, now time.Time) *Receipt {
+	return &Receipt{
+		Schema: ReceiptSchema, ID: p.ID, State: Prepared, Created: now.UTC(), Tool: p.Tool,
+		PlanDigest: digest, Object: p.Object, SizeAfterBytes: p.SizeAfterBytes,
+		Steps: orEmpty(p.Steps), Before: p.Before, After: p.After, Remains: orEmpty(p.Remains),
+		Blind: orEmpty(p.Blind), Hurt: orEmpty(p.Hurt),
+	}
+}
+
+// orEmpty makes a list that is [] in JSON, not null.
+func orEmpty[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// IsID reports whether s has the form of a receipt's name: 32 hexadecimal digits.
+func IsID(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 16 && s == strings.ToLower(s)
+}
+
+func (v *Vault) receiptPath(id string) string { return filepath.Join(v.receipts, id+receiptSuffix) }
+
+// Receipt reads one receipt. The errors are ErrNotFound, ErrDamaged and ErrNewer.
+func (v *Vault) Receipt(id string) (*Receipt, error) {
+	if !IsID(id) {
+		return nil, fmt.Errorf("%w: %.40q", ErrNotFound, id)
+	}
+	r, err := v.readReceipt(v.receiptPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s in %s", ErrNotFound, id, v.receipts)
+	}
+	if err == nil && r.ID != id {
+		return nil, fmt.Errorf("the receipt %s %w: it is that of %.40q", v.receiptPath(id), ErrDamaged, r.ID)
+	}
+	return r, err
+}
+
+func (v *Vault) readReceipt(path string) (*Receipt, error) {
+	f, err := v.disk.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.NewSectionReader(f, 0, maxReceiptBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the receipt %s: %w", path, err)
+	}
+	r := new(Receipt)
+	if err := decodeReceipt(raw, r); err != nil {
+		return nil, fmt.Errorf("the receipt %s %w", path, err)
+	}
+	return r, nil
+}
+
+// decodeReceipt reads a receipt's JSON. Its errors are ErrDamaged and ErrNewer.
+func decodeReceipt(raw []byte, r *Receipt) error {
+	if len(raw) > maxReceiptBytes {
+		return fmt.Errorf("%w: longer than %d bytes", ErrDamaged, maxReceiptBytes)
+	}
+	var head struct {
+		Schema string `json:"schema"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	name, version, _ := strings.Cut(head.Schema, "/")
+	n, err := strconv.Atoi(version)
+	switch {
+	case name != "shisa.receipt" || err != nil || n < 1:
+		return fmt.Errorf("%w: its schema is %.40q, want %q", ErrDamaged, head.Schema, ReceiptSchema)
+	case n > 1:
+		return fmt.Errorf("%w: its schema is %.40q, this one knows %q", ErrNewer, head.Schema, ReceiptSchema)
+	}
+	if err := json.Unmarshal(raw, r); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if !IsID(r.ID) {
+		return fmt.Errorf("%w: its name is %.40q", ErrDamaged, r.ID)
+	}
+	return nil
+}
+
+// Receipts lists all receipts, newest first. Those that cannot be read are told by the error,
+// beside the others.
+func (v *Vault) Receipts(ctx context.Context) ([]*Receipt, error) {
+	paths, err := v.disk.List(ctx, v.receipts, false, func(name string) bool {
+		id, ok := strings.CutSuffix(name, receiptSuffix)
+		return ok && IsID(id)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // nothing was ever changed
+	}
+	errs := []error{err}
+	var all []*Receipt
+	for _, p := range paths {
+		r, err := v.readReceipt(p)
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			all = append(all, r)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Receipt) int {
+		if c := b.Created.Compare(a.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return all, errors.Join(errs...)
+}
+
+// Put writes a receipt and returns when it is on the disk. One of the same name is replaced, at
+// once or not at all.
+func (v *Vault) Put(r *Receipt) error {
+	if !IsID(r.ID) {
+		return fmt.Errorf("write the receipt: its name is %.40q", r.ID)
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetIndent("", "  ")
+	if err := e.Encode(r); err != nil {
+		return fmt.Errorf("write the receipt %s: %w", r.ID, err)
+	}
+	if b.Len() > maxReceiptBytes {
+		return fmt.Errorf("write the receipt %s: %d bytes, %d at most", r.ID, b.Len(), maxReceiptBytes)
+	}
+	if err := v.disk.MakeDir(v.receipts); err != nil {
+		return fmt.Errorf("write the receipt %s: %w", r.ID, err)
+	}
+	path := v.receiptPath(r.ID)
+	if err := v.replace(path, path+".new", b.Bytes()); err != nil {
+		return fmt.Errorf("write the receipt %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// replace puts a new file in the place of path.
+func (v *Vault) replace(path, fresh string, content []byte) error {
+	f, err := v.disk.CreateNew(fresh, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		// Left by a write that was cut off. Two at a time there cannot be: the image is locked.
+		if err = v.disk.Remove(fresh); err == nil {
+			f, err = v.disk.CreateNew(fresh, 0o600)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(content, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err2 := f.Close(); err == nil {
+		err = err2
+	}
+	if err == nil {
+		err = v.disk.Rename(fresh, path)
+	}
+	if err != nil {
+		return errors.Join(err, v.disk.Remove(fresh))
+	}
+	return v.disk.SyncDir(filepath.Dir(path))
+}
+
+// Drop removes the receipt of a change that was never begun.
+func (v *Vault) Drop(id string) error {
+	err := v.disk.Remove(v.receiptPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove the receipt of a change that was not begun: %w", err)
+	}
+	return v.disk.SyncDir(v.receipts)
+}
+
+// Resolve notes that a person put right the guest data that a change left hurt.
+func (v *Vault) Resolve(id string, now time.Time) (*Receipt, error) {
+	r, err := v.Receipt(id)
+	if err != nil || r.Resolved != nil {
+		return r, err
+	}
+	now = now.UTC()
+	r.Resolved = &now
+	return r, v.Put(r)
+}
+
+// matches reports whether the image of a receipt is the file that id and head tell of.
+func (r *Receipt) matches(i *Image) Match {
+	was := diskio.Identity{Stat: diskio.Stat{ID: diskio.ID{Dev: r.Object.Dev, Ino: r.Object.Ino}}}
+	if r.Born != nil {
+		was.Born = *r.Born
+	}
+	before, after := r.Object.SizeBytes == i.Identity.SizeBytes && r.HeadBefore == i.Head,
+		r.SizeAfterBytes == i.Identity.SizeBytes && r.HeadAfter == i.Head
+	switch {
+	case was.Same(i.Identity):
+		return MatchFile
+	case after && r.State != Undone && r.State != RolledBack, before && r.State != Committed:
+		return MatchContent
+	}
+	return NoMatch
+}
