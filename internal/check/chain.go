@@ -74,9 +74,10 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 		j.tooDeep()
 	case disk.LinkNotFollowed, disk.LinkProtocol:
 		b.State = BackingNotFollowed
-		f := j.about(finding.CH06, finding.Sure, fmt.Sprintf("the backing file %s was not examined: %s",
+		f := j.about(finding.CH06, finding.Sure, "outside", fmt.Sprintf("the backing file %s was not examined: %s",
 			b.shown(), link.Reason))
 		if link.State == disk.LinkProtocol {
+			f.Kind = "no_file"
 			f.Next = "look at it where it is kept: it is no file of this host"
 		}
 		j.img.Findings = append(j.img.Findings, f)
@@ -86,7 +87,7 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 		if link.Reason != "" {
 			text += " (" + link.Reason + ")"
 		}
-		j.img.Findings = append(j.img.Findings, j.about(finding.CH01, finding.Sure, text))
+		j.img.Findings = append(j.img.Findings, j.about(finding.CH01, finding.Sure, "missing", text))
 	default:
 		b.State = BackingUnreadable
 		if err := link.Err(j.path, "backing file"); errors.Is(err, fs.ErrPermission) {
@@ -144,16 +145,16 @@ func (j *job) compareFormats(base *job) {
 	switch {
 	case says == "" || is == "" || says == is || len(base.img.Blind) > 0:
 	case says == string(image.Raw):
-		j.img.Findings = append(j.img.Findings, j.about(finding.CH05, finding.Sure, fmt.Sprintf(
+		j.img.Findings = append(j.img.Findings, j.about(finding.CH05, finding.Sure, "called_raw", fmt.Sprintf(
 			"the header says that the backing file %s is raw, but it is a %s image: "+
 				"the guest sees the image file itself as its disk",
 			base.path, is)))
 	case !slices.Contains(knownFormats(), says):
-		j.img.Findings = append(j.img.Findings, j.about(finding.CH05, finding.Sure, fmt.Sprintf(
+		j.img.Findings = append(j.img.Findings, j.about(finding.CH05, finding.Sure, "unknown_format", fmt.Sprintf(
 			"the header gives the backing file %s the format %q, which is not known; it is %s",
 			base.path, says, is)))
 	default:
-		j.img.Findings = append(j.img.Findings, j.about(finding.CH03, finding.Sure, fmt.Sprintf(
+		j.img.Findings = append(j.img.Findings, j.about(finding.CH03, finding.Sure, "other_format", fmt.Sprintf(
 			"the backing file %s cannot be used: the header says that it is %s, but it is %s",
 			base.path, says, is)))
 	}
@@ -169,8 +170,8 @@ func knownFormats() []string {
 }
 
 // about makes a finding about the backing file of an image.
-func (j *job) about(rule finding.Rule, sure finding.Certainty, text string) finding.Finding {
-	f := finding.New(rule, j.path, sure, text)
+func (j *job) about(rule finding.Rule, sure finding.Certainty, kind, text string) finding.Finding {
+	f := finding.New(rule, j.path, sure, kind, text)
 	f.Evidence = []finding.Evidence{{Source: "header", Offset: 8, Value: j.img.Backing.Name,
 		Text: "the name of the backing file"}}
 	return f
@@ -178,12 +179,12 @@ func (j *job) about(rule finding.Rule, sure finding.Certainty, text string) find
 
 func (j *job) unusable(why string) {
 	j.img.Backing.Reason = why
-	j.img.Findings = append(j.img.Findings, j.about(finding.CH03, finding.Sure, fmt.Sprintf(
+	j.img.Findings = append(j.img.Findings, j.about(finding.CH03, finding.Sure, "unusable", fmt.Sprintf(
 		"the backing file %s cannot be used: %s", j.img.Backing.shown(), why)))
 }
 
 func (j *job) tooDeep() {
-	j.img.Findings = append(j.img.Findings, j.about(finding.CH04, finding.Sure, fmt.Sprintf(
+	j.img.Findings = append(j.img.Findings, j.about(finding.CH04, finding.Sure, "too_deep", fmt.Sprintf(
 		"the backing chain has more than %d images", disk.MaxDepth)))
 }
 
@@ -217,7 +218,7 @@ func (r *runner) circles() {
 			}
 			length[way[i]] = n
 			if n == -1 && way[i].img.Backing.State != BackingLoop {
-				way[i].img.Findings = append(way[i].img.Findings, way[i].about(finding.CH02, finding.Sure,
+				way[i].img.Findings = append(way[i].img.Findings, way[i].about(finding.CH02, finding.Sure, "above_circle",
 					"the backing chain has no end: below "+way[i].base.path+" it runs in a circle"))
 			}
 			if n == disk.MaxDepth+1 && way[i].img.Backing.State == BackingChecked {
@@ -241,7 +242,7 @@ func (r *runner) circle(ring []*job) {
 	for _, j := range ring {
 		j.img.Backing.State = BackingLoop
 		j.img.Backing.Reason = "the chain runs in a circle: " + text
-		j.img.Findings = append(j.img.Findings, j.about(finding.CH02, finding.Sure,
+		j.img.Findings = append(j.img.Findings, j.about(finding.CH02, finding.Sure, "circle",
 			"the backing chain runs in a circle: "+text))
 	}
 }

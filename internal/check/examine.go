@@ -159,6 +159,7 @@ func (r *runner) onePass(ctx context.Context, j *job, f *diskio.File, running bo
 	before, start := f.Stat(), r.now()
 	opts := qcow2.CheckOptions{
 		Name: j.path, Workers: o.workers, MemoryBytes: o.memory, MaxRanges: o.maxRanges,
+		AllEvidence:   r.opts.MaxRanges < 0,
 		DataFileBytes: r.dataBytes(ctx, j), Inflate: r.opts.Inflate, Running: running,
 		Progress: r.meter(),
 	}
@@ -275,7 +276,7 @@ func (r *runner) dataFile(ctx context.Context, j *job) {
 		if name == "" {
 			text = "the image needs an external data file and does not name it"
 		}
-		j.img.Findings = append(j.img.Findings, finding.New(finding.QC20, j.path, finding.Sure, text))
+		j.img.Findings = append(j.img.Findings, finding.New(finding.QC20, j.path, finding.Sure, "missing", text))
 	case w.link.Stat.Block:
 		j.img.Notes = append(j.img.Notes,
 			"its external data file is a block device, whose length was not held against the map")

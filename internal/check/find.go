@@ -282,16 +282,17 @@ func (l *looking) atRaw(r io.ReaderAt) error {
 // before its format can be told.
 func (l *looking) lostHeader(head []byte) {
 	l.isImage, l.format = true, ""
-	text := fmt.Sprintf("the file is called like a qcow2 image, but does not begin like one (%q)",
+	kind, text := "no_magic", fmt.Sprintf("the file is called like a qcow2 image, but does not begin like one (%q)",
 		head[:min(len(head), 4)])
 	sure := finding.Likely
 	switch {
 	case l.size == 0:
-		text, sure = "the file is called like a qcow2 image, but is empty", finding.Sure
+		kind, text, sure = "empty", "the file is called like a qcow2 image, but is empty", finding.Sure
 	case bytes.HasPrefix(head, []byte("QFI\xfb")):
-		text, sure = fmt.Sprintf("the file begins like a qcow2 image, but ends after %d bytes", l.size), finding.Sure
+		kind, sure = "cut_short", finding.Sure
+		text = fmt.Sprintf("the file begins like a qcow2 image, but ends after %d bytes", l.size)
 	}
-	f := finding.New(finding.QC01, l.path, sure, text)
+	f := finding.New(finding.QC01, l.path, sure, kind, text)
 	if l.size > 0 {
 		f.Host = []finding.Range{{Offset: 0, Length: min(l.size, 4)}}
 	}

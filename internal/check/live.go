@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -197,17 +196,22 @@ func (j *job) unopened(e *qcow2.OpenError) {
 	case errors.Is(e, qcow2.ErrUnsupported):
 		j.blind("image", e)
 	default:
-		f := finding.New(finding.QC01, j.path, finding.Sure, "the header cannot be used: "+e.Msg)
-		f.Host = []finding.Range{{Offset: int64(e.Off), Length: 8}}
-		f.Evidence = []finding.Evidence{{Source: "header", Offset: int64(e.Off), Text: e.Msg}}
-		j.img.Findings = append(j.img.Findings, f)
+		j.img.Findings = append(j.img.Findings, headerFinding(j.path, e))
 		j.done = true
 	}
 }
 
+// headerFinding reports a header that cannot be used.
+func headerFinding(path string, e *qcow2.OpenError) finding.Finding {
+	f := finding.New(finding.QC01, path, finding.Sure, "unusable", "the header cannot be used: "+e.Msg)
+	f.Host = []finding.Range{{Offset: int64(e.Off), Length: 8}}
+	f.Evidence = []finding.Evidence{{Source: "header", Offset: int64(e.Off), Text: e.Msg}}
+	return f
+}
+
 // errorKey tells errors apart that are not about the same thing.
 type errorKey struct {
-	code, snapshot, kind string
+	code, kind, snapshot string
 }
 
 // errorSet are the errors of one or more rounds, each with the places of the file and of the disk
@@ -223,7 +227,7 @@ type places struct {
 // errorsOf gives the errors of a round. What may be a leak is none, nor are notes.
 func errorsOf(p *pass) errorSet {
 	if p.open != nil {
-		return errorSet{errorKey{kind: p.open.Error()}: &places{}}
+		return setOf(headerFinding("", p.open))
 	}
 	var errs []finding.Finding
 	for _, f := range p.res.Findings {
@@ -267,29 +271,10 @@ func decidable(f finding.Finding, h *qcow2.Header) bool {
 	return f.Severity != finding.Note
 }
 
-// keyOf tells a finding by its code and its text without numbers, which change with the image, and
-// without what tells one from many: a second error beside a real one, which is a write under way,
-// must not make the real one look like another one in the next round.
-func keyOf(f finding.Finding) errorKey {
-	words := strings.Fields(strings.Map(func(c rune) rune {
-		if c >= '0' && c <= '9' {
-			return -1
-		}
-		return c
-	}, f.Summary))
-	for i, w := range words {
-		switch w {
-		case "are":
-			w = "is"
-		case "were":
-			w = "was"
-		case "have":
-			w = "has"
-		}
-		words[i] = strings.TrimSuffix(w, "s")
-	}
-	return errorKey{f.Code, f.Snapshot, strings.Join(words, " ")}
-}
+// keyOf tells a finding by what it says: its text counts what it stands for, and a second error beside
+// a real one, which is a write under way, must not make the real one look like another one in the
+// next round.
+func keyOf(f finding.Finding) errorKey { return errorKey{f.Code, f.Kind, f.Snapshot} }
 
 // keep leaves in s only what now has as well, and reports whether anything was taken out.
 func (s errorSet) keep(now errorSet) (shrunk bool) {
@@ -337,6 +322,7 @@ func (s errorSet) findings(found []finding.Finding, maxRanges int) []finding.Fin
 			// Part of it was a write under way: what is left is counted anew.
 			f.Count = share(f.Count, bytesOf(f.Host), bytesOf(host))
 			f.Host, f.Guest = host, common(joined(f.Guest), at.guest)
+			f.EvidenceCut += int64(len(f.Evidence))
 			f.Evidence = []finding.Evidence{}
 		}
 		f.Host, f.HostCut = cutTo(f.Host, f.HostCut, maxRanges)

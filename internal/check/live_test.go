@@ -377,22 +377,29 @@ func TestRanges(t *testing.T) {
 
 // Errors that are elsewhere each time vanish; what stays keeps its places.
 func TestErrorSet(t *testing.T) {
-	at := func(code, text string, host ...int64) finding.Finding {
-		f := finding.New(finding.Rule{Code: code, Severity: finding.Lost}, "x", finding.Sure, text)
+	at := func(code, kind string, host ...int64) finding.Finding {
+		f := finding.New(finding.Rule{Code: code, Severity: finding.Lost}, "x", finding.Sure, kind, "")
 		f.Host, f.Count = ranges(host...), int64(len(host)/2)
+		f.Evidence = []finding.Evidence{{}, {}}
 		return f
 	}
-	first := setOf(at("QC04", "2 clusters", 0, 1, 10, 1), at("QC16", "table 17"), at("QC06", "x", 5, 1))
-	second := setOf(at("QC04", "3 clusters", 10, 1, 20, 1), at("QC16", "table 18"))
+	first := setOf(at("QC04", "guest_data", 0, 1, 10, 1), at("QC16", "table_unreadable"), at("QC06", "shared_table", 5, 1),
+		at("QC08", "metadata_twice", 7, 1))
+	second := setOf(at("QC04", "guest_data", 10, 1, 20, 1), at("QC16", "table_unreadable"), at("QC08", "data_in_metadata", 7, 1))
 	if !first.keep(second) {
 		t.Error("keep = false, want true: it shrank")
 	}
 	if first.keep(second) {
 		t.Error("keep again = true, want false: nothing changed")
 	}
-	got := first.findings([]finding.Finding{at("QC04", "4 clusters", 10, 1, 30, 3), at("QC16", "table 1"), at("QC06", "x", 5, 1)}, 0)
+	got := first.findings([]finding.Finding{at("QC04", "guest_data", 10, 1, 30, 3), at("QC16", "table_unreadable"),
+		at("QC06", "shared_table", 5, 1), at("QC08", "data_in_metadata", 7, 1)}, 0)
 	if len(got) != 2 || got[0].Code != "QC04" || len(got[0].Host) != 1 || got[0].Host[0].Offset != 10 || got[1].Code != "QC16" {
 		t.Errorf("findings = %+v", got)
+	}
+	if len(got[0].Evidence) > 0 || got[0].EvidenceCut != 2 {
+		t.Errorf("findings lists %v, %d left out, want none and 2: they may be of the part that is gone",
+			got[0].Evidence, got[0].EvidenceCut)
 	}
 }
 
@@ -427,7 +434,7 @@ func TestWriterWithoutLock(t *testing.T) {
 
 // Errors of which a round lists only a part are not taken for gone.
 func TestErrorSetCut(t *testing.T) {
-	f := finding.New(finding.QC04, "x", finding.Sure, "clusters")
+	f := finding.New(finding.QC04, "x", finding.Sure, "guest_data", "clusters")
 	f.Host = ranges(100, 1)
 	first := setOf(f)
 	f.Host, f.HostCut = ranges(0, 1), 5
@@ -440,7 +447,7 @@ func TestErrorSetCut(t *testing.T) {
 // makes the text speak of several.
 func TestErrorSetOneOfMany(t *testing.T) {
 	at := func(text string, offs ...int64) errorSet {
-		f := finding.Finding{Code: "QC02", Summary: text}
+		f := finding.Finding{Code: "QC02", Kind: "guest_data", Summary: text}
 		for _, off := range offs {
 			f.Host = append(f.Host, finding.Range{Offset: off, Length: 512})
 		}
@@ -448,8 +455,7 @@ func TestErrorSetOneOfMany(t *testing.T) {
 	}
 	for _, text := range [][2]string{
 		{"2 corruptions were counted whose place is not known", "1 corruption was counted whose place is not known"},
-		{"2 clusters have references", "1 cluster has references"},
-		{"12 L1 entries are wrong", "3 L1 entries are wrong"},
+		{"2 L1 entries are not cluster aligned", "L1 entry 7 is not cluster aligned"},
 	} {
 		s := at(text[0], 512, 4096)
 		if shrunk := s.keep(at(text[1], 4096)); !shrunk || len(s) != 1 {

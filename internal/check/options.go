@@ -46,7 +46,8 @@ type Options struct {
 	Direct bool
 	// IOLimit bounds the bytes read in a second; 0 is no bound.
 	IOLimit int64
-	// MaxRanges bounds the ranges listed in one finding; 0 means 20, less than 0 no bound.
+	// MaxRanges bounds the ranges listed in one finding; 0 means 20, less than 0 no bound, and all
+	// that it rests on is listed too.
 	MaxRanges int
 	// Inflate unpacks every compressed cluster to see whether that can be done.
 	Inflate bool

@@ -87,6 +87,9 @@ type Finding struct {
 	// Severity and Certainty rank the finding.
 	Severity  Severity  `json:"severity"`
 	Certainty Certainty `json:"certainty"`
+	// Kind is a short word for what the summary says: findings of one code and kind say the same
+	// about different places. A kind never changes its meaning.
+	Kind string `json:"kind"`
 	// Object is the image or file that the finding is about.
 	Object string `json:"object"`
 	// Summary says in one sentence what it means.
@@ -101,8 +104,10 @@ type Finding struct {
 	GuestCut int64   `json:"guest_cut"`
 	// Snapshot names the internal snapshot whose view is hurt; empty for the active one.
 	Snapshot string `json:"snapshot"`
-	// Evidence is what the finding rests on.
-	Evidence []Evidence `json:"evidence"`
+	// Evidence is what the finding rests on. The list may be cut; EvidenceCut counts what was left
+	// out.
+	Evidence    []Evidence `json:"evidence"`
+	EvidenceCut int64      `json:"evidence_cut"`
 	// DependsOn lists codes of findings on the same object that explain this one.
 	DependsOn []string `json:"depends_on"`
 	// Next says what to do.
@@ -120,10 +125,10 @@ type Blind struct {
 	Guest []Range `json:"guest"`
 }
 
-// New returns a finding of rule r about object, with the rule's severity and no ranges.
-func New(r Rule, object string, c Certainty, summary string) Finding {
+// New returns a finding of rule r and the kind about object, with the rule's severity and no ranges.
+func New(r Rule, object string, c Certainty, kind, summary string) Finding {
 	return Finding{
-		Code: r.Code, Name: r.Name, Severity: r.Severity, Certainty: c, Object: object,
+		Code: r.Code, Name: r.Name, Severity: r.Severity, Certainty: c, Kind: kind, Object: object,
 		Summary: summary, Count: 1, Next: r.Next,
 		Host: []Range{}, Guest: []Range{}, Evidence: []Evidence{}, DependsOn: []string{},
 	}

@@ -32,7 +32,7 @@ func TestOrderStatus(t *testing.T) {
 }
 
 func TestVerdictOf(t *testing.T) {
-	leak, note := New(QC03, "a", Sure, "s"), New(CH06, "a", Sure, "s")
+	leak, note := New(QC03, "a", Sure, "k", "s"), New(CH06, "a", Sure, "k", "s")
 	blind := []Blind{{Object: "a"}}
 	for _, c := range []struct {
 		name  string
@@ -58,8 +58,8 @@ func TestSort(t *testing.T) {
 		return f
 	}
 	fs := []Finding{
-		New(QC03, "a", Sure, ""), at(New(QC06, "b", Likely, ""), 1), at(New(QC06, "a", Likely, ""), 9),
-		at(New(QC06, "a", Likely, ""), 2), New(QC02, "a", Sure, ""), New(QC10, "z", Sure, ""),
+		New(QC03, "a", Sure, "k", ""), at(New(QC06, "b", Likely, "k", ""), 1), at(New(QC06, "a", Likely, "k", ""), 9),
+		at(New(QC06, "a", Likely, "k", ""), 2), New(QC02, "a", Sure, "k", ""), New(QC10, "z", Sure, "k", ""),
 	}
 	Sort(fs)
 	var got []string

@@ -175,8 +175,12 @@ func (o *out) details(f finding.Finding, in string) {
 		}
 		o.prose(first, evidence(e))
 	}
-	if n := len(f.Evidence) - shown; n > 0 {
-		o.prose(label(in, ""), "... and "+Count(int64(n), "more observation", "more observations")+" (--all)")
+	if n := int64(len(f.Evidence)-shown) + f.EvidenceCut; n > 0 {
+		more := "... and " + Count(n, "more observation", "more observations")
+		if !o.s.All {
+			more += " (--all)"
+		}
+		o.prose(label(in, ""), more)
 	}
 }
 

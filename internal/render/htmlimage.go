@@ -137,21 +137,25 @@ func (p *page) findingRows(f finding.Finding, diskBytes int64, st state) {
 		p.ranges(f.Host, f.HostCut)
 		p.end()
 	}
-	if len(f.Evidence) == 0 {
+	if len(f.Evidence)+int(min(f.EvidenceCut, 1)) == 0 {
 		return
 	}
 	p.el("dt", "", "because")
 	p.start("dd")
 	p.evidence(f.Evidence[:min(len(f.Evidence), unfolded)])
-	if rest := f.Evidence[min(len(f.Evidence), unfolded):]; len(rest) > 0 {
+	rest, cut := f.Evidence[min(len(f.Evidence), unfolded):], f.EvidenceCut
+	if n := len(rest) - maxPageList; n > 0 && !p.all {
+		rest, cut = rest[:maxPageList], cut+int64(n)
+	}
+	if len(rest) > 0 {
 		p.start("details")
-		p.el("summary", "", Count(int64(len(rest)), "more observation", "more observations"))
-		if len(rest) > maxPageList && !p.all {
-			p.evidence(rest[:maxPageList])
-			p.el("p", "soft", "... and "+strconv.Itoa(len(rest)-maxPageList)+" more")
-		} else {
-			p.evidence(rest)
-		}
+		p.el("summary", "", Count(int64(len(rest))+cut, "more observation", "more observations"))
+		p.evidence(rest)
+	}
+	if cut > 0 {
+		p.el("p", "soft", "... and "+strconv.FormatInt(cut, 10)+" more")
+	}
+	if len(rest) > 0 {
 		p.end()
 	}
 	p.end()

@@ -33,7 +33,7 @@ func lostImage(path string) check.Image {
 	img := cleanImage(path)
 	img.Verdict = finding.Found
 	img.Counts.Leaks = 3201
-	lost := finding.New(finding.QC13, path, finding.Likely,
+	lost := finding.New(finding.QC13, path, finding.Likely, "orphaned_l2",
 		"the mapping of 512 MiB of the guest's disk was lost; its 3200 data clusters are still in the file")
 	lost.Count = 1
 	lost.Guest = []finding.Range{{Offset: 0x960000000, Length: 512 * mib}}
@@ -44,7 +44,7 @@ func lostImage(path string) check.Image {
 		{Source: "leaked cluster", Offset: 0x50000, Value: "",
 			Text: "3200 of its 3200 entries point at leaked clusters"},
 	}
-	leak := finding.New(finding.QC03, path, finding.Sure, "leaked clusters waste space")
+	leak := finding.New(finding.QC03, path, finding.Sure, "leaked", "leaked clusters waste space")
 	leak.Count = 3201
 	leak.Host = []finding.Range{{Offset: 0x50000, Length: 65536}, {Offset: 0x300000000, Length: 200 * mib}}
 	leak.DependsOn = []string{"QC12", "QC13"}
@@ -56,7 +56,7 @@ func leakImage(path string) check.Image {
 	img := cleanImage(path)
 	img.Verdict = finding.Found
 	img.Counts.Leaks = 4
-	f := finding.New(finding.QC14, path, finding.Likely, "4 leaked clusters at the end, left by a crash")
+	f := finding.New(finding.QC14, path, finding.Likely, "tail", "4 leaked clusters at the end, left by a crash")
 	f.Count = 4
 	f.Host = []finding.Range{{Offset: 12 * gib, Length: 4 * 65536}}
 	img.Findings = []finding.Finding{f}
@@ -84,7 +84,7 @@ func orphanImage(path, base string) check.Image {
 	img.Verdict = finding.Found
 	img.Backing = &check.Backing{Name: base, Path: base, Format: "qcow2", State: check.BackingMissing,
 		Reason: "no such file or directory"}
-	f := finding.New(finding.CH01, path, finding.Sure, "the backing file "+base+" is not there")
+	f := finding.New(finding.CH01, path, finding.Sure, "missing", "the backing file "+base+" is not there")
 	f.Evidence = []finding.Evidence{{Source: "header", Offset: 0x1d8, Value: base, Text: "name of the backing file"}}
 	img.Findings = []finding.Finding{f}
 	return img
@@ -116,12 +116,12 @@ func crowdedImage(path string) check.Image {
 		if i%3 == 0 {
 			rule = finding.QC11
 		}
-		f := finding.New(rule, path, finding.Sure, fmt.Sprintf("entry %d of an L2 table cannot be right", i))
+		f := finding.New(rule, path, finding.Sure, "l2_entry", fmt.Sprintf("entry %d of an L2 table cannot be right", i))
 		f.Guest = []finding.Range{{Offset: i * 65536, Length: 65536}}
 		f.Host = []finding.Range{{Offset: 0x50000 + 8*i, Length: 8}}
 		img.Findings = append(img.Findings, f)
 	}
-	many := finding.New(finding.QC06, path, finding.Sure, "64 guest ranges share 32 clusters")
+	many := finding.New(finding.QC06, path, finding.Sure, "shared_clusters", "64 guest ranges share 32 clusters")
 	for i := range int64(64) {
 		many.Guest = append(many.Guest, finding.Range{Offset: i * gib, Length: 65536})
 		many.Evidence = append(many.Evidence, finding.Evidence{Source: "refcount block", Offset: 0x20000 + 2*i,

@@ -283,7 +283,7 @@ func TestRunRemoved(t *testing.T) {
 
 func TestCauses(t *testing.T) {
 	mk := func(code string, sev finding.Severity, object string, depends ...string) finding.Finding {
-		f := finding.New(finding.Rule{Code: code, Severity: sev}, object, finding.Sure, code+" of "+object)
+		f := finding.New(finding.Rule{Code: code, Severity: sev}, object, finding.Sure, "k", code+" of "+object)
 		f.DependsOn = depends
 		return f
 	}
@@ -349,11 +349,11 @@ func TestManyCauses(t *testing.T) {
 
 // overlays are a hurt base and n hurt overlays of it.
 func overlays(n int) ([]check.Image, []Edge) {
-	leak := finding.New(finding.QC03, "", finding.Sure, "leak")
-	images, edges := []check.Image{{Path: "base", Findings: []finding.Finding{finding.New(finding.QC04, "base", finding.Sure, "x")}}}, []Edge{}
+	leak := finding.New(finding.QC03, "", finding.Sure, "leaked", "leak")
+	images, edges := []check.Image{{Path: "base", Findings: []finding.Finding{finding.New(finding.QC04, "base", finding.Sure, "guest_data", "x")}}}, []Edge{}
 	for i := range n {
 		path := fmt.Sprint(i)
-		images = append(images, check.Image{Path: path, Findings: []finding.Finding{leak, finding.New(finding.QC06, path, finding.Sure, "x")}})
+		images = append(images, check.Image{Path: path, Findings: []finding.Finding{leak, finding.New(finding.QC06, path, finding.Sure, "shared_clusters", "x")}})
 		edges = append(edges, Edge{From: path, To: "base"})
 	}
 	return images, edges

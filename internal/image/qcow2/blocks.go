@@ -45,7 +45,7 @@ func (c *checker) explainBlocks(ev *evidence) {
 	c.damaged = list
 	for _, b := range list {
 		low, high := c.wrongIn(b)
-		f := c.newFinding(finding.QC15, finding.Sure, fmt.Sprintf(
+		f := c.newFinding(finding.QC15, finding.Sure, "block", fmt.Sprintf(
 			"refcount block %d cannot be trusted: %s; %s too low, %d too high",
 			b, damaged[b], plural(low, "cluster in use is counted", "clusters in use are counted"), high))
 		f.Count = low + high

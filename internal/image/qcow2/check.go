@@ -205,8 +205,11 @@ func (c *checker) readSnapshotTable() {
 		c.unreadable++
 	default:
 		c.counts.CheckErrors++
-		f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf(
+		f := c.newFinding(finding.QC16, finding.Sure, "table_unreadable", fmt.Sprintf(
 			"the table of %d internal snapshots cannot be read: %v", c.h.Snapshots, err))
+		if open != nil {
+			f.Host = []finding.Range{{Offset: int64(open.Off), Length: 8}}
+		}
 		c.findings = append(c.findings, f)
 		c.unreadable++ // their clusters would look leaked
 	}
@@ -222,7 +225,7 @@ func (c *checker) readSnapshotTable() {
 	}
 	if short > 0 {
 		c.counts.Corruptions += short
-		f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf("%s incomplete",
+		f := c.newFinding(finding.QC16, finding.Sure, "entry_incomplete", fmt.Sprintf("%s incomplete",
 			plural(short, "entry of the snapshot table is", "entries of the snapshot table are")))
 		f.Count, f.Severity = short, finding.Warning
 		c.findings = append(c.findings, f)
@@ -237,12 +240,12 @@ func (c *checker) inc(off, length int64, weight uint64, what string, rule findin
 	}
 	if beyond(uint64(off), uint64(length), c.fileBytes, c.cs) {
 		c.counts.Corruptions += int64(weight)
-		f := c.newFinding(rule, finding.Sure, fmt.Sprintf("the %s lies past the end of the file", what))
+		f := c.newFinding(rule, finding.Sure, "past_end", fmt.Sprintf("the %s lies past the end of the file", what))
 		f.Host = []finding.Range{{Offset: off, Length: length}}
 		if rule == finding.QC24 { // without it, nothing of the disk can be read
 			f.Guest = []finding.Range{{Offset: 0, Length: c.h.SizeBytes}}
 		}
-		c.merge(f)
+		c.merge(f, alike{about: what})
 		c.unreadable++ // what it was, and led to, would look leaked
 		return nil
 	}
@@ -251,8 +254,8 @@ func (c *checker) inc(off, length int64, weight uint64, what string, rule findin
 	return c.meta.add(s.first, s.last, weight, refPlain)
 }
 
-func (c *checker) newFinding(r finding.Rule, sure finding.Certainty, summary string) finding.Finding {
-	return finding.New(r, c.opts.Name, sure, summary)
+func (c *checker) newFinding(r finding.Rule, sure finding.Certainty, kind, summary string) finding.Finding {
+	return finding.New(r, c.opts.Name, sure, kind, summary)
 }
 
 // blindSpot records something that could not be looked at.

@@ -114,7 +114,7 @@ func (c *checker) overflowed(at []span) {
 			return
 		}
 	}
-	f := c.newFinding(finding.QC23, finding.Sure, fmt.Sprintf(
+	f := c.newFinding(finding.QC23, finding.Sure, "overflow", fmt.Sprintf(
 		"clusters have more references than their refcount of %d bits can hold", c.h.RefcountBits()))
 	f.Count = int64(len(at))
 	f.Host = []finding.Range{c.hostRange(at[0])}

@@ -149,11 +149,11 @@ func (c *checker) explainRest() {
 	var f finding.Finding
 	switch {
 	case rest > 0 && finding.Worst(c.findings).Rank() > finding.Warning.Rank():
-		f = c.newFinding(finding.QC02, finding.Sure, fmt.Sprintf(
+		f = c.newFinding(finding.QC02, finding.Sure, "place_unknown", fmt.Sprintf(
 			"%s counted whose place is not known", plural(rest, "corruption was", "corruptions were")))
 		f.Count = rest
 	case c.counts.Leaks > 0 && len(c.findings) == 0:
-		f = c.newFinding(finding.QC03, finding.Possible, fmt.Sprintf(
+		f = c.newFinding(finding.QC03, finding.Possible, "place_unknown", fmt.Sprintf(
 			"%s counted whose place is not known", plural(c.counts.Leaks, "leak was", "leaks were")))
 		f.Count = c.counts.Leaks
 	default:
@@ -164,20 +164,20 @@ func (c *checker) explainRest() {
 
 func (c *checker) explainHeader() {
 	if c.h.Incompatible&IncompatDirty != 0 {
-		f := c.newFinding(finding.QC21, finding.Sure,
+		f := c.newFinding(finding.QC21, finding.Sure, "not_closed",
 			"the image was not closed cleanly; its refcounts may lag behind")
 		if c.opts.Running {
-			f.Severity = finding.Note
+			f.Severity, f.Kind = finding.Note, "written_late"
 			f.Summary = "refcounts are written late while the machine runs (lazy refcounts)"
 		}
 		c.findings = append(c.findings, f)
 	}
 	if c.h.Incompatible&IncompatCorrupt != 0 {
-		c.findings = append(c.findings, c.newFinding(finding.QC22, finding.Sure,
+		c.findings = append(c.findings, c.newFinding(finding.QC22, finding.Sure, "marked",
 			"qemu found this image to be corrupt and marked it"))
 	}
 	if c.h.RawDataFile() && !c.dataFile {
-		f := c.newFinding(finding.QC01, finding.Sure,
+		f := c.newFinding(finding.QC01, finding.Sure, "no_data_file",
 			"the header promises a raw external data file but has none: qemu refuses to open the image")
 		f.Severity = finding.Danger
 		f.Host = []finding.Range{{Offset: 88, Length: 8}}
@@ -431,12 +431,12 @@ func (c *checker) checkL1Flags(ctx context.Context, ev *evidence) error {
 				ev.flagsL1 = append(ev.flagsL1, r)
 			} else if !c.behindDisk(r) {
 				ev.pureHits++
-				f := c.newFinding(finding.QC05, finding.Sure, fmt.Sprintf(
+				f := c.newFinding(finding.QC05, finding.Sure, "l1_flag", fmt.Sprintf(
 					"L1 entry %d has a COPIED flag that contradicts the refcount of its L2 table, %d", r.index, n))
 				f.Host = []finding.Range{c.l1EntryRange(r)}
 				f.Guest = []finding.Range{c.l1GuestRange(r.index)}
 				f.Evidence = []finding.Evidence{c.l1Evidence(r, "L1 entry")}
-				c.merge(f)
+				c.merge(f, alike{many: "%d L1 entries have COPIED flags that contradict the refcounts of their L2 tables"})
 			}
 		}
 	}
@@ -470,7 +470,7 @@ func (c *checker) explainDataFile() {
 	if !c.dataFile || n < 0 || c.dataEnd <= uint64(n)+c.cs-1 {
 		return
 	}
-	f := c.newFinding(finding.QC20, finding.Sure, fmt.Sprintf(
+	f := c.newFinding(finding.QC20, finding.Sure, "too_short", fmt.Sprintf(
 		"the external data file ends at %d bytes, but data is mapped up to %d: what is missing reads as zeros",
 		n, c.dataEnd))
 	if c.h.RawDataFile() {

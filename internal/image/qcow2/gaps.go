@@ -32,7 +32,7 @@ func (c *checker) findWiped(ev *evidence, leaks []leak) error {
 		if n == 0 {
 			continue
 		}
-		f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
+		f := c.newFinding(finding.QC13, finding.Likely, "l2_empty", fmt.Sprintf(
 			"the L2 table at %#x is empty, but %s where its data would be: it was probably wiped",
 			int64(tb.off), plural(n, "leaked cluster lies", "leaked clusters lie")))
 		if from > c.data.highest() {
@@ -107,7 +107,7 @@ func (c *checker) gapFinding(ev *evidence, s span) (finding.Finding, bool) {
 	default:
 		return finding.Finding{}, false
 	}
-	f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
+	f := c.newFinding(finding.QC13, finding.Likely, "gap", fmt.Sprintf(
 		"%s exactly into an unmapped range of the disk %s: the entries that mapped them were wiped",
 		plural(n, "leaked cluster fits", "leaked clusters fit"), text))
 	if n < minGap {

@@ -26,8 +26,8 @@ func (c *checker) explainHigh(ctx context.Context, ev *evidence) error {
 	if err := c.tablesOfDisk(ctx, ev); err != nil {
 		return err
 	}
-	f := c.newFinding(finding.QC03, finding.Sure, "")
-	lost := c.newFinding(finding.QC13, finding.Possible, "")
+	f := c.newFinding(finding.QC03, finding.Sure, "refcount_high", "")
+	lost := c.newFinding(finding.QC13, finding.Possible, "only_snapshot_maps", "")
 	f.Count, lost.Count = 0, 0
 	disk := c.newDiskMap(ev)
 	for _, s := range c.suspects {
@@ -93,7 +93,7 @@ func (c *checker) tablesOfSnapshots(ev *evidence) {
 			if ev.slotUsed(r.index) || guest.Length == 0 {
 				continue
 			}
-			f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
+			f := c.newFinding(finding.QC13, finding.Likely, "l1_empty", fmt.Sprintf(
 				"the active L1 entry %d is empty, but the refcount of the L2 table at %#x, which a snapshot has there, counts one more user: its mapping was lost",
 				r.index, int64(tb.off)))
 			f.Host = []finding.Range{{Offset: int64(tb.off), Length: int64(c.cs)}}
@@ -132,7 +132,7 @@ func (c *checker) tablesOfDisk(ctx context.Context, ev *evidence) error {
 			if t.active || int64(index) >= t.entries || !c.readFull(word[:], at) || word != [8]byte{} {
 				continue
 			}
-			f := c.newFinding(finding.QC13, finding.Possible, fmt.Sprintf(
+			f := c.newFinding(finding.QC13, finding.Possible, "snapshot_l1_empty", fmt.Sprintf(
 				"the L1 entry %d of a snapshot is empty, but the refcount of the L2 table at %#x, which the disk has there, counts one more user: the snapshot lost it, or a crash came while another was made or deleted",
 				index, int64(tb.off)))
 			f.Snapshot = c.snapshots.Snapshots[t.snapshots[0]].Name

@@ -76,7 +76,7 @@ func (c *checker) notUnpacked(tb *table, at, guest int64, entry uint64, err erro
 		return []finding.Blind{{What: "compressed cluster", Reason: readReason(err),
 			Host: []finding.Range{host}, Guest: []finding.Range{g}}}
 	}
-	f := c.newFinding(finding.QC18, finding.Sure, "compressed clusters do not unpack: what they held is lost")
+	f := c.newFinding(finding.QC18, finding.Sure, "does_not_unpack", "compressed clusters do not unpack: what they held is lost")
 	f.Host, f.Guest = []finding.Range{host}, []finding.Range{g}
 	if tb.active == 0 {
 		r := c.refsOf(c.tableIndex(tb))[0]
@@ -84,6 +84,6 @@ func (c *checker) notUnpacked(tb *table, at, guest int64, entry uint64, err erro
 	}
 	f.Evidence = []finding.Evidence{{Source: "L2 entry", Offset: at, Value: hex64(entry),
 		Text: fmt.Sprintf("maps guest offset %#x", guest)}}
-	c.merge(f)
+	c.merge(f, alike{})
 	return nil
 }

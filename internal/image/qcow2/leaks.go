@@ -67,7 +67,7 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 		}
 	}
 	if why := c.undecidable(); why != "" && high+int64(len(leaks)) > 0 {
-		f := c.newFinding(finding.QC03, finding.Possible, fmt.Sprintf(
+		f := c.newFinding(finding.QC03, finding.Possible, "undecided", fmt.Sprintf(
 			"%s be leaked; that cannot be told %s", plural(c.counts.Leaks, "cluster may", "clusters may"), why))
 		f.Count, f.Severity = c.counts.Leaks, finding.Note
 		if c.unlisted > 0 { // what they are worth cannot be told, but there are some
@@ -127,8 +127,8 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 	}
 	slices.Sort(lost)
 	top := c.data.highest()
-	tail := c.newFinding(finding.QC14, finding.Likely, "")
-	plain := c.newFinding(finding.QC03, finding.Sure, "")
+	tail := c.newFinding(finding.QC14, finding.Likely, "tail", "")
+	plain := c.newFinding(finding.QC03, finding.Sure, "leaked", "")
 	tail.Count, plain.Count = 0, 0
 	if len(lost) > 0 {
 		const wait = "do not free them before the lost mapping is understood: they may hold what it mapped"

@@ -91,11 +91,11 @@ func (c *checker) explainLinks(l *crossLinks) {
 	if l.clusters == 0 {
 		return
 	}
-	f := c.newFinding(finding.QC06, finding.Sure, fmt.Sprintf(
+	f := c.newFinding(finding.QC06, finding.Sure, "shared_clusters", fmt.Sprintf(
 		"%s the data of two guest ranges at once: at most one of them is right",
 		plural(l.clusters, "cluster holds", "clusters hold")))
 	if l.clusters >= minWriterClusters && l.longest >= minWriterRun {
-		f = c.newFinding(finding.QC07, finding.Likely, fmt.Sprintf(
+		f = c.newFinding(finding.QC07, finding.Likely, "shared_runs", fmt.Sprintf(
 			"two programs wrote to this image at the same time: %d clusters, up to %d in a row, hold the data of two guest ranges",
 			l.clusters, l.longest))
 	}
@@ -108,10 +108,7 @@ func (c *checker) explainLinks(l *crossLinks) {
 		for i, g := range r.guests {
 			length := min((r.last-r.first+1)<<c.bits, max(0, c.h.SizeBytes-g))
 			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, finding.Range{Offset: g, Length: length})
-			if len(f.Evidence) < maxEvidence {
-				f.Evidence = append(f.Evidence, finding.Evidence{Source: "L2 entry", Offset: r.hits[i].off,
-					Value: hex64(r.hits[i].entry), Text: fmt.Sprintf("maps guest offset %#x", g)})
-			}
+			c.show(&f, entryEvidence(r.hits[i], g))
 		}
 	}
 	if l.settled > 0 {

@@ -100,7 +100,7 @@ func (c *checker) orphanedL1(ev *evidence, found []orphan, buf []byte) ([]orphan
 			rest = append(rest, o)
 			continue
 		}
-		f := c.newFinding(finding.QC13, finding.Possible, fmt.Sprintf(
+		f := c.newFinding(finding.QC13, finding.Possible, "orphaned_l1", fmt.Sprintf(
 			"the leaked cluster at %#x is an L1 table that nothing names, with %s: the snapshot that had them was lost, or being deleted at a crash",
 			o.cluster<<c.bits, plural(int64(len(below)), "L2 table", "L2 tables")))
 		f.Host = []finding.Range{c.hostRange(span{o.cluster, o.cluster})}
@@ -313,7 +313,7 @@ func (c *checker) orphanFinding(l *l1slots, o orphan, i, n int) {
 	if len(slots) != 1 {
 		sure = finding.Possible
 	}
-	f := c.newFinding(finding.QC13, finding.Likely, fmt.Sprintf(
+	f := c.newFinding(finding.QC13, finding.Likely, "orphaned_l2", fmt.Sprintf(
 		"the leaked cluster at %#x is an L2 table that no L1 entry names: %s lost the mapping; %s",
 		o.cluster<<c.bits, plural(o.inside, "cluster of data has", "clusters of data have"), why))
 	f.Certainty = sure

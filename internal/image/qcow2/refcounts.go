@@ -130,7 +130,7 @@ func (c *checker) countBitmaps() error {
 		return nil
 	}
 	if !c.h.Bitmaps.Trusted {
-		f := c.newFinding(finding.QC17, finding.Sure,
+		f := c.newFinding(finding.QC17, finding.Sure, "untrusted",
 			"a program that does not know bitmaps wrote to the image, so all its bitmaps are invalid")
 		c.findings = append(c.findings, f)
 		return nil
@@ -144,7 +144,7 @@ func (c *checker) countBitmaps() error {
 		return nil
 	}
 	if err := LoadBitmaps(c.r, int64(c.fileBytes), c.h, bitmaps); err != nil {
-		f := c.newFinding(finding.QC17, finding.Sure,
+		f := c.newFinding(finding.QC17, finding.Sure, "refused",
 			fmt.Sprintf("qemu refuses to open the image because of a bitmap: %v", err))
 		f.Severity = finding.Danger
 		c.findings = append(c.findings, f)
@@ -153,7 +153,7 @@ func (c *checker) countBitmaps() error {
 		b := &bitmaps[i]
 		name := fmt.Sprintf("bitmap %q", b.Name)
 		if b.InUse {
-			f := c.newFinding(finding.QC17, finding.Sure, name+" was not saved when the image was last closed")
+			f := c.newFinding(finding.QC17, finding.Sure, "not_saved", name+" was not saved when the image was last closed")
 			if c.opts.Running {
 				f.Severity = finding.Note // a running machine keeps it in memory
 			}
@@ -195,8 +195,11 @@ func (c *checker) brokenBitmap(name string, err error) {
 		return
 	}
 	c.counts.Corruptions++
-	c.findings = append(c.findings, c.newFinding(finding.QC17, finding.Sure,
-		fmt.Sprintf("%s cannot be used: %v", name, err)))
+	f := c.newFinding(finding.QC17, finding.Sure, "unusable", fmt.Sprintf("%s cannot be used: %v", name, err))
+	if open != nil {
+		f.Host = []finding.Range{{Offset: int64(open.Off), Length: 8}}
+	}
+	c.findings = append(c.findings, f)
 }
 
 // countRefblocks counts the refcount blocks. Each must be nobody else's: a second reference is a

@@ -33,6 +33,8 @@ type CheckOptions struct {
 	Readers int
 	// MaxRanges bounds the ranges listed in one finding; 0 means 20, less than 0 no bound.
 	MaxRanges int
+	// AllEvidence: list every raw value that a finding rests on, not only the first few.
+	AllEvidence bool
 	// MemoryBytes bounds the memory for reference counts; 0 means DefaultMemoryBytes. A check that
 	// needs more ends with a Blind spot.
 	MemoryBytes int64

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 )
@@ -20,9 +21,15 @@ const (
 	minWriterRun      = 4
 )
 
+// alike says which findings of a kind are one, and how they are told together.
+type alike struct {
+	about string // what they name, where they name something
+	many  string // the summary of several, with %d for how many; "": that of the first
+}
+
 // merge adds a finding to one of the same kind, joining ranges that continue each other.
-func (c *checker) merge(f finding.Finding) {
-	key := mergeKey{f.Code, f.Snapshot, f.Severity, f.Certainty, summaryKind(f.Summary)}
+func (c *checker) merge(f finding.Finding, a alike) {
+	key := mergeKey{f.Code, f.Kind, a.about, f.Snapshot, f.Severity, f.Certainty}
 	i, ok := c.merged[key]
 	if !ok {
 		if c.merged == nil {
@@ -40,8 +47,10 @@ func (c *checker) merge(f finding.Finding) {
 	for _, r := range f.Guest {
 		g.Guest, g.GuestCut = c.addRange(g.Guest, g.GuestCut, r)
 	}
-	if len(g.Evidence) < maxEvidence {
-		g.Evidence = append(g.Evidence, f.Evidence...)
+	c.show(g, f.Evidence...)
+	g.EvidenceCut += f.EvidenceCut
+	if a.many != "" {
+		g.Summary = fmt.Sprintf(a.many, g.Count)
 	}
 }
 
@@ -57,30 +66,44 @@ func (c *checker) tell(f finding.Finding) {
 		c.findings = append(c.findings, f)
 		return
 	}
-	f.Summary, f.Snapshot, f.Evidence = "further places like those, which are not listed one by one", "", []finding.Evidence{}
-	c.merge(f)
+	f.Kind, f.Summary = "further_places", "further places like those, which are not listed one by one"
+	f.Snapshot = ""
+	if !c.opts.AllEvidence {
+		f.EvidenceCut += int64(len(f.Evidence))
+		f.Evidence = []finding.Evidence{}
+	}
+	c.merge(f, alike{})
 }
 
 // mergeKey tells which findings are one.
 type mergeKey struct {
-	code, snapshot string
-	severity       finding.Severity
-	certainty      finding.Certainty
-	kind           string
+	code, kind, about, snapshot string
+	severity                    finding.Severity
+	certainty                   finding.Certainty
 }
 
-// maxEvidence is how many raw values a finding shows.
-const maxEvidence = 4
+const (
+	// maxEvidence is how many raw values a finding shows.
+	maxEvidence = 4
+	// maxAllEvidence is how many it shows if all are asked for, 100 bytes each.
+	maxAllEvidence = 1 << 20
+)
 
-// summaryKind is a summary without its numbers, by which findings of one kind are told from others.
-func summaryKind(s string) string {
-	b := make([]byte, 0, len(s))
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			b = append(b, s[i])
-		}
+// show adds what a finding rests on, or counts it where there is enough.
+func (c *checker) show(f *finding.Finding, es ...finding.Evidence) {
+	most := maxEvidence
+	if c.opts.AllEvidence {
+		most = maxAllEvidence
 	}
-	return string(b)
+	n := min(len(es), max(0, most-len(f.Evidence)))
+	f.Evidence = append(f.Evidence, es[:n]...)
+	f.EvidenceCut += int64(len(es) - n)
+}
+
+// entryEvidence is an L2 entry that maps an offset of the disk.
+func entryEvidence(h hit, guest int64) finding.Evidence {
+	return finding.Evidence{Source: "L2 entry", Offset: h.off, Value: hex64(h.entry),
+		Text: fmt.Sprintf("maps guest offset %#x", guest)}
 }
 
 // addRange adds r to ranges, joined to the last one where it continues it, within the bound.
@@ -110,7 +133,7 @@ func (c *checker) explainTables(ctx context.Context, ev *evidence) error {
 		if ev.foreign[no] == strayTable {
 			continue
 		}
-		f := c.newFinding(finding.QC12, finding.Sure, fmt.Sprintf(
+		f := c.newFinding(finding.QC12, finding.Sure, "overwritten", fmt.Sprintf(
 			"the L2 table at %#x was overwritten by foreign content: %d of its %d entries cannot be right%s",
 			int64(tb.off), tb.bad, tb.used, ev.foreign[no]))
 		f.Count = int64(tb.bad)
@@ -124,7 +147,7 @@ func (c *checker) explainTables(ctx context.Context, ev *evidence) error {
 		}
 		tb := &c.tables[i]
 		if tb.active > 1 && ev.foreign[int32(i)] != strayTable {
-			f := c.newFinding(finding.QC06, finding.Sure, fmt.Sprintf(
+			f := c.newFinding(finding.QC06, finding.Sure, "shared_table", fmt.Sprintf(
 				"%d L1 entries point to the same L2 table at %#x, so these parts of the disk share every cluster",
 				tb.active, int64(tb.off)))
 			f.Count = int64(tb.active)
@@ -145,7 +168,7 @@ func (c *checker) explainTables(ctx context.Context, ev *evidence) error {
 		c.explainL1Entry(r)
 	}
 	if stray > 0 {
-		f := c.newFinding(finding.QC09, finding.Sure, fmt.Sprintf(
+		f := c.newFinding(finding.QC09, finding.Sure, "behind_disk", fmt.Sprintf(
 			"%s behind the end of the disk in use: nothing of the disk depends on them; the header may claim too long a table",
 			plural(stray, "L1 entry is", "L1 entries are")))
 		f.Severity, f.Count = finding.Warning, stray
@@ -179,51 +202,53 @@ func (c *checker) reachedThrough(f *finding.Finding, no int) {
 			f.Snapshot = c.snapshots.Snapshots[c.l1s[r.l1].snapshots[0]].Name
 			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.l1GuestRange(r.index))
 		}
-		if len(f.Evidence) < maxEvidence {
-			f.Evidence = append(f.Evidence, c.l1Evidence(r, "L1 entry"))
-		}
+		c.show(f, c.l1Evidence(r, "L1 entry"))
 	}
 }
 
 func (c *checker) explainL1Entry(r l1ref) {
 	off := r.table()
 	var rule finding.Rule
-	var what string
+	var kind, one, many string
 	switch {
 	case beyond(off, c.cs, c.fileBytes, c.cs):
-		rule, what = finding.QC11, "L1 entry %d points past the end of the file"
+		rule, kind, one, many = finding.QC11, "l1_entry",
+			"L1 entry %d points past the end of the file", "%d L1 entries point past the end of the file"
 	case off&(c.cs-1) != 0:
-		rule, what = finding.QC10, "L1 entry %d is not cluster aligned"
+		rule, kind, one, many = finding.QC10, "l1_entry",
+			"L1 entry %d is not cluster aligned", "%d L1 entries are not cluster aligned"
 	case r.entry&l1ReservedMask != 0:
-		rule, what = finding.QC09, "L1 entry %d has reserved bits set"
+		rule, kind, one, many = finding.QC09, "l1_reserved_bits",
+			"L1 entry %d has reserved bits set", "%d L1 entries have reserved bits set"
 	case off == 0:
-		rule, what = finding.QC09, "L1 entry %d has flags but no table"
+		rule, kind, one, many = finding.QC09, "l1_flags_only",
+			"L1 entry %d has flags but no table", "%d L1 entries have flags but no table"
 	default:
 		return
 	}
-	f := c.newFinding(rule, finding.Sure, fmt.Sprintf(what, r.index))
+	f := c.newFinding(rule, finding.Sure, kind, fmt.Sprintf(one, r.index))
 	f.Host = []finding.Range{c.l1EntryRange(r)}
 	f.Guest = []finding.Range{c.l1GuestRange(r.index)}
 	if t := &c.l1s[r.l1]; !t.active {
 		f.Snapshot = c.snapshots.Snapshots[t.snapshots[0]].Name
 	}
 	f.Evidence = []finding.Evidence{c.l1Evidence(r, "L1 entry")}
-	c.merge(f)
+	c.merge(f, alike{many: many})
 }
 
 // explainEntries reports what is wrong with L2 entries themselves.
 func (c *checker) explainEntries(ev *evidence) {
 	text := map[fault]struct {
-		rule finding.Rule
-		text string
+		rule       finding.Rule
+		kind, text string
 	}{
-		faultReserved:         {finding.QC09, "L2 entries have reserved bits set"},
-		faultMisaligned:       {finding.QC10, "L2 entries are not cluster aligned: what they map is lost"},
-		faultPastEnd:          {finding.QC11, "L2 entries point past the end of the file: what they map is lost"},
-		faultCompressedCopied: {finding.QC18, "compressed clusters have the COPIED flag, which they never may"},
-		faultCompressed:       {finding.QC18, "compressed clusters where there can be none"},
-		faultSubclusters:      {finding.QC19, "subcluster bitmaps contradict their entries"},
-		faultDataFileCopied:   {finding.QC05, "entries into the external data file lack the COPIED flag"},
+		faultReserved:         {finding.QC09, "l2_reserved_bits", "L2 entries have reserved bits set"},
+		faultMisaligned:       {finding.QC10, "l2_entry", "L2 entries are not cluster aligned: what they map is lost"},
+		faultPastEnd:          {finding.QC11, "l2_entry", "L2 entries point past the end of the file: what they map is lost"},
+		faultCompressedCopied: {finding.QC18, "copied_flag", "compressed clusters have the COPIED flag, which they never may"},
+		faultCompressed:       {finding.QC18, "not_allowed", "compressed clusters where there can be none"},
+		faultSubclusters:      {finding.QC19, "bitmap", "subcluster bitmaps contradict their entries"},
+		faultDataFileCopied:   {finding.QC05, "data_file_flag", "entries into the external data file lack the COPIED flag"},
 	}
 	byPlace := slices.Clone(ev.hits)
 	slices.SortFunc(byPlace, func(a, b hit) int { return cmp.Compare(a.guest, b.guest) })
@@ -232,13 +257,13 @@ func (c *checker) explainEntries(ev *evidence) {
 		if _, foreign := ev.foreign[h.table]; !ok || foreign {
 			continue
 		}
-		f := c.newFinding(t.rule, finding.Sure, t.text)
+		f := c.newFinding(t.rule, finding.Sure, t.kind, t.text)
 		if h.fault == faultCompressedCopied || h.fault == faultDataFileCopied {
 			f.Severity = finding.Danger
 		}
 		c.locate(&f, h)
 		f.Count = 1
-		c.merge(f)
+		c.merge(f, alike{})
 	}
 	if ev.dropped > 0 && len(c.findings) > 0 {
 		c.blindSpot(finding.Blind{What: "guest ranges of the findings", Reason: fmt.Sprintf(
@@ -254,10 +279,7 @@ func (c *checker) locate(f *finding.Finding, h hit) {
 		r := c.refsOf(int(h.table))[0]
 		f.Snapshot = c.snapshots.Snapshots[c.l1s[r.l1].snapshots[0]].Name
 	}
-	if len(f.Evidence) < maxEvidence {
-		f.Evidence = append(f.Evidence, finding.Evidence{Source: "L2 entry", Offset: h.off,
-			Value: hex64(h.entry), Text: fmt.Sprintf("maps guest offset %#x", h.guest)})
-	}
+	c.show(f, entryEvidence(h, h.guest))
 }
 
 func (c *checker) guestRange(h hit) finding.Range {
@@ -338,14 +360,14 @@ func (c *checker) explainLow(ev *evidence, links *crossLinks, s Suspect) {
 			links.add(here)
 			continue
 		}
-		f := c.newFinding(rule, finding.Sure, text)
+		f := c.newFinding(rule, finding.Sure, "guest_data", text)
 		f.Host = []finding.Range{c.hostRange(span{here[0].cluster, here[0].cluster})}
 		for _, h := range here {
 			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
 		}
 		f.Evidence = []finding.Evidence{c.refcountEvidence(s, here[0].cluster)}
 		c.followsDirty(&f)
-		c.merge(f)
+		c.merge(f, alike{})
 	}
 	if rest := s.N - seen; rest > 0 && ev.dropped == 0 {
 		c.explainLowMetadata(ev, s, rule)
@@ -379,9 +401,9 @@ func (c *checker) explainLowMetadata(ev *evidence, s Suspect, rule finding.Rule)
 		if len(who) == 0 {
 			who = []string{"an L2 table that is not aligned"}
 		}
-		f := c.newFinding(rule, finding.Sure, fmt.Sprintf("the refcount of metadata is too low (%s)", who[0]))
+		f := c.newFinding(rule, finding.Sure, "metadata", fmt.Sprintf("the refcount of metadata is too low (%s)", who[0]))
 		if len(who) > 1 {
-			f = c.newFinding(finding.QC08, finding.Sure,
+			f = c.newFinding(finding.QC08, finding.Sure, "metadata_twice",
 				fmt.Sprintf("two pieces of metadata claim the same cluster (%s, %s)", who[0], who[1]))
 		}
 		f.Host = []finding.Range{c.hostRange(span{cluster, cluster})}
@@ -389,7 +411,7 @@ func (c *checker) explainLowMetadata(ev *evidence, s Suspect, rule finding.Rule)
 		if len(who) == 1 {
 			c.followsDirty(&f)
 		}
-		c.merge(f)
+		c.merge(f, alike{about: strings.Join(who, ", ")})
 	}
 }
 
@@ -470,17 +492,17 @@ func (c *checker) explainOverlaps(ev *evidence) {
 	for _, s := range c.overlaps {
 		for cluster := s.first; cluster <= s.last; cluster++ {
 			who := c.ownersOf(cluster)
+			into := append(who, "metadata")[0]
 			for _, h := range ev.hitsAt(cluster, cluster) {
 				if _, foreign := ev.foreign[h.table]; foreign {
 					continue
 				}
-				f := c.newFinding(finding.QC08, finding.Sure, fmt.Sprintf(
-					"guest data points into the %s", append(who, "metadata")[0]))
+				f := c.newFinding(finding.QC08, finding.Sure, "data_in_metadata", fmt.Sprintf(
+					"guest data points into the %s", into))
 				f.Host = []finding.Range{c.hostRange(span{cluster, cluster})}
 				f.Guest = []finding.Range{c.guestRange(h)}
-				f.Evidence = []finding.Evidence{{Source: "L2 entry", Offset: h.off, Value: hex64(h.entry),
-					Text: fmt.Sprintf("maps guest offset %#x", h.guest)}}
-				c.merge(f)
+				f.Evidence = []finding.Evidence{entryEvidence(h, h.guest)}
+				c.merge(f, alike{about: into})
 			}
 		}
 	}
@@ -503,7 +525,7 @@ func (c *checker) explainFlags(ev *evidence) {
 	}
 	slices.Sort(causes)
 	causes = slices.Compact(causes)
-	note := c.newFinding(finding.QC05, finding.Sure, "COPIED flags are wrong where refcounts are wrong too")
+	note := c.newFinding(finding.QC05, finding.Sure, "follows_refcounts", "COPIED flags are wrong where refcounts are wrong too")
 	for _, r := range ev.flagsL1 {
 		note.Host, note.HostCut = c.addRange(note.Host, note.HostCut, c.l1EntryRange(r))
 		note.Guest, note.GuestCut = c.addRange(note.Guest, note.GuestCut, c.l1GuestRange(r.index))
@@ -522,10 +544,10 @@ func (c *checker) explainFlags(ev *evidence) {
 			continue
 		}
 		derived -= int64(c.tables[h.table].active)
-		f := c.newFinding(finding.QC05, finding.Sure, "COPIED flags contradict refcounts that are right")
+		f := c.newFinding(finding.QC05, finding.Sure, "l2_flag", "COPIED flags contradict refcounts that are right")
 		c.locate(&f, h)
 		f.Guest = []finding.Range{c.guestRange(h)}
-		c.merge(f)
+		c.merge(f, alike{})
 	}
 	if derived > 0 {
 		note.Severity, note.Count, note.DependsOn = finding.Note, derived, append(note.DependsOn, causes...)

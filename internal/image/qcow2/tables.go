@@ -64,7 +64,7 @@ func (c *checker) readL1Tables(ctx context.Context) error {
 	seen := map[key]int{}
 	if c.dataFile && c.snapshots.Len() > 0 {
 		c.counts.Corruptions++
-		c.findings = append(c.findings, c.newFinding(finding.QC16, finding.Sure,
+		c.findings = append(c.findings, c.newFinding(finding.QC16, finding.Sure, "with_data_file",
 			fmt.Sprintf("%d internal snapshots in an image with an external data file, which cannot hold any",
 				c.snapshots.Len())))
 	}
@@ -72,7 +72,7 @@ func (c *checker) readL1Tables(ctx context.Context) error {
 		s := &c.snapshots.Snapshots[i]
 		if why := c.snapshotL1Fault(s); why != "" {
 			c.counts.Corruptions++
-			f := c.newFinding(finding.QC16, finding.Sure, fmt.Sprintf(
+			f := c.newFinding(finding.QC16, finding.Sure, "l1_unusable", fmt.Sprintf(
 				"snapshot %q (%s) is lost: its L1 table %s", s.Name, s.ID, why))
 			f.Snapshot = s.Name
 			f.Host = []finding.Range{{Offset: int64(s.EntryOff), Length: s.EntryBytes}}
