@@ -92,6 +92,12 @@ func TestCheckTextAll(t *testing.T) {
 	if n := strings.Count(all.String(), "cannot be right"); n != 3000 {
 		t.Errorf("Check(all) = %d findings listed, want 3000", n)
 	}
+	if want := "... and 68 more observations (--all)\n"; !strings.Contains(short.String(), want) {
+		t.Errorf("Check does not say %q", want)
+	}
+	if want := "... and 7 more observations\n"; !strings.Contains(all.String(), want) {
+		t.Errorf("Check(all) does not say %q", want)
+	}
 	if err := Check(fullDisk{}, r, Style{}); !errors.Is(err, errFull) {
 		t.Errorf("Check on a full disk = %v, want %v", err, errFull)
 	}

@@ -127,7 +127,7 @@ func crowdedImage(path string) check.Image {
 		many.Evidence = append(many.Evidence, finding.Evidence{Source: "refcount block", Offset: 0x20000 + 2*i,
 			Value: "0x1", Text: "the cluster has two references"})
 	}
-	many.GuestCut = 100
+	many.GuestCut, many.EvidenceCut = 100, 7
 	img.Findings = append(img.Findings, many)
 	return img
 }

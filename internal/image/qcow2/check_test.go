@@ -361,6 +361,9 @@ func missed(t *testing.T, path string, hit lab.Hit) string {
 	touched := len(hit.Guest) == 0 || hit.Fault == "l2-entry-wiped" || hit.Fault == "l2-sector-wiped"
 	for _, f := range res.Findings {
 		codes = append(codes, f.Code)
+		if !kindWord.MatchString(f.Kind) {
+			return fmt.Sprintf("Check() found a %s of the kind %q, which is no word", f.Code, f.Kind)
+		}
 		for _, g := range f.Guest {
 			for _, h := range hit.Guest {
 				touched = touched || g.Offset < h.End() && h.Offset < g.End()
