@@ -24,6 +24,7 @@ var layer = map[string]int{
 	"internal/disk":            3,
 	"internal/lab":             3,
 	"internal/lab/zoo":         4,
+	"internal/lab/sweep":       4,
 	"internal/lab/cutfs":       3,
 	"internal/image":           2,
 	"internal/image/qcow2":     2,
@@ -39,9 +40,10 @@ var layer = map[string]int{
 
 // onlyBy names the packages that few may import, and who those are; tests may import all.
 var onlyBy = map[string][]string{
-	"internal/lab":             {"internal/cli", "bench"}, // it writes images: shisa demo, bench
-	"internal/lab/zoo":         {"bench"},                 // it runs qemu-img
-	"internal/lab/cutfs":       {"bench"},                 // it mounts
+	"internal/lab":             {"internal/cli", "bench", "internal/lab/sweep"}, // it writes images
+	"internal/lab/zoo":         {"bench"},                                       // it runs qemu-img
+	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                 // it mounts
+	"internal/lab/sweep":       {"bench"},                                       // it runs programs on broken images
 	"internal/image/imagetest": {},
 	"internal/testenv":         {"internal/image/imagetest"},
 	"internal/cli":             {"cmd/shisa"},

@@ -15,6 +15,7 @@ var writers = []string{
 	"internal/diskio",
 	"internal/lab",             // breaks disks on purpose, in directories that it makes itself
 	"internal/lab/zoo",         // tests only
+	"internal/lab/sweep",       // tests and the bench: breaks images that it made
 	"internal/lab/cutfs",       // tests and the bench: a directory of its own, mounted for one thread
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
@@ -22,7 +23,8 @@ var writers = []string{
 }
 
 // runners may start other programs: what the program itself knows, it knows from reading.
-var runners = []string{"bench", "internal/lab/zoo", "internal/testenv", "internal/image/imagetest"}
+var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/testenv",
+	"internal/image/imagetest"}
 
 // opening are flags that open a file for writing, in each of the packages that have them.
 var opening = []string{"O_RDWR", "O_WRONLY", "O_CREAT", "O_CREATE", "O_TRUNC", "O_APPEND", "O_TMPFILE"}

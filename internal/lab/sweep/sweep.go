@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package sweep has a program repair broken images on a disk whose power is cut at every change,
+// and judges what each cut may leave: with qemu-img, and by the guest's bytes. It knows nothing of
+// how the program writes, so it holds shisa and qemu-img against the same measure.
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/lab/cutfs"
+)
+
+// Tool is a program that repairs.
+type Tool struct {
+	// Repair is the command line that mends the image of a case, nil where it cannot.
+	Repair func(c Case, dir string) []string
+	// Recover is the command line that is run once the power is back, nil for none.
+	Recover func(dir string) []string
+	// RecoverExits are the exit statuses that it may have.
+	RecoverExits []int
+}
+
+// Options bound a sweep.
+type Options struct {
+	// Cuts is at how many changes the power is cut, evenly spread; 0 means at every one.
+	Cuts int
+	// Seeds is how many random subsets of what was not synced are tried for each cut.
+	Seeds int
+	// Again cuts the power again in the midst of each recovery, so many times.
+	Again int
+}
+
+// Table is what the sweep of one case came to.
+type Table struct {
+	// Exit is the status of a repair without a cut, Changes how many changing calls it made.
+	Exit, Changes int
+	// Start is the broken image, End the repaired one without a cut.
+	Start, End State
+	// States counts the ends of cuts: each cut with each mode. Each is one of the next four.
+	States, Clean, Fewer, Same, More int
+	// Lost counts states in which less can be read than at the start, or bytes of the guest are in
+	// the file no more.
+	Lost int
+	// Between counts states whose bytes are neither those before the repair nor those after it.
+	Between int
+	// Failed counts recoveries that failed, False the runs that claimed success though the power was
+	// cut.
+	Failed, False int
+	// Bad describes the first few of the bad states.
+	Bad []string
+}
+
+// Worse counts the states that are worse than the start.
+func (t *Table) Worse() int { return t.More + t.Lost }
+
+func (t *Table) String() string {
+	s := fmt.Sprintf("%d states: %d clean, %d fewer errors, %d the same, %d more errors; %d lost data",
+		t.States, t.Clean, t.Fewer, t.Same, t.More, t.Lost)
+	if t.Failed+t.False > 0 {
+		s += fmt.Sprintf("; %d recoveries failed, %d runs claimed success", t.Failed, t.False)
+	}
+	return s
+}
+
+// maxBad is how many bad states are described.
+const maxBad = 5
+
+// runLimit is how long one run of a program may take before it counts as hanging.
+const runLimit = 2 * time.Minute
+
+// sweep is the sweep of one case with one tool.
+type sweep struct {
+	tool  Tool
+	c     Case
+	o     Options
+	judge *judge
+	mount string
+	start *cutfs.Tree
+	table Table
+	// before and after are the digests of the image.
+	before, after string
+}
+
+// Run sweeps a case. dir is an empty directory for its files, which stay there. The error is
+// cutfs.ErrUnavailable where nothing can be mounted.
+func Run(ctx context.Context, dir string, c Case, tool Tool, o Options) (*Table, error) {
+	s := &sweep{tool: tool, c: c, o: o, mount: filepath.Join(dir, "disk")}
+	if err := s.run(ctx, dir); err != nil {
+		return nil, fmt.Errorf("sweep %s: %w", c.Name, err)
+	}
+	return &s.table, nil
+}
+
+func (s *sweep) run(ctx context.Context, dir string) error {
+	world := filepath.Join(dir, "world")
+	if err := errors.Join(os.Mkdir(world, 0o755), os.Mkdir(s.mount, 0o755)); err != nil {
+		return err
+	}
+	var err error
+	if s.judge, err = s.c.make(ctx, world, dir); err != nil {
+		return err
+	}
+	if s.start, err = cutfs.Load(world); err != nil {
+		return err
+	}
+	s.before = s.start.Digest(imageName)
+	if s.table.Start, err = s.judge.state(ctx, s.start, imageName); err != nil {
+		return err
+	}
+	whole, err := s.cutAt(ctx, 0)
+	if err != nil {
+		return err
+	}
+	s.table.Exit, s.table.Changes = whole.exit, whole.changes
+	if s.table.End, err = s.judge.state(ctx, whole.now, s.c.result()); err != nil {
+		return err
+	}
+	s.after = whole.now.Digest(imageName)
+	for _, k := range spread(whole.changes+1, s.o.Cuts) {
+		if err := s.cut(ctx, k); err != nil {
+			return fmt.Errorf("cut at change %d of %d: %w", k, whole.changes, err)
+		}
+	}
+	return nil
+}
+
+// spread gives at most so many numbers from 1 to n, with the first and the last two.
+func spread(n, most int) []int {
+	if most <= 0 || most >= n {
+		most = n
+	}
+	var ks []int
+	for i := range most {
+		ks = append(ks, 1+i*(n-1)/max(1, most-1))
+	}
+	ks = append(ks, max(1, n-1), n)
+	slices.Sort(ks)
+	return slices.Compact(ks)
+}
+
+// ended is a run of a program on the disk.
+type ended struct {
+	fs      *cutfs.FS // unmounted
+	now     *cutfs.Tree
+	exit    int
+	output  string
+	changes int
+	cut     bool
+}
+
+// cutAt repairs the image with a cut at change k; 0 is none.
+func (s *sweep) cutAt(ctx context.Context, k int) (ended, error) {
+	argv := s.tool.Repair(s.c, s.mount)
+	return s.onDisk(ctx, s.start, argv, k)
+}
+
+// onDisk runs a program on a disk that holds t.
+func (s *sweep) onDisk(ctx context.Context, t *cutfs.Tree, argv []string, k int) (e ended, err error) {
+	e.fs, err = cutfs.Mount(s.mount, t)
+	if err != nil {
+		return e, err
+	}
+	if k > 0 {
+		e.fs.CutAt(k)
+	}
+	err = e.fs.Do(func() (err error) {
+		e.exit, e.output, err = command(ctx, argv)
+		return err
+	})
+	err = errors.Join(err, e.fs.Unmount())
+	e.changes, e.cut, e.now = e.fs.Calls(), e.fs.Cut(), e.fs.Now()
+	return e, err
+}
+
+// command runs a program to its end. Any exit status is fine, and no end is an error.
+func command(ctx context.Context, argv []string) (exit int, output string, err error) {
+	limited, cancel := context.WithTimeout(ctx, runLimit)
+	defer cancel()
+	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
+	// With the thread that has the disk ends the program too.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	line := strings.Join(argv, " ")
+	switch {
+	case ctx.Err() != nil:
+		return 0, "", ctx.Err()
+	case limited.Err() != nil:
+		return 0, "", fmt.Errorf("%s: hangs", line)
+	case err != nil && !errors.As(err, new(*exec.ExitError)):
+		return 0, "", fmt.Errorf("%s: %w", line, err)
+	}
+	text := string(out)
+	if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(text, "goroutine ") {
+		return code, text, nil
+	}
+	return 0, "", fmt.Errorf("%s: panics\n%s", line, text)
+}
+
+// cut judges everything that a cut at change k may leave.
+func (s *sweep) cut(ctx context.Context, k int) error {
+	e, err := s.cutAt(ctx, k)
+	if err != nil {
+		return err
+	}
+	where := fmt.Sprintf("cut at change %d", k)
+	if log := e.fs.Log(); e.cut {
+		where += " (" + strings.TrimSuffix(log[len(log)-1], ": the power is cut") + ")"
+		if e.exit == 0 {
+			s.table.False++
+			s.bad(where + ": exit status 0")
+		}
+	}
+	seen := map[string]State{}
+	for i := range 2 + s.o.Seeds {
+		mode, seed := cutfs.Mode(min(i, int(cutfs.Random))), uint64(k)<<16|uint64(i)
+		left := e.fs.Survivors(mode, seed)
+		at := fmt.Sprintf("%s, %v survives", where, mode)
+		if mode == cutfs.Random {
+			at += fmt.Sprintf(" (seed %d)", seed)
+		}
+		key := digest(left)
+		st, known := seen[key]
+		if !known {
+			if st, err = s.after1(ctx, at, left, i); err != nil {
+				return fmt.Errorf("%s: %w", at, err)
+			}
+			seen[key] = st
+		}
+		s.count(at, st)
+	}
+	return nil
+}
+
+// digest tells trees apart.
+func digest(t *cutfs.Tree) string {
+	var b strings.Builder
+	for _, name := range t.Names() {
+		fmt.Fprintf(&b, "%s %s\n", name, t.Digest(name))
+	}
+	return b.String()
+}
+
+// after1 is how it stands once the power is back: recovered, where the tool can.
+func (s *sweep) after1(ctx context.Context, at string, left *cutfs.Tree, i int) (State, error) {
+	if s.tool.Recover != nil {
+		// The power may be cut again while it recovers.
+		for j := range s.o.Again {
+			e, err := s.onDisk(ctx, left, s.tool.Recover(s.mount), 1+(i+j*7)%9)
+			if err != nil {
+				return State{}, err
+			}
+			left = e.fs.Survivors(cutfs.Random, uint64(i+j))
+		}
+		e, err := s.onDisk(ctx, left, s.tool.Recover(s.mount), 0)
+		if err != nil {
+			return State{}, err
+		}
+		if !slices.Contains(s.tool.RecoverExits, e.exit) {
+			s.table.Failed++
+			s.bad(fmt.Sprintf("%s: recover ends with %d: %s", at, e.exit, e.output))
+		}
+		left = e.fs.Survivors(cutfs.None, 0) // what it did is on the disk, or it did not do it
+	}
+	return s.look(ctx, left)
+}
+
+// look judges a tree.
+func (s *sweep) look(ctx context.Context, t *cutfs.Tree) (State, error) {
+	source := t.Digest(imageName)
+	if s.c.Result == "" {
+		st, err := s.judge.state(ctx, t, imageName)
+		st.Between = source != s.before && source != s.after
+		return st, err
+	}
+	// A repair into a new file leaves the old one alone. As long as there is no new one, all is as it
+	// was.
+	name := s.c.Result
+	if t.Digest(name) == "" {
+		name = imageName
+	}
+	st, err := s.judge.state(ctx, t, name)
+	st.Between = source != s.before
+	return st, err
+}
+
+func (s *sweep) count(at string, st State) {
+	t, start := &s.table, s.table.Start
+	t.States++
+	switch {
+	case st.Errors > start.Errors:
+		t.More++
+		s.bad(fmt.Sprintf("%s: %v, at the start %v", at, st, start))
+	case st.Errors == 0 && st.Leaks == 0:
+		t.Clean++
+	case st.Errors < start.Errors || st.Errors == start.Errors && st.Leaks < start.Leaks:
+		t.Fewer++
+	default:
+		t.Same++
+	}
+	if st.Gone > start.Gone || st.Wrong > start.Wrong {
+		t.Lost++
+		s.bad(fmt.Sprintf("%s: %v, at the start %v", at, st, start))
+	}
+	if st.Between {
+		t.Between++
+		if s.tool.Recover != nil {
+			s.bad(at + ": neither the bytes before nor those after")
+		}
+	}
+}
+
+func (s *sweep) bad(text string) {
+	if len(s.table.Bad) < maxBad && !slices.Contains(s.table.Bad, text) {
+		s.table.Bad = append(s.table.Bad, text)
+	}
+}
