@@ -16,6 +16,7 @@ import (
 type Info struct {
 	Allocated, Fragmented, Compressed int64
 	Leaks                             int64
+	Wrong                             int64 // refcounts
 	// TotalClusters is the size of the disk in clusters, EndOffset the end of the last cluster in
 	// use (leaks are in use), FileBytes the length of the file.
 	TotalClusters, EndOffset, FileBytes int64

@@ -124,6 +124,31 @@ func variants(cb int) map[string]Spec {
 	}
 }
 
+// TestWrongRefcounts: as many refcounts are wrong as are asked for, half of them too high.
+func TestWrongRefcounts(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	for _, bits := range []int{1, 16, 64} {
+		path := filepath.Join(t.TempDir(), "a.qcow2")
+		info, err := Build(path, Spec{VirtualBytes: 64 << 20, ClusterBits: 12, RefcountBits: bits, WrongPercent: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		clusters := info.FileBytes >> 12
+		if want := clusters / 100; info.Wrong < want-1 || info.Wrong > want {
+			t.Errorf("%d bits: %d refcounts of %d are wrong, want %d", bits, info.Wrong, clusters, want)
+		}
+		high := info.Wrong / 2
+		if bits == 1 {
+			high = 0 // a higher one has no room
+		}
+		got := qemuCheck(t, path)
+		if got.Leaks != high || got.Corruptions < info.Wrong-high {
+			t.Errorf("%d bits: qemu-img check = %+v, want %d leaks and %d corruptions or more", bits, got,
+				high, info.Wrong-high)
+		}
+	}
+}
+
 func TestSpecRefuses(t *testing.T) {
 	for name, s := range map[string]Spec{
 		"cluster bits":      {ClusterBits: 8},
@@ -132,6 +157,7 @@ func TestSpecRefuses(t *testing.T) {
 		"size":              {VirtualBytes: 513},
 		"v2 zeros":          {Version: 2, ZeroPlain: .1},
 		"snapshots":         {RefcountBits: 1, Snapshots: 1},
+		"wrong refcounts":   {WrongPercent: 101},
 		"subclusters":       {ExtendedL2: true, ClusterBits: 12},
 		"L1":                {VirtualBytes: 1 << 50, ClusterBits: 9},
 		"too many shared":   {VirtualBytes: 1 << 20, Duplicates: 100},

@@ -46,16 +46,31 @@ func (b *builder) writeRefcounts() {
 	block := make([]byte, b.clusterSize())
 	table := make([]byte, b.reftableClusters<<b.ClusterBits)
 	n := b.refblockEntries()
+	wrong := spread{n: int64(b.WrongPercent / 100 * float64(b.next)), over: b.next}
 	for k, host := range b.refblocks {
 		first := int64(k) * n
 		clear(block)
 		for i := range min(n, b.next-first) {
-			putRefcount(block, i, b.RefcountBits, b.counts.get(first+i))
+			v := b.counts.get(first + i)
+			if wrong.due(first+i) > 0 {
+				v = b.misstate(v)
+			}
+			putRefcount(block, i, b.RefcountBits, v)
 		}
 		b.out.put(host<<b.ClusterBits, block)
 		binary.BigEndian.PutUint64(table[k*8:], uint64(host)<<b.ClusterBits)
 	}
 	b.out.put(b.reftable<<b.ClusterBits, table)
+}
+
+// misstate gives a refcount that is not v: lower and higher by turns, as far as there is room.
+func (b *builder) misstate(v uint64) uint64 {
+	high := b.info.Wrong%2 == 1
+	b.info.Wrong++
+	if v == 0 || high && v < qcow2MaxRefcount(b.RefcountBits) {
+		return v + 1
+	}
+	return v - 1
 }
 
 // putRefcount sets entry i of a refcount block; the lowest bits of a byte come first.

@@ -65,6 +65,9 @@ type Spec struct {
 	Leaks, TailLeaks int64
 	// LeakPercent adds leaks for this percentage of the data clusters.
 	LeakPercent float64
+	// WrongPercent makes the refcounts of so many percent of the clusters wrong, spread over the file:
+	// by turns one too low and one too high. Nothing else is wrong then.
+	WrongPercent float64
 	// Duplicates are guest clusters that share the host cluster of another, with a refcount that
 	// says so. qemu takes such an image as clean.
 	Duplicates int64
@@ -177,6 +180,8 @@ func (s Spec) checkShares() error {
 		return refuse("a negative count")
 	case math.IsNaN(s.LeakPercent) || s.LeakPercent < 0 || s.LeakPercent > 1000:
 		return refuse("%v %% leaks", s.LeakPercent)
+	case math.IsNaN(s.WrongPercent) || s.WrongPercent < 0 || s.WrongPercent > 100:
+		return refuse("%v %% wrong refcounts", s.WrongPercent)
 	case s.Snapshots < 0 || s.Snapshots > maxSnapshots:
 		return refuse("%d snapshots", s.Snapshots)
 	case s.Bitmaps < 0 || s.Bitmaps > maxBitmaps:
