@@ -12,6 +12,11 @@ type Rule struct {
 	Next     string   // what to do about it
 }
 
+// leakNext is what to do about leaks. A wiped entry may look the same, so they are not called harmless
+// without a word about that.
+const leakNext = "most likely harmless, and not why a machine hangs or does not start; " +
+	"if the guest misses data, copy the file before these clusters are freed"
+
 // The rules about one qcow2 image.
 var (
 	QC01 = Rule{"QC01", "qcow2-header", Lost, "the header cannot be used",
@@ -19,7 +24,7 @@ var (
 	QC02 = Rule{"QC02", "qcow2-refcount-low", Danger, "clusters are used more often than their refcount says",
 		"stop the machine before it writes again; back up the disk through this image first"}
 	QC03 = Rule{"QC03", "qcow2-leak", Waste, "clusters are counted as used but nothing refers to them",
-		"harmless; it is not the cause of a machine that hangs or does not start"}
+		leakNext}
 	QC04 = Rule{"QC04", "qcow2-refcount-zero", Danger, "clusters in use are counted as free",
 		"stop the machine before it writes again: the next allocation may overwrite these clusters"}
 	QC05 = Rule{"QC05", "qcow2-copied", Danger, "COPIED flags contradict the refcounts",
@@ -41,7 +46,7 @@ var (
 	QC13 = Rule{"QC13", "qcow2-lost-mapping", Lost, "data is still there but its mapping was lost",
 		"copy the file as it is; do not run qemu-img check -r: it would punch holes into this data"}
 	QC14 = Rule{"QC14", "qcow2-tail-leak", Waste, "leaked clusters at the end, left by a crash",
-		"harmless; it is not the cause of a machine that hangs or does not start"}
+		leakNext}
 	QC15 = Rule{"QC15", "qcow2-refcount-structure", Danger, "the refcount structure itself is damaged",
 		"do not start the machine: free space can no longer be told from data"}
 	QC16 = Rule{"QC16", "qcow2-snapshot-table", Lost, "the table of internal snapshots is damaged",

@@ -217,7 +217,7 @@ func (r *ranking) sentence(c *Cause) string {
 				bytes += f.Count * img.ClusterBytes
 			}
 		}
-		return fmt.Sprintf("%s: %d clusters (%d bytes) in %d images; no harm to data",
+		return fmt.Sprintf("%s: %d clusters (%d bytes) in %d images; nothing shows that data is lost",
 			titleOf(c.Code, first), clusters, bytes, len(c.Objects))
 	}
 	return fmt.Sprintf("%s: %d findings", titleOf(c.Code, first), n)

@@ -123,7 +123,7 @@ func TestRunPaths(t *testing.T) {
 		t.Errorf("Run (-want +got):\n%s", diff)
 	}
 	leaks := rep.Causes[len(rep.Causes)-1]
-	if want := "leaked clusters at the end, left by a crash: 4 clusters (262144 bytes) in 2 images; no harm to data"; leaks.Summary != want {
+	if want := "leaked clusters at the end, left by a crash: 4 clusters (262144 bytes) in 2 images; nothing shows that data is lost"; leaks.Summary != want {
 		t.Errorf("Summary = %q, want %q", leaks.Summary, want)
 	}
 	if len(rep.Edges) != 9 || rep.Edges[0].State != check.BackingMissing || len(rep.Images) != 13 {

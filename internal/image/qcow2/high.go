@@ -69,8 +69,9 @@ func (c *checker) explainHigh(ctx context.Context, ev *evidence) error {
 	}
 	f.Summary = fmt.Sprintf("%s a higher refcount than references: copied once more when written, no harm to data",
 		plural(f.Count, "cluster in use has", "clusters in use have"))
+	f.Next = "harmless; it is not the cause of a machine that hangs or does not start"
 	if c.snapshots.Len() > 0 {
-		f.Certainty = finding.Likely
+		f.Certainty, f.Next = finding.Likely, finding.QC03.Next
 		f.Summary = fmt.Sprintf(
 			"%s a higher refcount than references: as after a crash while a snapshot was made or deleted, unless a snapshot lost its map of them",
 			plural(f.Count, "cluster in use has", "clusters in use have"))

@@ -150,12 +150,9 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 		}
 	}
 	if tail.Count > 0 {
-		text := "%s at the end, behind everything in use: as a crash leaves that came before they were mapped; what was flushed is mapped, unless the last entries of a table were wiped"
+		text := "%s at the end, behind everything in use: as left by a crash that came before they were mapped, or where the last entries of a table were wiped"
 		if len(lost) > 0 {
 			text = "%s at the end, behind everything in use: left by a crash, or part of what was lost"
-		}
-		if tail.Count >= minGap && len(lost) == 0 {
-			tail.Next = "most likely harmless; if the guest misses data, copy the file before these clusters are freed"
 		}
 		tail.Summary = fmt.Sprintf(text, plural(tail.Count, "leaked cluster", "leaked clusters"))
 		c.findings = append(c.findings, tail)
