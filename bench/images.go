@@ -31,6 +31,8 @@ func disks() map[string]*disk {
 		{"bomb-400G", lab.Spec{VirtualBytes: 10 << 10, ClusterBits: 9, AppendHole: 400e9}},
 		{"bomb-1100G", lab.Spec{VirtualBytes: 10 << 10, ClusterBits: 9, AppendHole: 1100e9}},
 		&liveDisk,
+		&wrongDisk,
+		&writtenDisk,
 	}
 	m := make(map[string]*disk, len(all))
 	for _, d := range all {

@@ -124,7 +124,7 @@ func allRows() []row {
 	maps.theirs, maps.counted = maps.ours, false
 	huge := checked("20 KB with a hole of 1100 GB", "bomb-1100G", memoryUnder(32), wallUnder(.2))
 	huge.theirsExit, huge.counted = []int{1}, false // it refuses: file too large
-	return []row{
+	rows := []row{
 		checked("1 TiB sequential", "seq-1T", cpuRatio(20, 40), memoryRatio(5)),
 		checked("1 TiB + 4 snapshots", "snap-1T", cpuRatio(20, 40)),
 		checked("1 TiB in runs of 16 clusters", "runs-1T", cpuRatio(100, 200)),
@@ -139,6 +139,7 @@ func allRows() []row {
 		{name: "live: checks under random writes", space: liveSpace, special: live},
 		{name: "answers that stayed open", special: open},
 	}
+	return slices.Concat(rows, repairRows(), powerCutRows())
 }
 
 func (r row) measure(ctx context.Context, b *bench, dir string) result {

@@ -65,10 +65,13 @@ type Table struct {
 func (t *Table) Worse() int { return t.More + t.Lost }
 
 func (t *Table) String() string {
-	s := fmt.Sprintf("%d states: %d clean, %d fewer errors, %d the same, %d more errors; %d lost data",
+	s := fmt.Sprintf("%d states: %d clean, %d better, %d the same, %d with more errors, %d with less data",
 		t.States, t.Clean, t.Fewer, t.Same, t.More, t.Lost)
-	if t.Failed+t.False > 0 {
-		s += fmt.Sprintf("; %d recoveries failed, %d runs claimed success", t.Failed, t.False)
+	if t.Failed > 0 {
+		s += fmt.Sprintf("; %d not recovered", t.Failed)
+	}
+	if t.False > 0 {
+		s += fmt.Sprintf("; %d runs claimed success", t.False)
 	}
 	return s
 }
