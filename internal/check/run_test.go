@@ -301,6 +301,18 @@ func TestRunDeepChain(t *testing.T) {
 	}
 }
 
+// Naming a directory opens no file of the kernel that a header below it names.
+func TestRunKernelFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := makeImage(t, dir+"/a.qcow2", small("/proc/version"))
+	want := []string{"clean [0]", "a.qcow2 qcow2 clean on /proc/version:not_followed CH06(note)"}
+	for _, opts := range []Options{{}, {Pools: []string{"/"}}, {Pools: []string{"/proc"}}} {
+		if diff := cmp.Diff(want, checkLines(t, dir, opts, path)); diff != "" {
+			t.Errorf("Run with the pools %v (-want +got):\n%s", opts.Pools, diff)
+		}
+	}
+}
+
 func TestRunDataFile(t *testing.T) {
 	dir := t.TempDir()
 	spec := func(name string) string {

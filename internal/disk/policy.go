@@ -15,10 +15,12 @@ import (
 )
 
 // Policy says which files the headers of images may make us open. The zero value allows only
-// what lies in or below the directory of the image itself.
+// what lies in or below the directory of the image itself. What a directory allows are regular files
+// where files are kept: no block devices, whose content belongs to others, and nothing in the file
+// systems of the kernel (/proc, /sys), where reading may block, never end, or do things.
 type Policy struct {
-	// Dirs are the directories that the user named and the configured pools. All below them is
-	// allowed. Symbolic links are resolved before comparing.
+	// Dirs are the directories that the user named and the configured pools. All files below them
+	// are allowed. Symbolic links are resolved before comparing.
 	Dirs []string
 	// Roots are further such directories, absolute and without symbolic links: for those who judge
 	// many names, since resolving costs some system calls each time.
@@ -86,8 +88,14 @@ func (p Policy) look(l *Link, overlay string, seen []diskio.ID) {
 		l.State = LinkLoop
 	case len(seen) >= MaxDepth:
 		l.State = LinkTooDeep
+	case p.Follow:
+		l.State = LinkOK
+	case st.Block:
+		l.State, l.Reason = LinkNotFollowed, "it is a block device, which no directory that was named stands for"
 	case !p.allows(real, overlay):
 		l.State, l.Reason = LinkNotFollowed, "it is outside the directories that were named"
+	case diskio.InPseudo(real):
+		l.State, l.Reason = LinkNotFollowed, "it is in a file system of the kernel, such as /proc"
 	default:
 		l.State = LinkOK
 	}
@@ -129,9 +137,6 @@ func missingPart(path string) string {
 
 // allows says whether the file at real may be opened because the header of overlay names it.
 func (p Policy) allows(real, overlay string) bool {
-	if p.Follow {
-		return true
-	}
 	for _, root := range p.Roots {
 		if within(root, real) {
 			return true

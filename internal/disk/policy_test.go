@@ -4,6 +4,7 @@
 package disk
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // tree makes files with some content; a name that ends in a slash is a directory, one with -> a
@@ -84,6 +86,13 @@ func TestResolve(t *testing.T) {
 		{"character device", top, "/dev/null", Policy{Follow: true}, LinkUnreadable, "", "not a regular file"},
 		{"itself", top, "top", Policy{}, LinkLoop, "pool/top", ""},
 		{"itself by another name", top, "../alias/top", Policy{}, LinkLoop, "pool/../alias/top", ""},
+		{"proc", top, "/proc/version", Policy{}, LinkNotFollowed, "", "outside"},
+		{"proc, everything named", top, "/proc/version", Policy{Dirs: []string{"/"}}, LinkNotFollowed, "", "file system of the kernel"},
+		{"proc, named", top, "/proc/version", Policy{Roots: []string{"/proc"}}, LinkNotFollowed, "", "file system of the kernel"},
+		{"sys", top, "/sys/kernel/notes", Policy{Dirs: []string{"/"}}, LinkNotFollowed, "", "file system of the kernel"},
+		{"proc, followed", top, "/proc/version", Policy{Follow: true}, LinkOK, "", ""},
+		{"proc, from a link there", top, "/proc/self/cwd/policy_test.go", Policy{Dirs: []string{"/"}}, LinkOK, "", ""},
+		{"everything named", top, "../other/base", Policy{Dirs: []string{"/"}}, LinkOK, "", ""},
 		{"nbd", top, "nbd:unix:/run/x", Policy{}, LinkProtocol, "", `protocol "nbd"`},
 		{"json", top, `json:{"driver":"qcow2","file":{"driver":"file","filename":"` + root + `/pool/base"}}`, Policy{}, LinkOK, "pool/base", ""},
 		{"json outside", top, `json:{"file.filename":"` + root + `/other/base"}`, Policy{}, LinkNotFollowed, "other/base", ""},
@@ -114,6 +123,40 @@ func TestResolveFormat(t *testing.T) {
 		l := Policy{}.Resolve(filepath.Join(root, "top"), name, tt.header, nil)
 		if l.Format != tt.want || l.State != LinkOK {
 			t.Errorf("Resolve(json, %q) = format %q, %s, want %q", tt.header, l.Format, l.State, tt.want)
+		}
+	}
+}
+
+// A block device is opened by no directory that holds its name.
+func TestResolveBlockDevice(t *testing.T) {
+	device := ""
+	err := filepath.WalkDir("/dev", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type()&fs.ModeDevice != 0 && d.Type()&fs.ModeCharDevice == 0 {
+			device = path
+			return fs.SkipAll
+		}
+		return nil // what cannot be read is none
+	})
+	if err != nil || device == "" {
+		testenv.Lacks(t, "a block device below /dev")
+	}
+	top := filepath.Join(tree(t, "top"), "top")
+	for _, tt := range []struct {
+		policy Policy
+		state  LinkState
+	}{
+		{Policy{}, LinkNotFollowed},
+		{Policy{Dirs: []string{"/"}}, LinkNotFollowed},
+		{Policy{Dirs: []string{"/dev"}}, LinkNotFollowed},
+		{Policy{Roots: []string{"/dev"}}, LinkNotFollowed},
+		{Policy{Follow: true}, LinkOK},
+	} {
+		l := tt.policy.Resolve(top, device, "", nil)
+		if l.State != tt.state || l.State != LinkOK && !strings.Contains(l.Reason, "block device") {
+			t.Errorf("Resolve(%q) with %+v = %s (%q), want %s", device, tt.policy, l.State, l.Reason, tt.state)
+		}
+		if l := tt.policy.ResolveData(top, device, nil); l.State != tt.state {
+			t.Errorf("ResolveData(%q) with %+v = %s (%q), want %s", device, tt.policy, l.State, l.Reason, tt.state)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -270,6 +271,23 @@ func (w *Walker) name(ctx context.Context, d *directory, n walkName, depth int) 
 		return w.visit(WalkSymlink, path, Stat{}, nil)
 	}
 	return w.visit(WalkSpecial, path, Stat{}, nil)
+}
+
+// InPseudo reports whether the file at an absolute path without symbolic links is in a file system
+// that shows the kernel's own state, or in one that is mounted inside such a one. So is a path that
+// cannot be looked at. It may block where storage is dead.
+func InPseudo(path string) bool {
+	for {
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err != nil || isPseudo(int64(st.Type)) {
+			return true
+		}
+		up := filepath.Dir(path)
+		if up == path {
+			return false
+		}
+		path = up
+	}
 }
 
 // isPseudo reports whether a file system shows the kernel's own state: reading the files there can
