@@ -76,6 +76,9 @@ func (r *runner) follow(ctx context.Context, j *job) error {
 		b.State = BackingNotFollowed
 		f := j.about(finding.CH06, finding.Sure, "outside", fmt.Sprintf("the backing file %s was not examined: %s",
 			b.shown(), link.Reason))
+		if link.Stat.Block {
+			f.Next = "name the block device too, or use --follow"
+		}
 		if link.State == disk.LinkProtocol {
 			f.Kind = "no_file"
 			f.Next = "look at it where it is kept: it is no file of this host"
