@@ -58,6 +58,9 @@ func powerCut(ctx context.Context, b *bench, dir string, c sweep.Case) (res resu
 		{goal: count("half done", 0), got: float64(ours.Between)},
 		{goal: count("not recovered", 0), got: float64(ours.Failed)},
 		{goal: count("false success", 0), got: float64(ours.False)}}
+	if ours.NotUndone {
+		res.failed = "undo does not give back the image"
+	}
 	// A program that does nothing would reach all of that.
 	if ours.Exit != 0 && ours.Exit != 3 || ours.Changes == 0 {
 		res.failed = fmt.Sprintf("repair without a cut: exit status %d after %d changes", ours.Exit, ours.Changes)

@@ -159,8 +159,9 @@ func TestSurvivors(t *testing.T) {
 
 // TestTornWrites: of writes that were not synced any sectors may survive, whole ones only.
 func TestTornWrites(t *testing.T) {
+	const sector = 512
 	f, dir := mounted(t, newTree())
-	a, b := strings.Repeat("a", 8*sectorBytes), strings.Repeat("b", 8*sectorBytes)
+	a, b := strings.Repeat("a", 8*sector), strings.Repeat("b", 8*sector)
 	do(t, f, func() error {
 		return errors.Join(write(dir+"/f", 0, a), fsync(dir+"/f"), fsync(dir), write(dir+"/f", 0, b))
 	})
@@ -173,8 +174,8 @@ func TestTornWrites(t *testing.T) {
 		}
 		pattern := ""
 		for i := range 8 {
-			part := got[i*sectorBytes : (i+1)*sectorBytes]
-			if part != a[:sectorBytes] && part != b[:sectorBytes] {
+			part := got[i*sector : (i+1)*sector]
+			if part != a[:sector] && part != b[:sector] {
 				t.Fatalf("Survivors(%d): sector %d is torn", seed, i)
 			}
 			pattern += part[:1]

@@ -29,6 +29,8 @@ type Tool struct {
 	Recover func(dir string) []string
 	// RecoverExits are the exit statuses that it may have.
 	RecoverExits []int
+	// Undo is the command line that takes a repair back, nil for none. It is swept as the repair is.
+	Undo func(dir string) []string
 }
 
 // Options bound a sweep.
@@ -57,6 +59,8 @@ type Table struct {
 	// Failed counts recoveries that failed, False the runs that claimed success though the power was
 	// cut.
 	Failed, False int
+	// NotUndone: taking the repair back did not give the bytes before it.
+	NotUndone bool
 	// Bad describes the first few of the bad states.
 	Bad []string
 }
@@ -72,6 +76,9 @@ func (t *Table) String() string {
 	}
 	if t.False > 0 {
 		s += fmt.Sprintf("; %d runs claimed success", t.False)
+	}
+	if t.NotUndone {
+		s += "; not undone"
 	}
 	return s
 }
@@ -121,7 +128,8 @@ func (s *sweep) run(ctx context.Context, dir string) error {
 	if s.table.Start, err = s.judge.state(ctx, s.start, imageName); err != nil {
 		return err
 	}
-	whole, err := s.cutAt(ctx, 0)
+	repair := step{name: "repair", from: s.start, argv: s.tool.Repair(s.c, s.mount)}
+	whole, err := s.onDisk(ctx, repair, 0)
 	if err != nil {
 		return err
 	}
@@ -130,12 +138,36 @@ func (s *sweep) run(ctx context.Context, dir string) error {
 		return err
 	}
 	s.after = whole.now.Digest(imageName)
-	for _, k := range spread(whole.changes+1, s.o.Cuts) {
-		if err := s.cut(ctx, k); err != nil {
-			return fmt.Errorf("cut at change %d of %d: %w", k, whole.changes, err)
+	if err := s.cuts(ctx, repair, whole.changes); err != nil || s.tool.Undo == nil || s.c.Result != "" {
+		return err
+	}
+	undo := step{name: "undo", from: whole.now, argv: s.tool.Undo(s.mount)}
+	back, err := s.onDisk(ctx, undo, 0)
+	if err != nil {
+		return err
+	}
+	if back.now.Digest(imageName) != s.before {
+		s.table.NotUndone = true
+		s.bad(fmt.Sprintf("undo ends with %d, the image is not what it was: %s", back.exit, back.output))
+	}
+	return s.cuts(ctx, undo, back.changes)
+}
+
+// cuts cuts the power at every change of a step, of which there are so many, and after the last.
+func (s *sweep) cuts(ctx context.Context, p step, changes int) error {
+	for _, k := range spread(changes+1, s.o.Cuts) {
+		if err := s.cut(ctx, p, k); err != nil {
+			return fmt.Errorf("%s with a cut at change %d of %d: %w", p.name, k, changes, err)
 		}
 	}
 	return nil
+}
+
+// step is a run of a program on a disk that holds a tree.
+type step struct {
+	name string
+	from *cutfs.Tree
+	argv []string
 }
 
 // spread gives at most so many numbers from 1 to n, with the first and the last two.
@@ -162,15 +194,9 @@ type ended struct {
 	cut     bool
 }
 
-// cutAt repairs the image with a cut at change k; 0 is none.
-func (s *sweep) cutAt(ctx context.Context, k int) (ended, error) {
-	argv := s.tool.Repair(s.c, s.mount)
-	return s.onDisk(ctx, s.start, argv, k)
-}
-
-// onDisk runs a program on a disk that holds t.
-func (s *sweep) onDisk(ctx context.Context, t *cutfs.Tree, argv []string, k int) (e ended, err error) {
-	e.fs, err = cutfs.Mount(s.mount, t)
+// onDisk runs a program with a cut at change k; 0 is none.
+func (s *sweep) onDisk(ctx context.Context, p step, k int) (e ended, err error) {
+	e.fs, err = cutfs.Mount(s.mount, p.from)
 	if err != nil {
 		return e, err
 	}
@@ -178,7 +204,7 @@ func (s *sweep) onDisk(ctx context.Context, t *cutfs.Tree, argv []string, k int)
 		e.fs.CutAt(k)
 	}
 	err = e.fs.Do(func() (err error) {
-		e.exit, e.output, err = command(ctx, argv)
+		e.exit, e.output, err = command(ctx, p.argv)
 		return err
 	})
 	err = errors.Join(err, e.fs.Unmount())
@@ -211,12 +237,12 @@ func command(ctx context.Context, argv []string) (exit int, output string, err e
 }
 
 // cut judges everything that a cut at change k may leave.
-func (s *sweep) cut(ctx context.Context, k int) error {
-	e, err := s.cutAt(ctx, k)
+func (s *sweep) cut(ctx context.Context, p step, k int) error {
+	e, err := s.onDisk(ctx, p, k)
 	if err != nil {
 		return err
 	}
-	where := fmt.Sprintf("cut at change %d", k)
+	where := fmt.Sprintf("%s cut at change %d", p.name, k)
 	if log := e.fs.Log(); e.cut {
 		where += " (" + strings.TrimSuffix(log[len(log)-1], ": the power is cut") + ")"
 		if e.exit == 0 {
@@ -235,7 +261,7 @@ func (s *sweep) cut(ctx context.Context, k int) error {
 		key := digest(left)
 		st, known := seen[key]
 		if !known {
-			if st, err = s.after1(ctx, at, left, i); err != nil {
+			if st, err = s.powerBack(ctx, at, left, i); err != nil {
 				return fmt.Errorf("%s: %w", at, err)
 			}
 			seen[key] = st
@@ -254,18 +280,18 @@ func digest(t *cutfs.Tree) string {
 	return b.String()
 }
 
-// after1 is how it stands once the power is back: recovered, where the tool can.
-func (s *sweep) after1(ctx context.Context, at string, left *cutfs.Tree, i int) (State, error) {
+// powerBack is how it stands once the power is back: recovered, where the tool can.
+func (s *sweep) powerBack(ctx context.Context, at string, left *cutfs.Tree, i int) (State, error) {
 	if s.tool.Recover != nil {
 		// The power may be cut again while it recovers.
 		for j := range s.o.Again {
-			e, err := s.onDisk(ctx, left, s.tool.Recover(s.mount), 1+(i+j*7)%9)
+			e, err := s.onDisk(ctx, step{from: left, argv: s.tool.Recover(s.mount)}, 1+(i+j*7)%9)
 			if err != nil {
 				return State{}, err
 			}
 			left = e.fs.Survivors(cutfs.Random, uint64(i+j))
 		}
-		e, err := s.onDisk(ctx, left, s.tool.Recover(s.mount), 0)
+		e, err := s.onDisk(ctx, step{from: left, argv: s.tool.Recover(s.mount)}, 0)
 		if err != nil {
 			return State{}, err
 		}

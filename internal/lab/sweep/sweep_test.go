@@ -44,7 +44,7 @@ func ran(t *testing.T, c Case, tool Tool, o Options) *Table {
 // TestQemuImg sweeps every case that qemu-img can do. The measure is sound only if its repairs end
 // as they are known to.
 func TestQemuImg(t *testing.T) {
-	o := Options{Cuts: 12, Seeds: 2}
+	o := Options{Cuts: 8, Seeds: 2}
 	if testenv.Long() {
 		o = Options{Seeds: 8}
 	}
@@ -94,6 +94,14 @@ func TestBadTools(t *testing.T) {
 		{"recovers to something else", Tool{Repair: shell("exit 0").Repair, Recover: func(dir string) []string {
 			return []string{"sh", "-c", `echo x >> "$1" && sync "$1"`, "sh", dir + "/" + imageName}
 		}, RecoverExits: []int{0}}, func(t *Table) int { return t.Between }},
+		{"does not undo", Tool{Repair: shell("exit 0").Repair, Undo: func(dir string) []string {
+			return []string{"sh", "-c", `echo x >> "$1"`, "sh", dir + "/" + imageName}
+		}}, func(t *Table) int {
+			if t.NotUndone {
+				return t.Between
+			}
+			return 0
+		}},
 	} {
 		t.Run(b.name, func(t *testing.T) {
 			if table := ran(t, c, b.tool, Options{Seeds: 1}); b.got(table) == 0 {

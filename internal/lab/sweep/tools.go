@@ -24,6 +24,9 @@ func Shisa(program string) Tool {
 			return state(dir, []string{program, "recover", dir})
 		},
 		RecoverExits: []int{0, 3},
+		Undo: func(dir string) []string {
+			return state(dir, []string{program, "undo", filepath.Join(dir, imageName)})
+		},
 	}
 }
 
