@@ -63,7 +63,8 @@ func powerCut(ctx context.Context, b *bench, dir string, c sweep.Case) (res resu
 	}
 	// A program that does nothing would reach all of that.
 	if ours.Exit != 0 && ours.Exit != 3 || ours.Changes == 0 {
-		res.failed = fmt.Sprintf("repair without a cut: exit status %d after %d changes", ours.Exit, ours.Changes)
+		res.failed = fmt.Sprintf("repair without a cut: exit status %d after %d changes: %.500s", ours.Exit,
+			ours.Changes, ours.Output)
 	}
 	return res
 }

@@ -45,8 +45,10 @@ type Options struct {
 
 // Table is what the sweep of one case came to.
 type Table struct {
-	// Exit is the status of a repair without a cut, Changes how many changing calls it made.
+	// Exit is the status of a repair without a cut, Changes how many changing calls it made, Output
+	// what it said.
 	Exit, Changes int
+	Output        string
 	// Start is the broken image, End the repaired one without a cut.
 	Start, End State
 	// States counts the ends of cuts: each cut with each mode. Each is one of the next four.
@@ -133,7 +135,7 @@ func (s *sweep) run(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	s.table.Exit, s.table.Changes = whole.exit, whole.changes
+	s.table.Exit, s.table.Changes, s.table.Output = whole.exit, whole.changes, whole.output
 	if s.table.End, err = s.judge.state(ctx, whole.now, s.c.result()); err != nil {
 		return err
 	}
