@@ -31,6 +31,7 @@ var layer = map[string]int{
 	"internal/image/raw":       2,
 	"internal/image/imagetest": 2,
 	"internal/linux":           2,
+	"internal/guest":           2,
 	"internal/hypervisor":      2,
 	"internal/diskio":          1,
 	"internal/plan":            1,
