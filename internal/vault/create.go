@@ -28,7 +28,7 @@ const maxUndoFiles = 10000
 // Draft is an undo file that is to be made.
 type Draft struct {
 	Plan *plan.Plan
-	// Receipt is written into the undo file; Path and length of that are set by Create.
+	// Receipt is written into the undo file.
 	Receipt *Receipt
 	// SectorOld and SectorNew are the first sector of the image before and after, whole: as long as
 	// the image where that is shorter. Nil where the plan has no phase Switch.
@@ -36,7 +36,7 @@ type Draft struct {
 	Watches              []Watch
 }
 
-// write is what goes into the file, one record after the other.
+// records calls fn for what goes into the file, one record after the other.
 func (d *Draft) records(fn func(Record) error) error {
 	if f := d.Plan.Fence; f != nil {
 		if err := fn(Record{KindFence, f.Offset, f.Old, f.New}); err != nil {
@@ -49,9 +49,8 @@ func (d *Draft) records(fn func(Record) error) error {
 		}
 		for at := 0; at < len(w.New); at += maxPieceBytes {
 			to := min(at+maxPieceBytes, len(w.New))
-			r := Record{kindOf(w.Phase), w.Offset + int64(at), w.Old[min(at, len(w.Old)):min(to, len(w.Old))],
-				w.New[at:to]}
-			if err := fn(r); err != nil {
+			old := w.Old[min(at, len(w.Old)):min(to, len(w.Old))]
+			if err := fn(Record{kindOf(w.Phase), w.Offset + int64(at), old, w.New[at:to]}); err != nil {
 				return err
 			}
 		}
@@ -114,8 +113,8 @@ func (d *Draft) Bytes() (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("lay out the undo file: %w", err)
 	}
-	// The path may be said twice, and the file system needs a little for the name.
-	return h.statesAt() + maxStates*sectorBytes + 4*4096, nil
+	// The path is not in it yet, and the file system needs a little for the name.
+	return h.statesAt() + roomStates*sectorBytes + 4*4096, nil
 }
 
 // Create makes the undo file of a draft, beside the image, or in journalDir if that is not "". It
@@ -154,7 +153,9 @@ func (v *Vault) Discard(path string) error {
 }
 
 // freeName makes the first of path, path.2, path.3 and so on that is not there.
-func (v *Vault) freeName(ctx context.Context, path string) (f diskio.Writable, name string, err error) {
+func (v *Vault) freeName(ctx context.Context, path string) (
+	f diskio.Writable, name string, err error,
+) {
 	for n := 1; n <= maxUndoFiles && ctx.Err() == nil; n++ {
 		name = path
 		if n > 1 {
@@ -194,10 +195,10 @@ func (v *Vault) fill(ctx context.Context, d *Draft, f diskio.Writable, path stri
 	if err != nil {
 		return nil, err
 	}
-	first := stateEntry{h.id, 0, Prepared, d.Receipt.Created}
+	// The room of later states is taken now: a disk that is full must not keep us from noting one.
 	tail := [][]byte{
 		encodeTrailer(uint64(seq), sum.Sum(nil)), make([]byte, h.statesAt()-h.endBytes),
-		encodeState(h.id, 0, Prepared, first.at),
+		encodeState(h.id, 0, Prepared, d.Receipt.Created), make([]byte, (roomStates-1)*sectorBytes),
 	}
 	if _, err = out.Write(bytes.Join(tail, nil)); err == nil {
 		err = out.Flush()
@@ -214,6 +215,5 @@ func (v *Vault) fill(ctx context.Context, d *Draft, f diskio.Writable, path stri
 		return nil, err
 	}
 	u.w, u.sure = f, true
-	d.Receipt.UndoBytes = h.statesAt() + sectorBytes
 	return u, nil
 }

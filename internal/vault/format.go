@@ -20,7 +20,7 @@ import (
 //	            records: fence, new, raise, point, lower, switch, watch
 //	end - 64    trailer
 //	            zeros up to a multiple of 512
-//	            states, 512 bytes each, appended one by one
+//	            8 states, 512 bytes each, written one by one; zeros where there is none yet
 //
 //	header  0 "SHISAUND"  8 version  12 zero  16 plan id  32 dev  40 ino  48 size before
 //	       56 size after  64 mtime s  72 mtime ns  76 zero  80 head before  112 head after
@@ -49,8 +49,10 @@ const (
 	// watchBytes is the length of what a record of the kind watch carries: length, CRC-32C before
 	// and after.
 	watchBytes = 16
-	// maxStates bounds the states that are read: a change has five at most.
-	maxStates = 16
+	// roomStates is how many states a file has room for: a change has five at most.
+	roomStates = 8
+	// maxShortWatch is how long a range that reaches past the end of a short image may be.
+	maxShortWatch = plan.MaxWriteBytes
 )
 
 // Kind says what a record of an undo file is about.
@@ -214,14 +216,17 @@ func decodeHead(b []byte, seq uint32) (r Record, oldLen, newLen int, err error) 
 
 // check holds a record against what a plan may do to an image.
 func (h *header) check(r Record) error {
-	bad := func(what string) error { return fmt.Errorf("a record of %v at %d %s", r.Kind, r.Offset, what) }
+	bad := func(what string) error {
+		return fmt.Errorf("a record of %v at %d %s", r.Kind, r.Offset, what)
+	}
 	n, inside := int64(len(r.New)), min(int64(len(r.New)), max(0, h.before-r.Offset))
 	switch {
 	case r.Kind == KindWatch:
 		if len(r.Old) != 0 || n != watchBytes {
 			return bad("is no watch")
 		}
-		if w := r.watch(); w.Length < 0 || w.Offset+w.Length < 0 {
+		w := r.watch()
+		if w.Length < 0 || w.Length > max(h.after, maxShortWatch) || w.Offset+w.Length < 0 {
 			return bad("has a length that cannot be")
 		}
 	case n == 0 || r.Offset > h.after-n:

@@ -76,7 +76,10 @@ type Receipt struct {
 }
 
 // Image is the path of the image as it was when the change was made.
-func (r *Receipt) Image() string { return rawPath(r.Object.Path, r.Object.PathB64) }
+func (r *Receipt) Image() string { return PathOf(r.Object) }
+
+// PathOf is the path of a plan's file, also where it is no UTF-8.
+func PathOf(o plan.Object) string { return rawPath(o.Path, o.PathB64) }
 
 // Undo is the path of the undo file.
 func (r *Receipt) Undo() string { return rawPath(r.UndoPath, r.UndoPathB64) }
@@ -137,7 +140,8 @@ func (v *Vault) Receipt(id string) (*Receipt, error) {
 		return nil, fmt.Errorf("%w: %s in %s", ErrNotFound, id, v.receipts)
 	}
 	if err == nil && r.ID != id {
-		return nil, fmt.Errorf("the receipt %s %w: it is that of %.40q", v.receiptPath(id), ErrDamaged, r.ID)
+		return nil, fmt.Errorf("the receipt %s %w: it is that of %.40q", v.receiptPath(id), ErrDamaged,
+			r.ID)
 	}
 	return r, err
 }
@@ -176,7 +180,8 @@ func decodeReceipt(raw []byte, r *Receipt) error {
 	case name != "shisa.receipt" || err != nil || n < 1:
 		return fmt.Errorf("%w: its schema is %.40q, want %q", ErrDamaged, head.Schema, ReceiptSchema)
 	case n > 1:
-		return fmt.Errorf("%w: its schema is %.40q, this one knows %q", ErrNewer, head.Schema, ReceiptSchema)
+		return fmt.Errorf("%w: its schema is %.40q, this one knows %q", ErrNewer, head.Schema,
+			ReceiptSchema)
 	}
 	if err := json.Unmarshal(raw, r); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)

@@ -21,11 +21,12 @@ import (
 
 // Undo is an open undo file. Opening it read all of it once and found it whole.
 type Undo struct {
-	path string
-	r    diskio.Readable
-	w    diskio.Writable // nil where it is open for reading only
-	h    *header
-	meta *Receipt
+	path  string
+	bytes int64
+	r     diskio.Readable
+	w     diskio.Writable // nil where it is open for reading only
+	h     *header
+	meta  *Receipt
 	// start is where the records of each kind begin; the last one is where the trailer does.
 	start  [numKinds + 1]int64
 	seq    [numKinds]uint32
@@ -49,12 +50,14 @@ func (u *Undo) SizeAfter() int64 { return u.h.after }
 // State is how far the change came.
 func (u *Undo) State() State { return u.states[len(u.states)-1].state }
 
-// Receipt gives a copy of the receipt as it stood when the undo file was made, with the state that
-// the undo file has now.
+// Receipt gives a copy of the receipt as it stood when the undo file was made, with the state and
+// the path that the undo file has now.
 func (u *Undo) Receipt() *Receipt {
-	r := *u.meta
+	r := *u.meta // a copy: u.meta stays as it was read
 	applyStates(&r, u.states)
-	return &r // a copy: u.meta stays as it was read
+	r.setUndo(u.path)
+	r.UndoBytes = u.bytes
+	return &r
 }
 
 // applyStates sets the state and the times of a receipt.
@@ -234,7 +237,7 @@ func readUndo(ctx context.Context, path string, f diskio.Readable) (*Undo, error
 	if err != nil {
 		return nil, err
 	}
-	u := &Undo{path: path, r: f}
+	u := &Undo{path: path, r: f, bytes: id.SizeBytes}
 	err = u.read(ctx, id.SizeBytes)
 	if err == nil {
 		err = u.readStates(id.SizeBytes)
@@ -398,7 +401,7 @@ func (u *Undo) readStates(size int64) error {
 func statesOf(r io.ReaderAt, h *header, size int64) ([]stateEntry, error) {
 	var states []stateEntry
 	last, ended := State(""), false
-	for i := range int64(maxStates) {
+	for i := range int64(roomStates) {
 		var b [sectorBytes]byte
 		at := h.statesAt() + i*sectorBytes
 		if at > size-sectorBytes {
@@ -443,7 +446,7 @@ func (v *Vault) Peek(path string) (Peeked, error) {
 		return Peeked{}, err
 	}
 	p := Peeked{Bytes: id.SizeBytes}
-	u := &Undo{path: path, r: f}
+	u := &Undo{path: path, r: f, bytes: id.SizeBytes}
 	in := faultReader{io.NewSectionReader(f, 0, id.SizeBytes)}
 	if err = u.readHeader(in, id.SizeBytes); err == nil {
 		err = u.readStates(id.SizeBytes)

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package apply
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"slices"
+	"sort"
+
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// overlay reads an image as it will be after the writes of a plan.
+type overlay struct {
+	img    *image
+	size   int64        // of the image now
+	writes []plan.Write // by offset, none overlapping
+}
+
+func newOverlay(img *image, p *plan.Plan) *overlay {
+	o := &overlay{img, p.Object.SizeBytes, slices.Clone(p.Writes)}
+	slices.SortFunc(o.writes, func(a, b plan.Write) int {
+		if a.Offset < b.Offset {
+			return -1
+		}
+		return 1 // never equal: no write overlaps another
+	})
+	return o
+}
+
+// touching gives the writes that touch a range.
+func (o *overlay) touching(off, length int64) []plan.Write {
+	from := sort.Search(len(o.writes), func(i int) bool { return o.writes[i].End() > off })
+	to := sort.Search(len(o.writes), func(i int) bool { return o.writes[i].Offset >= off+length })
+	return o.writes[from:max(from, to)]
+}
+
+// ReadAt is io.ReaderAt. What lies past the end is zeros.
+func (o *overlay) ReadAt(p []byte, off int64) (int, error) {
+	if err := o.img.read(p, off, o.size); err != nil {
+		return 0, err
+	}
+	for _, w := range o.touching(off, int64(len(p))) {
+		at := max(off, w.Offset)
+		copy(p[at-off:], w.New[at-w.Offset:])
+	}
+	return len(p), nil
+}
+
+// head is the SHA-256 of the beginning of what r reads, in hexadecimal.
+func head(r io.ReaderAt, size int64) (string, error) {
+	b := make([]byte, min(vault.HeadBytes, size))
+	if n, err := r.ReadAt(b, 0); n < len(b) {
+		return "", fmt.Errorf("read the first %d bytes: %w", len(b), err)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// draft compares an image with what a plan was made from, and makes the draft of the undo file. An
+// image that is different is a *ChangedError.
+func (e *engine) draft(ctx context.Context, img *image, p *plan.Plan) (*vault.Draft, error) {
+	id, err := img.f.Identity()
+	if err != nil {
+		return nil, err
+	}
+	diff := &ChangedError{Path: img.path, What: "it is not as it was when the plan was made"}
+	if o := p.Object; id.Dev != o.Dev || id.Ino != o.Ino || id.SizeBytes != o.SizeBytes {
+		diff.What += fmt.Sprintf(": inode %d on device %d with %d bytes, it was inode %d on device %d "+
+			"with %d bytes", id.Ino, id.Dev, id.SizeBytes, o.Ino, o.Dev, o.SizeBytes)
+		return nil, diff
+	}
+	digest, err := p.Digest()
+	if err != nil {
+		return nil, err
+	}
+	d := &vault.Draft{Plan: p, Receipt: vault.NewReceipt(p, digest, e.o.Now())}
+	if !id.Born.IsZero() {
+		d.Receipt.Born = &id.Born
+	}
+	over := newOverlay(img, p)
+	if d.Watches, err = e.watches(ctx, img, p, over, diff); err != nil {
+		return nil, err
+	}
+	if err := e.compareOld(ctx, img, p, diff); err != nil {
+		return nil, err
+	}
+	if len(diff.Ranges) > 0 {
+		return nil, diff
+	}
+	if err := sectors(d, img, over); err != nil {
+		return nil, err
+	}
+	d.Receipt.HeadBefore, err = head(img.f, p.Object.SizeBytes)
+	if err == nil {
+		d.Receipt.HeadAfter, err = head(over, p.SizeAfterBytes)
+	}
+	return d, err
+}
+
+// sectors sets the first sector before and after: it is written whole.
+func sectors(d *vault.Draft, img *image, over *overlay) error {
+	p := d.Plan
+	if n := len(p.Writes); n == 0 || p.Writes[n-1].Phase != plan.Switch {
+		return nil
+	}
+	d.SectorOld = make([]byte, min(sectorBytes, p.Object.SizeBytes))
+	if err := img.read(d.SectorOld, 0, p.Object.SizeBytes); err != nil {
+		return err
+	}
+	d.SectorNew = make([]byte, min(sectorBytes, p.SizeAfterBytes))
+	_, err := over.ReadAt(d.SectorNew, 0)
+	return err
+}
+
+// watches compares what the plan relies on, and says how it will be afterwards.
+func (e *engine) watches(ctx context.Context, img *image, p *plan.Plan, over *overlay,
+	diff *ChangedError,
+) ([]vault.Watch, error) {
+	total, done := int64(0), int64(0)
+	for _, r := range p.Relies {
+		if r.Length > max(p.SizeAfterBytes, plan.MaxWriteBytes) || total > math.MaxInt64-r.Length {
+			return nil, fmt.Errorf("%w: it relies on %d bytes at %#x", plan.ErrNotPlan, r.Length, r.Offset)
+		}
+		total += r.Length
+	}
+	buf := make([]byte, gapBytes)
+	var all []vault.Watch
+	for _, r := range p.Relies {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		got, err := plan.DigestOf(img.f, over.size, r.Offset, r.Length, buf)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", img.path, err)
+		}
+		if got.CRC32C != r.CRC32C {
+			diff.add(r.Offset, r.Length)
+		}
+		w := vault.Watch{Offset: r.Offset, Length: r.Length, Before: r.CRC32C, After: r.CRC32C}
+		if len(over.touching(r.Offset, r.Length)) > 0 {
+			if got, err = plan.DigestOf(over, p.SizeAfterBytes, r.Offset, r.Length, buf); err != nil {
+				return nil, err
+			}
+			w.After = got.CRC32C
+		}
+		all = append(all, w)
+		done += r.Length
+		e.o.Progress("compare with the plan", done, total)
+	}
+	return all, nil
+}
+
+// compareOld compares the bytes that the plan replaces.
+func (e *engine) compareOld(
+	ctx context.Context, img *image, p *plan.Plan, diff *ChangedError,
+) error {
+	var buf []byte
+	compare := func(off int64, old []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		buf = slices.Grow(buf[:0], len(old))[:len(old)]
+		if err := img.read(buf, off, p.Object.SizeBytes); err != nil {
+			return err
+		}
+		if !bytes.Equal(buf, old) {
+			diff.add(off, int64(len(old)))
+		}
+		return nil
+	}
+	if f := p.Fence; f != nil {
+		if err := compare(f.Offset, f.Old); err != nil {
+			return err
+		}
+	}
+	for _, w := range p.Writes {
+		if err := compare(w.Offset, w.Old); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// room refuses a change for which there is not enough space.
+func (e *engine) room(img *image, d *vault.Draft, undoDir string) error {
+	p := d.Plan
+	id, err := img.f.Identity()
+	if err != nil {
+		return err
+	}
+	if grows := p.GrowsBy(); grows > 0 && id.Block {
+		return &RoomError{Where: img.path, NeedBytes: p.SizeAfterBytes, FreeBytes: id.SizeBytes}
+	}
+	undo, err := d.Bytes()
+	if err != nil {
+		return err
+	}
+	imageDir := filepath.Dir(img.path)
+	free, err := e.disk.FreeBytes(imageDir)
+	if err != nil {
+		return err
+	}
+	grows := p.GrowsBy()
+	if undoDir == imageDir {
+		undo += grows
+		grows = 0
+	}
+	there, err := e.disk.FreeBytes(undoDir)
+	switch {
+	case err != nil:
+		return err
+	case grows > free:
+		return &RoomError{Where: imageDir, NeedBytes: grows, FreeBytes: free}
+	case undo > there:
+		return &RoomError{Where: undoDir, NeedBytes: undo, FreeBytes: there}
+	case there == free && undo > there-grows:
+		// The same number: taken for the same file system, for it is hardly another one.
+		return &RoomError{Where: undoDir, NeedBytes: undo + grows, FreeBytes: there}
+	}
+	return nil
+}
+
+// unused refuses a plan that was used before, and an image that an earlier change left in the
+// middle.
+func (e *engine) unused(ctx context.Context, img *image, p *plan.Plan) error {
+	_, err := e.v.Receipt(p.ID)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%w: receipt %s", ErrUsed, p.ID)
+	case !errors.Is(err, vault.ErrNotFound):
+		return err
+	}
+	i, err := vault.ImageOf(img.path, img.f)
+	if err != nil {
+		return err
+	}
+	all, err := e.v.FindOf(ctx, i)
+	for _, c := range all {
+		switch {
+		case c.ID == p.ID:
+			return fmt.Errorf("%w: undo file %s", ErrUsed, c.UndoPath)
+		case c.Err != nil:
+			return fmt.Errorf("%w: %w", ErrUnfinished, c.Err)
+		case c.State.Unfinished():
+			return fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, c.UndoPath, c.State)
+		}
+	}
+	return err
+}

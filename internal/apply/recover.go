@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// job is one change that Recover looks at.
+type job struct {
+	id    string
+	image string // "" where it is not known
+	undo  string // "" where it is gone
+}
+
+// Recover finishes or takes back what was cut off. target is an image, an undo file, the name of a
+// receipt, a directory (all undo files in and below it, and all receipts of images there), or ""
+// for all receipts. By default an image gets its old bytes back, with Options.Forward the new ones;
+// an undo that was cut off is finished. The error joins those of the outcomes: ErrChanged where
+// somebody else wrote to the image since, vault.ErrDamaged and ErrNewer for undo files that cannot
+// be used, ErrInterrupted where the storage failed again, and those named at ErrEmpty.
+//
+// Done a second time it does nothing.
+func Recover(ctx context.Context, target string, o Options) ([]Outcome, error) {
+	e, err := newEngine(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := e.jobs(ctx, target)
+	errs := []error{err}
+	outcomes := []Outcome{}
+	for _, j := range jobs {
+		if err := ctx.Err(); err != nil {
+			return outcomes, errors.Join(append(errs, err)...)
+		}
+		out := Outcome{ID: j.id, Image: j.image, UndoPath: j.undo}
+		if err := e.recover(ctx, j, &out); err != nil {
+			out.Did, out.Err = DidNotRecover, err
+			errs = append(errs, err)
+		}
+		outcomes = append(outcomes, out)
+	}
+	return outcomes, errors.Join(errs...)
+}
+
+// jobs lists what a target means.
+func (e *engine) jobs(ctx context.Context, target string) ([]job, error) {
+	if target == "" {
+		return e.jobsOf(ctx, func(*vault.Receipt) bool { return true })
+	}
+	real, err := e.disk.RealPath(target)
+	if errors.Is(err, fs.ErrNotExist) && vault.IsID(target) {
+		r, err := e.v.Receipt(target)
+		if err != nil {
+			return nil, err
+		}
+		return []job{e.jobOf(r)}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	undoFiles, err := e.disk.List(ctx, real, true, func(name string) bool {
+		_, ok := vault.IsUndoName(name)
+		return ok
+	})
+	switch {
+	case errors.Is(err, diskio.ErrNotDirectory):
+		return e.jobsOfFile(ctx, real)
+	case err != nil && len(undoFiles) == 0:
+		return nil, err
+	}
+	known := map[string]job{}
+	below, err2 := e.jobsOf(ctx, func(r *vault.Receipt) bool {
+		known[r.ID] = e.jobOf(r)
+		return within(real, r.Image()) || within(real, r.Undo())
+	})
+	jobs := []job{}
+	for _, path := range undoFiles {
+		jobs = append(jobs, e.jobOfUndo(path, known))
+	}
+	for _, j := range below {
+		if !slices.ContainsFunc(jobs, func(k job) bool { return k.undo == j.undo }) {
+			jobs = append(jobs, j)
+		}
+	}
+	return jobs, errors.Join(err, err2)
+}
+
+func within(dir, path string) bool {
+	return dir == "/" || strings.HasPrefix(path, dir+"/")
+}
+
+// jobsOf lists the unfinished receipts that pick wants.
+func (e *engine) jobsOf(ctx context.Context, pick func(*vault.Receipt) bool) ([]job, error) {
+	all, err := e.v.Receipts(ctx)
+	var jobs []job
+	for _, r := range all {
+		if pick(r) && r.State.Unfinished() {
+			jobs = append(jobs, e.jobOf(r))
+		}
+	}
+	return jobs, err
+}
+
+func (e *engine) jobOf(r *vault.Receipt) job { return job{r.ID, r.Image(), r.Undo()} }
+
+// jobsOfFile lists what is known of an image, or the one undo file.
+func (e *engine) jobsOfFile(ctx context.Context, path string) ([]job, error) {
+	if _, ok := vault.IsUndoName(filepath.Base(path)); ok {
+		known := map[string]job{}
+		_, err := e.jobsOf(ctx, func(r *vault.Receipt) bool { known[r.ID] = e.jobOf(r); return false })
+		return []job{e.jobOfUndo(path, known)}, err
+	}
+	all, err := e.v.Find(ctx, path)
+	var jobs []job
+	for _, c := range all {
+		switch {
+		case c.UndoPath == "" && c.State.Unfinished():
+			jobs = append(jobs, job{c.ID, path, c.Receipt.Undo()})
+		case c.Receipt == nil, c.State.Unfinished(), c.State != c.Receipt.State:
+			jobs = append(jobs, job{c.ID, path, c.UndoPath})
+		}
+	}
+	return jobs, err
+}
+
+// jobOfUndo says which image an undo file is of: the one beside it, or the one that its receipt in
+// the vault names. The path in the undo file itself is not believed: whoever may write to the
+// directory of an image could name any file there.
+func (e *engine) jobOfUndo(path string, known map[string]job) job {
+	j := job{undo: path}
+	name, _ := vault.IsUndoName(filepath.Base(path))
+	if p, err := e.v.Peek(path); err == nil {
+		j.id = p.Receipt.ID
+	}
+	if k, ok := known[j.id]; ok {
+		j.image = k.image
+	}
+	beside := filepath.Join(filepath.Dir(path), name)
+	if f, err := e.disk.Open(beside); err == nil {
+		f.Close()
+		j.image = beside
+	}
+	return j
+}
+
+// recover brings one change to an end.
+func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
+	var img *image
+	var err error
+	if j.image != "" {
+		if img, err = e.open(j.image); err != nil {
+			return err
+		}
+		defer img.Close()
+	}
+	u, err := e.v.OpenUndoToAdvance(ctx, j.undo)
+	switch {
+	case errors.Is(err, vault.ErrPartial):
+		// It is nobody's in this moment: who makes one holds a lock on it.
+		out.Did = DidRemove
+		return e.v.Discard(j.undo)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the undo file of receipt %s is gone: %w", j.id, err)
+	case err != nil:
+		return err
+	}
+	defer u.Close()
+	out.ID = u.ID()
+	if img == nil {
+		if !u.State().Unfinished() {
+			out.Did, out.Receipt = DidNothing, u.Receipt()
+			return nil
+		}
+		return fmt.Errorf("undo file %s: its image is not beside it and no receipt names it; "+
+			"recover the image by its own name", u.Path())
+	}
+	c, err := e.newChange(ctx, img, u)
+	if err != nil {
+		return err
+	}
+	failure := ""
+	switch u.State() {
+	case vault.Prepared:
+		out.Did, failure = DidRollBack, "it was cut off before the first write"
+		err = u.Advance(vault.RolledBack, e.o.Now())
+	case vault.Applying:
+		out.Did, failure, err = c.resume(ctx)
+	case vault.Undoing:
+		out.Did = DidUndo
+		if err = c.survey(ctx, wantEither); err == nil {
+			err = c.takeBack(ctx, vault.Undone)
+		}
+	default:
+		out.Did = DidNothing
+		kept, err2 := e.v.Receipt(u.ID())
+		if err2 == nil && kept.State == u.State() {
+			out.Receipt = kept
+			return nil
+		}
+		err = u.Confirm()
+	}
+	if err != nil {
+		return c.again(err)
+	}
+	out.Receipt, err = c.record(failure)
+	return err
+}
+
+// again says of an error whether the storage failed once more.
+func (c *change) again(err error) error {
+	for _, e := range []error{ErrChanged, ErrRolledBack, vault.ErrDamaged} {
+		if errors.Is(err, e) {
+			return err
+		}
+	}
+	return c.interrupted(err)
+}
+
+// resume goes on with a change that was cut off while it was made.
+func (c *change) resume(ctx context.Context) (did, failure string, err error) {
+	err = c.survey(ctx, wantEither)
+	switch {
+	case errors.Is(err, ErrChanged) && c.e.o.Forward:
+		// Where the last write of the change was made, all of it was; what differs was written
+		// afterwards, by somebody who found the image in order. It stays as it is.
+		if made, err2 := c.switched(); err2 != nil || !made {
+			return "", "", errors.Join(err, err2)
+		}
+		return DidCommit, "", c.u.Advance(vault.Committed, c.e.o.Now())
+	case err != nil:
+		return "", "", err
+	case c.e.o.Forward:
+		err := c.finish(ctx)
+		if err == nil || stops(err) {
+			return DidCommit, "", err
+		}
+		if err2 := c.takeBack(ctx, vault.RolledBack); err2 != nil {
+			return "", "", fmt.Errorf("%w; and then: %w", err, err2)
+		}
+		_, err2 := c.record(err.Error())
+		return "", "", errors.Join(fmt.Errorf("%w: %w", ErrRolledBack, err), err2)
+	}
+	failure = "it was cut off, and taken back by a recovery"
+	return DidRollBack, failure, c.takeBack(ctx, vault.RolledBack)
+}
+
+// switched tells whether the last write of a change is there.
+func (c *change) switched() (bool, error) {
+	if c.sector == nil {
+		return false, nil
+	}
+	size, err := c.img.size()
+	if err != nil {
+		return false, err
+	}
+	b := make([]byte, len(c.sector.New))
+	if err := c.img.read(b, 0, size); err != nil {
+		return false, err
+	}
+	return string(b) == string(c.sector.New) && string(b) != string(c.sector.Old), nil
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package apply
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// forward writes the new bytes, phase after phase. It may be begun again after it was cut off:
+// everything is written anew, for after a sync that failed nobody knows what is on the disk.
+func (c *change) forward(ctx context.Context) error {
+	if c.fence != nil {
+		if err := c.writeSector(c.fenced()); err != nil {
+			return err
+		}
+	}
+	done := int64(0)
+	for k := vault.KindNew; k <= vault.KindLower; k++ {
+		wrote := false
+		if k == vault.KindNew && c.img.after > c.img.before {
+			if err := c.img.resize(c.img.after); err != nil {
+				return err
+			}
+			wrote = true
+		}
+		err := c.u.Records(ctx, k, func(r vault.Record) error {
+			wrote = true
+			done += int64(len(r.New))
+			c.e.o.Progress("write", done, c.total)
+			return c.img.write(r.New, r.Offset)
+		})
+		if err == nil && wrote {
+			err = c.img.sync()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	// The last moment at which the user's wish to stop costs nothing but the writes.
+	if err := ctx.Err(); err != nil || c.sector == nil {
+		return err
+	}
+	return c.writeSector(c.sector.New)
+}
+
+// back writes the old bytes, in the reverse order. Like forward it may be begun again.
+func (c *change) back(ctx context.Context) error {
+	if c.sector != nil {
+		if err := c.writeSector(c.fenced()); err != nil {
+			return err
+		}
+	}
+	done := int64(0)
+	for k := vault.KindLower; k >= vault.KindNew; k-- {
+		wrote := false
+		err := c.u.Records(ctx, k, func(r vault.Record) error {
+			done += int64(len(r.New))
+			c.e.o.Progress("write the old bytes", done, c.total)
+			if len(r.Old) == 0 {
+				return nil
+			}
+			wrote = true
+			return c.img.write(r.Old, r.Offset)
+		})
+		if err == nil && wrote {
+			err = c.img.sync()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.img.after > c.img.before {
+		err := c.img.resize(c.img.before)
+		if err == nil {
+			err = c.img.sync()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.fence != nil {
+		if err := c.writeSector(c.sector.Old); err != nil {
+			return err
+		}
+	}
+	return c.readBack(ctx, wantOld)
+}
+
+// writeSector writes the first sector, at once.
+func (c *change) writeSector(b []byte) error {
+	if err := c.img.write(b, 0); err != nil {
+		return err
+	}
+	return c.img.sync()
+}
+
+// readBack reads from the disk what was written.
+func (c *change) readBack(ctx context.Context, w want) error {
+	if err := c.img.f.DropCache(); err != nil {
+		return err
+	}
+	if err := c.survey(ctx, w); err != nil {
+		return fmt.Errorf("read back what was written: %w", err)
+	}
+	return nil
+}
+
+// finish writes the new bytes, examines the image, and commits.
+func (c *change) finish(ctx context.Context) error {
+	err := c.forward(ctx)
+	if err == nil {
+		err = c.readBack(ctx, wantNew)
+	}
+	if err == nil && c.e.o.Verify != nil {
+		c.e.o.Progress("check the image", 0, 0)
+		err = c.e.disk.do(func() error { return c.e.o.Verify(ctx, c.img.plain(), c.img.after) })
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = c.u.Advance(vault.Committed, c.e.o.Now())
+	}
+	return err
+}
+
+// takeBack gives the image its old bytes and notes that, as a state.
+func (c *change) takeBack(ctx context.Context, s vault.State) error {
+	// Once begun it is ended, whatever the user wishes meanwhile; only storage that hangs stops it.
+	ctx = context.WithoutCancel(ctx)
+	if err := c.back(ctx); err != nil {
+		return err
+	}
+	return c.u.Advance(s, c.e.o.Now())
+}
+
+// interrupted says that the image is left in the middle.
+func (c *change) interrupted(err error) error {
+	return fmt.Errorf("%w: %s: %w", ErrInterrupted, c.img.path, err)
+}
+
+// record writes the receipt as it is now.
+func (c *change) record(failure string) (*vault.Receipt, error) {
+	r := c.u.Receipt()
+	if kept, err := c.e.v.Receipt(r.ID); err == nil {
+		r.Resolved, r.Failure = kept.Resolved, kept.Failure
+	}
+	if failure != "" {
+		r.Failure = failure
+	}
+	if err := c.e.v.Put(r); err != nil {
+		return r, fmt.Errorf("%w (the image itself is in order): %w", ErrInterrupted, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// Apply carries out a plan, once. The receipt is nil where the image was not touched; where the
+// change was rolled back it says so. Where the context ends in the middle the image gets its old
+// bytes back, and the error is both that of the context and ErrRolledBack. The errors are ErrEmpty,
+// ErrUsed, ErrUnfinished, ErrChanged, ErrNoRoom, ErrRolledBack, ErrInterrupted, and those named
+// there. It blocks as long as the storage does, see Options.Patience.
+func Apply(ctx context.Context, p *plan.Plan, o Options) (*vault.Receipt, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if p.Empty() {
+		return nil, ErrEmpty
+	}
+	e, err := newEngine(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	img, err := e.open(vault.PathOf(p.Object))
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	if err := e.unused(ctx, img, p); err != nil {
+		return nil, err
+	}
+	d, err := e.draft(ctx, img, p)
+	if err != nil {
+		return nil, err
+	}
+	journal, err := e.journal(img)
+	if err != nil {
+		return nil, err
+	}
+	undoDir := journal
+	if undoDir == "" {
+		undoDir = filepath.Dir(img.path)
+	}
+	if err := e.room(img, d, undoDir); err != nil {
+		return nil, err
+	}
+	e.o.Progress("write the undo file", 0, 0)
+	u, err := e.v.Create(ctx, d, img.path, journal)
+	if err != nil {
+		return nil, err
+	}
+	defer u.Close()
+	c, err := e.prepare(ctx, img, u)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.finish(ctx); err != nil {
+		return c.failed(ctx, err)
+	}
+	return c.record("")
+}
+
+// journal is the directory for the undo file, "" for that of the image. Beside a block device it
+// would lie in the kernel's own directory of devices, and be gone when the host starts again.
+func (e *engine) journal(img *image) (string, error) {
+	id, err := img.f.Identity()
+	switch {
+	case err != nil:
+		return "", err
+	case e.o.JournalDir != "":
+		return e.o.JournalDir, nil
+	case !id.Block:
+		return "", nil
+	}
+	return e.v.ReceiptsDir(), e.disk.MakeDir(e.v.ReceiptsDir())
+}
+
+// prepare does the rest of what comes before the first write to the image. Where it goes wrong the
+// image is untouched, and the undo file and the receipt are removed.
+func (e *engine) prepare(ctx context.Context, img *image, u *vault.Undo) (*change, error) {
+	c, err := e.newChange(ctx, img, u)
+	if err == nil {
+		err = e.v.Put(u.Receipt())
+	}
+	if err == nil {
+		// The bytes that are saved must be those that are on the disk, not older ones in memory.
+		err = img.f.DropCache()
+	}
+	if err == nil {
+		err = c.survey(ctx, wantOld)
+	}
+	if err != nil {
+		// The receipt goes first: one without its undo file could not be told from a loss.
+		err2 := e.v.Drop(u.ID())
+		if err2 == nil {
+			err2 = e.v.Discard(u.Path())
+		}
+		return nil, errors.Join(err, err2)
+	}
+	if err := u.Advance(vault.Applying, e.o.Now()); err != nil {
+		return nil, c.interrupted(err)
+	}
+	return c, nil
+}
+
+// failed takes back a change that went wrong.
+func (c *change) failed(ctx context.Context, cause error) (*vault.Receipt, error) {
+	if stops(cause) {
+		return nil, c.interrupted(cause)
+	}
+	if err := c.takeBack(ctx, vault.RolledBack); err != nil {
+		return nil, c.interrupted(fmt.Errorf("%w; and then: %w", cause, err))
+	}
+	r, err := c.record(cause.Error())
+	if err != nil {
+		return r, fmt.Errorf("%w; and then: %w", cause, err)
+	}
+	return r, fmt.Errorf("%w: %w", ErrRolledBack, cause)
+}
+
+// Undo gives an image the bytes that it had before the newest change that is in force, or before
+// the one whose receipt id names. image may be "" where id is not, and is then the path in the
+// receipt; id may be "" where image is not. An image that was changed since is a *ChangedError. A
+// change that was undone before is nothing to do. The errors are ErrNothing, ErrUnfinished,
+// ErrChanged, ErrInterrupted, vault.ErrNotFound, and those named at ErrEmpty.
+func Undo(ctx context.Context, image, id string, o Options) (*vault.Receipt, error) {
+	e, err := newEngine(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if image == "" {
+		r, err := e.v.Receipt(id)
+		if err != nil {
+			return nil, err
+		}
+		image = r.Image()
+	} else if image, err = e.disk.RealPath(image); err != nil {
+		return nil, err
+	}
+	img, err := e.open(image)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	i, err := vault.ImageOf(img.path, img.f)
+	if err != nil {
+		return nil, err
+	}
+	all, err := e.v.FindOf(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	return e.undoOne(ctx, img, id, all)
+}
+
+// undoOne undoes the newest of the candidates that fits.
+func (e *engine) undoOne(ctx context.Context, img *image, id string, all []*vault.Candidate) (
+	*vault.Receipt, error,
+) {
+	var undone *vault.Receipt
+	var errs []error
+	for _, c := range all {
+		if id != "" && c.ID != id {
+			continue
+		}
+		switch c.State {
+		case vault.Applying, vault.Undoing:
+			return nil, fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, c.UndoPath, c.State)
+		case vault.Undone:
+			if undone == nil {
+				undone = c.Receipt
+			}
+		case vault.Committed:
+			r, err := e.undo(ctx, img, c)
+			if !errors.Is(err, ErrChanged) {
+				return r, err
+			}
+			errs = append(errs, err)
+		case "":
+			errs = append(errs, c.Err)
+		}
+	}
+	switch {
+	case len(errs) == 0 && undone != nil:
+		return undone, nil
+	case len(errs) == 0 && id != "":
+		return nil, fmt.Errorf("%w in %s: no change %s is known of it", ErrNothing, img.path, id)
+	case len(errs) == 0:
+		return nil, fmt.Errorf("%w in %s: no change of it is known", ErrNothing, img.path)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// undo undoes one change. An image that does not fit is a *ChangedError, and was not touched.
+func (e *engine) undo(ctx context.Context, img *image, found *vault.Candidate) (
+	*vault.Receipt, error,
+) {
+	if found.UndoPath == "" {
+		return nil, fmt.Errorf("%w in %s: the undo file %s of receipt %s is gone", ErrNothing, img.path,
+			found.Receipt.Undo(), found.ID)
+	}
+	u, err := e.v.OpenUndoToAdvance(ctx, found.UndoPath)
+	if err != nil {
+		return nil, err
+	}
+	defer u.Close()
+	c, err := e.newChange(ctx, img, u)
+	if err != nil {
+		return nil, err
+	}
+	if u.State() != vault.Committed {
+		return nil, fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, u.Path(), u.State())
+	}
+	if err := c.survey(ctx, wantNew); err != nil {
+		return nil, err
+	}
+	// Recover finds by the receipt what it must finish, wherever the undo file lies.
+	r := u.Receipt()
+	if kept, err := e.v.Receipt(r.ID); err == nil {
+		r.Resolved, r.Failure = kept.Resolved, kept.Failure
+	}
+	r.State = vault.Undoing
+	if err := e.v.Put(r); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, errors.Join(err, e.v.Put(u.Receipt()))
+	}
+	if err := u.Advance(vault.Undoing, e.o.Now()); err != nil {
+		return nil, c.interrupted(err)
+	}
+	if err := c.takeBack(ctx, vault.Undone); err != nil {
+		return nil, c.interrupted(err)
+	}
+	return c.record("")
+}
