@@ -139,7 +139,7 @@ func (l *live) again(ctx context.Context) (*diskio.File, error) {
 	}
 	// A writer that was only seen by its writes shows again in the next round if it goes on.
 	use.Rounds = l.n
-	if was := l.j.img.Use; use.State == UseNone && was.State == UseWrite {
+	if was := l.j.img.Use; (use.State == UseNone || use.State == UseUnknown) && was.State == UseWrite {
 		use.Reason = join("; ", use.Reason, "when it was looked at before: "+was.Reason)
 	}
 	l.j.img.Use = use

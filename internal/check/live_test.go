@@ -251,7 +251,7 @@ func TestUnseenWriter(t *testing.T) {
 				t.Fatal(err)
 			}
 			settle(t, path)
-			r := newRunner(Options{Sleep: noSleep})
+			r := newRunner(Options{Sleep: noSleep, Root: hostOf(t, "cron")})
 			n := 0
 			r.reader = func(f *diskio.File) io.ReaderAt {
 				if n++; n > 1 && n <= tc.writes+1 {

@@ -77,10 +77,10 @@ type UseState string
 
 // The states of use.
 const (
-	UseNone    UseState = "none"    // nobody has it open, as far as this host can see
+	UseNone    UseState = "none"    // no process of this host has it open, and no lock shows another
 	UseRead    UseState = "read"    // open, and nobody may write
 	UseWrite   UseState = "write"   // a program holds it for writing, or it changed while we looked
-	UseUnknown UseState = "unknown" // could not be told; Reason says why
+	UseUnknown UseState = "unknown" // nobody was seen, and not all could be; Reason says why
 )
 
 // Use is who uses an image.

@@ -75,7 +75,7 @@ func (r *runner) use(ctx context.Context, f *diskio.File, j *job) (Use, error) {
 	if ctx.Err() != nil {
 		return u, ctx.Err()
 	}
-	u.decide(locks, lockErr, join("; ", gaps(census, censusErr), late))
+	u.decide(locks, lockErr, gaps(census, censusErr), late)
 	return u, nil
 }
 
@@ -103,8 +103,13 @@ func gaps(census *linux.Census, err error) string {
 	return strings.Join(census.Gaps(), "; ")
 }
 
-// decide sets the state from the locks and holders.
-func (u *Use) decide(locks diskio.LockState, lockErr error, gaps string) {
+// decide sets the state from the locks and holders. gaps are what of this host was not seen: then that
+// nobody was seen says nothing of who was not. late is what makes the list of holders an old one.
+//
+// None of this is a blind spot of the check, and it never changes the exit status: whoever writes
+// meanwhile shows by what changes, and on a host where users cannot see each other every check would
+// end with "cannot tell".
+func (u *Use) decide(locks diskio.LockState, lockErr error, gaps, late string) {
 	writing := false
 	for _, h := range u.Holders {
 		writing = writing || h.Writing
@@ -114,8 +119,8 @@ func (u *Use) decide(locks diskio.LockState, lockErr error, gaps string) {
 		u.State, u.Reason = UseWrite, "a program holds the lock for writing"
 		if len(u.Holders) == 0 {
 			u.Reason += ", and cannot be seen from here"
-			if gaps != "" {
-				u.Reason += ": it is on another host, or " + gaps
+			if why := join("; ", gaps, late); why != "" {
+				u.Reason += ": it is on another host, or " + why
 			} else {
 				u.Reason += ": it is on another host"
 			}
@@ -125,12 +130,14 @@ func (u *Use) decide(locks diskio.LockState, lockErr error, gaps string) {
 	case lockErr == nil && locks.Reader(), len(u.Holders) > 0:
 		u.State, u.Reason = UseRead, "a program has it open for reading"
 	case lockErr != nil && gaps != "":
-		u.State, u.Reason = UseUnknown, fmt.Sprintf("%v; %s", reason(lockErr), gaps)
+		u.State, u.Reason = UseUnknown, join("; ", reason(lockErr), gaps, late)
 	case lockErr != nil:
 		u.State, u.Reason = UseNone, fmt.Sprintf(
-			"no process of this host has it open; its locks are not known: %v", reason(lockErr))
+			"no process of this host has it open; its locks are not known: %v", join("; ", reason(lockErr), late))
 	case gaps != "":
-		u.State, u.Reason = UseNone, "no lock is held; "+gaps
+		u.State, u.Reason = UseUnknown, join("; ", "no lock is held", gaps, late)
+	case late != "":
+		u.State, u.Reason = UseNone, "no lock is held; "+late
 	default:
 		u.State = UseNone
 	}

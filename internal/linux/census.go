@@ -70,13 +70,47 @@ type Census struct {
 	// machines are the processes that run a virtual machine by KVM, whatever they are called.
 	machines map[int]bool
 	gaps     []string
-	// Processes is how many were looked at, Protected how many could not be.
+	hidden   []int // the processes that are protected
+	// Processes is how many were looked at, or can have no disk open; Protected how many could not
+	// be.
 	Processes, Protected int
 }
 
 // Gaps says in sentences what could not be seen; none means that every process of this host was
 // looked at.
-func (c *Census) Gaps() []string { return slices.Clone(c.gaps) }
+func (c *Census) Gaps() []string { return c.withHidden(c.Protected) }
+
+// MachineGaps is Gaps where only programs that run virtual machines matter: a process that is not
+// called like one, on a host without KVM, is none although its files are not known.
+func (c *Census) MachineGaps(ctx context.Context) []string {
+	if len(c.hidden) == 0 || c.host.hasKVM() {
+		return c.Gaps()
+	}
+	n := 0
+	for _, pid := range c.hidden {
+		p, err := c.host.Process(ctx, pid)
+		if err != nil && !vanished(err) || p.Emulator() {
+			n++
+		}
+	}
+	return c.withHidden(n)
+}
+
+// withHidden are the gaps if so many processes are protected.
+func (c *Census) withHidden(n int) []string {
+	if n == 0 {
+		return slices.Clone(c.gaps)
+	}
+	return append([]string{fmt.Sprintf("%d of %d processes are protected from this user",
+		n, c.Protected+c.Processes)}, c.gaps...)
+}
+
+// hasKVM reports whether the kernel can run machines, or whether that is not known.
+func (h *Host) hasKVM() bool {
+	_, known := os.Stat(h.root + "/sys/module")
+	_, err := os.Stat(h.root + "/sys/module/kvm")
+	return known != nil || !errors.Is(err, fs.ErrNotExist)
+}
 
 // Census looks which files are open. The error is that of ctx, or says why nothing is known.
 func (h *Host) Census(ctx context.Context) (*Census, error) {
@@ -123,10 +157,6 @@ func (h *Host) census(ctx context.Context) (*Census, error) {
 
 // explain fills in the gaps. first: process 1 was seen.
 func (c *Census) explain(first bool) {
-	if c.Protected > 0 {
-		c.gaps = append(c.gaps, fmt.Sprintf("%d of %d processes are protected from this user",
-			c.Protected, c.Protected+c.Processes))
-	}
 	if !c.host.live {
 		return
 	}
@@ -136,6 +166,12 @@ func (c *Census) explain(first bool) {
 	if ns, err := os.Readlink(c.host.root + "/proc/self/ns/pid"); err == nil && ns != initPIDNamespace {
 		c.gaps = append(c.gaps, "processes outside this container cannot be seen")
 	}
+}
+
+// wholeHost reports whether the processes that are seen are those of the host, not of a container.
+func (h *Host) wholeHost() bool {
+	ns, err := os.Readlink(h.root + "/proc/self/ns/pid")
+	return h.live && err == nil && ns == initPIDNamespace
 }
 
 // boring are names below /dev, /proc and /sys that are no disks.

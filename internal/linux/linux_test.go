@@ -194,15 +194,23 @@ func TestCensusCounts(t *testing.T) {
 		"proc/3/comm":     "ended\n",
 		"proc/4/fd/3":     "->/pool/a",
 		"proc/4/fdinfo/3": "->/loop",
+		// A thread of the kernel and a process that has ended have no files; a name may look like
+		// the rest of the line.
+		"proc/5/fd":   "is no directory",
+		"proc/5/stat": "5 (kworker/0:0) I 2 0 0 0 -1 69238880 0 0\n",
+		"proc/6/fd":   "is no directory",
+		"proc/6/stat": "6 (gone) Z 1 0 0 0 -1 4228300 0 0\n",
+		"proc/7/fd":   "is no directory",
+		"proc/7/stat": "7 (x) Z 1 0 0 0 -1 69238880) S 1 0 0 0 -1 4194304 0 0\n",
 	})
 	c, err := h.Census(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Processes != 1 || c.Protected != 2 {
-		t.Errorf("Census = %d processes, %d protected, want 1, 2", c.Processes, c.Protected)
+	if c.Processes != 3 || c.Protected != 3 {
+		t.Errorf("Census = %d processes, %d protected, want 3, 3", c.Processes, c.Protected)
 	}
-	want := []string{"2 of 3 processes are protected from this user"}
+	want := []string{"3 of 6 processes are protected from this user"}
 	if diff := cmp.Diff(want, c.Gaps()); diff != "" {
 		t.Errorf("Gaps (-want +got):\n%s", diff)
 	}
@@ -213,6 +221,42 @@ func TestCensusCounts(t *testing.T) {
 	cancel()
 	if _, err := h.Census(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Census after cancel = %v, want %v", err, context.Canceled)
+	}
+}
+
+// Where only machines matter, a protected process counts that may run one.
+func TestMachineGaps(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		files map[string]string
+		want  []string
+	}{
+		{"another program", map[string]string{"proc/2/fd": "x", "proc/2/comm": "cron\n", "proc/2/cmdline": "cron\x00"}, nil},
+		{"called like an emulator", map[string]string{"proc/2/fd": "x", "proc/2/comm": "qemu-system-x86\n",
+			"proc/2/cmdline": "/usr/bin/qemu-system-x86_64\x00"}, []string{"1 of 2 processes are protected from this user"}},
+		{"no command line", map[string]string{"proc/2/fd": "x", "proc/2/comm": "cron\n", "proc/2/cmdline/": ""},
+			[]string{"1 of 2 processes are protected from this user"}},
+		{"no word of the kernel's modules", map[string]string{"proc/2/fd": "x", "proc/2/comm": "cron\n",
+			"proc/2/cmdline": "cron\x00"}, []string{"1 of 2 processes are protected from this user"}},
+		{"a host with KVM", map[string]string{"proc/2/fd": "x", "proc/2/comm": "cron\n", "proc/2/cmdline": "cron\x00",
+			"sys/module/kvm/": ""}, []string{"1 of 2 processes are protected from this user"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.files["proc/1/fd/0"] = "->/dev/null"
+			if tc.name != "no word of the kernel's modules" {
+				tc.files["sys/module/loop/"] = ""
+			}
+			c, err := fake(t, tc.files).Census(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Protected != 1 || len(c.Gaps()) != 1 {
+				t.Errorf("Census = %d protected, gaps %q, want one", c.Protected, c.Gaps())
+			}
+			if diff := cmp.Diff(tc.want, c.MachineGaps(t.Context())); diff != "" {
+				t.Errorf("MachineGaps (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

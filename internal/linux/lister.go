@@ -4,6 +4,7 @@
 package linux
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -74,10 +75,58 @@ func (l *lister) process(pid int, name string) error {
 		return err
 	case err == nil:
 		l.c.Processes++
-	case !vanished(err):
+	case vanished(err):
+	case l.harmless(pid, name):
+		l.c.Processes++
+	default:
 		l.c.Protected++
+		l.c.hidden = append(l.c.hidden, pid)
 	}
 	return nil
+}
+
+// harmless reports whether a process has no disk open although its files cannot be listed: a thread
+// of the kernel and a process that has ended have no files at all, and the first process of a host
+// starts the others and runs no machine itself. What anybody may read of a process tells so.
+func (l *lister) harmless(pid int, name string) bool {
+	fd, err := openAgain(l.proc, name+"/stat", unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, l.info[:])
+	if err != nil {
+		return false
+	}
+	if fileless(l.info[:max(0, n)]) {
+		return true
+	}
+	if pid != 1 || !l.c.host.wholeHost() {
+		return false
+	}
+	p, err := l.c.host.Process(l.ctx, pid)
+	return err == nil && !p.Emulator()
+}
+
+// kernelThread is PF_KTHREAD of include/linux/sched.h.
+const kernelThread = 0x00200000
+
+// fileless reports whether a line of /proc/PID/stat is of a thread of the kernel or of a process that
+// has ended. The name may hold anything, so what follows is behind the last parenthesis:
+//
+//	2 (kthreadd) S 0 0 0 0 -1 2129984 ...      state, parent, group, session, terminal, its group, flags
+func fileless(stat []byte) bool {
+	i := bytes.LastIndexByte(stat, ')')
+	if i < 0 {
+		return false
+	}
+	fields := bytes.Fields(stat[i+1:])
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	state := string(fields[0])
+	return err == nil && (flags&kernelThread != 0 || state == "Z" || state == "X")
 }
 
 // descriptor adds one open file if it has a name and may be a disk.

@@ -85,7 +85,7 @@ func (h *host) processes(ctx context.Context, l *linux.Host, root string) error 
 		h.notSeen("/proc", "files that running programs have open", err.Error())
 		return nil
 	}
-	for _, gap := range census.Gaps() {
+	for _, gap := range census.MachineGaps(ctx) {
 		h.notSeen("/proc", "files that running programs have open", gap)
 	}
 	known := map[string]bool{}
