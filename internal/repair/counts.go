@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+// mendCounts brings refcounts up to the references that there are, and the COPIED flags in line with
+// them. It never lowers a refcount.
+func (m *mender) mendCounts(ctx context.Context) (bool, error) {
+	split, err := m.mendLinks(ctx)
+	if split || err != nil {
+		return split, err
+	}
+	if rebuilt, err := m.mendStructure(ctx); rebuilt || err != nil {
+		return rebuilt, err
+	}
+	raised, err := m.raise(ctx)
+	if err != nil {
+		return false, err
+	}
+	flagged, err := m.mendFlags(ctx)
+	return raised || flagged, err
+}
+
+// raise puts refcounts that are too low where they belong, in their blocks.
+func (m *mender) raise(ctx context.Context) (changed bool, err error) {
+	if !m.opts.wants(finding.QC02) && !m.opts.wants(finding.QC04) {
+		return false, nil
+	}
+	for _, s := range m.ex.Result().Suspects {
+		if err := ctx.Err(); err != nil {
+			return changed, err
+		}
+		want := min(s.References, m.h.MaxRefcount())
+		rule := finding.QC02
+		if s.Refcount == 0 {
+			rule = finding.QC04
+		}
+		if s.Refcount >= want || !m.opts.wants(rule) {
+			continue
+		}
+		done, err := m.setRefcounts(plan.Raise, int64(s.First), s.N, want)
+		if err != nil {
+			return changed, err
+		}
+		if !done {
+			m.keep(rule, "their refcount block cannot be written: mend QC15 first")
+			continue
+		}
+		changed = true
+		if int64(s.First)<<m.h.ClusterBits >= m.ov.baseSize {
+			continue // part of what was made anew, and told there
+		}
+		text := "raise refcounts to the references that there are"
+		if s.Refcount == 0 {
+			text = "count clusters in use that are counted as free, before a write takes them"
+		}
+		st := m.step(rule, "raise", text, finding.Sure)
+		st.Count += s.N - 1
+		m.at(st, int64(s.First)<<m.h.ClusterBits, s.N<<m.h.ClusterBits)
+		m.proof(st, "refcount", int64(s.First)<<m.h.ClusterBits, fmt.Sprint(s.Refcount),
+			fmt.Sprintf("%d references were counted", s.References))
+		m.guestsOf(st, int64(s.First), s.N)
+	}
+	return changed, nil
+}
+
+// guestsOf adds the guest ranges that clusters stand for to a step.
+func (m *mender) guestsOf(st *plan.Step, first, n int64) {
+	for _, e := range m.entriesAt(first, n) {
+		if !e.Foreign {
+			m.guest(st, m.clusterRange(e.Guest))
+		}
+	}
+}
+
+// entriesAt gives the entries that refer to n clusters from first on.
+func (m *mender) entriesAt(first, n int64) []qcow2.Entry {
+	find := func(c int64) int {
+		i, _ := slices.BinarySearchFunc(m.entries, c, func(e qcow2.Entry, c int64) int {
+			return compareInt(e.Cluster, c)
+		})
+		return i
+	}
+	return m.entries[find(first):find(first+n)]
+}
+
+// setRefcounts sets the refcounts of n clusters in their blocks; false where a block is not there.
+func (m *mender) setRefcounts(ph plan.Phase, first, n int64, v uint64) (bool, error) {
+	per, cs := m.h.RefblockEntries(), m.h.ClusterSize()
+	table := m.ex.RefcountTable()
+	for n > 0 {
+		block := first / per
+		in := first % per
+		k := min(n, per-in)
+		var at image.HostOff
+		if block < int64(len(table)) {
+			at = qcow2.RefblockOffset(table[block])
+		}
+		if m.bad[block] || at == 0 || int64(at)&(cs-1) != 0 || int64(at)+cs > m.ov.size {
+			return false, nil
+		}
+		if err := m.putRefcounts(ph, int64(at), in, k, v); err != nil {
+			return false, err
+		}
+		first, n = first+k, n-k
+	}
+	return true, nil
+}
+
+// putRefcounts sets entries [in, in+n) of the refcount block at off.
+func (m *mender) putRefcounts(ph plan.Phase, off, in, n int64, v uint64) error {
+	order := m.h.RefcountOrder
+	// Narrow refcounts share bytes with their neighbours.
+	per := max(1, int64(8)>>order)
+	from := in / per * per
+	to := (in + n + per - 1) / per * per
+	const stepEntries = 1 << 13
+	for a := from; a < to; a += stepEntries {
+		b := min(to, a+stepEntries)
+		start, end := a<<order>>3, (b<<order+7)>>3
+		buf := make([]byte, end-start)
+		if _, err := m.ov.ReadAt(buf, off+start); err != nil {
+			return fmt.Errorf("read the refcount block at %#x: %w", off, err)
+		}
+		for i := max(a, in); i < min(b, in+n); i++ {
+			qcow2.PutRefcount(buf, i-a, order, v)
+		}
+		if err := m.ov.write(ph, buf, off+start); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mendFlags sets and clears COPIED flags: one says that a cluster has this one reference, so that it
+// may be written in place. To clear one is always safe; to set one only if nothing was left unread.
+func (m *mender) mendFlags(ctx context.Context) (changed bool, err error) {
+	if !m.opts.wants(finding.QC05) {
+		return false, nil
+	}
+	for i, l := range m.ex.L1Entries() {
+		if i&0xfff == 0 && ctx.Err() != nil {
+			return changed, ctx.Err()
+		}
+		if !l.Active || m.shared[l.Table()] || !m.ownL1(l) {
+			continue
+		}
+		done, err := m.flag(int64(l.Off), l.Word, int64(l.Table())>>m.h.ClusterBits)
+		if err != nil {
+			return changed, err
+		}
+		if done != nil {
+			changed = true
+			m.guest(done, m.l1Range(l.Index))
+		}
+	}
+	for i, e := range m.entries {
+		if i&0xfff == 0 && ctx.Err() != nil {
+			return changed, ctx.Err()
+		}
+		off := int64(e.Word & qcow2.OffsetMask)
+		if e.Foreign || m.shared[e.Table] || e.Active == 0 || m.h.HasDataFile() || !placed(m.h, e.Word) ||
+			e.Cluster != off>>m.h.ClusterBits || off&(m.h.ClusterSize()-1) != 0 {
+			continue
+		}
+		done, err := m.flag(int64(e.Off), e.Word, e.Cluster)
+		if err != nil {
+			return changed, err
+		}
+		if done != nil {
+			changed = true
+			m.guest(done, m.clusterRange(e.Guest))
+		}
+	}
+	return changed, nil
+}
+
+// flag brings the COPIED flag of one entry in line with the refcount that its cluster has by now. It
+// returns the step that it is part of, nil if nothing was done.
+func (m *mender) flag(off int64, word uint64, cluster int64) (*plan.Step, error) {
+	n, ok := m.refcountNow(cluster)
+	if !ok {
+		return nil, nil
+	}
+	copied := n == 1
+	switch {
+	case copied == (word&qcow2.FlagCopied != 0):
+		return nil, nil
+	case copied && !m.ex.Complete():
+		m.keep(finding.QC05, "a COPIED flag is set only where all tables could be read")
+		return nil, nil
+	}
+	action, text := "drop-copied", "clear COPIED flags of clusters that are used more than once, so that a write copies them first"
+	if copied {
+		action, text = "set-copied", "set the COPIED flags of clusters that are used once"
+	}
+	if err := m.put64(plan.Point, off, word^qcow2.FlagCopied); err != nil {
+		return nil, err
+	}
+	st := m.step(finding.QC05, action, text, finding.Sure)
+	m.at(st, off, 8)
+	m.proof(st, "table entry", off, hex64(word), fmt.Sprintf("the refcount is %d", n))
+	return st, nil
+}
+
+// refcountNow is the refcount of a cluster with what was written to its block.
+func (m *mender) refcountNow(cluster int64) (uint64, bool) {
+	per, cs := m.h.RefblockEntries(), m.h.ClusterSize()
+	table := m.ex.RefcountTable()
+	block := cluster / per
+	if block >= int64(len(table)) {
+		return 0, true
+	}
+	at := int64(qcow2.RefblockOffset(table[block]))
+	switch {
+	case at == 0:
+		return 0, true
+	case at&(cs-1) != 0 || at >= m.ov.size:
+		return 0, false
+	}
+	order := m.h.RefcountOrder
+	bit := (cluster % per) << order
+	buf := make([]byte, max(1, 1<<order>>3))
+	if _, err := m.ov.ReadAt(buf, at+bit>>3); err != nil {
+		return 0, false
+	}
+	return qcow2.RefcountAt(buf, (bit&7)>>order, order), true
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+// An L2 table that no L1 entry names holds the map of a part of the disk. It is put back where two
+// independent observations say the same; where one does, only if the user names the place.
+//
+//	snapshot   a snapshot has the table at that L1 entry, and its refcount counts one user more
+//	guest      blocks of the guest's file systems that say where they lie
+//	only       it is the only L1 entry without a table, and this the only table without an entry
+//	order      tables are made in the order of the disk mostly: the neighbours on both sides say so
+//	named      the L1 entry names a cluster that this table maps: it was overwritten
+
+// proof is one observation that says where a table belongs.
+type proof struct {
+	kind string
+	slot int64
+	text string
+	// weight is 2 for what counts as two observations.
+	weight int
+}
+
+// candidate is a table that looks for its entry.
+type candidate struct {
+	cluster int64
+	text    string // what is known of the table
+	proofs  []proof
+}
+
+// mendOrphans puts L2 tables back into the active L1 table.
+func (m *mender) mendOrphans(ctx context.Context) (changed bool, err error) {
+	if !m.opts.wants(finding.QC13) {
+		return false, nil
+	}
+	list, err := m.candidates(ctx)
+	if err != nil || len(list) == 0 {
+		return false, err
+	}
+	taken := map[int64]int64{} // by slot: how many tables are proved to belong there
+	for _, c := range list {
+		if slot, ok := m.slotOf(c); ok {
+			taken[slot]++
+		}
+	}
+	for _, c := range list {
+		slot, ok := m.slotOf(c)
+		switch {
+		case m.placed[c.cluster]:
+			continue
+		case ok && taken[slot] > 1:
+			m.keep(finding.QC13, fmt.Sprintf("%d tables claim L1 entry %d; choose one with --place", taken[slot], slot))
+			continue
+		case !ok:
+			m.keep(finding.QC13, m.advice(c))
+			continue
+		}
+		if err := m.place(c, slot); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// slotOf is the L1 entry that a table is put into: the one that the user names, or the one that two
+// observations agree on while none speaks against it.
+func (m *mender) slotOf(c candidate) (int64, bool) {
+	if slot, ok := m.opts.Place[c.cluster<<m.h.ClusterBits]; ok {
+		return slot, true
+	}
+	weight := map[int64]int{}
+	for _, p := range c.proofs {
+		weight[p.slot] += p.weight
+	}
+	if len(weight) != 1 {
+		return 0, false
+	}
+	for slot, w := range weight {
+		return slot, w >= 2
+	}
+	return 0, false
+}
+
+// advice says what would put a table back that is not proved to belong anywhere.
+func (m *mender) advice(c candidate) string {
+	off := c.cluster << m.h.ClusterBits
+	if len(c.proofs) == 0 {
+		return fmt.Sprintf("nothing proves where the table at %#x belongs; if you know it, use --place %#x=L1INDEX", off, off)
+	}
+	p := c.proofs[0]
+	return fmt.Sprintf("one observation only says where the table at %#x belongs (%s); to put it there, use --place %#x=%d",
+		off, p.text, off, p.slot)
+}
+
+// place names a table in an L1 entry.
+func (m *mender) place(c candidate, slot int64) error {
+	if slot < 0 || slot >= m.h.L1Entries {
+		return fmt.Errorf("L1 entry %d, the table has %d entries", slot, m.h.L1Entries)
+	}
+	m.placed[c.cluster] = true
+	off := int64(m.h.L1Off) + 8*slot
+	old, err := m.get64(off)
+	if err != nil {
+		return err
+	}
+	word := uint64(c.cluster) << m.h.ClusterBits
+	if m.ex.References(c.cluster) == 0 {
+		word |= qcow2.FlagCopied
+	}
+	sure := finding.Sure
+	if _, asked := m.opts.Place[c.cluster<<m.h.ClusterBits]; asked {
+		sure = finding.Possible
+	}
+	st := m.step(finding.QC13, "relink", fmt.Sprintf("put the L2 table at %#x back into L1 entry %d",
+		c.cluster<<m.h.ClusterBits, slot), sure)
+	m.at(st, off, 8)
+	m.guest(st, m.l1Range(slot))
+	m.proof(st, "L1 entry", off, hex64(old), "becomes "+hex64(word))
+	m.proof(st, "leaked cluster", c.cluster<<m.h.ClusterBits, "", c.text)
+	for _, p := range c.proofs {
+		m.proof(st, p.kind, -1, fmt.Sprint(p.slot), p.text)
+	}
+	if sure == finding.Possible {
+		m.proof(st, "user", -1, fmt.Sprint(slot), "the place was given on the command line")
+	}
+	return m.put64(plan.Point, off, word)
+}
+
+// candidates gathers tables without an entry, with what says where they belong.
+func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
+	l1 := m.newSlots()
+	orphans := m.ex.Orphans()
+	var list []candidate
+	for _, o := range orphans {
+		c := candidate{cluster: o.Cluster, text: fmt.Sprintf(
+			"%d of its %d entries lead to clusters that nothing else maps", o.Inside, o.Entries)}
+		c.proofs = l1.proofs(o, len(orphans))
+		list = append(list, c)
+	}
+	list = append(list, m.snapshotTables(l1)...)
+	for i := range list {
+		more, err := m.guestProofs(ctx, list[i].cluster)
+		if err != nil {
+			return nil, err
+		}
+		list[i].proofs = append(list[i].proofs, more...)
+	}
+	return list, nil
+}
+
+// snapshotTables finds tables that only snapshots name, with an empty entry in the active L1 table
+// where they have them, and a refcount that counts one user more: the disk had them too.
+func (m *mender) snapshotTables(l1 *slots) (list []candidate) {
+	for _, l := range m.ex.L1Entries() {
+		c := int64(l.Table()) >> m.h.ClusterBits
+		n, ok := m.ex.Refcount(c)
+		if l.Active || l.Table() == 0 || !ok || n != m.ex.References(c)+1 || l1.used[l.Index] ||
+			m.l1Range(l.Index).Length == 0 ||
+			slices.ContainsFunc(list, func(x candidate) bool { return x.cluster == c }) {
+			continue
+		}
+		list = append(list, candidate{cluster: c,
+			text: fmt.Sprintf("its refcount is %d, but only snapshots name it", n),
+			proofs: []proof{{"snapshot", l.Index, fmt.Sprintf(
+				"snapshot %q has this table at L1 entry %d, and its refcount counts one user more",
+				l.Snapshot, l.Index), 2}}})
+	}
+	return list
+}
+
+// slots are the entries of the active L1 table.
+type slots struct {
+	m     *mender
+	used  map[int64]bool
+	empty []int64
+	bogus []int64
+	// order are the entries in use by index.
+	order []qcow2.L1Entry
+}
+
+func (m *mender) newSlots() *slots {
+	s := &slots{m: m, used: map[int64]bool{}, bogus: m.ex.BogusSlots()}
+	for _, l := range m.ex.L1Entries() {
+		switch {
+		case !l.Active || l.Table() == 0:
+		case int64(l.Table()) >= m.ov.size:
+			s.bogus = append(s.bogus, l.Index)
+			fallthrough
+		default:
+			s.used[l.Index] = true
+			s.order = append(s.order, l)
+		}
+	}
+	slices.Sort(s.bogus)
+	s.bogus = slices.Compact(s.bogus)
+	slices.SortFunc(s.order, func(a, b qcow2.L1Entry) int { return cmp.Compare(a.Index, b.Index) })
+	for i := int64(0); i < m.h.L1Entries && m.l1Range(i).Length > 0; i++ {
+		if !s.used[i] {
+			s.empty = append(s.empty, i)
+		}
+	}
+	return s
+}
+
+// proofs says what the L1 table and the places of tables tell of an orphan, one of n.
+func (s *slots) proofs(o qcow2.Orphan, n int) (list []proof) {
+	if len(o.Named) == 1 {
+		list = append(list, proof{"named", o.Named[0], fmt.Sprintf(
+			"L1 entry %d names a cluster that this table maps", o.Named[0]), 1})
+	}
+	free := slices.Concat(s.empty, s.bogus)
+	if len(free) == 1 && n == 1 {
+		list = append(list, proof{"only", free[0], fmt.Sprintf(
+			"L1 entry %d is the only one without a table, and this the only table without an entry", free[0]), 1})
+	}
+	if fits := s.between(o.Cluster, free); len(fits) == 1 {
+		list = append(list, proof{"order", fits[0], fmt.Sprintf(
+			"among the tables of its neighbours it lies where that of L1 entry %d would", fits[0]), 1})
+	}
+	return list
+}
+
+// between gives the free entries whose neighbours on both sides have their tables around cluster.
+func (s *slots) between(cluster int64, free []int64) (fits []int64) {
+	bits := s.m.h.ClusterBits
+	var sound []qcow2.L1Entry
+	for _, l := range s.order {
+		if !slices.Contains(s.bogus, l.Index) {
+			sound = append(sound, l)
+		}
+	}
+	ascending := len(sound) > 1 && slices.IsSortedFunc(sound, func(a, b qcow2.L1Entry) int {
+		return cmp.Compare(a.Table(), b.Table())
+	})
+	for _, f := range free {
+		i, _ := slices.BinarySearchFunc(sound, f, func(l qcow2.L1Entry, f int64) int { return cmp.Compare(l.Index, f) })
+		// At an end of the disk there is one neighbour; then all others must be in order.
+		before := i > 0 && int64(sound[i-1].Table())>>bits < cluster || i == 0 && ascending
+		behind := i < len(sound) && cluster < int64(sound[i].Table())>>bits || i == len(sound) && ascending
+		if before && behind {
+			fits = append(fits, f)
+		}
+	}
+	return fits
+}
+
+// guestProofs says what the guest's own blocks tell of a table.
+func (m *mender) guestProofs(context.Context, int64) ([]proof, error) { return nil, nil }

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package repair decides how a damaged qcow2 image is mended. It reads the image, mends it in
+// memory, checks what came out, and gives the difference as a [plan.Plan]; it cannot write.
+//
+// What it keeps to:
+//
+//   - A refcount is never lowered below what is known of a cluster: what nothing explains stays.
+//   - Nothing is punched out of the file, and the file never becomes shorter.
+//   - A pointer that is taken away stays in the plan, with the part of the disk that it stood for.
+//   - What is a guess is left alone and named, with what would decide it.
+package repair
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+// Options say what is mended. The zero value mends what is sure and gives no space back.
+type Options struct {
+	// Name is the object that findings and steps speak of.
+	Name string
+	// Only names the rules whose findings are mended; empty means all.
+	Only []string
+	// Leaks mends nothing but leaks that are proved to be worthless.
+	Leaks bool
+	// Reclaim frees leaks that are proved to be worthless, beside mending the rest.
+	Reclaim bool
+	// CompareData reads all data to find leaked clusters that equal one in use.
+	CompareData bool
+	// Split gives each of several guest ranges that share a cluster a copy of its own.
+	Split bool
+	// ZeroLost lets what points past the end of the file read as zeros.
+	ZeroLost bool
+	// Subclusters says what counts where a bitmap says of subclusters that they are stored and
+	// zero: "data" or "zero"; "" leaves them alone.
+	Subclusters string
+	// Place puts the orphaned L2 tables at these offsets of the file into these entries of the
+	// active L1 table.
+	Place map[int64]int64
+	// Disk is the guest's view through the whole backing chain; nil means that of the image alone.
+	Disk io.ReaderAt
+	// Check has the options of the checks that a repair makes.
+	Check qcow2.CheckOptions
+	// MemoryBytes bounds the memory for what is changed; 0 means DefaultMemoryBytes.
+	MemoryBytes int64
+}
+
+const (
+	// DefaultMemoryBytes bounds the memory for what is changed where the caller does not.
+	DefaultMemoryBytes = 4 << 30
+	// maxRounds bounds how often the image is mended and checked again. Each round that changes
+	// something leaves fewer faults than the one before.
+	maxRounds = 16
+)
+
+// ErrUnreadable: the header cannot be used, and what it should say is not proved.
+var ErrUnreadable = errors.New("the header cannot be mended in place")
+
+// wants reports whether findings of a rule are to be mended.
+func (o *Options) wants(r finding.Rule) bool {
+	if o.Leaks {
+		return r == finding.QC03 || r == finding.QC14
+	}
+	return len(o.Only) == 0 || slices.Contains(o.Only, r.Code)
+}
+
+// reclaims reports whether leaks are to be freed.
+func (o *Options) reclaims() bool {
+	return (o.Leaks || o.Reclaim) && (o.wants(finding.QC03) || o.wants(finding.QC14))
+}
+
+// mender is the state of one repair.
+type mender struct {
+	opts Options
+	ov   *overlay
+	ex   *qcow2.Exam
+	h    *qcow2.Header
+	// entries are those of ex, ordered by cluster.
+	entries []qcow2.Entry
+	steps   []plan.Step
+	hurt    []plan.Hurt
+	// kept says why what remains was left alone, by code of the rule.
+	kept map[string]string
+	// placed are orphans that have found their entry, and reclaimed leaks that were freed.
+	placed map[int64]bool
+	// said are hurt ranges that were remembered in an earlier round.
+	said map[string]bool
+	// tables are those of ex; shared are the places of those that something else claims as well, or
+	// that cannot be where they are said to be: nothing is written into them.
+	tables []qcow2.Table
+	shared map[image.HostOff]bool
+	// bad are the refcount blocks that cannot be used, by index.
+	bad map[int64]bool
+}
+
+// Plan makes a plan of how the image of size bytes that r reads is mended. Its Object has only the
+// size: the caller knows the file. The error is an *qcow2.OpenError or ErrUnreadable where the
+// image cannot be opened, ErrMemory, or that of ctx.
+func Plan(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*plan.Plan, error) {
+	if opts.MemoryBytes <= 0 {
+		opts.MemoryBytes = DefaultMemoryBytes
+	}
+	opts.Check.Name = opts.Name
+	rec := newRecorder(r, size)
+	m := &mender{opts: opts, ov: newOverlay(rec, size, opts.MemoryBytes), kept: map[string]string{},
+		placed: map[int64]bool{}, said: map[string]bool{}}
+	if err := m.mendHeader(ctx); err != nil {
+		return nil, err
+	}
+	var before plan.State
+	for round := 0; ; round++ {
+		if err := m.examine(ctx); err != nil {
+			return nil, err
+		}
+		if round == 0 {
+			before = stateOf(m.ex.Result())
+		}
+		if round == maxRounds {
+			break
+		}
+		changed, err := m.round(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !changed {
+			break
+		}
+	}
+	return m.finish(ctx, rec, before)
+}
+
+func (m *mender) examine(ctx context.Context) error {
+	ex, err := qcow2.Examine(ctx, m.ov, m.ov.size, m.opts.Check)
+	if err != nil {
+		return err
+	}
+	m.ex, m.h, m.entries, m.tables = ex, ex.Header(), ex.Entries(), ex.Tables()
+	m.shared, m.bad = map[image.HostOff]bool{}, map[int64]bool{}
+	for _, tb := range m.tables {
+		if int64(tb.Off)&(m.h.ClusterSize()-1) != 0 || int64(tb.Off) >= m.ov.size || tb.Off == 0 ||
+			m.ex.References(int64(tb.Off)>>m.h.ClusterBits) != tb.Refs {
+			m.shared[tb.Off] = true
+		}
+	}
+	for _, b := range ex.BadBlocks() {
+		m.bad[b.Index] = true
+	}
+	return nil
+}
+
+// ownL1 reports whether an L1 entry may be written: nothing else claims the cluster that it is in.
+func (m *mender) ownL1(l qcow2.L1Entry) bool {
+	c := int64(l.Off) >> m.h.ClusterBits
+	if l.Active {
+		// An entry that names the L1 table itself as an L2 table is wrong, and is no other owner; nor
+		// is what that table then maps.
+		refs := m.ex.References(c) - m.tableRefs(c)
+		for _, e := range m.entriesAt(c, 1) {
+			if int64(e.Table)>>m.h.ClusterBits == c {
+				refs -= e.Refs
+			}
+		}
+		return refs == 1
+	}
+	return len(m.ex.OwnersOf(c)) == 1 && !slices.ContainsFunc(m.ex.Overlaps(), func(o qcow2.Clusters) bool {
+		return o.First <= c && c < o.First+o.N
+	})
+}
+
+// tableRefs is how many L1 entries name an L2 table at the beginning of a cluster.
+func (m *mender) tableRefs(c int64) uint64 {
+	i, ok := slices.BinarySearchFunc(m.tables, image.HostOff(c<<m.h.ClusterBits),
+		func(tb qcow2.Table, off image.HostOff) int { return cmp.Compare(tb.Off, off) })
+	if !ok {
+		return 0
+	}
+	return m.tables[i].Refs
+}
+
+// round mends what can be mended at once, and reports whether it did something. Counts are right
+// only where pointers are, so they wait for a round in which no pointer changed.
+func (m *mender) round(ctx context.Context) (bool, error) {
+	if m.opts.Leaks {
+		return m.reclaim(ctx)
+	}
+	for _, mend := range []func(context.Context) (bool, error){
+		m.mendTables, m.mendPointers, m.mendOrphans, m.mendOverlaps, m.mendRest, m.mendCounts,
+		m.reclaim,
+	} {
+		if changed, err := mend(ctx); changed || err != nil {
+			return changed, err
+		}
+	}
+	return false, nil
+}
+
+// finish turns what was written into a plan.
+func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (*plan.Plan, error) {
+	res := m.ex.Result()
+	remains := m.clearBits(slices.Clone(res.Findings))
+	id, err := plan.NewID()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan.Plan{Schema: plan.Schema, ID: id,
+		Object: plan.Object{Format: "qcow2", SizeBytes: m.ov.baseSize},
+		Steps:  m.steps, Before: before, Remains: remains, Blind: res.Blind, Hurt: m.hurt,
+		SizeAfterBytes: m.ov.size, After: stateOf(res)}
+	p.After.Verdict = finding.VerdictOf(remains, res.Blind)
+	if p.Writes, err = m.ov.writes(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.fence(p); err != nil {
+		return nil, err
+	}
+	if rec.full {
+		return nil, fmt.Errorf("%w: the plan would rely on more than %d ranges of the file", ErrMemory,
+			maxRelied)
+	}
+	p.Relies = rec.digests()
+	for _, list := range []*[]finding.Finding{&p.Remains} {
+		for i := range *list {
+			if why := m.kept[(*list)[i].Code]; why != "" {
+				(*list)[i].Next = why
+			}
+		}
+	}
+	normalise(p)
+	return p, nil
+}
+
+// normalise turns lists that are nil into empty ones, as the document has them.
+func normalise(p *plan.Plan) {
+	if p.Steps == nil {
+		p.Steps = []plan.Step{}
+	}
+	if p.Hurt == nil {
+		p.Hurt = []plan.Hurt{}
+	}
+	if p.Writes == nil {
+		p.Writes = []plan.Write{}
+	}
+	if p.Remains == nil {
+		p.Remains = []finding.Finding{}
+	}
+}
+
+// stateOf counts what a check found.
+func stateOf(r *qcow2.Result) plan.State {
+	return plan.State{CheckErrors: r.Counts.CheckErrors, Corruptions: r.Counts.Corruptions,
+		Leaks: r.Counts.Leaks, Verdict: finding.VerdictOf(r.Findings, r.Blind)}
+}
+
+// Verify checks the image that a plan was carried out on, and returns an error if it is not what
+// the plan said. Its other errors are those of qcow2.Check.
+func Verify(ctx context.Context, r io.ReaderAt, size int64, p *plan.Plan, opts qcow2.CheckOptions) error {
+	res, err := qcow2.Check(ctx, r, size, opts)
+	if err != nil {
+		return fmt.Errorf("check the repaired image: %w", err)
+	}
+	if size != p.SizeAfterBytes {
+		return fmt.Errorf("the repaired image has %d bytes, planned were %d", size, p.SizeAfterBytes)
+	}
+	got := stateOf(res)
+	if got != p.After {
+		return fmt.Errorf("the check of the repaired image found %d check errors, %d corruptions and "+
+			"%d leaks (%s), planned were %d, %d and %d (%s)", got.CheckErrors, got.Corruptions, got.Leaks,
+			got.Verdict, p.After.CheckErrors, p.After.Corruptions, p.After.Leaks, p.After.Verdict)
+	}
+	return nil
+}

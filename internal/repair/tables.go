@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+// mendTables takes L2 tables out of use that were overwritten by something else. What they still
+// prove is kept in a new table; the cluster itself stays as it is, for it is somebody's data.
+func (m *mender) mendTables(ctx context.Context) (changed bool, err error) {
+	if !m.opts.wants(finding.QC12) {
+		return false, nil
+	}
+	var byTable map[image.HostOff][]qcow2.L1Entry
+	for _, tb := range m.tables {
+		if err := ctx.Err(); err != nil {
+			return changed, err
+		}
+		bogus, why, err := m.bogus(tb)
+		if err != nil {
+			return changed, err
+		}
+		if !bogus {
+			continue
+		}
+		if byTable == nil {
+			byTable = m.l1ByTable()
+		}
+		refs := byTable[tb.Off]
+		if slices.ContainsFunc(refs, func(l qcow2.L1Entry) bool { return !m.ownL1(l) }) {
+			m.keep(finding.QC12, "something else claims the L1 table that names it")
+			continue
+		}
+		if err := m.mendTable(tb, refs, why); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// bogus reports whether what L1 entries name as an L2 table is none, and why: it was overwritten, or
+// its cluster belongs to something else.
+func (m *mender) bogus(tb qcow2.Table) (bool, string, error) {
+	c := int64(tb.Off) >> m.h.ClusterBits
+	switch {
+	case tb.Stray || tb.Off == 0 || int64(tb.Off)&(m.h.ClusterSize()-1) != 0 || int64(tb.Off) >= m.ov.size:
+		return false, "", nil
+	case tb.Foreign:
+		return true, "was overwritten", nil
+	case !m.shared[tb.Off]:
+		return false, "", nil
+	}
+	table, err := m.ex.LooksLikeTable(c)
+	if err != nil {
+		return false, "", err
+	}
+	for _, who := range m.ex.OwnersOf(c) {
+		if who != "L2 table" && (who != "refcount block" || !table) {
+			return true, "is the image's " + who, nil
+		}
+	}
+	if table || tb.Used == 0 { // an empty one is told with the guest data in its cluster
+		return false, "", nil
+	}
+	return true, "is guest data", nil
+}
+
+func (m *mender) l1ByTable() map[image.HostOff][]qcow2.L1Entry {
+	by := map[image.HostOff][]qcow2.L1Entry{}
+	for _, l := range m.ex.L1Entries() {
+		by[l.Table()] = append(by[l.Table()], l)
+	}
+	return by
+}
+
+// mendTable puts a new table in the place of an overwritten one, or none where nothing is left.
+func (m *mender) mendTable(tb qcow2.Table, refs []qcow2.L1Entry, why string) error {
+	fresh, kept, err := m.provedEntries(tb)
+	if err != nil {
+		return err
+	}
+	word := uint64(0)
+	if kept > 0 {
+		at := m.alloc(1)
+		if err := m.ov.write(plan.New, fresh, at); err != nil {
+			return err
+		}
+		word = uint64(at)
+	}
+	st := m.step(finding.QC12, "quarantine",
+		"take L2 tables out of use that are none, and keep the entries that are proved", finding.Sure)
+	m.at(st, int64(tb.Off), m.h.ClusterSize())
+	m.proof(st, "L2 table", int64(tb.Off), fmt.Sprint(tb.Bad),
+		fmt.Sprintf("it %s; %d of its %d entries cannot be right; %d are proved and kept",
+			why, tb.Bad, tb.Used, kept))
+	for _, l := range refs {
+		w := word
+		if w != 0 && l.Active && len(refs) == 1 {
+			w |= qcow2.FlagCopied
+		}
+		if err := m.put64(plan.Point, int64(l.Off), w); err != nil {
+			return err
+		}
+		r := m.l1Range(l.Index)
+		m.guest(st, r)
+		m.hurtData(plan.Hurt{Code: finding.QC12.Code, Kind: "lost", Snapshot: l.Snapshot,
+			Guest: []finding.Range{r}, Summary: fmt.Sprintf(
+				"the L2 table at %#x %s: what it mapped is lost but for %d clusters",
+				int64(tb.Off), why, kept)})
+	}
+	m.proof(st, "leaked clusters", int64(tb.Off), "", "the cluster itself and what it mapped stay counted as used")
+	return nil
+}
+
+// provedEntries gives a table with those entries of an overwritten one that are proved: an aligned
+// cluster of the file with the COPIED flag, whose refcount says that there is one reference, and
+// this is the only one.
+func (m *mender) provedEntries(tb qcow2.Table) (fresh []byte, kept int64, err error) {
+	cs := m.h.ClusterSize()
+	old := make([]byte, cs)
+	if err := m.readCluster(old, int64(tb.Off)); err != nil {
+		return nil, 0, err
+	}
+	fresh = make([]byte, cs)
+	if tb.Active == 0 || tb.Refs != 1 || m.h.HasDataFile() || !tb.Foreign {
+		return fresh, 0, nil
+	}
+	step := m.h.L2EntryBytes()
+	for i := int64(0); i+step <= cs; i += step {
+		w := binary.BigEndian.Uint64(old[i:])
+		off := int64(w & qcow2.OffsetMask)
+		if m.h.TypeOf(w) != qcow2.EntryNormal || w&^(qcow2.FlagCopied|qcow2.OffsetMask) != 0 ||
+			w&qcow2.FlagCopied == 0 || off&(cs-1) != 0 || off+cs > m.ov.size {
+			continue
+		}
+		if step == 16 {
+			b := binary.BigEndian.Uint64(old[i+8:])
+			if uint32(b)&uint32(b>>32) != 0 || uint32(b) == 0 {
+				continue
+			}
+		}
+		c := off >> m.h.ClusterBits
+		if n, ok := m.ex.Refcount(c); !ok || n != 1 || m.ex.References(c) != 1 {
+			continue
+		}
+		copy(fresh[i:i+step], old[i:i+step])
+		kept++
+	}
+	return fresh, kept, nil
+}
+
+// readCluster fills p from off; what lies behind the end of the file is zeros.
+func (m *mender) readCluster(p []byte, off int64) error {
+	n := max(0, min(int64(len(p)), m.ov.size-off))
+	if _, err := m.ov.ReadAt(p[:n], off); err != nil {
+		return fmt.Errorf("read the cluster at %#x: %w", off, err)
+	}
+	clear(p[n:])
+	return nil
+}
