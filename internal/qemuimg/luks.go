@@ -3,31 +3,22 @@
 
 package qemuimg
 
-// The LUKS header (LUKS On-Disk Format Specification 1.2.3, "The partition header"); all numbers
-// are big-endian:
-//
-//	  0  magic "LUKS\xba\xbe"    6  version: 1         8  cipher name: 32 bytes
-//	 40  cipher mode: 32 bytes  72  hash: 32 bytes   104  payload: sector
-//	108  bytes of a key        112  digest: 20 bytes 132  salt: 32 bytes
-//	164  iterations            168  UUID: 40 bytes
-//	208  8 key slots of 48 bytes: {active, iterations, salt: 32 bytes, key: sector, stripes}
+// What qemu checks of a LUKS header, in its order and words (QEMU 7.2, crypto/block-luks.c). The header
+// itself is read by image.ParseLUKS.
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/shisa-vm/shisa/internal/image"
 )
 
 const (
-	luksHeaderBytes   = 592
-	luksMagic         = "LUKS\xba\xbe"
-	luksSlots         = 8
-	luksSlotActive    = 0x00ac71f3
-	luksSlotInactive  = 0x0000dead
+	luksHeaderBytes   = image.LUKSHeaderBytes
+	luksSlots         = image.LUKSSlots
 	luksStripes       = 4000
 	luksHeaderSectors = 4096 / sector
 )
@@ -54,58 +45,43 @@ func readLUKS(r io.ReaderAt, room int64) (*luksHeader, *fault) {
 	if _, err := r.ReadAt(p, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, errnoFault(err, "Could not read encryption header")
 	}
-	be := binary.BigEndian
-	text := func(off, n int) (string, bool) {
-		s, _, ok := bytes.Cut(p[off:off+n], []byte{0})
-		return string(s), ok
-	}
-	if string(p[:6]) != luksMagic {
+	raw, err := image.ParseLUKS(p)
+	var version *image.LUKSVersionError
+	switch {
+	case errors.As(err, &version):
+		return nil, faultf("LUKS version %d is not supported", version.Version)
+	case err != nil:
 		return nil, faultf("Volume is not in LUKS format")
+	case raw.Unended != "":
+		return nil, faultf("LUKS header %s is not NUL terminated", raw.Unended)
 	}
-	if v := be.Uint16(p[6:]); v != 1 {
-		return nil, faultf("LUKS version %d is not supported", v)
-	}
-	h := &luksHeader{payloadOff: int64(be.Uint32(p[104:])) * sector, masterIters: be.Uint32(p[164:])}
-	var names [3]string
-	for i, what := range []string{"cipher name", "cipher mode", "hash spec"} {
-		var ok bool
-		if names[i], ok = text(8+32*i, 32); !ok {
-			return nil, faultf("LUKS header %s is not NUL terminated", what)
-		}
-	}
-	h.uuid, _ = text(168, 40)
+	h := &luksHeader{payloadOff: int64(raw.PayloadSector) * sector, masterIters: raw.Iterations, uuid: raw.UUID}
 	switch {
 	case h.payloadOff < luksHeaderSectors*sector:
 		return nil, faultf("LUKS payload is overlapping with the header")
 	case h.masterIters == 0:
 		return nil, faultf("LUKS key iteration count is zero")
 	}
-	keyBytes := be.Uint32(p[108:])
-	if err := h.readSlots(p[208:], keyBytes); err != nil {
+	if err := h.takeSlots(raw); err != nil {
 		return nil, err
 	}
-	return h, h.parseNames(names[0], names[1], names[2], keyBytes)
+	return h, h.parseNames(raw.Cipher, raw.Mode, raw.Hash, raw.KeyBytes)
 }
 
-// readSlots reads the key slots and checks that they do not overlap.
-func (h *luksHeader) readSlots(p []byte, keyBytes uint32) *fault {
-	be := binary.BigEndian
-	all := make([]luksSlot, luksSlots)
-	state := make([]uint32, luksSlots)
-	for i := range all {
-		s := p[48*i:]
-		state[i] = be.Uint32(s)
-		all[i] = luksSlot{active: state[i] == luksSlotActive, iters: be.Uint32(s[4:]),
-			keyOff: be.Uint32(s[40:]), len: be.Uint32(s[44:])}
+// takeSlots takes over the key slots and checks that they do not overlap.
+func (h *luksHeader) takeSlots(raw *image.LUKSHeader) *fault {
+	keyBytes := raw.KeyBytes
+	all := h.slots[:]
+	for i, s := range raw.Slots {
+		all[i] = luksSlot{active: s.Active(), iters: s.Iterations, keyOff: s.KeySector, len: s.Stripes}
 	}
-	copy(h.slots[:], all)
 	payload := uint32(h.payloadOff / sector)
 	for i, s := range all {
 		length := keySectors(keyBytes, s.len)
 		switch {
 		case s.len != luksStripes:
 			return faultf("Keyslot %d is corrupted (stripes %d != %d)", i, int32(s.len), luksStripes)
-		case !s.active && state[i] != luksSlotInactive:
+		case !s.active && raw.Slots[i].State != image.LUKSSlotInactive:
 			return faultf("Keyslot %d state (active/disable) is corrupted", i)
 		case s.active && s.iters == 0:
 			return faultf("Keyslot %d iteration count is zero", i)

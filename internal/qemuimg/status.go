@@ -6,6 +6,12 @@ package qemuimg
 import "io"
 
 // Block status as in qemu (BDRV_BLOCK_*): what stands behind a range of a node.
+//
+// internal/disk knows a status of its own, for shisa compare --strict, and the two are kept apart on
+// purpose. Here the question goes from node to node of any graph that --image-opts describes, in the
+// portions that qemu asks in, since where an answer ends shows in what it prints. There the answer is made
+// from the merged map of a chain, read once from its beginning to its end, which is what makes it fast.
+// One of the two ways would have to be bent into the other; their common words are five flags.
 const (
 	isData      = 1 << iota // bytes are stored
 	isZero                  // it reads as zeros

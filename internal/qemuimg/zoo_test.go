@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/shisa-vm/shisa/internal/image"
 )
 
 // zooCommands make the images of the zoo: "@" stands for qemu-img create -q -f qcow2, ">" for
@@ -113,7 +115,7 @@ func runCommands(t testing.TB, dir string) {
 func luksBytes(cipher, mode, hash string, keyBytes uint32) []byte {
 	p := make([]byte, luksHeaderBytes)
 	be := binary.BigEndian
-	copy(p, luksMagic+"\x00\x01")
+	copy(p, image.LUKSMagic+"\x00\x01")
 	copy(p[8:], cipher)
 	copy(p[40:], mode)
 	copy(p[72:], hash)
@@ -123,11 +125,11 @@ func luksBytes(cipher, mode, hash string, keyBytes uint32) []byte {
 	copy(p[168:], "01234567-89ab-cdef-0123-456789abcdef")
 	for i := range luksSlots {
 		s := p[208+48*i:]
-		be.PutUint32(s, luksSlotInactive)
+		be.PutUint32(s, image.LUKSSlotInactive)
 		be.PutUint32(s[40:], uint32(8+504*i))
 		be.PutUint32(s[44:], luksStripes)
 	}
-	be.PutUint32(p[208:], luksSlotActive)
+	be.PutUint32(p[208:], image.LUKSSlotActive)
 	be.PutUint32(p[212:], 98765)
 	return p
 }
