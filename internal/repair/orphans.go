@@ -110,6 +110,7 @@ func (m *mender) place(c candidate, slot int64) error {
 		return fmt.Errorf("L1 entry %d, the table has %d entries", slot, m.h.L1Entries)
 	}
 	m.placed[c.cluster] = true
+	m.volumes = nil // there is more to see of the disk now
 	off := int64(m.h.L1Off) + 8*slot
 	old, err := m.get64(off)
 	if err != nil {
@@ -151,7 +152,7 @@ func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 	}
 	list = append(list, m.snapshotTables(l1)...)
 	for i := range list {
-		more, err := m.guestProofs(ctx, list[i].cluster)
+		more, err := m.guestProofs(ctx, list[i].cluster, l1)
 		if err != nil {
 			return nil, err
 		}
@@ -255,6 +256,3 @@ func (s *slots) between(cluster int64, free []int64) (fits []int64) {
 	}
 	return fits
 }
-
-// guestProofs says what the guest's own blocks tell of a table.
-func (m *mender) guestProofs(context.Context, int64) ([]proof, error) { return nil, nil }

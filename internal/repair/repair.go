@@ -21,6 +21,7 @@ import (
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -100,6 +101,8 @@ type mender struct {
 	// that cannot be where they are said to be: nothing is written into them.
 	tables []qcow2.Table
 	shared map[image.HostOff]bool
+	// volumes are the guest's file systems, nil if they were not looked for.
+	volumes *[]guest.Volume
 	// bad are the refcount blocks that cannot be used, by index.
 	bad map[int64]bool
 }

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/repair"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// run starts a program that must succeed.
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+// formatted makes a qcow2 image with a file system that has files in it, with clusters of 4 KiB, so
+// that one L2 table maps 2 MiB.
+func formatted(t *testing.T, mkfs func(raw, files string) []string) memory {
+	t.Helper()
+	dir := t.TempDir()
+	files, raw, img := filepath.Join(dir, "files"), filepath.Join(dir, "raw"), filepath.Join(dir, "img")
+	if err := os.Mkdir(files, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		content := bytes.Repeat([]byte(fmt.Sprintf("file %d\n", i)), 9000)
+		if err := os.WriteFile(filepath.Join(files, fmt.Sprint(i)), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(raw, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(raw, 320<<20); err != nil {
+		t.Fatal(err)
+	}
+	args := mkfs(raw, files)
+	run(t, args[0], args[1:]...)
+	run(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", raw, img)
+	return load(t, img)
+}
+
+func word(b memory, off int64) uint64 { return binary.BigEndian.Uint64(b[off:]) }
+
+// l1Slots gives the indexes of the L1 entries in use.
+func l1Slots(t *testing.T, b memory) (list []int64, h *qcow2.Header) {
+	t.Helper()
+	h, err := qcow2.ReadHeader(b, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range h.L1Entries {
+		if word(b, int64(h.L1Off)+8*i) != 0 {
+			list = append(list, i)
+		}
+	}
+	return list, h
+}
+
+// actions lists what a plan does, as "QC13 relink".
+func actions(p *plan.Plan) (list []string) {
+	for _, s := range p.Steps {
+		list = append(list, s.Code+" "+s.Action)
+	}
+	return list
+}
+
+// TestLostL1Entries wipes one L1 entry after another of disks with real file systems. Where the plan
+// puts the table back, it is the image from before; where it does not, it says so and changes
+// nothing. A table is never put into a wrong place.
+func TestLostL1Entries(t *testing.T) {
+	testenv.Need(t, "qemu-img", "mkfs.ext4", "mkfs.xfs")
+	for name, mkfs := range map[string]func(raw, files string) []string{
+		"ext4": func(raw, files string) []string {
+			return []string{"mkfs.ext4", "-q", "-F", "-b", "1024", "-d", files, raw}
+		},
+		"xfs": func(raw, _ string) []string { return []string{"mkfs.xfs", "-q", "-f", "-b", "size=1024", raw} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			sound := formatted(t, mkfs)
+			slots, h := l1Slots(t, sound)
+			back := 0
+			for _, i := range slots {
+				b := slices.Clone(sound)
+				binary.BigEndian.PutUint64(b[int64(h.L1Off)+8*i:], 0)
+				p := makePlan(t, b, repair.Options{})
+				after := b.applied(t, p)
+				switch {
+				case slices.Contains(actions(p), "QC13 relink"):
+					back++
+					if !bytes.Equal(after, sound) {
+						t.Errorf("L1 entry %d: the image is not what it was", i)
+					}
+				case p.After.Verdict != finding.Found || !bytes.Equal(after[:len(b)], b):
+					t.Errorf("L1 entry %d: %s, %v", i, p.After.Verdict, actions(p))
+				}
+			}
+			t.Logf("%d of %d tables are put back", back, len(slots))
+			if back == 0 {
+				t.Error("no table is put back")
+			}
+		})
+	}
+}
+
+// TestTwoLostL1Entries: the only empty entry is no proof any more.
+func TestTwoLostL1Entries(t *testing.T) {
+	testenv.Need(t, "qemu-img", "mkfs.ext4")
+	sound := formatted(t, func(raw, files string) []string {
+		return []string{"mkfs.ext4", "-q", "-F", "-b", "1024", "-d", files, raw}
+	})
+	slots, h := l1Slots(t, sound)
+	for k := range len(slots) - 1 {
+		b := slices.Clone(sound)
+		for _, i := range slots[k : k+2] {
+			binary.BigEndian.PutUint64(b[int64(h.L1Off)+8*i:], 0)
+		}
+		after := b.applied(t, makePlan(t, b, repair.Options{}))
+		for _, i := range slots[k : k+2] {
+			off := int64(h.L1Off) + 8*i
+			if got := word(after, off); got != 0 && got != word(sound, off) {
+				t.Errorf("L1 entry %d became %#x, was %#x", i, got, word(sound, off))
+			}
+		}
+	}
+}
+
+// TestPlace puts a table where the user says, and says that it was the user.
+func TestPlace(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "2G")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 20M", path)
+	sound := load(t, path)
+	_, h := l1Slots(t, sound)
+	b := slices.Clone(sound)
+	table := int64(word(b, int64(h.L1Off)) & qcow2.OffsetMask)
+	binary.BigEndian.PutUint64(b[h.L1Off:], 0)
+
+	p := makePlan(t, b, repair.Options{})
+	if !p.Empty() || p.After.Verdict != finding.Found {
+		t.Errorf("without --place: %v, %s; want nothing, found", actions(p), p.After.Verdict)
+	}
+	// Nothing of it is freed, whatever is asked for.
+	for _, o := range []repair.Options{{Leaks: true}, {Reclaim: true}, {Reclaim: true, CompareData: true}} {
+		if p := makePlan(t, b, o); !p.Empty() {
+			t.Errorf("%+v: %v, want nothing", o, actions(p))
+		}
+	}
+	p = makePlan(t, b, repair.Options{Place: map[int64]int64{table: 0}})
+	if after := b.applied(t, p); !bytes.Equal(after, sound) {
+		t.Errorf("with --place: the image is not what it was: %v", actions(p))
+	}
+	if len(p.Steps) != 1 || p.Steps[0].Certainty != finding.Possible {
+		t.Errorf("with --place: %+v, want one step that is only possible", p.Steps)
+	}
+}
+
+// TestSnapshotTable: a table that a snapshot still has, and that is counted once more, is put back.
+func TestSnapshotTable(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "2G")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 600M 20M", path)
+	run(t, "qemu-img", "snapshot", "-c", "one", path)
+	sound := load(t, path)
+	_, h := l1Slots(t, sound)
+	b := slices.Clone(sound)
+	binary.BigEndian.PutUint64(b[int64(h.L1Off)+8:], 0)
+	p := makePlan(t, b, repair.Options{})
+	if after := b.applied(t, p); !bytes.Equal(after, sound) || p.After.Verdict != finding.Clean {
+		t.Errorf("%v, %s; want the image from before", actions(p), p.After.Verdict)
+	}
+}

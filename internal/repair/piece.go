@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+)
+
+// guestProofs says what the guest's own blocks, read through a table that nothing names, tell of the
+// place where it belongs.
+func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots) ([]proof, error) {
+	if m.h.HasDataFile() || m.h.Crypt != qcow2.CryptNone {
+		return nil, nil // what the table maps cannot be read
+	}
+	vols, err := m.guestVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	span := m.h.L2Span()
+	d, err := m.through(cluster)
+	if err != nil {
+		return nil, err
+	}
+	p := guest.Piece{Data: d, SpanBytes: span, DiskBytes: m.h.SizeBytes, UnitBytes: m.h.ClusterSize(),
+		Possible: func(base int64) bool {
+			i := base / span
+			return !l1.used[i] || slices.Contains(l1.bogus, i)
+		}}
+	err = d.Map(ctx, 0, span, func(e image.Extent) error {
+		if e.Kind == image.Data || e.Kind == image.Compressed {
+			p.Mapped = append(p.Mapped, finding.Range{Offset: int64(e.Guest), Length: e.Length})
+		}
+		return nil
+	})
+	// An entry that cannot be right ends the map there; what comes before it tells enough.
+	if entry := (*qcow2.EntryError)(nil); err != nil && !errors.As(err, &entry) {
+		return nil, err
+	}
+	ev, err := guest.Proofs(ctx, vols, p)
+	if errors.Is(err, guest.ErrPiece) {
+		return nil, nil // a span or a disk that no file system fits into
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []proof
+	for _, g := range ev.Proofs {
+		w := 1
+		if g.Independent && !g.Learned {
+			w = 2
+		}
+		list = append(list, proof{"guest", g.Base / span, g.Text, w})
+	}
+	return list, nil
+}
+
+// guestVolumes finds the guest's file systems on the disk as it is by now.
+func (m *mender) guestVolumes(ctx context.Context) ([]guest.Volume, error) {
+	if m.volumes != nil {
+		return *m.volumes, nil
+	}
+	d, err := qcow2.NewDisk(m.ov, m.ov.size, m.h, qcow2.DiskOptions{})
+	if err != nil {
+		return nil, err
+	}
+	// What cannot be read there proves nothing, and takes nothing away.
+	vols, _, err := guest.Volumes(ctx, &guestView{ctx: ctx, d: d, below: m.opts.Disk}, m.h.SizeBytes)
+	if err != nil {
+		return nil, err
+	}
+	m.volumes = &vols
+	return vols, nil
+}
+
+// through gives what one table maps, as a disk of its own.
+func (m *mender) through(cluster int64) (*qcow2.Disk, error) {
+	cs := m.h.ClusterSize()
+	end := (m.ov.size + cs - 1) &^ (cs - 1)
+	r := &withL1{ReaderAt: m.ov, at: end}
+	binary.BigEndian.PutUint64(r.entry[:], uint64(cluster)<<m.h.ClusterBits)
+	return qcow2.NewDisk(r, end+cs, m.h, qcow2.DiskOptions{Snapshot: &qcow2.Snapshot{
+		L1Off: image.HostOff(end), L1Entries: 1, DiskBytes: m.h.L2Span()}})
+}
+
+// withL1 is a file with an L1 table of one entry behind its end.
+type withL1 struct {
+	io.ReaderAt
+	at    int64
+	entry [8]byte
+}
+
+// ReadAt is io.ReaderAt.
+func (w *withL1) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	if off < w.at {
+		n := int(min(int64(len(p)), w.at-off))
+		if _, err := w.ReaderAt.ReadAt(p[:n], off); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+	}
+	for i, b := range w.entry {
+		if at := w.at + int64(i) - off; at >= 0 && at < int64(len(p)) {
+			p[at] = b
+		}
+	}
+	return len(p), nil
+}
+
+// guestView reads the disk of an image; what the image does not have comes from the chain below.
+type guestView struct {
+	ctx   context.Context
+	d     *qcow2.Disk
+	below io.ReaderAt
+}
+
+// ReadAt is io.ReaderAt.
+func (g *guestView) ReadAt(p []byte, off int64) (int, error) {
+	n, err := g.d.ReadAt(p, off)
+	if err != nil && !errors.Is(err, io.EOF) || g.below == nil {
+		return n, err
+	}
+	merr := g.d.Map(g.ctx, image.GuestOff(off), int64(n), func(e image.Extent) error {
+		if e.Kind != image.Unallocated {
+			return nil
+		}
+		q := p[int64(e.Guest)-off:][:e.Length]
+		m, err := g.below.ReadAt(q, int64(e.Guest))
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read the backing file at %#x: %w", int64(e.Guest), err)
+		}
+		clear(q[m:])
+		return nil
+	})
+	if merr != nil {
+		return 0, merr
+	}
+	return n, err
+}
