@@ -178,12 +178,7 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 	defer u.Close()
 	out.ID = u.ID()
 	if img == nil {
-		if !u.State().Unfinished() {
-			out.Did, out.Receipt = DidNothing, u.Receipt()
-			return nil
-		}
-		return fmt.Errorf("undo file %s: its image is not beside it and no receipt names it; "+
-			"recover the image by its own name", u.Path())
+		return e.recoverAlone(u, out)
 	}
 	c, err := e.newChange(ctx, img, u)
 	if err != nil {
@@ -215,6 +210,24 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 	}
 	out.Receipt, err = c.record(failure)
 	return err
+}
+
+// recoverAlone brings a change to an end whose image is not known: where that was not touched, or is
+// in order.
+func (e *engine) recoverAlone(u *vault.Undo, out *Outcome) error {
+	out.Receipt = u.Receipt()
+	switch {
+	case !u.State().Unfinished():
+		out.Did = DidNothing
+		return nil
+	case u.State() == vault.Prepared:
+		out.Did = DidRollBack
+		err := u.Advance(vault.RolledBack, e.o.Now())
+		out.Receipt = u.Receipt()
+		return err
+	}
+	return fmt.Errorf("undo file %s: its image is not beside it and no receipt names it; "+
+		"recover the image by its own name", u.Path())
 }
 
 // again says of an error whether the storage failed once more.

@@ -55,16 +55,20 @@ func (c *change) back(ctx context.Context) error {
 		}
 	}
 	done := int64(0)
+	var old []byte
 	for k := vault.KindLower; k >= vault.KindNew; k-- {
 		wrote := false
 		err := c.u.Records(ctx, k, func(r vault.Record) error {
 			done += int64(len(r.New))
 			c.e.o.Progress("write the old bytes", done, c.total)
 			if len(r.Old) == 0 {
-				return nil
+				return nil // it goes when the image becomes shorter
 			}
 			wrote = true
-			return c.img.write(r.Old, r.Offset)
+			// Where the image ended inside, zeros go behind: a sector with old bytes and then new ones
+			// is neither as before nor as after, and would be taken for somebody else's work.
+			old = append(append(old[:0], r.Old...), make([]byte, len(r.New)-len(r.Old))...)
+			return c.img.write(old, r.Offset)
 		})
 		if err == nil && wrote {
 			err = c.img.sync()

@@ -82,6 +82,7 @@ func (d *Disk) PutBlock(path string, content []byte) {
 func (d *Disk) Move(from, to string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.addDirs(filepath.Dir(to))
 	d.names[to], d.safe[to] = d.names[from], d.safe[from]
 	delete(d.names, from)
 	delete(d.safe, from)
