@@ -24,6 +24,7 @@ var layer = map[string]int{
 	"internal/vault":           4,
 	"internal/disk":            3,
 	"internal/lab":             3,
+	"internal/lab/cut":         3,
 	"internal/lab/zoo":         4,
 	"internal/lab/sweep":       4,
 	"internal/lab/cutfs":       3,
@@ -46,6 +47,7 @@ var onlyBy = map[string][]string{
 	"internal/lab/zoo":         {"bench"},                                       // it runs qemu-img
 	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                 // it mounts
 	"internal/lab/sweep":       {"bench"},                                       // it runs programs on broken images
+	"internal/lab/cut":         {},                                              // for tests
 	"internal/image/imagetest": {},
 	"internal/testenv":         {"internal/image/imagetest"},
 	"internal/cli":             {"cmd/shisa"},

@@ -65,6 +65,39 @@ func TestOnlyDiskioWrites(t *testing.T) {
 	}
 }
 
+// repairers may name the side of diskio that changes existing files; everybody else describes a
+// change as a plan. Which packages may import apply, layers_test.go says.
+var repairers = []string{
+	"internal/diskio", "internal/vault", "internal/apply",
+	"internal/lab/cut", // a disk in memory, for tests
+}
+
+// repairing lists what that side is called: types and functions of diskio, and methods.
+var (
+	repairing = []string{"Host", "Disk", "Writable", "Opener", "Names"}
+	reopening = []string{"OpenForRepair", "OpenWithoutLocks"}
+)
+
+func TestOnlyPlansAreCarriedOut(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || slices.Contains(repairers, s.dir) {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			pkg, name := s.called(sel)
+			if pkg == module+"/internal/diskio" && slices.Contains(repairing, name) ||
+				slices.Contains(reopening, sel.Sel.Name) {
+				t.Errorf("%s: %s opens files for a change; only %v may", s.at(sel), sel.Sel.Name, repairers)
+			}
+			return true
+		})
+	}
+}
+
 func TestNothingIsStarted(t *testing.T) {
 	for _, s := range sources(t) {
 		if s.test || slices.Contains(runners, s.dir) {

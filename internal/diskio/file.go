@@ -2,7 +2,8 @@
 // SPDX-FileCopyrightText: The shisa authors
 
 // Package diskio is the only place where shisa touches files that hold disks. Opening is for
-// reading; a new file is made only where there is none, so looking can change nothing.
+// reading; a new file is made only where there is none, so looking can change nothing. What changes
+// a file that is there is a Disk, which only the packages that carry out plans may name.
 package diskio
 
 import (
