@@ -21,7 +21,7 @@ LDFLAGS := -s -w -X $(shell sed -n 's/^module //p' go.mod)/internal/cli.version=
 
 # What the tests call, and the Debian packages that have it. gcc is for the race detector.
 TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc groff:groff-base \
-	setpriv:util-linux losetup:mount mount:mount \
+	zsh:zsh fish:fish setpriv:util-linux losetup:mount mount:mount \
 	mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk
 # What is looked for as a file: a library, and a program that the shell has a word for.
 FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time /usr/share/zoneinfo/UTC:tzdata

@@ -24,8 +24,8 @@ func newCompletion(s *stdio) *cobra.Command {
 		Example: `  shisa completion bash > /etc/bash_completion.d/shisa
   shisa completion zsh > "${fpath[1]}/_shisa"
   shisa completion fish > ~/.config/fish/completions/shisa.fish`,
-		Args:      wantArgs(1, 1),
-		ValidArgs: []string{"bash", "zsh", "fish"},
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: firstOf(cobra.ShellCompDirectiveNoFileComp, "bash", "zsh", "fish"),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.shell, o.root = args[0], c.Root()
 			if o.shell != "bash" && o.shell != "zsh" && o.shell != "fish" {
@@ -33,6 +33,16 @@ func newCompletion(s *stdio) *cobra.Command {
 			}
 			return runCompletion(c.Context(), o, s)
 		},
+	}
+}
+
+// firstOf completes the first argument by words; then says what of the others.
+func firstOf(then cobra.ShellCompDirective, words ...string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, then
+		}
+		return words, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

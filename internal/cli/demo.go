@@ -36,7 +36,8 @@ The directory is removed at the end unless it is named or kept. The exit status 
 		Example: `  shisa demo
   shisa demo --keep
   shisa demo --dir /tmp/world --html report.html`,
-		Args: wantArgs(0, 0),
+		Args:              wantArgs(0, 0),
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := o.look.ready(c); err != nil {
 				return err

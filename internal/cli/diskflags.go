@@ -48,6 +48,15 @@ const (
 	formJSON  outputForm = "json"
 )
 
+// flag adds --output to a command.
+func (f *outputForm) flag(c *cobra.Command) {
+	c.Flags().StringVar((*string)(f), "output", "", "show it in the `FORM` of qemu-img: human or json")
+	words := cobra.FixedCompletions([]string{string(formHuman), string(formJSON)}, cobra.ShellCompDirectiveNoFileComp)
+	if err := c.RegisterFlagCompletionFunc("output", words); err != nil {
+		panic(err) // the flag was added above
+	}
+}
+
 // ready refuses other values, and two forms at once.
 func (f outputForm) ready(c *cobra.Command, json bool) error {
 	switch {

@@ -20,7 +20,7 @@ type infoOptions struct {
 	format   string
 	snapshot string
 	all      bool
-	output   string
+	output   outputForm
 }
 
 func newInfo(s *stdio) *cobra.Command {
@@ -41,7 +41,7 @@ directory or a --pool; --follow opens them anywhere.
   shisa info --output=json vm.qcow2`,
 		Args: wantArgs(1, -1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := outputForm(o.output).ready(c, o.json); err != nil {
+			if err := o.output.ready(c, o.json); err != nil {
 				return err
 			}
 			if o.output != "" && (len(args) > 1 || o.snapshot != "") {
@@ -55,7 +55,7 @@ directory or a --pool; --follow opens them anywhere.
 	f.StringVarP(&o.format, "format", "f", "", "take the image for one of format `FMT` instead of looking at its content")
 	f.StringVar(&o.snapshot, "snapshot", "", "of the internal snapshots, show the one with that id or `NAME` only")
 	f.BoolVar(&o.all, "all", false, "list every snapshot and bitmap instead of at most 20")
-	f.StringVar(&o.output, "output", "", "show it in the `FORM` of qemu-img: human or json")
+	o.output.flag(c)
 	return c
 }
 
@@ -101,7 +101,7 @@ func qemuInfo(ctx context.Context, o infoOptions, d *disk.Description, s *stdio)
 	if last := chain[len(chain)-1]; o.chain && last.Backing != nil && last.Backing.State == disk.LinkNotFollowed {
 		return diskError(last.Backing.Link.Err(last.Path, "backing file"))
 	}
-	argv := []string{"shisa", "info", "--output=" + o.output}
+	argv := []string{"shisa", "info", "--output=" + string(o.output)}
 	if o.format != "" {
 		argv = append(argv, "-f", o.format)
 	}

@@ -18,7 +18,7 @@ type mapOptions struct {
 	diskOptions
 	format   string
 	snapshot string
-	output   string
+	output   outputForm
 	start    byteSize
 	length   byteSize
 }
@@ -41,7 +41,7 @@ anywhere.
   shisa map --output=json vm.qcow2`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := outputForm(o.output).ready(c, o.json); err != nil {
+			if err := o.output.ready(c, o.json); err != nil {
 				return err
 			}
 			return runMap(c.Context(), o, args[0], s)
@@ -53,7 +53,7 @@ anywhere.
 	f.VarP(&o.start, "start-offset", "s", "begin at this place of the disk")
 	f.VarP(&o.length, "max-length", "l", "map at most so many bytes")
 	f.Lookup("max-length").DefValue = ""
-	f.StringVar(&o.output, "output", "", "show it in the `FORM` of qemu-img: human or json")
+	o.output.flag(c)
 	return c
 }
 
@@ -66,9 +66,9 @@ func runMap(ctx context.Context, o mapOptions, path string, s *stdio) (err error
 	r := render.MapRange{Start: int64(o.start), Length: int64(o.length)}
 	var end render.MapEnd
 	switch {
-	case o.output == string(formJSON):
+	case o.output == formJSON:
 		return render.QemuMapJSON(ctx, s.out, chain, r)
-	case o.output == string(formHuman):
+	case o.output == formHuman:
 		return render.QemuMap(ctx, s.out, chain, r)
 	case o.json:
 		end, err = render.MapJSON(ctx, s.out, chain, r)

@@ -32,6 +32,7 @@ Unlike all other commands it opens every backing file that a header names, as qe
 		Annotations: map[string]string{ownStatus: `Those of qemu-img. check: 0 no errors, 1 not completed, 2 errors, 3 leaks only, 63 the format has no
 check. compare: 0 the same, 1 not the same, 2 to 4 an error. info and map: 0 done, 1 an error.`},
 		DisableFlagParsing: true,
+		ValidArgsFunction:  firstOf(cobra.ShellCompDirectiveDefault, "check", "compare", "info", "map"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return exitWith(RunQemuImg(c.Context(), append([]string{"qemu-img"}, args...), s.in, s.out, s.err))
 		},

@@ -35,8 +35,9 @@ func newVersion(s *stdio) *cobra.Command {
 it, and the kernel that it runs on: what a report about a fault should begin with.`,
 		Example: `  shisa version
   shisa version --json`,
-		Args: wantArgs(0, 0),
-		RunE: func(c *cobra.Command, _ []string) error { return runVersion(c.Context(), o, s) },
+		Args:              wantArgs(0, 0),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(c *cobra.Command, _ []string) error { return runVersion(c.Context(), o, s) },
 	}
 	jsonFlag(c, &o.json)
 	return c
