@@ -68,8 +68,10 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 		st := m.step(rule, "raise", text, finding.Sure)
 		st.Count += s.N - 1
 		m.at(st, int64(s.First)<<m.h.ClusterBits, s.N<<m.h.ClusterBits)
-		m.proof(st, "refcount", int64(s.First)<<m.h.ClusterBits, fmt.Sprint(s.Refcount),
-			fmt.Sprintf("%d references were counted", s.References))
+		if m.roomFor(st) {
+			m.proof(st, "refcount", int64(s.First)<<m.h.ClusterBits, fmt.Sprint(s.Refcount),
+				fmt.Sprintf("%d references were counted", s.References))
+		}
 		m.guestsOf(st, int64(s.First), s.N)
 	}
 	return changed, nil
@@ -120,27 +122,35 @@ func (m *mender) setRefcounts(ph plan.Phase, first, n int64, v uint64) (bool, er
 
 // putRefcounts sets entries [in, in+n) of the refcount block at off.
 func (m *mender) putRefcounts(ph plan.Phase, off, in, n int64, v uint64) error {
-	order := m.h.RefcountOrder
-	// Narrow refcounts share bytes with their neighbours.
-	per := max(1, int64(8)>>order)
-	from := in / per * per
-	to := (in + n + per - 1) / per * per
-	const stepEntries = 1 << 13
-	for a := from; a < to; a += stepEntries {
-		b := min(to, a+stepEntries)
-		start, end := a<<order>>3, (b<<order+7)>>3
-		buf := make([]byte, end-start)
-		if _, err := m.ov.ReadAt(buf, off+start); err != nil {
-			return fmt.Errorf("read the refcount block at %#x: %w", off, err)
-		}
-		for i := max(a, in); i < min(b, in+n); i++ {
-			qcow2.PutRefcount(buf, i-a, order, v)
-		}
-		if err := m.ov.write(ph, buf, off+start); err != nil {
-			return err
-		}
+	b, err := m.block(off)
+	if err != nil {
+		return err
 	}
-	return nil
+	order := m.h.RefcountOrder
+	from := in << order >> 3 &^ (wordBytes - 1)
+	to := ((in+n)<<order + 63) >> 3 &^ (wordBytes - 1)
+	old := slices.Clone(b[from:to])
+	for i := in; i < in+n; i++ {
+		qcow2.PutRefcount(b, i, order, v)
+	}
+	return m.ov.replace(ph, off+from, old, b[from:to])
+}
+
+// block gives the refcount block at off, a cluster of the file, as it is now. It is kept until
+// another one is asked for, and what putRefcounts writes goes into it as well.
+func (m *mender) block(off int64) ([]byte, error) {
+	if m.blockOff == off {
+		return m.blockBuf, nil
+	}
+	if int64(len(m.blockBuf)) != m.h.ClusterSize() {
+		m.blockBuf = make([]byte, m.h.ClusterSize())
+	}
+	m.blockOff = 0
+	if err := m.readCluster(m.blockBuf, off); err != nil {
+		return nil, err
+	}
+	m.blockOff = off
+	return m.blockBuf, nil
 }
 
 // mendFlags sets and clears COPIED flags: one says that a cluster has this one reference, so that it
@@ -210,7 +220,9 @@ func (m *mender) flag(off int64, word uint64, cluster int64) (*plan.Step, error)
 	}
 	st := m.step(finding.QC05, action, text, finding.Sure)
 	m.at(st, off, 8)
-	m.proof(st, "table entry", off, hex64(word), fmt.Sprintf("the refcount is %d", n))
+	if m.roomFor(st) {
+		m.proof(st, "table entry", off, hex64(word), fmt.Sprintf("the refcount is %d", n))
+	}
 	return st, nil
 }
 
@@ -229,11 +241,9 @@ func (m *mender) refcountNow(cluster int64) (uint64, bool) {
 	case at&(cs-1) != 0 || at >= m.ov.size:
 		return 0, false
 	}
-	order := m.h.RefcountOrder
-	bit := (cluster % per) << order
-	buf := make([]byte, max(1, 1<<order>>3))
-	if _, err := m.ov.ReadAt(buf, at+bit>>3); err != nil {
+	b, err := m.block(at)
+	if err != nil {
 		return 0, false
 	}
-	return qcow2.RefcountAt(buf, (bit&7)>>order, order), true
+	return qcow2.RefcountAt(b, cluster%per, m.h.RefcountOrder), true
 }

@@ -4,6 +4,7 @@
 package repair
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,17 +15,23 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
-// pageBytes is the unit in which the overlay holds what is written.
-const pageBytes = 4096
+const (
+	// blockBytes is the piece of the file whose changes are kept together.
+	blockBytes = 64 << 10
+	// wordBytes is the unit in which the overlay holds what is written: a table entry.
+	wordBytes = 8
+	// wordCost is about what one changed word takes of the memory.
+	wordCost = 24
+)
 
 // ErrMemory: the change is larger than the memory allowed.
 var ErrMemory = errors.New("the change needs more memory than is allowed")
 
-// page is a piece of the file with what is written to it. phases says for every byte in which phase
-// it is written last, as an index in plan.Phases plus one; 0 is a byte that nobody wrote.
-type page struct {
-	bytes  [pageBytes]byte
-	phases [pageBytes]uint8
+// word is a changed word of a block.
+type word struct {
+	no    uint16 // its place in the block
+	phase uint8  // the phase in which it is written, as an index in plan.Phases
+	bytes [wordBytes]byte
 }
 
 // overlay is a file of which only what was written lies in memory. Nothing reaches the file itself.
@@ -33,13 +40,14 @@ type overlay struct {
 	base     io.ReaderAt
 	baseSize int64
 	size     int64
-	limit    int64 // of the memory for pages
-	pages    map[int64]*page
+	limit    int64 // of the memory for words
+	used     int64
+	blocks   map[int64][]word // ordered by place
 }
 
 func newOverlay(base io.ReaderAt, size, limitBytes int64) *overlay {
 	return &overlay{base: base, baseSize: size, size: size, limit: limitBytes,
-		pages: map[int64]*page{}}
+		blocks: map[int64][]word{}}
 }
 
 // ReadAt is io.ReaderAt.
@@ -47,23 +55,41 @@ func (o *overlay) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at %d", off)
 	}
-	n := int(max(0, min(int64(len(p)), o.size-off)))
+	n := max(0, min(int64(len(p)), o.size-off))
 	if err := o.readBase(p[:n], off); err != nil {
 		return 0, err
 	}
-	if len(o.pages) > 0 {
-		for at := off &^ (pageBytes - 1); at < off+int64(n); at += pageBytes {
-			if pg := o.pages[at/pageBytes]; pg != nil {
-				from, to := max(at, off), min(at+pageBytes, off+int64(n))
-				copy(p[from-off:to-off], pg.bytes[from-at:to-at])
-			}
+	if len(o.blocks) > 0 && n > 0 {
+		for no := off / blockBytes; no <= (off+n-1)/blockBytes; no++ {
+			patch(p[:n], off, no, o.blocks[no])
 		}
 	}
-	if n < len(p) {
-		return n, io.EOF
+	if n < int64(len(p)) {
+		return int(n), io.EOF
 	}
-	return n, nil
+	return int(n), nil
 }
+
+// patch puts the words of block no into p, which was read at off.
+func patch(p []byte, off, no int64, words []word) {
+	i := 0
+	if first := off - no*blockBytes; first > 0 {
+		i, _ = slices.BinarySearchFunc(words, uint16(first/wordBytes), compareWord)
+	}
+	for ; i < len(words); i++ {
+		at := no*blockBytes + int64(words[i].no)*wordBytes - off
+		switch {
+		case at >= int64(len(p)):
+			return
+		case at >= 0:
+			copy(p[at:], words[i].bytes[:])
+		default:
+			copy(p, words[i].bytes[-at:])
+		}
+	}
+}
+
+func compareWord(w word, no uint16) int { return int(w.no) - int(no) }
 
 // readBase fills p from the file below; what lies behind its end is zeros.
 func (o *overlay) readBase(p []byte, off int64) error {
@@ -85,17 +111,17 @@ func (o *overlay) Data(ctx context.Context, off, length int64, fn func(off, leng
 	below, ok := o.base.(interface {
 		Data(ctx context.Context, off, length int64, fn func(off, length int64) error) error
 	})
-	if !ok || len(o.pages) > 0 && o.written(off, length) {
+	if !ok || length <= 0 || o.written(off, length) {
 		return fn(off, length)
 	}
 	return below.Data(ctx, off, length, fn)
 }
 
-// written reports whether something was written to a range.
+// written reports whether something was written to a range or near it.
 func (o *overlay) written(off, length int64) bool {
-	first, last := off/pageBytes, (off+length-1)/pageBytes
-	if last-first > int64(len(o.pages)) {
-		for no := range o.pages {
+	first, last := off/blockBytes, (off+length-1)/blockBytes
+	if last-first > int64(len(o.blocks)) {
+		for no := range o.blocks {
 			if first <= no && no <= last {
 				return true
 			}
@@ -103,125 +129,178 @@ func (o *overlay) written(off, length int64) bool {
 		return false
 	}
 	for no := first; no <= last; no++ {
-		if o.pages[no] != nil {
+		if len(o.blocks[no]) > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-// write puts p at off.
+// write puts p at off. What it does not change costs nothing, unless it is new space.
 func (o *overlay) write(phase plan.Phase, p []byte, off int64) error {
-	no := uint8(slices.Index(plan.Phases(), phase) + 1)
 	o.size = max(o.size, off+int64(len(p)))
-	for len(p) > 0 {
-		at := off &^ (pageBytes - 1)
-		pg := o.pages[at/pageBytes]
-		if pg == nil {
-			if int64(len(o.pages)+1)*2*pageBytes > o.limit {
-				return fmt.Errorf("%w (%d bytes)", ErrMemory, o.limit)
+	if len(p) == wordBytes && off%wordBytes == 0 {
+		return o.set(uint8(slices.Index(plan.Phases(), phase)), off, [wordBytes]byte(p))
+	}
+	first := off &^ (wordBytes - 1)
+	end := (off + int64(len(p)) + wordBytes - 1) &^ (wordBytes - 1)
+	old := make([]byte, end-first)
+	if _, err := o.ReadAt(old[:min(int64(len(old)), o.size-first)], first); err != nil {
+		return fmt.Errorf("read what is to be changed at %#x: %w", first, err)
+	}
+	now := slices.Clone(old)
+	copy(now[off-first:], p)
+	return o.replace(phase, first, old, now)
+}
+
+// replace puts what differs from old in now at off, a multiple of wordBytes. old must be what is
+// there.
+func (o *overlay) replace(phase plan.Phase, off int64, old, now []byte) error {
+	no := uint8(slices.Index(plan.Phases(), phase))
+	for i := int64(0); i < int64(len(now)); i += wordBytes {
+		v := [wordBytes]byte(now[i:])
+		if at := off + i; v != [wordBytes]byte(old[i:]) || at+wordBytes > o.baseSize && v != [wordBytes]byte{} {
+			if err := o.set(no, at, v); err != nil {
+				return err
 			}
-			pg = new(page)
-			if err := o.readBase(pg.bytes[:], at); err != nil {
-				return fmt.Errorf("read what is to be changed at %#x: %w", at, err)
-			}
-			o.pages[at/pageBytes] = pg
 		}
-		n := copy(pg.bytes[off-at:], p)
-		for i := range pg.phases[off-at : off-at+int64(n)] {
-			// What was raised once stays with the raises: they come first.
-			if was := &pg.phases[off-at+int64(i)]; *was == 0 || no != lowerNo || *was != raiseNo {
-				*was = no
-			}
-		}
-		p, off = p[n:], off+int64(n)
 	}
 	return nil
 }
 
+// set writes one word.
+func (o *overlay) set(phase uint8, at int64, v [wordBytes]byte) error {
+	no := at / blockBytes
+	words := o.blocks[no]
+	in := uint16(at % blockBytes / wordBytes)
+	i := len(words)
+	if i > 0 && words[i-1].no >= in {
+		i, _ = slices.BinarySearchFunc(words, in, compareWord)
+	}
+	if i < len(words) && words[i].no == in {
+		w := &words[i]
+		w.bytes = v
+		// What was raised once stays with the raises: they come first.
+		if phase != lowerNo || w.phase != raiseNo {
+			w.phase = phase
+		}
+		return nil
+	}
+	if o.used += wordCost; o.used > o.limit {
+		return fmt.Errorf("%w (%d bytes)", ErrMemory, o.limit)
+	}
+	o.blocks[no] = slices.Insert(words, i, word{in, phase, v})
+	return nil
+}
+
 var (
-	raiseNo = uint8(slices.Index(plan.Phases(), plan.Raise) + 1)
-	lowerNo = uint8(slices.Index(plan.Phases(), plan.Lower) + 1)
+	raiseNo = uint8(slices.Index(plan.Phases(), plan.Raise))
+	lowerNo = uint8(slices.Index(plan.Phases(), plan.Lower))
 )
 
 // grow makes the file longer: what is new reads as zeros.
 func (o *overlay) grow(size int64) { o.size = max(o.size, size) }
 
 // gapBytes: changes of one phase that are so near to one another become one write.
-const gapBytes = 16
+const gapBytes = 2 * wordBytes
 
 // writes gives what differs from the file below, in the order in which it is to be written, without
 // the first sector.
 func (o *overlay) writes(ctx context.Context) ([]plan.Write, error) {
-	nos := make([]int64, 0, len(o.pages))
-	for no := range o.pages {
+	nos := make([]int64, 0, len(o.blocks))
+	for no := range o.blocks {
 		nos = append(nos, no)
 	}
 	slices.Sort(nos)
-	byPhase := make([][]plan.Write, len(plan.Phases()))
-	var old [pageBytes]byte
-	for k, no := range nos {
-		if k&0xff == 0 && ctx.Err() != nil {
+	byPhase := make([]writeList, len(plan.Phases()))
+	old, now := make([]byte, blockBytes), make([]byte, blockBytes)
+	for _, no := range nos {
+		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		at, pg := no*pageBytes, o.pages[no]
-		if err := o.readBase(old[:], at); err != nil {
-			return nil, fmt.Errorf("read what is to be changed at %#x: %w", at, err)
+		if err := o.readBase(old, no*blockBytes); err != nil {
+			return nil, fmt.Errorf("read what is to be changed at %#x: %w", no*blockBytes, err)
 		}
-		for i := int64(0); i < pageBytes; {
-			if at+i < plan.SectorBytes || !pg.differs(&old, at, i, o.baseSize) {
-				i++
-				continue
-			}
-			end, ph := i+1, pg.phases[i]
-			for j := end; j < pageBytes && j-end < gapBytes; j++ {
-				if pg.differs(&old, at, j, o.baseSize) {
-					if pg.phases[j] != ph {
-						break
-					}
-					end = j + 1
-				}
-			}
-			list := &byPhase[o.phaseOf(ph, at+i)]
-			*list = appendWrite(*list, at+i, old[i:end], pg.bytes[i:end], o.baseSize)
-			i = end
-		}
+		copy(now, old)
+		patch(now, no*blockBytes, no, o.blocks[no])
+		o.blockWrites(byPhase, no, old, now)
 	}
 	var all []plan.Write
 	for ph, list := range byPhase {
-		for _, w := range list {
-			w.Phase = plan.Phases()[ph]
-			all = append(all, w)
+		for i := range list.writes {
+			list.writes[i].Phase = plan.Phases()[ph]
 		}
+		all = append(all, list.writes...)
 	}
 	return all, nil
 }
 
-// phaseOf is the index of the phase in which a byte is written: what lies behind the end of the file
-// is new, whatever it is.
-func (o *overlay) phaseOf(no uint8, off int64) int {
+// blockWrites adds what one block has to byPhase.
+func (o *overlay) blockWrites(byPhase []writeList, no int64, old, now []byte) {
+	words := o.blocks[no]
+	for i := 0; i < len(words); {
+		from := int64(words[i].no) * wordBytes
+		off := no*blockBytes + from
+		if off < plan.SectorBytes || !o.differs(off, old[from:from+wordBytes], now[from:from+wordBytes]) {
+			i++
+			continue
+		}
+		ph, to := o.phaseOf(words[i].phase, off), from+wordBytes
+		for i++; i < len(words); i++ {
+			at := int64(words[i].no) * wordBytes
+			if at-to > gapBytes || o.phaseOf(words[i].phase, no*blockBytes+at) != ph {
+				break
+			}
+			if o.differs(no*blockBytes+at, old[at:at+wordBytes], now[at:at+wordBytes]) {
+				to = at + wordBytes
+			}
+		}
+		to = min(to, o.size-no*blockBytes) // the file's last word may be cut
+		byPhase[ph].add(off, old[from:to], now[from:to], o.baseSize)
+	}
+}
+
+// differs reports whether a word at off is to be written: it changes, or is new.
+func (o *overlay) differs(off int64, old, now []byte) bool {
+	return !bytes.Equal(old, now) || off+wordBytes > o.baseSize
+}
+
+// phaseOf is the phase in which a word is written: what lies behind the end of the file is new,
+// whatever it is.
+func (o *overlay) phaseOf(no uint8, off int64) uint8 {
 	if off >= o.baseSize {
 		return 0
 	}
-	return int(no) - 1
+	return no
 }
 
-// differs reports whether byte i of the page at at is to be written: it changes, or is new.
-func (pg *page) differs(old *[pageBytes]byte, at, i, baseSize int64) bool {
-	return pg.phases[i] != 0 && (pg.bytes[i] != old[i] || at+i >= baseSize)
+// writeList gathers writes. A repair has many small ones, so their bytes lie together.
+type writeList struct {
+	writes []plan.Write
+	room   []byte
 }
 
-// appendWrite adds a write, joined to the last one where it continues it.
-func appendWrite(list []plan.Write, off int64, old, p []byte, size int64) []plan.Write {
+// add adds a write, joined to the last one where it continues it. size is the length of the file.
+func (l *writeList) add(off int64, old, p []byte, size int64) {
 	old = old[:max(0, min(int64(len(old)), size-off))]
-	if n := len(list); n > 0 {
-		if w := &list[n-1]; w.End() == off && len(w.New)+len(p) <= plan.MaxWriteBytes &&
+	if n := len(l.writes); n > 0 {
+		if w := &l.writes[n-1]; w.End() == off && len(w.New)+len(p) <= plan.MaxWriteBytes &&
 			(off < size || w.Offset >= size) {
 			w.Old, w.New = append(w.Old, old...), append(w.New, p...)
-			return list
+			return
 		}
 	}
-	return append(list, plan.Write{Offset: off, Old: slices.Clone(old), New: slices.Clone(p)})
+	l.writes = append(l.writes, plan.Write{Offset: off, Old: l.keep(old), New: l.keep(p)})
+}
+
+// keep gives a copy of p. To append to it makes a copy of its own.
+func (l *writeList) keep(p []byte) []byte {
+	if len(l.room) < len(p) {
+		l.room = make([]byte, max(len(p), blockBytes))
+	}
+	q := l.room[:copy(l.room, p):len(p)]
+	l.room = l.room[len(p):]
+	return q
 }
 
 // recorder remembers what was read of a file, and a digest of it.

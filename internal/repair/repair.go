@@ -101,6 +101,9 @@ type mender struct {
 	// that cannot be where they are said to be: nothing is written into them.
 	tables []qcow2.Table
 	shared map[image.HostOff]bool
+	// blockBuf is the refcount block at blockOff, 0 if none.
+	blockBuf []byte
+	blockOff int64
 	// volumes are the guest's file systems, nil if they were not looked for.
 	volumes *[]guest.Volume
 	// bad are the refcount blocks that cannot be used, by index.
@@ -149,7 +152,7 @@ func (m *mender) examine(ctx context.Context) error {
 		return err
 	}
 	m.ex, m.h, m.entries, m.tables = ex, ex.Header(), ex.Entries(), ex.Tables()
-	m.shared, m.bad = map[image.HostOff]bool{}, map[int64]bool{}
+	m.shared, m.bad, m.blockOff = map[image.HostOff]bool{}, map[int64]bool{}, 0
 	for _, tb := range m.tables {
 		if int64(tb.Off)&(m.h.ClusterSize()-1) != 0 || int64(tb.Off) >= m.ov.size || tb.Off == 0 ||
 			m.ex.References(int64(tb.Off)>>m.h.ClusterBits) != tb.Refs {

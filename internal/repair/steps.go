@@ -62,9 +62,14 @@ func (m *mender) addRange(list []finding.Range, cut int64, r finding.Range) ([]f
 	return append(list, r), cut
 }
 
-// proof adds an observation to a step.
+// roomFor reports whether a step lists one more observation.
+func (m *mender) roomFor(s *plan.Step) bool {
+	return m.opts.Check.MaxRanges < 0 || len(s.Proofs) < maxProofs
+}
+
+// proof adds an observation to a step, if there is room for it.
 func (m *mender) proof(s *plan.Step, source string, off int64, value, text string) {
-	if m.opts.Check.MaxRanges >= 0 && len(s.Proofs) >= maxProofs {
+	if !m.roomFor(s) {
 		return
 	}
 	s.Proofs = append(s.Proofs, finding.Evidence{Source: source, Offset: off, Value: value, Text: text})

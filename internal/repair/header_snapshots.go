@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+)
+
+const (
+	// maxForgotten bounds the leaked clusters that are looked at for a forgotten snapshot table.
+	maxForgotten = 1 << 14
+	// maxSnapshotsTried bounds the entries of one that are read.
+	maxSnapshotsTried = 1024
+)
+
+// snapshots looks for faults of where the header says that the snapshots are.
+func (m *fieldMender) snapshots(ctx context.Context, h *qcow2.Header) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if h.Snapshots == 0 {
+		return m.forgotten(ctx, h)
+	}
+	_, err := qcow2.ReadSnapshots(m.image(), m.size, h)
+	if err == nil {
+		return nil
+	}
+	if lerr := m.look(ctx); lerr != nil {
+		return lerr
+	}
+	f := m.snapshotField()
+	f.Code, f.Summary = finding.QC16.Code, err.Error()
+	f.Certainty, f.Next = finding.Likely, rebuildNext
+	x := m.x.Header
+	off, count := m.u64(64), uint64(h.Snapshots)
+	near := off &^ uint64(h.ClusterSize()-1)
+	field := m.x.Field(qcow2.FieldSnapshotsOff)
+	switch {
+	case x.ClusterBits != h.ClusterBits:
+	case x.Snapshots > 0 && field != nil && len(field.Alternatives) == 0:
+		f.set(x.Snapshots, x.SnapshotsOff)
+		f.proof("snapshot table", int64(x.SnapshotsOff), "%d entries with names and L1 tables stand there", x.Snapshots)
+		if x.SnapshotsOff == near {
+			f.proof("header", 64, "the old value leads into its first cluster")
+		}
+		if uint64(x.Snapshots) == count {
+			f.proof("header", 60, "the number of entries is that in the header")
+		}
+		if m.x.Checked && m.x.Counts.Corruptions+m.x.Counts.CheckErrors == 0 {
+			f.proof("refcounts", -1, "with these snapshots all refcounts agree with the references")
+		}
+	case x.Snapshots == 0 && off == 0 && m.x.Checked &&
+		m.x.Counts.Corruptions+m.x.Counts.CheckErrors+m.x.Counts.Leaks == 0:
+		f.set(0, 0)
+		f.proof("header", 64, "there is no snapshot table")
+		f.proof("refcounts", -1, "without snapshots all refcounts agree with the references")
+	}
+	m.addSnapshots(f)
+	return nil
+}
+
+// snapshotFix is the fix of the number of snapshots and of where their table is, which stand side by
+// side.
+type snapshotFix struct{ FieldFix }
+
+func (m *fieldMender) snapshotField() *snapshotFix {
+	return &snapshotFix{*m.field(qcow2.FieldSnapshots, 60, 12)}
+}
+
+func (f *snapshotFix) set(count uint32, off uint64) {
+	f.New = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(nil, count), off)
+}
+
+func (m *fieldMender) addSnapshots(f *snapshotFix) {
+	f.Proved = len(f.New) > 0 && len(f.Evidence) >= minProofs
+	if f.Proved {
+		f.Next = ""
+	}
+	if f.Evidence == nil {
+		f.Evidence = []finding.Evidence{}
+	}
+	m.list = append(m.list, f.FieldFix)
+}
+
+// forgotten looks for a snapshot table that the header does not name any more: it and its L1 tables
+// are leaked, and what they map is counted more often than it is referred to.
+func (m *fieldMender) forgotten(ctx context.Context, h *qcow2.Header) error {
+	opts := qcow2.CheckOptions{DataFileBytes: -1}
+	res, err := qcow2.Check(ctx, m.image(), m.size, opts)
+	if err != nil {
+		return err
+	}
+	if res.Counts.Leaks == 0 || h.HasDataFile() {
+		return nil
+	}
+	leaked := func(off int64) bool {
+		for _, s := range res.Suspects {
+			first := int64(s.First)
+			if c := off >> h.ClusterBits; s.References == 0 && first <= c && c < first+s.N {
+				return true
+			}
+		}
+		return false
+	}
+	tried := 0
+	for _, s := range res.Suspects {
+		if s.References != 0 {
+			continue
+		}
+		for c := int64(s.First); c < int64(s.First)+s.N && tried < maxForgotten; c++ {
+			tried++
+			n := m.forgottenAt(h, c<<h.ClusterBits, leaked)
+			if n == 0 {
+				continue
+			}
+			found, err := m.restore(ctx, res, c<<h.ClusterBits, n)
+			if err != nil || found {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forgottenAt counts the entries of a snapshot table at off whose L1 tables are leaked.
+func (m *fieldMender) forgottenAt(h *qcow2.Header, off int64, leaked func(int64) bool) uint32 {
+	g := *h
+	g.SnapshotsOff = uint64(off)
+	n := uint32(0)
+	for n < maxSnapshotsTried {
+		g.Snapshots = n + 1
+		t, err := qcow2.ReadSnapshots(m.image(), m.size, &g)
+		if err != nil || int64(len(t.Snapshots)) != int64(n)+1 {
+			break // what stands there is no further entry
+		}
+		s := &t.Snapshots[n]
+		if s.ID == "" || s.L1Entries == 0 || s.L1Off <= 0 || g.CheckL1(s) != nil ||
+			s.L1Off&image.HostOff(h.ClusterSize()-1) != 0 || !leaked(int64(s.L1Off)) {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// restore tries a header that names the snapshot table at off, and reports whether that explains
+// what was wrong.
+func (m *fieldMender) restore(ctx context.Context, before *qcow2.Result, off int64, n uint32) (bool, error) {
+	f := m.snapshotField()
+	f.set(n, uint64(off))
+	head := append([]byte{}, m.head...)
+	copy(head[f.Offset:], f.New)
+	after, err := qcow2.Check(ctx, headed{m.r, head}, m.size, qcow2.CheckOptions{DataFileBytes: -1})
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if err != nil {
+		return false, nil // with it the image cannot even be opened
+	}
+	was, is := &before.Counts, &after.Counts
+	if is.Corruptions > was.Corruptions || is.CheckErrors > was.CheckErrors || is.Leaks >= was.Leaks {
+		return false, nil
+	}
+	f.Code = finding.QC16.Code
+	f.Certainty = finding.Likely
+	f.Summary = fmt.Sprintf("the header names no snapshots, but a table of %d is there and counted; a deletion that a crash cut off looks the same", n)
+	f.proof("leaked cluster", off, "%d entries with names stand there, and their L1 tables are counted and not named either", n)
+	if is.Leaks*10 <= was.Leaks && is.Corruptions <= was.Corruptions {
+		f.proof("refcounts", -1, "with these snapshots %d leaked clusters are left of %d, and %d other faults of %d",
+			is.Leaks, was.Leaks, is.Corruptions, was.Corruptions)
+	}
+	f.Next = rebuildNext
+	m.addSnapshots(f)
+	return true, nil
+}
+
+// Writes gives the writes of the fixes that are proved: all are in the first sector, which is
+// written at once.
+func Writes(r []FieldFix) []plan.Write {
+	var list []plan.Write
+	for _, f := range r {
+		if f.Proved {
+			list = append(list, plan.Write{Phase: plan.Switch, Offset: f.Offset, Old: f.Old, New: f.New})
+		}
+	}
+	return list
+}
