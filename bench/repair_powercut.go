@@ -56,6 +56,7 @@ func powerCut(ctx context.Context, b *bench, dir string, c sweep.Case) (res resu
 	res.goals = []outcome{
 		{goal: count("states worse", 0), got: float64(ours.Worse())},
 		{goal: count("half done", 0), got: float64(ours.Between)},
+		{goal: count("unfenced", 0), got: float64(ours.Unfenced)},
 		{goal: count("not recovered", 0), got: float64(ours.Failed)},
 		{goal: count("false success", 0), got: float64(ours.False)}}
 	if ours.NotUndone {

@@ -61,6 +61,9 @@ type Table struct {
 	// Failed counts recoveries that failed, False the runs that claimed success though the power was
 	// cut.
 	Failed, False int
+	// Unfenced counts states in which, before the recovery, the image is half done and its header does
+	// not keep others from writing to it (the corrupt bit, which only version 3 has).
+	Unfenced int
 	// NotUndone: taking the repair back did not give the bytes before it.
 	NotUndone bool
 	// Bad describes the first few of the bad states.
@@ -75,6 +78,9 @@ func (t *Table) String() string {
 		t.States, t.Clean, t.Fewer, t.Same, t.More, t.Lost)
 	if t.Failed > 0 {
 		s += fmt.Sprintf("; %d not recovered", t.Failed)
+	}
+	if t.Unfenced > 0 {
+		s += fmt.Sprintf("; %d half done without a fence", t.Unfenced)
 	}
 	if t.False > 0 {
 		s += fmt.Sprintf("; %d runs claimed success", t.False)
@@ -285,6 +291,10 @@ func digest(t *cutfs.Tree) string {
 // powerBack is how it stands once the power is back: recovered, where the tool can.
 func (s *sweep) powerBack(ctx context.Context, at string, left *cutfs.Tree, i int) (State, error) {
 	if s.tool.Recover != nil {
+		if s.c.Result == "" && s.halfDone(left) && !fenced(left) {
+			s.table.Unfenced++
+			s.bad(at + ": half done without a fence")
+		}
 		// The power may be cut again while it recovers.
 		for j := range s.o.Again {
 			e, err := s.onDisk(ctx, step{from: left, argv: s.tool.Recover(s.mount)}, 1+(i+j*7)%9)
@@ -306,12 +316,25 @@ func (s *sweep) powerBack(ctx context.Context, at string, left *cutfs.Tree, i in
 	return s.look(ctx, left)
 }
 
+// halfDone tells whether the image is neither as it was before the repair nor as it is after it.
+func (s *sweep) halfDone(t *cutfs.Tree) bool {
+	d := t.Digest(imageName)
+	return d != s.before && d != s.after
+}
+
+// fenced tells whether the image says that it is corrupt (qcow2.txt, "Header", incompatible
+// features, bit 1), so that QEMU does not open it for writing.
+func fenced(t *cutfs.Tree) bool {
+	var p [8]byte
+	n, _ := t.ReadAt(imageName, p[:], 72) // an image that is gone, or shorter, has no fence
+	return n == len(p) && p[7]&2 != 0
+}
+
 // look judges a tree.
 func (s *sweep) look(ctx context.Context, t *cutfs.Tree) (State, error) {
-	source := t.Digest(imageName)
 	if s.c.Result == "" {
 		st, err := s.judge.state(ctx, t, imageName)
-		st.Between = source != s.before && source != s.after
+		st.Between = s.halfDone(t)
 		return st, err
 	}
 	// A repair into a new file leaves the old one alone. As long as there is no new one, all is as it
@@ -321,7 +344,7 @@ func (s *sweep) look(ctx context.Context, t *cutfs.Tree) (State, error) {
 		name = imageName
 	}
 	st, err := s.judge.state(ctx, t, name)
-	st.Between = source != s.before
+	st.Between = t.Digest(imageName) != s.before
 	return st, err
 }
 

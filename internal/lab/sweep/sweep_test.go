@@ -94,6 +94,9 @@ func TestBadTools(t *testing.T) {
 		{"recovers to something else", Tool{Repair: shell("exit 0").Repair, Recover: func(dir string) []string {
 			return []string{"sh", "-c", `echo x >> "$1" && sync "$1"`, "sh", dir + "/" + imageName}
 		}, RecoverExits: []int{0}}, func(t *Table) int { return t.Between }},
+		{"has no fence", Tool{Repair: shell(wipe + "; " + wreck).Repair, Recover: func(string) []string {
+			return []string{"true"}
+		}, RecoverExits: []int{0}}, func(t *Table) int { return t.Unfenced }},
 		{"does not undo", Tool{Repair: shell("exit 0").Repair, Undo: func(dir string) []string {
 			return []string{"sh", "-c", `echo x >> "$1"`, "sh", dir + "/" + imageName}
 		}}, func(t *Table) int {
