@@ -56,7 +56,8 @@ type Table struct {
 	// Lost counts states in which less can be read than at the start, or bytes of the guest are in
 	// the file no more.
 	Lost int
-	// Between counts states whose bytes are neither those before the repair nor those after it.
+	// Between counts states whose bytes are neither those before the repair nor those after it,
+	// though the tool recovers.
 	Between int
 	// Failed counts recoveries that failed, False the runs that claimed success though the power was
 	// cut.
@@ -76,6 +77,9 @@ func (t *Table) Worse() int { return t.More + t.Lost }
 func (t *Table) String() string {
 	s := fmt.Sprintf("%d states: %d clean, %d better, %d the same, %d with more errors, %d with less data",
 		t.States, t.Clean, t.Fewer, t.Same, t.More, t.Lost)
+	if t.Between > 0 {
+		s += fmt.Sprintf("; %d neither as before nor as after", t.Between)
+	}
 	if t.Failed > 0 {
 		s += fmt.Sprintf("; %d not recovered", t.Failed)
 	}
@@ -366,11 +370,9 @@ func (s *sweep) count(at string, st State) {
 		t.Lost++
 		s.bad(fmt.Sprintf("%s: %v, at the start %v", at, st, start))
 	}
-	if st.Between {
+	if st.Between && (s.tool.Recover != nil || s.tool.Undo != nil) {
 		t.Between++
-		if s.tool.Recover != nil {
-			s.bad(at + ": neither the bytes before nor those after")
-		}
+		s.bad(at + ": neither the bytes before nor those after")
 	}
 }
 
