@@ -87,16 +87,42 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Digest is the SHA-256 of the plan's JSON, in hexadecimal. An approval is bound to it.
+// Digest is the SHA-256 of what the plan says, in hexadecimal. An approval is bound to it. How its
+// document is laid out and compressed does not count.
 func (p *Plan) Digest() (string, error) {
+	q := *p
+	q.SHA256 = ""
+	q.Writes = slices.Clone(p.Writes)
+	for i := range q.Writes {
+		w := &q.Writes[i]
+		w.Old, w.New = sumOf(w.Old), sumOf(w.New)
+	}
+	if p.Fence != nil {
+		q.Fence = &Fence{p.Fence.Offset, sumOf(p.Fence.Old), sumOf(p.Fence.New)}
+	}
 	h := sha256.New()
-	if err := json.NewEncoder(h).Encode(p); err != nil {
+	if err := json.NewEncoder(h).Encode(&q); err != nil {
 		return "", fmt.Errorf("digest of the plan: %w", err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Read reads a plan's JSON document and checks it. The errors are ErrNotPlan, ErrNewer, and those
+// sumOf is short enough to be written plainly: compression need not give the same bytes everywhere.
+func sumOf(b Bytes) Bytes {
+	sum := sha256.Sum256(b)
+	return sum[:]
+}
+
+// Seal makes the plan ready to be saved: Read refuses a document that was changed since. Texts become
+// UTF-8, times whole seconds and lists that are nil empty ones, as a document has them.
+func (p *Plan) Seal() error {
+	p.tidy()
+	sum, err := p.Digest()
+	p.SHA256 = sum
+	return err
+}
+
+// Read reads the JSON document of a sealed plan and checks it. The errors are ErrNotPlan, ErrNewer, and those
 // of r.
 func Read(r io.Reader) (*Plan, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, MaxDocumentBytes+1))
@@ -132,6 +158,11 @@ func Read(r io.Reader) (*Plan, error) {
 	}
 	if err := p.Validate(); err != nil {
 		return nil, err
+	}
+	p.tidy()
+	if sum, err := p.Digest(); err != nil || sum != p.SHA256 {
+		return nil, errors.Join(err, fmt.Errorf("%w: it was changed since it was saved (its SHA-256 is %s, "+
+			"and says %.64q)", ErrNotPlan, sum, p.SHA256))
 	}
 	return p, nil
 }

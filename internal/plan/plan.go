@@ -47,8 +47,14 @@ const SectorBytes = 512
 // Plan is a change of one file.
 type Plan struct {
 	Schema string `json:"schema"`
+	// Status are the exit statuses that apply to making the plan, the first one first; for those
+	// who print it.
+	Status []int `json:"status"`
 	// ID names the plan, its undo file and its receipt: 32 hexadecimal digits.
-	ID      string    `json:"id"`
+	ID string `json:"id"`
+	// SHA256 is the Digest of a plan that was saved, "" before that. A document that was changed
+	// since does not fit it.
+	SHA256  string    `json:"sha256"`
 	Created time.Time `json:"created"`
 	// Tool is the program and version that made the plan.
 	Tool   string `json:"tool"`
