@@ -221,3 +221,9 @@ func (f *File) Close() error { return f.f.Close() }
 func Create(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 }
+
+// CreatePrivate is Create of a file that only its owner may read: what it holds is from guests'
+// disks.
+func CreatePrivate(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
