@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package vault
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"sync"
+)
+
+// Memory knows what changes left behind in images: those that were cut off in the middle, and guest
+// data that is known to be wrong. It may be asked by several goroutines at once.
+type Memory struct {
+	v        *Vault
+	receipts []*Receipt
+	byID     map[string]*Receipt
+
+	mu   sync.Mutex
+	dirs map[string]listed
+}
+
+// listed are the undo files of a directory.
+type listed struct {
+	paths []string
+	err   error
+}
+
+// Memory reads the receipts once, to be asked about many images. Receipts that cannot be read are
+// told by the error, beside a memory of the others.
+func (v *Vault) Memory(ctx context.Context) (*Memory, error) {
+	all, err := v.Receipts(ctx)
+	m := &Memory{v: v, byID: map[string]*Receipt{}, dirs: map[string]listed{}}
+	for _, r := range all {
+		m.byID[r.ID] = r
+		if r.State.Unfinished() || r.hurts() {
+			m.receipts = append(m.receipts, r)
+		}
+	}
+	return m, err
+}
+
+// hurts reports whether a change is in force that left guest data wrong which nobody put right.
+func (r *Receipt) hurts() bool {
+	return r.State == Committed && r.Resolved == nil && len(r.Hurt) > 0
+}
+
+// Of gives the changes of an image that are unfinished, that left guest data wrong which nobody put
+// right since, or whose undo file beside the image cannot be read. An image of which nothing is
+// remembered is not opened. The error says what else could not be read.
+func (m *Memory) Of(ctx context.Context, image string) ([]*Candidate, error) {
+	real, err := m.v.disk.RealPath(image)
+	if err != nil {
+		return nil, err
+	}
+	beside, err := m.beside(ctx, real)
+	if len(beside)+len(m.receipts) == 0 {
+		return nil, err
+	}
+	i, err2 := m.v.Look(real)
+	if err2 != nil {
+		return nil, errors.Join(err, err2)
+	}
+	var found []*Candidate
+	seen := map[string]bool{}
+	for _, path := range beside {
+		c := m.v.candidate(path, i, m.byID)
+		if c == nil {
+			continue
+		}
+		seen[c.ID] = true
+		unfinished := c.State.Unfinished() && c.State != Partial
+		hurt := c.Err == nil && c.State == Committed && c.Match != MatchName && c.Receipt.hurts()
+		if c.Err != nil || unfinished || hurt {
+			found = append(found, c)
+		}
+	}
+	for _, r := range m.receipts {
+		match := r.matches(i)
+		if match == NoMatch || seen[r.ID] {
+			continue
+		}
+		if c := m.fromReceipt(r, match); c != nil {
+			found = append(found, c)
+		}
+	}
+	return found, err
+}
+
+// fromReceipt says what is remembered by a receipt, and how far its change came by its undo file.
+// It is nil where that ended well.
+func (m *Memory) fromReceipt(r *Receipt, match Match) *Candidate {
+	c := &Candidate{ID: r.ID, State: r.State, Match: match, Receipt: r}
+	if !r.State.Unfinished() {
+		return c
+	}
+	p, err := m.v.Peek(r.Undo())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return c
+	case err != nil:
+		return &Candidate{ID: r.ID, Match: match, UndoPath: r.Undo(), Err: err}
+	}
+	c.State, c.UndoPath, c.UndoBytes = p.State, r.Undo(), p.Bytes
+	if !p.State.Unfinished() && !p.Receipt.hurts() {
+		return nil
+	}
+	return c
+}
+
+// beside lists the undo files that are named after an image, in its directory.
+func (m *Memory) beside(ctx context.Context, image string) ([]string, error) {
+	dir := filepath.Dir(image)
+	m.mu.Lock()
+	l, ok := m.dirs[dir]
+	m.mu.Unlock()
+	if !ok {
+		l.paths, l.err = m.v.disk.List(ctx, dir, false, func(name string) bool {
+			_, ok := IsUndoName(name)
+			return ok
+		})
+		if ctx.Err() == nil {
+			m.mu.Lock()
+			m.dirs[dir] = l
+			m.mu.Unlock()
+		}
+	}
+	if errors.Is(l.err, fs.ErrPermission) {
+		return m.probe(image), nil
+	}
+	var paths []string
+	for _, p := range l.paths {
+		if name, _ := IsUndoName(filepath.Base(p)); name == filepath.Base(image) {
+			paths = append(paths, p)
+		}
+	}
+	return paths, l.err
+}
+
+// probe looks for the undo files of an image by their names, where the directory may be used and
+// not be listed.
+func (m *Memory) probe(image string) (paths []string) {
+	for n := 1; n <= maxUndoFiles; n++ {
+		path := image + Suffix
+		if n > 1 {
+			path += "." + strconv.Itoa(n)
+		}
+		f, err := m.v.disk.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return paths
+		}
+		if err == nil {
+			f.Close()
+		}
+		paths = append(paths, path)
+	}
+	return paths
+}
