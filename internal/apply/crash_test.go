@@ -117,7 +117,7 @@ func crashIn(t *testing.T, base *cut.Disk, fn func(d *cut.Disk) error, what stri
 		} else if !errors.Is(err, cut.ErrCut) {
 			t.Fatalf("%s, cut after %d: %v", what, k, err)
 		}
-		few(d, k, 8, func(s *cut.Disk) {
+		few(d, k, 5, func(s *cut.Disk) {
 			recovered(t, s, false, fmt.Sprintf("%s, cut after %d", what, k), want...)
 		})
 	}
@@ -131,7 +131,7 @@ func TestCrashInRecovery(t *testing.T) {
 		if _, err := Apply(t.Context(), p, options(d)); err == nil {
 			return
 		}
-		few(d, k, 4, func(s *cut.Disk) {
+		few(d, k, 3, func(s *cut.Disk) {
 			for _, forward := range []bool{false, true} {
 				crashIn(t, s, func(d *cut.Disk) error {
 					o := options(d)

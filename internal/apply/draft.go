@@ -134,7 +134,7 @@ func (e *engine) watches(ctx context.Context, img *image, p *plan.Plan, over *ov
 		}
 		total += r.Length
 	}
-	buf := make([]byte, gapBytes)
+	buf := make([]byte, min(gapBytes, p.SizeAfterBytes+1))
 	var all []vault.Watch
 	for _, r := range p.Relies {
 		if err := ctx.Err(); err != nil {

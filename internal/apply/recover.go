@@ -167,9 +167,7 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 	u, err := e.v.OpenUndoToAdvance(ctx, j.undo)
 	switch {
 	case errors.Is(err, vault.ErrPartial):
-		// It is nobody's in this moment: who makes one holds a lock on it.
-		out.Did = DidRemove
-		return e.v.Discard(j.undo)
+		return e.removePartial(ctx, j, out, err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("the undo file of receipt %s is gone: %w", j.id, err)
 	case err != nil:
@@ -199,7 +197,7 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 	default:
 		out.Did = DidNothing
 		kept, err2 := e.v.Receipt(u.ID())
-		if err2 == nil && kept.State == u.State() {
+		if err2 == nil && (kept.State == u.State() || !e.v.Speaks(kept, u.Path())) {
 			out.Receipt = kept
 			return nil
 		}
@@ -210,6 +208,24 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 	}
 	out.Receipt, err = c.record(failure)
 	return err
+}
+
+// removePartial removes an undo file that was never finished. It is nobody's in this moment: who
+// makes one holds a lock on it.
+func (e *engine) removePartial(ctx context.Context, j job, out *Outcome, fault error) error {
+	all, err := e.v.Receipts(ctx)
+	for _, r := range all {
+		// A receipt is written when its undo file is whole and on the disk.
+		if r.State.Unfinished() && r.Undo() == j.undo {
+			return fmt.Errorf("%w, though its receipt %s says that it was finished: it %w", fault, r.ID,
+				vault.ErrDamaged)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	out.Did = DidRemove
+	return e.v.Discard(j.undo)
 }
 
 // recoverAlone brings a change to an end whose image is not known: where that was not touched, or is

@@ -5,6 +5,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/shisa-vm/shisa/internal/vault"
@@ -147,17 +148,37 @@ func (c *change) interrupted(err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrInterrupted, c.img.path, err)
 }
 
-// record writes the receipt as it is now.
+// record writes the receipt as the undo file has it now.
 func (c *change) record(failure string) (*vault.Receipt, error) {
+	r, err := c.note(c.u.State(), failure)
+	if err != nil {
+		err = fmt.Errorf("%w (the image itself is in order): %w", ErrInterrupted, err)
+	}
+	return r, err
+}
+
+// note writes the receipt with a state. That of the image of which this one is a copy is left alone.
+func (c *change) note(s vault.State, failure string) (*vault.Receipt, error) {
 	r := c.u.Receipt()
-	if kept, err := c.e.v.Receipt(r.ID); err == nil {
+	// The image may have another name by now, or lie on another machine; and what an undo file from
+	// elsewhere says of files of this one is not believed.
+	id, err := c.img.f.Identity()
+	if err != nil {
+		return nil, err
+	}
+	r.SetImage(c.img.path, id)
+	r.State = s
+	kept, err := c.e.v.Receipt(r.ID)
+	switch {
+	case err == nil && !c.e.v.Speaks(kept, c.u.Path()):
+		return r, nil
+	case err == nil:
 		r.Resolved, r.Failure = kept.Resolved, kept.Failure
+	case !errors.Is(err, vault.ErrNotFound):
+		return nil, err
 	}
 	if failure != "" {
 		r.Failure = failure
 	}
-	if err := c.e.v.Put(r); err != nil {
-		return r, fmt.Errorf("%w (the image itself is in order): %w", ErrInterrupted, err)
-	}
-	return r, nil
+	return r, c.e.v.Put(r)
 }

@@ -88,7 +88,7 @@ func (e *engine) journal(img *image) (string, error) {
 func (e *engine) prepare(ctx context.Context, img *image, u *vault.Undo) (*change, error) {
 	c, err := e.newChange(ctx, img, u)
 	if err == nil {
-		err = e.v.Put(u.Receipt())
+		_, err = c.note(vault.Prepared, "")
 	}
 	if err == nil {
 		// The bytes that are saved must be those that are on the disk, not older ones in memory.
@@ -158,15 +158,15 @@ func Undo(ctx context.Context, image, id string, o Options) (*vault.Receipt, err
 	if err != nil {
 		return nil, err
 	}
-	return e.undoOne(ctx, img, id, all)
+	return e.undoOne(ctx, img, i, id, all)
 }
 
 // undoOne undoes the newest of the candidates that fits.
-func (e *engine) undoOne(ctx context.Context, img *image, id string, all []*vault.Candidate) (
-	*vault.Receipt, error,
-) {
+func (e *engine) undoOne(
+	ctx context.Context, img *image, i *vault.Image, id string, all []*vault.Candidate,
+) (*vault.Receipt, error) {
 	var undone *vault.Receipt
-	var errs []error
+	var errs, since []error
 	for _, c := range all {
 		if id != "" && c.ID != id {
 			continue
@@ -175,11 +175,18 @@ func (e *engine) undoOne(ctx context.Context, img *image, id string, all []*vaul
 		case vault.Applying, vault.Undoing:
 			return nil, fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, c.UndoPath, c.State)
 		case vault.Undone:
-			if undone == nil {
+			if undone != nil {
+				continue
+			}
+			if err := e.stillUndone(ctx, img, c); err == nil {
 				undone = c.Receipt
+			} else if errors.Is(err, ErrChanged) {
+				since = append(since, fmt.Errorf("it was undone before: %w", err))
+			} else {
+				return nil, err
 			}
 		case vault.Committed:
-			r, err := e.undo(ctx, img, c)
+			r, err := e.undo(ctx, img, i, c)
 			if !errors.Is(err, ErrChanged) {
 				return r, err
 			}
@@ -191,16 +198,34 @@ func (e *engine) undoOne(ctx context.Context, img *image, id string, all []*vaul
 	switch {
 	case len(errs) == 0 && undone != nil:
 		return undone, nil
-	case len(errs) == 0 && id != "":
+	case len(errs)+len(since) > 0:
+		return nil, errors.Join(append(errs, since...)...)
+	case id != "":
 		return nil, fmt.Errorf("%w in %s: no change %s is known of it", ErrNothing, img.path, id)
-	case len(errs) == 0:
-		return nil, fmt.Errorf("%w in %s: no change of it is known", ErrNothing, img.path)
 	}
-	return nil, errors.Join(errs...)
+	return nil, fmt.Errorf("%w in %s: no change of it is known", ErrNothing, img.path)
+}
+
+// stillUndone holds an image against the bytes that an undo gave it. Without the undo file they are
+// not known, and the receipt is believed.
+func (e *engine) stillUndone(ctx context.Context, img *image, found *vault.Candidate) error {
+	if found.UndoPath == "" {
+		return nil
+	}
+	u, err := e.v.OpenUndo(ctx, found.UndoPath)
+	if err != nil {
+		return err
+	}
+	defer u.Close()
+	c, err := e.newChange(ctx, img, u)
+	if err != nil {
+		return err
+	}
+	return c.survey(ctx, wantOld)
 }
 
 // undo undoes one change. An image that does not fit is a *ChangedError, and was not touched.
-func (e *engine) undo(ctx context.Context, img *image, found *vault.Candidate) (
+func (e *engine) undo(ctx context.Context, img *image, i *vault.Image, found *vault.Candidate) (
 	*vault.Receipt, error,
 ) {
 	if found.UndoPath == "" {
@@ -211,7 +236,7 @@ func (e *engine) undo(ctx context.Context, img *image, found *vault.Candidate) (
 	if err != nil {
 		return nil, err
 	}
-	defer u.Close()
+	defer func() { u.Close() }() // whichever it is by then
 	c, err := e.newChange(ctx, img, u)
 	if err != nil {
 		return nil, err
@@ -222,17 +247,21 @@ func (e *engine) undo(ctx context.Context, img *image, found *vault.Candidate) (
 	if err := c.survey(ctx, wantNew); err != nil {
 		return nil, err
 	}
-	// Recover finds by the receipt what it must finish, wherever the undo file lies.
-	r := u.Receipt()
-	if kept, err := e.v.Receipt(r.ID); err == nil {
-		r.Resolved, r.Failure = kept.Resolved, kept.Failure
+	if e.v.IsCopy(found, i) {
+		fork, err := e.fork(ctx, img, u)
+		if err != nil {
+			return nil, err
+		}
+		u.Close()
+		u, c.u = fork, fork
 	}
-	r.State = vault.Undoing
-	if err := e.v.Put(r); err != nil {
+	// Recover finds by the receipt what it must finish, wherever the undo file lies.
+	if _, err := c.note(vault.Undoing, ""); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, errors.Join(err, e.v.Put(u.Receipt()))
+		_, err2 := c.note(u.State(), "")
+		return nil, errors.Join(err, err2)
 	}
 	if err := u.Advance(vault.Undoing, e.o.Now()); err != nil {
 		return nil, c.interrupted(err)
@@ -241,4 +270,18 @@ func (e *engine) undo(ctx context.Context, img *image, found *vault.Candidate) (
 		return nil, c.interrupted(err)
 	}
 	return c.record("")
+}
+
+// fork gives a copy of an image an undo file of its own: the change stays in force in the image that
+// it was made for.
+func (e *engine) fork(ctx context.Context, img *image, u *vault.Undo) (*vault.Undo, error) {
+	journal, err := e.journal(img)
+	if err != nil {
+		return nil, err
+	}
+	path, err := e.v.Fork(ctx, u.Path(), img.path, journal)
+	if err != nil {
+		return nil, err
+	}
+	return e.v.OpenUndoToAdvance(ctx, path)
 }

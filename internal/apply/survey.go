@@ -18,7 +18,7 @@ const (
 	sectorBytes = plan.SectorBytes
 	// maxRanges bounds the ranges that an error lists.
 	maxRanges = 1000
-	// gapBytes is how much is read at once where a change made the image longer and wrote nothing.
+	// gapBytes is how much of an image is read at once where no write says how much.
 	gapBytes = 1 << 20
 )
 
@@ -192,9 +192,9 @@ func (c *change) surveyGaps(ctx context.Context, size int64, diff *ChangedError)
 				return err
 			}
 			if buf == nil {
-				buf = make([]byte, gapBytes)
+				buf = make([]byte, min(gapBytes, size-at))
 			}
-			p := buf[:min(gapBytes, min(r.Offset, size)-at)]
+			p := buf[:min(int64(len(buf)), min(r.Offset, size)-at)]
 			if err := c.img.read(p, at, size); err != nil {
 				return err
 			}
@@ -211,7 +211,7 @@ func (c *change) surveyGaps(ctx context.Context, size int64, diff *ChangedError)
 // surveyWatches looks at all that the plan relied on. Who wrote to the image since changed some of
 // it, though perhaps none of what the plan itself wrote.
 func (c *change) surveyWatches(ctx context.Context, size int64, diff *ChangedError) error {
-	buf := make([]byte, gapBytes)
+	buf := make([]byte, min(gapBytes, size+1))
 	return c.u.Watches(ctx, func(w vault.Watch) error {
 		d, err := plan.DigestOf(c.img.f, size, w.Offset, w.Length, buf)
 		if err != nil {

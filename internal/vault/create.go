@@ -217,3 +217,48 @@ func (v *Vault) fill(ctx context.Context, d *Draft, f diskio.Writable, path stri
 	u.w, u.sure = f, true
 	return u, nil
 }
+
+// Fork copies an undo file for a copy of its image, beside that or in journalDir, so that the states
+// of the two are kept apart. It returns when the copy and its name are on the disk.
+func (v *Vault) Fork(ctx context.Context, from, image, journalDir string) (string, error) {
+	u, err := v.OpenUndo(ctx, from)
+	if err != nil {
+		return "", err
+	}
+	defer u.Close()
+	dir, base := filepath.Dir(image), filepath.Base(image)
+	if journalDir != "" {
+		dir, base = journalDir, base+"."+u.ID()
+	}
+	f, path, err := v.freeName(ctx, filepath.Join(dir, base+Suffix))
+	if err != nil {
+		return "", fmt.Errorf("copy the undo file: %w", err)
+	}
+	buf := make([]byte, maxPieceBytes)
+	for at := int64(0); err == nil && at < u.bytes; {
+		p := buf[:min(int64(len(buf)), u.bytes-at)]
+		if _, err = u.r.ReadAt(p, at); errors.Is(err, io.EOF) {
+			err = nil
+		}
+		if err == nil {
+			_, err = f.WriteAt(p, at)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		at += int64(len(p))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err2 := f.Close(); err == nil {
+		err = err2
+	}
+	if err == nil {
+		err = v.disk.SyncDir(dir)
+	}
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("copy the undo file to %s: %w", path, err), v.Discard(path))
+	}
+	return path, nil
+}

@@ -152,9 +152,14 @@ func (v *Vault) FindOf(ctx context.Context, i *Image) ([]*Candidate, error) {
 			return nil, err
 		}
 		c := v.candidate(path, i, byID)
-		if c != nil && (c.ID == "" || !seen[c.ID]) {
+		switch {
+		case c == nil:
+		case c.ID == "" || !seen[c.ID]:
 			all = append(all, c)
 			seen[c.ID] = true
+		case i.beside(path):
+			// A copy of the image has a copy of the undo file: see Fork.
+			all[slices.IndexFunc(all, func(o *Candidate) bool { return o.ID == c.ID })] = c
 		}
 	}
 	for _, r := range receipts {
@@ -192,10 +197,31 @@ func (v *Vault) exists(path string) bool {
 	return true
 }
 
+// beside tells whether an undo file has the name of one that was made beside the image.
+func (i *Image) beside(path string) bool {
+	name, _ := IsUndoName(filepath.Base(path))
+	return filepath.Dir(path) == filepath.Dir(i.Path) && name == filepath.Base(i.Path)
+}
+
+// Speaks reports whether a receipt tells of an undo file, and not of the one of which that is a
+// copy.
+func (v *Vault) Speaks(r *Receipt, undoPath string) bool {
+	return r.Undo() == undoPath || !v.exists(r.Undo())
+}
+
+// IsCopy reports whether the image of a candidate is a copy, and the file for which the change was
+// made is there as well.
+func (v *Vault) IsCopy(c *Candidate, i *Image) bool {
+	if c.Match != MatchContent || c.Receipt == nil {
+		return false
+	}
+	o, err := v.Look(c.Receipt.Image())
+	return err == nil && o.Path != i.Path && c.Receipt.matches(o) == MatchFile
+}
+
 // candidate looks at an undo file, nil if it is of another image.
 func (v *Vault) candidate(path string, i *Image, receipts map[string]*Receipt) *Candidate {
-	name, _ := IsUndoName(filepath.Base(path))
-	beside := filepath.Dir(path) == filepath.Dir(i.Path) && name == filepath.Base(i.Path)
+	beside := i.beside(path)
 	p, err := v.Peek(path)
 	switch {
 	case errors.Is(err, ErrNotUndo):
@@ -215,7 +241,7 @@ func (v *Vault) candidate(path string, i *Image, receipts map[string]*Receipt) *
 	if c.Match == NoMatch {
 		return nil
 	}
-	if r := receipts[c.ID]; r != nil {
+	if r := receipts[c.ID]; r != nil && v.Speaks(r, path) {
 		c.Receipt = r
 	}
 	return c

@@ -95,13 +95,25 @@ func rawPath(path, b64 string) string {
 	return path
 }
 
-// setUndo notes the path of the undo file.
-func (r *Receipt) setUndo(path string) {
-	r.UndoPath, r.UndoPathB64 = path, ""
-	if !utf8.ValidString(path) {
-		r.UndoPath = strings.ToValidUTF8(path, "\uFFFD")
-		r.UndoPathB64 = base64.StdEncoding.EncodeToString([]byte(path))
+// SetImage notes which file the image is.
+func (r *Receipt) SetImage(path string, id diskio.Identity) {
+	r.Object.Path, r.Object.PathB64 = textPath(path)
+	r.Object.Dev, r.Object.Ino, r.Born = id.Dev, id.Ino, nil
+	if !id.Born.IsZero() {
+		r.Born = &id.Born
 	}
+}
+
+// setUndo notes the path of the undo file.
+func (r *Receipt) setUndo(path string) { r.UndoPath, r.UndoPathB64 = textPath(path) }
+
+// textPath gives a path as documents have it.
+func textPath(path string) (text, b64 string) {
+	if utf8.ValidString(path) {
+		return path, ""
+	}
+	b64 = base64.StdEncoding.EncodeToString([]byte(path))
+	return strings.ToValidUTF8(path, "\uFFFD"), b64
 }
 
 // NewReceipt begins the receipt of a plan with what the plan says.

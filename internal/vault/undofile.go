@@ -124,7 +124,7 @@ func (u *Undo) writeState(e stateEntry) error {
 // Records calls fn for each record of a kind, in the order of the plan.
 func (u *Undo) Records(ctx context.Context, k Kind, fn func(Record) error) error {
 	from, to := u.start[k], u.start[k+1]
-	rr := &recordReader{r: bufio.NewReaderSize(io.NewSectionReader(u.r, from, to-from), readAhead),
+	rr := &recordReader{r: buffered(faultReader{io.NewSectionReader(u.r, from, to-from)}, to-from),
 		seq: u.seq[k]}
 	for at := from; at < to; {
 		if err := ctx.Err(); err != nil {
@@ -134,7 +134,11 @@ func (u *Undo) Records(ctx context.Context, k Kind, fn func(Record) error) error
 		if err == nil {
 			err = u.h.check(r)
 		}
-		if err != nil {
+		var failed *readError
+		switch {
+		case errors.As(err, &failed):
+			return fmt.Errorf("read the undo file %s: %w", u.path, err)
+		case err != nil:
 			return fmt.Errorf("undo file %s %w: %w", u.path, ErrDamaged, err)
 		}
 		if err := fn(r); err != nil {
@@ -152,6 +156,11 @@ func (u *Undo) Watches(ctx context.Context, fn func(Watch) error) error {
 
 // readAhead is how much of an undo file is read at once.
 const readAhead = 1 << 18
+
+// buffered reads ahead in r, which is size bytes long.
+func buffered(r io.Reader, size int64) *bufio.Reader {
+	return bufio.NewReaderSize(r, int(min(readAhead, max(size, sectorBytes))))
+}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -287,7 +296,7 @@ func (f faultReader) Read(p []byte) (int, error) {
 
 // wasBegun looks in the whole file for a state that comes after prepared.
 func wasBegun(ctx context.Context, f io.ReaderAt, size int64) (bool, error) {
-	r := bufio.NewReaderSize(io.NewSectionReader(f, 0, size), readAhead)
+	r := buffered(io.NewSectionReader(f, 0, size), size)
 	var b [sectorBytes]byte
 	for {
 		if err := ctx.Err(); err != nil {
@@ -341,13 +350,13 @@ func (u *Undo) readHeader(r io.Reader, size int64) error {
 // read reads all up to the trailer, and holds it against that.
 func (u *Undo) read(ctx context.Context, size int64) error {
 	sum := sha256.New()
-	in := bufio.NewReaderSize(faultReader{io.NewSectionReader(u.r, 0, size)}, readAhead)
+	in := buffered(faultReader{io.NewSectionReader(u.r, 0, size)}, size)
 	if err := u.readHeader(io.TeeReader(in, sum), size); err != nil {
 		return err
 	}
 	end := u.h.endBytes - trailerBytes
 	records := io.TeeReader(io.LimitReader(in, end-sectorBytes-u.h.metaBytes), sum)
-	rr := &recordReader{r: bufio.NewReaderSize(records, readAhead)}
+	rr := &recordReader{r: bufio.NewReaderSize(records, sectorBytes)}
 	kind, at := Kind(0), sectorBytes+u.h.metaBytes
 	u.start[0] = at
 	for at < end {

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package apply
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/lab/cut"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// cutAt gives the disk after an Apply that was cut off at a write to the image: after the n-th one,
+// all of which reached the disk.
+func cutAt(t *testing.T, n int) (d *cut.Disk, before, after []byte) {
+	t.Helper()
+	d, p, _, _ := world(t)
+	fault(t, d, "")
+	mustApply(t, d, p)
+	k, seen := 0, 0
+	for i, op := range d.Ops() {
+		if op == "sync "+imagePath {
+			if seen++; seen == n {
+				k = i + 1
+			}
+		}
+	}
+	d, p, before, after = world(t)
+	fault(t, d, "crash after op "+strconv.Itoa(k))
+	if _, err := Apply(t.Context(), p, options(d)); !errors.Is(err, cut.ErrCut) {
+		t.Fatalf("Apply = %v, want it cut after %d", err, k)
+	}
+	return clone(t, d), before, after
+}
+
+// switched is the number of the sync after the switch in cutAt: fence, new, raise, point, lower,
+// switch.
+const switched = 6
+
+func TestRecoverTargets(t *testing.T) {
+	for _, target := range []string{
+		imagePath, imagePath + vault.Suffix, "/img", "/", "", "00112233445566778899aabbccddeeff",
+		"/state/undo",
+	} {
+		d, before, _ := cutAt(t, 3)
+		out, err := Recover(t.Context(), target, options(d))
+		want := 1
+		if target == "/state/undo" {
+			want = 0
+		}
+		if err != nil || len(out) != want {
+			t.Errorf("Recover(%q) = %+v, %v, want %d outcomes", target, out, err, want)
+			continue
+		}
+		if want == 0 {
+			continue
+		}
+		if o := out[0]; o.Did != DidRollBack || o.Image != imagePath || o.Receipt.State != vault.RolledBack {
+			t.Errorf("Recover(%q) = %+v", target, o)
+		}
+		settled(t, d, target, before)
+	}
+	d, _, _ := cutAt(t, 3)
+	for _, target := range []string{"/nothing", "ff112233445566778899aabbccddeeff"} {
+		if _, err := Recover(t.Context(), target, options(d)); err == nil {
+			t.Errorf("Recover(%q) finds something", target)
+		}
+	}
+}
+
+// The image was renamed after the crash.
+func TestRecoverRenamed(t *testing.T) {
+	d, before, _ := cutAt(t, 3)
+	d.Move(imagePath, "/else/b")
+	out, err := Recover(t.Context(), "/else/b", options(d))
+	if got, _ := d.Get("/else/b"); err != nil || len(out) != 1 || !bytes.Equal(got, before) {
+		t.Errorf("Recover = %+v, %v, or other bytes", out, err)
+	}
+}
+
+func TestRecoverRefusesForeignWrites(t *testing.T) {
+	for n := 1; n <= switched; n++ {
+		for _, forward := range []bool{false, true} {
+			d, _, _ := cutAt(t, n)
+			poke(t, d, imagePath, 5*512+9)
+			was := content(t, d)
+			o := options(d)
+			o.Forward = forward
+			_, err := Recover(t.Context(), imagePath, o)
+			if forward && n == switched {
+				// All of the change was there before somebody wrote.
+				if err != nil || !bytes.Equal(was, content(t, d)) {
+					t.Errorf("Recover forward after the switch = %v, or it wrote", err)
+				}
+				continue
+			}
+			var changed *ChangedError
+			if !errors.As(err, &changed) || changed.Ranges[0].Offset != 5*512 {
+				t.Errorf("Recover after sync %d, forward=%v = %v, want %v", n, forward, err, ErrChanged)
+			}
+			if !bytes.Equal(was, content(t, d)) {
+				t.Error("a refused Recover changed the image")
+			}
+			if _, err := Undo(t.Context(), imagePath, "", o); !errors.Is(err, ErrUnfinished) {
+				t.Errorf("Undo = %v, want %v", err, ErrUnfinished)
+			}
+		}
+	}
+}
+
+func TestRecoverInUse(t *testing.T) {
+	d, before, _ := cutAt(t, 2)
+	w, err := d.OpenForRepair(imagePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(t.Context(), imagePath, options(d)); !errors.Is(err, diskio.ErrInUse) {
+		t.Errorf("Recover = %v, want %v", err, diskio.ErrInUse)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(t.Context(), imagePath, options(d)); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, d, "after it was in use", before)
+}
+
+// An undo file whose change was begun is never removed, whatever is left of it.
+func TestRecoverKeepsDamaged(t *testing.T) {
+	d, _, _ := cutAt(t, 3)
+	whole, _ := d.Get(imagePath + vault.Suffix)
+	for _, spoil := range []func([]byte) []byte{
+		func(b []byte) []byte { return b[:len(b)/3] },
+		func(b []byte) []byte { return nil },
+		func(b []byte) []byte { b[600] ^= 1; return b },
+		func(b []byte) []byte { clear(b[:512]); return b },
+	} {
+		d, _, _ := cutAt(t, 3)
+		d.Put(imagePath+vault.Suffix, spoil(slices.Clone(whole)))
+		was := content(t, d)
+		out, err := Recover(t.Context(), imagePath, options(d))
+		if !errors.Is(err, vault.ErrDamaged) || out[0].Did != DidNotRecover {
+			t.Errorf("Recover = %+v, %v, want %v", out, err, vault.ErrDamaged)
+		}
+		if _, ok := d.Get(imagePath + vault.Suffix); !ok || !bytes.Equal(was, content(t, d)) {
+			t.Error("Recover removed the undo file, or wrote to the image")
+		}
+	}
+	d, _, _ = cutAt(t, 3)
+	if err := d.Remove(imagePath + vault.Suffix); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := Recover(t.Context(), imagePath, options(d)); err == nil || len(out) != 1 {
+		t.Errorf("Recover without the undo file = %+v, %v", out, err)
+	}
+}
+
+// An undo file is not believed where it names files elsewhere.
+func TestRecoverBelievesNoForeignPath(t *testing.T) {
+	d, _, _ := cutAt(t, 3)
+	undo, _ := d.Get(imagePath + vault.Suffix)
+	if err := d.Remove(stateDir + "/undo/00112233445566778899aabbccddeeff.json"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Remove(imagePath + vault.Suffix); err != nil {
+		t.Fatal(err)
+	}
+	d.Put("/tmp/evil"+vault.Suffix, undo)
+	was := content(t, d)
+	if _, err := Recover(t.Context(), "/tmp", options(d)); err == nil {
+		t.Error("Recover takes the path of an image from an undo file")
+	}
+	if !bytes.Equal(was, content(t, d)) {
+		t.Error("Recover wrote to an image that an undo file names")
+	}
+}
+
+// A copy that is undone leaves the change in force in the image that it was made for.
+func TestUndoOfCopyKeepsOriginal(t *testing.T) {
+	const other = "/else/copy.img"
+	d, p, before, after := world(t)
+	mustApply(t, d, p)
+	d.Put(other, content(t, d))
+	for range 2 {
+		if _, err := Undo(t.Context(), other, "", options(d)); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := d.Get(other); !bytes.Equal(got, before) {
+			t.Error("Undo of a copy did not give back the bytes")
+		}
+	}
+	settled(t, d, "the original", after)
+	if out, err := Recover(t.Context(), other, options(d)); err != nil || len(out) != 0 {
+		t.Errorf("Recover of the copy = %+v, %v", out, err)
+	}
+	v, err := vault.New(vault.Options{Disk: d, StateDir: stateDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := v.Hurt(t.Context(), imagePath); err != nil || len(h) != 1 {
+		t.Errorf("Hurt of the original = %v, %v", h, err)
+	}
+	if _, err := Undo(t.Context(), imagePath, "", options(d)); err != nil || !bytes.Equal(before, content(t, d)) {
+		t.Errorf("Undo of the original = %v", err)
+	}
+}
+
+func TestUndoneAndChangedSince(t *testing.T) {
+	d, p, _, _ := world(t)
+	mustApply(t, d, p)
+	if _, err := Undo(t.Context(), imagePath, "", options(d)); err != nil {
+		t.Fatal(err)
+	}
+	poke(t, d, imagePath, 5*512)
+	if _, err := Undo(t.Context(), imagePath, "", options(d)); !errors.Is(err, ErrChanged) {
+		t.Errorf("Undo of what was undone, and changed since = %v, want %v", err, ErrChanged)
+	}
+}
