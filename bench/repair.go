@@ -115,7 +115,7 @@ func (b *bench) mended(ctx context.Context, path string) (string, error) {
 	if err != nil || slices.Contains([]int{0, 3}, c.exit) {
 		return "", err
 	}
-	return fmt.Sprintf("qemu-img check after shisa repair --apply: exit status %d: %s", c.exit, errs), nil
+	return fmt.Sprintf("qemu-img check of what shisa repaired: exit status %d: %s", c.exit, errs), nil
 }
 
 // copySparse copies a file with its holes, as cheaply as the file system allows.
@@ -183,8 +183,8 @@ func (b *bench) repairWrites(ctx context.Context, dir string) (res result, err e
 		text  *string
 	}{
 		{[]string{b.qemuImg, "check", "-q", "-r", "all", image}, []int{0}, &res.theirsText},
-		{[]string{b.shisa, "repair", "--apply", "--state", filepath.Join(mount, "state"), image}, []int{0, 3},
-			&res.text},
+		{[]string{b.shisa, "repair", "--apply", "--state", filepath.Join(mount, "state"), image},
+			[]int{0, 3}, &res.text},
 	} {
 		fs, err := cutfs.Mount(mount, start)
 		if err != nil {
@@ -203,7 +203,8 @@ func (b *bench) repairWrites(ctx context.Context, dir string) (res result, err e
 			return result{failed: fmt.Sprintf("%v: exit status %d: %s", side.argv, c.exit, errs)}, nil
 		}
 		all, touched = written(fs.Writes(), name)
-		*side.text = fmt.Sprintf("%.1f MiB, %d clusters touched", float64(all)/(1<<20), touched/clusterBytes)
+		*side.text = fmt.Sprintf("%.1f MiB, %d clusters touched", float64(all)/(1<<20),
+			touched/clusterBytes)
 	}
 	g := goal{what: "bytes", must: 3, lower: true, unit: "x of the clusters touched", always: true}
 	res.goals = []outcome{{goal: g, got: float64(all) / float64(max(1, touched))}}
@@ -213,7 +214,7 @@ func (b *bench) repairWrites(ctx context.Context, dir string) (res result, err e
 // clusterBytes is the cluster size of the images above.
 const clusterBytes = 64 << 10
 
-// written adds up what was written to all files, and the clusters of the image that were written to.
+// written adds up what was written to all files, and the image's clusters that were written to.
 func written(list []cutfs.Write, image string) (all, touched int64) {
 	clusters := map[int64]bool{}
 	for _, w := range list {

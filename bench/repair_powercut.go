@@ -26,8 +26,8 @@ const sweepSpace = 256 << 20
 func powerCutRows() []row {
 	var rows []row
 	for _, c := range sweep.Cases() {
-		rows = append(rows, row{name: "power cut: " + c.Name, space: sweepSpace,
-			special: func(ctx context.Context, b *bench, dir string) result { return powerCut(ctx, b, dir, c) }})
+		sweep := func(ctx context.Context, b *bench, dir string) result { return powerCut(ctx, b, dir, c) }
+		rows = append(rows, row{name: "power cut: " + c.Name, space: sweepSpace, special: sweep})
 	}
 	return rows
 }
@@ -70,11 +70,11 @@ func powerCut(ctx context.Context, b *bench, dir string, c sweep.Case) (res resu
 	return res
 }
 
-func (b *bench) sweep(ctx context.Context, dir string, c sweep.Case, tool sweep.Tool) (*sweep.Table, error) {
+func (b *bench) sweep(ctx context.Context, dir string, c sweep.Case, t sweep.Tool) (*sweep.Table, error) {
 	own := filepath.Join(dir, "sweep")
 	if err := os.Mkdir(own, 0o755); err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(own)
-	return sweep.Run(ctx, own, c, tool, sweepOptions(b.quick))
+	return sweep.Run(ctx, own, c, t, sweepOptions(b.quick))
 }

@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// stop tells that nobody waits for an answer any more. No answer here takes long.
+type stop = <-chan struct{}
+
 // files answers the kernel. What it does not answer, such as extended attributes and locks, the
 // kernel takes as not there, or does itself: locks work as on a local file system.
 type files struct {
@@ -57,7 +60,7 @@ func (f *files) entry(id uint64, out *fuse.EntryOut) {
 	f.attr(id, f.disk.now.nodes[id], &out.Attr)
 }
 
-func (f *files) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+func (f *files) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	dir, st := f.node(h.NodeId)
@@ -72,7 +75,7 @@ func (f *files) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fu
 	return fuse.OK
 }
 
-func (f *files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+func (f *files) GetAttr(_ stop, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, st := f.node(in.NodeId)
@@ -82,7 +85,7 @@ func (f *files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 	return st
 }
 
-func (f *files) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+func (f *files) SetAttr(_ stop, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, st := f.node(in.NodeId)
@@ -117,18 +120,18 @@ func (f *files) make(dir uint64, c change) (uint64, fuse.Status) {
 	return c.node, f.change(c)
 }
 
-func (f *files) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+func (f *files) Mknod(_ stop, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	if in.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fuse.EPERM
 	}
 	return f.makeEntry(in.NodeId, change{name: name, mode: in.Mode}, out)
 }
 
-func (f *files) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+func (f *files) Mkdir(_ stop, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	return f.makeEntry(in.NodeId, change{name: name, mode: unix.S_IFDIR | in.Mode&0o7777}, out)
 }
 
-func (f *files) Symlink(_ <-chan struct{}, h *fuse.InHeader, to, name string, out *fuse.EntryOut) fuse.Status {
+func (f *files) Symlink(_ stop, h *fuse.InHeader, to, name string, out *fuse.EntryOut) fuse.Status {
 	return f.makeEntry(h.NodeId, change{name: name, mode: unix.S_IFLNK | 0o777, target: to}, out)
 }
 
@@ -142,12 +145,13 @@ func (f *files) makeEntry(dir uint64, c change, out *fuse.EntryOut) fuse.Status 
 	return st
 }
 
-func (f *files) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+func (f *files) Create(_ stop, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO
-	return f.makeEntry(in.NodeId, change{name: name, mode: unix.S_IFREG | in.Mode&0o7777}, &out.EntryOut)
+	c := change{name: name, mode: unix.S_IFREG | in.Mode&0o7777}
+	return f.makeEntry(in.NodeId, c, &out.EntryOut)
 }
 
-func (f *files) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+func (f *files) Link(_ stop, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	dir, st := f.node(in.NodeId)
@@ -164,7 +168,7 @@ func (f *files) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.
 	return st
 }
 
-func (f *files) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+func (f *files) Readlink(_ stop, h *fuse.InHeader) ([]byte, fuse.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, st := f.node(h.NodeId)
@@ -174,13 +178,13 @@ func (f *files) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Stat
 	return []byte(n.target), fuse.OK
 }
 
-func (f *files) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+func (f *files) Unlink(_ stop, h *fuse.InHeader, name string) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.unlink(h.NodeId, name)
 }
 
-func (f *files) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+func (f *files) Rmdir(_ stop, h *fuse.InHeader, name string) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if dir, st := f.node(h.NodeId); st.Ok() {
@@ -203,7 +207,7 @@ func (f *files) unlink(dir uint64, name string) fuse.Status {
 	return f.change(change{kind: opUnlink, dir: dir, name: name, node: id})
 }
 
-func (f *files) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
+func (f *files) Rename(_ stop, in *fuse.RenameIn, from, to string) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	dir, st := f.node(in.NodeId)
@@ -229,10 +233,11 @@ func (f *files) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fu
 	case taken && len(f.disk.now.nodes[old].names) > 0:
 		return fuse.Status(unix.ENOTEMPTY)
 	}
-	return f.change(change{kind: opRename, dir: in.NodeId, name: from, toDir: in.Newdir, toName: to, node: id})
+	return f.change(change{kind: opRename, dir: in.NodeId, name: from, toDir: in.Newdir, toName: to,
+		node: id})
 }
 
-func (f *files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (f *files) Open(_ stop, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	// Past the page cache, which would go on answering after the cut.
@@ -244,7 +249,7 @@ func (f *files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	return st
 }
 
-func (f *files) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (f *files) Read(_ stop, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, st := f.node(in.NodeId)
@@ -254,7 +259,7 @@ func (f *files) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadR
 	return fuse.ReadResultData(buf[:n.data.readAt(buf, int64(in.Offset))]), fuse.OK
 }
 
-func (f *files) Write(_ <-chan struct{}, in *fuse.WriteIn, p []byte) (uint32, fuse.Status) {
+func (f *files) Write(_ stop, in *fuse.WriteIn, p []byte) (uint32, fuse.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if in.Offset > maxFileBytes {
@@ -270,7 +275,7 @@ func (f *files) Write(_ <-chan struct{}, in *fuse.WriteIn, p []byte) (uint32, fu
 	return uint32(len(p)), fuse.OK
 }
 
-func (f *files) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+func (f *files) Fallocate(_ stop, in *fuse.FallocateIn) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, st := f.node(in.NodeId)
@@ -300,7 +305,7 @@ func (f *files) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	return fuse.Status(unix.EOPNOTSUPP)
 }
 
-func (f *files) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+func (f *files) Lseek(_ stop, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, st := f.node(in.NodeId)
@@ -315,7 +320,7 @@ func (f *files) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) f
 	return fuse.OK
 }
 
-func (f *files) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+func (f *files) Fsync(_ stop, in *fuse.FsyncIn) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, st := f.node(in.NodeId)
@@ -325,14 +330,14 @@ func (f *files) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	return st
 }
 
-func (f *files) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+func (f *files) FsyncDir(cancel stop, in *fuse.FsyncIn) fuse.Status {
 	return f.Fsync(cancel, in)
 }
 
 // Flush is what close does: no sync, but it tells of the cut.
-func (f *files) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status { return f.alive(in.NodeId) }
+func (f *files) Flush(_ stop, in *fuse.FlushIn) fuse.Status { return f.alive(in.NodeId) }
 
-func (f *files) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status { return f.alive(in.NodeId) }
+func (f *files) Access(_ stop, in *fuse.AccessIn) fuse.Status { return f.alive(in.NodeId) }
 
 func (f *files) alive(id uint64) fuse.Status {
 	f.mu.Lock()
@@ -341,11 +346,11 @@ func (f *files) alive(id uint64) fuse.Status {
 	return st
 }
 
-func (f *files) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, _ *fuse.OpenOut) fuse.Status {
+func (f *files) OpenDir(_ stop, in *fuse.OpenIn, _ *fuse.OpenOut) fuse.Status {
 	return f.alive(in.NodeId)
 }
 
-func (f *files) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+func (f *files) ReadDir(_ stop, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	dir, st := f.node(in.NodeId)
@@ -363,7 +368,7 @@ func (f *files) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryLi
 	return fuse.OK
 }
 
-func (f *files) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+func (f *files) StatFs(_ stop, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	const blocks = maxFileBytes / pageBytes
 	*out = fuse.StatfsOut{Blocks: blocks, Bfree: blocks, Bavail: blocks, Files: 1 << 30, Ffree: 1 << 30,
 		Bsize: pageBytes, Frsize: pageBytes, NameLen: 255}

@@ -52,12 +52,13 @@ func Cases() []Case {
 	return []Case{
 		{Name: "refcount table broken", QemuImg: all, Shisa: ours, spec: disk, wreck: breakReftable},
 		{Name: "no refcount table", QemuImg: all, Shisa: ours, spec: disk, wreck: dropReftable},
-		{Name: "refcounts raised in place", QemuImg: all, Shisa: ours, spec: snapshot, wreck: lowerRefcounts},
+		{Name: "refcounts raised in place", QemuImg: all, Shisa: ours, spec: snapshot,
+			wreck: lowerRefcounts},
 		{Name: "leaks reclaimed", QemuImg: []string{"check", "-q", "-r", "leaks", "{}"},
 			Shisa: []string{"repair", "--apply", "--reclaim", "{}"}, spec: leaks},
 		{Name: "L1 entry wiped", QemuImg: all, Shisa: ours, spec: disk, wreck: wipeL1},
-		{Name: "header rebuilt", Shisa: []string{"repair", "--rebuild-header", "--apply", "{}"}, spec: disk,
-			wreck: wipeHeader},
+		{Name: "header rebuilt", Shisa: []string{"repair", "--rebuild-header", "--apply", "{}"},
+			spec: disk, wreck: wipeHeader},
 	}
 }
 

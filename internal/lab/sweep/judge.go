@@ -36,7 +36,8 @@ func (s State) String() string {
 	if s.Errors == unchecked {
 		errs = "cannot be checked"
 	}
-	return fmt.Sprintf("%s, %d leaks, %d clusters read wrongly, %d are gone", errs, s.Leaks, s.Wrong, s.Gone)
+	return fmt.Sprintf("%s, %d leaks, %d clusters read wrongly, %d are gone", errs, s.Leaks, s.Wrong,
+		s.Gone)
 }
 
 // piece is a cluster of the guest's data and where it lay in the sound image.
@@ -56,8 +57,10 @@ type judge struct {
 
 // newJudge reads what the sound image at path holds.
 func newJudge(ctx context.Context, path, dir string, cluster int64) (*judge, error) {
-	j := &judge{dir: dir, ref: filepath.Join(dir, "ref.raw"), cluster: cluster, known: map[string]State{}}
-	exit, out, err := command(ctx, []string{"qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, j.ref})
+	j := &judge{dir: dir, ref: filepath.Join(dir, "ref.raw"), cluster: cluster,
+		known: map[string]State{}}
+	exit, out, err := command(ctx,
+		[]string{"qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, j.ref})
 	if err != nil || exit != 0 {
 		return nil, fmt.Errorf("read the sound image: exit status %d: %s: %w", exit, out, err)
 	}
@@ -144,13 +147,15 @@ func check(ctx context.Context, path string) (errors, leaks int64, err error) {
 
 // compare counts the clusters that read wrongly, and of those the ones whose bytes are gone.
 func (j *judge) compare(ctx context.Context, path, dir string) (wrong, gone int64, err error) {
-	exit, _, err := command(ctx, []string{"qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, j.ref})
+	exit, _, err := command(ctx,
+		[]string{"qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, j.ref})
 	if err != nil || exit == 0 {
 		return 0, 0, err
 	}
 	// Read as far as possible; what cannot be read at all is wrong.
 	raw := filepath.Join(dir, "now.raw")
-	exit, _, err = command(ctx, []string{"qemu-img", "convert", "--salvage", "-f", "qcow2", "-O", "raw", path, raw})
+	exit, _, err = command(ctx,
+		[]string{"qemu-img", "convert", "--salvage", "-f", "qcow2", "-O", "raw", path, raw})
 	if err != nil {
 		return 0, 0, err
 	}

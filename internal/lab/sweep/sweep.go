@@ -75,8 +75,8 @@ type Table struct {
 func (t *Table) Worse() int { return t.More + t.Lost }
 
 func (t *Table) String() string {
-	s := fmt.Sprintf("%d states: %d clean, %d better, %d the same, %d with more errors, %d with less data",
-		t.States, t.Clean, t.Fewer, t.Same, t.More, t.Lost)
+	s := fmt.Sprintf("%d states: %d clean, %d better, %d the same, %d with more errors, "+
+		"%d with less data", t.States, t.Clean, t.Fewer, t.Same, t.More, t.Lost)
 	if t.Between > 0 {
 		s += fmt.Sprintf("; %d neither as before nor as after", t.Between)
 	}
@@ -150,7 +150,8 @@ func (s *sweep) run(ctx context.Context, dir string) error {
 		return err
 	}
 	s.after = whole.now.Digest(imageName)
-	if err := s.cuts(ctx, repair, whole.changes); err != nil || s.tool.Undo == nil || s.c.Result != "" {
+	err = s.cuts(ctx, repair, whole.changes)
+	if err != nil || s.tool.Undo == nil || s.c.Result != "" {
 		return err
 	}
 	undo := step{name: "undo", from: whole.now, argv: s.tool.Undo(s.mount)}
