@@ -26,8 +26,8 @@ const sweepSpace = 256 << 20
 func powerCutRows() []row {
 	var rows []row
 	for _, c := range sweep.Cases() {
-		sweep := func(ctx context.Context, b *bench, dir string) result { return powerCut(ctx, b, dir, c) }
-		rows = append(rows, row{name: "power cut: " + c.Name, space: sweepSpace, special: sweep})
+		cut := func(ctx context.Context, b *bench, dir string) result { return powerCut(ctx, b, dir, c) }
+		rows = append(rows, row{name: "power cut: " + c.Name, space: sweepSpace, special: cut})
 	}
 	return rows
 }
