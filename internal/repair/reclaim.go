@@ -25,7 +25,7 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 	if !m.opts.reclaims() || !m.ex.Complete() {
 		return false, nil
 	}
-	lost := finding.Worst(m.ex.Result().Findings) == finding.Lost
+	lost := finding.Worst(m.ex.Result().Findings) == finding.Lost || m.lostHere()
 	top := m.topReferenced(ctx)
 	tables, err := m.tailTables(ctx, top)
 	if err != nil {

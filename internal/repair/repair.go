@@ -49,6 +49,9 @@ type Options struct {
 	// Place puts the orphaned L2 tables at these offsets of the file into these entries of the
 	// active L1 table.
 	Place map[int64]int64
+	// Lost says that an earlier repair of the image took something out of use that leaked clusters
+	// may hold: then only those are freed that read as zeros.
+	Lost bool
 	// Disk is the guest's view through the whole backing chain; nil means that of the image alone.
 	Disk io.ReaderAt
 	// Check has the options of the checks that a repair makes.
@@ -235,15 +238,24 @@ func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (
 			maxRelied)
 	}
 	p.Relies = rec.digests()
-	for _, list := range []*[]finding.Finding{&p.Remains} {
-		for i := range *list {
-			if why := m.kept[(*list)[i].Code]; why != "" {
-				(*list)[i].Next = why
-			}
+	for i := range p.Remains {
+		f := &p.Remains[i]
+		if why := m.kept[f.Code]; why != "" {
+			f.Next = why
+		}
+		if (f.Code == finding.QC03.Code || f.Code == finding.QC14.Code) && m.lostHere() {
+			f.Summary = fmt.Sprintf("%d leaked clusters may hold what was taken out of use", f.Count)
+			f.Certainty = finding.Possible
+			f.Next = "do not free them before the parts of the disk named as lost are restored"
 		}
 	}
 	normalise(p)
 	return p, nil
+}
+
+// lostHere reports whether something was taken out of use that leaked clusters may hold.
+func (m *mender) lostHere() bool {
+	return m.opts.Lost || slices.ContainsFunc(m.hurt, func(h plan.Hurt) bool { return h.Kind == "lost" })
 }
 
 // normalise turns lists that are nil into empty ones, as the document has them.
