@@ -38,32 +38,37 @@ type extSpot struct {
 	part extPart
 }
 
+// extOwner is a group of a volume.
+type extOwner struct {
+	v     *Volume
+	group int32
+}
+
 // extTables looks where the bitmaps and inode tables of ext4 groups would lie in the piece, for
 // those whose checksums fit the group. One such block could fit by chance, since many groups are
 // tried for it: one with a single checksum counts only beside another.
 func (e *examiner) extTables() {
+	// All volumes together: two may be copies of each other.
+	spots := map[extSpot][]extOwner{}
 	for i := range e.vols {
-		v := &e.vols[i]
-		if v.ext == nil || len(v.ext.tables) == 0 {
-			continue
+		if v := &e.vols[i]; v.ext != nil {
+			v.extSpots(spots, e.p.SpanBytes)
 		}
-		spots := v.extSpots(e.p.SpanBytes)
-		order := slices.SortedFunc(maps.Keys(spots), func(a, b extSpot) int {
-			return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.part, b.part))
-		})
-		for _, spot := range order {
-			e.extTable(v, spot, spots[spot])
-		}
+	}
+	order := slices.SortedFunc(maps.Keys(spots), func(a, b extSpot) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.part, b.part))
+	})
+	for _, spot := range order {
+		e.extTable(spot, spots[spot])
 	}
 }
 
-// extSpots gives where in a piece of span bytes parts of groups may lie, and of which groups.
-func (v *Volume) extSpots(span int64) map[extSpot][]int32 {
-	spots := map[extSpot][]int32{}
+// extSpots adds where in a piece of span bytes parts of v's groups may lie.
+func (v *Volume) extSpots(spots map[extSpot][]extOwner, span int64) {
 	add := func(group int, block int64, part extPart) {
 		if disk, ok := v.onDisk(block*v.ext.blockSize, v.ext.blockSize); ok {
 			k := extSpot{disk % span, part}
-			spots[k] = append(spots[k], int32(group))
+			spots[k] = append(spots[k], extOwner{v, int32(group)})
 		}
 	}
 	perBlock := v.ext.blockSize / v.ext.inodeSize
@@ -84,25 +89,33 @@ func (v *Volume) extSpots(span int64) map[extSpot][]int32 {
 			}
 		}
 	}
-	return spots
 }
 
 // extTable looks at one place of the piece for a part of one of the groups.
-func (e *examiner) extTable(v *Volume, spot extSpot, groups []int32) {
-	g := v.ext
-	b := e.read(spot.at, g.blockSize)
-	if int64(len(b)) < g.blockSize || zero(b) {
+func (e *examiner) extTable(spot extSpot, owners []extOwner) {
+	longest := int64(0)
+	for _, o := range owners {
+		longest = max(longest, o.v.ext.blockSize)
+	}
+	b := e.read(spot.at, longest)
+	if zero(b) {
 		return
 	}
 	bases := map[int64]int{} // with the number of checksums that fit
-	for _, group := range groups {
-		block, n := g.fits(int64(group), spot.part, b)
+	var v *Volume
+	for _, o := range owners {
+		size := o.v.ext.blockSize
+		if int64(len(b)) < size {
+			continue
+		}
+		block, n := o.v.ext.fits(int64(o.group), spot.part, b[:size])
 		if n == 0 {
 			continue
 		}
-		if disk, ok := v.onDisk(block*g.blockSize, g.blockSize); ok {
-			if base, ok := e.base(spot.at, disk, g.blockSize); ok {
+		if disk, ok := o.v.onDisk(block*size, size); ok {
+			if base, ok := e.base(spot.at, disk, size); ok {
 				bases[base] += n
+				v = o.v
 			}
 		}
 	}

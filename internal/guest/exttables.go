@@ -56,8 +56,8 @@ func (s *source) readGroups(v *Volume) {
 	}
 }
 
-// maxDescriptorCopies is how many copies of a block of descriptors are tried. Those of the groups 0,
-// 1, 3, 5, 7 and 9 span more than a gigabyte with blocks of 4096 bytes, so that a table of 64
+// maxDescriptorCopies is how many copies of a block of descriptors are tried. Those of the groups
+// 0, 1, 3, 5, 7 and 9 span more than a gigabyte with blocks of 4096 bytes, so that a table of 64
 // KiB clusters does not take all of them along when it is lost.
 const maxDescriptorCopies = 6
 

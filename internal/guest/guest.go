@@ -70,7 +70,8 @@ func (u UUID) String() string {
 type Volume struct {
 	Kind Kind
 	UUID UUID
-	// Partition is its number in the table, as Linux counts, 0 for the whole disk.
+	// Partition is its number in the table, as Linux counts, 0 for the whole disk, -1 where there is
+	// no table to say.
 	Partition int
 	// Start is where it begins on the guest's disk, in bytes. In a logical volume of LVM that is
 	// where its first extent lies.
@@ -121,11 +122,16 @@ func (v *Volume) name() string {
 	switch {
 	case v.Logical != "":
 		where = fmt.Sprintf("in the logical volume %q", v.Logical)
+	case v.Partition < 0:
+		where = fmt.Sprintf("from %#x on", v.Start)
 	case v.Partition > 0:
 		where = fmt.Sprintf("in partition %d", v.Partition)
 	}
-	if v.Kind == GPT {
+	switch v.Kind {
+	case GPT:
 		where = "of the disk"
+	case MBR:
+		return "an MBR with its partitions"
 	}
 	return fmt.Sprintf("%s %s %s", v.Kind, v.UUID, where)
 }

@@ -88,10 +88,10 @@ func (s *source) sizeOf(v *Volume) []SizeClaim {
 		return []SizeClaim{c}
 	case v.Partition == 0 && (v.Kind == Unknown || v.Kind == Other):
 		return nil
-	case v.Partition == 0:
+	case v.Partition <= 0:
 		end = v.Start + v.Length
 		return []SizeClaim{{Bytes: end, Kind: v.Kind,
-			Text: fmt.Sprintf("the %s file system of the whole disk ends at %d bytes", v.Kind, end)}}
+			Text: fmt.Sprintf("the %s file system from %#x on ends at %d bytes", v.Kind, v.Start, end)}}
 	}
 	return []SizeClaim{{Bytes: end, Kind: v.Kind,
 		Text: fmt.Sprintf("partition %d (%s) ends at %d bytes", v.Partition, v.Kind, end)}}

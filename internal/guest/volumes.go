@@ -49,12 +49,14 @@ func (s *source) volumes() []Volume {
 	case whole.Kind == Unknown && !table:
 		vols = append(vols, whole)
 		for _, start := range usualStarts() {
-			v := s.recognise(partition{1, start, s.size - start})
+			v := s.recognise(partition{-1, start, s.size - start})
 			if v.Kind != Other && v.Kind != Unknown {
+				v.Room = v.Length // how much it has is not known
 				vols = append(vols, v)
 			}
 		}
 	}
+	var groups lvmGroups
 	for _, p := range parts {
 		if len(vols) >= maxVolumes {
 			s.note(p.start, p.length, "partitions",
@@ -62,8 +64,12 @@ func (s *source) volumes() []Volume {
 			break
 		}
 		vols = append(vols, s.recognise(p))
+		groups.add(s, p)
 	}
-	return vols
+	if len(parts) == 0 {
+		groups.add(s, partition{0, 0, s.size})
+	}
+	return append(vols, groups.volumes(s)...)
 }
 
 // partitions gives the partitions of the disk, and adds the GPT itself to the volumes. table: there

@@ -76,11 +76,11 @@ func parseXFS(b []byte) *xfsGeometry {
 	default:
 		return nil
 	}
-	if !g.sane() || 1<<b[120] != g.blockSize || 1<<b[122] != g.inodeSize {
+	if !g.sane() || int64(len(b)) < g.sector || 1<<b[120] != g.blockSize || 1<<b[122] != g.inodeSize {
 		return nil
 	}
 	if g.version5 == 1 {
-		if int64(len(b)) < g.sector || crc32c(b[:g.sector], 224) != le32(b, 224) {
+		if crc32c(b[:g.sector], 224) != le32(b, 224) {
 			return nil
 		}
 		if be32(b, 216)&xfsMetaUUID != 0 {
