@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
@@ -16,6 +17,7 @@ import (
 // mendLinks remembers the guest ranges that share clusters, and gives each a copy of its own where
 // that is wanted. Whose data it is, no table tells: it stays hurt.
 func (m *mender) mendLinks(ctx context.Context) (changed bool, err error) {
+	m.rememberSharedTables()
 	for _, l := range m.ex.Links() {
 		if err := ctx.Err(); err != nil {
 			return changed, err
@@ -36,6 +38,34 @@ func (m *mender) mendLinks(ctx context.Context) (changed bool, err error) {
 		}
 	}
 	return changed, nil
+}
+
+// rememberSharedTables records the parts of the disk that share a whole L2 table, and so every
+// cluster.
+func (m *mender) rememberSharedTables() {
+	var byTable map[image.HostOff][]qcow2.L1Entry
+	for _, tb := range m.tables {
+		if tb.Active < 2 || tb.Stray || tb.Used == 0 {
+			continue
+		}
+		if byTable == nil {
+			byTable = m.l1ByTable()
+		}
+		h := plan.Hurt{Code: finding.QC06.Code, Kind: "mixed"}
+		var at []string
+		for _, l := range byTable[tb.Off] {
+			if r := m.l1Range(l.Index); l.Active && r.Length > 0 {
+				h.Guest = append(h.Guest, r)
+				at = append(at, fmt.Sprintf("%#x", r.Offset))
+			}
+		}
+		h.Summary = fmt.Sprintf("the parts of the disk at guest offsets %s shared the same L2 table: at most one "+
+			"of them holds its own data", strings.Join(at, " and "))
+		if key := fmt.Sprint(h.Guest); !m.said[key] && len(h.Guest) > 1 {
+			m.said[key] = true
+			m.hurtData(h)
+		}
+	}
 }
 
 // rememberLink records guest ranges that hold the data of one of them, once.

@@ -213,18 +213,25 @@ func (m *mender) clearBits(list []finding.Finding) []finding.Finding {
 			f.Severity.Rank() < finding.Waste.Rank() && f.Code != finding.QC17.Code
 	})
 	bits := m.h.Incompatible
-	if m.opts.Leaks || harm || res.Counts.Corruptions+res.Counts.CheckErrors > 0 || !m.ex.Complete() {
+	if m.opts.Leaks || res.Counts.Corruptions+res.Counts.CheckErrors > 0 || !m.ex.Complete() {
 		return list
 	}
 	for _, b := range []struct {
-		bit  uint64
-		rule finding.Rule
-		text string
+		bit   uint64
+		rule  finding.Rule
+		text  string
+		clear bool
 	}{
-		{qcow2.IncompatDirty, finding.QC21, "clear the mark \"dirty\": the refcounts are right"},
-		{qcow2.IncompatCorrupt, finding.QC22, "clear the mark \"corrupt\": a check finds nothing wrong any more"},
+		// Left dirty, qemu would count anew when it opens the image, and free what lost its mapping.
+		{qcow2.IncompatDirty, finding.QC21, "clear the mark \"dirty\": the refcounts are right", true},
+		{qcow2.IncompatCorrupt, finding.QC22,
+			"clear the mark \"corrupt\": a check finds nothing wrong any more", !harm},
 	} {
 		if bits&b.bit == 0 || !m.opts.wants(b.rule) {
+			continue
+		}
+		if !b.clear {
+			m.keep(b.rule, "qemu refuses to write to the image until what remains is mended")
 			continue
 		}
 		bits &^= b.bit
