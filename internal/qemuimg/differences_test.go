@@ -22,7 +22,7 @@ func testDifferences(t *testing.T) {
 	for _, line := range []string{
 		"qemu-img create -q -f vmdk other.vmdk 1M", "qemu-img create -q -f vdi other.vdi 1M", "qemu-img create -q -f vhdx other.vhdx 1M",
 		"qemu-img create -q -f qed other.qed 1M", "qemu-img create -q -f vpc other.vpc 1M", "qemu-img create -q -f qcow other.qcow 1M",
-		"qemu-img create -q -f parallels other.hds 1M", "qemu-img create -q -f qcow2 -u -b other.vmdk -F vmdk onvmdk.qcow2 1M",
+		"qemu-img create -q -f parallels other.hds 1M", "qemu-img create -q -f vmdk -o subformat=monolithicFlat parts.vmdk 1M", "qemu-img create -q -f qcow2 -u -b other.vmdk -F vmdk onvmdk.qcow2 1M",
 	} {
 		argv := strings.Fields(line)
 		if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
@@ -57,8 +57,9 @@ func testDifferences(t *testing.T) {
 
 		{"check other.vmdk", 63, never("vmdk")}, {"check other.vdi", 63, never("vdi")}, {"check other.vhdx", 63, never("vhdx")},
 		{"check other.qed", 63, never("qed")}, {"check other.hds", 63, never("parallels")}, {"check other.vpc", 63, noCheck},
-		{"check other.qcow", 63, noCheck}, {"info other.vmdk", 1, format("other.vmdk", "vmdk")}, {"map other.vdi", 1, format("other.vdi", "vdi")},
-		{"compare other.vpc base.qcow2", 2, format("other.vpc", "vpc")},
+		{"check other.qcow", 63, noCheck}, {"info other.hds", 1, format("other.hds", "parallels")}, {"map other.vdi", 1, format("other.vdi", "vdi")},
+		{"compare other.vpc base.qcow2", 2, format("other.vpc", "vpc")}, {"map other.vmdk", 1, format("other.vmdk", "vmdk")},
+		{"info parts.vmdk", 1, format("parts.vmdk", "vmdk")},
 		{"check onvmdk.qcow2", 1, "qemu-img: Could not open 'onvmdk.qcow2': Could not open backing file: format 'vmdk' cannot be read by this program, which knows qcow2 and raw\n"},
 		{"info nbd://localhost/x", 1, fmt.Sprintf(open, "nbd://localhost/x") + "protocol 'nbd' is not supported by this program, which reads local files only\n"},
 		{`info json:{"driver":"nbd","host":"x"}`, 1, fmt.Sprintf(open, `json:{"driver":"nbd","host":"x"}`) + "protocol 'nbd' is not supported by this program, which reads local files only\n"},

@@ -22,7 +22,9 @@
 //     The option read-only=off has no effect.
 //   - Formats other than raw, qcow2 and luks, and protocols other than local files, are refused by
 //     name: exit code 63 from check, as for formats that qemu-img cannot check, otherwise that of an
-//     image that cannot be opened.
+//     image that cannot be opened. info knows vdi, vpc, vhdx, qed and vmdk in one file too; where the
+//     header of one of these is not plainly right, or a vmdk has its data in other files, it is refused
+//     in the same way.
 //   - Nothing is decrypted. A passphrase is not tried, so a wrong one is not noticed, and a secret
 //     in a file is not read. compare ends at encrypted data as at an unreadable sector, with exit
 //     code 4. Objects other than secrets are refused.

@@ -166,14 +166,20 @@ func (g *graph) openNode(n *node, opts *dict, req openRequest) *fault {
 	}
 	n.direct = common.bool("cache.direct")
 	n.forceShare = common.bool("force-share")
+	var described foreignReader
 	if !req.flags.protocol && !slices.Contains([]string{drvRaw, drvQcow2, drvLUKS}, n.driver) {
-		return unsupportedFormat(n.driver)
+		// info asks for nothing but the header.
+		if described = foreignFormat(n.driver); described == nil || !req.flags.noIO {
+			return unsupportedFormat(n.driver)
+		}
 	}
 	if n.file != nil {
 		n.file.refreshName()
 		n.filename = n.file.filename
 	}
 	switch n.driver {
+	case drvVDI, drvVPC, drvVHDX, drvQED, drvVMDK:
+		err = g.openForeign(n, opts, described)
 	case drvRaw:
 		err = g.openRaw(n, opts)
 	case drvQcow2:

@@ -116,7 +116,7 @@ func (s *session) describe(n *node) *dict {
 	d.put("filename", n.filename)
 	d.put("format", n.driver)
 	below := n // what raw and luks say of themselves is what is below them
-	for below.q == nil && below.file != nil {
+	for below.q == nil && below.foreign == nil && below.file != nil {
 		below = below.file
 	}
 	d.put("dirty-flag", below.q != nil && below.q.h.Incompatible&qcow2.IncompatDirty != 0)
@@ -124,6 +124,8 @@ func (s *session) describe(n *node) *dict {
 	d.put("virtual-size", n.length)
 	if below.q != nil {
 		d.put("cluster-size", below.q.h.ClusterSize())
+	} else if below.foreign != nil && below.foreign.cluster > 0 {
+		d.put("cluster-size", below.foreign.cluster)
 	}
 	if n.encrypted {
 		d.put("encrypted", true)
@@ -153,6 +155,10 @@ func (s *session) describe(n *node) *dict {
 		n.luks.info(data)
 		spec.put("type", drvLUKS)
 		spec.put("data", data)
+		d.put("format-specific", spec)
+	case n.foreign != nil && n.foreign.specific != nil:
+		spec.put("type", n.driver)
+		spec.put("data", n.foreign.specific)
 		d.put("format-specific", spec)
 	}
 	return d

@@ -70,6 +70,8 @@ type node struct {
 	raw   rawState
 	q     *qcow2Node
 	luks  *luksHeader
+	// foreign is what info knows of an image whose data cannot be read here.
+	foreign *foreign
 	// encrypted: the guest's bytes cannot be had without a key.
 	encrypted bool
 	// readChecked: it was asked whether others allow a consistent read.
