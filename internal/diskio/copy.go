@@ -37,7 +37,8 @@ type Copied struct {
 
 // CopyNew copies the file src to dst, which must not exist: the error is fs.ErrExist otherwise,
 // whatever dst is another name of. Holes stay holes, and where the file system can it shares the
-// blocks. Other errors are those of opening, ErrInUse if a program writes to src, ErrChanged if it
+// blocks. What the file begins with comes last, when the rest is on the disk, so that a part of a
+// copy is not taken for an image. Other errors are those of opening, ErrInUse if a program writes to src, ErrChanged if it
 // did so meanwhile, and ErrNoSpace. After an error dst is not there. progress may be nil.
 func CopyNew(ctx context.Context, d Disk, src, dst string,
 	progress func(doneBytes, totalBytes int64)) (c *Copied, err error) {
@@ -162,13 +163,31 @@ func (t *copier) run(ctx context.Context) error {
 		return err
 	}
 	t.buf = make([]byte, copyBytes)
+	first := min(copyBlock, t.total)
+	if err := t.ranges(ctx, first, t.total-first); err != nil {
+		return err
+	}
+	if err := t.out.Sync(); err != nil {
+		return err
+	}
+	if err := t.ranges(ctx, 0, first); err != nil {
+		return err
+	}
+	if t.progress != nil {
+		t.progress(t.total, t.total)
+	}
+	return nil
+}
+
+// ranges copies what of a range is not a hole.
+func (t *copier) ranges(ctx context.Context, off, length int64) error {
 	holes, ok := t.in.(interface {
 		Data(ctx context.Context, off, length int64, fn func(off, length int64) error) error
 	})
 	if !ok {
-		return t.piece(ctx, 0, t.total)
+		return t.piece(ctx, off, length)
 	}
-	return holes.Data(ctx, 0, t.total, func(off, length int64) error {
+	return holes.Data(ctx, off, length, func(off, length int64) error {
 		return t.piece(ctx, off, length)
 	})
 }
@@ -199,8 +218,8 @@ func (t *copier) piece(ctx context.Context, off, length int64) error {
 			i += n
 		}
 		off += int64(len(p))
-		if t.progress != nil {
-			t.progress(off, t.total)
+		if t.progress != nil && off > copyBlock {
+			t.progress(min(off, t.total-1), t.total)
 		}
 	}
 	return nil

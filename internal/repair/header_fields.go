@@ -424,6 +424,11 @@ func (m *fieldMender) compression() *FieldFix {
 	bit := m.u64(72)&qcow2.IncompatCompression != 0
 	kind := qcow2.Compression(m.head[104])
 	f := m.field(qcow2.FieldCompression, 104, 1)
+	const known = qcow2.IncompatDirty | qcow2.IncompatCorrupt | qcow2.IncompatDataFile |
+		qcow2.IncompatCompression | qcow2.IncompatExtendedL2
+	if m.u64(72)&^known != 0 {
+		return f // the word is not to be trusted, and nothing is written beside bits that are not known
+	}
 	if bit == (h.Compression != qcow2.Zlib) {
 		f.set(uint64(h.Compression))
 	} else if kind == h.Compression {

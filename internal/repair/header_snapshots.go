@@ -4,12 +4,14 @@
 package repair
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
-	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
@@ -27,7 +29,7 @@ func (m *fieldMender) snapshots(ctx context.Context, h *qcow2.Header) error {
 		return err
 	}
 	if h.Snapshots == 0 {
-		return m.forgotten(ctx, h)
+		return nil
 	}
 	_, err := qcow2.ReadSnapshots(m.image(), m.size, h)
 	if err == nil {
@@ -63,6 +65,9 @@ func (m *fieldMender) snapshots(ctx context.Context, h *qcow2.Header) error {
 		f.proof("header", 64, "there is no snapshot table")
 		f.proof("refcounts", -1, "without snapshots all refcounts agree with the references")
 	}
+	if len(f.Evidence) >= minProofs {
+		f.Certainty = finding.Sure
+	}
 	m.addSnapshots(f)
 	return nil
 }
@@ -90,25 +95,18 @@ func (m *fieldMender) addSnapshots(f *snapshotFix) {
 	m.list = append(m.list, f.FieldFix)
 }
 
-// forgotten looks for a snapshot table that the header does not name any more: it and its L1 tables
-// are leaked, and what they map is counted more often than it is referred to.
-func (m *fieldMender) forgotten(ctx context.Context, h *qcow2.Header) error {
-	opts := qcow2.CheckOptions{DataFileBytes: -1}
-	res, err := qcow2.Check(ctx, m.image(), m.size, opts)
-	if err != nil {
-		return err
+// ForgottenSnapshots looks for a snapshot table that the header does not name any more: it and its L1
+// tables are leaked, and what they map is counted more often than it is referred to. res is what a
+// check of the image found. The error is that of ctx.
+func ForgottenSnapshots(ctx context.Context, r io.ReaderAt, size int64, res *qcow2.Result) (
+	[]FieldFix, error) {
+	h := res.Header
+	m := &fieldMender{r: r, size: size, head: make([]byte, headerEnd), list: []FieldFix{}}
+	if res.Counts.Leaks == 0 || h.Snapshots != 0 || h.HasDataFile() {
+		return m.list, ctx.Err()
 	}
-	if res.Counts.Leaks == 0 || h.HasDataFile() {
-		return nil
-	}
-	leaked := func(off int64) bool {
-		for _, s := range res.Suspects {
-			first := int64(s.First)
-			if c := off >> h.ClusterBits; s.References == 0 && first <= c && c < first+s.N {
-				return true
-			}
-		}
-		return false
+	if n, err := r.ReadAt(m.head, 0); n < len(m.head) {
+		return nil, &qcow2.OpenError{Kind: qcow2.ErrRead, Msg: "the header", Cause: err}
 	}
 	tried := 0
 	for _, s := range res.Suspects {
@@ -116,22 +114,37 @@ func (m *fieldMender) forgotten(ctx context.Context, h *qcow2.Header) error {
 			continue
 		}
 		for c := int64(s.First); c < int64(s.First)+s.N && tried < maxForgotten; c++ {
-			tried++
-			n := m.forgottenAt(h, c<<h.ClusterBits, leaked)
+			if tried++; tried%64 == 0 && ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			n := m.forgottenAt(h, c<<h.ClusterBits, res)
 			if n == 0 {
 				continue
 			}
-			found, err := m.restore(ctx, res, c<<h.ClusterBits, n)
-			if err != nil || found {
-				return err
+			if found, err := m.restore(ctx, res, c<<h.ClusterBits, n); err != nil || found {
+				return m.list, err
 			}
 		}
 	}
-	return nil
+	return m.list, nil
+}
+
+// leaked reports whether the cluster at off is counted and not referred to.
+func leaked(res *qcow2.Result, off int64) bool {
+	c := off >> res.Header.ClusterBits
+	i, _ := slices.BinarySearchFunc(res.Suspects, c, func(s qcow2.Suspect, c int64) int {
+		return cmp.Compare(int64(s.First)+s.N-1, c)
+	})
+	return i < len(res.Suspects) && int64(res.Suspects[i].First) <= c && res.Suspects[i].References == 0
 }
 
 // forgottenAt counts the entries of a snapshot table at off whose L1 tables are leaked.
-func (m *fieldMender) forgottenAt(h *qcow2.Header, off int64, leaked func(int64) bool) uint32 {
+func (m *fieldMender) forgottenAt(h *qcow2.Header, off int64, res *qcow2.Result) uint32 {
+	var first [8]byte
+	if n, _ := m.r.ReadAt(first[:], off); n < len(first) || // a cluster that cannot be read is none
+		!leaked(res, int64(binary.BigEndian.Uint64(first[:])&qcow2.OffsetMask)) {
+		return 0
+	}
 	g := *h
 	g.SnapshotsOff = uint64(off)
 	n := uint32(0)
@@ -142,8 +155,7 @@ func (m *fieldMender) forgottenAt(h *qcow2.Header, off int64, leaked func(int64)
 			break // what stands there is no further entry
 		}
 		s := &t.Snapshots[n]
-		if s.ID == "" || s.L1Entries == 0 || s.L1Off <= 0 || g.CheckL1(s) != nil ||
-			s.L1Off&image.HostOff(h.ClusterSize()-1) != 0 || !leaked(int64(s.L1Off)) {
+		if s.ID == "" || s.L1Entries == 0 || s.L1Off <= 0 || g.CheckL1(s) != nil || !leaked(res, int64(s.L1Off)) {
 			break
 		}
 		n++

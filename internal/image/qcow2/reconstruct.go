@@ -49,6 +49,9 @@ type ReconstructOptions struct {
 	BackingFormat string
 	// DataFile is the name of the external data file; "" means find it.
 	DataFile string
+	// Near: look at the front of the file and at where the old header points, and at the rest only if
+	// that does not settle it. It is for headers of which a few numbers are wrong.
+	Near bool
 	// Progress, if set, is told the bytes of the file looked at and to look at.
 	Progress func(done, total int64)
 }
@@ -56,22 +59,34 @@ type ReconstructOptions struct {
 // Field is a field of the header as it was found.
 type Field struct {
 	// Name is the field's name in qcow2.txt, Offset its place in the header, -1 for an extension.
-	Name   string
-	Offset int64
+	Name   string `json:"name"`
+	Offset int64  `json:"offset"`
 	// Value is what it should be, for people; "" if it is missing.
-	Value     string
-	Certainty finding.Certainty
+	Value     string            `json:"value"`
+	Certainty finding.Certainty `json:"certainty"` // "" if it is missing
 	// Given: the caller said so. Missing: nothing shows what it was, and the caller must say.
-	Given, Missing bool
-	Evidence       []finding.Evidence
+	Given    bool               `json:"given"`
+	Missing  bool               `json:"missing"`
+	Evidence []finding.Evidence `json:"evidence"`
 	// Alternatives are other values for which something speaks.
-	Alternatives []Alternative
+	Alternatives []Alternative `json:"alternatives"`
 }
 
 // Alternative is another value that a field may have.
 type Alternative struct {
-	Value string
-	Text  string // what speaks for it
+	Value string `json:"value"`
+	Text  string `json:"text"` // what speaks for it
+}
+
+// Remains is what is left of the old header cluster behind the numbers.
+type Remains struct {
+	// Extensions: the chain of header extensions is whole, from At to End.
+	Extensions bool
+	At, End    int64
+	// Backing is the name that stands at BackingAt, "" for none. Bare: where it would be nothing is.
+	Backing   string
+	BackingAt int64
+	Bare      bool
 }
 
 // Patch replaces bytes of the file.
@@ -89,6 +104,10 @@ type Reconstruction struct {
 	Fields []Field
 	// SizeLow and SizeHigh are the bounds of the virtual size that the tables leave, in bytes.
 	SizeLow, SizeHigh int64
+	// L1Last is the last entry of the L1 table that is not zero, -1 without any; L1Room is how many
+	// entries the table has room for.
+	L1Last, L1Room int64
+	Remains        Remains
 	// HeaderBytes is the header cluster, nil while a field is missing.
 	HeaderBytes []byte
 	// Patches are what else must be written with it: persistent bitmaps are marked as not trusted.
@@ -99,10 +118,8 @@ type Reconstruction struct {
 	// Blind is what could not be read on the way.
 	Blind []finding.Blind
 
-	old      []byte // the first bytes of the file
-	unknown  []extension
-	capacity int64 // entries that the L1 table has room for
-	l1Last   int64 // the last one that is not zero, -1 without any
+	old     []byte // the first bytes of the file
+	unknown []extension
 }
 
 // Missing are the names of the fields that the caller must give.
@@ -206,6 +223,9 @@ func (s *scout) look(ctx context.Context) (*guess, error) {
 	g, err := s.decide(ctx)
 	if err != nil || rest >= s.size {
 		return g, err
+	}
+	if s.opts.Near && g != nil && g.settled() && g.l1.owned && len(g.l1s) == 1 {
+		return g, nil
 	}
 	// Further tables lie at multiples of the cluster size, if that is known by now.
 	if g != nil && g.settled() {

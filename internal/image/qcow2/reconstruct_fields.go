@@ -29,6 +29,11 @@ func (f *finder) fields() {
 			Evidence: []finding.Evidence{evidenceAt("old header", f.remains.at, "",
 				"extensions that are not understood stand there; they are kept as they are")}})
 	}
+	for i := range f.x.Fields {
+		if x := &f.x.Fields[i]; x.Missing {
+			x.Certainty = ""
+		}
+	}
 }
 
 func (f *finder) add(x Field) *Field {
@@ -225,7 +230,7 @@ func (f *finder) l1Fields() {
 	x := f.add(Field{Name: FieldL1Size, Offset: 36})
 	x.Certainty = finding.Likely
 	x.Evidence = append(x.Evidence, evidenceAt("L1 table", int64(f.h.L1Off), "", fmt.Sprintf(
-		"it has room for %d entries, the last in use is %d", f.x.capacity, f.x.l1Last)))
+		"it has room for %d entries, the last in use is %d", f.x.L1Room, f.x.L1Last)))
 	if f.settledL1 > 0 {
 		x.Evidence = append(x.Evidence, evidenceAt("refcounts", -1, "", fmt.Sprintf(
 			"%d clusters of zeros behind it are counted and belong to nothing else", f.settledL1)))
@@ -461,9 +466,9 @@ func (x *Reconstruction) SetSize(n int64, c finding.Certainty, e ...finding.Evid
 func (x *Reconstruction) finish() {
 	x.HeaderBytes = nil
 	h := x.Header
-	h.L1Entries = min(max(x.l1Last+1, x.needed(h.SizeBytes)), x.capacity)
+	h.L1Entries = min(max(x.L1Last+1, x.needed(h.SizeBytes)), x.L1Room)
 	f := x.Field(FieldL1Size)
-	if old := int64(binary.BigEndian.Uint32(x.old[36:])); old > h.L1Entries && old <= x.capacity {
+	if old := int64(binary.BigEndian.Uint32(x.old[36:])); old > h.L1Entries && old <= x.L1Room {
 		h.L1Entries = old
 	}
 	f.Value = fmt.Sprint(h.L1Entries)

@@ -47,9 +47,9 @@ func (f *finder) find(ctx context.Context) error {
 		h.ReftableOff, h.ReftableClusters = image.HostOff(f.refs.off), f.refs.clusters
 		h.RefcountOrder = f.refs.order
 	}
-	f.x.l1Last = -1
+	f.x.L1Last = -1
 	if f.l1 != nil {
-		h.L1Off, f.x.capacity, f.x.l1Last = image.HostOff(f.l1.off), f.l1.entries, f.l1.last
+		h.L1Off, f.x.L1Room, f.x.L1Last = image.HostOff(f.l1.off), f.l1.entries, f.l1.last
 	}
 	if len(f.snaps) > 0 {
 		h.Snapshots, h.SnapshotsOff = uint32(len(f.snaps[0].snapshots)), uint64(f.snaps[0].off)
@@ -81,6 +81,9 @@ func (f *finder) readOld() {
 	}
 	f.remains = readRemains(p)
 	f.x.unknown = f.remains.unknown()
+	m := &f.remains
+	f.x.Remains = Remains{Extensions: m.chain, At: m.at, End: m.end, Backing: m.backing,
+		BackingAt: m.backingAt, Bare: m.bare}
 }
 
 // findKinds decides on subclusters and on an external data file.
@@ -244,7 +247,7 @@ func (f *finder) findNames() {
 func (f *finder) bounds() {
 	h, w := f.h, &f.stats
 	span := h.L2Span()
-	f.x.SizeLow, f.x.SizeHigh = 0, f.x.capacity*span
+	f.x.SizeLow, f.x.SizeHigh = 0, f.x.L1Room*span
 	if w.lastTable >= 0 {
 		last := w.lastTable*h.L2Entries() + w.lastPos/h.L2EntryBytes()
 		f.x.SizeLow = last<<h.ClusterBits + sectorBytes
@@ -314,7 +317,7 @@ func (f *finder) settle(ctx context.Context) error {
 	}
 	for range maxSettle {
 		h := *f.h
-		h.L1Entries = min(max(f.x.l1Last+1, f.x.needed(h.SizeBytes)), max(f.x.capacity, 0))
+		h.L1Entries = min(max(f.x.L1Last+1, f.x.needed(h.SizeBytes)), max(f.x.L1Room, 0))
 		if h.L1Entries < f.x.needed(h.SizeBytes) {
 			h.SizeBytes = h.L1Entries * h.L2Span()
 		}
@@ -359,12 +362,12 @@ func (f *finder) grow(suspects []Suspect) (grew bool) {
 			grew = true
 		case f.h.L1Off == 0 && s.N == n && n*cs <= MaxL1Bytes+cs:
 			// No table leads anywhere, and this is all that is left: a disk without data.
-			f.h.L1Off, f.x.capacity = image.HostOff(first<<f.bits), min(n*cs, MaxL1Bytes)/8
+			f.h.L1Off, f.x.L1Room = image.HostOff(first<<f.bits), min(n*cs, MaxL1Bytes)/8
 			f.settledL1 += n
 			grew = true
-		case f.l1 != nil && f.x.capacity*8%cs == 0 && first<<f.bits == f.l1.off+f.x.capacity*8 &&
-			f.x.capacity*8+n*cs <= MaxL1Bytes:
-			f.x.capacity += n * cs / 8
+		case f.l1 != nil && f.x.L1Room*8%cs == 0 && first<<f.bits == f.l1.off+f.x.L1Room*8 &&
+			f.x.L1Room*8+n*cs <= MaxL1Bytes:
+			f.x.L1Room += n * cs / 8
 			f.settledL1 += n
 			grew = true
 		}

@@ -116,10 +116,17 @@ func (m *remains) findName(p []byte) {
 	}
 	end := m.end
 	if !m.chain {
-		// A header of the usual length without extensions has their end right behind it.
-		length := int64(headerBytes)
-		if len(p) < headerBytes+extHeadBytes || binary.BigEndian.Uint32(p) != Magic ||
-			binary.BigEndian.Uint64(p[headerBytes:]) != 0 {
+		// A header without extensions has their end right behind it.
+		if len(p) < headerBytes+extHeadBytes || binary.BigEndian.Uint32(p) != Magic {
+			return
+		}
+		length := int64(binary.BigEndian.Uint32(p[100:]))
+		if binary.BigEndian.Uint32(p[4:]) == 2 {
+			length = 72
+		} else if length != minHeader3 && length != headerBytes {
+			return
+		}
+		if binary.BigEndian.Uint64(p[length:]) != 0 {
 			return
 		}
 		end = length + extHeadBytes

@@ -5,6 +5,7 @@ package qcow2
 
 import (
 	"context"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -46,7 +47,7 @@ func (s *scout) findSnapshots(ctx context.Context, g *guess) error {
 	g.snaps = nil
 	at := s.snapAt
 	if old := int64(s.old64(64)) &^ (1<<g.bits - 1); old > 0 && old < s.size && s.old32(60) != 0 {
-		at = append([]int64{old}, at...)
+		at = append([]int64{old}, slices.DeleteFunc(slices.Clone(at), func(x int64) bool { return x == old })...)
 	}
 	for _, off := range at {
 		if err := ctx.Err(); err != nil {
