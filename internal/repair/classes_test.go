@@ -221,6 +221,29 @@ func TestOnly(t *testing.T) {
 	}
 }
 
+// TestLeaksKeepFlags: a refcount that becomes 1 where only leaks are mended takes its flag along.
+func TestLeaksKeepFlags(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	_, b := build(t, lab.Spec{VirtualBytes: 4 << 20, ClusterBits: 12, Data: true, Seed: 3})
+	h, err := qcow2.ReadHeader(b, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := int64(word(b, int64(h.L1Off)) & qcow2.OffsetMask)
+	block := int64(word(b, int64(h.ReftableOff)))
+	for i := range int64(3) {
+		c := int64(word(b, table+8*i)&qcow2.OffsetMask) >> h.ClusterBits
+		qcow2.PutRefcount(b[block:], c, h.RefcountOrder, 2)
+		binary.BigEndian.PutUint64(b[table+8*i:], word(b, table+8*i)&^qcow2.FlagCopied)
+	}
+	qcow2.PutRefcount(b[block:], table>>h.ClusterBits, h.RefcountOrder, 2)
+	binary.BigEndian.PutUint64(b[h.L1Off:], word(b, int64(h.L1Off))&^qcow2.FlagCopied)
+	after := b.applied(t, makePlan(t, b, repair.Options{Leaks: true}))
+	if status, text := qemuCheck(t, after); status != 0 {
+		t.Errorf("qemu-img check exits with %d:\n%s", status, text)
+	}
+}
+
 // TestTailIsNotFreed: what lies behind everything in use is freed only where nothing of it reads as
 // a table.
 func TestTailIsNotFreed(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
-// mendCounts brings refcounts up to the references that there are, and the COPIED flags in line with
-// them. It never lowers a refcount.
+// mendCounts brings refcounts in line with the references that there are, and the COPIED flags in line
+// with them. It lowers a refcount only where nothing can depend on it.
 func (m *mender) mendCounts(ctx context.Context) (bool, error) {
 	split, err := m.mendLinks(ctx)
 	if split || err != nil {
@@ -28,8 +28,66 @@ func (m *mender) mendCounts(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	lowered, err := m.lowerExcess(ctx)
+	if err != nil {
+		return false, err
+	}
 	flagged, err := m.mendFlags(ctx)
-	return raised || flagged, err
+	return raised || lowered || flagged, err
+}
+
+// lowerExcess lowers refcounts of clusters that have one reference to 1. Only snapshots and compressed
+// data share clusters: without a snapshot, the one entry that maps a plain cluster, or the one piece
+// of metadata in it, is all that there can be. No space is given back by it.
+func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
+	if !m.opts.wants(finding.QC03) || m.h.HasDataFile() {
+		return false, nil
+	}
+	sound := m.ex.Complete() && m.ex.Unlisted() == 0 && m.ex.Snapshots().Len() == 0 && m.h.Snapshots == 0 &&
+		finding.Worst(m.ex.Result().Findings) != finding.Lost && !m.lostHere()
+	for _, s := range m.ex.Result().Suspects {
+		if err := ctx.Err(); err != nil {
+			return changed, err
+		}
+		if s.References == 0 || s.Refcount <= s.References {
+			continue
+		}
+		if !sound || s.References != 1 {
+			m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
+			continue
+		}
+		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
+			done, err := m.lowerOne(c, s.Refcount)
+			if err != nil {
+				return changed, err
+			}
+			changed = changed || done
+		}
+	}
+	return changed, nil
+}
+
+// lowerOne lowers the refcount of one cluster to 1, if one plain entry or piece of metadata uses it.
+func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
+	hits := m.entriesAt(c, 1)
+	metadata := len(hits) == 0 && len(m.ex.OwnersOf(c)) == 1
+	plain := len(hits) == 1 && placed(m.h, hits[0].Word) && !hits[0].Foreign && hits[0].Fault == qcow2.Sound
+	if !metadata && !plain {
+		m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
+		return false, nil
+	}
+	done, err := m.setRefcounts(plan.Lower, c, 1, 1)
+	if !done || err != nil {
+		return false, err
+	}
+	m.lowered[c] = true
+	st := m.step(finding.QC03, "lower", "lower refcounts of clusters that are used once: no snapshot shares them",
+		finding.Sure)
+	m.at(st, c<<m.h.ClusterBits, m.h.ClusterSize())
+	if m.roomFor(st) {
+		m.proof(st, "refcount", c<<m.h.ClusterBits, fmt.Sprint(refcount), "one reference was counted, and there are no snapshots")
+	}
+	return true, nil
 }
 
 // raise puts refcounts that are too low where they belong, in their blocks.
@@ -155,15 +213,16 @@ func (m *mender) block(off int64) ([]byte, error) {
 
 // mendFlags sets and clears COPIED flags: one says that a cluster has this one reference, so that it
 // may be written in place. To clear one is always safe; to set one only if nothing was left unread.
+// Where only leaks are mended, these are the flags of clusters whose refcount was lowered.
 func (m *mender) mendFlags(ctx context.Context) (changed bool, err error) {
-	if !m.opts.wants(finding.QC05) {
+	if !m.opts.wants(finding.QC05) && !m.opts.Leaks {
 		return false, nil
 	}
 	for i, l := range m.ex.L1Entries() {
 		if i&0xfff == 0 && ctx.Err() != nil {
 			return changed, ctx.Err()
 		}
-		if !l.Active || m.shared[l.Table()] || !m.ownL1(l) {
+		if m.opts.Leaks && !m.lowered[int64(l.Table())>>m.h.ClusterBits] || !l.Active || m.shared[l.Table()] || !m.ownL1(l) {
 			continue
 		}
 		done, err := m.flag(int64(l.Off), l.Word, int64(l.Table())>>m.h.ClusterBits)
@@ -180,7 +239,7 @@ func (m *mender) mendFlags(ctx context.Context) (changed bool, err error) {
 			return changed, ctx.Err()
 		}
 		off := int64(e.Word & qcow2.OffsetMask)
-		if e.Foreign || m.shared[e.Table] || e.Active == 0 || m.h.HasDataFile() || !placed(m.h, e.Word) ||
+		if m.opts.Leaks && !m.lowered[e.Cluster] || e.Foreign || m.shared[e.Table] || e.Active == 0 || m.h.HasDataFile() || !placed(m.h, e.Word) ||
 			e.Cluster != off>>m.h.ClusterBits || off&(m.h.ClusterSize()-1) != 0 {
 			continue
 		}

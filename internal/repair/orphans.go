@@ -204,6 +204,11 @@ func (m *mender) newSlots() *slots {
 			s.order = append(s.order, l)
 		}
 	}
+	for i, l := range s.order { // ordered by table: of two that share one, one is wrong
+		if i > 0 && l.Table() == s.order[i-1].Table() {
+			s.bogus = append(s.bogus, s.order[i-1].Index, l.Index)
+		}
+	}
 	slices.Sort(s.bogus)
 	s.bogus = slices.Compact(s.bogus)
 	slices.SortFunc(s.order, func(a, b qcow2.L1Entry) int { return cmp.Compare(a.Index, b.Index) })

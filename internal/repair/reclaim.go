@@ -9,7 +9,6 @@ import (
 	"fmt"
 
 	"github.com/shisa-vm/shisa/internal/finding"
-	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
@@ -43,12 +42,7 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 			continue
 		}
 		if s.References > 0 {
-			done, err := m.lowerHigh(s, lost)
-			if err != nil {
-				return changed, err
-			}
-			changed = changed || done
-			continue
+			continue // lowerExcess
 		}
 		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
 			if c&0xff == 0 && ctx.Err() != nil {
@@ -84,23 +78,6 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 		}
 	}
 	return changed, nil
-}
-
-// lowerHigh lowers refcounts of clusters in use to their references. Where there are snapshots, or
-// something was lost, the count may be all that is left of a mapping.
-func (m *mender) lowerHigh(s qcow2.Suspect, lost bool) (bool, error) {
-	if lost || m.ex.Snapshots().Len() > 0 {
-		m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
-		return false, nil
-	}
-	done, err := m.setRefcounts(plan.Lower, int64(s.First), s.N, s.References)
-	if done {
-		st := m.step(finding.QC03, "reclaim",
-			"lower refcounts of clusters in use to the references that there are: there are no snapshots", finding.Sure)
-		st.Count += s.N - 1
-		m.at(st, int64(s.First)<<m.h.ClusterBits, s.N<<m.h.ClusterBits)
-	}
-	return done, err
 }
 
 // topReferenced is the last cluster that something refers to.

@@ -104,6 +104,8 @@ type mender struct {
 	// that cannot be where they are said to be: nothing is written into them.
 	tables []qcow2.Table
 	shared map[image.HostOff]bool
+	// lowered are clusters whose refcount was lowered.
+	lowered map[int64]bool
 	// blockBuf is the refcount block at blockOff, 0 if none.
 	blockBuf []byte
 	blockOff int64
@@ -123,30 +125,57 @@ func Plan(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*plan.P
 	opts.Check.Name = opts.Name
 	rec := newRecorder(r, size)
 	m := &mender{opts: opts, ov: newOverlay(rec, size, opts.MemoryBytes), kept: map[string]string{},
-		placed: map[int64]bool{}, said: map[string]bool{}}
+		placed: map[int64]bool{}, said: map[string]bool{}, lowered: map[int64]bool{}}
 	if err := m.mendHeader(ctx); err != nil {
 		return nil, err
 	}
-	var before plan.State
+	before, err := m.rounds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if now := stateOf(m.ex.Result()); now.Corruptions+now.CheckErrors > before.Corruptions+before.CheckErrors {
+		if err := m.giveUp(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return m.finish(ctx, rec, before)
+}
+
+// rounds mends and checks until nothing is left that may be mended, and gives the state before.
+func (m *mender) rounds(ctx context.Context) (before plan.State, err error) {
 	for round := 0; ; round++ {
 		if err := m.examine(ctx); err != nil {
-			return nil, err
+			return before, err
 		}
 		if round == 0 {
 			before = stateOf(m.ex.Result())
 		}
 		if round == maxRounds {
-			break
+			return before, nil
 		}
 		changed, err := m.round(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if !changed {
-			break
+		if !changed || err != nil {
+			return before, err
 		}
 	}
-	return m.finish(ctx, rec, before)
+}
+
+// giveUp drops everything: what was mended brought more faults to light than there were, so that it
+// was not understood.
+func (m *mender) giveUp(ctx context.Context) error {
+	m.ov = newOverlay(m.ov.base, m.ov.baseSize, m.opts.MemoryBytes)
+	m.steps, m.hurt = nil, nil
+	if err := m.mendHeader(ctx); err != nil {
+		return err
+	}
+	if err := m.examine(ctx); err != nil {
+		return err
+	}
+	for _, f := range m.ex.Result().Findings {
+		m.kept[f.Code] = "these faults are entangled: to mend some would bring up more; mend some of them " +
+			"alone with --only, or copy the file and look at it by hand"
+	}
+	return nil
 }
 
 func (m *mender) examine(ctx context.Context) error {
@@ -201,6 +230,12 @@ func (m *mender) tableRefs(c int64) uint64 {
 // only where pointers are, so they wait for a round in which no pointer changed.
 func (m *mender) round(ctx context.Context) (bool, error) {
 	if m.opts.Leaks {
+		if changed, err := m.lowerExcess(ctx); changed || err != nil {
+			if err == nil {
+				_, err = m.mendFlags(ctx)
+			}
+			return changed, err
+		}
 		return m.reclaim(ctx)
 	}
 	for _, mend := range []func(context.Context) (bool, error){

@@ -82,7 +82,7 @@ func (m *mender) mendSnapshots() (bool, error) {
 	short, wiped := 0, t.Blank > 0
 	for i := range t.Snapshots {
 		switch x := &t.Snapshots[i]; {
-		case x.L1Off == 0 && x.ID == "" && x.Name == "":
+		case x.L1Off == 0 && x.ID == "" && x.Name == "", m.h.CheckL1(x) != nil:
 			wiped = true
 		case x.ExtraBytes < 16:
 			short++

@@ -49,7 +49,9 @@ func (c *checker) explainBlocks(ev *evidence) {
 			"refcount block %d cannot be trusted: %s; %s too low, %d too high",
 			b, damaged[b], plural(low, "cluster in use is counted", "clusters in use are counted"), high))
 		f.Count = low + high
-		f.Host = []finding.Range{c.hostRange(span{b * per, min((b+1)*per, int64(c.clusters)) - 1})}
+		if last := min((b+1)*per, int64(c.clusters)) - 1; last >= b*per { // else it covers nothing of the file
+			f.Host = []finding.Range{c.hostRange(span{b * per, last})}
+		}
 		if b < int64(len(c.reftable)) {
 			f.Evidence = append(f.Evidence, finding.Evidence{Source: "refcount table",
 				Offset: int64(c.h.ReftableOff) + 8*b, Value: hex64(c.reftable[b]),
