@@ -154,6 +154,9 @@ func backing(b *check.Backing) string {
 	return Name(name) + " (" + cmp.Or(words[b.State], Text(string(b.State))) + ")"
 }
 
+// InUse tells who uses an image, "" where nobody does: "in use by machine db, qemu (pid 7), ...".
+func InUse(u check.Use) string { return inUse(u) }
+
 // inUse tells who uses an image, "" where nobody does.
 func inUse(u check.Use) string {
 	who := []string{}

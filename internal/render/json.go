@@ -5,6 +5,7 @@ package render
 
 import (
 	"bufio"
+	"encoding"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -104,6 +105,8 @@ func (e *encoder) object(v reflect.Value, schema string) error {
 		e.w.WriteString(": ")
 	}
 	if schema != "" {
+		// A document that is also kept in files has a field of its own for it.
+		fs = slices.DeleteFunc(fs, func(f field) bool { return f.name == "schema" })
 		key("schema")
 		e.string(schema)
 	}
@@ -154,6 +157,11 @@ func (e *encoder) value(v reflect.Value) error {
 	if t, ok := v.Interface().(time.Time); ok {
 		e.string(t.UTC().Format(time.RFC3339))
 		return nil
+	}
+	if m, ok := v.Interface().(encoding.TextMarshaler); ok && v.Kind() == reflect.Slice {
+		text, err := m.MarshalText()
+		e.string(string(text))
+		return err
 	}
 	switch v.Kind() {
 	case reflect.Bool:

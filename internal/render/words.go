@@ -103,6 +103,21 @@ func Name(path string) string {
 	return "$'" + escape(path, true) + "'"
 }
 
+// Word gives an argument as it can be pasted into a command line.
+func Word(arg string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||
+			strings.ContainsRune("/._-+=:,@%", r)
+	}
+	switch {
+	case !seen(arg) || strings.HasPrefix(arg, "$'"):
+		return "$'" + escape(arg, true) + "'"
+	case arg != "" && strings.TrimLeftFunc(arg, plain) == "":
+		return arg
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+}
+
 // Text gives a text from outside on one line, with everything that cannot be seen escaped.
 func Text(s string) string {
 	if seen(s) {
