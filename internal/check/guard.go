@@ -71,7 +71,10 @@ func (r *runner) guard(ctx context.Context, f *diskio.File) *guard {
 }
 
 // ReadAt is io.ReaderAt.
-func (g *guard) ReadAt(p []byte, off int64) (int, error) {
+func (g *guard) ReadAt(p []byte, off int64) (int, error) { return g.read(g.r, p, off) }
+
+// read reads from r.
+func (g *guard) read(r io.ReaderAt, p []byte, off int64) (int, error) {
 	if err := g.limit.wait(g.ctx, len(p)); err != nil {
 		return 0, err
 	}
@@ -81,7 +84,7 @@ func (g *guard) ReadAt(p []byte, off int64) (int, error) {
 	if g.under.Add(1) == 1 {
 		g.last.Store(int64(time.Since(g.started)))
 	}
-	n, err := g.r.ReadAt(p, off)
+	n, err := r.ReadAt(p, off)
 	g.last.Store(int64(time.Since(g.started)))
 	g.under.Add(-1)
 	return n, err

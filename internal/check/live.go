@@ -48,7 +48,7 @@ func (r *runner) examineQcow2(ctx context.Context, j *job, f *diskio.File,
 	if err != nil {
 		j.blind("image", err)
 	}
-	return nil
+	return r.remember(ctx, j)
 }
 
 // live follows one image from round to round.

@@ -6,6 +6,8 @@ package check
 import (
 	"context"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/finding"
 )
 
 // Live says when an image is examined as one that a program writes to.
@@ -55,6 +57,12 @@ type Options struct {
 	// ReadTimeout is how long no read of an image may complete before it is given up; 0 means
 	// DefaultReadTimeout.
 	ReadTimeout time.Duration
+	// Remembered, if set, gives findings of QC25 and QC26 on a qcow2 image: what earlier changes left
+	// behind in it. inUse says that a program may be writing to the image now. What it could not
+	// read is told by the error, beside the findings. It is called by several goroutines.
+	Remembered func(ctx context.Context, path string, inUse bool) ([]finding.Finding, error)
+	// NotSeen are blind spots that the caller knows of and that belong to no image.
+	NotSeen []finding.Blind
 	// Progress, if set, is told how far the work is. It is called by several goroutines, at most
 	// a few thousand times a second, and must return soon.
 	Progress func(Progress)

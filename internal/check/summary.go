@@ -16,7 +16,7 @@ import (
 // report puts together what is known.
 func (r *runner) report(paths []string) *Report {
 	rep := &Report{Paths: append([]string{}, paths...), Images: []Image{},
-		Blind: append([]finding.Blind{}, r.lost...)}
+		Blind: slices.Concat([]finding.Blind{}, r.lost, r.opts.NotSeen)}
 	for _, j := range r.jobs {
 		j.judge()
 		rep.Images = append(rep.Images, j.img)

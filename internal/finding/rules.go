@@ -67,6 +67,10 @@ var (
 		"convert to an image with wider refcounts"}
 	QC24 = Rule{"QC24", "qcow2-encryption-header", Lost, "the encryption header lies outside the file",
 		"find a backup of the LUKS header: without it nothing can be decrypted"}
+	QC25 = Rule{"QC25", "qcow2-remembered", Lost, "an earlier repair knew that guest data is wrong",
+		"restore these guest ranges from a backup, then say so with shisa repair IMAGE --resolved RECEIPT"}
+	QC26 = Rule{"QC26", "qcow2-unfinished", Danger, "a change of the image was left in the middle",
+		"run shisa recover on the image before anything else uses it"}
 )
 
 // The rules about chains of images and the files that they live in.
@@ -91,5 +95,6 @@ func Rules() []Rule {
 		CH01, CH02, CH03, CH04, CH05, CH06,
 		QC01, QC02, QC03, QC04, QC05, QC06, QC07, QC08, QC09, QC10, QC11, QC12,
 		QC13, QC14, QC15, QC16, QC17, QC18, QC19, QC20, QC21, QC22, QC23, QC24,
+		QC25, QC26,
 	}
 }
