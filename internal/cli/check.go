@@ -38,6 +38,7 @@ type lookOptions struct {
 	memory      byteSize
 	ioLimit     byteSize
 	readTimeout time.Duration
+	state       string
 }
 
 func (o *lookOptions) flags(c *cobra.Command) {
@@ -56,6 +57,8 @@ func (o *lookOptions) flags(c *cobra.Command) {
 	f.Var(&o.ioLimit, "io-limit", "read at most so much in a second (0 is no limit)")
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
 		"give an image up when no read of it completes for `TIME`, such as 90s")
+	f.StringVar(&o.state, "state", "", "look for receipts of earlier repairs below `DIR` (default /var/lib/shisa "+
+		"for root, else $XDG_STATE_HOME/shisa)")
 }
 
 // options gives the options of the examination, which tells p how far it is.
@@ -191,7 +194,11 @@ Leaked clusters come last: they cost space and hurt nothing.`,
 
 func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) error {
 	p := newProgress(s, "checking")
-	r, err := check.Run(ctx, paths, o.options(p))
+	opts := o.options(p)
+	if err := remember(ctx, o.state, &opts); err != nil {
+		return err
+	}
+	r, err := check.Run(ctx, paths, opts)
 	p.Done()
 	if !partial(ctx, err, len(r.Images)) {
 		return err

@@ -57,9 +57,19 @@ func (p *progress) Set(done, total int64) {
 	fmt.Fprintf(p.w, "\r%s\x1b[K", p.line(done, total, now.Sub(p.begin)))
 }
 
+// Say changes what stands before the bar, for work of several parts.
+func (p *progress) Say(title string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.title = render.Text(title)
+}
+
 func (p *progress) line(done, total int64, took time.Duration) string {
 	clock := fmt.Sprintf("%d:%02d", int(took.Minutes()), int(took.Seconds())%60)
-	if total < 1 {
+	switch {
+	case total < 1 && done == 0:
+		return cut(p.title+"  "+clock, p.width-1)
+	case total < 1:
 		return cut(fmt.Sprintf("%s  %d  %s", p.title, done, clock), p.width-1)
 	}
 	share := float64(min(max(done, 0), total)) / float64(total)

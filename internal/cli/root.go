@@ -30,6 +30,12 @@ func groups(s *stdio) []group {
 			newCompare(s),
 			newQemuImg(s),
 		}},
+		{"Mending them, so that it can be taken back", []*cobra.Command{
+			newRepair(s),
+			newApply(s),
+			newUndo(s),
+			newRecover(s),
+		}},
 		{"Other commands", []*cobra.Command{
 			newDemo(s),
 			newVersion(s),
@@ -47,10 +53,12 @@ func newRoot(s *stdio) *cobra.Command {
 		Long: `shisa finds what is wrong with the disks of virtual machines: which images are hurt, which parts
 of the guest's disk they stand for, what the likely cause is and what to do next.
 
-Looking changes nothing. What could not be read is reported, and never counts as clean.`,
+Looking changes nothing. What could not be read is reported, and never counts as clean. What changes an
+image says so before, keeps the old bytes, and can be undone.`,
 		Example: `  shisa scan                      look at every image of this host
   shisa check /var/lib/images     check all images below a directory
-  shisa check --json vm.qcow2     the same for a program`,
+  shisa check --json vm.qcow2     the same for a program
+  shisa repair vm.qcow2           what could be mended, without changing anything`,
 		// Arguments reach RunE if no command has their name, and flags too: the answer is then
 		// that the command is unknown, not that one of its flags is.
 		Args:                       cobra.ArbitraryArgs,

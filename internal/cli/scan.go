@@ -46,6 +46,9 @@ running QEMU processes have open. It says which of these places it looked at.`,
 func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error {
 	p := newProgress(s, "scanning")
 	opts := scan.Options{Check: o.options(p)}
+	if err := remember(ctx, o.state, &opts.Check); err != nil {
+		return err
+	}
 	// A user without a home has no machines there.
 	opts.Home, _ = os.UserHomeDir()
 	r, err := scan.Run(ctx, paths, opts)

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+type applyOptions struct{ changeOptions }
+
+func newApply(s *stdio) *cobra.Command {
+	var o applyOptions
+	c := &cobra.Command{
+		Use:   "apply PLAN.json",
+		Short: "carry out a plan that repair saved",
+		Long: `apply carries out a plan that "shisa repair --out" saved; "-" reads it from standard input. It is refused
+if any byte of the image that the plan rests on has changed since, if the plan was edited, if it was
+carried out before, and while a program uses the image.
+
+The old bytes are safe on the disk before the first one is written. Afterwards the whole image is
+checked; if that does not end as the plan says, the image gets its old bytes back.`,
+		Example: `  shisa repair --out plan.json vm.qcow2
+  shisa apply plan.json
+  shisa repair --json vm.qcow2 | shisa apply -`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			risks, err := o.ready(c)
+			if err != nil {
+				return err
+			}
+			return runApply(c.Context(), o, risks, args[0], s)
+		},
+	}
+	o.flags(c)
+	return c
+}
+
+func runApply(ctx context.Context, o applyOptions, risks []risk, name string, s *stdio) error {
+	p, err := readPlan(name, s.in)
+	if err != nil {
+		return changeError(ctx, err, name)
+	}
+	image := vault.PathOf(p.Object)
+	if p.Empty() {
+		p.Status = leftStatuses(p.Remains, p.Blind, len(p.Hurt) > 0)
+		if err := o.showPlan(s, p, image, "", render.Commands{}); err != nil {
+			return err
+		}
+		return exitWith(p.Status[0])
+	}
+	return o.carryOut(ctx, p, risks, image, s)
+}
+
+// readPlan reads a plan from a file, or from stdin if the name is "-".
+func readPlan(name string, stdin io.Reader) (*plan.Plan, error) {
+	if name == "-" {
+		return plan.Read(stdin)
+	}
+	f, err := diskio.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the plan: %w", err)
+	}
+	defer f.Close()
+	p, err := plan.Read(io.NewSectionReader(f, 0, f.Size()))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return p, nil
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/shisa-vm/shisa/internal/apply"
+	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/repair"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// changeOptions are what repair, apply, undo and recover have in common: where they keep what takes
+// a change back, and which risks the user accepts.
+type changeOptions struct {
+	json    bool
+	all     bool
+	state   string
+	journal string
+	risks   []string
+}
+
+func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
+	f := c.Flags()
+	jsonFlag(c, &o.json)
+	f.BoolVar(&o.all, "all", false, "show every step, range and raw value instead of at most 20 of a kind")
+	stateFlag(c, &o.state)
+	f.StringVar(&o.journal, "journal", "", "keep undo files in `DIR` instead of beside the image")
+	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
+		"no-locks: its file system keeps no locks, and nobody else uses it (may be repeated)")
+	return f
+}
+
+func stateFlag(c *cobra.Command, v *string) {
+	c.Flags().StringVar(v, "state", "", "keep receipts below `DIR` (default /var/lib/shisa for root, else "+
+		"$XDG_STATE_HOME/shisa)")
+}
+
+// stateDir is the state directory, absolute.
+func stateDir(named string) (string, error) {
+	if named != "" {
+		return filepath.Abs(named)
+	}
+	dir, err := vault.StateDir(os.Geteuid() == 0, os.Getenv)
+	if err != nil {
+		err = finding.WithHint(err, "name one with --state DIR")
+	}
+	return dir, err
+}
+
+// risks are those that can be accepted by name.
+var risks = []string{"no-locks"}
+
+// risk is one that the user accepts, for one image.
+type risk struct{ name, image string }
+
+// ready refuses command lines that would fail after the work only, and gives the risks.
+func (o *changeOptions) ready(c *cobra.Command) ([]risk, error) {
+	var all []risk
+	for _, text := range o.risks {
+		name, image, ok := strings.Cut(text, ":")
+		switch {
+		case !slices.Contains(risks, name):
+			return nil, usageError(c, "--accept-risk %s: there is no risk of that name, known are: %s", text,
+				strings.Join(risks, ", "))
+		case !ok || image == "":
+			return nil, usageError(c, "--accept-risk %s: it does not say for which image, want %s:IMAGE", text, name)
+		}
+		all = append(all, risk{name, image})
+	}
+	if o.journal == "" {
+		return all, nil
+	}
+	_, err := diskio.Look(o.journal)
+	switch {
+	case errors.Is(err, diskio.ErrDirectory):
+		return all, nil
+	case err == nil:
+		err = fmt.Errorf("%s: not a directory", o.journal)
+	}
+	return nil, finding.WithHint(fmt.Errorf("--journal: %w", err), "name a directory that is there")
+}
+
+// accepted reports whether a risk was accepted for the image at path.
+func accepted(risks []risk, name, path string) bool {
+	is, err := diskio.Look(path)
+	return err == nil && slices.ContainsFunc(risks, func(r risk) bool {
+		st, err := diskio.Look(r.image)
+		return r.name == name && err == nil && st.ID == is.ID
+	})
+}
+
+// engine gives the options of carrying out, undoing or recovering a change of image.
+func (o *changeOptions) engine(risks []risk, image string, p *progress) (apply.Options, error) {
+	state, err := stateDir(o.state)
+	return apply.Options{
+		StateDir: state, JournalDir: o.journal, AcceptNoLocks: accepted(risks, "no-locks", image),
+		Progress: func(what string, done, total int64) {
+			p.Say(what)
+			p.Set(done, total)
+		},
+	}, err
+}
+
+func (o *changeOptions) style(s *stdio) render.Style {
+	return render.Style{Width: s.width, Color: s.colour, All: o.all}
+}
+
+// commands gives the command lines that take back what was done to an image, or say that its data
+// was put right.
+func (o *changeOptions) commands(image, id string) render.Commands {
+	flags := ""
+	if o.state != "" {
+		flags += " --state " + render.Word(o.state)
+	}
+	undo := "shisa undo"
+	if o.journal != "" {
+		undo += " --journal " + render.Word(o.journal)
+	}
+	return render.Commands{Undo: undo + flags + " " + render.Word(image),
+		Resolve: "shisa repair" + flags + " --resolved " + id + " " + render.Word(image)}
+}
+
+// verify gives the examination of an image after a change that should end as after says.
+func verify(image string, after *plan.Plan, p *progress) func(context.Context, io.ReaderAt, int64) error {
+	return func(ctx context.Context, r io.ReaderAt, size int64) error {
+		return repair.Verify(ctx, r, size, after, qcow2.CheckOptions{Name: image, Progress: p.Set,
+			DataFileBytes: dataFileBytes(ctx, image, r, size)})
+	}
+}
+
+// dataFileBytes is the length of an image's external data file, -1 if it has none or that is not
+// known. It opens nothing.
+func dataFileBytes(ctx context.Context, image string, r io.ReaderAt, size int64) int64 {
+	h, err := qcow2.ReadHeader(r, size)
+	if err != nil || !h.HasDataFile() {
+		return -1
+	}
+	link, err := diskio.Within(ctx, check.DefaultReadTimeout, func() (disk.Link, error) {
+		return disk.Policy{Follow: true}.ResolveData(image, h.DataFile, nil), nil
+	}, nil)
+	if err != nil || link.State != disk.LinkOK || link.Stat.Block {
+		return -1
+	}
+	return link.Stat.SizeBytes
+}
+
+// unused refuses an image that a program uses.
+func unused(ctx context.Context, image string, timeout time.Duration) error {
+	use, busy, err := check.InUse(ctx, image, check.Options{ReadTimeout: timeout})
+	if err != nil || !busy {
+		return err
+	}
+	err = finding.WithHint(fmt.Errorf("%s is %s", image, render.InUse(use)),
+		"stop the machine or program that uses it, and try again")
+	return withStatus(finding.StatusRefused, err)
+}
+
+// changeError gives an error of a change its status and hint. name is what the user calls the image.
+func changeError(ctx context.Context, err error, name string) error {
+	var room *apply.RoomError
+	hint := func(text string) error { return finding.WithHint(oneLine{err}, text) }
+	refused := func(text string) error { return withStatus(finding.StatusRefused, hint(text)) }
+	switch {
+	case err == nil, errors.As(err, new(*statusError)):
+		return err
+	case errors.Is(err, apply.ErrInterrupted):
+		return withStatus(finding.StatusHalfDone, hint("shisa recover "+render.Word(name)))
+	case errors.Is(err, apply.ErrRolledBack) && ctx.Err() != nil:
+		return withStatus(finding.StatusInterrupted, errors.New("interrupted; the image is as it was"))
+	case errors.Is(err, apply.ErrRolledBack):
+		return withStatus(finding.StatusHalfDone, hint("nothing is left in the middle; shisa recover "+
+			render.Word(name)+" confirms that"))
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return err
+	case errors.Is(err, apply.ErrUnfinished):
+		return refused("shisa recover " + render.Word(name))
+	case errors.Is(err, diskio.ErrNoLocks):
+		return refused("if nobody else uses it, on no host: --accept-risk=no-locks:" + render.Word(name))
+	case errors.Is(err, diskio.ErrInUse):
+		// Who it is, the locks do not say.
+		if err := unused(ctx, name, 0); err != nil {
+			return err
+		}
+		return refused("stop the machine or program that uses it, and try again")
+	case errors.Is(err, apply.ErrUsed):
+		return refused("a plan is carried out once; make a new one: shisa repair " + render.Word(name))
+	case errors.Is(err, apply.ErrChanged):
+		return refused("")
+	case errors.As(err, &room):
+		return hint("make room, or keep the undo file elsewhere with --journal DIR")
+	case errors.Is(err, plan.ErrNewer), errors.Is(err, vault.ErrNewer):
+		return hint("use the version of shisa that made it, or a newer one")
+	case errors.Is(err, plan.ErrNotPlan):
+		return hint("make a new plan: shisa repair --out FILE IMAGE")
+	}
+	return oneLine{err}
+}
+
+// oneLine is an error that may be several, on one line.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string { return strings.ReplaceAll(e.error.Error(), "\n", "; ") }
+func (e oneLine) Unwrap() error { return e.error }
+
+// showReceipt writes a receipt, and gives the statuses that it stands for.
+func (o *changeOptions) showReceipt(s *stdio, r *vault.Receipt, name string, statuses ...int) error {
+	if o.json {
+		doc := &render.ReceiptDocument{Status: finding.OrderStatus(statuses...), Receipt: *r}
+		return render.JSON(s.out, vault.ReceiptSchema, doc)
+	}
+	next := o.commands(name, r.ID)
+	if r.State != vault.Committed {
+		next = render.Commands{}
+	}
+	return render.Receipt(s.out, r, name, next, o.style(s))
+}
+
+// leftStatuses are the exit statuses that apply where so much is left wrong or was not seen.
+func leftStatuses(remains []finding.Finding, blind []finding.Blind, wrong bool) []int {
+	var all []int
+	if wrong || finding.Worst(remains) != finding.Note {
+		all = append(all, finding.StatusFound)
+	}
+	if len(blind) > 0 {
+		all = append(all, finding.StatusCannotTell)
+	}
+	return finding.OrderStatus(all...)
+}
+
+// carryOut applies a plan, shows what became of it, and gives the error to end with.
+func (o *changeOptions) carryOut(ctx context.Context, p *plan.Plan, risks []risk, name string, s *stdio) error {
+	image := vault.PathOf(p.Object)
+	if err := unused(ctx, image, 0); err != nil {
+		return err
+	}
+	bar := newProgress(s, "repairing")
+	opts, err := o.engine(risks, image, bar)
+	if err != nil {
+		return err
+	}
+	opts.Verify = verify(image, p, bar)
+	r, err := apply.Apply(ctx, p, opts)
+	bar.Done()
+	if err != nil {
+		err = changeError(ctx, err, name)
+		if r == nil {
+			return err
+		}
+		// It was rolled back: the receipt tells of that, the error why.
+		return errors.Join(o.showReceipt(s, r, name, statusOf(err)), err)
+	}
+	left := leftStatuses(r.Remains, r.Blind, len(r.Hurt) > 0)
+	if err := o.showReceipt(s, r, name, left...); err != nil {
+		return err
+	}
+	return exitWith(left[0])
+}
+
+// statusOf is the status that an error ends the program with.
+func statusOf(err error) int {
+	var se *statusError
+	if errors.As(err, &se) {
+		return se.status
+	}
+	return finding.StatusFailed
+}

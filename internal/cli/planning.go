@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/shisa-vm/shisa/internal/apply"
+	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/repair"
+)
+
+// rebuildHint is what can be done about a header that cannot be mended in place.
+const rebuildHint = "shisa repair --rebuild-header NEWFILE IMAGE makes a copy with a new header"
+
+// makePlan makes the plan of repairing an image that nobody uses, ready to be saved.
+func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*plan.Plan, error) {
+	real, err := diskio.Within(ctx, o.readTimeout, func() (string, error) { return diskio.RealPath(name) }, nil)
+	if err != nil {
+		return nil, fmt.Errorf("repair %s: %w", name, bare(err))
+	}
+	if err := unused(ctx, real, o.readTimeout); err != nil {
+		return nil, err
+	}
+	known, err := earlier(ctx, o.state, real)
+	if err != nil {
+		return nil, changeError(ctx, err, name)
+	}
+	open := diskio.Open
+	if o.direct {
+		open = diskio.OpenDirect
+	}
+	f, err := diskio.Within(ctx, o.readTimeout, func() (*diskio.File, error) { return open(real) },
+		func(f *diskio.File) { f.Close() })
+	if err != nil {
+		return nil, err
+	}
+	bar := newProgress(s, "planning")
+	defer bar.Done()
+	notes := []string{}
+	p, err := check.Reading(ctx, f, o.readTimeout, func(r *check.Guarded) (*plan.Plan, error) {
+		p, told, err := o.plan(ctx, r, f, real, bar)
+		notes = told
+		return p, err
+	})
+	bar.Done()
+	if err != nil {
+		return nil, repairError(ctx, err, real)
+	}
+	if slices.ContainsFunc(p.Remains, func(f finding.Finding) bool { return f.Code == finding.QC13.Code }) {
+		// It may be what keeps a table from being put back.
+		for _, n := range notes {
+			fmt.Fprintf(s.err, "shisa: %s\n", render.Text(n))
+		}
+	}
+	p.Remains = append(p.Remains, known.findings...)
+	p.Blind = append(p.Blind, known.blind...)
+	p.Status = leftStatuses(p.Remains, p.Blind, !p.Empty() || len(p.Hurt) > 0)
+	return p, p.Seal()
+}
+
+// plan plans the repair of an open image.
+func (o *repairOptions) plan(ctx context.Context, r *check.Guarded, f *diskio.File, real string, bar *progress) (
+	p *plan.Plan, notes []string, err error,
+) {
+	if err := isQcow2(r, f.Size(), real); err != nil {
+		return nil, nil, err
+	}
+	shown := strings.ToValidUTF8(real, "\uFFFD")
+	opts := repair.Options{
+		Name: shown, Only: o.only, Leaks: o.leaks, Reclaim: o.reclaim, CompareData: o.compareData,
+		Split: o.split, ZeroLost: o.zeroLost, Subclusters: o.subclusters, Place: o.places,
+		MemoryBytes: int64(o.memory),
+		Check: qcow2.CheckOptions{Name: shown, Workers: o.workers, MemoryBytes: int64(o.memory),
+			DataFileBytes: dataFileBytes(ctx, real, r, f.Size()), Progress: bar.Set},
+	}
+	if o.all {
+		opts.Check.MaxRanges, opts.Check.AllEvidence = -1, true
+	}
+	chain, err := disk.Open(ctx, real, disk.Options{Policy: disk.Policy{Dirs: o.pools, Follow: o.follow}})
+	switch {
+	case ctx.Err() != nil:
+		return nil, nil, ctx.Err()
+	case err != nil && errors.As(err, new(*disk.LinkError)):
+		notes = append(notes, fmt.Sprintf("what the guest sees through the backing chain could not be asked: %v", err))
+	case err == nil:
+		defer chain.Close()
+		opts.Disk = r.Also(chain)
+	}
+	if p, err = repair.Plan(ctx, r, f.Size(), opts); err != nil {
+		return nil, notes, planError(err, real)
+	}
+	was := f.Stat()
+	now, err := f.StatNow()
+	if err != nil {
+		return nil, notes, err
+	}
+	if now.SizeBytes != was.SizeBytes || !now.ModTime.Equal(was.ModTime) || !now.ChangeTime.Equal(was.ChangeTime) {
+		return nil, notes, withStatus(finding.StatusRefused, finding.WithHint(
+			fmt.Errorf("%s was written to while it was looked at", real), "find out who uses it, and try again"))
+	}
+	obj := &p.Object
+	obj.Path, obj.Dev, obj.Ino, obj.ModTime = shown, was.Dev, was.Ino, was.ModTime
+	if !utf8.ValidString(real) {
+		obj.PathB64 = base64.StdEncoding.EncodeToString([]byte(real))
+	}
+	version, _, _ := buildFacts(debug.ReadBuildInfo())
+	p.Tool, p.Created = "shisa "+version, time.Now()
+	return p, notes, nil
+}
+
+// isQcow2 refuses what is no qcow2 image.
+func isQcow2(r *check.Guarded, size int64, path string) error {
+	format, err := image.Probe(r, size, path)
+	switch {
+	case err != nil:
+		return withStatus(finding.StatusCannotTell, fmt.Errorf("repair %s: %w", path, err))
+	case format == image.Qcow2:
+		return nil
+	case filepath.Ext(path) == ".qcow2" && format == image.Raw:
+		return withStatus(finding.StatusFound, finding.WithHint(
+			fmt.Errorf("repair %s: its header is not one of a qcow2 image", path), rebuildHint))
+	}
+	return finding.WithHint(fmt.Errorf("repair %s: it is an image of format %s, and only qcow2 images are repaired",
+		path, format), "if it was a qcow2 image, its header was overwritten: "+rebuildHint)
+}
+
+// planError says why there is no plan.
+func planError(err error, path string) error {
+	var open *qcow2.OpenError
+	err = fmt.Errorf("repair %s: %w", path, err)
+	switch {
+	case errors.Is(err, repair.ErrUnreadable):
+	case !errors.As(err, &open), errors.Is(err, qcow2.ErrUnsupported):
+		return err
+	case errors.Is(err, qcow2.ErrRead):
+		return withStatus(finding.StatusCannotTell, err)
+	}
+	return withStatus(finding.StatusFound, finding.WithHint(err, rebuildHint))
+}
+
+// bare is the cause in an error about a path, where the path is told already.
+func bare(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
+// before is what earlier changes left behind in an image.
+type before struct {
+	findings []finding.Finding
+	blind    []finding.Blind
+}
+
+// earlier looks for what earlier changes left behind in an image. One that was left in the middle
+// is apply.ErrUnfinished.
+func earlier(ctx context.Context, state, image string) (*before, error) {
+	var opts check.Options
+	if err := remember(ctx, state, &opts); err != nil {
+		return nil, err
+	}
+	found, err := opts.Remembered(ctx, image, false)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	b := &before{blind: opts.NotSeen}
+	if err != nil {
+		b.blind = append(b.blind, finding.Blind{Object: image, What: "what earlier changes left", Reason: err.Error(),
+			Host: []finding.Range{}, Guest: []finding.Range{}})
+	}
+	for _, f := range found {
+		if f.Code == finding.QC26.Code && f.Certainty != finding.Possible {
+			return nil, fmt.Errorf("%s: %w: %s", image, apply.ErrUnfinished, f.Summary)
+		}
+		b.findings = append(b.findings, f)
+	}
+	return b, nil
+}

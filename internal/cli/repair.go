@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/repair"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+type repairOptions struct {
+	changeOptions
+	apply       bool
+	out         string
+	leaks       bool
+	reclaim     bool
+	compareData bool
+	only        []string
+	split       bool
+	zeroLost    bool
+	subclusters string
+	place       []string
+	resolved    string
+	follow      bool
+	pools       []string
+	direct      bool
+	workers     int
+	memory      byteSize
+	readTimeout time.Duration
+
+	places map[int64]int64 // from place
+	line   string          // the command line that applies what is planned
+}
+
+func newRepair(s *stdio) *cobra.Command {
+	var o repairOptions
+	c := &cobra.Command{
+		Use:   "repair IMAGE",
+		Short: "plan how a damaged image is mended, and mend it",
+		Long: `repair looks at a qcow2 image and prints what it would mend, in which order, why, how sure that is, and
+what would still be wrong afterwards. It changes nothing. --apply carries the plan out at once; --out
+saves it for "shisa apply".
+
+Nothing that holds data is freed, punched out or cut off: what nothing explains stays. Before the first
+byte is written an undo file with all old and new bytes lies beside the image; "shisa undo" gives the
+old bytes back, and "shisa recover" puts right what a power cut left in the middle.
+
+The exit status of a plan is 3 if there is something to mend or something stays wrong, and 0 if not. An
+image that a program uses is refused.`,
+		Example: `  shisa repair vm.qcow2
+  shisa repair --apply vm.qcow2
+  shisa repair --out plan.json vm.qcow2 && shisa apply plan.json
+  shisa repair --place 0x580000=2 vm.qcow2
+  shisa repair --resolved 5f0c... vm.qcow2`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			risks, err := o.ready(c, args[0])
+			if err != nil {
+				return err
+			}
+			if o.resolved != "" {
+				return runResolved(c.Context(), o, args[0], s)
+			}
+			return runRepair(c.Context(), o, risks, args[0], s)
+		},
+	}
+	f := o.changeOptions.flags(c)
+	f.BoolVar(&o.apply, "apply", false, "carry the plan out at once")
+	f.StringVar(&o.out, "out", "", "save the plan in `FILE`, which must not exist yet; it holds metadata of the guest's disk")
+	f.BoolVar(&o.leaks, "leaks", false, "mend nothing but leaks that are proved to be worthless")
+	f.BoolVar(&o.reclaim, "reclaim", false, "free leaks that are proved to be worthless, beside mending the rest")
+	f.BoolVar(&o.compareData, "compare-data", false, "with --leaks or --reclaim: read all data to find leaked "+
+		"clusters that equal one in use")
+	f.StringSliceVar(&o.only, "only", nil, "mend only what `RULE` finds, such as QC05 (may be repeated)")
+	f.BoolVar(&o.split, "split", false, "give each of several guest ranges that share a cluster a copy of its own")
+	f.BoolVar(&o.zeroLost, "zero-lost", false, "let what points past the end of the file read as zeros")
+	f.StringVar(&o.subclusters, "subclusters", "", "where a bitmap says that subclusters are stored and zero, `WHICH` "+
+		"counts: data or zero")
+	f.StringArrayVar(&o.place, "place", nil, "put the L2 table at an offset of the file into an entry of the L1 table, "+
+		"as `OFFSET=L1INDEX` (may be repeated)")
+	f.StringVar(&o.resolved, "resolved", "", "say that the guest data that the repair with `RECEIPT` left wrong was restored")
+	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are")
+	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
+	f.BoolVar(&o.direct, "direct", false, "read past the page cache")
+	f.IntVar(&o.workers, "workers", 0, "read and examine at most `N` tables at once (0 is one for each CPU)")
+	f.Var(&o.memory, "memory", "use at most so much memory for counting references, and for what is changed "+
+		"(0 is 1G and 4G)")
+	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
+		"give the image up when no read of it completes for `TIME`, such as 90s")
+	c.MarkFlagsMutuallyExclusive("out", "apply")
+	for _, other := range []string{"reclaim", "only", "split", "zero-lost", "subclusters", "place"} {
+		c.MarkFlagsMutuallyExclusive("leaks", other)
+	}
+	o.completions(c)
+	return c
+}
+
+func (o *repairOptions) completions(c *cobra.Command) {
+	codes := []string{}
+	for _, r := range finding.Rules() {
+		if mendable(r) {
+			codes = append(codes, r.Code+"\t"+r.Title)
+		}
+	}
+	none := cobra.ShellCompDirectiveNoFileComp
+	for name, words := range map[string]cobra.CompletionFunc{
+		"only":        cobra.FixedCompletions(codes, none),
+		"subclusters": cobra.FixedCompletions([]string{"data", "zero"}, none),
+		"place":       cobra.NoFileCompletions,
+		"resolved":    cobra.NoFileCompletions,
+		"accept-risk": cobra.FixedCompletions([]string{"no-locks:"}, none|cobra.ShellCompDirectiveNoSpace),
+	} {
+		if err := c.RegisterFlagCompletionFunc(name, words); err != nil {
+			panic(err) // the flags were added above
+		}
+	}
+}
+
+// mendable reports whether a rule is one about the tables of a qcow2 image.
+func mendable(r finding.Rule) bool {
+	return strings.HasPrefix(r.Code, "QC") && r.Code != finding.QC25.Code && r.Code != finding.QC26.Code
+}
+
+// ready refuses command lines that make no sense, and what would fail after the work only.
+func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
+	risks, err := o.changeOptions.ready(c)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range o.only {
+		at := slices.IndexFunc(finding.Rules(), func(r finding.Rule) bool {
+			return mendable(r) && (strings.EqualFold(r.Code, name) || r.Name == name)
+		})
+		if at < 0 {
+			return nil, usageError(c, "--only %s: there is no such rule about qcow2 images, want a code such as QC05", name)
+		}
+		o.only[i] = finding.Rules()[at].Code
+	}
+	switch {
+	case o.workers < 0:
+		return nil, usageError(c, "--workers %d, want 0 or more", o.workers)
+	case o.readTimeout <= 0:
+		return nil, usageError(c, "--read-timeout %v, want more than 0", o.readTimeout)
+	case o.subclusters != "" && o.subclusters != "data" && o.subclusters != "zero":
+		return nil, usageError(c, "--subclusters %s, want data or zero", o.subclusters)
+	case o.compareData && !o.leaks && !o.reclaim:
+		return nil, usageError(c, "--compare-data is about leaks, want --leaks or --reclaim with it")
+	}
+	if o.places, err = placesOf(o.place); err != nil {
+		return nil, usageErrorOf(c, err)
+	}
+	if o.resolved != "" {
+		if !vault.IsID(o.resolved) {
+			return nil, usageError(c, "--resolved %s, want the 32 hexadecimal digits of a receipt", o.resolved)
+		}
+		var other []string
+		c.Flags().Visit(func(f *pflag.Flag) {
+			if !slices.Contains([]string{"resolved", "state", "journal", "json", "all"}, f.Name) {
+				other = append(other, "--"+f.Name)
+			}
+		})
+		if len(other) > 0 {
+			return nil, usageError(c, "--resolved mends nothing, and goes not with %s", strings.Join(other, ", "))
+		}
+	}
+	o.line = applyLine(c, o.out, image)
+	return risks, o.outReady()
+}
+
+// placesOf reads the values of --place.
+func placesOf(list []string) (map[int64]int64, error) {
+	places, entries := map[int64]int64{}, map[int64]bool{}
+	for _, text := range list {
+		off, entry, ok := strings.Cut(text, "=")
+		o, err := strconv.ParseInt(off, 0, 64)
+		e, err2 := strconv.ParseInt(entry, 0, 64)
+		_, twice := places[o]
+		switch {
+		case !ok || err != nil || err2 != nil || o <= 0 || e < 0:
+			return nil, fmt.Errorf("--place %s, want an offset in the file and an L1 entry, such as 0x580000=2", text)
+		case twice:
+			return nil, fmt.Errorf("--place %s: the table at %s is placed twice", text, off)
+		case entries[e]:
+			return nil, fmt.Errorf("--place %s: L1 entry %d is given twice", text, e)
+		}
+		places[o], entries[e] = e, true
+	}
+	return places, nil
+}
+
+// outReady refuses a file for the plan that is there.
+func (o *repairOptions) outReady() error {
+	if o.out == "" {
+		return nil
+	}
+	switch _, err := diskio.Look(o.out); {
+	case err == nil, errors.Is(err, diskio.ErrDirectory), errors.Is(err, diskio.ErrSpecial):
+		return outError(o.out, fs.ErrExist)
+	case !errors.Is(err, fs.ErrNotExist):
+		return outError(o.out, err)
+	}
+	if _, err := diskio.Look(filepath.Dir(o.out)); !errors.Is(err, diskio.ErrDirectory) {
+		return outError(o.out, fmt.Errorf("%s: not a directory", filepath.Dir(o.out)))
+	}
+	return nil
+}
+
+// outError says why a plan was not saved.
+func outError(name string, err error) error {
+	if errors.Is(err, fs.ErrExist) {
+		return withStatus(finding.StatusRefused, finding.WithHint(
+			fmt.Errorf("save the plan as %s: there is a file of that name", name),
+			"nothing is ever written over: choose a name that does not exist"))
+	}
+	return fmt.Errorf("save the plan: %w", err)
+}
+
+// applyLine is the command line that carries out what this one plans.
+func applyLine(c *cobra.Command, out, image string) string {
+	words := []string{"shisa", "repair", "--apply"}
+	only := func(string) bool { return true }
+	last := image
+	if out != "" {
+		words, last = []string{"shisa", "apply"}, out
+		only = func(name string) bool { return slices.Contains([]string{"journal", "state", "accept-risk"}, name) }
+	}
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if slices.Contains([]string{"json", "all", "out", "apply", "resolved"}, f.Name) || !only(f.Name) {
+			return
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, v := range values {
+			word := "--" + f.Name
+			if f.Value.Type() != "bool" || v != "true" {
+				word += "=" + render.Word(v)
+			}
+			words = append(words, word)
+		}
+	})
+	if strings.HasPrefix(last, "-") {
+		last = "./" + last
+	}
+	return strings.Join(append(words, render.Word(last)), " ")
+}
+
+// runRepair makes a plan, and shows it, saves it or carries it out.
+func runRepair(ctx context.Context, o repairOptions, risks []risk, image string, s *stdio) error {
+	p, err := makePlan(ctx, &o, image, s)
+	if err != nil {
+		return err
+	}
+	if o.apply && !p.Empty() {
+		return o.carryOut(ctx, p, risks, image, s)
+	}
+	if o.out != "" {
+		if err := savePlan(o.out, p); err != nil {
+			return err
+		}
+	}
+	next := o.commands(image, "")
+	next.Apply = o.line
+	if err := o.showPlan(s, p, image, o.out, next); err != nil {
+		return err
+	}
+	return exitWith(p.Status[0])
+}
+
+func (o *changeOptions) showPlan(s *stdio, p *plan.Plan, name, saved string, next render.Commands) error {
+	if o.json {
+		return render.JSON(s.out, plan.Schema, p)
+	}
+	return render.Plan(s.out, p, name, saved, next, o.style(s))
+}
+
+// savePlan writes a plan into a new file, which is on the disk when it returns.
+func savePlan(name string, p *plan.Plan) error {
+	f, err := diskio.CreatePrivate(name)
+	if err != nil {
+		return outError(name, err)
+	}
+	err = render.JSON(f, plan.Schema, p)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return outError(name, err)
+	}
+	return nil
+}
+
+// repairError gives an error of planning its status and hint.
+func repairError(ctx context.Context, err error, image string) error {
+	switch {
+	case errors.Is(err, repair.ErrMemory):
+		return finding.WithHint(err, "allow more with --memory")
+	case errors.Is(err, diskio.ErrTimeout):
+		return withStatus(finding.StatusCannotTell, fmt.Errorf("%s: %w", image, err))
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return withStatus(finding.StatusCannotTell, finding.WithHint(err, "the file became shorter while it was read"))
+	}
+	return changeError(ctx, err, image)
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/apply"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+type undoOptions struct {
+	changeOptions
+	receipt string
+}
+
+func newUndo(s *stdio) *cobra.Command {
+	var o undoOptions
+	c := &cobra.Command{
+		Use:   "undo RECEIPT|IMAGE",
+		Short: "give an image the bytes back that it had before a repair",
+		Long: `undo takes back the newest repair of an image, or the one that a receipt names, byte for byte. The image
+is known by what it is, so it may have been renamed or copied since.
+
+It is refused if anything was written to the image since the repair, and says where: what was written
+then would be lost. A repair that was undone before is nothing to do.`,
+		Example: `  shisa undo vm.qcow2
+  shisa undo 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d
+  shisa undo --receipt 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d copy.qcow2`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			risks, err := o.ready(c)
+			if err != nil {
+				return err
+			}
+			if o.receipt != "" && !vault.IsID(o.receipt) {
+				return usageError(c, "--receipt %s, want the 32 hexadecimal digits of a receipt", o.receipt)
+			}
+			return runUndo(c.Context(), o, risks, args[0], s)
+		},
+	}
+	o.flags(c).StringVar(&o.receipt, "receipt", "", "take back the repair with the receipt `ID`")
+	return c
+}
+
+func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *stdio) error {
+	v, err := o.vault()
+	if err != nil {
+		return err
+	}
+	image, id, err := o.whichChange(v, name)
+	if err != nil {
+		return changeError(ctx, err, name)
+	}
+	if err := unused(ctx, image, 0); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	bar := newProgress(s, "undoing")
+	opts, err := o.engine(risks, image, bar)
+	if err != nil {
+		return err
+	}
+	r, err := apply.Undo(ctx, image, id, opts)
+	bar.Done()
+	if err != nil {
+		o.listCandidates(ctx, v, image, err, s)
+		if errors.Is(err, apply.ErrNothing) {
+			err = finding.WithHint(oneLine{err}, "undo files elsewhere are found with --journal, receipts with --state")
+		}
+		return changeError(ctx, err, image)
+	}
+	return o.showReceipt(s, r, image, finding.StatusClean)
+}
+
+// vault opens what the user named.
+func (o *changeOptions) vault() (*vault.Vault, error) {
+	state, err := stateDir(o.state)
+	if err != nil {
+		return nil, err
+	}
+	opts := vault.Options{StateDir: state}
+	if o.journal != "" {
+		dir, err := diskio.RealPath(o.journal)
+		if err != nil {
+			return nil, err
+		}
+		opts.JournalDirs = []string{dir}
+	}
+	return vault.New(opts)
+}
+
+// whichChange tells the image, and the receipt if one is meant: name is an image, the name of a
+// receipt, the file of one, or an undo file.
+func (o *undoOptions) whichChange(v *vault.Vault, name string) (image, id string, err error) {
+	_, err = diskio.Look(name)
+	base := filepath.Base(name)
+	fileID, isReceipt := strings.CutSuffix(base, ".json")
+	switch beside, isUndo := vault.IsUndoName(base); {
+	case errors.Is(err, fs.ErrNotExist) && vault.IsID(name):
+		id = name
+	case err != nil:
+		return "", "", err
+	case isReceipt && vault.IsID(fileID):
+		id = fileID
+	case isUndo:
+		p, err := v.Peek(name)
+		if err != nil {
+			return "", "", err
+		}
+		id, image = p.Receipt.ID, filepath.Join(filepath.Dir(name), beside)
+		if _, err := diskio.Look(image); err != nil {
+			image = ""
+		}
+	default:
+		return name, o.receipt, nil
+	}
+	if o.receipt != "" && o.receipt != id {
+		return "", "", fmt.Errorf("%s is of the change %s, and --receipt names another one", name, id)
+	}
+	if image == "" {
+		r, err := v.Receipt(id)
+		if err != nil {
+			return "", "", err
+		}
+		image = r.Image()
+	}
+	return image, id, nil
+}
+
+// listCandidates tells which changes of an image are known, where none could be taken back.
+func (o *changeOptions) listCandidates(ctx context.Context, v *vault.Vault, image string, why error, s *stdio) {
+	if !errors.Is(why, apply.ErrNothing) && !errors.Is(why, apply.ErrChanged) {
+		return
+	}
+	all, err := v.Find(ctx, image)
+	if err != nil {
+		fmt.Fprintf(s.err, "shisa: not all undo files and receipts could be looked at: %s\n",
+			render.Text(oneLine{err}.Error()))
+	}
+	for i, c := range all {
+		if i == 0 {
+			fmt.Fprintln(s.err, "known changes of this image, or of one like it:")
+		}
+		switch {
+		case c.Err != nil:
+			fmt.Fprintf(s.err, "  %s: %s\n", render.Name(c.UndoPath), render.Text(oneLine{c.Err}.Error()))
+		case c.Receipt == nil:
+			fmt.Fprintf(s.err, "  %s: %s\n", render.Name(c.UndoPath), c.State)
+		default:
+			where := "undo file " + render.Name(c.UndoPath)
+			if c.UndoPath == "" {
+				where = "its undo file is gone"
+			}
+			fmt.Fprintf(s.err, "  %s  %s  %s, known by its %s, %s\n", c.ID, c.Receipt.Created.Format(time.RFC3339),
+				c.State, c.Match, where)
+		}
+	}
+}
