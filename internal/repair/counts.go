@@ -43,13 +43,17 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 	if !m.opts.wants(finding.QC03) || m.h.HasDataFile() {
 		return false, nil
 	}
+	lost := finding.Worst(m.ex.Result().Findings) == finding.Lost // then their advice is that of the check
 	sound := m.ex.Complete() && m.ex.Unlisted() == 0 && m.ex.Snapshots().Len() == 0 && m.h.Snapshots == 0 &&
-		finding.Worst(m.ex.Result().Findings) != finding.Lost && !m.lostHere()
+		!lost && !m.lostHere()
 	for _, s := range m.ex.Result().Suspects {
 		if err := ctx.Err(); err != nil {
 			return changed, err
 		}
 		if s.References == 0 || s.Refcount <= s.References {
+			continue
+		}
+		if lost {
 			continue
 		}
 		if !sound || s.References != 1 {

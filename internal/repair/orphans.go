@@ -60,10 +60,11 @@ func (m *mender) mendOrphans(ctx context.Context) (changed bool, err error) {
 		case m.placed[c.cluster]:
 			continue
 		case ok && taken[slot] > 1:
-			m.keep(finding.QC13, fmt.Sprintf("%d tables claim L1 entry %d; choose one with --place", taken[slot], slot))
+			m.keptTables[c.cluster<<m.h.ClusterBits] = fmt.Sprintf(
+				"%d tables claim L1 entry %d; choose one with --place", taken[slot], slot)
 			continue
 		case !ok:
-			m.keep(finding.QC13, m.advice(c))
+			m.keptTables[c.cluster<<m.h.ClusterBits] = m.advice(c)
 			continue
 		}
 		if err := m.place(c, slot); err != nil {

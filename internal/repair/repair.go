@@ -96,6 +96,8 @@ type mender struct {
 	hurt    []plan.Hurt
 	// kept says why what remains was left alone, by code of the rule.
 	kept map[string]string
+	// keptTables says the same of tables without an L1 entry, by their place.
+	keptTables map[int64]string
 	// placed are orphans that have found their entry, and reclaimed leaks that were freed.
 	placed map[int64]bool
 	// said are hurt ranges that were remembered in an earlier round.
@@ -104,6 +106,8 @@ type mender struct {
 	// that cannot be where they are said to be: nothing is written into them.
 	tables []qcow2.Table
 	shared map[image.HostOff]bool
+	// headless: the header could not be used before. forgot: forgotten snapshots were looked for.
+	headless, forgot bool
 	// lowered are clusters whose refcount was lowered.
 	lowered map[int64]bool
 	// blockBuf is the refcount block at blockOff, 0 if none.
@@ -124,7 +128,7 @@ func Plan(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*plan.P
 	}
 	opts.Check.Name = opts.Name
 	rec := newRecorder(r, size)
-	m := &mender{opts: opts, ov: newOverlay(rec, size, opts.MemoryBytes), kept: map[string]string{},
+	m := &mender{opts: opts, ov: newOverlay(rec, size, opts.MemoryBytes), kept: map[string]string{}, keptTables: map[int64]string{},
 		placed: map[int64]bool{}, said: map[string]bool{}, lowered: map[int64]bool{}}
 	if err := m.mendHeader(ctx); err != nil {
 		return nil, err
@@ -137,6 +141,9 @@ func Plan(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*plan.P
 		if err := m.giveUp(ctx); err != nil {
 			return nil, err
 		}
+	}
+	if m.headless { // nothing could be checked
+		before = plan.State{CheckErrors: 1, Verdict: finding.Found}
 	}
 	return m.finish(ctx, rec, before)
 }
@@ -239,7 +246,7 @@ func (m *mender) round(ctx context.Context) (bool, error) {
 		return m.reclaim(ctx)
 	}
 	for _, mend := range []func(context.Context) (bool, error){
-		m.mendTables, m.mendPointers, m.mendOrphans, m.mendOverlaps, m.mendRest, m.mendCounts,
+		m.mendTables, m.mendPointers, m.mendRest, m.mendOrphans, m.mendOverlaps, m.mendCounts,
 		m.reclaim,
 	} {
 		if changed, err := mend(ctx); changed || err != nil {
@@ -275,9 +282,11 @@ func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (
 	p.Relies = rec.digests()
 	for i := range p.Remains {
 		f := &p.Remains[i]
-		if why := m.kept[f.Code]; why != "" {
-			f.Next = why
+		why := m.kept[f.Code]
+		if f.Code == finding.QC13.Code && len(f.Host) > 0 {
+			why = cmp.Or(m.keptTables[f.Host[0].Offset], why)
 		}
+		f.Next = cmp.Or(why, f.Next)
 		if (f.Code == finding.QC03.Code || f.Code == finding.QC14.Code) && m.lostHere() {
 			f.Summary = fmt.Sprintf("%d leaked clusters may hold what was taken out of use", f.Count)
 			f.Certainty = finding.Possible

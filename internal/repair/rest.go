@@ -4,9 +4,9 @@
 package repair
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -23,9 +23,9 @@ const (
 )
 
 // mendRest mends the snapshot table, bitmaps, and bits of the header that do not wait for the end.
-func (m *mender) mendRest(context.Context) (bool, error) {
-	for _, mend := range []func() (bool, error){m.mendSnapshots, m.mendBitmaps, m.mendRawFlag} {
-		if changed, err := mend(); changed || err != nil {
+func (m *mender) mendRest(ctx context.Context) (bool, error) {
+	for _, mend := range []func(context.Context) (bool, error){m.mendSnapshots, m.mendBitmaps, m.mendRawFlag} {
+		if changed, err := mend(ctx); changed || err != nil {
 			return changed, err
 		}
 	}
@@ -41,7 +41,7 @@ func (m *mender) found(r finding.Rule) bool {
 
 // mendBitmaps marks all bitmaps as invalid where one of them cannot be trusted. What changed since
 // the last backup is not known then, which the next backup must be told.
-func (m *mender) mendBitmaps() (bool, error) {
+func (m *mender) mendBitmaps(context.Context) (bool, error) {
 	if !m.opts.wants(finding.QC17) || m.h.Bitmaps == nil || !m.h.Bitmaps.Trusted || !m.found(finding.QC17) {
 		return false, nil
 	}
@@ -54,7 +54,7 @@ func (m *mender) mendBitmaps() (bool, error) {
 }
 
 // mendRawFlag clears the promise of a raw data file where there is no data file.
-func (m *mender) mendRawFlag() (bool, error) {
+func (m *mender) mendRawFlag(context.Context) (bool, error) {
 	if !m.opts.wants(finding.QC01) || !m.h.RawDataFile() || m.h.HasDataFile() {
 		return false, nil
 	}
@@ -68,13 +68,15 @@ func (m *mender) setAutoclear(v uint64) error { return m.put64(plan.Switch, auto
 
 // mendSnapshots writes the snapshot table anew where entries lack the sizes that version 3 wants.
 // Every snapshot stays.
-func (m *mender) mendSnapshots() (bool, error) {
+func (m *mender) mendSnapshots(ctx context.Context) (bool, error) {
 	t := m.ex.Snapshots()
 	if !m.opts.wants(finding.QC16) {
 		return false, nil
 	}
-	if t.Len() == 0 && m.h.Snapshots > 0 {
-		return m.mendSnapshotCount()
+	forgotten := m.h.Snapshots == 0 && m.ex.Result().Counts.Leaks > 0 && !m.forgot
+	if forgotten || t.Len() == 0 && m.h.Snapshots > 0 {
+		m.forgot = true
+		return m.mendSnapshotFields(ctx)
 	}
 	if m.h.Version < 3 {
 		return false, nil
@@ -132,47 +134,38 @@ func (m *mender) freeOld(off, length int64) error {
 	return nil
 }
 
-// mendSnapshotCount lowers the number of snapshots in the header to those that the table has, if it
-// ends there in zeros: no snapshot is dropped.
-func (m *mender) mendSnapshotCount() (bool, error) {
-	const entry = 40
-	if m.h.SnapshotsOff == 0 {
-		st := m.step(finding.QC16, "rewrite", "count no snapshots: there is no table of them", finding.Sure)
-		m.at(st, snapshotsField, 4)
-		m.proof(st, "header", snapshotsField+4, hex64(0), "the place of the snapshot table is 0")
-		return true, m.ov.write(plan.Switch, make([]byte, 4), snapshotsField)
+// mendSnapshotFields puts the number of snapshots and the place of their table right in the header, where
+// both are proved.
+func (m *mender) mendSnapshotFields(ctx context.Context) (bool, error) {
+	var fixes []FieldFix
+	var err error
+	if m.h.Snapshots > 0 {
+		fixes, err = HeaderFields(ctx, m.ov, m.ov.size)
+	} else {
+		fixes, err = ForgottenSnapshots(ctx, m.ov, m.ov.size, m.ex.Result())
 	}
-	m.keep(finding.QC16, "copy the file as it is; qemu-img check -r all would drop snapshots")
-	h := *m.h
-	var t *qcow2.SnapshotTable
-	for h.Snapshots = min(h.Snapshots-1, qcow2.MaxSnapshots); ; h.Snapshots-- {
-		var err error
-		if t, err = qcow2.ReadSnapshots(m.ov, m.ov.size, &h); err == nil {
-			break
-		}
-		if h.Snapshots == 0 {
-			return false, nil
-		}
-	}
-	for i := range t.Snapshots {
-		if s := &t.Snapshots[i]; h.CheckL1(s) != nil || s.L1Off == 0 || int64(s.L1Off) >= m.ov.size {
-			return false, nil
-		}
-	}
-	end := make([]byte, entry)
-	if err := m.readCluster(end, int64(h.SnapshotsOff)+(t.Bytes+7)&^7); err != nil {
+	if err != nil {
 		return false, err
 	}
-	if len(t.Snapshots) == 0 || t.Blank > 0 || len(bytes.TrimLeft(end, "\x00")) > 0 {
-		return false, nil
+	return m.writeFields(fixes, finding.QC16)
+}
+
+// writeFields writes the fields of the header that are proved, and tells of them.
+func (m *mender) writeFields(fixes []FieldFix, rule finding.Rule) (changed bool, err error) {
+	for _, f := range fixes {
+		if !f.Proved {
+			m.keep(rule, f.Summary+"; "+f.Next)
+			continue
+		}
+		st := m.step(rule, "rewrite", f.Summary, f.Certainty)
+		m.at(st, f.Offset, int64(len(f.New)))
+		st.Proofs = append(st.Proofs, f.Evidence...)
+		if err := m.ov.write(plan.Switch, f.New, f.Offset); err != nil {
+			return changed, err
+		}
+		changed = true
 	}
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], h.Snapshots)
-	st := m.step(finding.QC16, "rewrite", "count the snapshots that the table has; none is dropped", finding.Likely)
-	m.at(st, snapshotsField, 4)
-	m.proof(st, "header", snapshotsField, fmt.Sprint(m.h.Snapshots),
-		fmt.Sprintf("the table ends in zeros behind %d complete entries", h.Snapshots))
-	return true, m.ov.write(plan.Switch, b[:], snapshotsField)
+	return changed, nil
 }
 
 // snapshotTable gives the entries of t, each with the extra data that version 3 wants.
@@ -274,12 +267,30 @@ func (m *mender) fence(p *plan.Plan) error {
 	return nil
 }
 
-// mendHeader brings fields of the header into a state in which the image can be opened.
+// mendHeader brings the header into a state in which the image can be opened, where what its fields
+// should be is proved.
 func (m *mender) mendHeader(ctx context.Context) error {
 	h, err := qcow2.ReadHeader(m.ov, m.ov.size)
 	if err == nil {
 		m.h = h
 		return ctx.Err()
 	}
-	return err
+	open := (*qcow2.OpenError)(nil)
+	if !errors.As(err, &open) || open.Kind == qcow2.ErrRead || !m.opts.wants(finding.QC01) {
+		return err
+	}
+	fixes, ferr := HeaderFields(ctx, m.ov, m.ov.size)
+	if ferr != nil {
+		return ferr
+	}
+	if _, ferr := m.writeFields(fixes, finding.QC01); ferr != nil {
+		return ferr
+	}
+	if h, ferr = qcow2.ReadHeader(m.ov, m.ov.size); ferr == nil {
+		m.h, m.headless = h, true
+		return nil
+	}
+	err = fmt.Errorf("%w: %w", ErrUnreadable, err)
+	return finding.WithHint(err, "shisa repair --rebuild-header NEWFILE writes a copy of the image with a new header; "+
+		"the image itself stays as it is")
 }
