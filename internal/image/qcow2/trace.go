@@ -35,9 +35,20 @@ const maxTraceClusters = math.MaxInt32
 // when Check found something. Where qemu-img gives up, the error is a *StopError and the counts are
 // those up to there.
 func Trace(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions, emit func(Line) error) (Counts, error) {
-	h, err := ReadHeader(r, size)
+	t, err := newTracer(ctx, r, size, opts, emit)
 	if err != nil {
 		return Counts{}, err
+	}
+	err = t.trace()
+	return t.counts, err
+}
+
+func newTracer(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions,
+	emit func(Line) error,
+) (*tracer, error) {
+	h, err := ReadHeader(r, size)
+	if err != nil {
+		return nil, err
 	}
 	memory := opts.MemoryBytes
 	if memory <= 0 {
@@ -46,8 +57,7 @@ func Trace(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions, em
 	t := &tracer{geometry: newGeometry(h, size), ctx: ctx, r: r, emit: emit, blockNo: -1}
 	t.refs = newTally(int64(t.clusters)+1, memory)
 	t.limit = t.clusters
-	err = t.trace()
-	return t.counts, err
+	return t, nil
 }
 
 // tracer is the state of one Trace.
@@ -68,6 +78,11 @@ type tracer struct {
 	block    []byte
 	blockErr error
 	signaled bool // qemu reports an impossible refcount block once
+
+	// rebuild: qemu would say that the refcount structure has to be made anew.
+	rebuild bool
+	// mend is nil where nothing is repaired.
+	mend *mending
 }
 
 func (t *tracer) say(format string, args ...any) error {
@@ -101,12 +116,16 @@ func (t *tracer) trace() error {
 		return t.stop(reasonTooBig)
 	}
 	t.counts.TotalClusters = (t.h.SizeBytes + int64(t.cs) - 1) >> t.bits
-	for _, step := range []func() error{t.countAll, t.compare, t.flags} {
-		if err := step(); err != nil {
-			return err
-		}
+	if t.mend != nil {
+		return t.traceMend()
 	}
-	return nil
+	if err := t.countAll(); err != nil {
+		return err
+	}
+	if err := t.compare(false); err != nil {
+		return err
+	}
+	return t.flags(false)
 }
 
 // readSnapshots reads the snapshot table, the first thing that qemu-img does.
@@ -147,7 +166,7 @@ func (t *tracer) readSnapshots() error {
 	}
 	for i := range s.Len() {
 		if i >= int64(len(s.Snapshots)) || s.Snapshots[i].ExtraBytes < 16 {
-			if err := t.corrupt("ERROR snapshot table entry %d is incomplete", i); err != nil {
+			if err := t.incomplete(i); err != nil {
 				return err
 			}
 		}
@@ -232,8 +251,8 @@ func cHex(n uint64) string {
 	return fmt.Sprintf("%#x", n)
 }
 
-// compare holds the refcounts against the references.
-func (t *tracer) compare() error {
+// compare holds the refcounts against the references, and brings them in line where mend is set.
+func (t *tracer) compare(mend bool) error {
 	highest := uint64(0)
 	for i := uint64(0); i < t.limit; i++ {
 		if i%4096 == 0 && t.ctx.Err() != nil {
@@ -254,14 +273,10 @@ func (t *tracer) compare() error {
 		if have > 0 || want > 0 {
 			highest = i
 		}
-		switch {
-		case have < want:
-			err = t.corrupt("ERROR cluster %d refcount=%d reference=%d", i, have, want)
-		case have > want:
-			t.counts.Leaks++
-			err = t.say("Leaked cluster %d refcount=%d reference=%d", i, have, want)
+		if have == want {
+			continue
 		}
-		if err != nil {
+		if err := t.differs(i, have, want, mend); err != nil {
 			return err
 		}
 	}
@@ -269,14 +284,35 @@ func (t *tracer) compare() error {
 	return nil
 }
 
-// flags checks the COPIED flags of the active tables.
-func (t *tracer) flags() error {
+// differs says that a refcount is not what it should be.
+func (t *tracer) differs(cluster, have, want uint64, mend bool) error {
+	t.rebuild = t.rebuild || have == 0
+	word := "ERROR"
+	switch {
+	case mend && t.settled(cluster, have, want):
+		word = "Repairing"
+		if have > want {
+			t.mend.leaksFixed++
+		} else {
+			t.mend.corruptionsFixed++
+		}
+	case have > want:
+		word = "Leaked"
+		t.counts.Leaks++
+	default:
+		t.counts.Corruptions++
+	}
+	return t.say("%s cluster %d refcount=%d reference=%d", word, cluster, have, want)
+}
+
+// flags checks the COPIED flags of the active tables, and sets them right where mend is set.
+func (t *tracer) flags(mend bool) error {
 	for i, e := range t.l1 {
 		off := e & OffsetMask
 		if off == 0 {
 			continue
 		}
-		n, ok, err := t.refcount(off >> t.bits)
+		n, ok, err := t.refcountNow(off >> t.bits)
 		if err != nil {
 			return err
 		}
@@ -284,7 +320,8 @@ func (t *tracer) flags() error {
 			continue
 		}
 		if (n == 1) != (e&FlagCopied != 0) {
-			if err := t.corrupt("ERROR OFLAG_COPIED L2 cluster: l1_index=%d l1_entry=%x refcount=%d", i, e, n); err != nil {
+			word := t.flagWord(mend && t.mend.l1FlagFits(i))
+			if err := t.say("%s OFLAG_COPIED L2 cluster: l1_index=%d l1_entry=%x refcount=%d", word, i, e, n); err != nil {
 				return err
 			}
 		}
@@ -298,14 +335,20 @@ func (t *tracer) flags() error {
 			}
 			return t.stop(reasonIO)
 		}
-		if err := t.tableFlags(p); err != nil {
+		var after []byte
+		if mend {
+			after = t.mend.table(off, int64(t.cs))
+		}
+		if err := t.tableFlags(p, after); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *tracer) tableFlags(p []byte) error {
+// tableFlags checks the flags of an L2 table. after is what a repair makes of it, nil where there is
+// none.
+func (t *tracer) tableFlags(p, after []byte) error {
 	step := int(t.h.L2EntryBytes())
 	for j := 0; j < len(p); j += step {
 		e := binary.BigEndian.Uint64(p[j:])
@@ -315,12 +358,13 @@ func (t *tracer) tableFlags(p []byte) error {
 		n, ok := uint64(1), true
 		if !t.dataFile {
 			var err error
-			if n, ok, err = t.refcount(e & OffsetMask >> t.bits); err != nil {
+			if n, ok, err = t.refcountNow(e & OffsetMask >> t.bits); err != nil {
 				return err
 			}
 		}
 		if ok && (n == 1) != (e&FlagCopied != 0) {
-			if err := t.corrupt("ERROR OFLAG_COPIED data cluster: l2_entry=%x refcount=%d", e, n); err != nil {
+			word := t.flagWord(after != nil && t.mend.flagFits(binary.BigEndian.Uint64(after[j:])))
+			if err := t.say("%s OFLAG_COPIED data cluster: l2_entry=%x refcount=%d", word, e, n); err != nil {
 				return err
 			}
 		}

@@ -156,6 +156,14 @@ func (t *tracer) countL2(off uint64, active bool) error {
 		if entry == 0 && bitmap == 0 {
 			continue
 		}
+		if t.preallocated(entry, bitmap) && t.mend.changed(off+uint64(i), entry) {
+			t.mend.corruptionsFixed++
+			if err := t.say("Repairing offset=%x: Preallocated cluster is not properly aligned; "+
+				"L2 entry corrupted.", entry&OffsetMask); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := t.countL2Entry(i/step, entry, bitmap, active, &next); err != nil {
 			return err
 		}
@@ -190,7 +198,7 @@ func (t *tracer) countL2Entry(i int, entry, bitmap uint64, active bool, next *ui
 	}
 	if off&(t.cs-1) != 0 {
 		format := "ERROR offset=%x: Data cluster is not properly aligned; L2 entry corrupted."
-		if t.h.ExtendedL2() && bitmap&0xffffffff == 0 || !t.h.ExtendedL2() && entry&FlagZero != 0 {
+		if t.preallocated(entry, bitmap) {
 			format = "ERROR offset=%x: Preallocated cluster is not properly aligned; L2 entry corrupted."
 		}
 		if err := t.corrupt(format, off); err != nil {
@@ -208,6 +216,19 @@ func (t *tracer) countL2Entry(i int, entry, bitmap uint64, active bool, next *ui
 		return nil
 	}
 	return t.inc(off, t.cs)
+}
+
+// preallocated reports whether an entry names a misaligned cluster that nobody reads: there is no
+// data in it.
+func (t *tracer) preallocated(entry, bitmap uint64) bool {
+	typ := t.h.TypeOf(entry)
+	if typ != EntryNormal && typ != EntryZeroAlloc || entry&OffsetMask&(t.cs-1) == 0 {
+		return false
+	}
+	if t.h.ExtendedL2() {
+		return bitmap&0xffffffff == 0
+	}
+	return entry&FlagZero != 0
 }
 
 func (t *tracer) countCompressed(i int, entry, bitmap uint64, active bool) error {
@@ -319,9 +340,14 @@ func (t *tracer) countRefblocks() error {
 		var err error
 		switch {
 		case e&reftableReserved != 0:
+			t.rebuild = true
 			err = t.corrupt("ERROR refcount table entry %d has reserved bits set", i)
 		case off&(t.cs-1) != 0:
+			t.rebuild = true
 			err = t.corrupt("ERROR refcount block %d is not cluster aligned; refcount table entry corrupted", i)
+		case off>>t.bits >= t.limit && t.mend.replaced(i, e):
+			t.mend.corruptionsFixed++
+			err = t.say("Repairing refcount block %d is outside image", i)
 		case off>>t.bits >= t.limit:
 			err = t.corrupt("ERROR refcount block %d is outside image", i)
 		case off != 0:
@@ -329,6 +355,7 @@ func (t *tracer) countRefblocks() error {
 				return err
 			}
 			if n := t.refs.count(int64(off >> t.bits)); n != 1 {
+				t.rebuild = true
 				err = t.corrupt("ERROR refcount block %d refcount=%d", i, n)
 			}
 		}
