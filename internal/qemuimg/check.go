@@ -5,6 +5,7 @@ package qemuimg
 
 import (
 	"errors"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -41,24 +42,25 @@ func (s *session) check(argv []string) int {
 	if !ok {
 		return codeFailed
 	}
-	if f.repair != "" {
+	if f.repair != "" && s.env.Repairer == nil {
 		s.report("check -r: this program repairs nothing; '%s' is unchanged", name)
 		return codeFailed
 	}
-	gr, n, fl := s.openImage(name, f.format, f.hasFormat, f, openFlags{check: true, noCache: direct})
+	flags := openFlags{check: true, noCache: direct, write: f.repair != ""}
+	_, n, fl := s.openImage(name, f.format, f.hasFormat, f, flags)
 	switch {
 	case fl == nil:
 	case fl.format == "":
 		s.reportOpen(name, fl)
 		return codeFailed
-	case slices.Contains(checkable, fl.format):
+	case slices.Contains(checkable, fl.format) && (f.repair == "" || !slices.Contains(unmendable, fl.format)):
 		s.report("Checks of format '%s' are not supported by this program", fl.format)
 		return codeNoCheck
 	default:
 		return s.noCheck()
 	}
 	defer n.close()
-	return s.checkNode(gr, n, name, f)
+	return s.checkNode(n, name, f)
 }
 
 func codeOf(err error) int {
@@ -70,7 +72,7 @@ func codeOf(err error) int {
 }
 
 // checkNode checks an opened image and prints the result.
-func (s *session) checkNode(g *graph, n *node, name string, f *imageFlags) int {
+func (s *session) checkNode(n *node, name string, f *imageFlags) int {
 	if n.driver != drvQcow2 {
 		return s.noCheck()
 	}
@@ -78,24 +80,21 @@ func (s *session) checkNode(g *graph, n *node, name string, f *imageFlags) int {
 	if n.data != n.file {
 		_, opts.DataFileBytes = n.data.bytes()
 	}
-	counts, err := s.count(n, opts)
-	var stop *qcow2.StopError
-	switch {
-	case err == nil:
-	case s.ctx.Err() != nil:
-		return codeInterrupted
-	case errors.As(err, &stop):
-		s.report("Check failed: %s", stop.Reason)
-		return codeFailed
-	default:
-		s.report("Check failed: %v", err)
-		return codeFailed
+	var counts qcow2.Mended
+	var err error
+	if f.repair == "" {
+		counts.Counts, err = s.count(n, opts)
+	} else {
+		counts, err = s.repair(n, name, f, opts)
+	}
+	if err != nil {
+		return s.checkFailed(err)
 	}
 	if !f.quiet {
 		if f.json {
 			s.printf("%s\n", jsonText(checkDict(name, n.driver, counts), true))
 		} else {
-			s.printCheck(counts)
+			s.printCheck(counts.Counts)
 		}
 	}
 	switch {
@@ -110,6 +109,23 @@ func (s *session) checkNode(g *graph, n *node, name string, f *imageFlags) int {
 	return codeOK
 }
 
+// checkFailed says why a check did not come to its end, and gives the exit code.
+func (s *session) checkFailed(err error) int {
+	var stop *qcow2.StopError
+	var done errDone
+	switch {
+	case s.ctx.Err() != nil:
+		return codeInterrupted
+	case errors.As(err, &done):
+		return done.code
+	case errors.As(err, &stop):
+		s.report("Check failed: %s", stop.Reason)
+	default:
+		s.report("Check failed: %v", err)
+	}
+	return codeFailed
+}
+
 func (s *session) noCheck() int {
 	s.report("This image format does not support checks")
 	return codeNoCheck
@@ -118,30 +134,42 @@ func (s *session) noCheck() int {
 // count checks the image, by the fast way first: only where that finds something, the image is gone
 // through again in qemu's order, for the lines on standard error.
 func (s *session) count(n *node, opts qcow2.CheckOptions) (qcow2.Counts, error) {
-	res, err := qcow2.Check(s.ctx, n.q.r, n.q.size, opts)
-	if err != nil {
-		return qcow2.Counts{}, err
-	}
-	c := res.Counts
-	clean := len(res.Blind) == 0 && c.CheckErrors == 0 && c.Corruptions == 0 && c.Leaks == 0
-	// qemu-img refuses images of more clusters, so there are no lines of it for them.
-	tooMany := n.q.size>>n.q.h.ClusterBits >= math.MaxInt32
-	if clean || tooMany && len(res.Blind) == 0 {
-		return c, nil
+	c, told, err := s.look(n.q.r, n.q.size, n.q.h, opts)
+	if err != nil || told {
+		return c, err
 	}
 	if n.running() {
 		if c, ok := s.countRunning(n); ok {
 			return c, nil
 		}
 	}
-	return qcow2.Trace(s.ctx, n.q.r, n.q.size, opts, func(l qcow2.Line) error {
-		text := l.Text
-		if fromSnapshots(text) {
-			text = s.name + ": " + text
-		}
-		s.stderr("%s\n", text)
-		return nil
-	})
+	return qcow2.Trace(s.ctx, n.q.r, n.q.size, opts, s.line)
+}
+
+// look checks an image by the fast way. told is set if there is no more to be said about it: qemu-img
+// would print no line.
+func (s *session) look(r io.ReaderAt, size int64, h *qcow2.Header, opts qcow2.CheckOptions) (
+	c qcow2.Counts, told bool, err error,
+) {
+	res, err := qcow2.Check(s.ctx, r, size, opts)
+	if err != nil {
+		return c, false, err
+	}
+	c = res.Counts
+	clean := len(res.Blind) == 0 && c.CheckErrors == 0 && c.Corruptions == 0 && c.Leaks == 0
+	// qemu-img refuses images of more clusters, so there are no lines of it for them.
+	tooMany := size>>h.ClusterBits >= math.MaxInt32
+	return c, clean || tooMany && len(res.Blind) == 0, nil
+}
+
+// line prints a line of a check.
+func (s *session) line(l qcow2.Line) error {
+	text := l.Text
+	if fromSnapshots(text) {
+		text = s.name + ": " + text
+	}
+	s.stderr("%s\n", text)
+	return nil
 }
 
 // fromSnapshots tells the lines about a snapshot table that cannot be read. They alone have the
@@ -152,7 +180,7 @@ func fromSnapshots(line string) bool {
 }
 
 // checkDict is the result as JSON. Counts of zero are left out.
-func checkDict(name, format string, c qcow2.Counts) *dict {
+func checkDict(name, format string, c qcow2.Mended) *dict {
 	d := &dict{}
 	d.put("filename", name)
 	d.put("format", format)
@@ -162,6 +190,7 @@ func checkDict(name, format string, c qcow2.Counts) *dict {
 		n   int64
 	}{
 		{"image-end-offset", c.ImageEndOffset}, {"corruptions", c.Corruptions}, {"leaks", c.Leaks},
+		{"corruptions-fixed", c.CorruptionsFixed}, {"leaks-fixed", c.LeaksFixed},
 		{"total-clusters", c.TotalClusters}, {"allocated-clusters", c.AllocatedClusters},
 		{"fragmented-clusters", c.FragmentedClusters}, {"compressed-clusters", c.CompressedClusters},
 	} {

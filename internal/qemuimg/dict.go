@@ -70,6 +70,14 @@ func (d *dict) text(key string) (string, bool) {
 	return s, ok
 }
 
+// on reports whether an option is there and says yes.
+func (d *dict) on(key string) bool {
+	v, _ := d.get(key)
+	text, _ := optString(v)
+	yes, _ := parseBool(text)
+	return yes
+}
+
 func (d *dict) del(key string) {
 	if i := d.index(key); i >= 0 {
 		d.entries = slices.Delete(d.entries, i, i+1)

@@ -46,6 +46,11 @@ func (g *graph) openFile(n *node, opts *dict) *fault {
 	if f.Stat().Block != (n.driver == drvDevice) {
 		return n.wrongType()
 	}
+	if n.writable {
+		if err := n.mayWrite(); err != nil {
+			return err
+		}
+	}
 	n.length = roundUp(f.Size(), sector)
 	n.align = 1
 	if n.direct {
@@ -81,6 +86,8 @@ func (n *node) checkFileOptions(vals optValues) *fault {
 // openFault puts a failure to open into qemu's words.
 func (n *node) openFault(err error) *fault {
 	switch {
+	case errors.Is(err, diskio.ErrDirectory) && n.writable:
+		return errnoFault(syscall.EISDIR, "Could not open '%s'", n.exact)
 	case errors.Is(err, diskio.ErrDirectory):
 		const mayRead = 4
 		if err := syscall.Access(n.exact, mayRead); err != nil {
@@ -95,6 +102,15 @@ func (n *node) openFault(err error) *fault {
 		return faultf("Could not open '%s': the file was replaced while it was opened", n.exact)
 	}
 	return errnoFault(err, "Could not open '%s'", n.exact)
+}
+
+// mayWrite asks whether the file could be written to. It is opened for reading all the same.
+func (n *node) mayWrite() *fault {
+	const mayWrite = 2
+	if err := syscall.Access(n.exact, mayWrite); err != nil {
+		return errnoFault(err, "Could not open '%s'", n.exact)
+	}
+	return nil
 }
 
 func (n *node) wrongType() *fault {

@@ -23,6 +23,7 @@ type openFlags struct {
 	noBacking bool // leave the backing file alone
 	protocol  bool // a driver for files is wanted, not a format
 	noCache   bool // past the page cache
+	write     bool // the image is to be changed (check -r)
 }
 
 // graph opens the nodes of one image.
@@ -76,6 +77,12 @@ func (g *graph) openRoot(req openRequest) (*node, *fault) {
 			return nil, err
 		}
 	}
+	if req.flags.write {
+		if err := n.checkWriters(); err != nil {
+			n.close()
+			return nil, err
+		}
+	}
 	return n, nil
 }
 
@@ -101,6 +108,9 @@ func (g *graph) open(req openRequest) (*node, *fault) {
 		return nil, err
 	}
 	n := &node{g: g, options: opts, noIO: req.flags.noIO}
+	if n.writable = req.flags.write && !opts.on("read-only"); n.writable && opts.on("force-share") {
+		return nil, faultf("force-share=on can only be used with read-only images")
+	}
 	opts = opts.clone()
 	driver, _ := opts.text("driver")
 	g.dropBacking(n, opts, &req.flags)
@@ -239,8 +249,12 @@ func inherit(req *openRequest) {
 			req.options.putDefault(key, v)
 		}
 	}
+	if readOnly, ok := req.parent.options.get("read-only"); ok && req.role != roleBacking {
+		req.options.putDefault("read-only", readOnly)
+	}
 	req.options.putDefault("read-only", "on")
 	req.options.putDefault("auto-read-only", "off")
+	req.flags.write = req.flags.write && req.role != roleBacking
 	req.options.putDefault("discard", "unmap")
 	req.flags.noBacking = false
 	req.flags.protocol = req.role != roleBacking
@@ -264,7 +278,7 @@ func (g *graph) fillOptions(req *openRequest) *fault {
 	}
 	opts.putDefault("cache.direct", req.flags.noCache)
 	opts.putDefault("cache.no-flush", false)
-	opts.putDefault("read-only", true)
+	opts.putDefault("read-only", !req.flags.write)
 	opts.putDefault("auto-read-only", false)
 	if !req.flags.protocol {
 		return nil

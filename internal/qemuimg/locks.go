@@ -26,6 +26,9 @@ func (n *node) checkLocks(read bool, unshared ...diskio.Permission) *fault {
 	if read && (state.NotShared[diskio.PermConsistentRead] || state.Foreign != "") {
 		return n.locked(`Failed to get "%s" lock`, diskio.PermConsistentRead)
 	}
+	if read && n.writable && state.NotShared[diskio.PermWrite] {
+		return n.locked(`Failed to get "%s" lock`, diskio.PermWrite)
+	}
 	for _, p := range unshared {
 		if state.Used[p] || state.Foreign != "" {
 			return n.locked(`Failed to get shared "%s" lock`, p)
@@ -38,6 +41,23 @@ func (n *node) locked(format string, p diskio.Permission) *fault {
 	f := faultf(format, p)
 	f.hint = "Is another process using the image [" + n.exact + "]?\n"
 	return f
+}
+
+// checkWriters makes sure that an image that is to be changed was not declared read-only by the
+// options of one of its nodes.
+func (n *node) checkWriters() *fault {
+	if !n.writable {
+		return faultf("Block node is read-only")
+	}
+	for _, c := range n.children() {
+		if c == n.backing {
+			continue
+		}
+		if err := c.checkWriters(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkReaders asks on behalf of the whole image, once all of it is open, for files that were not

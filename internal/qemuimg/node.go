@@ -41,6 +41,8 @@ var (
 	}
 	// checkable are formats that qemu can check and this program cannot.
 	checkable = []string{"parallels", "qed", "vdi", "vhdx", "vmdk"}
+	// unmendable are those of them that qemu cannot repair: check -r has no check for them.
+	unmendable = []string{"vdi", "vmdk"}
 )
 
 // node is a node of qemu's block graph: a file, or a format on top of one.
@@ -61,6 +63,8 @@ type node struct {
 	backingFile, autoBacking, backingFormat string
 
 	direct, forceShare, locking, noIO, probed bool
+	// writable: the node is to be changed, or what is above it.
+	writable bool
 
 	// length in bytes, a multiple of 512. align is what the driver wants block status for.
 	length, align int64

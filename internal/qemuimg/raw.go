@@ -37,6 +37,12 @@ func (g *graph) openRaw(n *node, opts *dict) *fault {
 		size = length - offset
 	}
 	// Both are at most the length of a file, which is an int64.
+	if n.probed && n.writable {
+		g.s.stderr("WARNING: Image format was not specified for '%s' and probing guessed raw.\n"+
+			"         Automatically detecting the format is dangerous for raw images, write operations on "+
+			"block 0 will be restricted.\n"+
+			"         Specify the 'raw' format explicitly to remove the restrictions.\n", n.file.filename)
+	}
 	n.raw = rawState{int64(offset), int64(size), hasSize}
 	n.length = roundUp(n.raw.size, sector)
 	n.align = n.file.align

@@ -40,6 +40,8 @@ type Env struct {
 	Posix bool
 	// Version of this program, for --version.
 	Version string
+	// Repairer carries out check -r; without one that is refused.
+	Repairer Repairer
 }
 
 // session is one run of qemu-img.
@@ -58,7 +60,7 @@ var subcommands = []string{
 }
 
 // Run carries out a qemu-img command line, argv[0] being the name of the program, and returns its
-// exit code. It opens files for reading only.
+// exit code. It opens files for reading only: what check -r changes, env.Repairer does.
 func Run(ctx context.Context, env Env, argv []string) int {
 	if len(argv) == 0 {
 		argv = []string{"qemu-img"}
