@@ -191,6 +191,9 @@ func TestCopyNewFails(t *testing.T) {
 	if _, err := c.File.ReadAt(got, 0); err != nil && err != io.EOF || !bytes.Equal(got, want) || c.Cloned {
 		t.Errorf("the copy differs: %v, cloned %v", err, c.Cloned)
 	}
+	if c.DataBytes == 0 || c.DataBytes > 1<<20 {
+		t.Errorf("%d bytes were copied, want 1 MiB at most: zeros are left out", c.DataBytes)
+	}
 }
 
 // TestCopyNewOfRunning: an image that a program writes to is not copied.

@@ -138,6 +138,11 @@ func askGuest(ctx context.Context, src io.ReaderAt, size int64, x *qcow2.Reconst
 	if err != nil {
 		return nil, err
 	}
+	if crypt := x.Field(qcow2.FieldCrypt); len(claims) > 0 && crypt != nil {
+		crypt.Certainty, crypt.Alternatives = finding.Sure, []qcow2.Alternative{}
+		crypt.Evidence = append(crypt.Evidence, finding.Evidence{Source: "guest", Offset: -1,
+			Text: "the guest's partition table or file system can be read as it is"})
+	}
 	for i, c := range claims {
 		if i < maxClaims {
 			takeClaim(x, f, c)

@@ -210,9 +210,11 @@ func (f *finder) sizeField() {
 }
 
 func (f *finder) cryptField() {
-	x := f.add(Field{Name: FieldCrypt, Offset: 32, Value: fmt.Sprint(uint32(f.h.Crypt)), Certainty: finding.Likely})
+	x := f.add(Field{Name: FieldCrypt, Offset: 32, Value: fmt.Sprint(uint32(f.h.Crypt)),
+		Certainty: finding.Possible})
 	switch f.h.Crypt {
 	case CryptLUKS:
+		x.Certainty = finding.Likely
 		x.Evidence = append(x.Evidence, evidenceAt("LUKS header", int64(f.h.CryptOff), "",
 			"a LUKS header stands there, and no part of the disk maps it"))
 	case CryptAES:

@@ -203,6 +203,7 @@ func TestReconstruct(t *testing.T) {
 			}
 			out := rebuilt(lost, x)
 			sameGuest(t, out, img)
+			bitmapsMarked(t, out, way != "zeros" && way != "random" && way != "sector" && way != "behind 64")
 			if res := checkBytes(t, out); res.Counts.Corruptions+res.Counts.Leaks+res.Counts.CheckErrors != 0 {
 				t.Errorf("a check of the rebuilt image finds %+v %+v", res.Counts, res.Findings)
 			}
@@ -215,6 +216,24 @@ func TestReconstruct(t *testing.T) {
 	shares.log(t)
 	t.Log("with the size and the backing file given:")
 	told.log(t)
+}
+
+// bitmapsMarked: where it is lost whether the bitmaps were complete, none is trusted.
+func bitmapsMarked(t *testing.T, out []byte, survived bool) {
+	t.Helper()
+	h, err := qcow2.ReadHeader(bytes.NewReader(out), int64(len(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := qcow2.ReadBitmaps(bytes.NewReader(out), int64(len(out)), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range list {
+		if !b.InUse && !survived {
+			t.Errorf("bitmap %q is trusted", b.Name)
+		}
+	}
 }
 
 // reconstruct is qcow2.Reconstruct that may not change its input.
@@ -333,6 +352,30 @@ func TestReconstructNames(t *testing.T) {
 				t.Errorf("rebuilt header names %q (%s), %v; want %q", h.Backing, h.BackingFormat, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestReconstructStale: a larger table that an earlier time left, and that is not counted any more,
+// is not taken for the L1 table.
+func TestReconstructStale(t *testing.T) {
+	img := load(t, lab.Spec{VirtualBytes: 1 << 30, Fill: .01, Front: true})
+	h, err := qcow2.ReadHeader(bytes.NewReader(img), int64(len(img)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cs, be := h.ClusterSize(), binary.BigEndian
+	img = append(img, make([]byte, -int64(len(img))&(cs-1))...)
+	l1 := bytes.Clone(img[h.L1Off:][:cs])
+	table := int64(be.Uint64(l1) & qcow2.OffsetMask)
+	be.PutUint64(l1[8*h.L1Entries:], uint64(len(img)))
+	img = append(append(img, bytes.Clone(img[table:table+cs])...), l1...)
+	clear(img[:cs])
+	x, err := reconstruct(t, img, qcow2.ReconstructOptions{})
+	if err != nil || x.Header.L1Off != h.L1Off {
+		t.Errorf("Reconstruct() = L1 table at %#x, %v, want %#x", x.Header.L1Off, err, h.L1Off)
+	}
+	if f := x.Field(qcow2.FieldL1Off); f.Certainty != finding.Sure || len(f.Alternatives) > 0 {
+		t.Errorf("the L1 table is %+v, want it sure", f)
 	}
 }
 
