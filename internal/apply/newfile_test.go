@@ -45,8 +45,8 @@ func newWorld(t *testing.T) (d *cut.Disk, n NewFile, before, after []byte) {
 	return d, n, before, after
 }
 
-// holds checks that the source is what it was, and that the new file is whole or no image.
-func holds(t *testing.T, d *cut.Disk, what string, before, after []byte) (made bool) {
+// newHolds checks that the source is what it was, and that the new file is whole or no image.
+func newHolds(t *testing.T, d *cut.Disk, what string, before, after []byte) (made bool) {
 	t.Helper()
 	if got, ok := d.Get(imagePath); !ok || !bytes.Equal(got, before) {
 		t.Errorf("%s: the source was changed", what)
@@ -67,13 +67,13 @@ func TestMakeNew(t *testing.T) {
 	if err := MakeNew(t.Context(), n, o); err != nil {
 		t.Fatal(err)
 	}
-	if !holds(t, d, "after MakeNew", before, after) {
+	if !newHolds(t, d, "after MakeNew", before, after) {
 		t.Error("the new file is not what it should be")
 	}
 	if err := MakeNew(t.Context(), n, o); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second MakeNew = %v, want %v", err, fs.ErrExist)
 	}
-	if !holds(t, d, "after the second", before, after) {
+	if !newHolds(t, d, "after the second", before, after) {
 		t.Error("the new file was touched")
 	}
 }
@@ -93,7 +93,7 @@ func TestMakeNewCrash(t *testing.T) {
 		}
 		survivors(d, k, func(i int, s *cut.Disk) {
 			states++
-			holds(t, s, fmt.Sprintf("cut after %d, state %d", k, i), before, after)
+			newHolds(t, s, fmt.Sprintf("cut after %d, state %d", k, i), before, after)
 		})
 	}
 }
@@ -128,7 +128,7 @@ func TestMakeNewFails(t *testing.T) {
 			if err := MakeNew(t.Context(), n, o); !errors.Is(err, tt.want) {
 				t.Errorf("MakeNew() = %v, want %v", err, tt.want)
 			}
-			holds(t, d, tt.name, before, after)
+			newHolds(t, d, tt.name, before, after)
 			if _, ok := d.Get(newPath); ok {
 				t.Error("a new file is left")
 			}
@@ -149,6 +149,6 @@ func TestMakeNewErrors(t *testing.T) {
 		if err := MakeNew(t.Context(), n, Options{Disk: d}); err == nil {
 			t.Errorf("MakeNew with an error of operation %d succeeds", i)
 		}
-		holds(t, d, "error of operation "+strconv.Itoa(i), before, after)
+		newHolds(t, d, "error of operation "+strconv.Itoa(i), before, after)
 	}
 }
