@@ -205,11 +205,13 @@ func changeError(ctx context.Context, err error, name string) error {
 	case errors.Is(err, apply.ErrUsed):
 		return refused("a plan is carried out once; make a new one: shisa repair " + render.Word(name))
 	case errors.Is(err, apply.ErrChanged):
-		return refused("")
+		return withStatus(finding.StatusRefused, oneLine{err})
 	case errors.As(err, &room):
 		return hint("make room, or keep the undo file elsewhere with --journal DIR")
 	case errors.Is(err, plan.ErrNewer), errors.Is(err, vault.ErrNewer):
 		return hint("use the version of shisa that made it, or a newer one")
+	case errors.Is(err, plan.ErrEdited):
+		return refused("make a new plan: shisa repair --out FILE IMAGE")
 	case errors.Is(err, plan.ErrNotPlan):
 		return hint("make a new plan: shisa repair --out FILE IMAGE")
 	}
@@ -262,6 +264,9 @@ func (o *changeOptions) carryOut(ctx context.Context, p *plan.Plan, risks []risk
 	r, err := apply.Apply(ctx, p, opts)
 	bar.Done()
 	if err != nil {
+		if errors.Is(err, apply.ErrChanged) {
+			err = finding.WithHint(err, "make a new plan: shisa repair "+render.Word(name))
+		}
 		err = changeError(ctx, err, name)
 		if r == nil {
 			return err

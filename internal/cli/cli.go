@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shisa-vm/shisa/internal/apply"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
@@ -151,7 +152,13 @@ type errorDocument struct {
 type errorText struct {
 	Text string `json:"text"`
 	Hint string `json:"hint"`
+	// Ranges of the file that were changed, where that is the reason; RangesCut counts those left out.
+	Ranges    []finding.Range `json:"ranges,omitempty"`
+	RangesCut int64           `json:"ranges_cut,omitempty"`
 }
+
+// maxChanged is how many of the ranges that were changed are listed for people.
+const maxChanged = 20
 
 // report says what err says, on stderr and if nothing else was printed in JSON too, and gives the
 // exit status.
@@ -160,6 +167,8 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 		return finding.StatusClean
 	}
 	status, text, hint := finding.StatusFailed, err.Error(), hintFor(err)
+	changed := new(apply.ChangedError)
+	errors.As(err, &changed)
 	var se *statusError
 	switch {
 	case errors.As(err, &se):
@@ -175,10 +184,18 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 	}
 	if json && !s.out.used {
 		// A failed write is kept by s.out and reported when it is flushed.
-		_ = render.JSON(s.out, "shisa.error/1", errorDocument{[]int{status}, errorText{text, hint}})
+		_ = render.JSON(s.out, "shisa.error/1", errorDocument{[]int{status},
+			errorText{text, hint, changed.Ranges, changed.Cut}})
 	}
 	text, hint = render.Text(text), render.Text(hint)
 	fmt.Fprintf(s.err, "shisa: %s\n", text)
+	for i, r := range changed.Ranges {
+		if i == maxChanged {
+			fmt.Fprintf(s.err, "  and %d more ranges\n", int64(len(changed.Ranges)-i)+changed.Cut)
+			break
+		}
+		fmt.Fprintf(s.err, "  changed: %s\n", render.Range(r))
+	}
 	if hint != "" {
 		if !strings.HasPrefix(hint, "try: ") {
 			hint = "hint: " + hint

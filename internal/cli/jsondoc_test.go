@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"encoding"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -20,8 +21,10 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // jsonDocuments are all documents that the program prints, by their schema.
@@ -32,6 +35,9 @@ func jsonDocuments() map[string]any {
 		render.InfoSchema:    disk.Description{},
 		render.MapSchema:     render.MapDocument{},
 		render.CompareSchema: render.CompareDocument{},
+		plan.Schema:          plan.Plan{},
+		vault.ReceiptSchema:  render.ReceiptDocument{},
+		render.RecoverSchema: render.RecoverDocument{},
 		"shisa.version/1":    versionDocument{},
 		"shisa.error/1":      errorDocument{},
 	}
@@ -138,7 +144,11 @@ func (d *describer) object(t *testing.T, name string, typ reflect.Type) {
 	if strings.Contains(name, "/") {
 		rows = append(rows, jsonRow{name: "schema", typ: "string"})
 	}
-	d.rows[name] = append(rows, d.fields(t, typ)...)
+	rows = append(rows, d.fields(t, typ)...)
+	if i := slices.IndexFunc(rows[min(1, len(rows)):], func(r jsonRow) bool { return r.name == "schema" }); i >= 0 {
+		rows = slices.Delete(rows, i+1, i+2) // one that is also kept in files has a field for it
+	}
+	d.rows[name] = rows
 }
 
 func (d *describer) fields(t *testing.T, typ reflect.Type) []jsonRow {
@@ -168,6 +178,9 @@ func (d *describer) fields(t *testing.T, typ reflect.Type) []jsonRow {
 // word describes the type of a field.
 func (d *describer) word(t *testing.T, typ reflect.Type) string {
 	t.Helper()
+	if typ.Kind() == reflect.Slice && typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()) {
+		return "string"
+	}
 	switch typ.Kind() {
 	case reflect.Bool:
 		return "boolean"

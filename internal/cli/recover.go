@@ -28,7 +28,7 @@ func newRecover(s *stdio) *cobra.Command {
 	var o recoverOptions
 	c := &cobra.Command{
 		Use:   "recover [PATH...]",
-		Short: "put right what a power cut left in the middle of a repair",
+		Short: "put right what a power cut left unfinished",
 		Long: `recover looks for changes that were cut off, and gives the images their old bytes back, or with --forward
 the new ones. An undo that was cut off is finished. A path is an image, an undo file, a receipt, or a
 directory: all undo files below it. Without a path all receipts in the state directory are looked at.

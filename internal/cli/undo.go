@@ -67,6 +67,7 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 	if err := unused(ctx, image, 0); err != nil {
 		return fmt.Errorf("undo: %w", err)
 	}
+	begun := time.Now()
 	bar := newProgress(s, "undoing")
 	opts, err := o.engine(risks, image, bar)
 	if err != nil {
@@ -76,10 +77,16 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 	bar.Done()
 	if err != nil {
 		o.listCandidates(ctx, v, image, err, s)
-		if errors.Is(err, apply.ErrNothing) {
+		switch {
+		case errors.Is(err, apply.ErrChanged):
+			err = finding.WithHint(err, "what was written since would be lost; the repair stays in place")
+		case errors.Is(err, apply.ErrNothing):
 			err = finding.WithHint(oneLine{err}, "undo files elsewhere are found with --journal, receipts with --state")
 		}
 		return changeError(ctx, err, image)
+	}
+	if r.Undone != nil && r.Undone.Before(begun) {
+		fmt.Fprintf(s.err, "shisa: it was undone before, at %s\n", r.Undone.Format(time.RFC3339))
 	}
 	return o.showReceipt(s, r, image, finding.StatusClean)
 }

@@ -22,6 +22,8 @@ import (
 var (
 	// ErrNotPlan: the document is no plan, or breaks the rules of one.
 	ErrNotPlan = errors.New("not a plan")
+	// ErrEdited: the plan was changed after it was saved.
+	ErrEdited = errors.New("the plan was changed since it was saved")
 	// ErrNewer: the plan was made by a newer program.
 	ErrNewer = errors.New("made by a newer version of shisa")
 )
@@ -122,8 +124,8 @@ func (p *Plan) Seal() error {
 	return err
 }
 
-// Read reads the JSON document of a sealed plan and checks it. The errors are ErrNotPlan, ErrNewer, and those
-// of r.
+// Read reads the JSON document of a sealed plan and checks it. The errors are ErrNotPlan, ErrEdited,
+// ErrNewer, and those of r.
 func Read(r io.Reader) (*Plan, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, MaxDocumentBytes+1))
 	if err != nil {
@@ -156,15 +158,15 @@ func Read(r io.Reader) (*Plan, error) {
 	if d.More() {
 		return nil, fmt.Errorf("%w: more follows after its end", ErrNotPlan)
 	}
-	if err := p.Validate(); err != nil {
+	p.tidy()
+	sum, err := p.Digest()
+	if err != nil {
 		return nil, err
 	}
-	p.tidy()
-	if sum, err := p.Digest(); err != nil || sum != p.SHA256 {
-		return nil, errors.Join(err, fmt.Errorf("%w: it was changed since it was saved (its SHA-256 is %s, "+
-			"and says %.64q)", ErrNotPlan, sum, p.SHA256))
+	if sum != p.SHA256 {
+		return nil, fmt.Errorf("%w: its SHA-256 is %s, and it says %.64q", ErrEdited, sum, p.SHA256)
 	}
-	return p, nil
+	return p, p.Validate()
 }
 
 // Validate checks what carrying out a plan relies on. Its error is ErrNotPlan.

@@ -84,10 +84,10 @@ func TestReadRefuses(t *testing.T) {
 		{"another schema", "shisa.plan/1", "shisa.check/1", plan.ErrNotPlan},
 		{"a newer schema", "shisa.plan/1", "shisa.plan/2", plan.ErrNewer},
 		{"an unknown field", `"tool"`, `"tools"`, plan.ErrNotPlan},
-		{"another sentence", "shisa test", "shisa tset", plan.ErrNotPlan},
-		{"other bytes", `hex:0202`, `hex:0203`, plan.ErrNotPlan},
-		{"no digest", p.SHA256, "", plan.ErrNotPlan},
-		{"a write moved", `"offset": 1024`, `"offset": 1536`, plan.ErrNotPlan},
+		{"another sentence", "shisa test", "shisa tset", plan.ErrEdited},
+		{"other bytes", `hex:0202`, `hex:0203`, plan.ErrEdited},
+		{"no digest", p.SHA256, "", plan.ErrEdited},
+		{"a write moved", `"offset": 1024`, `"offset": 1536`, plan.ErrEdited},
 		{"more behind", "", raw, plan.ErrNotPlan},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -101,6 +101,14 @@ func TestReadRefuses(t *testing.T) {
 				t.Errorf("Read = %v, want %v", err, c.want)
 			}
 		})
+	}
+	// A digest that fits makes no plan of what breaks the rules of one.
+	p.Writes[0].Offset = 1 << 40
+	if err := p.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plan.Read(bytes.NewReader(document(t, p))); !errors.Is(err, plan.ErrNotPlan) {
+		t.Errorf("Read of a sealed plan that writes past the end = %v, want %v", err, plan.ErrNotPlan)
 	}
 	// How it is laid out does not count.
 	var compact bytes.Buffer
