@@ -178,11 +178,20 @@ func (e *engine) undoOne(
 			if undone != nil {
 				continue
 			}
-			if err := e.stillUndone(ctx, img, c); err == nil {
+			err := e.stillUndone(ctx, img, c)
+			if errors.Is(err, ErrChanged) {
+				// Perhaps a copy, made before the change was undone in another one.
+				r, err2 := e.undo(ctx, img, i, c)
+				if !errors.Is(err2, ErrChanged) {
+					return r, err2
+				}
+			}
+			switch {
+			case err == nil:
 				undone = c.Receipt
-			} else if errors.Is(err, ErrChanged) {
+			case errors.Is(err, ErrChanged):
 				since = append(since, fmt.Errorf("it was undone before: %w", err))
-			} else {
+			default:
 				return nil, err
 			}
 		case vault.Committed:
@@ -241,13 +250,13 @@ func (e *engine) undo(ctx context.Context, img *image, i *vault.Image, found *va
 	if err != nil {
 		return nil, err
 	}
-	if u.State() != vault.Committed {
+	if s := u.State(); s != vault.Committed && s != vault.Undone {
 		return nil, fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, u.Path(), u.State())
 	}
 	if err := c.survey(ctx, wantNew); err != nil {
 		return nil, err
 	}
-	if e.v.IsCopy(found, i) {
+	if u.State() == vault.Undone || e.v.IsCopy(found, i) {
 		fork, err := e.fork(ctx, img, u)
 		if err != nil {
 			return nil, err

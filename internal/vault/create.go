@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -219,13 +220,18 @@ func (v *Vault) fill(ctx context.Context, d *Draft, f diskio.Writable, path stri
 }
 
 // Fork copies an undo file for a copy of its image, beside that or in journalDir, so that the states
-// of the two are kept apart. It returns when the copy and its name are on the disk.
+// of the two are kept apart: the copy is committed, whatever became of the other since. It returns
+// when the new file and its name are on the disk.
 func (v *Vault) Fork(ctx context.Context, from, image, journalDir string) (string, error) {
 	u, err := v.OpenUndo(ctx, from)
 	if err != nil {
 		return "", err
 	}
 	defer u.Close()
+	kept := slices.IndexFunc(u.states, func(e stateEntry) bool { return e.state == Committed })
+	if kept < 0 {
+		return "", fmt.Errorf("copy the undo file %s: it is %s", from, u.State())
+	}
 	dir, base := filepath.Dir(image), filepath.Base(image)
 	if journalDir != "" {
 		dir, base = journalDir, base+"."+u.ID()
@@ -234,10 +240,14 @@ func (v *Vault) Fork(ctx context.Context, from, image, journalDir string) (strin
 	if err != nil {
 		return "", fmt.Errorf("copy the undo file: %w", err)
 	}
+	end := u.h.statesAt() + int64(kept+1)*sectorBytes
+	size := u.h.statesAt() + roomStates*sectorBytes
 	buf := make([]byte, maxPieceBytes)
-	for at := int64(0); err == nil && at < u.bytes; {
-		p := buf[:min(int64(len(buf)), u.bytes-at)]
-		if _, err = u.r.ReadAt(p, at); errors.Is(err, io.EOF) {
+	for at := int64(0); err == nil && at < size; {
+		p := buf[:min(int64(len(buf)), size-at)]
+		n := int(max(0, min(int64(len(p)), end-at)))
+		clear(p[n:])
+		if _, err = u.r.ReadAt(p[:n], at); errors.Is(err, io.EOF) {
 			err = nil
 		}
 		if err == nil {

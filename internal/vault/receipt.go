@@ -320,7 +320,7 @@ func (r *Receipt) matches(i *Image) Match {
 	switch {
 	case was.Same(i.Identity):
 		return MatchFile
-	case after && r.State != Undone && r.State != RolledBack, before && r.State != Committed:
+	case after && r.State != RolledBack, before && r.State != Committed:
 		return MatchContent
 	}
 	return NoMatch

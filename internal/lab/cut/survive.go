@@ -30,7 +30,7 @@ type unit struct {
 
 // Survivors gives the disks that may be found after the power was cut now: each different one once.
 // Of the changes that no sync made sure every subset is tried, torn at sectors, while there are few;
-// else random ones, from seed.
+// else random ones, from seed. Nothing may be done on the disk meanwhile.
 func (d *Disk) Survivors(seed uint64) iter.Seq[*Disk] {
 	d.mu.Lock()
 	defer d.mu.Unlock()
