@@ -273,6 +273,10 @@ func (m *mender) flag(off int64, word uint64, cluster int64) (*plan.Step, error)
 	case copied && !m.ex.Complete():
 		m.keep(finding.QC05, "a COPIED flag is set only where all tables could be read")
 		return nil, nil
+	case copied && m.ex.References(cluster) > 1:
+		// A refcount that is too low and was not to be raised: a write in place would hit the others.
+		m.keep(finding.QC05, "a COPIED flag is set only where the refcount is right: mend QC02 too")
+		return nil, nil
 	}
 	action, text := "drop-copied", "clear COPIED flags of clusters that are used more than once, so that a write copies them first"
 	if copied {
