@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // TestScript runs the command line as users do. Each script says exactly what it prints and with
 // which status it ends. Beside the commands of testscript there are those of scriptCommands.
 func TestScript(t *testing.T) {
-	testenv.Need(t, "setpriv")
+	testenv.Need(t, "setpriv", "qemu-io")
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		RequireUniqueNames: true,
@@ -41,13 +41,18 @@ func TestScript(t *testing.T) {
 
 // scriptCommands are the commands that scripts have for this project.
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
-	"exits":   exits,
-	"frozen":  frozen,
-	"mkimage": mkimage,
-	"mkchain": mkchain,
-	"mkfifo":  mkfifo,
-	"poke":    poke,
-	"resize":  resize,
+	"exits":    exits,
+	"frozen":   frozen,
+	"mkimage":  mkimage,
+	"mkchain":  mkchain,
+	"mkfifo":   mkfifo,
+	"poke":     poke,
+	"resize":   resize,
+	"wreck":    wreck,
+	"hold":     hold,
+	"letgo":    letgo,
+	"unfinish": unfinish,
+	"receipt":  receiptOf,
 }
 
 // exits runs a command and requires its exact exit status: "exits 64 shisa". A plain "! shisa"
