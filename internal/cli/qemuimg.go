@@ -7,23 +7,25 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/apply"
+	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/qemuimg"
+	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/repair"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -83,77 +85,51 @@ func (q *qemuRepairer) Plan(ctx context.Context, j qemuimg.RepairJob) (*plan.Pla
 	if err != nil {
 		return nil, err
 	}
-	if err := q.unfinished(ctx, path); err != nil {
-		return nil, err
+	known, err := earlier(ctx, q.state, path)
+	if err != nil {
+		return nil, changeError(ctx, err, j.Path)
 	}
-	p, err := planForQemu(ctx, j)
+	shown := strings.ToValidUTF8(path, "\uFFFD")
+	opts := repair.Options{Name: shown, Reclaim: true, Check: j.Check}
+	// qemu-img opens every backing file that a header names.
+	chain, err := disk.Open(ctx, path, disk.Options{Policy: disk.Policy{Follow: true}})
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err == nil:
+		defer chain.Close()
+		opts.Disk = chain
+	}
+	p, err := planForQemu(ctx, j, opts)
 	if err != nil {
 		return nil, err
 	}
 	st := j.File.Stat()
-	p.Created, p.Tool = q.now().UTC(), q.tool
-	p.Object.Path = path
-	if !utf8.ValidString(path) {
+	p.Created, p.Tool = q.now(), q.tool
+	p.Object.Path, p.Object.Dev, p.Object.Ino, p.Object.ModTime = shown, st.Dev, st.Ino, st.ModTime
+	if shown != path {
 		p.Object.PathB64 = base64.StdEncoding.EncodeToString([]byte(path))
 	}
-	p.Object.Dev, p.Object.Ino, p.Object.ModTime = st.ID.Dev, st.ID.Ino, st.ModTime.UTC()
-	return p, nil
+	p.Remains = append(p.Remains, known.findings...)
+	p.Blind = append(p.Blind, known.blind...)
+	p.Status = leftStatuses(p.Remains, p.Blind, !p.Empty() || len(p.Hurt) > 0)
+	return p, p.Seal()
 }
 
 // planForQemu mends what qemu-img check -r would, as far as that is proved to do no harm. -r leaks
-// also sets COPIED flags right and clears the marks of the header, if nothing else is wrong then.
-func planForQemu(ctx context.Context, j qemuimg.RepairJob) (*plan.Plan, error) {
-	opts := repair.Options{Name: j.Path, Reclaim: true, Check: j.Check}
+// also clears the marks of the header, and sets COPIED flags right if nothing else is wrong then.
+func planForQemu(ctx context.Context, j qemuimg.RepairJob, opts repair.Options) (*plan.Plan, error) {
 	if !j.Leaks {
 		return repair.Plan(ctx, j.File, j.File.Size(), opts)
 	}
-	opts.Only = []string{finding.QC03.Code, finding.QC14.Code, finding.QC21.Code, finding.QC22.Code}
+	marks := []string{finding.QC03.Code, finding.QC14.Code, finding.QC21.Code, finding.QC22.Code}
+	opts.Only = append(slices.Clone(marks), finding.QC05.Code)
 	p, err := repair.Plan(ctx, j.File, j.File.Size(), opts)
-	if err != nil || !onlyFlags(p) {
+	if err != nil || p.After.CheckErrors+p.After.Corruptions+p.After.Leaks == 0 {
 		return p, err
 	}
-	opts.Only = append(opts.Only, finding.QC05.Code)
+	opts.Only = marks
 	return repair.Plan(ctx, j.File, j.File.Size(), opts)
-}
-
-// onlyFlags reports whether a plan leaves nothing but wrong COPIED flags and marks of the header.
-func onlyFlags(p *plan.Plan) bool {
-	flags := false
-	for _, f := range p.Remains {
-		switch {
-		case f.Severity == finding.Note:
-		case f.Code == finding.QC05.Code:
-			flags = true
-		case f.Code != finding.QC21.Code && f.Code != finding.QC22.Code:
-			return false
-		}
-	}
-	return flags && p.After.CheckErrors+p.After.Leaks == 0
-}
-
-// unfinished refuses an image of which an earlier change was left in the middle.
-func (q *qemuRepairer) unfinished(ctx context.Context, path string) error {
-	dir, err := stateDir(q.state)
-	if err != nil {
-		return err
-	}
-	v, err := vault.New(vault.Options{StateDir: dir})
-	if err != nil {
-		return err
-	}
-	all, err := v.Find(ctx, path)
-	for _, c := range all {
-		switch {
-		case c.Err != nil:
-			err = fmt.Errorf("%w: %w", apply.ErrUnfinished, c.Err)
-		case c.State.Unfinished():
-			err = fmt.Errorf("%w: undo file %s (%s)", apply.ErrUnfinished, c.UndoPath, c.State)
-		default:
-			continue
-		}
-		return finding.WithHint(err, "run \"shisa recover\" on the image first")
-	}
-	return err
 }
 
 // Apply is qemuimg.Repairer.
@@ -166,11 +142,18 @@ func (q *qemuRepairer) Apply(ctx context.Context, p *plan.Plan, opts qcow2.Check
 		Verify: func(ctx context.Context, r io.ReaderAt, size int64) error {
 			return repair.Verify(ctx, r, size, p, opts)
 		}})
+	image := render.Word(vault.PathOf(p.Object))
 	switch {
-	case errors.Is(err, apply.ErrUnfinished), errors.Is(err, apply.ErrInterrupted):
-		return "", finding.WithHint(err, "run \"shisa recover\" on the image first")
-	case err != nil:
+	case errors.Is(err, diskio.ErrInUse):
 		return "", err
+	case errors.Is(err, diskio.ErrNoLocks):
+		return "", finding.WithHint(err, "if nobody else uses it, on no host: shisa repair --apply --reclaim "+
+			"--accept-risk=no-locks:"+image+" "+image)
+	case errors.Is(err, apply.ErrNoRoom):
+		return "", finding.WithHint(err, "make room, or keep the undo file elsewhere: shisa repair --apply "+
+			"--reclaim --journal DIR "+image)
+	case err != nil:
+		return "", changeError(ctx, err, vault.PathOf(p.Object))
 	}
 	return r.Undo(), nil
 }

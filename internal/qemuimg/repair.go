@@ -56,7 +56,7 @@ func (s *session) repair(n *node, name string, f *imageFlags, opts qcow2.CheckOp
 		return found, err
 	}
 	if p.Empty() {
-		s.explain(p)
+		s.explain(p, f)
 		return found, nil
 	}
 	undo, err := s.env.Repairer.Apply(s.ctx, p, opts)
@@ -69,7 +69,7 @@ func (s *session) repair(n *node, name string, f *imageFlags, opts qcow2.CheckOp
 			"Double checking the fixed image now...\n", found.LeaksFixed, found.CorruptionsFixed)
 	}
 	s.note("what was changed can be taken back: \"shisa undo\" with %s", plainly(undo))
-	s.explain(p)
+	s.explain(p, f)
 	if found.CorruptionsFixed == 0 && found.LeaksFixed == 0 {
 		return found, nil // marks in the header, which qemu-img clears without a word
 	}
@@ -173,13 +173,16 @@ func (s *session) note(format string, args ...any) {
 	s.stderr("shisa: %s\n", fmt.Sprintf(format, args...))
 }
 
+// leakRules are those whose findings qemu-img counts as leaks, and what earlier repairs left.
+var leakRules = []string{finding.QC03.Code, finding.QC13.Code, finding.QC14.Code, finding.QC25.Code}
+
 // explain says what was left alone and why, one line for each rule, and what no repair can mend.
-func (s *session) explain(p *plan.Plan) {
+func (s *session) explain(p *plan.Plan, flags *imageFlags) {
 	var order []string
 	count := map[string]int64{}
 	next := map[string]finding.Finding{}
 	for _, f := range p.Remains {
-		if f.Severity == finding.Note {
+		if f.Severity == finding.Note || flags.repair == "leaks" && !slices.Contains(leakRules, f.Code) {
 			continue
 		}
 		if count[f.Code] == 0 {
@@ -201,7 +204,7 @@ func (s *session) explain(p *plan.Plan) {
 			lost += len(h.Guest)
 		}
 	}
-	if lost+mixed > 0 {
+	if lost+mixed > 0 && flags.repair == "all" {
 		s.note("the tables are not all: %d guest ranges lost their data, and %d share clusters with others, "+
 			"so at most one of each group holds its own; \"shisa check\" names them", lost, mixed)
 	}

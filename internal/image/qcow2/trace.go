@@ -302,6 +302,9 @@ func (t *tracer) differs(cluster, have, want uint64, mend bool) error {
 	default:
 		t.counts.Corruptions++
 	}
+	if word != "Repairing" && mend && t.mend.quiet {
+		return nil
+	}
 	return t.say("%s cluster %d refcount=%d reference=%d", word, cluster, have, want)
 }
 
@@ -353,6 +356,9 @@ func (t *tracer) tableFlags(p, after []byte) error {
 	for j := 0; j < len(p); j += step {
 		e := binary.BigEndian.Uint64(p[j:])
 		if typ := t.h.TypeOf(e); typ != EntryNormal && typ != EntryZeroAlloc {
+			continue
+		}
+		if after != nil && t.mend.errors && t.wasZeroed(p[j:], after[j:]) {
 			continue
 		}
 		n, ok := uint64(1), true

@@ -84,6 +84,8 @@ type mending struct {
 	rebuilt bool
 	// repairing: refcounts that are settled count as what they will be.
 	repairing bool
+	// quiet: what is not repaired is not said again.
+	quiet bool
 
 	incomplete                   int64 // snapshot entries that are written anew
 	corruptionsFixed, leaksFixed int64
@@ -96,6 +98,17 @@ func (m *mending) changed(off, word uint64) bool {
 	}
 	p, err := m.after.read(off, 8)
 	return err == nil && binary.BigEndian.Uint64(p) != word
+}
+
+// wasZeroed reports whether an L2 entry was mended by making it one of zeros. p and after begin with
+// it, as it was and as it is afterwards.
+func (t *tracer) wasZeroed(p, after []byte) bool {
+	bitmap := uint64(0)
+	if t.h.ExtendedL2() {
+		bitmap = binary.BigEndian.Uint64(p[8:])
+	}
+	entry := binary.BigEndian.Uint64(p)
+	return t.preallocated(entry, bitmap) && entry != binary.BigEndian.Uint64(after)
 }
 
 // replaced reports whether an entry of the refcount table is another one afterwards.
@@ -207,7 +220,8 @@ func (t *tracer) traceMend() error {
 		}
 	case t.counts.Leaks > 0 || t.counts.Corruptions > 0:
 		t.counts = counted
-		m.repairing = true
+		// A refcount of 0 is raised where it is; qemu-img looks a second time only where there is none.
+		m.repairing, m.quiet = true, t.rebuild
 		if err := t.compare(true); err != nil {
 			return err
 		}
