@@ -4,10 +4,13 @@
 package plan
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"compress/zlib"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -93,26 +96,35 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 // document is laid out and compressed does not count.
 func (p *Plan) Digest() (string, error) {
 	q := *p
-	q.SHA256 = ""
-	q.Writes = slices.Clone(p.Writes)
-	for i := range q.Writes {
-		w := &q.Writes[i]
-		w.Old, w.New = sumOf(w.Old), sumOf(w.New)
-	}
-	if p.Fence != nil {
-		q.Fence = &Fence{p.Fence.Offset, sumOf(p.Fence.Old), sumOf(p.Fence.New)}
-	}
+	q.SHA256, q.Writes, q.Fence = "", nil, nil
 	h := sha256.New()
 	if err := json.NewEncoder(h).Encode(&q); err != nil {
 		return "", fmt.Errorf("digest of the plan: %w", err)
 	}
+	// A plan may have hundreds of thousands of writes, so they go in as they are.
+	w := bufio.NewWriterSize(h, 64<<10) // writing to a digest has no error
+	var head [8 + 8 + 8]byte
+	put := func(name string, off int64, old, now []byte) {
+		binary.BigEndian.PutUint64(head[:], uint64(off))
+		binary.BigEndian.PutUint64(head[8:], uint64(len(old)))
+		binary.BigEndian.PutUint64(head[16:], uint64(len(now)))
+		w.WriteString(name)
+		w.WriteByte(0)
+		w.Write(head[:])
+		w.Write(old)
+		w.Write(now)
+	}
+	if f := p.Fence; f != nil {
+		put("fence", f.Offset, f.Old, f.New)
+	}
+	for i := range p.Writes {
+		x := &p.Writes[i]
+		put(string(x.Phase), x.Offset, x.Old, x.New)
+	}
+	if err := w.Flush(); err != nil {
+		return "", fmt.Errorf("digest of the plan: %w", err)
+	}
 	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// sumOf is short enough to be written plainly: compression need not give the same bytes everywhere.
-func sumOf(b Bytes) Bytes {
-	sum := sha256.Sum256(b)
-	return sum[:]
 }
 
 // Seal makes the plan ready to be saved: Read refuses a document that was changed since. Texts become
@@ -214,8 +226,9 @@ func (p *Plan) validateFence() error {
 func (p *Plan) validateWrites() error {
 	order := Phases()
 	at := 0
-	ranges := make([]Write, 0, len(p.Writes))
-	for i, w := range p.Writes {
+	ranges := make([]span, 0, len(p.Writes))
+	for i := range p.Writes {
+		w := &p.Writes[i]
 		no := slices.Index(order, w.Phase)
 		inside := min(int64(len(w.New)), max(0, p.Object.SizeBytes-w.Offset))
 		switch {
@@ -236,21 +249,16 @@ func (p *Plan) validateWrites() error {
 			return fmt.Errorf("%w: write %d goes beyond the first sector", ErrNotPlan, i)
 		}
 		at = no
-		ranges = append(ranges, w)
+		ranges = append(ranges, span{w.Offset, w.End()})
 	}
-	slices.SortFunc(ranges, func(a, b Write) int {
-		switch {
-		case a.Offset < b.Offset:
-			return -1
-		case a.Offset > b.Offset:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(ranges, func(a, b span) int { return cmp.Compare(a.from, b.from) })
 	for i := 1; i < len(ranges); i++ {
-		if ranges[i].Offset < ranges[i-1].End() {
-			return fmt.Errorf("%w: two writes at %#x", ErrNotPlan, ranges[i].Offset)
+		if ranges[i].from < ranges[i-1].end {
+			return fmt.Errorf("%w: two writes at %#x", ErrNotPlan, ranges[i].from)
 		}
 	}
 	return nil
 }
+
+// span is a range of bytes.
+type span struct{ from, end int64 }

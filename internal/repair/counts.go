@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sort"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image"
@@ -151,10 +152,7 @@ func (m *mender) guestsOf(st *plan.Step, first, n int64) {
 // entriesAt gives the entries that refer to n clusters from first on.
 func (m *mender) entriesAt(first, n int64) []qcow2.Entry {
 	find := func(c int64) int {
-		i, _ := slices.BinarySearchFunc(m.entries, c, func(e qcow2.Entry, c int64) int {
-			return compareInt(e.Cluster, c)
-		})
-		return i
+		return sort.Search(len(m.entries), func(i int) bool { return m.entries[i].Cluster >= c })
 	}
 	return m.entries[find(first):find(first+n)]
 }
