@@ -163,6 +163,9 @@ func (c *change) surveyRecords(ctx context.Context, w want, size int64, diff *Ch
 			}
 			for at := 0; at < n; {
 				to := min(n, at+int(sectorBytes-(r.Offset+int64(at))%sectorBytes))
+				if old := len(r.Old); at < old && old < to {
+					to = old // a new length may be on the disk without what was written, and the reverse
+				}
 				isOld := bytes.Equal(buf[at:to], old[at:to])
 				isNew := bytes.Equal(buf[at:to], r.New[at:to])
 				if w == wantOld && !isOld || w == wantNew && !isNew || !isOld && !isNew {
