@@ -109,27 +109,21 @@ func (o *out) steps(steps []plan.Step, indent string, proofs bool) {
 	}
 }
 
-// proofs lists observations: without --all a few of them, and without the raw values.
+// proofs lists observations, each once and without the raw values unless all is to be shown.
 func (o *out) proofs(list []finding.Evidence, in string) {
 	first := label(in, "because")
-	shown := 0
 	said := map[string]bool{}
 	for _, e := range list {
 		text := evidence(e)
 		if !o.s.All {
 			text = Text(e.Source) + ": " + Text(e.Text)
-			switch {
-			case said[text]:
+			if said[text] {
 				continue // the same of another place
-			case shown == maxEvidence:
-				o.prose(label(in, ""), "... (--all shows more)")
-				return
 			}
 			said[text] = true
 		}
 		o.prose(first, text)
 		first = label(in, "")
-		shown++
 	}
 }
 
