@@ -25,6 +25,7 @@ type finder struct {
 	stats   walkStats
 	remains remains
 	bitmap  *bitmapGuess
+	piece   []byte // scratch for the walk
 	// extendedSure, zlibs, zstds and others say how sure some values are.
 	extendedSure bool
 	zlibs, zstds int
@@ -90,6 +91,9 @@ func (f *finder) readOld() {
 func (f *finder) findKinds() {
 	var extended bool
 	extended, f.extendedSure = f.stats.extended(f.bits)
+	if f.stats.entries == 0 && f.oldFeatures() && f.bits >= minExtendedBits {
+		extended = f.old64(72)&IncompatExtendedL2 != 0
+	}
 	if extended {
 		f.h.Incompatible |= IncompatExtendedL2
 	}

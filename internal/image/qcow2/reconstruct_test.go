@@ -84,7 +84,9 @@ func (s *fieldShares) compare(x *qcow2.Reconstruction, h *qcow2.Header) (wrong [
 	// Without L2 tables nothing depends on their kind, without compressed clusters nothing on theirs.
 	inc, want := g.Incompatible, h.Incompatible
 	const open = qcow2.IncompatCompression | qcow2.IncompatDirty | qcow2.IncompatCorrupt
-	is(qcow2.FieldIncompatible, inc&^open == want&^open, inc, want)
+	is(qcow2.FieldIncompatible, inc&^open == want&^open || x.L1Last < 0 && h.Snapshots == 0 ||
+		x.Counts.AllocatedClusters == 0 && inc^want == qcow2.IncompatExtendedL2 && x.Counts.Corruptions == 0,
+		inc, want)
 	is(qcow2.FieldClusterBits, g.ClusterBits == h.ClusterBits, g.ClusterBits, h.ClusterBits)
 	is(qcow2.FieldVersion, g.Version >= h.Version, g.Version, h.Version)
 	is(qcow2.FieldSize, g.SizeBytes == h.SizeBytes, g.SizeBytes, h.SizeBytes)
@@ -148,7 +150,7 @@ func sameGuest(t *testing.T, a, b []byte) {
 // TestReconstruct takes the header from random images and finds it again.
 func TestReconstruct(t *testing.T) {
 	testenv.Need(t, "qemu-img")
-	n := uint64(32)
+	n := uint64(16)
 	if testenv.Long() {
 		n = 1000
 	}
@@ -440,7 +442,7 @@ func TestReconstructMutations(t *testing.T) {
 		images = append(images, load(t, spec))
 	}
 	r := rand.New(rand.NewPCG(1, 1))
-	for k := range 600 {
+	for k := range 200 {
 		p := bytes.Clone(images[k%len(images)])
 		for range 1 + r.IntN(4) {
 			i := r.IntN(len(p))

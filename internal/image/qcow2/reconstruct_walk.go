@@ -48,30 +48,70 @@ func (f *finder) walk(ctx context.Context) error {
 			}
 		}
 	}
-	if f.l1 == nil {
-		return nil
+	if f.l1 != nil {
+		for i, e := range f.l1.used {
+			err := f.walkTable(ctx, int64(e&OffsetMask), int64(f.l1.index[i]), f.l1.dataFile)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return f.walkSnapshots(ctx)
+}
+
+// walkTable reads the L2 table of an L1 entry.
+func (f *finder) walkTable(ctx context.Context, off, index int64, dataFile bool) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	cs := int64(1) << f.bits
-	buf := make([]byte, min(cs, windowBytes))
-	for i, e := range f.l1.used {
-		if err := ctx.Err(); err != nil {
-			return err
+	if f.piece == nil {
+		f.piece = make([]byte, min(cs, windowBytes))
+	}
+	f.stats.tables++
+	for pos := int64(0); pos < cs; pos += int64(len(f.piece)) {
+		if err := f.read(f.piece, off+pos); err != nil {
+			f.note("L2 table", off+pos, err)
+			continue
 		}
-		off, index := int64(e&OffsetMask), int64(f.l1.index[i])
-		w.tables++
-		for pos := int64(0); pos < cs; pos += int64(len(buf)) {
-			if err := f.read(buf, off+pos); err != nil {
-				f.note("L2 table", off+pos, err)
-				continue
-			}
-			f.walkPiece(buf, index, pos)
-		}
+		f.walkPiece(f.piece, index, pos, dataFile)
 	}
 	return nil
 }
 
+// maxSnapshotTables bounds the L2 tables of snapshots that are read: they only tell the kind of
+// entries and of compression, where the disk itself does not.
+const maxSnapshotTables = 1 << 10
+
+// walkSnapshots reads L2 tables of snapshots. What they map says nothing of the disk's size.
+func (f *finder) walkSnapshots(ctx context.Context) error {
+	if len(f.snaps) == 0 {
+		return nil
+	}
+	table, pos := f.stats.lastTable, f.stats.lastPos
+	seen := map[uint64]bool{}
+	for i := range f.snaps[0].snapshots {
+		x := &f.snaps[0].snapshots[i]
+		for k := int64(0); k < x.L1Entries && int64(x.L1Off)+8*k < f.size; k++ {
+			if k%ctxSteps == 0 && ctx.Err() != nil {
+				return ctx.Err()
+			}
+			e := f.word(int64(x.L1Off) + 8*k)
+			if e == 0 || !f.l1Entry(f.guess, e) || seen[e&OffsetMask] || len(seen) >= maxSnapshotTables {
+				continue
+			}
+			seen[e&OffsetMask] = true
+			if err := f.walkTable(ctx, int64(e&OffsetMask), k, false); err != nil {
+				return err
+			}
+		}
+	}
+	f.stats.lastTable, f.stats.lastPos = table, pos
+	return nil
+}
+
 // walkPiece counts the words of p, which begins pos bytes into the table of L1 entry index.
-func (f *finder) walkPiece(p []byte, index, pos int64) {
+func (f *finder) walkPiece(p []byte, index, pos int64, dataFile bool) {
 	w := &f.stats
 	cs := int64(1) << f.bits
 	for i := 0; i < len(p); i += 8 {
@@ -89,11 +129,11 @@ func (f *finder) walkPiece(p []byte, index, pos int64) {
 		}
 		if i&8 == 0 && f.bits >= minExtendedBits {
 			bitmap := binary.BigEndian.Uint64(p[i+8:])
-			if f.entryLike(e, bitmap, f.bits, true, index*(cs/16)+at/16, f.l1.dataFile) == tableBad {
+			if f.entryLike(e, bitmap, f.bits, true, index*(cs/16)+at/16, dataFile) == tableBad {
 				w.extBad++
 			}
 		}
-		if f.entryLike(e, 0, f.bits, false, index*(cs/8)+at/8, f.l1.dataFile) == tableBad {
+		if f.entryLike(e, 0, f.bits, false, index*(cs/8)+at/8, dataFile) == tableBad {
 			w.stdBad++
 			continue
 		}
