@@ -421,7 +421,7 @@ func (f *liarFile) WriteAt(p []byte, off int64) (int, error) {
 
 // What was written is read back, and not taken for granted.
 func TestDiskThatLies(t *testing.T) {
-	for n := 2; n <= 7; n++ {
+	for n := 2; n <= 6; n++ {
 		d, p, before, _ := world(t)
 		o := options(d)
 		o.Disk = &liar{d, n}

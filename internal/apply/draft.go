@@ -5,6 +5,7 @@ package apply
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -23,23 +24,22 @@ import (
 // overlay reads an image as it will be after the writes of a plan.
 type overlay struct {
 	img    *image
-	size   int64        // of the image now
-	writes []plan.Write // by offset, none overlapping
+	size   int64         // of the image now
+	writes []*plan.Write // by offset, none overlapping
 }
 
 func newOverlay(img *image, p *plan.Plan) *overlay {
-	o := &overlay{img, p.Object.SizeBytes, slices.Clone(p.Writes)}
-	slices.SortFunc(o.writes, func(a, b plan.Write) int {
-		if a.Offset < b.Offset {
-			return -1
-		}
-		return 1 // never equal: no write overlaps another
-	})
+	o := &overlay{img, p.Object.SizeBytes, make([]*plan.Write, 0, len(p.Writes))}
+	for i := range p.Writes {
+		o.writes = append(o.writes, &p.Writes[i])
+	}
+	// None is equal to another: no write overlaps another.
+	slices.SortFunc(o.writes, func(a, b *plan.Write) int { return cmp.Compare(a.Offset, b.Offset) })
 	return o
 }
 
 // touching gives the writes that touch a range.
-func (o *overlay) touching(off, length int64) []plan.Write {
+func (o *overlay) touching(off, length int64) []*plan.Write {
 	from := sort.Search(len(o.writes), func(i int) bool { return o.writes[i].End() > off })
 	to := sort.Search(len(o.writes), func(i int) bool { return o.writes[i].Offset >= off+length })
 	return o.writes[from:max(from, to)]

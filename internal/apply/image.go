@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -54,7 +55,13 @@ type image struct {
 	f    diskio.Writable
 	// before and after are the lengths between which it may be.
 	before, after int64
+	// window is what was read last, from windowOff on. A change has many small pieces.
+	window    []byte
+	windowOff int64
 }
+
+// windowBytes is how much is read at once where less is wanted.
+const windowBytes = 64 << 10
 
 // open opens an image for a change. Its path has no symbolic links.
 func (e *engine) open(path string) (*image, error) {
@@ -89,10 +96,43 @@ func (i *image) size() (int64, error) {
 func (i *image) read(p []byte, off, size int64) error {
 	n := int(max(0, min(int64(len(p)), size-off)))
 	clear(p[n:])
+	p = p[:n]
+	for n > 0 && n < windowBytes {
+		if at := off - i.windowOff; at >= 0 && at < int64(len(i.window)) {
+			m := copy(p, i.window[at:])
+			p, off, n = p[m:], off+int64(m), n-m
+			continue
+		}
+		start := off &^ (windowBytes - 1)
+		if i.window == nil {
+			i.window = make([]byte, windowBytes)
+		}
+		i.window = i.window[:min(windowBytes, size-start)]
+		if err := i.readAll(i.window, start); err != nil {
+			i.forget()
+			return err
+		}
+		i.windowOff = start
+	}
+	return i.readAll(p, off)
+}
+
+// forget drops what was read: the image may be different now.
+func (i *image) forget() { i.window = i.window[:0] }
+
+// dropCache makes the next reads come from the disk.
+func (i *image) dropCache() error {
+	i.forget()
+	return i.f.DropCache()
+}
+
+// readAll reads all of p, which ends before the image does.
+func (i *image) readAll(p []byte, off int64) error {
+	n := len(p)
 	if n == 0 {
 		return nil
 	}
-	if m, err := i.f.ReadAt(p[:n], off); m < n {
+	if m, err := i.f.ReadAt(p, off); m < n {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
@@ -107,6 +147,7 @@ func (i *image) write(p []byte, off int64) error {
 		return fmt.Errorf("write %d bytes to %s at %#x: past the end of the change (%d)", len(p), i.path,
 			off, i.after)
 	}
+	i.forget()
 	if _, err := i.f.WriteAt(p, off); err != nil {
 		return fmt.Errorf("write %d bytes to %s at %#x: %w", len(p), i.path, off, err)
 	}
@@ -118,6 +159,7 @@ func (i *image) resize(sizeBytes int64) error {
 	if sizeBytes != i.before && sizeBytes != i.after {
 		return fmt.Errorf("make %s %d bytes long: the change has no such length", i.path, sizeBytes)
 	}
+	i.forget()
 	if err := i.f.Truncate(sizeBytes); err != nil {
 		return fmt.Errorf("make %s %d bytes long: %w", i.path, sizeBytes, err)
 	}
@@ -129,4 +171,51 @@ func (i *image) sync() error {
 		return fmt.Errorf("sync %s: %w", i.path, err)
 	}
 	return nil
+}
+
+const (
+	// batchBytes bounds what is gathered for one write.
+	batchBytes = 256 << 10
+	// batchGap is how much between two pieces is written again as it is to make them one: the kernel
+	// writes whole pages in any case.
+	batchGap = 4096
+)
+
+// batch gathers writes that are near to one another. What lies between them is written as it is: the
+// image is locked, so it cannot change meanwhile.
+type batch struct {
+	img  *image
+	size int64 // of the image
+	off  int64
+	buf  []byte
+}
+
+// put writes p at off, now or later.
+func (b *batch) put(p []byte, off int64) error {
+	end := b.off + int64(len(b.buf))
+	gap := off - end
+	if len(b.buf) > 0 && gap >= 0 && gap <= batchGap && off+int64(len(p))-b.off <= batchBytes {
+		n := len(b.buf)
+		b.buf = slices.Grow(b.buf, int(gap)+len(p))[:n+int(gap)]
+		if err := b.img.read(b.buf[n:], end, b.size); err != nil {
+			return err
+		}
+		b.buf = append(b.buf, p...)
+		return nil
+	}
+	if err := b.flush(); err != nil {
+		return err
+	}
+	b.off, b.buf = off, append(b.buf, p...)
+	return nil
+}
+
+// flush writes what was gathered.
+func (b *batch) flush() error {
+	if len(b.buf) == 0 {
+		return nil
+	}
+	err := b.img.write(b.buf, b.off)
+	b.buf = b.buf[:0]
+	return err
 }

@@ -28,12 +28,16 @@ func (c *change) forward(ctx context.Context) error {
 			}
 			wrote = true
 		}
+		b := &batch{img: c.img, size: c.img.after}
 		err := c.u.Records(ctx, k, func(r vault.Record) error {
 			wrote = true
 			done += int64(len(r.New))
 			c.e.o.Progress("write", done, c.total)
-			return c.img.write(r.New, r.Offset)
+			return b.put(r.New, r.Offset)
 		})
+		if err == nil {
+			err = b.flush()
+		}
 		if err == nil && wrote {
 			err = c.img.sync()
 		}
@@ -55,10 +59,16 @@ func (c *change) back(ctx context.Context) error {
 			return err
 		}
 	}
+	// An image that was cut off while it grew has any length between that before and that after.
+	size, err := c.img.size()
+	if err != nil {
+		return err
+	}
 	done := int64(0)
 	var old []byte
 	for k := vault.KindLower; k >= vault.KindNew; k-- {
 		wrote := false
+		b := &batch{img: c.img, size: size}
 		err := c.u.Records(ctx, k, func(r vault.Record) error {
 			done += int64(len(r.New))
 			c.e.o.Progress("write the old bytes", done, c.total)
@@ -69,8 +79,11 @@ func (c *change) back(ctx context.Context) error {
 			// Where the image ended inside, zeros go behind: a sector with old bytes and then new ones
 			// is neither as before nor as after, and would be taken for somebody else's work.
 			old = append(append(old[:0], r.Old...), make([]byte, len(r.New)-len(r.Old))...)
-			return c.img.write(old, r.Offset)
+			return b.put(old, r.Offset)
 		})
+		if err == nil {
+			err = b.flush()
+		}
 		if err == nil && wrote {
 			err = c.img.sync()
 		}
@@ -105,7 +118,7 @@ func (c *change) writeSector(b []byte) error {
 
 // readBack reads from the disk what was written.
 func (c *change) readBack(ctx context.Context, w want) error {
-	if err := c.img.f.DropCache(); err != nil {
+	if err := c.img.dropCache(); err != nil {
 		return err
 	}
 	if err := c.survey(ctx, w); err != nil {

@@ -92,7 +92,7 @@ func (e *engine) prepare(ctx context.Context, img *image, u *vault.Undo) (*chang
 	}
 	if err == nil {
 		// The bytes that are saved must be those that are on the disk, not older ones in memory.
-		err = img.f.DropCache()
+		err = img.dropCache()
 	}
 	if err == nil {
 		err = c.survey(ctx, wantOld)
