@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,24 +85,34 @@ func letgo(ts *testscript.TestScript, neg bool, args []string) {
 	end.(func())()
 }
 
-// unfinish takes the last state out of an undo file, as if the power had failed before it was
-// written ("Undo file, states" in doc/formats/undo.md).
+// unfinish takes the last state out of an undo file, and sets back the receipt in a state directory,
+// as if the power had failed before either was written ("Undo file, states" in doc/formats/undo.md).
 func unfinish(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: unfinish UNDOFILE")
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: unfinish UNDOFILE STATEDIR")
 	}
 	const sector = 512
 	path := ts.MkAbs(args[0])
 	data, err := os.ReadFile(path)
 	ts.Check(err)
-	for at := len(data)/sector*sector - sector; at > 0; at -= sector {
-		if bytes.HasPrefix(data[at:], []byte("SHISASTA")) {
-			clear(data[at : at+sector])
-			ts.Check(os.WriteFile(path, data, 0o600))
-			return
+	at := len(data)/sector*sector - sector
+	for ; at > 0 && !bytes.HasPrefix(data[at:], []byte("SHISASTA")); at -= sector {
+	}
+	if at <= 0 {
+		ts.Fatalf("%s has no state", args[0])
+	}
+	clear(data[at : at+sector])
+	ts.Check(os.WriteFile(path, data, 0o600))
+	receipts, err := filepath.Glob(ts.MkAbs(args[1]) + "/undo/*.json")
+	ts.Check(err)
+	for _, r := range receipts {
+		text, err := os.ReadFile(r)
+		ts.Check(err)
+		if bytes.Contains(text, []byte(`"`+path+`"`)) {
+			text = bytes.Replace(text, []byte(`"state": "committed"`), []byte(`"state": "prepared"`), 1)
+			ts.Check(os.WriteFile(r, text, 0o600))
 		}
 	}
-	ts.Fatalf("%s has no state", args[0])
 }
 
 // receiptOf sets $RECEIPT to the newest receipt in a state directory: "receipt state".

@@ -5,8 +5,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -47,7 +49,10 @@ checked; if that does not end as the plan says, the image gets its old bytes bac
 
 func runApply(ctx context.Context, o applyOptions, risks []risk, name string, s *stdio) error {
 	p, err := readPlan(name, s.in)
-	if err != nil {
+	switch {
+	case errors.As(err, new(*fs.PathError)):
+		return err
+	case err != nil:
 		return changeError(ctx, err, name)
 	}
 	image := vault.PathOf(p.Object)

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -208,6 +210,9 @@ func changeError(ctx context.Context, err error, name string) error {
 		return withStatus(finding.StatusRefused, oneLine{err})
 	case errors.As(err, &room):
 		return hint("make room, or keep the undo file elsewhere with --journal DIR")
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return hint("run it as one who may write there; where the image's directory must not be written, " +
+			"--journal DIR keeps the undo file elsewhere, and --state DIR the receipt")
 	case errors.Is(err, plan.ErrNewer), errors.Is(err, vault.ErrNewer):
 		return hint("use the version of shisa that made it, or a newer one")
 	case errors.Is(err, plan.ErrEdited):

@@ -147,8 +147,10 @@ func planError(err error, path string) error {
 	var open *qcow2.OpenError
 	err = fmt.Errorf("repair %s: %w", path, err)
 	switch {
+	case errors.Is(err, qcow2.ErrUnsupported):
+		return err // not understood is not touched
 	case errors.Is(err, repair.ErrUnreadable):
-	case !errors.As(err, &open), errors.Is(err, qcow2.ErrUnsupported):
+	case !errors.As(err, &open):
 		return err
 	case errors.Is(err, qcow2.ErrRead):
 		return withStatus(finding.StatusCannotTell, err)

@@ -67,7 +67,7 @@ func runRecover(ctx context.Context, o recoverOptions, risks []risk, paths []str
 		opts.Forward = o.forward
 		all, err := apply.Recover(ctx, path, opts)
 		bar.Done()
-		statuses = append(statuses, o.outcomes(doc, all, seen)...)
+		statuses = append(statuses, o.outcomes(ctx, doc, all, seen)...)
 		if ctx.Err() != nil {
 			return o.endRecover(doc, append(statuses, finding.StatusInterrupted), s, ctx.Err())
 		}
@@ -86,7 +86,9 @@ func runRecover(ctx context.Context, o recoverOptions, risks []risk, paths []str
 }
 
 // outcomes adds what was done to the document, each change once, and gives the statuses.
-func (o *recoverOptions) outcomes(doc *render.RecoverDocument, all []apply.Outcome, seen map[string]bool) []int {
+func (o *recoverOptions) outcomes(ctx context.Context, doc *render.RecoverDocument, all []apply.Outcome,
+	seen map[string]bool,
+) []int {
 	var statuses []int
 	for _, out := range all {
 		key := out.ID + "\x00" + out.Image + "\x00" + out.UndoPath
@@ -96,7 +98,14 @@ func (o *recoverOptions) outcomes(doc *render.RecoverDocument, all []apply.Outco
 		seen[key] = true
 		r := render.Recovered{ID: out.ID, Image: out.Image, UndoPath: out.UndoPath, Did: out.Did}
 		if out.Err != nil {
-			r.Error = oneLine{out.Err}.Error()
+			why := out.Err
+			if errors.Is(why, diskio.ErrInUse) {
+				// Who it is, the locks do not say.
+				if err := unused(ctx, out.Image, 0); err != nil {
+					why = err
+				}
+			}
+			r.Error = oneLine{why}.Error()
 			statuses = append(statuses, finding.StatusHalfDone)
 			switch {
 			case errors.Is(out.Err, diskio.ErrInUse), errors.Is(out.Err, diskio.ErrNoLocks),
