@@ -15,9 +15,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shisa-vm/shisa/internal/apply"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/lab"
+	"github.com/shisa-vm/shisa/internal/qemuimg"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -226,5 +232,60 @@ func compareGolden(t *testing.T, file string, all map[string]string) {
 	}
 	if diff := cmp.Diff(string(want), b.String()); diff != "" {
 		t.Errorf("what shisa says (-want +got):\n%s", diff)
+	}
+}
+
+// noSync is a disk whose changed images never reach it.
+type noSync struct{ diskio.Disk }
+
+func (d noSync) OpenForRepair(path string) (diskio.Writable, error) {
+	f, err := d.Disk.OpenForRepair(path)
+	return noSyncFile{f}, err
+}
+
+type noSyncFile struct{ diskio.Writable }
+
+func (noSyncFile) Sync() error { return syscall.EIO }
+
+// TestQemuImgRefusesUnfinished: what was left in the middle is recovered first.
+func TestQemuImgRefusesUnfinished(t *testing.T) {
+	t.Chdir(t.TempDir())
+	state := mustAbs(t, "state")
+	t.Setenv("SHISA_STATE", state)
+	if err := lab.Write("x.qcow2", lab.Spec{VirtualBytes: 1 << 20, TailLeaks: 3}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := diskio.Open("x.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	q := &qemuRepairer{tool: "test", state: state, now: time.Now}
+	p, err := q.Plan(t.Context(), qemuimg.RepairJob{Path: "x.qcow2", File: f, Leaks: true,
+		Check: qcow2.CheckOptions{DataFileBytes: -1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = apply.Apply(t.Context(), p, apply.Options{Disk: noSync{diskio.Host()}, StateDir: state})
+	if !errors.Is(err, apply.ErrInterrupted) {
+		t.Fatalf("Apply = %v, want %v", err, apply.ErrInterrupted)
+	}
+	before, err := os.ReadFile("x.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ourImg(t, "check", "-r", "leaks", "x.qcow2")
+	if got.Code != 1 || got.Stdout != "" || !strings.Contains(got.Stderr, apply.ErrUnfinished.Error()) ||
+		!strings.HasSuffix(got.Stderr, "\nqemu-img: Check failed\nshisa: shisa recover x.qcow2\n") {
+		t.Errorf("check -r of an unfinished change = %v", got)
+	}
+	if now, err := os.ReadFile("x.qcow2"); err != nil || !bytes.Equal(now, before) {
+		t.Errorf("the image was changed (%v)", err)
+	}
+	if status, out, errOut := call("recover", "--state", state, "x.qcow2"); status != 0 {
+		t.Fatalf("shisa recover = %d\n%s%s", status, out, errOut)
+	}
+	if got := ourImg(t, "check", "-r", "leaks", "x.qcow2"); got.Code != 0 {
+		t.Errorf("check -r after recovering = %v", got)
 	}
 }

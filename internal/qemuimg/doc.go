@@ -4,7 +4,7 @@
 // Package qemuimg speaks as qemu-img 7.2 does: the sub-commands check, compare, info and map with
 // its options, its text on standard output and standard error, its JSON to the order of the keys,
 // and its exit codes, so that scripts made for qemu-img run unchanged. Files are opened for reading
-// only, and no lock is taken.
+// only, and no lock is taken: what check -r changes, a Repairer does that the caller gives.
 //
 // It follows qemu's block layer closely: options, nodes with children, the order in which things
 // are opened, and block status piece by piece, because all of that can be seen from outside. The
@@ -15,11 +15,15 @@
 // These are on purpose, and each is pinned by a test:
 //
 //   - The sub-commands that write (amend, bitmap, commit, convert, create, dd, rebase, resize,
-//     snapshot), bench and measure are refused by name with exit code 1, and so is check -r.
+//     snapshot), bench and measure are refused by name with exit code 1.
+//   - check -r frees nothing that is not proved to be worthless, punches no holes, drops no snapshots,
+//     and mends what it can beyond qemu-img; doc/formats/qcow2.md lists each difference. What is its
+//     own it says on standard error, on lines that begin with "shisa: ". Where qemu-img gives a check
+//     up, nothing is changed. Nobody may read the image meanwhile.
 //   - --help and --version name this program; the first line of --version still begins with
 //     "qemu-img version 7.2".
 //   - Lock bytes are asked for, never taken: nobody is kept from starting because of us.
-//     The option read-only=off has no effect.
+//     Without check -r the option read-only=off has no effect.
 //   - Formats other than raw, qcow2 and luks, and protocols other than local files, are refused by
 //     name: exit code 63 from check, as for formats that qemu-img cannot check, otherwise that of an
 //     image that cannot be opened. info knows vdi, vpc, vhdx, qed and vmdk in one file too; where the

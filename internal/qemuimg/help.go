@@ -18,7 +18,7 @@ func (s *session) version() string {
 
 func (s *session) help() int {
 	s.printf("%s%s", s.version(), `usage: qemu-img [standard options] command [command options]
-QEMU disk image utility, as far as it looks at images
+QEMU disk image utility, as far as it looks at images and repairs them
 
     '-h', '--help'       display this help and exit
     '-V', '--version'    output version information and exit
@@ -36,7 +36,8 @@ Command parameters:
   'fmt'        the format of the image; without it the format is told by the content
   'ofmt'       human or json
   'src_cache'  none and directsync read past the page cache; writeback, writethrough and unsafe do not
-  '-r'         refused: nothing is repaired
+  '-r'         repair leaks that are proved to be worthless, or all that can be repaired without loss;
+               the old bytes are kept: "shisa undo" takes the repair back
   '-U'         look at the image although another program writes to it
   '-p'         show progress
   '-q'         print nothing but errors
