@@ -111,6 +111,9 @@ type Options struct {
 	// Verify examines the image after the last write and before the change counts as made. Its
 	// error rolls the change back. nil examines nothing beyond the bytes that were written.
 	Verify func(ctx context.Context, r io.ReaderAt, sizeBytes int64) error
+	// VerifyOf gives Verify for the change that a receipt tells of, where Recover finishes it; nil is
+	// Verify itself.
+	VerifyOf func(*vault.Receipt) func(ctx context.Context, r io.ReaderAt, sizeBytes int64) error
 	// Patience is how long an operation on storage that hangs is waited for after the context
 	// ended; 0 is DefaultPatience. What hangs for longer ends as ErrInterrupted.
 	Patience time.Duration

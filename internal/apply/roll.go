@@ -133,9 +133,13 @@ func (c *change) finish(ctx context.Context) error {
 	if err == nil {
 		err = c.readBack(ctx, wantNew)
 	}
-	if err == nil && c.e.o.Verify != nil {
+	verify := c.e.o.Verify
+	if c.e.o.VerifyOf != nil {
+		verify = c.e.o.VerifyOf(c.u.Receipt())
+	}
+	if err == nil && verify != nil {
 		c.e.o.Progress("check the image", 0, 0)
-		err = c.e.disk.do(func() error { return c.e.o.Verify(ctx, c.img.plain(), c.img.after) })
+		err = c.e.disk.do(func() error { return verify(ctx, c.img.plain(), c.img.after) })
 	}
 	if err == nil {
 		err = ctx.Err()

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/apply"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -65,6 +67,9 @@ func runRecover(ctx context.Context, o recoverOptions, risks []risk, paths []str
 			return err
 		}
 		opts.Forward = o.forward
+		opts.VerifyOf = func(r *vault.Receipt) func(context.Context, io.ReaderAt, int64) error {
+			return verify(r.Image(), &plan.Plan{After: r.After, SizeAfterBytes: r.SizeAfterBytes}, bar)
+		}
 		all, err := apply.Recover(ctx, path, opts)
 		bar.Done()
 		statuses = append(statuses, o.outcomes(ctx, doc, all, seen)...)
