@@ -35,6 +35,7 @@ func newEngine(ctx context.Context, o Options) (*engine, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, int64, int64) {}
 	}
+	o.Progress = seldom(o.Progress)
 	e := &engine{o: o, disk: &patient{Disk: o.Disk, ctx: ctx, grace: o.Patience}}
 	var journals []string
 	if o.JournalDir != "" {
@@ -47,6 +48,20 @@ func newEngine(ctx context.Context, o Options) (*engine, error) {
 	var err error
 	e.v, err = vault.New(vault.Options{Disk: e.disk, StateDir: o.StateDir, JournalDirs: journals})
 	return e, err
+}
+
+// seldom tells progress on only where there is some: a change has many small pieces.
+func seldom(tell func(string, int64, int64)) func(string, int64, int64) {
+	const step = 256 << 10
+	var last string
+	var next int64
+	return func(what string, done, total int64) {
+		if what == last && done < next && done < total {
+			return
+		}
+		last, next = what, done+step
+		tell(what, done, total)
+	}
 }
 
 // image is an image that is open and locked.

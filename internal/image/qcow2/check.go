@@ -85,6 +85,7 @@ type checker struct {
 
 	findings   []finding.Finding
 	merged     map[mergeKey]int // findings that further ones of their kind are added to
+	low        map[string]int   // the finding of low refcounts of guest data, by rule
 	blind      []finding.Blind
 	blindCut   int64
 	blindLock  sync.Mutex

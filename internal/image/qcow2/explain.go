@@ -281,7 +281,7 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 		}
 		// Most entries are plain, and nobody asked for their cluster.
 		if off := entry & OffsetMask; step == 8 && entry&c.odd == 0 && off != 0 && off < c.fileBytes &&
-			!c.dataFile && ev.watch.count(int64(off>>c.bits)) == 0 {
+			!c.dataFile && !ev.watch.has(int64(off>>c.bits)) {
 			continue
 		}
 		h := hit{entry: entry, table: no, off: int64(tb.off) + pos + at, cluster: -1,

@@ -28,16 +28,18 @@ type alike struct {
 }
 
 // merge adds a finding to one of the same kind, joining ranges that continue each other.
-func (c *checker) merge(f finding.Finding, a alike) {
+// It returns the place of that one in c.findings.
+func (c *checker) merge(f finding.Finding, a alike) int {
 	key := mergeKey{f.Code, f.Kind, a.about, f.Snapshot, f.Severity, f.Certainty}
 	i, ok := c.merged[key]
 	if !ok {
 		if c.merged == nil {
 			c.merged = map[mergeKey]int{}
 		}
-		c.merged[key] = len(c.findings)
+		i = len(c.findings)
+		c.merged[key] = i
 		c.findings = append(c.findings, f)
-		return
+		return i
 	}
 	g := &c.findings[i]
 	g.Count += f.Count
@@ -52,6 +54,7 @@ func (c *checker) merge(f finding.Finding, a alike) {
 	if a.many != "" {
 		g.Summary = fmt.Sprintf(a.many, g.Count)
 	}
+	return i
 }
 
 // maxTold bounds the findings of one rule that stand for one place each.
@@ -88,6 +91,14 @@ const (
 	// maxAllEvidence is how many it shows if all are asked for, 100 bytes each.
 	maxAllEvidence = 1 << 20
 )
+
+// shows reports whether a finding has room for one more observation.
+func (c *checker) shows(f *finding.Finding) bool {
+	if c.opts.AllEvidence {
+		return len(f.Evidence) < maxAllEvidence
+	}
+	return len(f.Evidence) < maxEvidence
+}
 
 // show adds what a finding rests on, or counts it where there is enough.
 func (c *checker) show(f *finding.Finding, es ...finding.Evidence) {
@@ -279,7 +290,11 @@ func (c *checker) locate(f *finding.Finding, h hit) {
 		r := c.refsOf(int(h.table))[0]
 		f.Snapshot = c.snapshots.Snapshots[c.l1s[r.l1].snapshots[0]].Name
 	}
-	c.show(f, entryEvidence(h, h.guest))
+	if c.shows(f) {
+		c.show(f, entryEvidence(h, h.guest))
+	} else {
+		f.EvidenceCut++
+	}
 }
 
 func (c *checker) guestRange(h hit) finding.Range {
@@ -360,14 +375,28 @@ func (c *checker) explainLow(ev *evidence, links *crossLinks, s Suspect) {
 			links.add(here)
 			continue
 		}
-		f := c.newFinding(rule, finding.Sure, "guest_data", text)
-		f.Host = []finding.Range{c.hostRange(span{here[0].cluster, here[0].cluster})}
+		i, ok := c.low[rule.Code]
+		if !ok {
+			f := c.newFinding(rule, finding.Sure, "guest_data", text)
+			f.Count = 0
+			c.followsDirty(&f)
+			if c.low == nil {
+				c.low = map[string]int{}
+			}
+			i = c.merge(f, alike{})
+			c.low[rule.Code] = i
+		}
+		f := &c.findings[i]
+		f.Count++
+		f.Host, f.HostCut = c.addRange(f.Host, f.HostCut, c.hostRange(span{here[0].cluster, here[0].cluster}))
 		for _, h := range here {
 			f.Guest, f.GuestCut = c.addRange(f.Guest, f.GuestCut, c.guestRange(h))
 		}
-		f.Evidence = []finding.Evidence{c.refcountEvidence(s, here[0].cluster)}
-		c.followsDirty(&f)
-		c.merge(f, alike{})
+		if c.shows(f) {
+			c.show(f, c.refcountEvidence(s, here[0].cluster))
+		} else {
+			f.EvidenceCut++
+		}
 	}
 	if rest := s.N - seen; rest > 0 && ev.dropped == 0 {
 		c.explainLowMetadata(ev, s, rule)

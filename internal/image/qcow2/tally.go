@@ -252,6 +252,19 @@ func (c *chunk) addRun(r run) bool {
 
 func (r run) same(o run) bool { return r.count == o.count && r.kind == o.kind && r.multi == o.multi }
 
+// has reports whether a cluster has references.
+func (t *tally) has(cluster int64) bool {
+	c := t.chunkAt(cluster >> chunkBits)
+	if c == nil {
+		return false
+	}
+	i := uint32(cluster & (chunkClusters - 1))
+	if p := c.planes; p != nil && len(p.high) == 0 {
+		return p.base[2*(i>>6)]>>(i&63)&1 != 0
+	}
+	return t.count(cluster) > 0
+}
+
 // count gives how many references a cluster has.
 func (t *tally) count(cluster int64) uint64 {
 	c := t.chunkAt(cluster >> chunkBits)

@@ -178,6 +178,8 @@ func (t *tracer) readSnapshots() error {
 func (t *tracer) snapshotHints(e *OpenError) []string {
 	const advice = "You can force-remove "
 	switch {
+	case t.mend != nil && t.mend.errors:
+		return nil // no advice to do what is being done
 	case t.h.Snapshots > MaxSnapshots:
 		return []string{fmt.Sprintf(advice+"all %d overhanging snapshots with qemu-img check -r all",
 			t.h.Snapshots-MaxSnapshots)}
