@@ -71,6 +71,7 @@ const (
 	badBlocks    = "a refcount block that cannot be used"
 	marksNothing = "a misaligned refcount block"
 	mendsMore    = "faults that qemu-img cannot mend"
+	keepsTables  = "snapshots of a table that is too long or cannot be read"
 	keepsBitmaps = "bitmaps that another program made stale"
 )
 
@@ -236,6 +237,10 @@ func entryFaults() []mended {
 			binary.BigEndian.PutUint32(e[36:], 0)
 			copy(e[40:], e[40+extra:][:100])
 		})},
+		{name: "too many snapshots", base: "snap", fault: at(func(q qimage) { q.put32(60, 70000) }), all: keepsTables},
+		{name: "snapshot with too much extra data", base: "snap", fault: at(func(q qimage) {
+			q.put32(q.u64(64)+36, 5000)
+		}), all: keepsTables},
 		{name: "L1 entry with reserved bits", base: "base", fault: at(func(q qimage) { q.flip(q.l1(), 1<<60) }),
 			all: mendsMore},
 		{name: "L2 entry with reserved bits", base: "base", fault: at(func(q qimage) { q.flip(q.l2(1), 1<<57) }),

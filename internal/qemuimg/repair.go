@@ -50,7 +50,11 @@ func (s *session) repair(n *node, name string, f *imageFlags, opts qcow2.CheckOp
 	}
 	found, err := s.traceRepair(n, f, opts, p)
 	if err != nil {
-		if !p.Empty() && s.ctx.Err() == nil {
+		switch {
+		case s.ctx.Err() != nil:
+		case p.Empty():
+			s.explain(p, f)
+		default:
 			s.note("the check could not be finished, so nothing was changed; \"shisa repair\" may mend more")
 		}
 		return found, err
