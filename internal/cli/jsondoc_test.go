@@ -38,6 +38,7 @@ func jsonDocuments() map[string]any {
 		plan.Schema:          plan.Plan{},
 		vault.ReceiptSchema:  render.ReceiptDocument{},
 		render.RecoverSchema: render.RecoverDocument{},
+		render.HeaderSchema:  render.HeaderDocument{},
 		"shisa.version/1":    versionDocument{},
 		"shisa.error/1":      errorDocument{},
 	}

@@ -40,6 +40,7 @@ type repairOptions struct {
 	subclusters string
 	place       []string
 	resolved    string
+	rebuild     rebuildOptions
 	follow      bool
 	pools       []string
 	direct      bool
@@ -64,12 +65,16 @@ Nothing that holds data is freed, punched out or cut off: what nothing explains 
 byte is written an undo file with all old and new bytes lies beside the image; "shisa undo" gives the
 old bytes back, and "shisa recover" puts right what a power cut left in the middle.
 
+An image whose header is lost is not mended in place: --rebuild-header makes a copy with a new header, found
+from the tables in the file, and leaves the image as it is.
+
 The exit status of a plan is 3 if there is something to mend or something stays wrong, and 0 if not. An
 image that a program uses is refused.`,
 		Example: `  shisa repair vm.qcow2
   shisa repair --apply vm.qcow2
   shisa repair --out plan.json vm.qcow2 && shisa apply plan.json
   shisa repair --place 0x580000=2 vm.qcow2
+  shisa repair --rebuild-header new.qcow2 --size 20G vm.qcow2
   shisa repair --resolved 5f0c... vm.qcow2`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -77,7 +82,10 @@ image that a program uses is refused.`,
 			if err != nil {
 				return err
 			}
-			if o.resolved != "" {
+			switch {
+			case o.rebuild.newFile != "":
+				return runRebuild(c.Context(), o, args[0], s)
+			case o.resolved != "":
 				return runResolved(c.Context(), o, args[0], s)
 			}
 			return runRepair(c.Context(), o, risks, args[0], s)
@@ -98,6 +106,7 @@ image that a program uses is refused.`,
 	f.StringArrayVar(&o.place, "place", nil, "put the L2 table at an offset of the file into an entry of the L1 table, "+
 		"as `OFFSET=L1INDEX` (may be repeated)")
 	f.StringVar(&o.resolved, "resolved", "", "say that the guest data that the repair with `RECEIPT` left wrong was restored")
+	o.rebuild.flags(c)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are")
 	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
 	f.BoolVar(&o.direct, "direct", false, "read past the page cache")
@@ -181,6 +190,9 @@ func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
 		if len(other) > 0 {
 			return nil, usageError(c, "--resolved mends nothing, and goes not with %s", strings.Join(other, ", "))
 		}
+	}
+	if err := o.rebuild.ready(c); err != nil {
+		return nil, err
 	}
 	o.line = applyLine(c, o.out, image)
 	return risks, o.outReady()
