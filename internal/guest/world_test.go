@@ -111,13 +111,12 @@ type without struct {
 
 func (v without) ReadAt(p []byte, off int64) (int, error) {
 	n, err := v.w.ReadAt(p, off)
-	for i := range p[:n] {
-		if at := off + int64(i); at >= v.from && at < v.to {
-			if v.err != nil {
-				return i, v.err
-			}
-			p[i] = 0
+	from, to := max(0, v.from-off), min(int64(n), v.to-off)
+	if from < to {
+		if v.err != nil {
+			return int(from), v.err
 		}
+		clear(p[from:to])
 	}
 	return n, err
 }
