@@ -79,7 +79,7 @@ func runDemo(ctx context.Context, o demoOptions, s *stdio) error {
 		return err
 	}
 	fmt.Fprintf(s.err, "\nThe directory is still there. Look closer:\n"+
-		"  shisa check --all %[1]s/machines/mail.qcow2\n  shisa info --backing-chain %[1]s/machines/web-1.qcow2\n"+
+		"  shisa check --all %[1]s/machines/mail.qcow2\n  shisa repair %[1]s/machines/mail.qcow2\n  shisa info --backing-chain %[1]s/machines/web-1.qcow2\n"+
 		"  shisa scan --html report.html %[1]s\n  rm -r %[1]s\n", render.Text(w.Dir))
 	return err
 }
