@@ -347,7 +347,7 @@ func TestUndoStack(t *testing.T) {
 	q := *p
 	q.ID, q.Fence, q.Relies = "ff112233445566778899aabbccddeeff", nil, nil
 	q.Object.SizeBytes = int64(len(after))
-	q.Writes = []plan.Write{{Phase: plan.Raise, Offset: 1024, Old: slices.Clone(after[1024:1030]), New: []byte("second")}}
+	q.Writes = []plan.Write{{Phase: plan.Count, Offset: 1024, Old: slices.Clone(after[1024:1030]), New: []byte("second")}}
 	o := options(d)
 	o.Now = func() time.Time { return options(d).Now().Add(1) }
 	r, err := Apply(t.Context(), &q, o)

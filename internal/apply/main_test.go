@@ -59,8 +59,8 @@ func makeUp(t testing.TB, dev, ino uint64, path string) (p *plan.Plan, before, a
 		copy(after[off:], fresh)
 	}
 	write(plan.New, len(before)+2000, 700)
-	write(plan.Raise, 512, 6)
-	write(plan.Raise, 700, 600)
+	write(plan.Count, 512, 6)
+	write(plan.Count, 700, 600)
 	write(plan.Point, 8*512, 300)
 	write(plan.Lower, 5*512, 512)
 	write(plan.Switch, 8, 100)

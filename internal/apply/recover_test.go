@@ -38,7 +38,7 @@ func cutAt(t *testing.T, n int) (d *cut.Disk, before, after []byte) {
 	return clone(t, d), before, after
 }
 
-// switched is the number of the sync after the switch in cutAt: fence, new, raise, point, lower,
+// switched is the number of the sync after the switch in cutAt: fence, new, count, point, lower,
 // switch.
 const switched = 6
 

@@ -28,8 +28,9 @@ type Phase string
 const (
 	// New: space that nothing refers to yet, behind the end of the file.
 	New Phase = "new"
-	// Raise: counts that only become higher, so that nothing in use can be taken for free.
-	Raise Phase = "raise"
+	// Count: counts of what is in use become right. None falls below its references, so nothing in
+	// use can be taken for free.
+	Count Phase = "count"
 	// Point: pointers and their flags.
 	Point Phase = "point"
 	// Lower: counts that become lower, of what nothing refers to any more.
@@ -39,7 +40,7 @@ const (
 )
 
 // Phases lists the phases in their order.
-func Phases() []Phase { return []Phase{New, Raise, Point, Lower, Switch} }
+func Phases() []Phase { return []Phase{New, Count, Point, Lower, Switch} }
 
 // SectorBytes is what a disk writes whole or not at all.
 const SectorBytes = 512

@@ -81,7 +81,7 @@ func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
 		m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
 		return false, nil
 	}
-	done, err := m.setRefcounts(plan.Lower, c, 1, 1)
+	done, err := m.setRefcounts(plan.Count, c, 1, 1)
 	if !done || err != nil {
 		return false, err
 	}
@@ -112,7 +112,7 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 		if s.Refcount >= want || !m.opts.wants(rule) {
 			continue
 		}
-		done, err := m.setRefcounts(plan.Raise, int64(s.First), s.N, want)
+		done, err := m.setRefcounts(plan.Count, int64(s.First), s.N, want)
 		if err != nil {
 			return changed, err
 		}
@@ -291,19 +291,17 @@ func (m *mender) flag(off int64, word uint64, cluster int64) (*plan.Step, error)
 	return st, nil
 }
 
-// refcountNow is the refcount of a cluster with what was written to its block.
+// refcountNow is the refcount of a cluster with what was written to its block; false where there is no
+// block that can be used.
 func (m *mender) refcountNow(cluster int64) (uint64, bool) {
 	per, cs := m.h.RefblockEntries(), m.h.ClusterSize()
 	table := m.ex.RefcountTable()
 	block := cluster / per
-	if block >= int64(len(table)) {
-		return 0, true
+	if block >= int64(len(table)) || m.bad[block] {
+		return 0, false
 	}
 	at := int64(qcow2.RefblockOffset(table[block]))
-	switch {
-	case at == 0:
-		return 0, true
-	case at&(cs-1) != 0 || at >= m.ov.size:
+	if at == 0 || at&(cs-1) != 0 || at >= m.ov.size {
 		return 0, false
 	}
 	b, err := m.block(at)

@@ -180,8 +180,8 @@ func (o *overlay) set(phase uint8, at int64, v [wordBytes]byte) error {
 	if i < len(words) && words[i].no == in {
 		w := &words[i]
 		w.bytes = v
-		// What was raised once stays with the raises: they come first.
-		if phase != lowerNo || w.phase != raiseNo {
+		// What was counted once stays with the counts: they come first.
+		if phase != lowerNo || w.phase != countNo {
 			w.phase = phase
 		}
 		return nil
@@ -194,7 +194,7 @@ func (o *overlay) set(phase uint8, at int64, v [wordBytes]byte) error {
 }
 
 var (
-	raiseNo = uint8(slices.Index(plan.Phases(), plan.Raise))
+	countNo = uint8(slices.Index(plan.Phases(), plan.Count))
 	lowerNo = uint8(slices.Index(plan.Phases(), plan.Lower))
 )
 

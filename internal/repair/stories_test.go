@@ -168,3 +168,25 @@ func TestPlanReadsOnly(t *testing.T) {
 		t.Error("the image was changed")
 	}
 }
+
+// TestReftablePastEnd: the refcounts cannot be found, but all that refers to clusters can; so they are
+// counted anew, and no flag is changed for want of a count.
+func TestReftablePastEnd(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	_, b := build(t, patientOf("refcount-zero"))
+	was := view(t, b)
+	binary.BigEndian.PutUint64(b[48:], uint64(len(b)+4<<20)&^4095)
+	p := makePlan(t, b, repair.Options{})
+	after := b.applied(t, p)
+	if status, text := qemuCheck(t, after); status != 3 || p.After.Corruptions > 0 {
+		t.Errorf("%v, %+v; qemu-img check exits with %d, want 3 (the old structure is leaked):\n%s", actions(p), p.After, status, text)
+	}
+	for _, a := range actions(p) {
+		if a == "QC05 drop-copied" {
+			t.Errorf("flags are cleared: %v", actions(p))
+		}
+	}
+	if now := view(t, after); !slices.EqualFunc(was, now, bytes.Equal) {
+		t.Error("the guest reads something else")
+	}
+}

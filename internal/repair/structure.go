@@ -51,7 +51,7 @@ func (m *mender) mendStructure(ctx context.Context) (bool, error) {
 	if s == nil {
 		return false, nil
 	}
-	if !m.ex.Complete() {
+	if !m.ex.ReferencesKnown() {
 		m.keep(finding.QC15, "free space is told from data only where all tables can be read; see what could not be")
 		return false, nil
 	}
@@ -90,8 +90,14 @@ func (m *mender) newStructure() *structure {
 			s.table[b.Index] = 0
 		}
 	}
-	// Clusters in use that no block covers.
 	per := m.h.RefblockEntries()
+	if !m.ex.RefcountsKnown() { // nothing of the old structure can be found
+		s.table = nil
+		for i := range (m.ex.Clusters() + per - 1) / per {
+			s.fresh = append(s.fresh, i)
+		}
+	}
+	// Clusters in use that no block covers.
 	for _, x := range m.ex.Result().Suspects {
 		if x.References == 0 {
 			continue
@@ -355,7 +361,7 @@ func (s *structure) countNew() error {
 	m, per := s.m, s.entries()
 	for c := s.first; c < s.first+int64(len(s.fresh))+s.tableClusters; c++ {
 		b := c / per
-		ph := plan.Raise
+		ph := plan.Count
 		if _, fresh := slices.BinarySearch(s.fresh, b); fresh {
 			ph = plan.New
 		}

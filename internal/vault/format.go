@@ -17,7 +17,7 @@ import (
 //
 //	0           header, 512 bytes
 //	512         the receipt as JSON
-//	            records: fence, new, raise, point, lower, switch, watch
+//	            records: fence, new, count, point, lower, switch, watch
 //	end - 64    trailer
 //	            zeros up to a multiple of 512
 //	            8 states, 512 bytes each, written one by one; zeros where there is none yet
@@ -62,7 +62,7 @@ type Kind uint8
 const (
 	KindFence Kind = iota // the bytes of the fence
 	KindNew               // the phases of the plan
-	KindRaise
+	KindCount
 	KindPoint
 	KindLower
 	KindSwitch // the first sector, whole
@@ -71,7 +71,7 @@ const (
 )
 
 func (k Kind) String() string {
-	names := [numKinds]string{"fence", "new", "raise", "point", "lower", "switch", "watch"}
+	names := [numKinds]string{"fence", "new", "count", "point", "lower", "switch", "watch"}
 	if k >= numKinds {
 		return fmt.Sprintf("kind %d", uint8(k))
 	}

@@ -54,7 +54,7 @@ func newDraft() *Draft {
 		Fence:          &plan.Fence{Offset: 10, Old: make([]byte, 2), New: []byte("FE")},
 		Writes: []plan.Write{
 			{Phase: plan.New, Offset: 1200, New: []byte("new")},
-			{Phase: plan.Raise, Offset: 600, Old: make([]byte, 5), New: []byte("raise")},
+			{Phase: plan.Count, Offset: 600, Old: make([]byte, 5), New: []byte("raise")},
 			{Phase: plan.Point, Offset: 998, Old: make([]byte, 2), New: []byte("point")},
 			{Phase: plan.Lower, Offset: 700, Old: make([]byte, 5), New: []byte("lower")},
 			{Phase: plan.Switch, Offset: 8, Old: make([]byte, 6), New: []byte("switch")},
@@ -117,7 +117,7 @@ func TestUndoFile(t *testing.T) {
 	}
 	defer u.Close()
 	want := []string{
-		`fence 10 2 "FE"`, `new 1200 0 "new"`, `raise 600 5 "raise"`, `point 998 2 "point"`,
+		`fence 10 2 "FE"`, `new 1200 0 "new"`, `count 600 5 "raise"`, `point 998 2 "point"`,
 		`lower 700 5 "lower"`, `switch 0 512 "switch"`, "watch {0 512 1 2}", "watch {600 1400 3 4}",
 	}
 	if diff := cmp.Diff(want, texts(t, u)); diff != "" {

@@ -94,6 +94,7 @@ type checker struct {
 	unlisted   int64          // clusters that would be suspects beyond that
 	unprobed   int64          // leaked clusters that were not looked at whole
 	unreadable int64          // pieces of metadata that could not be read, so that leaks cannot be told
+	structure  int64          // those of them that hold refcounts, and no references
 
 	progress progress
 
@@ -233,6 +234,9 @@ func (c *checker) readSnapshotTable() {
 	}
 }
 
+// refcountTable is the refcount table among the owners of clusters.
+const refcountTable = "refcount table"
+
 // inc counts a piece of metadata, with qemu's rule for what ends past the end of the file; rule is
 // the one that it breaks then.
 func (c *checker) inc(off, length int64, weight uint64, what string, rule finding.Rule) error {
@@ -248,6 +252,9 @@ func (c *checker) inc(off, length int64, weight uint64, what string, rule findin
 		}
 		c.merge(f, alike{about: what})
 		c.unreadable++ // what it was, and led to, would look leaked
+		if what == refcountTable {
+			c.structure++
+		}
 		return nil
 	}
 	s := span{off >> c.bits, (off + length - 1) >> c.bits}

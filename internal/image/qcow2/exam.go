@@ -7,7 +7,9 @@ import (
 	"context"
 	"io"
 	"slices"
+	"strings"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image"
 )
 
@@ -49,6 +51,18 @@ func (e *Exam) Clusters() int64 { return int64(e.c.clusters) }
 func (e *Exam) Complete() bool {
 	return e.c.unreadable == 0 && e.c.unlisted == 0 && !e.c.noRefcounts && len(e.result.Blind) == 0
 }
+
+// ReferencesKnown reports whether everything that refers to guest data and metadata could be read,
+// whatever the state of the refcounts.
+func (e *Exam) ReferencesKnown() bool {
+	return e.c.unreadable == e.c.structure && e.c.unlisted == 0 && e.c.data != nil && e.c.blindCut == 0 &&
+		!slices.ContainsFunc(e.result.Blind, func(b finding.Blind) bool {
+			return !strings.HasPrefix(b.What, "refcount ") // the table or a block
+		})
+}
+
+// RefcountsKnown reports whether the refcount table could be read.
+func (e *Exam) RefcountsKnown() bool { return !e.c.noRefcounts && e.c.structure == 0 }
 
 // Unlisted is how many entries that bear on what is wrong are not among Entries, for there are too
 // many of them.

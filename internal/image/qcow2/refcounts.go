@@ -71,7 +71,7 @@ func (c *checker) countMetadata(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.inc(int64(c.h.ReftableOff), c.h.ReftableEntries()*8, 1, "refcount table", finding.QC11); err != nil {
+	if err := c.inc(int64(c.h.ReftableOff), c.h.ReftableEntries()*8, 1, refcountTable, finding.QC11); err != nil {
 		return err
 	}
 	if err := c.countCryptHeader(); err != nil {
