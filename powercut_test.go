@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,6 +21,10 @@ import (
 // cut at a few of its writes, and with SHISA_LONG=1 at every one. Afterwards "shisa recover" leaves
 // the image as it was before or as it was meant to be, and never worse.
 func TestPowerCut(t *testing.T) {
+	// The scripts have a qemu-img of their own, which is this program; here the real one judges.
+	t.Setenv("PATH", strings.Join(slices.DeleteFunc(filepath.SplitList(os.Getenv("PATH")), func(dir string) bool {
+		return strings.Contains(dir, "testscript-main")
+	}), string(filepath.ListSeparator)))
 	testenv.Need(t, "qemu-img")
 	testenv.NeedRoot(t)
 	program := filepath.Join(t.TempDir(), "shisa")

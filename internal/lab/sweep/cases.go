@@ -57,8 +57,9 @@ func Cases() []Case {
 		{Name: "leaks reclaimed", QemuImg: []string{"check", "-q", "-r", "leaks", "{}"},
 			Shisa: []string{"repair", "--apply", "--reclaim", "{}"}, spec: leaks},
 		{Name: "L1 entry wiped", QemuImg: all, Shisa: ours, spec: disk, wreck: wipeL1},
-		{Name: "header rebuilt", Shisa: []string{"repair", "--rebuild-header", "--apply", "{}"},
-			spec: disk, wreck: wipeHeader},
+		{Name: "header rebuilt", Result: "rebuilt.qcow2", spec: disk, wreck: wipeHeader,
+			Shisa: []string{"repair", "--apply", "--rebuild-header", "{dir}/rebuilt.qcow2", "--size", "4M",
+				"--backing", "", "{}"}},
 	}
 }
 

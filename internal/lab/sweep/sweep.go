@@ -342,11 +342,12 @@ func (s *sweep) look(ctx context.Context, t *cutfs.Tree) (State, error) {
 		st.Between = s.halfDone(t)
 		return st, err
 	}
-	// A repair into a new file leaves the old one alone. As long as there is no new one, all is as it
-	// was.
+	// A repair into a new file leaves the old one alone. As long as the new one is no image, which it
+	// becomes with its last write, all is as it was.
 	name := s.c.Result
-	if t.Digest(name) == "" {
-		name = imageName
+	var magic [4]byte
+	if n, _ := t.ReadAt(name, magic[:], 0); n < len(magic) || string(magic[:]) != "QFI\xfb" {
+		name = imageName // there is none, or a part of one
 	}
 	st, err := s.judge.state(ctx, t, name)
 	st.Between = t.Digest(imageName) != s.before
