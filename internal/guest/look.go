@@ -27,7 +27,7 @@ func (e *examiner) read(at int64, n int64) []byte {
 		return nil
 	}
 	n = min(n, e.mapped[i].End()-at)
-	if e.ev.ReadBytes+n > MaxPieceBytes {
+	if e.ev.ReadBytes+n > e.p.LimitBytes {
 		e.ev.Cut = true
 		return nil
 	}
@@ -203,7 +203,7 @@ func (e *examiner) sweep() {
 	}
 	chunk := int64(chunkBytes)
 	every := int64(1)
-	if left := MaxPieceBytes - e.ev.ReadBytes; total+total/chunk*lookBytes > left {
+	if left := e.p.LimitBytes - e.ev.ReadBytes; total+total/chunk*lookBytes > left {
 		every = (total+total/chunk*lookBytes)/max(1, left-lookBytes) + 1
 		chunk = lookBytes // many small samples see more of the piece than few large ones
 		every *= 2        // each is read with as much after it

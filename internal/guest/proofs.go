@@ -17,9 +17,10 @@ import (
 
 // The bounds of looking at one piece.
 const (
-	// MaxPieceBytes bounds what is read of a piece: half of what a full table of 64 KiB clusters
-	// maps. Of a piece that has more, samples are read, see [Evidence.Cut].
-	MaxPieceBytes = 256 << 20
+	// MaxPieceBytes bounds what is read of a piece: all that a table of 64 KiB clusters maps, with
+	// what is read twice at the ends of chunks. A guest may have a single block that tells its place
+	// in that. Of a piece that has more, samples are read, see [Evidence.Cut].
+	MaxPieceBytes = 640 << 20
 	// chunkBytes is read at once.
 	chunkBytes = 1 << 20
 	// lookBytes is what the longest block has, read past the end of a chunk for those that begin
@@ -57,6 +58,8 @@ type Piece struct {
 	// UnitBytes is what one entry of the table maps, a cluster; 0 is taken for 64 KiB. Blocks in
 	// different units prove different entries.
 	UnitBytes int64
+	// LimitBytes bounds what is read below [MaxPieceBytes], for those who have many pieces; 0: that.
+	LimitBytes int64
 	// Possible tells whether the piece may lie at a guest offset: false where another table lies.
 	// nil: anywhere. With it a block that may have two places counts for the one that is possible.
 	Possible func(base int64) bool
@@ -117,13 +120,16 @@ func (e *Evidence) Place() (base int64, independent, ok bool) {
 var ErrPiece = errors.New("no piece of a disk")
 
 // Proofs looks into a piece for blocks that say where it lies. vols is what [Volumes] gave for the
-// disk. At most [MaxPieceBytes] are read. The error is [ErrPiece] or that of ctx; what cannot be
+// disk. No more is read than the piece's limit. The error is [ErrPiece] or that of ctx; what cannot be
 // read of the piece is in the evidence. It may block as long as reading does.
 func Proofs(ctx context.Context, vols []Volume, piece Piece) (*Evidence, error) {
 	if piece.SpanBytes < minSpan || piece.SpanBytes > maxBytes ||
 		piece.DiskBytes <= 0 || piece.DiskBytes > maxBytes {
 		return nil, fmt.Errorf("look into a piece of %d bytes of a disk of %d bytes: %w",
 			piece.SpanBytes, piece.DiskBytes, ErrPiece)
+	}
+	if piece.LimitBytes <= 0 || piece.LimitBytes > MaxPieceBytes {
+		piece.LimitBytes = MaxPieceBytes
 	}
 	if piece.UnitBytes <= 0 {
 		piece.UnitBytes = defaultUnit

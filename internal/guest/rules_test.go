@@ -410,6 +410,12 @@ func TestBounds(t *testing.T) {
 	if err != nil || !ev.Cut || ev.ReadBytes > MaxPieceBytes {
 		t.Errorf("Proofs(many places) = %+v, %v, want it cut", ev, err)
 	}
+	// Nor does one who asks for less.
+	p.LimitBytes = 64 * mib
+	if ev, err = Proofs(t.Context(), vols, p); err != nil || !ev.Cut || ev.ReadBytes > p.LimitBytes {
+		t.Errorf("Proofs(limit of 64 MiB) = %+v, %v, want it cut", ev, err)
+	}
+	p.LimitBytes = 0
 	// What cannot be read is said.
 	p.Data = without{w: repeated(random), from: gib, to: gib + 10, err: errors.New("gone")}
 	if ev, err = Proofs(t.Context(), vols, p); err != nil || len(ev.Unreadable) == 0 || ev.UnreadableWhy != "gone" {
