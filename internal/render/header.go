@@ -65,7 +65,7 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 			}
 			text := flag
 			if name == qcow2.FieldSize && d.SizeHighBytes > 0 {
-				text += fmt.Sprintf("   the tables allow %s to %s", BytesExact(d.SizeLowBytes), BytesExact(d.SizeHighBytes))
+				text += fmt.Sprintf("; the tables allow %s to %s", BytesExact(d.SizeLowBytes), BytesExact(d.SizeHighBytes))
 			}
 			o.prose(fmt.Sprintf("  %-24s", Text(name)), text)
 		}
