@@ -169,7 +169,7 @@ func (m *mender) setRefcounts(ph plan.Phase, first, n int64, v uint64) (bool, er
 		if block < int64(len(table)) {
 			at = qcow2.RefblockOffset(table[block])
 		}
-		if m.bad[block] || at == 0 || int64(at)&(cs-1) != 0 || int64(at)+cs > m.ov.size {
+		if m.bad[block] || at <= 0 || int64(at)&(cs-1) != 0 || int64(at)+cs > m.ov.size {
 			return false, nil
 		}
 		if err := m.putRefcounts(ph, int64(at), in, k, v); err != nil {
@@ -301,7 +301,7 @@ func (m *mender) refcountNow(cluster int64) (uint64, bool) {
 		return 0, false
 	}
 	at := int64(qcow2.RefblockOffset(table[block]))
-	if at == 0 || at&(cs-1) != 0 || at >= m.ov.size {
+	if at <= 0 || at&(cs-1) != 0 || at >= m.ov.size {
 		return 0, false
 	}
 	b, err := m.block(at)

@@ -72,8 +72,8 @@ func (m *mender) newStructure() *structure {
 	wide := m.widerOrder()
 	if wide > s.order && m.opts.wants(finding.QC23) {
 		s.order = wide
-		for i, e := range s.table {
-			s.retire(int64(i), e)
+		for _, e := range s.table {
+			s.retire(e)
 		}
 		s.table = nil
 		return s
@@ -85,7 +85,7 @@ func (m *mender) newStructure() *structure {
 		s.fresh = append(s.fresh, b.Index)
 		if b.Index < int64(len(s.table)) {
 			if !b.Unusable {
-				s.retire(b.Index, s.table[b.Index])
+				s.retire(s.table[b.Index])
 			}
 			s.table[b.Index] = 0
 		}
@@ -118,11 +118,11 @@ func (m *mender) newStructure() *structure {
 
 // retire marks the cluster of an old block as free in the new structure, if nothing but the old
 // structure refers to it and it reads as refcounts.
-func (s *structure) retire(_ int64, entry uint64) {
+func (s *structure) retire(entry uint64) {
 	m := s.m
 	off := int64(qcow2.RefblockOffset(entry))
 	c := off >> m.h.ClusterBits
-	if off == 0 || off&(m.h.ClusterSize()-1) != 0 || off >= m.ov.size || m.ex.References(c) != 1 {
+	if off <= 0 || off&(m.h.ClusterSize()-1) != 0 || off >= m.ov.size || m.ex.References(c) != 1 {
 		return
 	}
 	s.superseded[c] = true

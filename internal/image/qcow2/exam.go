@@ -71,14 +71,19 @@ func (e *Exam) Unlisted() int64 { return e.c.ev.dropped }
 // References counts what refers to a cluster, metadata and the views of snapshots included. They
 // may be more than a refcount can hold.
 func (e *Exam) References(cluster int64) uint64 {
-	if e.c.data == nil {
+	if e.c.data == nil || cluster < 0 { // an offset with its highest bit set
 		return 0
 	}
 	return e.c.data.count(cluster)
 }
 
 // Refcount is the refcount of a cluster as it stands on disk; false where it cannot be known.
-func (e *Exam) Refcount(cluster int64) (uint64, bool) { return e.c.refcountOf(e.c.ev, cluster) }
+func (e *Exam) Refcount(cluster int64) (uint64, bool) {
+	if cluster < 0 {
+		return 0, false
+	}
+	return e.c.refcountOf(e.c.ev, cluster)
+}
 
 // EachReferenced calls fn for every range of clusters that something refers to, ascending, with how
 // often. It may call it for neighbouring ranges of the same count.
