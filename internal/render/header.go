@@ -72,10 +72,11 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 		return o.flush()
 	}
 	if d.Made {
-		o.line("Look at it and mend the rest:  ", next)
+		o.line("Look at it and mend the rest:")
 	} else {
-		o.line("Nothing was made. To make it:  ", next)
+		o.line("Nothing was made. To make it:")
 	}
+	o.line("  ", next)
 	return o.flush()
 }
 

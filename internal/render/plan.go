@@ -39,8 +39,10 @@ func Plan(w io.Writer, p *plan.Plan, name, saved string, next Commands, s Style)
 	}
 	switch {
 	case !p.Empty() && next.Apply != "":
-		o.line("Nothing was changed. To carry it out:  ", next.Apply)
-		o.line("To take it back afterwards:            ", next.Undo)
+		o.line("Nothing was changed. To carry it out:")
+		o.line("  ", next.Apply)
+		o.line("To take it back afterwards:")
+		o.line("  ", next.Undo)
 	default:
 		o.line("Nothing was changed.")
 	}

@@ -75,10 +75,12 @@ func (o *out) mended(r *vault.Receipt, name string, next Commands) {
 	o.left(r.Remains, r.Blind, "what was not repaired, and why:", "what there is to know besides:")
 	o.line()
 	if len(r.Hurt) > 0 && r.Resolved == nil && next.Resolve != "" {
-		o.line("When that guest data is restored:  ", next.Resolve)
+		o.line("When that guest data is restored:")
+		o.line("  ", next.Resolve)
 	}
 	if next.Undo != "" {
-		o.line("To take it back:  ", next.Undo)
+		o.line("To take it back:")
+		o.line("  ", next.Undo)
 	}
 }
 
