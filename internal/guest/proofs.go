@@ -120,8 +120,8 @@ func (e *Evidence) Place() (base int64, independent, ok bool) {
 var ErrPiece = errors.New("no piece of a disk")
 
 // Proofs looks into a piece for blocks that say where it lies. vols is what [Volumes] gave for the
-// disk. No more is read than the piece's limit. The error is [ErrPiece] or that of ctx; what cannot be
-// read of the piece is in the evidence. It may block as long as reading does.
+// disk. No more is read than the piece's limit. The error is [ErrPiece] or that of ctx; what cannot
+// be read of the piece is in the evidence. It may block as long as reading does.
 func Proofs(ctx context.Context, vols []Volume, piece Piece) (*Evidence, error) {
 	if piece.SpanBytes < minSpan || piece.SpanBytes > maxBytes ||
 		piece.DiskBytes <= 0 || piece.DiskBytes > maxBytes {
