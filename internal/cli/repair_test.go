@@ -16,6 +16,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/lab"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // broken makes an image with a fault, and gives its path and its bytes.
@@ -209,5 +210,44 @@ func TestInterruptedRepair(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// TestChangeUnderWay: while a program is at work on an image, its unfinished change is a note.
+func TestChangeUnderWay(t *testing.T) {
+	c := &vault.Candidate{ID: "1", State: vault.Applying, Match: vault.MatchFile, UndoPath: "/a.shisa-undo",
+		Receipt: &vault.Receipt{}}
+	if f := unfinished("/a", c, true); f.Severity != finding.Note || !strings.Contains(f.Next, "if no shisa") {
+		t.Errorf("a change of an image in use = %s, %q, want a note", f.Severity, f.Next)
+	}
+	if f := unfinished("/a", c, false); f.Severity != finding.Danger {
+		t.Errorf("a change of an image at rest = %s, want danger", f.Severity)
+	}
+	c.UndoPath = ""
+	if f := unfinished("/a", c, false); !strings.Contains(f.Next, "look for the undo file") {
+		t.Errorf("without an undo file the advice is %q", f.Next)
+	}
+}
+
+// TestRiskIsForOneImage: a risk is accepted for the file that it names, whatever its name is.
+func TestRiskIsForOneImage(t *testing.T) {
+	dir := t.TempDir()
+	one, other, link := filepath.Join(dir, "one"), filepath.Join(dir, "other"), filepath.Join(dir, "link")
+	for _, path := range []string{one, other} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(one, link); err != nil {
+		t.Fatal(err)
+	}
+	risks := []risk{{"no-locks", link}, {"no-locks", filepath.Join(dir, "gone")}}
+	for path, want := range map[string]bool{one: true, link: true, other: false, filepath.Join(dir, "gone"): false, "": false} {
+		if got := accepted(risks, "no-locks", path); got != want {
+			t.Errorf("accepted(%s) = %t, want %t", path, got, want)
+		}
+	}
+	if accepted(risks, "no-backup", one) {
+		t.Error("a risk was accepted for another one")
 	}
 }

@@ -108,7 +108,7 @@ type Recovered struct {
 // Recover writes for people what shisa recover did.
 func Recover(w io.Writer, d *RecoverDocument, s Style) error {
 	o := newOut(w, s)
-	open := 0
+	open, done := 0, 0
 	for _, c := range d.Changes {
 		name, of := c.Image, c.Image
 		if name == "" {
@@ -117,6 +117,9 @@ func Recover(w io.Writer, d *RecoverDocument, s Style) error {
 		word, color, text := "recovered", green, ""
 		switch c.Did {
 		case "nothing":
+			if done++; !o.s.All {
+				continue
+			}
 			word, color, text = "nothing to do", dim, "its change was finished before"
 		case "removed":
 			text = "the undo file " + Name(c.UndoPath) + " was never finished and is removed; the image was never touched"
@@ -140,8 +143,12 @@ func Recover(w io.Writer, d *RecoverDocument, s Style) error {
 	case open > 0:
 		o.line()
 		o.prose("", Count(int64(open), "change is", "changes are")+" still open: do not use these images")
-	case len(d.Changes) == 0 && len(d.Errors) == 0:
-		o.line("no change was left in the middle")
+	case len(d.Changes) == done && len(d.Errors) == 0:
+		text := "no change was left in the middle"
+		if done > 0 {
+			text += "; " + Count(int64(done), "is finished", "are finished")
+		}
+		o.line(text)
 	}
 	return o.flush()
 }
