@@ -85,8 +85,8 @@ func letgo(ts *testscript.TestScript, neg bool, args []string) {
 	end.(func())()
 }
 
-// unfinish takes the last state out of an undo file, and sets back the receipt in a state directory,
-// as if the power had failed before either was written ("Undo file, states" in doc/formats/undo.md).
+// unfinish takes the last state out of an undo file, and sets back the receipt in a state
+// directory, as if the power had failed before either was written (doc/formats/undo.md, states).
 func unfinish(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: unfinish UNDOFILE STATEDIR")

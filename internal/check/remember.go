@@ -53,7 +53,8 @@ func (j *job) recall(f finding.Finding, maxRanges int) {
 	case finding.QC26.Code:
 		// Whatever else is wrong may be half of that change.
 		for i := range j.img.Findings {
-			if o := &j.img.Findings[i]; o.Code != f.Code && o.Code != finding.QC25.Code && f.Severity != finding.Note {
+			if o := &j.img.Findings[i]; o.Code != f.Code && o.Code != finding.QC25.Code &&
+				f.Severity != finding.Note {
 				o.DependsOn = append(slices.Clone(o.DependsOn), f.Code)
 			}
 		}
@@ -73,7 +74,8 @@ func (j *job) mixed(snapshot string) []finding.Range {
 	return joined(known)
 }
 
-// beyond gives the ranges of list that do not lie within one of known, which is sorted and disjoint.
+// beyond gives the ranges of list that do not lie within one of known, which is sorted and
+// disjoint.
 func beyond(list, known []finding.Range) []finding.Range {
 	return slices.DeleteFunc(slices.Clone(list), func(r finding.Range) bool {
 		return slices.ContainsFunc(known, func(k finding.Range) bool {

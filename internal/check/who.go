@@ -41,8 +41,8 @@ type Guarded struct {
 	f *diskio.File
 }
 
-// Reading runs fn, which reads an open file through the reader that it is given and in no other way,
-// and gives it up when none of its reads ends for timeout (diskio.ErrTimeout), or when ctx ends and
+// Reading runs fn, which reads an open file through the reader that it is given and in no other
+// way, and gives it up when none of its reads ends for timeout (diskio.ErrTimeout), or when ctx ends and
 // fn does not follow. It closes the file once fn has returned, whenever that is. 0 is
 // DefaultReadTimeout.
 func Reading[T any](ctx context.Context, f *diskio.File, timeout time.Duration,
@@ -59,7 +59,9 @@ func Reading[T any](ctx context.Context, f *diskio.File, timeout time.Duration,
 func (r *Guarded) ReadAt(p []byte, off int64) (int, error) { return r.g.ReadAt(p, off) }
 
 // Data calls fn for each range of [off, off+length) that is not a hole, in ascending order.
-func (r *Guarded) Data(ctx context.Context, off, length int64, fn func(off, length int64) error) error {
+func (r *Guarded) Data(
+	ctx context.Context, off, length int64, fn func(off, length int64) error,
+) error {
 	if r.g.gone.Load() {
 		return errAbandoned
 	}

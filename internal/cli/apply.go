@@ -25,9 +25,9 @@ func newApply(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "apply PLAN.json",
 		Short: "carry out a plan that repair saved",
-		Long: `apply carries out a plan that "shisa repair --out" saved; "-" reads it from standard input. It is refused
-if any byte of the image that the plan rests on has changed since, if the plan was edited, if it was
-carried out before, and while a program uses the image.
+		Long: `apply carries out a plan that "shisa repair --out" saved; "-" reads it from standard input.
+It is refused if any byte of the image that the plan rests on has changed since, if the plan was edited, if
+it was carried out before, and while a program uses the image.
 
 The old bytes are safe on the disk before the first one is written. Afterwards the whole image is
 checked; if that does not end as the plan says, the image gets its old bytes back.`,

@@ -44,7 +44,8 @@ type changeOptions struct {
 func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	f := c.Flags()
 	jsonFlag(c, &o.json)
-	f.BoolVar(&o.all, "all", false, "show every step, range and raw value instead of at most 20 of a kind")
+	f.BoolVar(&o.all, "all", false, "show every step, range and raw value instead of at "+
+		"most 20 of a kind")
 	stateFlag(c, &o.state)
 	f.StringVar(&o.journal, "journal", "", "keep undo files in `DIR` instead of beside the image")
 	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
@@ -53,8 +54,9 @@ func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 }
 
 func stateFlag(c *cobra.Command, v *string) {
-	c.Flags().StringVar(v, "state", "", "keep receipts below `DIR` (default /var/lib/shisa for root, else "+
-		"$XDG_STATE_HOME/shisa)")
+	c.Flags().StringVar(v, "state", "",
+		"keep receipts below `DIR` (default /var/lib/shisa for root, else "+
+			"$XDG_STATE_HOME/shisa)")
 }
 
 // stateDir is the state directory, absolute.
@@ -85,7 +87,8 @@ func (o *changeOptions) ready(c *cobra.Command) ([]risk, error) {
 			return nil, usageError(c, "--accept-risk %s: there is no risk of that name, known are: %s", text,
 				strings.Join(risks, ", "))
 		case !ok || image == "":
-			return nil, usageError(c, "--accept-risk %s: it does not say for which image, want %s:IMAGE", text, name)
+			return nil, usageError(c, "--accept-risk %s: it does not say for which image, want %s:IMAGE",
+				text, name)
 		}
 		all = append(all, risk{name, image})
 	}
@@ -116,10 +119,7 @@ func (o *changeOptions) engine(risks []risk, image string, p *progress) (apply.O
 	state, err := stateDir(o.state)
 	return apply.Options{
 		StateDir: state, JournalDir: o.journal, AcceptNoLocks: accepted(risks, "no-locks", image),
-		Progress: func(what string, done, total int64) {
-			p.Say(what)
-			p.Set(done, total)
-		},
+		Progress: p.Part,
 	}, err
 }
 
@@ -142,8 +142,11 @@ func (o *changeOptions) commands(image, id string) render.Commands {
 		Resolve: "shisa repair" + flags + " --resolved " + id + " " + render.Word(image)}
 }
 
+// verifier examines an image after a change.
+type verifier = func(ctx context.Context, r io.ReaderAt, sizeBytes int64) error
+
 // verify gives the examination of an image after a change that should end as after says.
-func verify(image string, after *plan.Plan, p *progress) func(context.Context, io.ReaderAt, int64) error {
+func verify(image string, after *plan.Plan, p *progress) verifier {
 	return func(ctx context.Context, r io.ReaderAt, size int64) error {
 		return repair.Verify(ctx, r, size, after, qcow2.CheckOptions{Name: image, Progress: p.Set,
 			DataFileBytes: dataFileBytes(ctx, image, r, size)})
@@ -177,7 +180,8 @@ func unused(ctx context.Context, image string, timeout time.Duration) error {
 	return withStatus(finding.StatusRefused, err)
 }
 
-// changeError gives an error of a change its status and hint. name is what the user calls the image.
+// changeError gives an error of a change its status and hint. name is what the user calls the
+// image.
 func changeError(ctx context.Context, err error, name string) error {
 	var room *apply.RoomError
 	hint := func(text string) error { return finding.WithHint(oneLine{err}, text) }
@@ -211,8 +215,8 @@ func changeError(ctx context.Context, err error, name string) error {
 	case errors.As(err, &room):
 		return hint("make room, or keep the undo file elsewhere with --journal DIR")
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		return hint("run it as one who may write there; where the image's directory must not be written, " +
-			"--journal DIR keeps the undo file elsewhere, and --state DIR the receipt")
+		return hint("run it as one who may write there; where the image's directory must not " +
+			"be written, --journal DIR keeps the undo file elsewhere, and --state DIR the receipt")
 	case errors.Is(err, plan.ErrNewer), errors.Is(err, vault.ErrNewer):
 		return hint("use the version of shisa that made it, or a newer one")
 	case errors.Is(err, plan.ErrEdited):
@@ -230,7 +234,9 @@ func (e oneLine) Error() string { return strings.ReplaceAll(e.error.Error(), "\n
 func (e oneLine) Unwrap() error { return e.error }
 
 // showReceipt writes a receipt, and gives the statuses that it stands for.
-func (o *changeOptions) showReceipt(s *stdio, r *vault.Receipt, name string, statuses ...int) error {
+func (o *changeOptions) showReceipt(
+	s *stdio, r *vault.Receipt, name string, statuses ...int,
+) error {
 	if o.json {
 		doc := &render.ReceiptDocument{Status: finding.OrderStatus(statuses...), Receipt: *r}
 		return render.JSON(s.out, vault.ReceiptSchema, doc)
@@ -255,7 +261,9 @@ func leftStatuses(remains []finding.Finding, blind []finding.Blind, wrong bool) 
 }
 
 // carryOut applies a plan, shows what became of it, and gives the error to end with.
-func (o *changeOptions) carryOut(ctx context.Context, p *plan.Plan, risks []risk, name string, s *stdio) error {
+func (o *changeOptions) carryOut(
+	ctx context.Context, p *plan.Plan, risks []risk, name string, s *stdio,
+) error {
 	image := vault.PathOf(p.Object)
 	if err := unused(ctx, image, 0); err != nil {
 		return err

@@ -32,7 +32,8 @@ const rebuildHint = "shisa repair --rebuild-header NEWFILE IMAGE makes a copy wi
 
 // makePlan makes the plan of repairing an image that nobody uses, ready to be saved.
 func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*plan.Plan, error) {
-	real, err := diskio.Within(ctx, o.readTimeout, func() (string, error) { return diskio.RealPath(name) }, nil)
+	resolve := func() (string, error) { return diskio.RealPath(name) }
+	real, err := diskio.Within(ctx, o.readTimeout, resolve, nil)
 	if err != nil {
 		return nil, fmt.Errorf("repair %s: %w", name, bare(err))
 	}
@@ -64,7 +65,8 @@ func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*pl
 	if err != nil {
 		return nil, repairError(ctx, err, real)
 	}
-	if slices.ContainsFunc(p.Remains, func(f finding.Finding) bool { return f.Code == finding.QC13.Code }) {
+	lost := func(f finding.Finding) bool { return f.Code == finding.QC13.Code }
+	if slices.ContainsFunc(p.Remains, lost) {
 		// It may be what keeps a table from being put back.
 		for _, n := range notes {
 			fmt.Fprintf(s.err, "shisa: %s\n", render.Text(n))
@@ -77,9 +79,9 @@ func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*pl
 }
 
 // plan plans the repair of an open image.
-func (o *repairOptions) plan(ctx context.Context, r *check.Guarded, f *diskio.File, real string, bar *progress) (
-	p *plan.Plan, notes []string, err error,
-) {
+func (o *repairOptions) plan(
+	ctx context.Context, r *check.Guarded, f *diskio.File, real string, bar *progress,
+) (p *plan.Plan, notes []string, err error) {
 	if err := isQcow2(r, f.Size(), real); err != nil {
 		return nil, nil, err
 	}
@@ -94,12 +96,14 @@ func (o *repairOptions) plan(ctx context.Context, r *check.Guarded, f *diskio.Fi
 	if o.all {
 		opts.Check.MaxRanges, opts.Check.AllEvidence = -1, true
 	}
-	chain, err := disk.Open(ctx, real, disk.Options{Policy: disk.Policy{Dirs: o.pools, Follow: o.follow}})
+	policy := disk.Policy{Dirs: o.pools, Follow: o.follow}
+	chain, err := disk.Open(ctx, real, disk.Options{Policy: policy})
 	switch {
 	case ctx.Err() != nil:
 		return nil, nil, ctx.Err()
 	case err != nil && errors.As(err, new(*disk.LinkError)):
-		notes = append(notes, fmt.Sprintf("what the guest sees through the backing chain could not be asked: %v", err))
+		notes = append(notes, fmt.Sprintf(
+			"what the guest sees through the backing chain could not be asked: %v", err))
 	case err == nil:
 		defer chain.Close()
 		opts.Disk = r.Also(chain)
@@ -112,9 +116,11 @@ func (o *repairOptions) plan(ctx context.Context, r *check.Guarded, f *diskio.Fi
 	if err != nil {
 		return nil, notes, err
 	}
-	if now.SizeBytes != was.SizeBytes || !now.ModTime.Equal(was.ModTime) || !now.ChangeTime.Equal(was.ChangeTime) {
+	if now.SizeBytes != was.SizeBytes || !now.ModTime.Equal(was.ModTime) ||
+		!now.ChangeTime.Equal(was.ChangeTime) {
 		return nil, notes, withStatus(finding.StatusRefused, finding.WithHint(
-			fmt.Errorf("%s was written to while it was looked at", real), "find out who uses it, and try again"))
+			fmt.Errorf("%s was written to while it was looked at", real),
+			"find out who uses it, and try again"))
 	}
 	obj := &p.Object
 	obj.Path, obj.Dev, obj.Ino, obj.ModTime = shown, was.Dev, was.Ino, was.ModTime
@@ -138,7 +144,8 @@ func isQcow2(r *check.Guarded, size int64, path string) error {
 		return withStatus(finding.StatusFound, finding.WithHint(
 			fmt.Errorf("repair %s: its header is not one of a qcow2 image", path), rebuildHint))
 	}
-	return finding.WithHint(fmt.Errorf("repair %s: it is an image of format %s, and only qcow2 images are repaired",
+	return finding.WithHint(fmt.Errorf("repair %s: it is an image of format %s, and only qcow2 "+
+		"images are repaired",
 		path, format), "if it was a qcow2 image, its header was overwritten: "+rebuildHint)
 }
 
@@ -188,8 +195,9 @@ func earlier(ctx context.Context, state, image string) (*before, error) {
 	}
 	b := &before{blind: opts.NotSeen}
 	if err != nil {
-		b.blind = append(b.blind, finding.Blind{Object: image, What: "what earlier changes left", Reason: err.Error(),
-			Host: []finding.Range{}, Guest: []finding.Range{}})
+		b.blind = append(b.blind, finding.Blind{Object: image, What: "what earlier changes left",
+			Reason: err.Error(),
+			Host:   []finding.Range{}, Guest: []finding.Range{}})
 	}
 	for _, f := range found {
 		if f.Code == finding.QC26.Code && f.Certainty != finding.Possible {

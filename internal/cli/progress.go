@@ -64,6 +64,12 @@ func (p *progress) Say(title string) {
 	p.title = render.Text(title)
 }
 
+// Part is Say and Set at once.
+func (p *progress) Part(title string, done, total int64) {
+	p.Say(title)
+	p.Set(done, total)
+}
+
 func (p *progress) line(done, total int64, took time.Duration) string {
 	clock := fmt.Sprintf("%d:%02d", int(took.Minutes()), int(took.Seconds())%60)
 	switch {

@@ -39,27 +39,34 @@ type rebuildOptions struct {
 // fieldFlags names the flags that give a field which nothing shows.
 var fieldFlags = map[string]string{
 	qcow2.FieldClusterBits: "--cluster-size SIZE", qcow2.FieldSize: "--size SIZE",
-	qcow2.FieldBacking: "--backing NAME, or --backing '' where there is none", qcow2.FieldDataFile: "--data-file NAME",
-	qcow2.FieldL1Off: "--l1-offset OFFSET", qcow2.FieldReftableOff: "--reftable-offset OFFSET",
+	qcow2.FieldBacking:  "--backing NAME, or --backing '' where there is none",
+	qcow2.FieldDataFile: "--data-file NAME",
+	qcow2.FieldL1Off:    "--l1-offset OFFSET", qcow2.FieldReftableOff: "--reftable-offset OFFSET",
 	qcow2.FieldVersion: "--image-version 2 or 3",
 }
 
 // rebuildFlags lists the flags that go only with --rebuild-header.
-var rebuildFlags = []string{"cluster-size", "size", "backing", "backing-format", "data-file", "l1-offset",
-	"reftable-offset", "image-version"}
+var rebuildFlags = []string{"cluster-size", "size", "backing", "backing-format", "data-file",
+	"l1-offset", "reftable-offset", "image-version"}
 
 func (o *rebuildOptions) flags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.newFile, "rebuild-header", "", "for an image whose header is lost: with --apply make `NEWFILE`, a copy "+
-		"with a new header")
+	f.StringVar(&o.newFile, "rebuild-header", "",
+		"for an image whose header is lost: with --apply make `NEWFILE`, a copy with a new header")
 	f.Var(&o.clusterSize, "cluster-size", "with --rebuild-header: clusters have this size")
 	f.Var(&o.size, "size", "with --rebuild-header: the virtual disk has this size")
-	f.StringVar(&o.backing, "backing", "", "with --rebuild-header: the backing file is `NAME`, '' for none")
-	f.StringVar(&o.backingFormat, "backing-format", "", "with --rebuild-header: the backing file has format `FMT`")
-	f.StringVar(&o.dataFile, "data-file", "", "with --rebuild-header: the external data file is `NAME`")
-	f.Int64Var(&o.l1, "l1-offset", 0, "with --rebuild-header: the L1 table lies at `OFFSET` of the file")
-	f.Int64Var(&o.reftable, "reftable-offset", 0, "with --rebuild-header: the refcount table lies at `OFFSET` of the file")
-	f.IntVar(&o.version, "image-version", 0, "with --rebuild-header: the image has version `N`, 2 or 3")
+	f.StringVar(&o.backing, "backing", "",
+		"with --rebuild-header: the backing file is `NAME`, '' for none")
+	f.StringVar(&o.backingFormat, "backing-format", "",
+		"with --rebuild-header: the backing file has format `FMT`")
+	f.StringVar(&o.dataFile, "data-file", "",
+		"with --rebuild-header: the external data file is `NAME`")
+	f.Int64Var(&o.l1, "l1-offset", 0,
+		"with --rebuild-header: the L1 table lies at `OFFSET` of the file")
+	f.Int64Var(&o.reftable, "reftable-offset", 0,
+		"with --rebuild-header: the refcount table lies at `OFFSET` of the file")
+	f.IntVar(&o.version, "image-version", 0,
+		"with --rebuild-header: the image has version `N`, 2 or 3")
 }
 
 // ready refuses flags that make no sense together, and a new file that is there.
@@ -67,7 +74,8 @@ func (o *rebuildOptions) ready(c *cobra.Command) error {
 	o.hasBacking = c.Flags().Changed("backing")
 	var wrong []string
 	c.Flags().Visit(func(f *pflag.Flag) {
-		with := slices.Contains([]string{"rebuild-header", "apply", "json", "all", "direct", "read-timeout", "state",
+		with := slices.Contains([]string{"rebuild-header", "apply", "json", "all", "direct",
+			"read-timeout", "state",
 			"journal"}, f.Name)
 		if slices.Contains(rebuildFlags, f.Name) == (o.newFile == "") && !with {
 			wrong = append(wrong, "--"+f.Name)
@@ -75,7 +83,9 @@ func (o *rebuildOptions) ready(c *cobra.Command) error {
 	})
 	switch {
 	case o.newFile == "":
-		wrong = slices.DeleteFunc(wrong, func(n string) bool { return !slices.Contains(rebuildFlags, n[2:]) })
+		wrong = slices.DeleteFunc(wrong, func(n string) bool {
+			return !slices.Contains(rebuildFlags, n[2:])
+		})
 		if len(wrong) > 0 {
 			return usageError(c, "%s: only with --rebuild-header", strings.Join(wrong, ", "))
 		}
@@ -103,8 +113,8 @@ func newFileError(name string, err error) error {
 	case errors.Is(err, diskio.ErrNoSpace):
 		return finding.WithHint(err, "name a file on storage that has room for a copy")
 	case errors.Is(err, apply.ErrInterrupted):
-		return withStatus(finding.StatusHalfDone, finding.WithHint(err, "the image was not touched; remove "+
-			render.Word(name)+" when the storage answers again"))
+		return withStatus(finding.StatusHalfDone, finding.WithHint(err,
+			"the image was not touched; remove "+render.Word(name)+" when the storage answers again"))
 	}
 	return fmt.Errorf("make %s: %w", name, err)
 }
@@ -127,11 +137,11 @@ func runRebuild(ctx context.Context, o repairOptions, image string, s *stdio) er
 	next := o.line
 	if o.apply && len(p.Missing) == 0 {
 		bar := newProgress(s, "copying")
-		err := apply.MakeNew(ctx, apply.NewFile{Source: real, Target: o.rebuild.newFile, SizeBytes: size, Writes: p.Writes},
-			apply.Options{Verify: verifyHeader(o.rebuild.newFile, p, bar), Progress: func(what string, done, total int64) {
-				bar.Say(what)
-				bar.Set(done, total)
-			}})
+		made := apply.NewFile{Source: real, Target: o.rebuild.newFile, SizeBytes: size, Writes: p.Writes}
+		err := apply.MakeNew(ctx, made, apply.Options{
+			Verify:   verifyHeader(o.rebuild.newFile, p, bar),
+			Progress: bar.Part,
+		})
 		bar.Done()
 		if err != nil {
 			return changeError(ctx, newFileError(o.rebuild.newFile, err), image)
@@ -165,7 +175,9 @@ func headerStatuses(p *repair.HeaderPlan) []int {
 }
 
 // planHeader finds out what the header was. It reads the data of the file.
-func (o *repairOptions) planHeader(ctx context.Context, real string, s *stdio) (*repair.HeaderPlan, int64, error) {
+func (o *repairOptions) planHeader(ctx context.Context, real string, s *stdio) (
+	*repair.HeaderPlan, int64, error,
+) {
 	open := diskio.Open
 	if o.direct {
 		open = diskio.OpenDirect
@@ -177,8 +189,9 @@ func (o *repairOptions) planHeader(ctx context.Context, real string, s *stdio) (
 	bar := newProgress(s, "searching")
 	defer bar.Done()
 	r := &o.rebuild
-	opts := repair.HeaderOptions{Name: strings.ToValidUTF8(real, "\uFFFD"), ClusterBytes: int64(r.clusterSize),
-		SizeBytes: int64(r.size), Version: r.version, L1Offset: r.l1, ReftableOffset: r.reftable,
+	opts := repair.HeaderOptions{Name: strings.ToValidUTF8(real, "\uFFFD"),
+		ClusterBytes: int64(r.clusterSize),
+		SizeBytes:    int64(r.size), Version: r.version, L1Offset: r.l1, ReftableOffset: r.reftable,
 		BackingFormat: r.backingFormat, DataFile: r.dataFile, Progress: bar.Set}
 	if r.hasBacking {
 		opts.Backing = &r.backing
@@ -199,13 +212,14 @@ func (o *repairOptions) planHeader(ctx context.Context, real string, s *stdio) (
 }
 
 // verifyHeader examines the new file: a check must find what it found behind the planned header.
-func verifyHeader(name string, p *repair.HeaderPlan, bar *progress) func(context.Context, io.ReaderAt, int64) error {
+func verifyHeader(name string, p *repair.HeaderPlan, bar *progress) verifier {
 	return func(ctx context.Context, r io.ReaderAt, size int64) error {
 		h, err := qcow2.ReadHeader(r, size)
 		if err != nil || p.Counts == nil || h.HasDataFile() {
 			return err
 		}
-		res, err := qcow2.Check(ctx, r, size, qcow2.CheckOptions{Name: name, DataFileBytes: -1, Progress: bar.Set})
+		res, err := qcow2.Check(ctx, r, size, qcow2.CheckOptions{Name: name, DataFileBytes: -1,
+			Progress: bar.Set})
 		if err == nil && res.Counts != *p.Counts {
 			err = fmt.Errorf("the check of the new file finds %+v, planned was %+v", res.Counts, *p.Counts)
 		}

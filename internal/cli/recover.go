@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"slices"
 
@@ -31,11 +30,13 @@ func newRecover(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "recover [PATH...]",
 		Short: "put right what a power cut left unfinished",
-		Long: `recover looks for changes that were cut off, and gives the images their old bytes back, or with --forward
-the new ones. An undo that was cut off is finished. A path is an image, an undo file, a receipt, or a
-directory: all undo files below it. Without a path all receipts in the state directory are looked at.
+		Long: `recover looks for changes that were cut off, and gives the images their old bytes back,
+or with --forward the new ones. An undo that was cut off is finished. A path is an image, an undo file, a
+receipt, or a directory: all undo files below it. Without a path all receipts in the state directory
+are looked at.
 
-Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and told of.`,
+Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
+told of.`,
 		Example: `  shisa recover
   shisa recover vm.qcow2
   shisa recover --forward /var/lib/libvirt/images`,
@@ -52,7 +53,9 @@ Done twice it does nothing. An image that somebody else wrote to meanwhile is le
 	return c
 }
 
-func runRecover(ctx context.Context, o recoverOptions, risks []risk, paths []string, s *stdio) error {
+func runRecover(
+	ctx context.Context, o recoverOptions, risks []risk, paths []string, s *stdio,
+) error {
 	if len(paths) == 0 {
 		paths = []string{""}
 	}
@@ -67,7 +70,7 @@ func runRecover(ctx context.Context, o recoverOptions, risks []risk, paths []str
 			return err
 		}
 		opts.Forward = o.forward
-		opts.VerifyOf = func(r *vault.Receipt) func(context.Context, io.ReaderAt, int64) error {
+		opts.VerifyOf = func(r *vault.Receipt) verifier {
 			return verify(r.Image(), &plan.Plan{After: r.After, SizeAfterBytes: r.SizeAfterBytes}, bar)
 		}
 		all, err := apply.Recover(ctx, path, opts)
@@ -91,8 +94,8 @@ func runRecover(ctx context.Context, o recoverOptions, risks []risk, paths []str
 }
 
 // outcomes adds what was done to the document, each change once, and gives the statuses.
-func (o *recoverOptions) outcomes(ctx context.Context, doc *render.RecoverDocument, all []apply.Outcome,
-	seen map[string]bool,
+func (o *recoverOptions) outcomes(
+	ctx context.Context, doc *render.RecoverDocument, all []apply.Outcome, seen map[string]bool,
 ) []int {
 	var statuses []int
 	for _, out := range all {
@@ -147,7 +150,9 @@ func recoverError(err error, path string) error {
 }
 
 // endRecover shows the document and gives the error to end with.
-func (o *recoverOptions) endRecover(doc *render.RecoverDocument, statuses []int, s *stdio, why error) error {
+func (o *recoverOptions) endRecover(
+	doc *render.RecoverDocument, statuses []int, s *stdio, why error,
+) error {
 	doc.Status = finding.OrderStatus(statuses...)
 	var err error
 	if o.json {

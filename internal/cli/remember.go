@@ -33,7 +33,8 @@ func remember(ctx context.Context, state string, opts *check.Options) error {
 		return ctx.Err()
 	}
 	if err != nil {
-		opts.NotSeen = append(opts.NotSeen, finding.Blind{Object: v.ReceiptsDir(), What: "receipts of earlier repairs",
+		opts.NotSeen = append(opts.NotSeen, finding.Blind{Object: v.ReceiptsDir(),
+			What:   "receipts of earlier repairs",
 			Reason: oneLine{err}.Error(), Host: []finding.Range{}, Guest: []finding.Range{}})
 	}
 	opts.Remembered = func(ctx context.Context, path string, inUse bool) ([]finding.Finding, error) {
@@ -43,7 +44,9 @@ func remember(ctx context.Context, state string, opts *check.Options) error {
 }
 
 // recall gives what is remembered of one image.
-func recall(ctx context.Context, m *vault.Memory, path string, inUse bool) ([]finding.Finding, error) {
+func recall(ctx context.Context, m *vault.Memory, path string, inUse bool) (
+	[]finding.Finding, error,
+) {
 	all, err := m.Of(ctx, path)
 	errs := []error{err}
 	found := []finding.Finding{}
@@ -76,17 +79,20 @@ func certaintyOf(m vault.Match) finding.Certainty {
 
 // unfinished tells of a change that was left in the middle.
 func unfinished(path string, c *vault.Candidate, inUse bool) finding.Finding {
-	text := fmt.Sprintf("a change of %s was begun and not finished", c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
+	text := fmt.Sprintf("a change of %s was begun and not finished",
+		c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
 	switch c.State {
 	case vault.Prepared:
-		text = fmt.Sprintf("a change of %s was prepared and not begun", c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
+		text = fmt.Sprintf("a change of %s was prepared and not begun",
+			c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
 	case vault.Undoing:
 		text = fmt.Sprintf("the change of %s was being undone, and that is not finished",
 			c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
 	}
 	f := finding.New(finding.QC26, path, certaintyOf(c.Match), string(c.State), text)
-	f.Evidence = []finding.Evidence{{Source: "undo file " + c.UndoPath, Offset: -1, Value: string(c.State),
-		Text: "receipt " + c.ID}}
+	f.Evidence = []finding.Evidence{{Source: "undo file " + c.UndoPath, Offset: -1,
+		Value: string(c.State),
+		Text:  "receipt " + c.ID}}
 	if c.UndoPath == "" {
 		f.Evidence = []finding.Evidence{{Source: "receipt " + c.ID, Offset: -1, Value: string(c.State),
 			Text: "its undo file " + c.Receipt.Undo() + " is gone"}}
@@ -94,7 +100,8 @@ func unfinished(path string, c *vault.Candidate, inUse bool) finding.Finding {
 	}
 	switch {
 	case inUse:
-		f.Severity, f.Summary = finding.Note, text+"; a program is at work on the image, so it may be under way"
+		f.Severity = finding.Note
+		f.Summary += "; a program is at work on the image, so it may be under way"
 		f.Next = "if no shisa is at work on it: " + f.Next
 	case c.State == vault.Prepared:
 		f.Severity = finding.Warning
@@ -115,7 +122,8 @@ func hurtBefore(path string, c *vault.Candidate) []finding.Finding {
 			at[k] = i
 			f := finding.New(finding.QC25, path, certaintyOf(c.Match), h.Kind, h.Summary)
 			f.Snapshot, f.Count = h.Snapshot, 0
-			f.Next = "restore these guest ranges from a backup; then say so: shisa repair IMAGE --resolved " + c.ID
+			f.Next = "restore these guest ranges from a backup; then say so: " +
+				"shisa repair IMAGE --resolved " + c.ID
 			found = append(found, f)
 		}
 		f := &found[i]
@@ -125,15 +133,16 @@ func hurtBefore(path string, c *vault.Candidate) []finding.Finding {
 			f.EvidenceCut++
 			continue
 		}
-		f.Evidence = append(f.Evidence, finding.Evidence{Source: "receipt " + c.ID, Offset: -1, Text: fmt.Sprintf(
-			"the repair of %s found by %s: %s", c.Receipt.Created.Format("2006-01-02"), h.Code, h.Summary)})
+		f.Evidence = append(f.Evidence, finding.Evidence{Source: "receipt " + c.ID, Offset: -1,
+			Text: fmt.Sprintf(
+				"the repair of %s found by %s: %s", c.Receipt.Created.Format("2006-01-02"), h.Code, h.Summary)})
 	}
 	for i := range found {
 		switch f := &found[i]; {
 		case f.Count == 1:
 		case f.Kind == "mixed":
-			f.Summary = fmt.Sprintf("%d groups of guest ranges shared clusters: of each, at most one range holds "+
-				"its own data", f.Count)
+			f.Summary = fmt.Sprintf("%d groups of guest ranges shared clusters: of each, at most one range "+
+				"holds its own data", f.Count)
 		default:
 			f.Summary = fmt.Sprintf("%d guest ranges lost their data", f.Count)
 		}

@@ -57,19 +57,19 @@ func newRepair(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "repair IMAGE",
 		Short: "plan how a damaged image is mended, and mend it",
-		Long: `repair looks at a qcow2 image and prints what it would mend, in which order, why, how sure that is, and
-what would still be wrong afterwards. It changes nothing. --apply carries the plan out at once; --out
-saves it for "shisa apply".
+		Long: `repair looks at a qcow2 image and prints what it would mend, in which order, why, how sure
+that is, and what would still be wrong afterwards. It changes nothing. --apply carries the plan out
+at once; --out saves it for "shisa apply".
 
-Nothing that holds data is freed, punched out or cut off: what nothing explains stays. Before the first
-byte is written an undo file with all old and new bytes lies beside the image; "shisa undo" gives the
-old bytes back, and "shisa recover" puts right what a power cut left in the middle.
+Nothing that holds data is freed, punched out or cut off: what nothing explains stays. Before the
+first byte is written an undo file with all old and new bytes lies beside the image; "shisa undo"
+gives the old bytes back, and "shisa recover" puts right what a power cut left in the middle.
 
-An image whose header is lost is not mended in place: --rebuild-header makes a copy with a new header, found
-from the tables in the file, and leaves the image as it is.
+An image whose header is lost is not mended in place: --rebuild-header makes a copy with a new
+header, found from the tables in the file, and leaves the image as it is.
 
-The exit status of a plan is 3 if there is something to mend or something stays wrong, and 0 if not. An
-image that a program uses is refused.`,
+The exit status of a plan is 3 if there is something to mend or something stays wrong, and 0 if
+not. An image that a program uses is refused.`,
 		Example: `  shisa repair vm.qcow2
   shisa repair --apply vm.qcow2
   shisa repair --out plan.json vm.qcow2 && shisa apply plan.json
@@ -93,26 +93,34 @@ image that a program uses is refused.`,
 	}
 	f := o.changeOptions.flags(c)
 	f.BoolVar(&o.apply, "apply", false, "carry the plan out at once")
-	f.StringVar(&o.out, "out", "", "save the plan in `FILE`, which must not exist yet; it holds metadata of the guest's disk")
+	f.StringVar(&o.out, "out", "", "save the plan in `FILE`, which must not exist yet; it holds "+
+		"metadata of the guest's disk")
 	f.BoolVar(&o.leaks, "leaks", false, "mend nothing but leaks that are proved to be worthless")
-	f.BoolVar(&o.reclaim, "reclaim", false, "free leaks that are proved to be worthless, beside mending the rest")
-	f.BoolVar(&o.compareData, "compare-data", false, "with --leaks or --reclaim: read all data to find leaked "+
-		"clusters that equal one in use")
-	f.StringSliceVar(&o.only, "only", nil, "mend only what `RULE` finds, such as QC05 (may be repeated)")
-	f.BoolVar(&o.split, "split", false, "give each of several guest ranges that share a cluster a copy of its own")
-	f.BoolVar(&o.zeroLost, "zero-lost", false, "let what points past the end of the file read as zeros")
-	f.StringVar(&o.subclusters, "subclusters", "", "where a bitmap says that subclusters are stored and zero, `WHICH` "+
-		"counts: data or zero")
-	f.StringArrayVar(&o.place, "place", nil, "put the L2 table at an offset of the file into an entry of the L1 table, "+
-		"as `OFFSET=L1INDEX` (may be repeated)")
-	f.StringVar(&o.resolved, "resolved", "", "say that the guest data that the repair with `RECEIPT` left wrong was restored")
+	f.BoolVar(&o.reclaim, "reclaim", false, "free leaks that are proved to be worthless, beside "+
+		"mending the rest")
+	f.BoolVar(&o.compareData, "compare-data", false, "with --leaks or --reclaim: read all data to "+
+		"find leaked clusters that equal one in use")
+	f.StringSliceVar(&o.only, "only", nil,
+		"mend only what `RULE` finds, such as QC05 (may be repeated)")
+	f.BoolVar(&o.split, "split", false, "give each of several guest ranges that share a cluster a "+
+		"copy of its own")
+	f.BoolVar(&o.zeroLost, "zero-lost", false, "let what points past the end of the file read as "+
+		"zeros")
+	f.StringVar(&o.subclusters, "subclusters", "",
+		"where a bitmap says that subclusters are stored and zero, `WHICH` "+
+			"counts: data or zero")
+	f.StringArrayVar(&o.place, "place", nil, "put the L2 table at an offset of the file into an "+
+		"entry of the L1 table, as `OFFSET=L1INDEX` (may be repeated)")
+	f.StringVar(&o.resolved, "resolved", "",
+		"say that the guest data that the repair with `RECEIPT` left wrong was restored")
 	o.rebuild.flags(c)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are")
 	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
 	f.BoolVar(&o.direct, "direct", false, "read past the page cache")
-	f.IntVar(&o.workers, "workers", 0, "read and examine at most `N` tables at once (0 is one for each CPU)")
-	f.Var(&o.memory, "memory", "use at most so much memory for counting references, and for what is changed "+
-		"(0 is 1G and 4G)")
+	f.IntVar(&o.workers, "workers", 0,
+		"read and examine at most `N` tables at once (0 is one for each CPU)")
+	f.Var(&o.memory, "memory", "use at most so much memory for counting references, and for what is "+
+		"changed (0 is 1G and 4G)")
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
 		"give the image up when no read of it completes for `TIME`, such as 90s")
 	c.MarkFlagsMutuallyExclusive("out", "apply")
@@ -136,7 +144,8 @@ func (o *repairOptions) completions(c *cobra.Command) {
 		"subclusters": cobra.FixedCompletions([]string{"data", "zero"}, none),
 		"place":       cobra.NoFileCompletions,
 		"resolved":    cobra.NoFileCompletions,
-		"accept-risk": cobra.FixedCompletions([]string{"no-locks:"}, none|cobra.ShellCompDirectiveNoSpace),
+		"accept-risk": cobra.FixedCompletions([]string{"no-locks:"},
+			none|cobra.ShellCompDirectiveNoSpace),
 	} {
 		if err := c.RegisterFlagCompletionFunc(name, words); err != nil {
 			panic(err) // the flags were added above
@@ -146,7 +155,8 @@ func (o *repairOptions) completions(c *cobra.Command) {
 
 // mendable reports whether a rule is one about the tables of a qcow2 image.
 func mendable(r finding.Rule) bool {
-	return strings.HasPrefix(r.Code, "QC") && r.Code != finding.QC25.Code && r.Code != finding.QC26.Code
+	return strings.HasPrefix(r.Code, "QC") && r.Code != finding.QC25.Code &&
+		r.Code != finding.QC26.Code
 }
 
 // ready refuses command lines that make no sense, and what would fail after the work only.
@@ -160,7 +170,8 @@ func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
 			return mendable(r) && (strings.EqualFold(r.Code, name) || r.Name == name)
 		})
 		if at < 0 {
-			return nil, usageError(c, "--only %s: there is no such rule about qcow2 images, want a code such as QC05", name)
+			return nil, usageError(c, "--only %s: there is no such rule about qcow2 images, want a code "+
+				"such as QC05", name)
 		}
 		o.only[i] = finding.Rules()[at].Code
 	}
@@ -179,7 +190,8 @@ func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
 	}
 	if o.resolved != "" {
 		if !vault.IsID(o.resolved) {
-			return nil, usageError(c, "--resolved %s, want the 32 hexadecimal digits of a receipt", o.resolved)
+			return nil, usageError(c, "--resolved %s, want the 32 hexadecimal digits of a receipt",
+				o.resolved)
 		}
 		var other []string
 		c.Flags().Visit(func(f *pflag.Flag) {
@@ -188,7 +200,8 @@ func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
 			}
 		})
 		if len(other) > 0 {
-			return nil, usageError(c, "--resolved mends nothing, and goes not with %s", strings.Join(other, ", "))
+			return nil, usageError(c, "--resolved mends nothing, and goes not with %s",
+				strings.Join(other, ", "))
 		}
 	}
 	if err := o.rebuild.ready(c); err != nil {
@@ -208,7 +221,8 @@ func placesOf(list []string) (map[int64]int64, error) {
 		_, twice := places[o]
 		switch {
 		case !ok || err != nil || err2 != nil || o <= 0 || e < 0:
-			return nil, fmt.Errorf("--place %s, want an offset in the file and an L1 entry, such as 0x580000=2", text)
+			return nil, fmt.Errorf("--place %s, want an offset in the file and an L1 entry, such as "+
+				"0x580000=2", text)
 		case twice:
 			return nil, fmt.Errorf("--place %s: the table at %s is placed twice", text, off)
 		case entries[e]:
@@ -253,7 +267,8 @@ func applyLine(c *cobra.Command, out, image string) string {
 	last := image
 	if out != "" {
 		words, last = []string{"shisa", "apply"}, out
-		only = func(name string) bool { return slices.Contains([]string{"journal", "state", "accept-risk"}, name) }
+		kept := []string{"journal", "state", "accept-risk"}
+		only = func(name string) bool { return slices.Contains(kept, name) }
 	}
 	c.Flags().Visit(func(f *pflag.Flag) {
 		if slices.Contains([]string{"json", "all", "out", "apply", "resolved"}, f.Name) || !only(f.Name) {
@@ -299,7 +314,8 @@ func runRepair(ctx context.Context, o repairOptions, risks []risk, image string,
 	return exitWith(p.Status[0])
 }
 
-func (o *changeOptions) showPlan(s *stdio, p *plan.Plan, name, saved string, next render.Commands) error {
+func (o *changeOptions) showPlan(s *stdio, p *plan.Plan, name, saved string,
+	next render.Commands) error {
 	if o.json {
 		return render.JSON(s.out, plan.Schema, p)
 	}
@@ -330,7 +346,8 @@ func repairError(ctx context.Context, err error, image string) error {
 	case errors.Is(err, diskio.ErrTimeout):
 		return withStatus(finding.StatusCannotTell, fmt.Errorf("%s: %w", image, err))
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return withStatus(finding.StatusCannotTell, finding.WithHint(err, "the file became shorter while it was read"))
+		return withStatus(finding.StatusCannotTell, finding.WithHint(err,
+			"the file became shorter while it was read"))
 	}
 	return changeError(ctx, err, image)
 }

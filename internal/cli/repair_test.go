@@ -23,7 +23,8 @@ import (
 func broken(t *testing.T, fault string) (string, []byte) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a.qcow2")
-	if err := lab.Write(path, lab.Spec{VirtualBytes: 4 << 20, ClusterBits: 12, Data: true}); err != nil {
+	if err := lab.Write(path, lab.Spec{VirtualBytes: 4 << 20, ClusterBits: 12,
+		Data: true}); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range lab.Faults() {
@@ -185,7 +186,8 @@ func TestInterruptedRepair(t *testing.T) {
 			newStdio(strings.NewReader(""), &out, &stderr))
 		var doc map[string]any
 		if err := json.Unmarshal(out.Bytes(), &doc); err != nil {
-			t.Fatalf("interrupted at %d: status %d, no document (%v): %q, %q", n, status, err, out.String(), stderr.String())
+			t.Fatalf("interrupted at %d: status %d, no document (%v): %q, %q", n, status, err, out.String(),
+				stderr.String())
 		}
 		now := bytesOf(t, path)
 		switch {
@@ -195,7 +197,8 @@ func TestInterruptedRepair(t *testing.T) {
 			t.Fatalf("interrupted at %d: status %d, the image changed: %t, %s, want 130 and not", n, status,
 				!bytes.Equal(now, before), stderr.String())
 		}
-		if status, out, stderr := call("recover", "--state", state, path); status != 0 || strings.Contains(out, "recovered") {
+		if status, out, stderr := call("recover", "--state", state, path); status != 0 ||
+			strings.Contains(out, "recovered") {
 			t.Fatalf("interrupted at %d: recover = %d, %s, %s, want nothing to do", n, status, out, stderr)
 		}
 		if err := os.WriteFile(path, before, 0o600); err != nil {
@@ -215,9 +218,11 @@ func TestInterruptedRepair(t *testing.T) {
 
 // TestChangeUnderWay: while a program is at work on an image, its unfinished change is a note.
 func TestChangeUnderWay(t *testing.T) {
-	c := &vault.Candidate{ID: "1", State: vault.Applying, Match: vault.MatchFile, UndoPath: "/a.shisa-undo",
-		Receipt: &vault.Receipt{}}
-	if f := unfinished("/a", c, true); f.Severity != finding.Note || !strings.Contains(f.Next, "if no shisa") {
+	c := &vault.Candidate{ID: "1", State: vault.Applying, Match: vault.MatchFile,
+		UndoPath: "/a.shisa-undo",
+		Receipt:  &vault.Receipt{}}
+	if f := unfinished("/a", c, true); f.Severity != finding.Note || !strings.Contains(f.Next,
+		"if no shisa") {
 		t.Errorf("a change of an image in use = %s, %q, want a note", f.Severity, f.Next)
 	}
 	if f := unfinished("/a", c, false); f.Severity != finding.Danger {
@@ -232,7 +237,8 @@ func TestChangeUnderWay(t *testing.T) {
 // TestRiskIsForOneImage: a risk is accepted for the file that it names, whatever its name is.
 func TestRiskIsForOneImage(t *testing.T) {
 	dir := t.TempDir()
-	one, other, link := filepath.Join(dir, "one"), filepath.Join(dir, "other"), filepath.Join(dir, "link")
+	one, other, link := filepath.Join(dir, "one"), filepath.Join(dir, "other"), filepath.Join(dir,
+		"link")
 	for _, path := range []string{one, other} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -242,7 +248,8 @@ func TestRiskIsForOneImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	risks := []risk{{"no-locks", link}, {"no-locks", filepath.Join(dir, "gone")}}
-	for path, want := range map[string]bool{one: true, link: true, other: false, filepath.Join(dir, "gone"): false, "": false} {
+	for path, want := range map[string]bool{one: true, link: true, other: false, filepath.Join(dir,
+		"gone"): false, "": false} {
 		if got := accepted(risks, "no-locks", path); got != want {
 			t.Errorf("accepted(%s) = %t, want %t", path, got, want)
 		}

@@ -31,11 +31,13 @@ func runResolved(ctx context.Context, o repairOptions, image string, s *stdio) e
 		if _, err := v.Receipt(o.resolved); err != nil {
 			return finding.WithHint(err, "shisa check "+image+" names the receipts of what is remembered")
 		}
-		return withStatus(finding.StatusRefused, fmt.Errorf("receipt %s is not one of %s", o.resolved, image))
+		return withStatus(finding.StatusRefused,
+			fmt.Errorf("receipt %s is not one of %s", o.resolved, image))
 	}
 	known, now := all[i].Receipt, time.Now().UTC().Truncate(time.Second)
 	if len(known.Hurt) == 0 {
-		return finding.WithHint(fmt.Errorf("receipt %s remembers no guest data that was wrong", o.resolved),
+		return finding.WithHint(
+			fmt.Errorf("receipt %s remembers no guest data that was wrong", o.resolved),
 			"there is nothing to say about it")
 	}
 	r, err := v.Resolve(o.resolved, now)

@@ -31,11 +31,11 @@ func newUndo(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "undo RECEIPT|IMAGE",
 		Short: "give an image the bytes back that it had before a repair",
-		Long: `undo takes back the newest repair of an image, or the one that a receipt names, byte for byte. The image
-is known by what it is, so it may have been renamed or copied since.
+		Long: `undo takes back the newest repair of an image, or the one that a receipt names, byte for
+byte. The image is known by what it is, so it may have been renamed or copied since.
 
-It is refused if anything was written to the image since the repair, and says where: what was written
-then would be lost. A repair that was undone before is nothing to do.`,
+It is refused if anything was written to the image since the repair, and says where: what was
+written then would be lost. A repair that was undone before is nothing to do.`,
 		Example: `  shisa undo vm.qcow2
   shisa undo 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d
   shisa undo --receipt 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d copy.qcow2`,
@@ -81,7 +81,8 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 		case errors.Is(err, apply.ErrChanged):
 			err = finding.WithHint(err, "what was written since would be lost; the repair stays in place")
 		case errors.Is(err, apply.ErrNothing):
-			err = finding.WithHint(oneLine{err}, "undo files elsewhere are found with --journal, receipts with --state")
+			err = finding.WithHint(oneLine{err},
+				"undo files elsewhere are found with --journal, receipts with --state")
 		}
 		return changeError(ctx, err, image)
 	}
@@ -147,7 +148,9 @@ func (o *undoOptions) whichChange(v *vault.Vault, name string) (image, id string
 }
 
 // listCandidates tells which changes of an image are known, where none could be taken back.
-func (o *changeOptions) listCandidates(ctx context.Context, v *vault.Vault, image string, why error, s *stdio) {
+func (o *changeOptions) listCandidates(
+	ctx context.Context, v *vault.Vault, image string, why error, s *stdio,
+) {
 	if !errors.Is(why, apply.ErrNothing) && !errors.Is(why, apply.ErrChanged) {
 		return
 	}
@@ -170,7 +173,8 @@ func (o *changeOptions) listCandidates(ctx context.Context, v *vault.Vault, imag
 			if c.UndoPath == "" {
 				where = "its undo file is gone"
 			}
-			fmt.Fprintf(s.err, "  %s  %s  %s, known by its %s, %s\n", c.ID, c.Receipt.Created.Format(time.RFC3339),
+			fmt.Fprintf(s.err, "  %s  %s  %s, known by its %s, %s\n", c.ID,
+				c.Receipt.Created.Format(time.RFC3339),
 				c.State, c.Match, where)
 		}
 	}

@@ -57,7 +57,8 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 	}
 	o.line()
 	if len(d.Missing) > 0 {
-		o.prose("", "Nothing was made: for this the file has no evidence, or not enough, and it has to be said.")
+		o.prose("", "Nothing was made: for this the file has no evidence, or not enough, and it has to "+
+			"be said.")
 		for _, name := range d.Missing {
 			flag := give[name]
 			if flag == "" {
@@ -65,7 +66,8 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 			}
 			text := flag
 			if name == qcow2.FieldSize && d.SizeHighBytes > 0 {
-				text += fmt.Sprintf("; the tables allow %s to %s", BytesExact(d.SizeLowBytes), BytesExact(d.SizeHighBytes))
+				text += fmt.Sprintf("; the tables allow %s to %s", BytesExact(d.SizeLowBytes),
+					BytesExact(d.SizeHighBytes))
 			}
 			o.prose(fmt.Sprintf("  %-24s", Text(name)), text)
 		}
@@ -82,7 +84,8 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 
 // plainFields are told in full also where they hold what most images have: they decide what the
 // guest sees.
-var plainFields = []string{qcow2.FieldSize, qcow2.FieldClusterBits, qcow2.FieldL1Off, qcow2.FieldBacking}
+var plainFields = []string{qcow2.FieldSize, qcow2.FieldClusterBits, qcow2.FieldL1Off,
+	qcow2.FieldBacking}
 
 func (o *out) headerField(f *qcow2.Field, why bool) {
 	value := Text(f.Value)

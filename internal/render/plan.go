@@ -17,8 +17,9 @@ type Commands struct {
 	Apply, Undo, Resolve string
 }
 
-// Plan writes a plan for people: what is wrong, what is done about it and why, what stays wrong, and
-// how to go on. name is what the user calls the image, saved the file that holds the plan, if any.
+// Plan writes a plan for people: what is wrong, what is done about it and why, what stays wrong,
+// and how to go on. name is what the user calls the image, saved the file that holds the plan, if
+// any.
 func Plan(w io.Writer, p *plan.Plan, name, saved string, next Commands, s Style) error {
 	o := newOut(w, s)
 	o.planHead(p, name)
@@ -54,7 +55,8 @@ func (o *out) planHead(p *plan.Plan, name string) {
 		st, text := stateClean, "there is nothing to mend in its tables"
 		switch worst := finding.Worst(p.Remains); {
 		case worst == finding.Waste:
-			st, text = stateOf(worst), "nothing is hurt; --reclaim frees clusters that are proved to be worthless"
+			st = stateOf(worst)
+			text = "nothing is hurt; --reclaim frees clusters that are proved to be worthless"
 		case worst != finding.Note:
 			st, text = stateOf(worst), "nothing of what is wrong can be mended without knowing more"
 		case len(p.Blind) > 0:
@@ -85,10 +87,12 @@ func tallies(s plan.State) string {
 func (o *out) steps(steps []plan.Step, indent string, proofs bool) {
 	for i, st := range steps {
 		if i == maxOfAKind && !o.s.All {
-			o.prose(indent, "... and "+Count(int64(len(steps)-i), "more step", "more steps")+" (--all lists them)")
+			more := Count(int64(len(steps)-i), "more step", "more steps")
+			o.prose(indent, "... and "+more+" (--all lists them)")
 			return
 		}
-		head := fmt.Sprintf("%d. %s %s: %s", i+1, Text(st.Code), o.paint(dim, Text(st.Name)), Text(st.Action))
+		head := fmt.Sprintf("%d. %s %s: %s", i+1, Text(st.Code), o.paint(dim, Text(st.Name)),
+			Text(st.Action))
 		if st.Count > 1 {
 			head += fmt.Sprintf(", %d times", st.Count)
 		}
@@ -133,7 +137,8 @@ func (o *out) proofs(list []finding.Evidence, in string) {
 func (o *out) hurts(list []plan.Hurt, indent string) {
 	for i, h := range list {
 		if i == maxOfAKind && !o.s.All {
-			o.prose(indent, "... and "+Count(int64(len(list)-i), "more place", "more places")+" (--all lists them)")
+			more := Count(int64(len(list)-i), "more place", "more places")
+			o.prose(indent, "... and "+more+" (--all lists them)")
 			return
 		}
 		o.prose(indent+Text(h.Code)+" "+o.paint(dim, Text(h.Kind))+"  ", sentence(h.Summary))

@@ -122,7 +122,8 @@ func Recover(w io.Writer, d *RecoverDocument, s Style) error {
 			}
 			word, color, text = "nothing to do", dim, "its change was finished before"
 		case "removed":
-			text = "the undo file " + Name(c.UndoPath) + " was never finished and is removed; the image was never touched"
+			text = "the undo file " + Name(c.UndoPath) + " was never finished and is removed; the image " +
+				"was never touched"
 		case "rolled_back":
 			text = "the image has its old bytes again"
 		case "committed":
