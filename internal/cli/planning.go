@@ -57,7 +57,7 @@ func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*pl
 	defer bar.Done()
 	notes := []string{}
 	p, err := check.Reading(ctx, f, o.readTimeout, func(r *check.Guarded) (*plan.Plan, error) {
-		p, told, err := o.plan(ctx, r, f, real, bar)
+		p, told, err := o.plan(ctx, r, f, real, known.lost(), bar)
 		notes = told
 		return p, err
 	})
@@ -78,9 +78,13 @@ func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*pl
 	return p, p.Seal()
 }
 
+// lost reports whether leaked clusters may hold what an earlier repair took out of use. What could not
+// be asked counts as yes.
+func (b *before) lost() bool { return len(b.findings)+len(b.blind) > 0 }
+
 // plan plans the repair of an open image.
 func (o *repairOptions) plan(
-	ctx context.Context, r *check.Guarded, f *diskio.File, real string, bar *progress,
+	ctx context.Context, r *check.Guarded, f *diskio.File, real string, lost bool, bar *progress,
 ) (p *plan.Plan, notes []string, err error) {
 	if err := isQcow2(r, f.Size(), real); err != nil {
 		return nil, nil, err
@@ -89,7 +93,7 @@ func (o *repairOptions) plan(
 	opts := repair.Options{
 		Name: shown, Only: o.only, Leaks: o.leaks, Reclaim: o.reclaim, CompareData: o.compareData,
 		Split: o.split, ZeroLost: o.zeroLost, Subclusters: o.subclusters, Place: o.places,
-		MemoryBytes: int64(o.memory),
+		MemoryBytes: int64(o.memory), Lost: lost,
 		Check: qcow2.CheckOptions{Name: shown, Workers: o.workers, MemoryBytes: int64(o.memory),
 			DataFileBytes: dataFileBytes(ctx, real, r, f.Size()), Progress: bar.Set},
 	}

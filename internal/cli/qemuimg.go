@@ -90,7 +90,7 @@ func (q *qemuRepairer) Plan(ctx context.Context, j qemuimg.RepairJob) (*plan.Pla
 		return nil, changeError(ctx, err, j.Path)
 	}
 	shown := strings.ToValidUTF8(path, "\uFFFD")
-	opts := repair.Options{Name: shown, Reclaim: true, Check: j.Check}
+	opts := repair.Options{Name: shown, Reclaim: true, Lost: known.lost(), Check: j.Check}
 	// qemu-img opens every backing file that a header names.
 	chain, err := disk.Open(ctx, path, disk.Options{Policy: disk.Policy{Follow: true}})
 	switch {
