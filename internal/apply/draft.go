@@ -209,26 +209,23 @@ func (e *engine) room(img *image, d *vault.Draft, undoDir string) error {
 		return err
 	}
 	imageDir := filepath.Dir(img.path)
-	free, err := e.disk.FreeBytes(imageDir)
+	here, err := e.disk.Room(imageDir)
+	if err != nil {
+		return err
+	}
+	there, err := e.disk.Room(undoDir)
 	if err != nil {
 		return err
 	}
 	grows := p.GrowsBy()
-	if undoDir == imageDir {
-		undo += grows
-		grows = 0
+	if here.Shared(there) {
+		undo, grows = undo+grows, 0
 	}
-	there, err := e.disk.FreeBytes(undoDir)
 	switch {
-	case err != nil:
-		return err
-	case grows > free:
-		return &RoomError{Where: imageDir, NeedBytes: grows, FreeBytes: free}
-	case undo > there:
-		return &RoomError{Where: undoDir, NeedBytes: undo, FreeBytes: there}
-	case there == free && undo > there-grows:
-		// The same number: taken for the same file system, for it is hardly another one.
-		return &RoomError{Where: undoDir, NeedBytes: undo + grows, FreeBytes: there}
+	case grows > here.FreeBytes:
+		return &RoomError{Where: imageDir, NeedBytes: grows, FreeBytes: here.FreeBytes}
+	case undo > there.FreeBytes:
+		return &RoomError{Where: undoDir, NeedBytes: undo, FreeBytes: there.FreeBytes}
 	}
 	return nil
 }

@@ -128,8 +128,8 @@ func (p *patient) RealPath(path string) (string, error) {
 	return wait(p, func() (string, error) { return p.Disk.RealPath(path) }, nil)
 }
 
-func (p *patient) FreeBytes(path string) (int64, error) {
-	return wait(p, func() (int64, error) { return p.Disk.FreeBytes(path) }, nil)
+func (p *patient) Room(path string) (diskio.Room, error) {
+	return wait(p, func() (diskio.Room, error) { return p.Disk.Room(path) }, nil)
 }
 
 func (p *patient) Rename(from, to string) error {

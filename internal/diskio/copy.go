@@ -38,8 +38,9 @@ type Copied struct {
 // CopyNew copies the file src to dst, which must not exist: the error is fs.ErrExist otherwise,
 // whatever dst is another name of. Holes stay holes, and where the file system can it shares the
 // blocks. What the file begins with comes last, when the rest is on the disk, so that a part of a
-// copy is not taken for an image. Other errors are those of opening, ErrInUse if a program writes to src, ErrChanged if it
-// did so meanwhile, and ErrNoSpace. After an error dst is not there. progress may be nil.
+// copy is not taken for an image. Other errors are those of opening, ErrInUse if a program writes to
+// src, ErrChanged if it did so meanwhile, and ErrNoSpace. After an error dst is not there. progress
+// may be nil.
 func CopyNew(ctx context.Context, d Disk, src, dst string,
 	progress func(doneBytes, totalBytes int64)) (c *Copied, err error) {
 	in, err := d.Open(src)
@@ -137,13 +138,13 @@ func roomFor(d Disk, dst string, src Identity) error {
 	if src.Block {
 		need = 0 // what of it is zeros shows when it is read
 	}
-	free, err := d.FreeBytes(filepath.Dir(dst))
+	room, err := d.Room(filepath.Dir(dst))
 	if err != nil {
 		return err
 	}
-	if free < need {
+	if room.FreeBytes < need {
 		return fmt.Errorf("%w at %s: %d bytes are needed, %d are free", ErrNoSpace,
-			filepath.Dir(dst), need, free)
+			filepath.Dir(dst), need, room.FreeBytes)
 	}
 	return nil
 }

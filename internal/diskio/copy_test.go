@@ -141,7 +141,7 @@ func (d *plainDisk) CreateNew(path string, perm fs.FileMode) (diskio.Writable, e
 	return plainWriter{w, d}, err
 }
 
-func (d *plainDisk) FreeBytes(string) (int64, error) { return d.free, nil }
+func (d *plainDisk) Room(string) (diskio.Room, error) { return diskio.Room{FreeBytes: d.free}, nil }
 
 func (w plainWriter) WriteAt(p []byte, off int64) (int, error) {
 	if w.d.write != nil {

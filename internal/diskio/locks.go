@@ -4,6 +4,7 @@
 package diskio
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -87,8 +88,8 @@ func (s LockState) String() string {
 }
 
 // Locks asks which lock bytes of the file are held, on this host or, where the file system passes
-// locks on, on another one. It takes no lock, not even for a moment. An error (ENOLCK, EINVAL,
-// EOPNOTSUPP, ...) means that nothing is known. On a network file system it may block.
+// locks on, on another one. It takes no lock, not even for a moment. An error means that nothing is
+// known; it is ErrNoLocks where the file system keeps none. On a network file system it may block.
 func (f *File) Locks() (LockState, error) {
 	var s LockState
 	for p := range numPermissions {
@@ -107,7 +108,7 @@ func (f *File) Locks() (LockState, error) {
 func (f *File) held(off int64, s *LockState) (bool, error) {
 	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: off, Len: 1}
 	if err := unix.FcntlFlock(f.f.Fd(), unix.F_OFD_GETLK, &lk); err != nil {
-		return false, fmt.Errorf("ask for the lock on byte %d of %s: %w", off, f.name, err)
+		return false, lockError(fmt.Errorf("ask for the lock on byte %d of %s: %w", off, f.name, err))
 	}
 	switch {
 	case lk.Type == unix.F_UNLCK:
@@ -129,4 +130,16 @@ func (f *File) held(off int64, s *LockState) (bool, error) {
 	}
 	s.Foreign = fmt.Sprintf("a %s lock%s from byte %d to %s, which is not QEMU's", kind, pid, lk.Start, end)
 	return false, nil
+}
+
+// lockError makes an error of asking for a lock ErrNoLocks where it says that there are none (fcntl(2)
+// and the file systems of Linux). Others, as EIO, tell of storage that fails, and nobody may take
+// that for a file system without locks.
+func lockError(err error) error {
+	for _, none := range []error{unix.ENOLCK, unix.EINVAL, unix.EOPNOTSUPP, unix.ENOSYS} {
+		if errors.Is(err, none) {
+			return fmt.Errorf("%w: %w", ErrNoLocks, err)
+		}
+	}
+	return err
 }

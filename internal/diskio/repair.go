@@ -55,6 +55,9 @@ type Identity struct {
 	Stat
 	// Born is when the file was made; zero where the file system does not say.
 	Born time.Time
+	// Owner is the user that the file belongs to, and Public whether every user may write to it.
+	Owner  uint32
+	Public bool
 }
 
 // Same reports whether both are the same file. The number of a device may change when the host
@@ -86,7 +89,8 @@ type Writable interface {
 	// Sync returns when all that was written is on the disk. After an error nobody knows what is;
 	// a later success says nothing of what was written before the error.
 	Sync() error
-	// DropCache makes later reads come from the disk, where the kernel can do that.
+	// DropCache makes later reads come from the disk, where the kernel and the file system can do
+	// that; where they cannot it does nothing.
 	DropCache() error
 }
 
@@ -100,8 +104,22 @@ type Looker interface {
 	List(ctx context.Context, dir string, deep bool, keep func(name string) bool) ([]string, error)
 	// RealPath is the absolute path without symbolic links.
 	RealPath(path string) (string, error)
-	// FreeBytes is how much may still be written to the file system of path.
-	FreeBytes(path string) (int64, error)
+	// Room is how much may still be written to the file system of path.
+	Room(path string) (Room, error)
+}
+
+// Room is the space of a file system.
+type Room struct {
+	// FreeBytes may still be written by this program, of TotalBytes that there are in all.
+	FreeBytes, TotalBytes int64
+	// Dev is the device that it is mounted as.
+	Dev uint64
+}
+
+// Shared reports whether both are of one file system. Several that take their space from one pool
+// are devices of their own, and tell the same numbers.
+func (r Room) Shared(s Room) bool {
+	return r.Dev == s.Dev || r.FreeBytes == s.FreeBytes && r.TotalBytes == s.TotalBytes
 }
 
 // ErrNotDirectory: the name is something else than a directory.
@@ -125,7 +143,8 @@ type Names interface {
 	Rename(from, to string) error
 	// Remove removes the name of a file.
 	Remove(path string) error
-	// MakeDir makes a directory and those above it that are missing, with mode 0700, for sure.
+	// MakeDir makes a directory and those above it that are missing, with mode 0700. It returns when
+	// the name of the directory is on the disk, also where it was there before.
 	MakeDir(path string) error
 	// SyncDir returns when the names in the directory are on the disk.
 	SyncDir(path string) error

@@ -48,19 +48,26 @@ func (host) Open(path string) (Readable, error) {
 
 func (host) RealPath(path string) (string, error) { return RealPath(path) }
 
-func (host) FreeBytes(path string) (int64, error) {
+func (host) Room(path string) (Room, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
-		return 0, &fs.PathError{Op: "ask for the free space at", Path: path, Err: err}
+		return Room{}, &fs.PathError{Op: "ask for the free space at", Path: path, Err: err}
+	}
+	var of unix.Stat_t
+	if err := unix.Stat(path, &of); err != nil {
+		return Room{}, &fs.PathError{Op: "ask for the free space at", Path: path, Err: err}
 	}
 	block := uint64(max(st.Frsize, 1))
 	if st.Frsize == 0 {
 		block = uint64(max(st.Bsize, 1))
 	}
-	if st.Bavail > math.MaxInt64/block {
-		return math.MaxInt64, nil
+	bytes := func(blocks uint64) int64 {
+		if blocks > math.MaxInt64/block {
+			return math.MaxInt64
+		}
+		return int64(blocks * block)
 	}
-	return int64(st.Bavail * block), nil
+	return Room{bytes(st.Bavail), bytes(st.Blocks), of.Dev}, nil
 }
 
 func (host) List(ctx context.Context, dir string, deep bool, keep func(name string) bool) ([]string, error) {
@@ -222,6 +229,11 @@ func (h host) MakeDir(path string) error {
 	case err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return &fs.PathError{Op: "make the directory", Path: path, Err: ErrNotDirectory}
 	case err == nil:
+		// Who made it may not have lived to sync its name. That of a directory which may not be
+		// listed was made by somebody else.
+		if err := h.SyncDir(filepath.Dir(path)); !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
 		return nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return &fs.PathError{Op: "make the directory", Path: path, Err: err}
@@ -271,6 +283,11 @@ func identity(f *File) (Identity, error) {
 		return Identity{}, err
 	}
 	id := Identity{Stat: s}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.f.Fd()), &st); err != nil {
+		return Identity{}, fmt.Errorf("look again at %s: %w", f.name, err)
+	}
+	id.Owner, id.Public = st.Uid, st.Mode&unix.S_IWOTH != 0
 	var stx unix.Statx_t
 	err = unix.Statx(int(f.f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &stx)
 	switch {
@@ -290,7 +307,11 @@ func (f hostFile) Truncate(sizeBytes int64) error { return f.f.Truncate(sizeByte
 func (f hostFile) Sync() error { return f.f.Sync() }
 
 func (f hostFile) DropCache() error {
-	if err := unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+	err := unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return nil // a kernel or file system that has no such thing
+	case err != nil:
 		return fmt.Errorf("drop what is cached of %s: %w", f.name, err)
 	}
 	return nil
@@ -311,16 +332,16 @@ func (f hostFile) lock() error {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
 			s, err := f.Locks() // somebody's write lock
 			if err != nil {
-				return fmt.Errorf("%w: %w", ErrNoLocks, err)
+				return err
 			}
 			return &InUseError{Path: f.name, State: s}
 		case err != nil:
-			return fmt.Errorf("%w: take the lock on byte %d of %s: %w", ErrNoLocks, b, f.name, err)
+			return lockError(fmt.Errorf("take the lock on byte %d of %s: %w", b, f.name, err))
 		}
 	}
 	s, err := f.Locks()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoLocks, err)
+		return err
 	}
 	if s.Foreign != "" || s.Used != [numPermissions]bool{} || s.NotShared != [numPermissions]bool{} {
 		return &InUseError{Path: f.name, State: s}

@@ -9,7 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -53,11 +56,26 @@ func TestRepairKeepsOthersOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{}, {"-r"}} {
-		out, err := exec.Command("qemu-io", append(args, "-c", "length", path)...).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "lock") {
-			t.Errorf("qemu-io %v while we have the image = %v: %s, want it to be kept out", args, err, out)
+	// What QEMU says to those who start a machine meanwhile is what they know how to read.
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `Failed to get "write" lock`}, {[]string{"-r"}, `Failed to get shared "write" lock`},
+	} {
+		out, err := exec.Command("qemu-io", append(tc.args, "-c", "length", path)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), tc.want) ||
+			!strings.Contains(string(out), "Is another process using the image") {
+			t.Errorf("qemu-io %v while we have the image = %v: %s, want %s", tc.args, err, out, tc.want)
 		}
+	}
+	// Who says that it shares everything may look, as at any image that runs.
+	if out, err := exec.Command("qemu-io", "-r", "-U", "-c", "length", path).CombinedOutput(); err != nil {
+		t.Errorf("qemu-io -r -U while we have the image = %v: %s", err, out)
+	}
+	if got, want := locks(t, path), (diskio.LockState{Used: [4]bool{true, true, false, true},
+		NotShared: [4]bool{false, true, false, true}}); got != want {
+		t.Errorf("we hold %v, want what QEMU holds: %v", got, want)
 	}
 	if _, err := diskio.Host().OpenForRepair(path); !errors.Is(err, diskio.ErrInUse) {
 		t.Errorf("OpenForRepair twice = %v, want %v", err, diskio.ErrInUse)
@@ -67,6 +85,90 @@ func TestRepairKeepsOthersOut(t *testing.T) {
 	}
 	if out, err := exec.Command("qemu-io", "-c", "length", path).CombinedOutput(); err != nil {
 		t.Errorf("qemu-io after Close: %v: %s", err, out)
+	}
+}
+
+// Of many who try at the same moment one at most gets the image, and none keeps it from the next.
+func TestRepairRace(t *testing.T) {
+	path := filepath.Join(tree(t, "a"), "a")
+	for range 100 {
+		var in, most, got atomic.Int32
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				w, err := diskio.Host().OpenForRepair(path)
+				if errors.Is(err, diskio.ErrInUse) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got.Add(1)
+				if n := in.Add(1); n > most.Load() {
+					most.Store(n)
+				}
+				runtime.Gosched()
+				in.Add(-1)
+				if err := w.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if most.Load() > 1 {
+			t.Fatalf("%d have the image at the same time", most.Load())
+		}
+		w, err := diskio.Host().OpenForRepair(path)
+		if err != nil {
+			t.Fatalf("after %d had it: %v", got.Load(), err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A block device that the kernel uses is left alone, and one that nobody uses can be changed.
+func TestRepairOfDevice(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "mkfs.ext4", "losetup", "mount", "umount")
+	dir := t.TempDir()
+	file, mnt := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 8<<20), os.Mkdir(mnt, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			testenv.Lacks(t, strings.Join(args, " ")+": "+string(out))
+		}
+		return strings.TrimSpace(string(out))
+	}
+	run("mkfs.ext4", "-q", file)
+	dev := run("losetup", "--find", "--show", file)
+	t.Cleanup(func() { run("losetup", "-d", dev) })
+	w, err := diskio.Host().OpenForRepair(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := w.Identity()
+	if err != nil || !id.Block || id.SizeBytes != 8<<20 {
+		t.Errorf("Identity = %+v, %v", id, err)
+	}
+	_, err = w.WriteAt([]byte("boot"), 0)
+	if err := errors.Join(err, w.Sync(), w.DropCache(), w.Close()); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b[:4]) != "boot" {
+		t.Errorf("the device holds %q, %v", b[:4], err)
+	}
+	run("mount", dev, mnt)
+	defer run("umount", mnt)
+	var inUse *diskio.InUseError
+	if _, err := diskio.Host().OpenForRepair(dev); !errors.As(err, &inUse) || !inUse.Kernel {
+		t.Errorf("OpenForRepair of a mounted device = %v, want that the kernel uses it", err)
 	}
 }
 
@@ -159,8 +261,13 @@ func TestRepairWrites(t *testing.T) {
 	if err := h.Remove(sub); err == nil {
 		t.Error("Remove removed a directory")
 	}
-	if n, err := h.FreeBytes(dir); err != nil || n <= 0 {
-		t.Errorf("FreeBytes = %d, %v", n, err)
+	room, err := h.Room(dir)
+	below, err2 := h.Room(sub)
+	if err != nil || err2 != nil || room.FreeBytes <= 0 || room.TotalBytes < room.FreeBytes {
+		t.Errorf("Room = %+v, %v, %v", room, err, err2)
+	}
+	if !room.Shared(below) || room.Shared(diskio.Room{Dev: room.Dev + 1}) {
+		t.Errorf("%+v and %+v: Shared is wrong", room, below)
 	}
 }
 

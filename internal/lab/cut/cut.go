@@ -42,6 +42,7 @@ type Disk struct {
 	dead    bool
 	noLocks bool
 	free    int64
+	freeAt  map[string]int64
 	inodes  uint64
 }
 
@@ -57,7 +58,7 @@ type rename struct {
 // New returns an empty disk. Operations that are made to hang do so until ctx ends.
 func New(ctx context.Context) *Disk {
 	return &Disk{hang: ctx, dirs: map[string]bool{"/": true}, names: map[string]*inode{},
-		safe: map[string]*inode{}, free: 1 << 40, faults: noFaults()}
+		safe: map[string]*inode{}, free: 1 << 40, freeAt: map[string]int64{}, faults: noFaults()}
 }
 
 // Put puts a file on the disk, for sure, with the directories above it. Its inode is a new one.
@@ -118,11 +119,48 @@ func (d *Disk) Ops() []string {
 	return slices.Clone(d.ops)
 }
 
-// SetFree sets what FreeBytes says.
+// SetFree sets how much may still be written.
 func (d *Disk) SetFree(n int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.free = n
+}
+
+// SetFreeAt makes a directory, and what is below it, a file system of its own, with so much space.
+func (d *Disk) SetFreeAt(dir string, n int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.addDirs(dir)
+	d.freeAt[dir] = n
+}
+
+// SetOwner gives a file to another user.
+func (d *Disk) SetOwner(path string, owner uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.names[path].owner = owner
+}
+
+// Spoil makes a range of a file one that cannot be read, until it is written again. Reads that touch
+// it are EIO.
+func (d *Disk) Spoil(path string, off, length int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.names[path].bad = append(d.names[path].bad, bad{off, off + length})
+}
+
+// Evict makes programs see what is on the disk: what a sync failed to write is gone from the memory
+// of the machine, as kernels do it.
+func (d *Disk) Evict() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.files() {
+		f.log = slices.DeleteFunc(f.log, func(c change) bool { return c.how == limbo })
+		f.view = slices.Clone(f.base)
+		for _, c := range f.log {
+			f.view = c.apply(f.view)
+		}
+	}
 }
 
 // SetNoLocks makes the disk one that keeps no locks.
@@ -234,11 +272,16 @@ func (d *Disk) RealPath(path string) (string, error) {
 	return path, nil
 }
 
-// FreeBytes is part of diskio.Looker.
-func (d *Disk) FreeBytes(string) (int64, error) {
+// Room is part of diskio.Looker.
+func (d *Disk) Room(path string) (diskio.Room, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.free, nil
+	for dir := path; dir != "/"; dir = filepath.Dir(dir) {
+		if n, ok := d.freeAt[dir]; ok {
+			return diskio.Room{FreeBytes: n, TotalBytes: 1 << 40, Dev: uint64(1 + len(dir))}, nil
+		}
+	}
+	return diskio.Room{FreeBytes: d.free, TotalBytes: 1 << 41, Dev: 1}, nil
 }
 
 // CreateNew is part of diskio.Names.

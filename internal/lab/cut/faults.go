@@ -15,6 +15,7 @@ type faults struct {
 	crashAfter int
 	hangAt     int
 	shortWrite int
+	lateError  int
 	fsyncError int
 	ofWrite    map[int]syscall.Errno
 	ofOp       map[int]syscall.Errno
@@ -29,6 +30,7 @@ func noFaults() faults {
 //	crash after op N   the power is cut: every operation after the N-th fails
 //	EIO on write N     the N-th write fails and writes nothing; also ENOSPC
 //	EIO on op N        the same for an operation of any kind
+//	EIO after write N  the N-th write fails, though all of it was taken, as on NFS
 //	short write N      the N-th write writes a part, then the disk is full
 //	fsync error N      the N-th sync fails; nobody knows what is on the disk
 //	hang at N          the N-th operation hangs until the context of New ends, then it fails
@@ -59,6 +61,7 @@ func (f *faults) add(line string) error {
 	}{
 		{"crash after op %d", &f.crashAfter}, {"hang at %d", &f.hangAt},
 		{"short write %d", &f.shortWrite}, {"fsync error %d", &f.fsyncError},
+		{"EIO after write %d", &f.lateError},
 	} {
 		if _, err := fmt.Sscanf(line, to.form, &n); err == nil && line == fmt.Sprintf(to.form, n) {
 			*to.n = n

@@ -20,10 +20,15 @@ type inode struct {
 	block   bool
 	locked  bool
 	changed time.Time
+	owner   uint32
 	view    []byte
 	base    []byte
 	log     []change
+	bad     []bad
 }
+
+// bad is a range that cannot be read.
+type bad struct{ from, end int64 }
 
 // change is a write, or with truncate a new length, at.
 type change struct {
@@ -111,6 +116,11 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	case off >= int64(len(f.i.view)):
 		return 0, io.EOF
 	}
+	for _, b := range f.i.bad {
+		if off < b.end && b.from < off+int64(len(p)) {
+			return 0, &fs.PathError{Op: "read", Path: f.path, Err: syscall.EIO}
+		}
+	}
 	n := copy(p, f.i.view[off:])
 	if n < len(p) {
 		return n, io.EOF
@@ -140,7 +150,8 @@ func (f *file) Identity() (diskio.Identity, error) {
 	return diskio.Identity{
 		Stat: diskio.Stat{ID: diskio.ID{Dev: 1, Ino: f.i.ino}, SizeBytes: int64(len(f.i.view)),
 			ModTime: f.i.changed, Block: f.i.block},
-		Born: epoch().Add(time.Duration(f.i.ino) * time.Millisecond),
+		Owner: f.i.owner,
+		Born:  epoch().Add(time.Duration(f.i.ino) * time.Millisecond),
 	}, nil
 }
 
@@ -158,6 +169,10 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 		if n > 0 {
 			f.i.do(change{at: off, data: slices.Clone(p[:n])})
 			f.i.changed = d.now()
+			f.i.bad = slices.DeleteFunc(f.i.bad, func(b bad) bool { return off <= b.from && b.end <= off+int64(n) })
+		}
+		if d.count.writes == d.faults.lateError {
+			return &fs.PathError{Op: "write", Path: f.path, Err: syscall.EIO}
 		}
 		if n < len(p) {
 			return &fs.PathError{Op: "write", Path: f.path, Err: syscall.ENOSPC}

@@ -117,6 +117,7 @@ func (d *Disk) files() []*inode {
 func (d *Disk) survivor(units []unit, survives func(i int) bool) *Disk {
 	s := New(d.hang)
 	s.dirs, s.free, s.inodes, s.noLocks = maps.Clone(d.dirs), d.free, d.inodes, d.noLocks
+	s.freeAt = maps.Clone(d.freeAt)
 	kept := map[*inode][]unit{}
 	names := maps.Clone(d.safe)
 	for i, u := range units {
@@ -151,7 +152,8 @@ func (i *inode) after(kept []unit) *inode {
 			}
 		}
 	}
-	return &inode{ino: i.ino, block: i.block, changed: i.changed, base: p, view: slices.Clone(p)}
+	return &inode{ino: i.ino, block: i.block, changed: i.changed, owner: i.owner, bad: slices.Clone(i.bad),
+		base: p, view: slices.Clone(p)}
 }
 
 // sum tells disks apart.
