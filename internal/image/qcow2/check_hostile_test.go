@@ -236,9 +236,10 @@ func (m *metered) ReadAt(p []byte, off int64) (int, error) {
 	return m.ReaderAt.ReadAt(p, off)
 }
 
-// readsOf is how many bytes a check of a file may read: each table once for counting, and some of
-// them again for what is wrong.
-func readsOf(fileBytes int) int64 { return 64<<10 + 3*int64(fileBytes) }
+// readsOf is how many bytes a check of a file may read. Each table is read once for counting and once
+// for what is wrong, refcount blocks again for single refcounts, and leaked clusters for lost tables;
+// in a hostile file each kind may be all of it.
+func readsOf(fileBytes int) int64 { return 64<<10 + 8*int64(fileBytes) }
 
 // FuzzCheck requires of any bytes: no panic, bounded work, and the same counts from the parallel
 // check as from the plain walk through the image.
