@@ -80,11 +80,13 @@ func (e *engine) draft(ctx context.Context, img *image, p *plan.Plan) (*vault.Dr
 			"with %d bytes", id.Ino, id.Dev, id.SizeBytes, o.Ino, o.Dev, o.SizeBytes)
 		return nil, diff
 	}
-	digest := p.SHA256 // a sealed plan was not changed since: Read sees to that
-	if digest == "" {
-		if digest, err = p.Digest(); err != nil {
-			return nil, err
-		}
+	// An approval is bound to the digest, and so is the receipt: it must be that of what is done.
+	digest, err := p.Digest()
+	if err != nil {
+		return nil, err
+	}
+	if p.SHA256 != "" && p.SHA256 != digest {
+		return nil, fmt.Errorf("%w: its SHA-256 is %s, and it says %.64q", plan.ErrEdited, digest, p.SHA256)
 	}
 	d := &vault.Draft{Plan: p, Receipt: vault.NewReceipt(p, digest, e.o.Now())}
 	if !id.Born.IsZero() {
@@ -142,7 +144,7 @@ func (e *engine) watches(ctx context.Context, img *image, p *plan.Plan, over *ov
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		got, err := plan.DigestOf(img.f, over.size, r.Offset, r.Length, buf)
+		got, err := plan.DigestOf(reading{ctx, img.f}, over.size, r.Offset, r.Length, buf)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", img.path, err)
 		}
@@ -151,7 +153,7 @@ func (e *engine) watches(ctx context.Context, img *image, p *plan.Plan, over *ov
 		}
 		w := vault.Watch{Offset: r.Offset, Length: r.Length, Before: r.CRC32C, After: r.CRC32C}
 		if len(over.touching(r.Offset, r.Length)) > 0 {
-			if got, err = plan.DigestOf(over, p.SizeAfterBytes, r.Offset, r.Length, buf); err != nil {
+			if got, err = plan.DigestOf(reading{ctx, over}, p.SizeAfterBytes, r.Offset, r.Length, buf); err != nil {
 				return nil, err
 			}
 			w.After = got.CRC32C
@@ -249,6 +251,8 @@ func (e *engine) unused(ctx context.Context, img *image, p *plan.Plan) error {
 		switch {
 		case c.ID == p.ID:
 			return fmt.Errorf("%w: undo file %s", ErrUsed, c.UndoPath)
+		case isCopy(c, i):
+			// It is the file that this one is a copy of that was changed.
 		case c.Err != nil:
 			return fmt.Errorf("%w: %w", ErrUnfinished, c.Err)
 		case c.State.Unfinished():

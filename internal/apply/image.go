@@ -50,13 +50,16 @@ func newEngine(ctx context.Context, o Options) (*engine, error) {
 	return e, err
 }
 
-// seldom tells progress on only where there is some: a change has many small pieces.
+// seldom tells progress on only where there is some: a change has many small pieces. What is done a
+// second time begins at its beginning.
 func seldom(tell func(string, int64, int64)) func(string, int64, int64) {
 	const step = 256 << 10
 	var last string
-	var next int64
+	var before, next int64
 	return func(what string, done, total int64) {
-		if what == last && done < next && done < total {
+		again := done < before
+		before = done
+		if what == last && !again && done < next && done < total {
 			return
 		}
 		last, next = what, done+step
@@ -73,6 +76,8 @@ type image struct {
 	// window is what was read last, from windowOff on. A change has many small pieces.
 	window    []byte
 	windowOff int64
+	// faulty is the end of the last window that could not be read: a second try may take as long.
+	faulty int64
 }
 
 // windowBytes is how much is read at once where less is wanted.
@@ -107,7 +112,9 @@ func (i *image) size() (int64, error) {
 	return id.SizeBytes, err
 }
 
-// read reads all of p. What lies past the end, at size, is zeros.
+// read reads all of p. What lies past the end, at size, is zeros. Where little is wanted it reads
+// more, and remembers it until something is written; a fault of the storage beside what is wanted is
+// none of p.
 func (i *image) read(p []byte, off, size int64) error {
 	n := int(max(0, min(int64(len(p)), size-off)))
 	clear(p[n:])
@@ -119,13 +126,17 @@ func (i *image) read(p []byte, off, size int64) error {
 			continue
 		}
 		start := off &^ (windowBytes - 1)
+		if start+windowBytes == i.faulty {
+			break
+		}
 		if i.window == nil {
 			i.window = make([]byte, windowBytes)
 		}
 		i.window = i.window[:min(windowBytes, size-start)]
 		if err := i.readAll(i.window, start); err != nil {
 			i.forget()
-			return err
+			i.faulty = start + windowBytes
+			break
 		}
 		i.windowOff = start
 	}
@@ -191,13 +202,13 @@ func (i *image) sync() error {
 const (
 	// batchBytes bounds what is gathered for one write.
 	batchBytes = 256 << 10
-	// batchGap is how much between two pieces is written again as it is to make them one: the kernel
-	// writes whole pages in any case.
-	batchGap = 4096
+	// pageBytes is what kernels write at once at least.
+	pageBytes = 4096
 )
 
-// batch gathers writes that are near to one another. What lies between them is written as it is: the
-// image is locked, so it cannot change meanwhile.
+// batch gathers writes of the same page, and of pages that touch. What lies between two of them is
+// written as it is: the image is locked, so it cannot change meanwhile, and it is of pages that are
+// written anyhow.
 type batch struct {
 	img  *image
 	size int64 // of the image
@@ -207,22 +218,29 @@ type batch struct {
 
 // put writes p at off, now or later.
 func (b *batch) put(p []byte, off int64) error {
-	end := b.off + int64(len(b.buf))
-	gap := off - end
-	if len(b.buf) > 0 && gap >= 0 && gap <= batchGap && off+int64(len(p))-b.off <= batchBytes {
-		n := len(b.buf)
-		b.buf = slices.Grow(b.buf, int(gap)+len(p))[:n+int(gap)]
-		if err := b.img.read(b.buf[n:], end, b.size); err != nil {
-			return err
+	if b.joins(off, len(p)) {
+		n, end := len(b.buf), b.off+int64(len(b.buf))
+		b.buf = slices.Grow(b.buf, int(off-end)+len(p))[:n+int(off-end)]
+		if err := b.img.read(b.buf[n:], end, b.size); err == nil {
+			b.buf = append(b.buf, p...)
+			return nil
 		}
-		b.buf = append(b.buf, p...)
-		return nil
+		// What cannot be read cannot be written as it is. It is no part of the change, and must not
+		// keep the old bytes of the rest from being put back.
+		b.buf = b.buf[:n]
 	}
 	if err := b.flush(); err != nil {
 		return err
 	}
 	b.off, b.buf = off, append(b.buf, p...)
 	return nil
+}
+
+// joins tells whether n bytes at off go together with what was gathered.
+func (b *batch) joins(off int64, n int) bool {
+	end := b.off + int64(len(b.buf))
+	return len(b.buf) > 0 && off >= end && off/pageBytes-(end-1)/pageBytes <= 1 &&
+		off+int64(n)-b.off <= batchBytes
 }
 
 // flush writes what was gathered.

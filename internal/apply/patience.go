@@ -6,6 +6,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"time"
 
@@ -184,6 +185,19 @@ func (f *patientReader) Identity() (diskio.Identity, error) {
 
 func (f *patientFile) Identity() (diskio.Identity, error) {
 	return wait(f.p, f.Writable.Identity, nil)
+}
+
+// Close does not wait for storage that was given up: on a network file system closing may hang, too.
+func (f *patientFile) Close() error { return closeIn(f.p, f.Writable) }
+
+func (f *patientReader) Close() error { return closeIn(f.p, f.Readable) }
+
+func closeIn(p *patient, f io.Closer) error {
+	if p.hung {
+		go f.Close() // nobody waits for anything of it any more
+		return errHung
+	}
+	return p.do(f.Close)
 }
 
 func (f *patientFile) DropCache() error { return f.p.do(f.Writable.DropCache) }

@@ -4,6 +4,7 @@
 package apply
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/vault"
@@ -21,6 +23,9 @@ type job struct {
 	id    string
 	image string // "" where it is not known
 	undo  string // "" where it is gone
+	// copied: the image has the content of the one that the change was made for, and is another file.
+	copied  bool
+	created time.Time
 }
 
 // Recover finishes or takes back what was cut off. target is an image, an undo file, the name of a
@@ -39,6 +44,8 @@ func Recover(ctx context.Context, target string, o Options) ([]Outcome, error) {
 	jobs, err := e.jobs(ctx, target)
 	errs := []error{err}
 	outcomes := []Outcome{}
+	// The newest change first: it was made from what the one before had left.
+	slices.SortStableFunc(jobs, func(a, b job) int { return b.created.Compare(a.created) })
 	for _, j := range jobs {
 		if err := ctx.Err(); err != nil {
 			return outcomes, errors.Join(append(errs, err)...)
@@ -48,7 +55,9 @@ func Recover(ctx context.Context, target string, o Options) ([]Outcome, error) {
 			out.Did, out.Err = DidNotRecover, err
 			errs = append(errs, err)
 		}
-		outcomes = append(outcomes, out)
+		if out.Did != "" {
+			outcomes = append(outcomes, out)
+		}
 	}
 	return outcomes, errors.Join(errs...)
 }
@@ -86,7 +95,7 @@ func (e *engine) jobs(ctx context.Context, target string) ([]job, error) {
 	})
 	jobs := []job{}
 	for _, path := range undoFiles {
-		jobs = append(jobs, e.jobOfUndo(path, known))
+		jobs = append(jobs, e.jobOfUndo(ctx, path, known))
 	}
 	for _, j := range below {
 		if !slices.ContainsFunc(jobs, func(k job) bool { return k.undo == j.undo }) {
@@ -112,36 +121,60 @@ func (e *engine) jobsOf(ctx context.Context, pick func(*vault.Receipt) bool) ([]
 	return jobs, err
 }
 
-func (e *engine) jobOf(r *vault.Receipt) job { return job{r.ID, r.Image(), r.Undo()} }
+func (e *engine) jobOf(r *vault.Receipt) job {
+	return job{id: r.ID, image: r.Image(), undo: r.Undo(), created: r.Created}
+}
 
 // jobsOfFile lists what is known of an image, or the one undo file.
 func (e *engine) jobsOfFile(ctx context.Context, path string) ([]job, error) {
 	if _, ok := vault.IsUndoName(filepath.Base(path)); ok {
 		known := map[string]job{}
 		_, err := e.jobsOf(ctx, func(r *vault.Receipt) bool { known[r.ID] = e.jobOf(r); return false })
-		return []job{e.jobOfUndo(path, known)}, err
+		return []job{e.jobOfUndo(ctx, path, known)}, err
 	}
-	all, err := e.v.Find(ctx, path)
+	i, err := e.v.Look(path)
+	if err != nil {
+		return nil, err
+	}
+	all, err := e.v.FindOf(ctx, i)
 	var jobs []job
 	for _, c := range all {
+		j := job{id: c.ID, image: path, undo: c.UndoPath}
+		if c.Receipt != nil {
+			j.created = c.Receipt.Created
+		}
+		if isCopy(c, i) || e.v.IsCopy(c, i) && !i.Beside(c.UndoPath) {
+			// What became of the change elsewhere is not for this one to say.
+			if j.copied = true; c.UndoPath != "" && c.State.Unfinished() {
+				jobs = append(jobs, j)
+			}
+			continue
+		}
 		switch {
 		case c.UndoPath == "" && c.State.Unfinished():
-			jobs = append(jobs, job{c.ID, path, c.Receipt.Undo()})
+			j.undo = c.Receipt.Undo()
+			jobs = append(jobs, j)
 		case c.Receipt == nil, c.State.Unfinished(), c.State != c.Receipt.State:
-			jobs = append(jobs, job{c.ID, path, c.UndoPath})
+			jobs = append(jobs, j)
 		}
 	}
 	return jobs, err
 }
 
+// isCopy reports whether only its content tells that a change was one of this image: then it was made
+// for another file, or for this one before it was moved to another file system.
+func isCopy(c *vault.Candidate, i *vault.Image) bool {
+	return c.Match == vault.MatchContent && !i.Beside(c.UndoPath)
+}
+
 // jobOfUndo says which image an undo file is of: the one beside it, or the one that its receipt in
 // the vault names. The path in the undo file itself is not believed: whoever may write to the
 // directory of an image could name any file there.
-func (e *engine) jobOfUndo(path string, known map[string]job) job {
+func (e *engine) jobOfUndo(ctx context.Context, path string, known map[string]job) job {
 	j := job{undo: path}
 	name, _ := vault.IsUndoName(filepath.Base(path))
-	if p, err := e.v.Peek(path); err == nil {
-		j.id = p.Receipt.ID
+	if p, err := e.v.Peek(ctx, path); err == nil {
+		j.id, j.created = p.Receipt.ID, p.Receipt.Created
 	}
 	if k, ok := known[j.id]; ok {
 		j.image = k.image
@@ -154,17 +187,51 @@ func (e *engine) jobOfUndo(path string, known map[string]job) job {
 	return j
 }
 
+// settled tells whether a change came to its end before. Where its receipt says so as well nobody
+// needs the image, which a machine may use by now; where that does not, the image must be free.
+func (e *engine) settled(ctx context.Context, j job, out *Outcome) (ended, noted bool) {
+	p, err := e.v.Peek(ctx, j.undo)
+	if err != nil || p.State.Unfinished() {
+		return false, false
+	}
+	out.ID, out.Receipt = p.Receipt.ID, p.Receipt
+	kept, err := e.v.Receipt(p.Receipt.ID)
+	if err != nil || kept.State != p.State && e.v.Speaks(kept, j.undo) {
+		return true, false
+	}
+	out.Receipt = kept
+	return true, true
+}
+
 // recover brings one change to an end.
 func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
+	ended, noted := e.settled(ctx, j, out)
+	if noted {
+		out.Did = DidNothing
+		return nil
+	}
 	var img *image
 	var err error
 	if j.image != "" {
-		if img, err = e.open(j.image); err != nil {
+		img, err = e.open(j.image)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it was renamed, or is gone
+		case ended && errors.Is(err, diskio.ErrInUse):
+			out.Did = DidNothing // but for the receipt, for which there is time
+			return nil
+		case err != nil:
+			return err
+		default:
+			defer img.Close()
+		}
+	}
+	if j.copied {
+		if j.undo, err = e.forkUnfinished(ctx, img, j.undo); err != nil || j.undo == "" {
 			return err
 		}
-		defer img.Close()
+		out.UndoPath = j.undo
 	}
-	u, err := e.v.OpenUndoToAdvance(ctx, j.undo)
+	u, err := e.v.OpenUndoToAdvance(ctx, j.undo, img == nil && !e.o.AcceptNoLocks)
 	switch {
 	case errors.Is(err, vault.ErrPartial):
 		return e.removePartial(ctx, j, out, err)
@@ -176,7 +243,7 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 	defer u.Close()
 	out.ID = u.ID()
 	if img == nil {
-		return e.recoverAlone(u, out)
+		return e.recoverAlone(j, u, out)
 	}
 	c, err := e.newChange(ctx, img, u)
 	if err != nil {
@@ -228,22 +295,60 @@ func (e *engine) removePartial(ctx context.Context, j job, out *Outcome, fault e
 	return e.v.Discard(j.undo)
 }
 
+// forkUnfinished gives a copy of an image, made while a change was under way, an undo file of its
+// own. It gives "" where the copy is as before the change, or as after it: then nothing is left in
+// the middle.
+func (e *engine) forkUnfinished(ctx context.Context, img *image, undo string) (string, error) {
+	if img == nil {
+		return "", nil
+	}
+	u, err := e.v.OpenUndo(ctx, undo)
+	if err != nil {
+		return "", err
+	}
+	defer u.Close()
+	c, err := e.newChange(ctx, img, u)
+	if err != nil {
+		return "", err
+	}
+	for _, w := range []want{wantOld, wantNew} {
+		if err := c.survey(ctx, w); !errors.Is(err, ErrChanged) {
+			return "", err
+		}
+	}
+	journal, err := e.journal(img)
+	if err != nil {
+		return "", err
+	}
+	return e.v.Fork(ctx, undo, img.path, journal)
+}
+
 // recoverAlone brings a change to an end whose image is not known: where that was not touched, or is
 // in order.
-func (e *engine) recoverAlone(u *vault.Undo, out *Outcome) error {
-	out.Receipt = u.Receipt()
+func (e *engine) recoverAlone(j job, u *vault.Undo, out *Outcome) error {
 	switch {
 	case !u.State().Unfinished():
 		out.Did = DidNothing
-		return nil
 	case u.State() == vault.Prepared:
 		out.Did = DidRollBack
-		err := u.Advance(vault.RolledBack, e.o.Now())
-		out.Receipt = u.Receipt()
-		return err
+		if err := u.Advance(vault.RolledBack, e.o.Now()); err != nil {
+			return err
+		}
+	case j.image != "":
+		return fmt.Errorf("undo file %s: its image %s is gone; if it was renamed, recover it by its "+
+			"new name", u.Path(), j.image)
+	default:
+		return fmt.Errorf("undo file %s: its image is not beside it and no receipt names it; "+
+			"recover the image by its own name", u.Path())
 	}
-	return fmt.Errorf("undo file %s: its image is not beside it and no receipt names it; "+
-		"recover the image by its own name", u.Path())
+	out.Receipt = u.Receipt()
+	kept, err := e.v.Receipt(u.ID())
+	if err != nil || kept.State == u.State() || !e.v.Speaks(kept, u.Path()) {
+		return nil // there is none to be put right
+	}
+	kept.State, kept.Finished, kept.Undone = out.Receipt.State, out.Receipt.Finished, out.Receipt.Undone
+	out.Receipt = kept
+	return e.v.Put(kept)
 }
 
 // again says of an error whether the storage failed once more.
@@ -284,10 +389,14 @@ func (c *change) resume(ctx context.Context) (did, failure string, err error) {
 	return DidRollBack, failure, c.takeBack(ctx, vault.RolledBack)
 }
 
-// switched tells whether the last write of a change is there.
+// switched tells whether the last write of a change is there, and makes sure that it is on the disk:
+// a sync of it may be what failed.
 func (c *change) switched() (bool, error) {
 	if c.sector == nil {
 		return false, nil
+	}
+	if err := c.img.dropCache(); err != nil {
+		return false, err
 	}
 	size, err := c.img.size()
 	if err != nil {
@@ -297,5 +406,8 @@ func (c *change) switched() (bool, error) {
 	if err := c.img.read(b, 0, size); err != nil {
 		return false, err
 	}
-	return string(b) == string(c.sector.New) && string(b) != string(c.sector.Old), nil
+	if !bytes.Equal(b, c.sector.New) || bytes.Equal(b, c.sector.Old) {
+		return false, nil
+	}
+	return true, c.writeSector(b)
 }

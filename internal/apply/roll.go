@@ -129,7 +129,10 @@ func (c *change) readBack(ctx context.Context, w want) error {
 
 // finish writes the new bytes, examines the image, and commits.
 func (c *change) finish(ctx context.Context) error {
-	err := c.forward(ctx)
+	err := c.u.Confirm()
+	if err == nil {
+		err = c.forward(ctx)
+	}
 	if err == nil {
 		err = c.readBack(ctx, wantNew)
 	}
@@ -154,6 +157,10 @@ func (c *change) finish(ctx context.Context) error {
 func (c *change) takeBack(ctx context.Context, s vault.State) error {
 	// Once begun it is ended, whatever the user wishes meanwhile; only storage that hangs stops it.
 	ctx = context.WithoutCancel(ctx)
+	// A write of "committed" that failed may have reached the disk all the same.
+	if err := c.u.Confirm(); err != nil {
+		return err
+	}
 	if err := c.back(ctx); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -154,11 +155,14 @@ func Undo(ctx context.Context, image, id string, o Options) (*vault.Receipt, err
 	if err != nil {
 		return nil, err
 	}
-	all, err := e.v.FindOf(ctx, i)
-	if err != nil {
-		return nil, err
+	all, unread := e.v.FindOf(ctx, i)
+	r, err := e.undoOne(ctx, img, i, id, all)
+	if err == nil {
+		// What could not be read is of another image, or of a change that this one does not rest on:
+		// all that it left was found as it left it.
+		return r, nil
 	}
-	return e.undoOne(ctx, img, i, id, all)
+	return r, errors.Join(err, unread)
 }
 
 // undoOne undoes the newest of the candidates that fits.
@@ -201,6 +205,9 @@ func (e *engine) undoOne(
 			}
 			errs = append(errs, err)
 		case "":
+			if errors.Is(c.Err, vault.ErrNewer) {
+				return nil, c.Err // nobody knows what it did
+			}
 			errs = append(errs, c.Err)
 		}
 	}
@@ -238,10 +245,14 @@ func (e *engine) undo(ctx context.Context, img *image, i *vault.Image, found *va
 	*vault.Receipt, error,
 ) {
 	if found.UndoPath == "" {
+		_, err := e.v.Peek(ctx, found.Receipt.Undo())
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%w in %s: the undo file %s of receipt %s is gone", ErrNothing, img.path,
 			found.Receipt.Undo(), found.ID)
 	}
-	u, err := e.v.OpenUndoToAdvance(ctx, found.UndoPath)
+	u, err := e.v.OpenUndoToAdvance(ctx, found.UndoPath, false)
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +267,7 @@ func (e *engine) undo(ctx context.Context, img *image, i *vault.Image, found *va
 	if err := c.survey(ctx, wantNew); err != nil {
 		return nil, err
 	}
-	if u.State() == vault.Undone || e.v.IsCopy(found, i) {
+	if u.State() == vault.Undone || e.v.IsCopy(found, i) && !i.Beside(found.UndoPath) {
 		fork, err := e.fork(ctx, img, u)
 		if err != nil {
 			return nil, err
@@ -292,5 +303,5 @@ func (e *engine) fork(ctx context.Context, img *image, u *vault.Undo) (*vault.Un
 	if err != nil {
 		return nil, err
 	}
-	return e.v.OpenUndoToAdvance(ctx, path)
+	return e.v.OpenUndoToAdvance(ctx, path, false)
 }

@@ -5,8 +5,10 @@ package apply
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -33,8 +35,16 @@ type change struct {
 	grown         []finding.Range
 }
 
-// newChange reads what is needed to carry out a change in either direction.
+// newChange reads what is needed to carry out a change in either direction. The error is
+// vault.ErrForeign where the undo file may not decide what is written to the image.
 func (e *engine) newChange(ctx context.Context, img *image, u *vault.Undo) (*change, error) {
+	id, err := img.f.Identity()
+	if err != nil {
+		return nil, err
+	}
+	if err := u.TrustedFor(id); err != nil {
+		return nil, err
+	}
 	c := &change{e: e, img: img, u: u}
 	img.before, img.after = u.SizeBefore(), u.SizeAfter()
 	for k := vault.KindFence; k < vault.KindWatch; k++ {
@@ -58,16 +68,21 @@ func (e *engine) newChange(ctx context.Context, img *image, u *vault.Undo) (*cha
 	if f, s := c.fence, c.sector; f != nil && (s == nil || f.End() > int64(len(s.Old))) {
 		return nil, fmt.Errorf("undo file %s %w: nothing ends its fence", u.Path(), vault.ErrDamaged)
 	}
-	slices.SortFunc(c.grown, func(a, b finding.Range) int {
-		switch {
-		case a.Offset < b.Offset:
-			return -1
-		case a.Offset > b.Offset:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(c.grown, func(a, b finding.Range) int { return cmp.Compare(a.Offset, b.Offset) })
 	return c, nil
+}
+
+// reading is r until a context ends.
+type reading struct {
+	ctx context.Context
+	r   io.ReaderAt
+}
+
+func (r reading) ReadAt(p []byte, off int64) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.ReadAt(p, off)
 }
 
 // keep copies a record, which is valid only until the next one is read.
@@ -216,7 +231,7 @@ func (c *change) surveyGaps(ctx context.Context, size int64, diff *ChangedError)
 func (c *change) surveyWatches(ctx context.Context, size int64, diff *ChangedError) error {
 	buf := make([]byte, min(gapBytes, size+1))
 	return c.u.Watches(ctx, func(w vault.Watch) error {
-		d, err := plan.DigestOf(c.img.f, size, w.Offset, w.Length, buf)
+		d, err := plan.DigestOf(reading{ctx, c.img.f}, size, w.Offset, w.Length, buf)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.img.path, err)
 		}

@@ -60,7 +60,7 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 	if err != nil {
 		return err
 	}
-	image, id, err := o.whichChange(v, name)
+	image, id, err := o.whichChange(ctx, v, name)
 	if err != nil {
 		return changeError(ctx, err, name)
 	}
@@ -111,7 +111,9 @@ func (o *changeOptions) vault() (*vault.Vault, error) {
 
 // whichChange tells the image, and the receipt if one is meant: name is an image, the name of a
 // receipt, the file of one, or an undo file.
-func (o *undoOptions) whichChange(v *vault.Vault, name string) (image, id string, err error) {
+func (o *undoOptions) whichChange(
+	ctx context.Context, v *vault.Vault, name string,
+) (image, id string, err error) {
 	_, err = diskio.Look(name)
 	base := filepath.Base(name)
 	fileID, isReceipt := strings.CutSuffix(base, ".json")
@@ -123,7 +125,7 @@ func (o *undoOptions) whichChange(v *vault.Vault, name string) (image, id string
 	case isReceipt && vault.IsID(fileID):
 		id = fileID
 	case isUndo:
-		p, err := v.Peek(name)
+		p, err := v.Peek(ctx, name)
 		if err != nil {
 			return "", "", err
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"time"
 )
@@ -70,6 +71,15 @@ func (i Identity) Same(j Identity) bool {
 		return i.Born.Equal(j.Born)
 	}
 	return i.Dev == j.Dev
+}
+
+// Trusts reports whether what stands in another file may decide what is written to i: its owner is
+// root, the user of this program, or one who may write to i anyhow.
+func (i Identity) Trusts(j Identity) bool {
+	if i.Public {
+		return true
+	}
+	return !j.Public && (j.Owner == 0 || j.Owner == i.Owner || int64(j.Owner) == int64(os.Geteuid()))
 }
 
 // Readable is a file open for reading.

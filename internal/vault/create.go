@@ -16,7 +16,6 @@ import (
 	"io/fs"
 	"math"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -220,17 +219,17 @@ func (v *Vault) fill(ctx context.Context, d *Draft, f diskio.Writable, path stri
 }
 
 // Fork copies an undo file for a copy of its image, beside that or in journalDir, so that the states
-// of the two are kept apart: the copy is committed, whatever became of the other since. It returns
-// when the new file and its name are on the disk.
+// of the two are kept apart. A change that was undone in the other image is in force in the copy. It
+// returns when the new file and its name are on the disk.
 func (v *Vault) Fork(ctx context.Context, from, image, journalDir string) (string, error) {
 	u, err := v.OpenUndo(ctx, from)
 	if err != nil {
 		return "", err
 	}
 	defer u.Close()
-	kept := slices.IndexFunc(u.states, func(e stateEntry) bool { return e.state == Committed })
-	if kept < 0 {
-		return "", fmt.Errorf("copy the undo file %s: it is %s", from, u.State())
+	kept := len(u.states) - 1
+	if u.State() == Undone {
+		kept -= 2 // committed came before undoing
 	}
 	dir, base := filepath.Dir(image), filepath.Base(image)
 	if journalDir != "" {

@@ -54,7 +54,7 @@ type Candidate struct {
 	UndoBytes int64
 	// Receipt is the receipt, or what the undo file has of it; nil where Err is set.
 	Receipt *Receipt
-	// Err: why the undo file cannot be used, ErrNewer or ErrDamaged.
+	// Err: why the undo file cannot be used, ErrNewer, ErrDamaged or ErrForeign.
 	Err error
 }
 
@@ -137,11 +137,13 @@ func (v *Vault) FindOf(ctx context.Context, i *Image) ([]*Candidate, error) {
 	}
 	receipts, err := v.Receipts(ctx)
 	errs = append(errs, err)
-	byID := map[string]*Receipt{}
+	byID, byUndo := map[string]*Receipt{}, map[string]*Receipt{}
 	for _, r := range receipts {
 		byID[r.ID] = r
-		if v.exists(r.Undo()) {
+		// Those of other images are not looked for: their storage may be one that does not answer.
+		if r.names(i) != NoMatch && v.exists(r.Undo()) {
 			paths = append(paths, r.Undo())
+			byUndo[r.Undo()] = r
 		}
 	}
 	slices.Sort(paths)
@@ -151,13 +153,13 @@ func (v *Vault) FindOf(ctx context.Context, i *Image) ([]*Candidate, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		c := v.candidate(path, i, byID)
+		c := v.candidate(ctx, path, i, byID, byUndo[path])
 		switch {
 		case c == nil:
 		case c.ID == "" || !seen[c.ID]:
 			all = append(all, c)
 			seen[c.ID] = true
-		case i.beside(path):
+		case i.Beside(path):
 			// A copy of the image has a copy of the undo file: see Fork.
 			all[slices.IndexFunc(all, func(o *Candidate) bool { return o.ID == c.ID })] = c
 		}
@@ -197,8 +199,8 @@ func (v *Vault) exists(path string) bool {
 	return true
 }
 
-// beside tells whether an undo file has the name of one that was made beside the image.
-func (i *Image) beside(path string) bool {
+// Beside tells whether an undo file has the name of one that was made beside the image.
+func (i *Image) Beside(path string) bool {
 	name, _ := IsUndoName(filepath.Base(path))
 	return filepath.Dir(path) == filepath.Dir(i.Path) && name == filepath.Base(i.Path)
 }
@@ -212,28 +214,54 @@ func (v *Vault) Speaks(r *Receipt, undoPath string) bool {
 // IsCopy reports whether the image of a candidate is a copy, and the file for which the change was
 // made is there as well.
 func (v *Vault) IsCopy(c *Candidate, i *Image) bool {
-	if c.Match != MatchContent || c.Receipt == nil {
+	if c.Match == MatchName || c.Receipt == nil {
 		return false
 	}
 	o, err := v.Look(c.Receipt.Image())
-	return err == nil && o.Path != i.Path && c.Receipt.matches(o) == MatchFile
+	// In a snapshot of its file system a copy has the same inode, on another device.
+	return err == nil && o.Identity.ID != i.Identity.ID && c.Receipt.matches(o) == MatchFile
 }
 
-// candidate looks at an undo file, nil if it is of another image.
-func (v *Vault) candidate(path string, i *Image, receipts map[string]*Receipt) *Candidate {
-	beside := i.beside(path)
-	p, err := v.Peek(path)
+// names is matches, and also by the path where that is a block device: the inode of one is another
+// after every start of the host, and the first sector of a change that was cut off is neither as
+// before nor as after.
+func (r *Receipt) names(i *Image) Match {
+	m := r.matches(i)
+	if m == NoMatch && i.Identity.Block && r.Image() == i.Path && r.State.Unfinished() {
+		return MatchName
+	}
+	return m
+}
+
+// candidate looks at an undo file, nil if it is of another image. named is the receipt of this image
+// that names the file, or nil.
+func (v *Vault) candidate(ctx context.Context, path string, i *Image, receipts map[string]*Receipt,
+	named *Receipt,
+) *Candidate {
+	beside := i.Beside(path)
+	p, err := v.Peek(ctx, path)
+	if err == nil {
+		err = trusted(path, p.id, i.Identity)
+	}
 	switch {
+	case err != nil && named != nil && named.State.Unfinished():
+		// It was whole when its receipt was written.
+		if errors.Is(err, ErrPartial) || errors.Is(err, ErrNotUndo) {
+			err = fmt.Errorf("undo file %s %w: %w", path, ErrDamaged, err)
+		}
+		return &Candidate{ID: named.ID, Match: named.names(i), UndoPath: path, Err: err}
 	case errors.Is(err, ErrNotUndo):
 		return nil
-	case err != nil && !beside:
+	case errors.Is(err, ErrForeign) && !beside && p.Receipt.names(i) == NoMatch:
+		return nil
+	case err != nil && !beside && !errors.Is(err, ErrForeign):
 		return nil // nothing says that it is of this image
 	case errors.Is(err, ErrPartial):
 		return &Candidate{State: Partial, Match: MatchName, UndoPath: path, UndoBytes: p.Bytes}
 	case err != nil:
 		return &Candidate{Match: MatchName, UndoPath: path, Err: err}
 	}
-	c := &Candidate{ID: p.Receipt.ID, State: p.State, Match: p.Receipt.matches(i), UndoPath: path,
+	c := &Candidate{ID: p.Receipt.ID, State: p.State, Match: p.Receipt.names(i), UndoPath: path,
 		UndoBytes: p.Bytes, Receipt: p.Receipt}
 	if c.Match == NoMatch && beside {
 		c.Match = MatchName

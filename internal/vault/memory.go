@@ -67,7 +67,7 @@ func (m *Memory) Of(ctx context.Context, image string) ([]*Candidate, error) {
 	var found []*Candidate
 	seen := map[string]bool{}
 	for _, path := range beside {
-		c := m.v.candidate(path, i, m.byID)
+		c := m.v.candidate(ctx, path, i, m.byID, nil)
 		if c == nil {
 			continue
 		}
@@ -79,11 +79,11 @@ func (m *Memory) Of(ctx context.Context, image string) ([]*Candidate, error) {
 		}
 	}
 	for _, r := range m.receipts {
-		match := r.matches(i)
+		match := r.names(i)
 		if match == NoMatch || seen[r.ID] {
 			continue
 		}
-		if c := m.fromReceipt(r, match); c != nil {
+		if c := m.fromReceipt(ctx, r, match); c != nil {
 			found = append(found, c)
 		}
 	}
@@ -92,12 +92,15 @@ func (m *Memory) Of(ctx context.Context, image string) ([]*Candidate, error) {
 
 // fromReceipt says what is remembered by a receipt, and how far its change came by its undo file.
 // It is nil where that ended well.
-func (m *Memory) fromReceipt(r *Receipt, match Match) *Candidate {
+func (m *Memory) fromReceipt(ctx context.Context, r *Receipt, match Match) *Candidate {
 	c := &Candidate{ID: r.ID, State: r.State, Match: match, Receipt: r}
 	if !r.State.Unfinished() {
 		return c
 	}
-	p, err := m.v.Peek(r.Undo())
+	if match == MatchContent {
+		return nil // it is the file that this one is a copy of that is in the middle
+	}
+	p, err := m.v.Peek(ctx, r.Undo())
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return c

@@ -262,7 +262,14 @@ func (v *Vault) Put(r *Receipt) error {
 func (v *Vault) replace(path, fresh string, content []byte) error {
 	f, err := v.disk.CreateNew(fresh, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		// Left by a write that was cut off. Two at a time there cannot be: the image is locked.
+		// Left by a write that was cut off, or another program is at it: then the file is locked.
+		left, err2 := v.disk.OpenForRepair(fresh)
+		if errors.Is(err2, diskio.ErrInUse) {
+			return err2
+		}
+		if err2 == nil {
+			left.Close() // nothing was written to it
+		}
 		if err = v.disk.Remove(fresh); err == nil {
 			f, err = v.disk.CreateNew(fresh, 0o600)
 		}
@@ -293,6 +300,11 @@ func (v *Vault) Drop(id string) error {
 		return nil
 	}
 	if err != nil {
+		if f, err2 := v.disk.Open(v.receiptPath(id)); errors.Is(err2, fs.ErrNotExist) {
+			return nil // a file system that cannot be written to does not look before it says so
+		} else if err2 == nil {
+			f.Close()
+		}
 		return fmt.Errorf("remove the receipt of a change that was not begun: %w", err)
 	}
 	return v.disk.SyncDir(v.receipts)

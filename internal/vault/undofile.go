@@ -22,6 +22,7 @@ import (
 // Undo is an open undo file. Opening it read all of it once and found it whole.
 type Undo struct {
 	path  string
+	id    diskio.Identity
 	bytes int64
 	r     diskio.Readable
 	w     diskio.Writable // nil where it is open for reading only
@@ -46,6 +47,22 @@ func (u *Undo) SizeBefore() int64 { return u.h.before }
 
 // SizeAfter is the length of the image after the change.
 func (u *Undo) SizeAfter() int64 { return u.h.after }
+
+// TrustedFor returns ErrForeign unless what the file says may be written to an image: whoever may
+// write to the directory of an image can put a file there that looks like an undo file.
+func (u *Undo) TrustedFor(image diskio.Identity) error { return trusted(u.path, u.id, image) }
+
+func trusted(path string, undo, image diskio.Identity) error {
+	if image.Trusts(undo) {
+		return nil
+	}
+	who := fmt.Sprintf("user %d, who may not write to the image", undo.Owner)
+	if undo.Public {
+		who = "everybody: all users may write to it"
+	}
+	return fmt.Errorf("undo file %s %w (%s); move it away, or give it to root if you know who made it",
+		path, ErrForeign, who)
+}
 
 // State is how far the change came.
 func (u *Undo) State() State { return u.states[len(u.states)-1].state }
@@ -87,16 +104,18 @@ func (u *Undo) Advance(s State, now time.Time) error {
 		return err
 	}
 	e := stateEntry{u.h.id, uint32(len(u.states)), s, now.UTC()}
-	u.sure = false
 	if err := u.writeState(e); err != nil {
+		u.sure = false
 		return err
 	}
-	u.states, u.sure = append(u.states, e), true
+	u.states = append(u.states, e)
 	return nil
 }
 
-// Confirm makes sure that the last state is on the disk: where an earlier attempt to write it
-// failed in the end, it may have been read from memory only.
+// Confirm makes sure that the last state is on the disk, and no later one: where an attempt to write
+// one failed, the memory of the machine and the disk may tell different states. Nothing may be
+// written to the image before that, for it is the state on the disk that tells, after a power cut,
+// what the image may hold.
 func (u *Undo) Confirm() error {
 	if u.sure {
 		return nil
@@ -106,11 +125,15 @@ func (u *Undo) Confirm() error {
 	return err
 }
 
+// writeState writes a state, and that there is none after it.
 func (u *Undo) writeState(e stateEntry) error {
 	if u.w == nil {
 		return fmt.Errorf("undo file %s: open for reading only", u.path)
 	}
 	b := encodeState(e.id, e.seq, e.state, e.at)
+	if e.seq+1 < roomStates && !u.sure {
+		b = append(b, make([]byte, sectorBytes)...)
+	}
 	_, err := u.w.WriteAt(b, u.h.statesAt()+int64(e.seq)*sectorBytes)
 	if err == nil {
 		err = u.w.Sync()
@@ -221,10 +244,11 @@ func (v *Vault) OpenUndo(ctx context.Context, path string) (*Undo, error) {
 }
 
 // OpenUndoToAdvance is OpenUndo that also permits to note states. Further errors are those of
-// diskio.OpenForRepair, but a file system without locks is none.
-func (v *Vault) OpenUndoToAdvance(ctx context.Context, path string) (*Undo, error) {
+// diskio.OpenForRepair; with alone, which is for those who do not hold the image itself, also that
+// the file system keeps no locks.
+func (v *Vault) OpenUndoToAdvance(ctx context.Context, path string, alone bool) (*Undo, error) {
 	f, err := v.disk.OpenForRepair(path)
-	if errors.Is(err, diskio.ErrNoLocks) {
+	if errors.Is(err, diskio.ErrNoLocks) && !alone {
 		// Who changes an image holds the lock of that; this one is a second door.
 		f, err = v.disk.OpenWithoutLocks(path)
 	}
@@ -246,7 +270,7 @@ func readUndo(ctx context.Context, path string, f diskio.Readable) (*Undo, error
 	if err != nil {
 		return nil, err
 	}
-	u := &Undo{path: path, r: f, bytes: id.SizeBytes}
+	u := &Undo{path: path, id: id, r: f, bytes: id.SizeBytes}
 	err = u.read(ctx, id.SizeBytes)
 	if err == nil {
 		err = u.readStates(id.SizeBytes)
@@ -294,8 +318,16 @@ func (f faultReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// wasBegun looks in the whole file for a state that comes after prepared.
+// maxSearched is in how much of a file wasBegun looks. No undo file is nearly so long, but a file of
+// holes may be, and would be read for years.
+const maxSearched = 16 << 30
+
+// wasBegun looks in the whole file for a state that comes after prepared. In a file that is too long
+// for that there may be one.
 func wasBegun(ctx context.Context, f io.ReaderAt, size int64) (bool, error) {
+	if size > maxSearched {
+		return true, nil
+	}
 	r := buffered(io.NewSectionReader(f, 0, size), size)
 	var b [sectorBytes]byte
 	for {
@@ -371,8 +403,11 @@ func (u *Undo) read(ctx context.Context, size int64) error {
 		if err != nil {
 			return err
 		}
-		if rec.Kind < kind {
+		switch {
+		case rec.Kind < kind:
 			return fmt.Errorf("record %d, of %v, comes too late", seq, rec.Kind)
+		case rec.Kind == kind && seq > u.seq[kind] && (kind == KindFence || kind == KindSwitch):
+			return fmt.Errorf("record %d is a second one of %v", seq, rec.Kind)
 		}
 		for kind < rec.Kind {
 			kind++
@@ -440,11 +475,12 @@ type Peeked struct {
 	State   State
 	Bytes   int64
 	Receipt *Receipt
+	id      diskio.Identity
 }
 
 // Peek reads the receipt and the states of an undo file, and not its records. The errors are those
 // of OpenUndo; Bytes is set for all but errors of opening.
-func (v *Vault) Peek(path string) (Peeked, error) {
+func (v *Vault) Peek(ctx context.Context, path string) (Peeked, error) {
 	f, err := v.disk.Open(path)
 	if err != nil {
 		return Peeked{}, err
@@ -454,14 +490,14 @@ func (v *Vault) Peek(path string) (Peeked, error) {
 	if err != nil {
 		return Peeked{}, err
 	}
-	p := Peeked{Bytes: id.SizeBytes}
-	u := &Undo{path: path, r: f, bytes: id.SizeBytes}
+	p := Peeked{Bytes: id.SizeBytes, id: id}
+	u := &Undo{path: path, id: id, r: f, bytes: id.SizeBytes}
 	in := faultReader{io.NewSectionReader(f, 0, id.SizeBytes)}
 	if err = u.readHeader(in, id.SizeBytes); err == nil {
 		err = u.readStates(id.SizeBytes)
 	}
 	if err != nil {
-		return p, judge(context.Background(), path, f, id.SizeBytes, err)
+		return p, judge(ctx, path, f, id.SizeBytes, err)
 	}
 	p.Receipt = u.Receipt()
 	p.State = p.Receipt.State

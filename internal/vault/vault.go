@@ -24,6 +24,9 @@ var (
 	ErrDamaged = errors.New("is damaged")
 	// ErrNewer: an undo file or receipt was made by a newer program.
 	ErrNewer = errors.New("was made by a newer version of shisa")
+	// ErrForeign: an undo file belongs to a user who may not write to the image, so what it says is not
+	// written there.
+	ErrForeign = errors.New("belongs to another user")
 	// ErrNotFound: there is no receipt of that name.
 	ErrNotFound = errors.New("no receipt of that name")
 )

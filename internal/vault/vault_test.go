@@ -293,12 +293,12 @@ func TestHostileNumbers(t *testing.T) {
 
 func TestStates(t *testing.T) {
 	v, d, _ := newUndo(t)
-	u, err := v.OpenUndoToAdvance(t.Context(), undoPath)
+	u, err := v.OpenUndoToAdvance(t.Context(), undoPath, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	if _, err := v.OpenUndoToAdvance(t.Context(), undoPath); !errors.Is(err, diskio.ErrInUse) {
+	if _, err := v.OpenUndoToAdvance(t.Context(), undoPath, false); !errors.Is(err, diskio.ErrInUse) {
 		t.Errorf("a second opening = %v, want %v", err, diskio.ErrInUse)
 	}
 	for _, s := range []State{Committed, Undoing, Undone, Prepared, Partial} {
@@ -309,7 +309,7 @@ func TestStates(t *testing.T) {
 	if err := u.Advance(RolledBack, time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if p, err := v.Peek(undoPath); err != nil || p.State != RolledBack || p.Receipt.Finished == nil {
+	if p, err := v.Peek(t.Context(), undoPath); err != nil || p.State != RolledBack || p.Receipt.Finished == nil {
 		t.Errorf("Peek = %+v, %v", p, err)
 	}
 	if n := len(d.Ops()); n == 0 {
@@ -338,7 +338,7 @@ func FuzzUndoFile(f *testing.F) {
 				t.Errorf("an error without a name: %v", err)
 			}
 		}
-		_, err := v.Peek(undoPath)
+		_, err := v.Peek(context.Background(), undoPath)
 		check(err)
 		u, err := v.OpenUndo(context.Background(), undoPath)
 		check(err)
