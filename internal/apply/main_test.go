@@ -25,20 +25,33 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 const (
 	imagePath = "/img/a.img"
 	stateDir  = "/state"
+	planID    = "00112233445566778899aabbccddeeff"
 )
 
-// change makes up a plan with all phases, growth with a gap, a write across the old end, and a fence,
-// and gives the image before and after it.
+// Places in the image of makeUp.
+const (
+	oldBytes = 10*pageBytes + 100 // its length before
+	newBytes = oldBytes + 20000   // and after
+	countAt  = pageBytes + 200    // 600 bytes are written, in the phase Count
+	lowAt    = 3*pageBytes + 512  // 512 bytes are written, in the phase Lower
+	watchAt  = 6*pageBytes + 100  // relied on, and not written
+	freeAt   = 7*pageBytes + 2000 // neither
+	gapAt    = oldBytes + 1000    // added, and not written
+)
+
+// makeUp makes up a plan with all phases, each of several writes that are far apart and some that are
+// near, growth with gaps, a write across the old end, and a fence; and gives the image before and
+// after it.
 func makeUp(t testing.TB, dev, ino uint64, path string) (p *plan.Plan, before, after []byte) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(7, 7))
-	before = make([]byte, 8*512+100)
+	before = make([]byte, oldBytes)
 	for i := range before {
 		before[i] = byte(r.Uint32())
 	}
-	after = append(slices.Clone(before), make([]byte, 4096)...)
+	after = append(slices.Clone(before), make([]byte, newBytes-oldBytes)...)
 	p = &plan.Plan{
-		Schema: plan.Schema, ID: "00112233445566778899aabbccddeeff", Created: time.Unix(1, 0).UTC(),
+		Schema: plan.Schema, ID: planID, Created: time.Unix(1, 0).UTC(),
 		Tool: "test", SizeAfterBytes: int64(len(after)),
 		Object: plan.Object{Path: path, Format: "raw", Dev: dev, Ino: ino, SizeBytes: int64(len(before))},
 		Steps:  []plan.Step{{Code: "QC02", Action: "raise", Summary: "raise", Count: 1}},
@@ -58,13 +71,25 @@ func makeUp(t testing.TB, dev, ino uint64, path string) (p *plan.Plan, before, a
 		p.Writes = append(p.Writes, w)
 		copy(after[off:], fresh)
 	}
-	write(plan.New, len(before)+2000, 700)
-	write(plan.Count, 512, 6)
-	write(plan.Count, 700, 600)
-	write(plan.Point, 8*512, 300)
-	write(plan.Lower, 5*512, 512)
-	write(plan.Switch, 8, 100)
-	for _, rel := range [][2]int64{{0, 600}, {1024, 3072}, {8 * 512, 1024}} {
+	for _, w := range []struct {
+		phase  plan.Phase
+		off, n int
+	}{
+		{plan.New, oldBytes + 2000, 700}, {plan.New, oldBytes + 2800, 40},
+		{plan.New, oldBytes + 9500, 30}, {plan.New, oldBytes + 18000, 600},
+		{plan.Count, pageBytes + 8, 6}, {plan.Count, countAt, 600}, {plan.Count, 4*pageBytes + 100, 24},
+		{plan.Count, 7*pageBytes + 500, 24}, {plan.Count, 9*pageBytes + 1020, 10},
+		{plan.Point, 2 * pageBytes, 300}, {plan.Point, 5*pageBytes + 16, 8},
+		{plan.Point, 8*pageBytes - 6, 12}, {plan.Point, 10*pageBytes - 700, 12},
+		{plan.Point, 10 * pageBytes, 300}, // across the old end
+		{plan.Lower, lowAt, 512}, {plan.Lower, 5*pageBytes + 1000, 100}, {plan.Lower, 9*pageBytes + 600, 16},
+		{plan.Switch, 8, 100},
+	} {
+		write(w.phase, w.off, w.n)
+	}
+	for _, rel := range [][2]int64{
+		{0, 600}, {pageBytes, 3 * pageBytes}, {6 * pageBytes, pageBytes}, {10 * pageBytes, 1024},
+	} {
 		d, err := plan.DigestOf(bytes.NewReader(before), int64(len(before)), rel[0], rel[1], make([]byte, 100))
 		if err != nil {
 			t.Fatal(err)
@@ -172,4 +197,47 @@ func isNew(want []byte) func(context.Context, io.ReaderAt, int64) error {
 		}
 		return nil
 	}
+}
+
+// inOrder holds that an image is in a state that a change may leave at any moment: phases that are
+// made whole, one that is being made, and phases that were not begun; and behind the fence, unless it
+// is as before or as after. Who finds it so sees no pointer to what is not there.
+func inOrder(t testing.TB, p *plan.Plan, before, after, got []byte, what string) {
+	t.Helper()
+	all := func(ph plan.Phase, want []byte) bool {
+		for _, w := range p.Writes {
+			if w.Phase == ph && !bytes.Equal(sliced(got, w.Offset, w.End()), sliced(want, w.Offset, w.End())) {
+				return false
+			}
+		}
+		return true
+	}
+	begun, isOld, isNew := plan.Phase(""), len(got) == len(before), len(got) == len(after)
+	phases := plan.Phases()[:4]
+	for i := len(phases) - 1; i >= 0; i-- {
+		ph := phases[i]
+		isOld, isNew = isOld && all(ph, before), isNew && all(ph, after)
+		if begun != "" && !all(ph, after) {
+			t.Errorf("%s: the phase %s is there before %s is whole", what, begun, ph)
+		}
+		if begun == "" && !all(ph, before) {
+			begun = ph
+		}
+	}
+	fenced := slices.Clone(before[:512])
+	copy(fenced[p.Fence.Offset:], p.Fence.New)
+	switch head := sliced(got, 0, 512); {
+	case bytes.Equal(head, fenced):
+	case bytes.Equal(head, before[:512]) && isOld:
+	case bytes.Equal(head, after[:512]) && isNew:
+	default:
+		t.Errorf("%s: the image is in the middle of a change, and not behind the fence", what)
+	}
+}
+
+// sliced is a range of b, with zeros for what lies past its end.
+func sliced(b []byte, from, to int64) []byte {
+	out := make([]byte, to-from)
+	copy(out, b[min(from, int64(len(b))):])
+	return out
 }

@@ -87,7 +87,7 @@ func TestRecoverRefusesForeignWrites(t *testing.T) {
 	for n := 1; n <= switched; n++ {
 		for _, forward := range []bool{false, true} {
 			d, _, _ := cutAt(t, n)
-			poke(t, d, imagePath, 5*512+9)
+			poke(t, d, imagePath, lowAt+9)
 			was := content(t, d)
 			o := options(d)
 			o.Forward = forward
@@ -100,7 +100,7 @@ func TestRecoverRefusesForeignWrites(t *testing.T) {
 				continue
 			}
 			var changed *ChangedError
-			if !errors.As(err, &changed) || changed.Ranges[0].Offset != 5*512 {
+			if !errors.As(err, &changed) || changed.Ranges[0].Offset != lowAt {
 				t.Errorf("Recover after sync %d, forward=%v = %v, want %v", n, forward, err, ErrChanged)
 			}
 			if !bytes.Equal(was, content(t, d)) {
@@ -217,7 +217,7 @@ func TestUndoneAndChangedSince(t *testing.T) {
 	if _, err := Undo(t.Context(), imagePath, "", options(d)); err != nil {
 		t.Fatal(err)
 	}
-	poke(t, d, imagePath, 5*512)
+	poke(t, d, imagePath, lowAt)
 	if _, err := Undo(t.Context(), imagePath, "", options(d)); !errors.Is(err, ErrChanged) {
 		t.Errorf("Undo of what was undone, and changed since = %v, want %v", err, ErrChanged)
 	}

@@ -137,6 +137,69 @@ func TestLimbo(t *testing.T) {
 	}
 }
 
+// What a sync failed to write may be gone from the memory of the machine.
+func TestEvict(t *testing.T) {
+	d := New(t.Context())
+	d.Put("/a", bytes.Repeat([]byte("."), 1536))
+	if err := d.Fault("fsync error 2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t, d, "1s2s"); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("the sync = %v, want %v", err, syscall.EIO)
+	}
+	if err := run(t, d, "3"); err != nil {
+		t.Fatal(err)
+	}
+	d.Evict()
+	if b, _ := d.Get("/a"); b[0] != '1' || b[512] != '.' || b[1024] != '3' {
+		t.Errorf("programs see %c%c%c, want 1.3", b[0], b[512], b[1024])
+	}
+}
+
+func TestSome(t *testing.T) {
+	d := New(t.Context())
+	d.Put("/a", bytes.Repeat([]byte("."), 1536))
+	if err := run(t, d, "123"); err != nil {
+		t.Fatal(err)
+	}
+	for most := 1; most <= 20; most++ {
+		var all []string
+		for s := range d.Some(1, most) {
+			b, _ := s.Get("/a")
+			all = append(all, fmt.Sprintf("%c%c%c", b[0], b[512], b[1024]))
+		}
+		if all[0] != "..." || most > 1 && all[1] != "123" || len(all) < min(most, 4) {
+			t.Errorf("Some(%d) = %q", most, all)
+		}
+	}
+}
+
+func TestSpoilAndOwner(t *testing.T) {
+	d := New(t.Context())
+	d.Put("/a", bytes.Repeat([]byte("."), 1536))
+	d.Spoil("/a", 600, 10)
+	d.SetOwner("/a", 7)
+	f, err := d.OpenForRepair("/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, err := f.Identity(); err != nil || id.Owner != 7 {
+		t.Errorf("Identity = %+v, %v", id, err)
+	}
+	b := make([]byte, 512)
+	for off, want := range map[int64]error{0: nil, 88: nil, 89: syscall.EIO, 512: syscall.EIO, 610: nil} {
+		if _, err := f.ReadAt(b, off); !errors.Is(err, want) {
+			t.Errorf("ReadAt %d = %v, want %v", off, err, want)
+		}
+	}
+	if _, err := f.WriteAt(b, 512); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ReadAt(b, 512); err != nil {
+		t.Errorf("ReadAt after the range was written = %v", err)
+	}
+}
+
 func TestManyChanges(t *testing.T) {
 	d := New(t.Context())
 	d.Put("/a", nil)
@@ -161,6 +224,7 @@ func TestFaults(t *testing.T) {
 		{"EIO on write 2", "1s23", syscall.EIO, 3, "1.."},
 		{"ENOSPC on op 2", "1s", syscall.ENOSPC, 2, "1.."},
 		{"short write 1", "w", syscall.ENOSPC, 1, ".w."},
+		{"EIO after write 2", "1s23", syscall.EIO, 3, "12."},
 		{"fsync error 2", "1s2s", syscall.EIO, 4, "12."},
 		{"fsync error 1", "nd", syscall.EIO, 2, "..."},
 		{"EIO on write 1; crash after op 3", "1", syscall.EIO, 1, "..."},

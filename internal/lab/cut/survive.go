@@ -76,6 +76,33 @@ func (d *Disk) Survivors(seed uint64) iter.Seq[*Disk] {
 	}
 }
 
+// Some gives at most so many different ones of the disks that may be found after the power was cut
+// now: the one with nothing of what no sync made sure, the one with all of it, and random ones from
+// seed.
+func (d *Disk) Some(seed uint64, most int) iter.Seq[*Disk] {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	torn := d.units(true)
+	return func(yield func(*Disk) bool) {
+		seen := map[[32]byte]bool{}
+		r := rand.New(rand.NewPCG(seed, 2))
+		tries := 2 * most
+		if len(torn) < 16 {
+			tries = min(tries, 1<<len(torn))
+		}
+		for n := 0; n < tries && len(seen) < most; n++ {
+			density := r.Float64()
+			s := d.survivor(torn, func(int) bool { return n == 1 || n > 1 && r.Float64() < density })
+			if sum := s.sum(); !seen[sum] {
+				seen[sum] = true
+				if !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // units lists what no sync made sure, in the order in which it was done.
 func (d *Disk) units(torn bool) []unit {
 	var all []unit
