@@ -7,11 +7,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"path/filepath"
 	"slices"
@@ -57,16 +54,6 @@ func (o *overlay) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// head is the SHA-256 of the beginning of what r reads, in hexadecimal.
-func head(r io.ReaderAt, size int64) (string, error) {
-	b := make([]byte, min(vault.HeadBytes, size))
-	if n, err := r.ReadAt(b, 0); n < len(b) {
-		return "", fmt.Errorf("read the first %d bytes: %w", len(b), err)
-	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:]), nil
-}
-
 // draft compares an image with what a plan was made from, and makes the draft of the undo file. An
 // image that is different is a *ChangedError.
 func (e *engine) draft(ctx context.Context, img *image, p *plan.Plan) (*vault.Draft, error) {
@@ -105,9 +92,9 @@ func (e *engine) draft(ctx context.Context, img *image, p *plan.Plan) (*vault.Dr
 	if err := sectors(d, img, over); err != nil {
 		return nil, err
 	}
-	d.Receipt.HeadBefore, err = head(img.f, p.Object.SizeBytes)
+	d.Receipt.HeadBefore, err = vault.HeadOf(img.f, p.Object.SizeBytes)
 	if err == nil {
-		d.Receipt.HeadAfter, err = head(over, p.SizeAfterBytes)
+		d.Receipt.HeadAfter, err = vault.HeadOf(over, p.SizeAfterBytes)
 	}
 	return d, err
 }

@@ -245,7 +245,10 @@ func (e *engine) undo(ctx context.Context, img *image, i *vault.Image, found *va
 	*vault.Receipt, error,
 ) {
 	if found.UndoPath == "" {
-		_, err := e.v.Peek(ctx, found.Receipt.Undo())
+		p, err := e.v.Peek(ctx, found.Receipt.Undo())
+		if err == nil {
+			err = p.TrustedFor(i.Identity)
+		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -62,7 +63,7 @@ type Candidate struct {
 type Image struct {
 	Path     string
 	Identity diskio.Identity
-	// Head is the SHA-256 of its first 64 KiB, in hexadecimal.
+	// Head is the SHA-256 of its first 64 KiB, in hexadecimal; "" where they cannot be read.
 	Head string
 }
 
@@ -87,12 +88,26 @@ func ImageOf(path string, f diskio.Readable) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf := make([]byte, min(HeadBytes, max(0, id.SizeBytes)))
-	if n, err := f.ReadAt(buf, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(buf)) {
-		return nil, fmt.Errorf("read the first %d bytes of %s: %w", len(buf), path, err)
+	head, err := HeadOf(f, id.SizeBytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &Image{path, id, head}, nil
+}
+
+// HeadOf is the SHA-256 of the first 64 KiB of what r reads, or of all of it where it is shorter, in
+// hexadecimal. It is "" where the disk is faulty there: an image is known by other signs as well.
+func HeadOf(r io.ReaderAt, size int64) (string, error) {
+	buf := make([]byte, min(HeadBytes, max(0, size)))
+	n, err := r.ReadAt(buf, 0)
+	switch {
+	case errors.Is(err, syscall.EIO):
+		return "", nil
+	case err != nil && !(errors.Is(err, io.EOF) && n == len(buf)):
+		return "", fmt.Errorf("read the first %d bytes: %w", len(buf), err)
 	}
 	sum := sha256.Sum256(buf)
-	return &Image{path, id, hex.EncodeToString(sum[:])}, nil
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // IsUndoName reports whether a file name is that of an undo file, and gives the name of the image
@@ -241,7 +256,7 @@ func (v *Vault) candidate(ctx context.Context, path string, i *Image, receipts m
 	beside := i.Beside(path)
 	p, err := v.Peek(ctx, path)
 	if err == nil {
-		err = trusted(path, p.id, i.Identity)
+		err = p.TrustedFor(i.Identity)
 	}
 	switch {
 	case err != nil && named != nil && named.State.Unfinished():

@@ -53,7 +53,8 @@ type Receipt struct {
 	// Born is when the image file was made; nil where the file system does not say.
 	Born           *time.Time `json:"born"`
 	SizeAfterBytes int64      `json:"size_after_bytes"`
-	// HeadBefore and HeadAfter are the SHA-256 of the first 64 KiB of the image, in hexadecimal.
+	// HeadBefore and HeadAfter are the SHA-256 of the first 64 KiB of the image, in hexadecimal; ""
+	// where they could not be read.
 	HeadBefore string `json:"head_before"`
 	HeadAfter  string `json:"head_after"`
 	// UndoPath is where the undo file was made, UndoBytes its length.
@@ -332,6 +333,8 @@ func (r *Receipt) matches(i *Image) Match {
 	switch {
 	case was.Same(i.Identity):
 		return MatchFile
+	case i.Head == "":
+		return NoMatch
 	case after && r.State != RolledBack, before && r.State != Committed:
 		return MatchContent
 	}

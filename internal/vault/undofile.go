@@ -475,8 +475,12 @@ type Peeked struct {
 	State   State
 	Bytes   int64
 	Receipt *Receipt
+	path    string
 	id      diskio.Identity
 }
+
+// TrustedFor is that of Undo.
+func (p Peeked) TrustedFor(image diskio.Identity) error { return trusted(p.path, p.id, image) }
 
 // Peek reads the receipt and the states of an undo file, and not its records. The errors are those
 // of OpenUndo; Bytes is set for all but errors of opening.
@@ -490,7 +494,7 @@ func (v *Vault) Peek(ctx context.Context, path string) (Peeked, error) {
 	if err != nil {
 		return Peeked{}, err
 	}
-	p := Peeked{Bytes: id.SizeBytes, id: id}
+	p := Peeked{Bytes: id.SizeBytes, path: path, id: id}
 	u := &Undo{path: path, id: id, r: f, bytes: id.SizeBytes}
 	in := faultReader{io.NewSectionReader(f, 0, id.SizeBytes)}
 	if err = u.readHeader(in, id.SizeBytes); err == nil {
