@@ -320,16 +320,21 @@ func TestStates(t *testing.T) {
 func FuzzUndoFile(f *testing.F) {
 	for _, states := range [][]State{nil, {Applying}, {Applying, Committed, Undoing, Undone}} {
 		_, _, b := newUndo(f, states...)
-		f.Add(b)
-		f.Add(b[:len(b)/2])
-		f.Add(b[:700])
-		bad := slices.Clone(b)
-		bad[len(bad)/3] ^= 1
-		f.Add(bad)
+		for _, seal := range []bool{false, true} {
+			f.Add(b, seal)
+			f.Add(b[:len(b)/2], seal)
+			f.Add(b[:700], seal)
+			bad := slices.Clone(b)
+			bad[len(bad)/3] ^= 1
+			f.Add(bad, seal)
+		}
 	}
-	f.Add([]byte{})
-	f.Add([]byte(headerMagic))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Add([]byte{}, false)
+	f.Add([]byte(headerMagic), false)
+	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
+		if seal {
+			b = resealed(b) // else hardly anything gets past the checksums
+		}
 		v, d := newVault(t)
 		d.Put(undoPath, b)
 		check := func(err error) {
