@@ -106,8 +106,10 @@ type Options struct {
 	// nobody. It is called by the goroutine that called Apply.
 	Progress func(what string, doneBytes, totalBytes int64)
 	// AcceptNoLocks: the user knows that nobody else uses the image, on a file system that keeps no
-	// locks (diskio.ErrNoLocks).
+	// locks (diskio.ErrNoLocks), or whose locks other hosts do not see.
 	AcceptNoLocks bool
+	// Root is where /proc of the host is found; "" is "/".
+	Root string
 	// Verify examines the image after the last write and before the change counts as made. Its
 	// error rolls the change back. nil examines nothing beyond the bytes that were written.
 	Verify func(ctx context.Context, r io.ReaderAt, sizeBytes int64) error

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
 
@@ -92,7 +93,27 @@ func (e *engine) open(path string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := e.locksSeen(f, path); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return &image{path: path, f: f}, nil
+}
+
+// locksSeen returns diskio.ErrNoLocks where the locks of a file are kept by this host alone: then
+// they say nothing of machines on other hosts.
+func (e *engine) locksSeen(f diskio.Writable, path string) error {
+	if e.o.AcceptNoLocks {
+		return nil
+	}
+	id, err := f.Identity()
+	if err != nil {
+		return err
+	}
+	why, err := linux.Open(e.o.Root).LocalLocks(id.Dev)
+	if err != nil || why == "" {
+		return nil // without a list of mounts the locks are believed, as QEMU does
+	}
+	return fmt.Errorf("%w that other hosts see: %s (%s)", diskio.ErrNoLocks, path, why)
 }
 
 func (i *image) Close() error { return i.f.Close() }

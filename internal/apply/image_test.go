@@ -42,6 +42,9 @@ func TestReadIsNeverStale(t *testing.T) {
 	d, img, model := openedImage(t, r, 3*windowBytes+77, 4*windowBytes+5)
 	for step := range 20000 {
 		off := r.IntN(len(model))
+		if r.IntN(2) == 0 {
+			off = int(img.before) - 50 + r.IntN(len(model)-int(img.before)+50) // about the old end
+		}
 		n := min(len(model)-off, 1+r.IntN(1<<r.IntN(18)))
 		switch r.IntN(12) {
 		case 0:
@@ -74,6 +77,23 @@ func TestReadIsNeverStale(t *testing.T) {
 				t.Fatalf("step %d: read %d bytes at %#x: other bytes than are there", step, n, off)
 			}
 		}
+	}
+}
+
+// What was behind the end is gone when the image gets longer again.
+func TestReadAfterResize(t *testing.T) {
+	_, img, _ := openedImage(t, rand.New(rand.NewPCG(8, 9)), 1000, 2000)
+	got := make([]byte, 300)
+	for _, err := range []error{
+		img.resize(2000), img.write(bytes.Repeat([]byte{7}, 500), 1200), img.read(got, 1300, 2000),
+		img.resize(1000), img.resize(2000), img.read(got, 1300, 2000),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(got, make([]byte, 300)) {
+		t.Errorf("read %x..., want zeros", got[:8])
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -414,6 +416,26 @@ func TestRecoverAloneNeedsLocks(t *testing.T) {
 	o.AcceptNoLocks = true
 	if _, err := Recover(t.Context(), "/journal", o); err != nil || len(d.Paths()) != 0 {
 		t.Errorf("Recover = %v, %q is left", err, d.Paths())
+	}
+}
+
+// Locks that stay on this host say nothing of machines on other ones.
+func TestLocalLocks(t *testing.T) {
+	d, p, before, after := world(t)
+	o := options(d)
+	o.Root = t.TempDir()
+	self := filepath.Join(o.Root, "proc/self")
+	mounts := "40 21 0:1 / /img rw - nfs srv:/a rw,vers=3,nolock,local_lock=all\n"
+	if err := errors.Join(os.MkdirAll(self, 0o700),
+		os.WriteFile(filepath.Join(self, "mountinfo"), []byte(mounts), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Apply(t.Context(), p, o); !errors.Is(err, diskio.ErrNoLocks) || !bytes.Equal(before, content(t, d)) {
+		t.Errorf("Apply = %v, want %v", err, diskio.ErrNoLocks)
+	}
+	o.AcceptNoLocks = true
+	if _, err := Apply(t.Context(), p, o); err != nil || !bytes.Equal(after, content(t, d)) {
+		t.Errorf("Apply at the user's risk = %v", err)
 	}
 }
 
