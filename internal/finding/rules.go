@@ -66,8 +66,7 @@ var (
 	QC18 = Rule{"QC18", "qcow2-compressed", Lost, "compressed clusters cannot be right",
 		"shisa repair clears flags that cannot be there; restore what cannot be unpacked from a backup"}
 	QC19 = Rule{"QC19", "qcow2-subcluster", Lost, "subcluster bitmaps contradict their entries",
-		"compare the guest ranges with a backup; " +
-			"shisa repair mends what can be read in one way only"}
+		"compare the guest ranges with a backup; shisa repair tells which flag lets one reading count"}
 	QC20 = Rule{"QC20", "qcow2-data-file", Lost, "the external data file is missing or too short",
 		"find the data file; the image holds only its map"}
 	QC21 = Rule{"QC21", "qcow2-dirty", Warning, "the image was not closed cleanly",
