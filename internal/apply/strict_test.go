@@ -143,6 +143,74 @@ func TestEvicted(t *testing.T) {
 	t.Error("Apply has more than 30 syncs, or none that may fail")
 }
 
+// The sync after the last write failed, and then somebody wrote to the image, which looked whole. It
+// is taken for whole only where that last write is on the disk, and stays there.
+func TestForwardAfterLastSyncFailed(t *testing.T) {
+	for _, evicted := range []bool{false, true} {
+		d, p, _, _ := world(t)
+		syncs, last := 0, 0
+		fault(t, d, "")
+		mustApply(t, d, p)
+		for _, op := range d.Ops() {
+			if strings.HasPrefix(op, "sync") {
+				syncs++
+			}
+			if op == "sync "+imagePath {
+				last = syncs
+			}
+		}
+		d, p, before, after := world(t)
+		fault(t, d, "fsync error "+strconv.Itoa(last))
+		if _, err := Apply(t.Context(), p, options(d)); !errors.Is(err, ErrInterrupted) {
+			t.Fatalf("Apply = %v, want %v", err, ErrInterrupted)
+		}
+		o := options(d)
+		if evicted {
+			// Programs see it until the cache is dropped.
+			o.Disk = &forgetful{d}
+		}
+		poke(t, d, imagePath, lowAt)
+		after[lowAt] ^= 0x55
+		o.Forward = true
+		out, err := Recover(t.Context(), imagePath, o)
+		if evicted {
+			if !errors.Is(err, ErrChanged) || bytes.Equal(content(t, d)[:512], before[:512]) {
+				t.Errorf("Recover of an image without its last write = %+v, %v, want %v", out, err, ErrChanged)
+			}
+			continue
+		}
+		if err != nil || len(out) != 1 || out[0].Did != DidCommit {
+			t.Fatalf("Recover = %+v, %v, want it committed", out, err)
+		}
+		for s := range d.Survivors(1) {
+			if got := content(t, s); !bytes.Equal(got[:512], after[:512]) {
+				t.Error("the last write of what is committed is not on the disk")
+			}
+		}
+	}
+}
+
+// forgetful is a disk whose cache, once dropped, has lost what a sync could not write.
+type forgetful struct{ *cut.Disk }
+
+type forgetfulFile struct {
+	diskio.Writable
+	d *cut.Disk
+}
+
+func (d *forgetful) OpenForRepair(path string) (diskio.Writable, error) {
+	f, err := d.Disk.OpenForRepair(path)
+	if err != nil {
+		return nil, err
+	}
+	return forgetfulFile{f, d.Disk}, nil
+}
+
+func (f forgetfulFile) DropCache() error {
+	f.d.Evict()
+	return f.Writable.DropCache()
+}
+
 // A plan that was changed after its approval is not carried out.
 func TestEditedInMemory(t *testing.T) {
 	for name, edit := range map[string]func(*plan.Plan){
@@ -353,6 +421,9 @@ func TestRecoverOfBackup(t *testing.T) {
 			if out, err := Recover(t.Context(), backup, options(d)); err != nil || len(out) > 0 {
 				t.Errorf("after sync %d, a copy made %s: another Recover = %+v, %v", n, made, out, err)
 			}
+			if _, ok := d.Get(backup + vault.Suffix); ok {
+				t.Errorf("after sync %d, a copy made %s got an undo file", n, made)
+			}
 			// It has not become the only way back for the image itself.
 			out, err = Recover(t.Context(), imagePath, options(d))
 			if err != nil || len(out) != 1 || out[0].Did != DidRollBack {
@@ -360,6 +431,60 @@ func TestRecoverOfBackup(t *testing.T) {
 			}
 			settled(t, d, "with a copy", before)
 		}
+	}
+}
+
+// A copy that was made in the middle of a change, of an image that has no fence, is recovered with an
+// undo file of its own.
+func TestRecoverOfHalfDoneCopy(t *testing.T) {
+	const other = "/else/copy.img"
+	build := func() (*cut.Disk, *plan.Plan, []byte, []byte) {
+		before := bytes.Repeat([]byte("old."), 20<<10) // what changes is behind what it is known by
+		after := slices.Clone(before)
+		p := &plan.Plan{Schema: plan.Schema, ID: planID, Tool: "test", SizeAfterBytes: int64(len(before)),
+			Object: plan.Object{Path: imagePath, Dev: 1, Ino: 1, SizeBytes: int64(len(before))}}
+		for _, ph := range []plan.Phase{plan.Count, plan.Point} {
+			off := int64(vault.HeadBytes + 1000*(1+len(p.Writes)))
+			p.Writes = append(p.Writes, plan.Write{Phase: ph, Offset: off, New: []byte("new!"),
+				Old: slices.Clone(before[off : off+4])})
+			copy(after[off:], "new!")
+		}
+		d := cut.New(t.Context())
+		d.Put(imagePath, before)
+		return d, p, before, after
+	}
+	d, p, before, after := build()
+	fault(t, d, "")
+	mustApply(t, d, p)
+	k := slices.Index(d.Ops(), "sync "+imagePath) + 1
+	for _, forward := range []bool{false, true} {
+		d, p, _, _ = build()
+		fault(t, d, "crash after op "+strconv.Itoa(k))
+		if _, err := Apply(t.Context(), p, options(d)); !errors.Is(err, cut.ErrCut) {
+			t.Fatal(err)
+		}
+		d = clone(t, d)
+		d.Put(other, content(t, d))
+		o := options(d)
+		o.Forward = forward
+		want, did := before, DidRollBack
+		if forward {
+			want, did = after, DidCommit
+		}
+		out, err := Recover(t.Context(), other, o)
+		if err != nil || len(out) != 1 || out[0].Did != did || out[0].UndoPath != other+vault.Suffix {
+			t.Errorf("Recover of the copy = %+v, %v", out, err)
+		}
+		if got, _ := d.Get(other); !bytes.Equal(got, want) {
+			t.Error("the copy is not what it should be")
+		}
+		if out, err := Recover(t.Context(), other, o); err != nil || len(out) != 0 {
+			t.Errorf("another Recover of the copy = %+v, %v", out, err)
+		}
+		if out, err := Recover(t.Context(), imagePath, options(d)); err != nil || len(out) != 1 || out[0].Did != DidRollBack {
+			t.Errorf("Recover of the image = %+v, %v", out, err)
+		}
+		settled(t, d, "with a half-done copy", before)
 	}
 }
 
@@ -511,6 +636,7 @@ func TestRoom(t *testing.T) {
 	}{
 		{"enough", grows, draft, ""},
 		{"the same numbers, enough for both", grows + draft, grows + draft, ""},
+		{"the same numbers, enough for each", max(grows, draft), max(grows, draft), ""},
 		{"too little for the image", grows - 1, draft, "/img"},
 		{"too little for the undo file", grows, draft / 3, "/journal"},
 	} {
