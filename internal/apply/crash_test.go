@@ -47,9 +47,8 @@ func TestCrash(t *testing.T) {
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		r, err := Apply(t.Context(), p, options(d))
 		if err == nil {
-			t.Logf("%d operations, %d states", k, states)
-			if r == nil || states < 350 {
-				t.Errorf("Apply = %+v after %d states", r, states)
+			if enough(t, states, 350); r == nil || k < 40 {
+				t.Errorf("Apply = %+v after %d operations", r, k)
 			}
 			return
 		}
@@ -102,18 +101,22 @@ func few(d *cut.Disk, seed, most int, fn func(s *cut.Disk)) {
 	}
 }
 
-// crashIn cuts the power after every operation of fn on a copy of a disk, and recovers.
-func crashIn(t *testing.T, base *cut.Disk, fn func(d *cut.Disk) error, what string, want ...[]byte) {
+// crashIn cuts the power after every operation of fn on a copy of a disk, recovers, and gives the
+// number of states that were tried.
+func crashIn(
+	t *testing.T, base *cut.Disk, most int, fn func(d *cut.Disk) error, what string, want ...[]byte,
+) (states int) {
 	t.Helper()
 	for k := 0; ; k++ {
 		d := clone(t, base)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if err := fn(d); err == nil {
-			return
+			return states
 		} else if !errors.Is(err, cut.ErrCut) {
 			t.Fatalf("%s, cut after %d: %v", what, k, err)
 		}
-		few(d, k, 5, func(s *cut.Disk) {
+		few(d, k, most, func(s *cut.Disk) {
+			states++
 			what := fmt.Sprintf("%s, cut after %d", what, k)
 			p, before, after := makeUp(t, 1, 1, imagePath)
 			inOrder(t, p, before, after, content(t, s), what)
@@ -124,15 +127,17 @@ func crashIn(t *testing.T, base *cut.Disk, fn func(d *cut.Disk) error, what stri
 
 // TestCrashInRecovery cuts the power a second time.
 func TestCrashInRecovery(t *testing.T) {
+	states := 0
 	for k := 0; ; k++ {
 		d, p, before, after := world(t)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if _, err := Apply(t.Context(), p, options(d)); err == nil {
+			enough(t, states, 4500)
 			return
 		}
 		few(d, k, 2, func(s *cut.Disk) {
 			for _, forward := range []bool{false, true} {
-				crashIn(t, s, func(d *cut.Disk) error {
+				states += crashIn(t, s, 5, func(d *cut.Disk) error {
 					o := options(d)
 					o.Forward = forward
 					_, err := Recover(t.Context(), imagePath, o)
@@ -146,23 +151,35 @@ func TestCrashInRecovery(t *testing.T) {
 func TestCrashInUndo(t *testing.T) {
 	d, p, before, after := world(t)
 	mustApply(t, d, p)
-	crashIn(t, d, func(d *cut.Disk) error {
+	enough(t, crashIn(t, d, 1000, func(d *cut.Disk) error {
 		_, err := Undo(t.Context(), imagePath, "", options(d))
 		return err
-	}, "undo", before, after)
+	}, "undo", before, after), 100)
+}
+
+// enough holds that a sweep met as many states as it should: a change that merges all its writes
+// would have few.
+func enough(t *testing.T, states, least int) {
+	t.Helper()
+	t.Logf("%d states", states)
+	if states < least {
+		t.Errorf("%d states, want %d at least", states, least)
+	}
 }
 
 func TestCrashInUndoAndRecovery(t *testing.T) {
 	base, p, before, after := world(t)
 	mustApply(t, base, p)
+	states := 0
 	for k := 0; ; k++ {
 		d := clone(t, base)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if _, err := Undo(t.Context(), imagePath, "", options(d)); err == nil {
+			enough(t, states, 2000)
 			return
 		}
 		few(d, k, 3, func(s *cut.Disk) {
-			crashIn(t, s, func(d *cut.Disk) error {
+			states += crashIn(t, s, 5, func(d *cut.Disk) error {
 				_, err := Recover(t.Context(), "", options(d))
 				return err
 			}, fmt.Sprintf("undo cut after %d", k), before, after)
@@ -189,6 +206,31 @@ func TestCrashWithJournal(t *testing.T) {
 				t.Errorf("cut after %d: Recover of the journal = %v", k, err)
 			}
 			settled(t, s, fmt.Sprintf("journal, cut after %d", k), before, after)
+		})
+	}
+}
+
+// An undo that is cut off is found by its receipt alone, wherever the undo file lies.
+func TestCrashInUndoWithJournal(t *testing.T) {
+	base, p, before, after := world(t)
+	base.Put("/journal/x", nil)
+	o := options(base)
+	o.JournalDir = "/journal"
+	if _, err := Apply(t.Context(), p, o); err != nil {
+		t.Fatal(err)
+	}
+	for k := 0; ; k++ {
+		d := clone(t, base)
+		fault(t, d, "crash after op "+strconv.Itoa(k))
+		if _, err := Undo(t.Context(), imagePath, "", options(d)); err == nil {
+			return
+		}
+		few(d, k, 8, func(s *cut.Disk) {
+			what := fmt.Sprintf("undo with a journal, cut after %d", k)
+			if _, err := Recover(t.Context(), "", options(s)); err != nil {
+				t.Errorf("%s: Recover = %v", what, err)
+			}
+			settled(t, s, what, before, after)
 		})
 	}
 }
