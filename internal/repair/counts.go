@@ -61,7 +61,19 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 			m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
 			continue
 		}
+		limit := int64(maxLeakBytes)
+		if m.opts.reclaims() {
+			limit = 0 // they are all read anyway
+		}
+		names, err := m.namedByLeaks(ctx, limit)
+		if err != nil {
+			return changed, err
+		}
 		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
+			if names.has(c) {
+				m.keep(finding.QC03, "a leaked cluster may be a table that refers to it too, so its refcount stays")
+				continue
+			}
 			done, err := m.lowerOne(c, s.Refcount)
 			if err != nil {
 				return changed, err
@@ -71,6 +83,9 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 	}
 	return changed, nil
 }
+
+// maxLeakBytes bounds what is read of leaked clusters to find out whether one refers to others.
+const maxLeakBytes = 1 << 30
 
 // lowerOne lowers the refcount of one cluster to 1, if one plain entry or piece of metadata uses it.
 func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
@@ -85,7 +100,6 @@ func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
 	if !done || err != nil {
 		return false, err
 	}
-	m.lowered[c] = true
 	st := m.step(finding.QC03, "lower", "lower refcounts of clusters that are used once: no snapshot shares them",
 		finding.Sure)
 	m.at(st, c<<m.h.ClusterBits, m.h.ClusterSize())
@@ -97,7 +111,7 @@ func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
 
 // raise puts refcounts that are too low where they belong, in their blocks.
 func (m *mender) raise(ctx context.Context) (changed bool, err error) {
-	if !m.opts.wants(finding.QC02) && !m.opts.wants(finding.QC04) {
+	if !m.opts.wants(finding.QC02) && !m.opts.wants(finding.QC04) && !m.grown() {
 		return false, nil
 	}
 	for _, s := range m.ex.Result().Suspects {
@@ -109,7 +123,10 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 		if s.Refcount == 0 {
 			rule = finding.QC04
 		}
-		if s.Refcount >= want || !m.opts.wants(rule) {
+		if !m.opts.wants(rule) {
+			s = m.newPart(s)
+		}
+		if s.Refcount >= want || s.N <= 0 {
 			continue
 		}
 		done, err := m.setRefcounts(plan.Count, int64(s.First), s.N, want)
@@ -138,6 +155,28 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 		m.guestsOf(st, int64(s.First), s.N)
 	}
 	return changed, nil
+}
+
+// grown reports whether clusters were added to the file. They are counted whatever is to be mended.
+func (m *mender) grown() bool { return m.ov.size > m.ov.baseSize }
+
+// newPart gives the part of a range of clusters that was added to the file.
+func (m *mender) newPart(s qcow2.Suspect) qcow2.Suspect {
+	cut := (m.ov.baseSize+m.h.ClusterSize()-1)>>m.h.ClusterBits - int64(s.First)
+	if cut > 0 {
+		s.First += image.Cluster(cut)
+		s.N -= cut
+	}
+	return s
+}
+
+// mayGrow reports whether new clusters can be counted: what is not to be mended may stand in the way.
+func (m *mender) mayGrow(r finding.Rule) bool {
+	if m.opts.wants(finding.QC15) || len(m.bad) == 0 && m.trust.reftable {
+		return true
+	}
+	m.keep(r, "this needs space at the end of the file, which cannot be counted before QC15 is mended")
+	return false
 }
 
 // guestsOf adds the guest ranges that clusters stand for to a step.
@@ -169,11 +208,14 @@ func (m *mender) setRefcounts(ph plan.Phase, first, n int64, v uint64) (bool, er
 		if block < int64(len(table)) {
 			at = qcow2.RefblockOffset(table[block])
 		}
-		if m.bad[block] || at <= 0 || int64(at)&(cs-1) != 0 || int64(at)+cs > m.ov.size {
+		if m.bad[block] != blockSound || at <= 0 || int64(at)&(cs-1) != 0 || int64(at)+cs > m.ov.size {
 			return false, nil
 		}
 		if err := m.putRefcounts(ph, int64(at), in, k, v); err != nil {
 			return false, err
+		}
+		for c := first; c < first+k && !m.opts.wants(finding.QC05); c++ {
+			m.counted[c] = true
 		}
 		first, n = first+k, n-k
 	}
@@ -215,16 +257,17 @@ func (m *mender) block(off int64) ([]byte, error) {
 
 // mendFlags sets and clears COPIED flags: one says that a cluster has this one reference, so that it
 // may be written in place. To clear one is always safe; to set one only if nothing was left unread.
-// Where only leaks are mended, these are the flags of clusters whose refcount was lowered.
 func (m *mender) mendFlags(ctx context.Context) (changed bool, err error) {
-	if !m.opts.wants(finding.QC05) && !m.opts.Leaks {
+	// Where flags are not to be mended, those follow whose refcounts were changed.
+	all := m.opts.wants(finding.QC05)
+	if !all && len(m.counted) == 0 {
 		return false, nil
 	}
-	for i, l := range m.ex.L1Entries() {
+	for i, l := range m.l1s {
 		if i&0xfff == 0 && ctx.Err() != nil {
 			return changed, ctx.Err()
 		}
-		if m.opts.Leaks && !m.lowered[int64(l.Table())>>m.h.ClusterBits] || !l.Active || m.shared[l.Table()] || !m.ownL1(l) {
+		if !all && !m.counted[int64(l.Table())>>m.h.ClusterBits] || !l.Active || m.shared[l.Table()] || !m.ownL1(l) {
 			continue
 		}
 		done, err := m.flag(int64(l.Off), l.Word, int64(l.Table())>>m.h.ClusterBits)
@@ -241,7 +284,7 @@ func (m *mender) mendFlags(ctx context.Context) (changed bool, err error) {
 			return changed, ctx.Err()
 		}
 		off := int64(e.Word & qcow2.OffsetMask)
-		if m.opts.Leaks && !m.lowered[e.Cluster] || e.Foreign || m.shared[e.Table] || e.Active == 0 || m.h.HasDataFile() || !placed(m.h, e.Word) ||
+		if !all && !m.counted[e.Cluster] || e.Foreign || m.shared[e.Table] || e.Active == 0 || m.h.HasDataFile() || !placed(m.h, e.Word) ||
 			e.Cluster != off>>m.h.ClusterBits || off&(m.h.ClusterSize()-1) != 0 {
 			continue
 		}
@@ -297,7 +340,7 @@ func (m *mender) refcountNow(cluster int64) (uint64, bool) {
 	per, cs := m.h.RefblockEntries(), m.h.ClusterSize()
 	table := m.ex.RefcountTable()
 	block := cluster / per
-	if block >= int64(len(table)) || m.bad[block] {
+	if block >= int64(len(table)) || m.bad[block] != blockSound {
 		return 0, false
 	}
 	at := int64(qcow2.RefblockOffset(table[block]))

@@ -165,7 +165,7 @@ func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 // snapshotTables finds tables that only snapshots name, with an empty entry in the active L1 table
 // where they have them, and a refcount that counts one user more: the disk had them too.
 func (m *mender) snapshotTables(l1 *slots) (list []candidate) {
-	for _, l := range m.ex.L1Entries() {
+	for _, l := range m.l1s {
 		c := int64(l.Table()) >> m.h.ClusterBits
 		n, ok := m.ex.Refcount(c)
 		if l.Active || l.Table() == 0 || !ok || n != m.ex.References(c)+1 || l1.used[l.Index] ||
@@ -194,7 +194,7 @@ type slots struct {
 
 func (m *mender) newSlots() *slots {
 	s := &slots{m: m, used: map[int64]bool{}, bogus: m.ex.BogusSlots()}
-	for _, l := range m.ex.L1Entries() {
+	for _, l := range m.l1s {
 		switch {
 		case !l.Active || l.Table() == 0:
 		case int64(l.Table()) >= m.ov.size:

@@ -16,7 +16,7 @@ import (
 
 // mendPointers mends single entries of L1 and L2 tables.
 func (m *mender) mendPointers(ctx context.Context) (changed bool, err error) {
-	for i, l := range m.ex.L1Entries() {
+	for i, l := range m.l1s {
 		if i&0xfff == 0 && ctx.Err() != nil {
 			return changed, ctx.Err()
 		}
@@ -107,6 +107,10 @@ func (m *mender) setL1(st *plan.Step, l qcow2.L1Entry, word uint64) error {
 // mendEntry mends an L2 entry that is wrong by itself, where its bits tell what it was.
 func (m *mender) mendEntry(e *qcow2.Entry) (bool, error) {
 	const reservedL2 = 0x3f000000000001fe
+	if tb, ok := m.tableAt(e.Table); ok && !readsAsTable(tb) && !m.countedFor(e, e.Word&^uint64(reservedL2)) {
+		m.keep(finding.QC12, "most of what this table holds cannot be right, so nothing is written into it")
+		return false, nil
+	}
 	switch e.Fault {
 	case qcow2.FaultReserved:
 		return m.setEntry(finding.QC09, "clear", "clear reserved bits of L2 entries", finding.Sure, e,
@@ -129,6 +133,16 @@ func (m *mender) mendEntry(e *qcow2.Entry) (bool, error) {
 		return m.mendSubclusters(e)
 	}
 	return false, nil
+}
+
+// countedFor reports whether the refcount of what an entry names, as it would be, counts it and no more.
+func (m *mender) countedFor(e *qcow2.Entry, word uint64) bool {
+	c := int64(word&qcow2.OffsetMask) >> m.h.ClusterBits
+	if m.h.HasDataFile() {
+		return int64(word&qcow2.OffsetMask) == int64(e.Guest)
+	}
+	n, ok := m.ex.Refcount(c)
+	return ok && word&qcow2.OffsetMask != 0 && word&qcow2.FlagCompressed == 0 && n > 0 && n == m.ex.References(c)
 }
 
 // setEntry writes an L2 entry and tells of it, if findings of the rule are to be mended.
@@ -186,7 +200,7 @@ func (m *mender) mendPastEnd(e *qcow2.Entry) (bool, error) {
 // quarantine takes away what an entry points to: its part of the disk reads as zeros, and is
 // remembered as lost.
 func (m *mender) quarantine(r finding.Rule, what, why string, e *qcow2.Entry) (bool, error) {
-	if !m.opts.wants(r) {
+	if !m.opts.wants(r) || m.h.Version < 3 && m.h.HasBacking && !m.mayGrow(r) {
 		return false, nil
 	}
 	word := uint64(qcow2.FlagZero)
@@ -273,14 +287,10 @@ func (m *mender) mendOverlaps(ctx context.Context) (changed bool, err error) {
 	if !m.opts.wants(finding.QC08) {
 		return false, nil
 	}
-	bad := m.strangeBlocks()
 	for _, o := range m.ex.Overlaps() {
 		for c := o.First; c < o.First+o.N; c++ {
 			if err := ctx.Err(); err != nil {
 				return changed, err
-			}
-			if bad[c] { // mended with the refcount structure
-				continue
 			}
 			done, err := m.mendOverlap(c)
 			if err != nil {
@@ -292,42 +302,21 @@ func (m *mender) mendOverlaps(ctx context.Context) (changed bool, err error) {
 	return changed, nil
 }
 
-// strangeBlocks are the clusters that the refcount table names as blocks, but that do not hold the
-// refcounts that they should: there the table is wrong, and not who else uses the cluster.
-func (m *mender) strangeBlocks() map[int64]bool {
-	per := m.h.RefblockEntries()
-	wrong := map[int64]int64{}
-	for _, s := range m.ex.Result().Suspects {
-		for c, end := int64(s.First), int64(s.First)+s.N; c < end; {
-			n := min(end, (c/per+1)*per) - c
-			wrong[c/per] += n
-			c += n
-		}
-	}
-	strange := map[int64]bool{}
-	for i, e := range m.ex.RefcountTable() {
-		in := min(per, m.ex.Clusters()-int64(i)*per)
-		if m.bad[int64(i)] && wrong[int64(i)] > max(8, in/10) {
-			strange[int64(qcow2.RefblockOffset(e))>>m.h.ClusterBits] = true
-		}
-	}
-	return strange
-}
-
 func (m *mender) mendOverlap(c int64) (changed bool, err error) {
 	empty, err := m.clearEmptyTables(c)
 	if empty || err != nil {
 		return empty, err
 	}
-	owners := m.ex.OwnersOf(c)
+	owner := m.metadataIn(c)
+	if owner == "" {
+		m.keep(finding.QC08, "what is called metadata there does not read as such, so the guest data stays; "+
+			"its refcount is raised, so that a write goes elsewhere")
+		return false, nil
+	}
 	for i := range m.entriesAt(c, 1) {
 		e := &m.entriesAt(c, 1)[i]
 		if e.Foreign || m.shared[e.Table] || int64(e.Word&qcow2.OffsetMask)>>m.h.ClusterBits != c || !placed(m.h, e.Word) {
 			continue
-		}
-		owner := "metadata"
-		if len(owners) > 0 {
-			owner = owners[0]
 		}
 		done, err := m.quarantine(finding.QC08,
 			"take guest data out of the image's metadata: its part of the disk reads as zeros",
@@ -347,7 +336,7 @@ func (m *mender) mendOverlap(c int64) (changed bool, err error) {
 // L1 entry is the wrong one then, and nothing is lost with it.
 func (m *mender) clearEmptyTables(c int64) (changed bool, err error) {
 	buf := make([]byte, m.h.ClusterSize())
-	for _, l := range m.ex.L1Entries() {
+	for _, l := range m.l1s {
 		if int64(l.Table()) != c<<m.h.ClusterBits || !m.ownL1(l) {
 			continue
 		}

@@ -6,32 +6,43 @@ package repair
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
 // reclaim counts leaked clusters as free that are proved to be worthless:
 //
 //	zero   it reads as zeros
-//	tail   it lies behind everything in use, nothing is lost elsewhere, and nothing of that tail
-//	       reads as a table
+//	tail   it is left by a crash; see crashTail
 //	equal  a cluster in use holds the same (CompareData)
 //
-// The clusters stay as they are: nothing is punched out of the file.
+// None is freed that another leaked cluster may refer to, and where something is wrong elsewhere only
+// those that read as zeros. The clusters stay as they are: nothing is punched out of the file.
 func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 	if !m.opts.reclaims() || !m.ex.Complete() {
 		return false, nil
 	}
-	lost := finding.Worst(m.ex.Result().Findings) == finding.Lost || m.lostHere()
+	if !slices.ContainsFunc(m.ex.Result().Suspects, func(s qcow2.Suspect) bool { return s.References == 0 }) {
+		return false, nil
+	}
+	names, err := m.namedByLeaks(ctx, 0)
+	if err != nil {
+		return false, err
+	}
+	sound := finding.Worst(m.ex.Result().Findings) != finding.Lost && !m.lostHere() &&
+		m.ex.Result().Counts.Corruptions+m.ex.Result().Counts.CheckErrors == 0
 	top := m.topReferenced(ctx)
-	tables, err := m.tailTables(ctx, top)
+	tail, err := m.crashTail(ctx, top)
 	if err != nil {
 		return false, err
 	}
 	var equal map[int64]bool
-	if m.opts.CompareData {
+	if m.opts.CompareData && sound {
 		if equal, err = m.equalLeaks(ctx); err != nil {
 			return false, err
 		}
@@ -48,19 +59,23 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 			if c&0xff == 0 && ctx.Err() != nil {
 				return changed, ctx.Err()
 			}
-			if m.bad[c/m.h.RefblockEntries()] {
+			if m.bad[c/m.h.RefblockEntries()] != blockSound {
 				continue
 			}
 			zero, err := m.readsZero(ctx, c, buf)
 			if err != nil {
 				return changed, err
 			}
-			what := ""
+			what, sure := "", finding.Sure
 			switch {
+			case names.has(c):
+				m.keep(finding.QC03, "another leaked cluster may refer to some of these, so they are not freed")
+				continue
 			case zero:
 				what = "count leaked clusters as free that read as zeros"
-			case c > top && !lost && !tables:
+			case c > top && sound && tail:
 				what = "count leaked clusters as free that lie behind everything in use: left by a crash"
+				sure = finding.Likely
 			case equal[c]:
 				what = "count leaked clusters as free that hold what a cluster in use holds"
 			default:
@@ -73,7 +88,7 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 			}
 			if done {
 				changed = true
-				m.at(m.step(finding.QC03, "reclaim", what, finding.Sure), c<<m.h.ClusterBits, m.h.ClusterSize())
+				m.at(m.step(finding.QC03, "reclaim", what, sure), c<<m.h.ClusterBits, m.h.ClusterSize())
 			}
 		}
 	}
@@ -110,6 +125,133 @@ func (m *mender) readsZero(ctx context.Context, c int64, buf []byte) (bool, erro
 		return false, err
 	}
 	return len(bytes.TrimLeft(buf, "\x00")) == 0, nil
+}
+
+// crashTail reports whether the leaked clusters are what a crash leaves that comes before they are
+// mapped: all that hold something lie behind everything in use, are fewer than those, and hold no
+// table; and no table has lost the entries that could have mapped them.
+func (m *mender) crashTail(ctx context.Context, top int64) (bool, error) {
+	used, tail := int64(0), int64(0)
+	if err := m.ex.EachReferenced(ctx, func(_, n int64, _ uint64) error {
+		used += n
+		return nil
+	}); err != nil {
+		return false, err
+	}
+	buf := make([]byte, m.h.ClusterSize())
+	for _, s := range m.ex.Result().Suspects {
+		if s.References > 0 {
+			continue
+		}
+		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
+			if c > top {
+				tail++
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return false, err
+			}
+			if zero, err := m.readsZero(ctx, c, buf); !zero || err != nil {
+				return false, err
+			}
+		}
+	}
+	if tail >= used || slices.ContainsFunc(m.tables, func(tb qcow2.Table) bool { return tb.Active > 0 && tb.Used == 0 }) ||
+		!m.entriesEndAt(top) {
+		return false, nil
+	}
+	tables, err := m.tailTables(ctx, top)
+	return !tables, err
+}
+
+// entriesEndAt reports whether the entries of the table that maps the last cluster in use end where
+// the guest stopped writing. Where they end with a sector of the table, the sectors behind may have
+// been wiped, and with them the map of what lies behind on the host.
+func (m *mender) entriesEndAt(top int64) bool {
+	hits := m.entriesAt(top, 1)
+	if len(hits) == 0 {
+		return false // a table, or not known
+	}
+	for _, e := range hits {
+		next := int64(e.Off) + m.h.L2EntryBytes()
+		if next%plan.SectorBytes != 0 || next&(m.h.ClusterSize()-1) == 0 {
+			continue
+		}
+		if w, err := m.get64(next); err != nil || w == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// leakNames are the clusters that the content of leaked ones may refer to, as an L1 or L2 table would.
+type leakNames struct {
+	clusters map[int64]bool
+	// all: there was more than could be looked at, so it may be any.
+	all bool
+}
+
+func (n *leakNames) has(c int64) bool { return n.all || n.clusters[c] }
+
+// maxLeakNames bounds the clusters of leakNames that are kept, about 40 bytes each.
+const maxLeakNames = 1 << 22
+
+// namedByLeaks looks for what may be a table that was lost. It looks at every word of the leaked
+// clusters: an L1 table of a small disk has but one. limit bounds what is read, 0: all.
+func (m *mender) namedByLeaks(ctx context.Context, limit int64) (*leakNames, error) {
+	if m.leakNames != nil {
+		return m.leakNames, nil
+	}
+	n := &leakNames{clusters: map[int64]bool{}}
+	buf := make([]byte, m.h.ClusterSize())
+	var read int64
+	for _, s := range m.ex.Result().Suspects {
+		if s.References > 0 {
+			continue
+		}
+		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			zero, err := m.readsZero(ctx, c, buf)
+			if err != nil {
+				return nil, err
+			}
+			if zero {
+				continue
+			}
+			if read += int64(len(buf)); limit > 0 && read > limit || len(n.clusters) > maxLeakNames {
+				n.all = true
+				break
+			}
+			m.namesIn(n, c, buf)
+		}
+	}
+	m.leakNames = n
+	return n, nil
+}
+
+// namesIn adds what the words of leaked cluster c may refer to.
+func (m *mender) namesIn(n *leakNames, c int64, p []byte) {
+	for i := 0; i+8 <= len(p); i += 8 {
+		w := binary.BigEndian.Uint64(p[i:])
+		off, length := int64(w&qcow2.OffsetMask), int64(1)
+		switch {
+		case w&qcow2.FlagCompressed != 0:
+			o, k := m.h.CompressedRange(w)
+			off, length = int64(o), k
+		case w&^(qcow2.FlagCopied|qcow2.FlagZero|qcow2.OffsetMask) != 0 || off&(m.h.ClusterSize()-1) != 0:
+			continue
+		}
+		if off <= 0 || off+length > m.ov.size {
+			continue
+		}
+		for k := off >> m.h.ClusterBits; k <= (off+length-1)>>m.h.ClusterBits; k++ {
+			if r, ok := m.ex.Refcount(k); ok && k != c && r > m.ex.References(k) {
+				n.clusters[k] = true
+			}
+		}
+	}
 }
 
 // tailTables reports whether a leaked cluster behind top reads as a table.

@@ -106,17 +106,28 @@ type mender struct {
 	// that cannot be where they are said to be: nothing is written into them.
 	tables []qcow2.Table
 	shared map[image.HostOff]bool
+	// l1s are the L1 entries of ex, and trust which tables read as what they are called.
+	l1s   []qcow2.L1Entry
+	trust trust
+	// sought: the file was searched for the L1 table, and soughtL1 is where it is, 0 if none was found.
+	sought   bool
+	soughtL1 image.HostOff
+	search   *fieldMender
+	// moved: it was tried to put the places of tables right.
+	moved bool
 	// headless: the header could not be used before. forgot: forgotten snapshots were looked for.
 	headless, forgot bool
-	// lowered are clusters whose refcount was lowered.
-	lowered map[int64]bool
+	// counted are clusters whose refcount was changed, where flags are not to be mended in general.
+	counted map[int64]bool
+	// leakNames are clusters that the content of leaked ones may refer to; see namedByLeaks.
+	leakNames *leakNames
 	// blockBuf is the refcount block at blockOff, 0 if none.
 	blockBuf []byte
 	blockOff int64
 	// volumes are the guest's file systems, nil if they were not looked for.
 	volumes *[]guest.Volume
 	// bad are the refcount blocks that cannot be used, by index.
-	bad map[int64]bool
+	bad map[int64]blockFault
 }
 
 // Plan makes a plan of how the image of size bytes that r reads is mended. Its Object has only the
@@ -129,7 +140,7 @@ func Plan(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*plan.P
 	opts.Check.Name = opts.Name
 	rec := newRecorder(r, size)
 	m := &mender{opts: opts, ov: newOverlay(rec, size, opts.MemoryBytes), kept: map[string]string{}, keptTables: map[int64]string{},
-		placed: map[int64]bool{}, said: map[string]bool{}, lowered: map[int64]bool{}}
+		placed: map[int64]bool{}, said: map[string]bool{}, counted: map[int64]bool{}}
 	if err := m.mendHeader(ctx); err != nil {
 		return nil, err
 	}
@@ -190,23 +201,26 @@ func (m *mender) examine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.ex, m.h, m.entries, m.tables = ex, ex.Header(), ex.Entries(), ex.Tables()
-	m.shared, m.bad, m.blockOff = map[image.HostOff]bool{}, map[int64]bool{}, 0
-	for _, tb := range m.tables {
-		if int64(tb.Off)&(m.h.ClusterSize()-1) != 0 || int64(tb.Off) >= m.ov.size || tb.Off == 0 ||
-			m.ex.References(int64(tb.Off)>>m.h.ClusterBits) != tb.Refs {
-			m.shared[tb.Off] = true
-		}
+	m.ex, m.h, m.entries, m.tables, m.l1s = ex, ex.Header(), ex.Entries(), ex.Tables(), ex.L1Entries()
+	m.blockOff, m.leakNames = 0, nil
+	m.weighTables()
+	if m.trust.l1[0] || m.sought {
+		return nil
 	}
-	for _, b := range ex.BadBlocks() {
-		m.bad[b.Index] = true
+	if err := m.seek(ctx); err != nil {
+		return err
 	}
+	m.weighTables()
 	return nil
 }
 
-// ownL1 reports whether an L1 entry may be written: nothing else claims the cluster that it is in.
+// ownL1 reports whether an L1 entry may be written: its table reads as one, and nothing else claims the
+// cluster that it is in.
 func (m *mender) ownL1(l qcow2.L1Entry) bool {
 	c := int64(l.Off) >> m.h.ClusterBits
+	if !m.trusted(l) {
+		return false
+	}
 	if l.Active {
 		// An entry that names the L1 table itself as an L2 table is wrong, and is no other owner; nor
 		// is what that table then maps.
@@ -225,12 +239,8 @@ func (m *mender) ownL1(l qcow2.L1Entry) bool {
 
 // tableRefs is how many L1 entries name an L2 table at the beginning of a cluster.
 func (m *mender) tableRefs(c int64) uint64 {
-	i, ok := slices.BinarySearchFunc(m.tables, image.HostOff(c<<m.h.ClusterBits),
-		func(tb qcow2.Table, off image.HostOff) int { return cmp.Compare(tb.Off, off) })
-	if !ok {
-		return 0
-	}
-	return m.tables[i].Refs
+	tb, _ := m.tableAt(image.HostOff(c << m.h.ClusterBits))
+	return tb.Refs
 }
 
 // round mends what can be mended at once, and reports whether it did something. Counts are right
@@ -246,7 +256,7 @@ func (m *mender) round(ctx context.Context) (bool, error) {
 		return m.reclaim(ctx)
 	}
 	for _, mend := range []func(context.Context) (bool, error){
-		m.mendTables, m.mendPointers, m.mendRest, m.mendOrphans, m.mendOverlaps, m.mendCounts,
+		m.mendPlaces, m.mendTables, m.mendPointers, m.mendRest, m.mendOrphans, m.mendOverlaps, m.mendCounts,
 		m.reclaim,
 	} {
 		if changed, err := mend(ctx); changed || err != nil {

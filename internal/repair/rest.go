@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
@@ -17,6 +18,7 @@ import (
 
 // Places of the header ("Header" in qcow2.txt).
 const (
+	l1SizeField       = 36
 	snapshotsField    = 60
 	incompatibleField = 72
 	autoclearField    = 88
@@ -24,7 +26,7 @@ const (
 
 // mendRest mends the snapshot table, bitmaps, and bits of the header that do not wait for the end.
 func (m *mender) mendRest(ctx context.Context) (bool, error) {
-	for _, mend := range []func(context.Context) (bool, error){m.mendSnapshots, m.mendBitmaps, m.mendRawFlag} {
+	for _, mend := range []func(context.Context) (bool, error){m.mendL1Size, m.mendSnapshots, m.mendBitmaps, m.mendRawFlag} {
 		if changed, err := mend(ctx); changed || err != nil {
 			return changed, err
 		}
@@ -42,7 +44,8 @@ func (m *mender) found(r finding.Rule) bool {
 // mendBitmaps marks all bitmaps as invalid where one of them cannot be trusted. What changed since
 // the last backup is not known then, which the next backup must be told.
 func (m *mender) mendBitmaps(context.Context) (bool, error) {
-	if !m.opts.wants(finding.QC17) || m.h.Bitmaps == nil || !m.h.Bitmaps.Trusted || !m.found(finding.QC17) {
+	if !m.opts.wants(finding.QC17) || m.h.Bitmaps == nil || !m.h.Bitmaps.Trusted ||
+		!m.found(finding.QC17) && !m.bitmapsOverlap() {
 		return false, nil
 	}
 	st := m.step(finding.QC17, "clear", "declare the bitmaps invalid: the next backup must be a full one",
@@ -51,6 +54,22 @@ func (m *mender) mendBitmaps(context.Context) (bool, error) {
 	m.proof(st, "header", autoclearField, hex64(m.h.Autoclear), "bit 0 says that bitmaps can be trusted")
 	m.keep(finding.QC17, "make the next backup a full one, and remove the bitmaps")
 	return true, m.setAutoclear(m.h.Autoclear &^ qcow2.AutoclearBitmaps)
+}
+
+// bitmapsOverlap reports whether what is called a bitmap is guest data or other metadata too. Nothing
+// tells a bitmap from that, but a bitmap can be done without.
+func (m *mender) bitmapsOverlap() bool {
+	bitmap := func(who string) bool {
+		return strings.HasPrefix(who, "bitmap ") || strings.HasPrefix(who, "table of bitmap ")
+	}
+	for _, o := range m.ex.Overlaps() {
+		for c := o.First; c < o.First+o.N; c++ {
+			if slices.ContainsFunc(m.ex.OwnersOf(c), bitmap) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // mendRawFlag clears the promise of a raw data file where there is no data file.
@@ -66,60 +85,6 @@ func (m *mender) mendRawFlag(context.Context) (bool, error) {
 
 func (m *mender) setAutoclear(v uint64) error { return m.put64(plan.Switch, autoclearField, v) }
 
-// mendSnapshots writes the snapshot table anew where entries lack the sizes that version 3 wants.
-// Every snapshot stays.
-func (m *mender) mendSnapshots(ctx context.Context) (bool, error) {
-	t := m.ex.Snapshots()
-	if !m.opts.wants(finding.QC16) {
-		return false, nil
-	}
-	forgotten := m.h.Snapshots == 0 && m.ex.Result().Counts.Leaks > 0 && !m.forgot
-	if forgotten || t.Len() == 0 && m.h.Snapshots > 0 {
-		m.forgot = true
-		return m.mendSnapshotFields(ctx)
-	}
-	if m.h.Version < 3 {
-		return false, nil
-	}
-	short, wiped := 0, t.Blank > 0
-	for i := range t.Snapshots {
-		switch x := &t.Snapshots[i]; {
-		case x.L1Off == 0 && x.ID == "" && x.Name == "", m.h.CheckL1(x) != nil:
-			wiped = true
-		case x.ExtraBytes < 16:
-			short++
-		}
-	}
-	if short == 0 || wiped {
-		if wiped || m.found(finding.QC16) {
-			m.keep(finding.QC16, "which snapshots there were is not proved; copy the file as it is. "+
-				"qemu-img check -r all would drop them")
-		}
-		return false, nil
-	}
-	raw, err := m.snapshotTable(t)
-	if err != nil {
-		return false, err
-	}
-	if len(raw) > qcow2.MaxSnapshotTableBytes {
-		m.keep(finding.QC16, "complete entries would make the snapshot table too long")
-		return false, nil
-	}
-	cs := m.h.ClusterSize()
-	at := m.alloc((int64(len(raw)) + cs - 1) / cs)
-	if err := m.ov.write(plan.New, raw, at); err != nil {
-		return false, err
-	}
-	if err := m.put64(plan.Switch, snapshotsField+4, uint64(at)); err != nil {
-		return false, err
-	}
-	st := m.step(finding.QC16, "rewrite",
-		"write the snapshot table anew with complete entries; every snapshot stays", finding.Sure)
-	st.Count = int64(short)
-	m.at(st, at, int64(len(raw)))
-	return true, m.freeOld(int64(m.h.SnapshotsOff), t.Bytes)
-}
-
 // freeOld counts the clusters of metadata as free that was written anew elsewhere, unless something
 // else uses them.
 func (m *mender) freeOld(off, length int64) error {
@@ -132,22 +97,6 @@ func (m *mender) freeOld(off, length int64) error {
 		}
 	}
 	return nil
-}
-
-// mendSnapshotFields puts the number of snapshots and the place of their table right in the header, where
-// both are proved.
-func (m *mender) mendSnapshotFields(ctx context.Context) (bool, error) {
-	var fixes []FieldFix
-	var err error
-	if m.h.Snapshots > 0 {
-		fixes, err = HeaderFields(ctx, m.ov, m.ov.size)
-	} else {
-		fixes, err = ForgottenSnapshots(ctx, m.ov, m.ov.size, m.ex.Result())
-	}
-	if err != nil {
-		return false, err
-	}
-	return m.writeFields(fixes, finding.QC16)
 }
 
 // writeFields writes the fields of the header that are proved, and tells of them.
@@ -166,35 +115,6 @@ func (m *mender) writeFields(fixes []FieldFix, rule finding.Rule) (changed bool,
 		changed = true
 	}
 	return changed, nil
-}
-
-// snapshotTable gives the entries of t, each with the extra data that version 3 wants.
-func (m *mender) snapshotTable(t *qcow2.SnapshotTable) ([]byte, error) {
-	var raw []byte
-	for i := range t.Snapshots {
-		s := &t.Snapshots[i]
-		entry := make([]byte, s.EntryBytes)
-		if err := m.readCluster(entry, int64(s.EntryOff)); err != nil {
-			return nil, fmt.Errorf("entry %d of the snapshot table: %w", i, err)
-		}
-		const fixed = 40
-		extra := entry[fixed : fixed+s.ExtraBytes]
-		rest := entry[fixed+s.ExtraBytes:]
-		if s.ExtraBytes < 16 {
-			full := make([]byte, 16)
-			binary.BigEndian.PutUint64(full, uint64(s.VMStateBytes))
-			binary.BigEndian.PutUint64(full[8:], uint64(s.DiskBytes))
-			copy(full, extra[:min(len(extra), 8)/8*8])
-			extra = full
-		}
-		head := slices.Clone(entry[:fixed])
-		binary.BigEndian.PutUint32(head[36:], uint32(len(extra)))
-		for len(raw)%8 != 0 {
-			raw = append(raw, 0)
-		}
-		raw = append(raw, slices.Concat(head, extra, rest)...)
-	}
-	return raw, nil
 }
 
 // clearBits clears the marks "dirty" and "corrupt" where the check has nothing against it any more,

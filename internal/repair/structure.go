@@ -30,9 +30,10 @@ import (
 type structure struct {
 	m     *mender
 	order uint32
-	// table has the blocks that stay; fresh are the indexes of those that are made, ascending.
-	table []uint64
-	fresh []int64
+	// table has the blocks that stay; fresh are the indexes of those that are made, ascending, and
+	// dropped those of entries that are cleared.
+	table          []uint64
+	fresh, dropped []int64
 	// tableOff is where the new refcount table lies, 0 if the old one stays. tableClusters is its
 	// length then.
 	tableOff, tableClusters int64
@@ -44,7 +45,7 @@ type structure struct {
 
 // mendStructure makes a new refcount structure where the old one cannot be used.
 func (m *mender) mendStructure(ctx context.Context) (bool, error) {
-	if !m.opts.wants(finding.QC15) && !m.opts.wants(finding.QC23) {
+	if !m.opts.wants(finding.QC15) && !m.opts.wants(finding.QC23) && !m.grown() {
 		return false, nil
 	}
 	s := m.newStructure()
@@ -55,7 +56,7 @@ func (m *mender) mendStructure(ctx context.Context) (bool, error) {
 		m.keep(finding.QC15, "free space is told from data only where all tables can be read; see what could not be")
 		return false, nil
 	}
-	if err := s.layOut(); err != nil {
+	if err := s.layOut(ctx); err != nil {
 		return false, err
 	}
 	if err := s.write(ctx); err != nil {
@@ -72,25 +73,31 @@ func (m *mender) newStructure() *structure {
 	wide := m.widerOrder()
 	if wide > s.order && m.opts.wants(finding.QC23) {
 		s.order = wide
-		for _, e := range s.table {
-			s.retire(e)
+		for b := range s.table {
+			s.retire(int64(b))
 		}
 		s.table = nil
 		return s
 	}
 	if !m.opts.wants(finding.QC15) {
-		return nil
-	}
-	for _, b := range m.ex.BadBlocks() {
-		s.fresh = append(s.fresh, b.Index)
-		if b.Index < int64(len(s.table)) {
-			if !b.Unusable {
-				s.retire(s.table[b.Index])
-			}
-			s.table[b.Index] = 0
-		}
+		return s.onlyGrown()
 	}
 	per := m.h.RefblockEntries()
+	needed := (m.ex.Limit() + per - 1) / per
+	for b, fault := range m.bad {
+		if b < int64(len(s.table)) {
+			if fault != blockUnusable {
+				s.retire(b)
+			}
+			s.table[b] = 0
+		}
+		if b < needed {
+			s.fresh = append(s.fresh, b)
+		} else { // it covers nothing that the file has
+			s.dropped = append(s.dropped, b)
+		}
+	}
+	s.table = trimZeros(s.table)
 	if !m.ex.RefcountsKnown() { // nothing of the old structure can be found
 		s.table = nil
 		for i := range (m.ex.Clusters() + per - 1) / per {
@@ -99,30 +106,59 @@ func (m *mender) newStructure() *structure {
 	}
 	// Clusters in use that no block covers.
 	for _, x := range m.ex.Result().Suspects {
-		if x.References == 0 {
-			continue
-		}
-		for i := int64(x.First) / per; i <= (int64(x.First)+x.N-1)/per; i++ {
-			if i >= int64(len(s.table)) || qcow2.RefblockOffset(s.table[i]) == 0 {
-				s.fresh = append(s.fresh, i)
-			}
+		s.cover(x)
+	}
+	return s.orNone()
+}
+
+// onlyGrown makes blocks for clusters that were added to the file, and leaves the rest as it is.
+func (s *structure) onlyGrown() *structure {
+	for _, x := range s.m.ex.Result().Suspects {
+		s.cover(s.m.newPart(x))
+	}
+	return s.orNone()
+}
+
+// cover makes the blocks that are missing for clusters in use.
+func (s *structure) cover(x qcow2.Suspect) {
+	per := s.m.h.RefblockEntries()
+	if x.References == 0 || x.N <= 0 {
+		return
+	}
+	for i := int64(x.First) / per; i <= (int64(x.First)+x.N-1)/per; i++ {
+		if i >= int64(len(s.table)) || qcow2.RefblockOffset(s.table[i]) == 0 {
+			s.fresh = append(s.fresh, i)
 		}
 	}
+}
+
+// orNone gives the structure, or nil if nothing has to be made.
+func (s *structure) orNone() *structure {
 	slices.Sort(s.fresh)
 	s.fresh = slices.Compact(s.fresh)
-	if len(s.fresh) == 0 {
+	slices.Sort(s.dropped)
+	if len(s.fresh)+len(s.dropped) == 0 {
 		return nil
 	}
 	return s
 }
 
-// retire marks the cluster of an old block as free in the new structure, if nothing but the old
-// structure refers to it and it reads as refcounts.
-func (s *structure) retire(entry uint64) {
+// trimZeros cuts the zeros off the end of a table.
+func trimZeros(table []uint64) []uint64 {
+	for len(table) > 0 && table[len(table)-1] == 0 {
+		table = table[:len(table)-1]
+	}
+	return table
+}
+
+// retire marks the cluster of old block no as free in the new structure, if nothing but the old
+// structure refers to it and it reads as refcounts. What else it may hold is somebody's data.
+func (s *structure) retire(no int64) {
 	m := s.m
-	off := int64(qcow2.RefblockOffset(entry))
+	off := int64(qcow2.RefblockOffset(s.table[no]))
 	c := off >> m.h.ClusterBits
-	if off <= 0 || off&(m.h.ClusterSize()-1) != 0 || off >= m.ov.size || m.ex.References(c) != 1 {
+	if off <= 0 || off&(m.h.ClusterSize()-1) != 0 || off >= m.ov.size || m.ex.References(c) != 1 ||
+		!m.readsAsBlock(no) {
 		return
 	}
 	s.superseded[c] = true
@@ -152,7 +188,7 @@ func (s *structure) entries() int64 { return s.m.h.ClusterSize() * 8 >> s.order 
 
 // layOut decides which blocks are made and where everything lies. Each new cluster has to be counted
 // itself, which may take one more block.
-func (s *structure) layOut() error {
+func (s *structure) layOut(ctx context.Context) error {
 	m, cs := s.m, s.m.h.ClusterSize()
 	per := s.entries()
 	s.first = (m.ov.size + cs - 1) >> m.h.ClusterBits
@@ -161,7 +197,7 @@ func (s *structure) layOut() error {
 			s.fresh = append(s.fresh, i)
 		}
 	}
-	for {
+	for len(s.fresh)+int(s.newTableClusters()) > 0 {
 		last := s.first + int64(len(s.fresh)) + s.newTableClusters() - 1
 		grew := false
 		for i := s.first / per; i <= last/per; i++ {
@@ -181,12 +217,19 @@ func (s *structure) layOut() error {
 		return fmt.Errorf("a refcount table of %d bytes would be needed, %d at most: the file is too long "+
 			"for clusters of this size", s.tableClusters<<m.h.ClusterBits, qcow2.MaxReftableBytes)
 	}
+	if int64(len(s.fresh))+s.tableClusters == 0 {
+		return nil
+	}
 	off := m.alloc(int64(len(s.fresh)) + s.tableClusters)
 	if s.tableClusters > 0 {
 		s.tableOff = off + int64(len(s.fresh))<<m.h.ClusterBits
 		for c := int64(m.h.ReftableOff) >> m.h.ClusterBits; c < int64(m.h.ReftableOff)>>m.h.ClusterBits+
 			m.h.ReftableClusters; c++ {
-			if m.ex.References(c) == 1 {
+			zero, err := m.readsZero(ctx, c, make([]byte, cs))
+			if err != nil {
+				return err
+			}
+			if m.ex.References(c) == 1 && (m.trust.reftable || zero) {
 				s.superseded[c] = true
 			}
 		}
@@ -208,7 +251,7 @@ func (s *structure) newTableClusters() int64 {
 		most = max(most, s.fresh[n-1]+1)
 	}
 	first := int64(h.ReftableOff) >> h.ClusterBits
-	sound := s.order == h.RefcountOrder && h.ReftableOff != 0 && most <= h.ReftableEntries() &&
+	sound := s.order == h.RefcountOrder && h.ReftableOff != 0 && s.m.trust.reftable && most <= h.ReftableEntries() &&
 		int64(h.ReftableOff)+h.ReftableEntries()*8 <= s.m.ov.baseSize
 	for c := first; c < first+h.ReftableClusters && sound; c++ {
 		sound = s.m.ex.References(c) == 1
@@ -241,6 +284,11 @@ func (s *structure) write(ctx context.Context) error {
 		return err
 	}
 	if s.tableOff == 0 {
+		for _, b := range s.dropped {
+			if err := m.put64(plan.Point, int64(m.h.ReftableOff)+8*b, 0); err != nil {
+				return err
+			}
+		}
 		for _, b := range s.fresh {
 			if err := m.put64(plan.Point, int64(m.h.ReftableOff)+8*b, s.table[b]); err != nil {
 				return err
@@ -328,10 +376,7 @@ func (s *structure) forgetOldBlock(block []byte, first int64, unclear []int64) e
 func (s *structure) unreferenced(ctx context.Context, c int64, buf []byte) (uint64, error) {
 	m := s.m
 	if s.order != m.h.RefcountOrder {
-		bad := slices.ContainsFunc(m.ex.BadBlocks(), func(b qcow2.BadBlock) bool {
-			return b.Index == c/m.h.RefblockEntries()
-		})
-		if n, ok := m.ex.Refcount(c); ok && !bad {
+		if n, ok := m.ex.Refcount(c); ok && m.bad[c/m.h.RefblockEntries()] == blockSound {
 			return n, nil
 		}
 	}
@@ -388,10 +433,20 @@ func (s *structure) tell() {
 		text = fmt.Sprintf("widen refcounts from %d to %d bits, in blocks behind the end of the file",
 			1<<m.h.RefcountOrder, 1<<s.order)
 	}
-	st := m.step(rule, "rebuild", text, finding.Sure)
-	st.Count += int64(len(s.fresh)) - 1
-	for _, b := range s.fresh {
-		m.at(st, int64(s.table[b]), m.h.ClusterSize())
+	if len(s.fresh) > 0 {
+		st := m.step(rule, "rebuild", text, finding.Sure)
+		st.Count += int64(len(s.fresh)) - 1
+		for _, b := range s.fresh {
+			m.at(st, int64(s.table[b]), m.h.ClusterSize())
+		}
+	}
+	if len(s.dropped) > 0 && s.tableOff == 0 {
+		st := m.step(rule, "clear", "clear entries of the refcount table that are wrong, for clusters that the file does not have",
+			finding.Sure)
+		st.Count += int64(len(s.dropped)) - 1
+		for _, b := range s.dropped {
+			m.at(st, int64(m.h.ReftableOff)+8*b, 8)
+		}
 	}
 	if s.tableOff != 0 {
 		st := m.step(rule, "rebuild", "make the refcount table anew, and point the header to it", finding.Sure)

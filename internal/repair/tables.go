@@ -26,10 +26,7 @@ func (m *mender) mendTables(ctx context.Context) (changed bool, err error) {
 		if err := ctx.Err(); err != nil {
 			return changed, err
 		}
-		bogus, why, err := m.bogus(tb)
-		if err != nil {
-			return changed, err
-		}
+		bogus, why := m.bogus(tb)
 		if !bogus {
 			continue
 		}
@@ -38,7 +35,10 @@ func (m *mender) mendTables(ctx context.Context) (changed bool, err error) {
 		}
 		refs := byTable[tb.Off]
 		if slices.ContainsFunc(refs, func(l qcow2.L1Entry) bool { return !m.ownL1(l) }) {
-			m.keep(finding.QC12, "something else claims the L1 table that names it")
+			m.keep(finding.QC12, "the L1 table that names it does not read as one, or something else claims it")
+			continue
+		}
+		if !m.mayGrow(finding.QC12) {
 			continue
 		}
 		if err := m.mendTable(tb, refs, why); err != nil {
@@ -51,34 +51,35 @@ func (m *mender) mendTables(ctx context.Context) (changed bool, err error) {
 
 // bogus reports whether what L1 entries name as an L2 table is none, and why: it was overwritten, or
 // its cluster belongs to something else.
-func (m *mender) bogus(tb qcow2.Table) (bool, string, error) {
+func (m *mender) bogus(tb qcow2.Table) (bool, string) {
 	c := int64(tb.Off) >> m.h.ClusterBits
 	switch {
 	case tb.Stray || tb.Off == 0 || int64(tb.Off)&(m.h.ClusterSize()-1) != 0 || int64(tb.Off) >= m.ov.size:
-		return false, "", nil
+		return false, ""
 	case tb.Foreign:
-		return true, "was overwritten", nil
+		return true, "was overwritten"
 	case !m.shared[tb.Off]:
-		return false, "", nil
+		return false, ""
 	}
-	table, err := m.ex.LooksLikeTable(c)
-	if err != nil {
-		return false, "", err
+	who := m.metadataIn(c)
+	switch {
+	case tb.Used == 0 && who == "": // an empty one is told with the guest data in its cluster
+		return false, ""
+	case who == "header" || who == "L1 table" || who == refcountTable:
+		return true, "is the image's " + who
+	case readsAsTable(tb):
+		return false, ""
+	case who != "":
+		return true, "is the image's " + who
+	case len(m.ex.OwnersOf(c)) > 1:
+		return false, "" // two claim it, and it reads as neither
 	}
-	for _, who := range m.ex.OwnersOf(c) {
-		if who != "L2 table" && (who != "refcount block" || !table) {
-			return true, "is the image's " + who, nil
-		}
-	}
-	if table || tb.Used == 0 { // an empty one is told with the guest data in its cluster
-		return false, "", nil
-	}
-	return true, "is guest data", nil
+	return true, "is guest data"
 }
 
 func (m *mender) l1ByTable() map[image.HostOff][]qcow2.L1Entry {
 	by := map[image.HostOff][]qcow2.L1Entry{}
-	for _, l := range m.ex.L1Entries() {
+	for _, l := range m.l1s {
 		by[l.Table()] = append(by[l.Table()], l)
 	}
 	return by
@@ -123,9 +124,8 @@ func (m *mender) mendTable(tb qcow2.Table, refs []qcow2.L1Entry, why string) err
 	return nil
 }
 
-// provedEntries gives a table with those entries of an overwritten one that are proved: an aligned
-// cluster of the file with the COPIED flag, whose refcount says that there is one reference, and
-// this is the only one.
+// provedEntries gives a table with those entries of an overwritten one that are proved: they lead to
+// clusters whose refcounts agree with all references, and so with the COPIED flag.
 func (m *mender) provedEntries(tb qcow2.Table) (fresh []byte, kept int64, err error) {
 	cs := m.h.ClusterSize()
 	old := make([]byte, cs)
@@ -133,31 +133,56 @@ func (m *mender) provedEntries(tb qcow2.Table) (fresh []byte, kept int64, err er
 		return nil, 0, err
 	}
 	fresh = make([]byte, cs)
-	if tb.Active == 0 || tb.Refs != 1 || m.h.HasDataFile() || !tb.Foreign {
+	if m.h.HasDataFile() || !tb.Foreign {
 		return fresh, 0, nil
 	}
 	step := m.h.L2EntryBytes()
 	for i := int64(0); i+step <= cs; i += step {
-		w := binary.BigEndian.Uint64(old[i:])
-		off := int64(w & qcow2.OffsetMask)
-		if m.h.TypeOf(w) != qcow2.EntryNormal || w&^(qcow2.FlagCopied|qcow2.OffsetMask) != 0 ||
-			w&qcow2.FlagCopied == 0 || off&(cs-1) != 0 || off+cs > m.ov.size {
-			continue
+		if m.proved(old[i:i+step], tb.Active > 0) {
+			copy(fresh[i:i+step], old[i:i+step])
+			kept++
 		}
-		if step == 16 {
-			b := binary.BigEndian.Uint64(old[i+8:])
-			if uint32(b)&uint32(b>>32) != 0 || uint32(b) == 0 {
-				continue
-			}
-		}
-		c := off >> m.h.ClusterBits
-		if n, ok := m.ex.Refcount(c); !ok || n != 1 || m.ex.References(c) != 1 {
-			continue
-		}
-		copy(fresh[i:i+step], old[i:i+step])
-		kept++
 	}
 	return fresh, kept, nil
+}
+
+// proved reports whether an entry of an overwritten table is right.
+func (m *mender) proved(entry []byte, active bool) bool {
+	cs := m.h.ClusterSize()
+	w := binary.BigEndian.Uint64(entry)
+	bitmap := uint64(0)
+	if len(entry) > 8 {
+		bitmap = binary.BigEndian.Uint64(entry[8:])
+	}
+	off, length := int64(w&qcow2.OffsetMask), cs
+	switch m.h.TypeOf(w) {
+	case qcow2.EntryNormal:
+		if w&^(qcow2.FlagCopied|qcow2.OffsetMask) != 0 || off&(cs-1) != 0 || uint32(bitmap)&uint32(bitmap>>32) != 0 ||
+			len(entry) > 8 && uint32(bitmap) == 0 {
+			return false
+		}
+	case qcow2.EntryCompressed:
+		o, n := m.h.CompressedRange(w)
+		off, length = int64(o), min(n, m.ov.size-int64(o))
+		if w&qcow2.FlagCopied != 0 || bitmap != 0 {
+			return false
+		}
+	default:
+		return false // zeros say nothing
+	}
+	if off <= 0 || length <= 0 || off+length > m.ov.size {
+		return false
+	}
+	for c := off >> m.h.ClusterBits; c <= (off+length-1)>>m.h.ClusterBits; c++ {
+		n, ok := m.ex.Refcount(c)
+		if !ok || n == 0 || n != m.ex.References(c) || len(m.ex.OwnersOf(c)) > 0 {
+			return false
+		}
+		if m.h.TypeOf(w) == qcow2.EntryNormal && (w&qcow2.FlagCopied != 0) != (n == 1 && active) {
+			return false
+		}
+	}
+	return true
 }
 
 // readCluster fills p from off; what lies behind the end of the file is zeros.

@@ -183,6 +183,10 @@ type L1Entry struct {
 	Word   uint64
 	Index  int64
 	Active bool
+	// Behind: it is of the active table, and maps what lies behind the end of the disk.
+	Behind bool
+	// L1 tells the L1 tables apart; 0 is the active one.
+	L1 int
 	// Snapshot names the first snapshot with this L1 table, "" for the active one.
 	Snapshot string
 }
@@ -196,7 +200,7 @@ func (e *Exam) L1Entries() []L1Entry {
 	for _, r := range e.c.l1refs {
 		t := &e.c.l1s[r.l1]
 		l := L1Entry{Off: t.off + image.HostOff(8*int64(r.index)), Word: r.entry, Index: int64(r.index),
-			Active: t.active}
+			Active: t.active, Behind: t.active && e.c.behindDisk(r), L1: int(r.l1)}
 		if !t.active {
 			l.Snapshot = e.c.snapshots.Snapshots[t.snapshots[0]].Name
 		}
@@ -210,8 +214,9 @@ type Table struct {
 	Off    image.HostOff
 	Active uint32 // entries of the active L1 table that name it
 	Refs   uint64 // entries of all L1 tables that do
-	// Used counts entries that are not zero, Bad those of them that cannot be right.
-	Used, Bad uint32
+	// Used counts entries that are not zero, Bad those of them that cannot be right, and Past those
+	// of the bad ones with which nothing is wrong but that the file ends before.
+	Used, Bad, Past uint32
 	// Foreign: it was overwritten by something else.
 	Foreign bool
 	// Stray: only entries behind the end of the disk name it.
@@ -225,7 +230,7 @@ func (e *Exam) Tables() []Table {
 		tb := &e.c.tables[i]
 		shape, foreign := e.c.ev.foreign[int32(i)]
 		list = append(list, Table{Off: tb.off, Active: tb.active, Refs: tb.refs, Used: tb.used, Bad: tb.bad,
-			Foreign: foreign && shape != strayTable, Stray: foreign && shape == strayTable})
+			Past: tb.past, Foreign: foreign && shape != strayTable, Stray: foreign && shape == strayTable})
 	}
 	return list
 }
@@ -336,10 +341,13 @@ type BadBlock struct {
 
 // BadBlocks are the refcount blocks that cannot be used, ascending.
 func (e *Exam) BadBlocks() []BadBlock {
+	unusable := make(map[int64]bool, len(e.c.badBlocks))
+	for _, b := range e.c.badBlocks {
+		unusable[b.index] = true
+	}
 	list := make([]BadBlock, 0, len(e.c.damaged))
 	for _, i := range e.c.damaged {
-		bad := slices.ContainsFunc(e.c.badBlocks, func(b badBlock) bool { return b.index == i })
-		list = append(list, BadBlock{Index: i, Unusable: bad})
+		list = append(list, BadBlock{Index: i, Unusable: unusable[i]})
 	}
 	return list
 }

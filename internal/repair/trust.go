@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package repair
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+)
+
+// What the header and the tables call metadata may be a guest's data: an offset that is wrong leads
+// anywhere, and what lies there passes for a table then. So before anything is written into a table,
+// and before guest data makes way for one, it must read as what it is called.
+//
+//	L1 table        no more of its entries are wrong than lead to L2 tables
+//	L2 table        no more than half of its entries are wrong; see readsAsTable
+//	refcount table  no more of its entries are wrong than lead to refcount blocks, or none stands
+//	                behind those that the file needs
+//	refcount block  three of four refcounts of clusters in use are right; see readsAsBlock
+type trust struct {
+	l1       []bool // by L1 table, the active one first
+	reftable bool
+	// low and high are how many clusters of a refcount block are counted too low and too high, and zero
+	// how many of those that are in use are not counted at all.
+	low, high, zero map[int64]int64
+}
+
+// weighTables decides which tables are to be trusted, and which of them nothing is written into.
+func (m *mender) weighTables() {
+	m.trust = trust{low: map[int64]int64{}, high: map[int64]int64{}, zero: map[int64]int64{}}
+	m.shared, m.bad = map[image.HostOff]bool{}, map[int64]blockFault{}
+	m.weighL1s()
+	m.weighBlocks()
+	cs := m.h.ClusterSize()
+	at := 0
+	for i := range m.tables {
+		tb := &m.tables[i]
+		named := false
+		for ; at < len(m.l1s) && m.l1s[at].Table() == tb.Off; at++ {
+			named = named || m.trusted(m.l1s[at])
+		}
+		if !named || int64(tb.Off)&(cs-1) != 0 || int64(tb.Off) >= m.ov.size || tb.Off == 0 ||
+			m.ex.References(int64(tb.Off)>>m.h.ClusterBits) != tb.Refs {
+			m.shared[tb.Off] = true
+		}
+	}
+}
+
+// trusted reports whether an entry is of an L1 table that reads as one, and maps something.
+func (m *mender) trusted(l qcow2.L1Entry) bool { return !l.Behind && m.trust.l1[l.L1] }
+
+func (m *mender) weighL1s() {
+	type score struct{ good, bad, odd int }
+	scores := []score{{}}
+	for _, l := range m.l1s {
+		for len(scores) <= l.L1 {
+			scores = append(scores, score{})
+		}
+		if l.Behind {
+			continue
+		}
+		s := &scores[l.L1]
+		off := int64(l.Table())
+		tb, _ := m.tableAt(l.Table())
+		switch {
+		case l.Word&^(qcow2.FlagCopied|qcow2.OffsetMask) != 0 || off&(m.h.ClusterSize()-1) != 0 || off == 0:
+			s.odd++
+			if s.odd <= maxOddProbes && m.leadsToTable(l) {
+				s.good++
+			} else {
+				s.bad++
+			}
+		case off >= m.ov.size || tb.Used == 0: // says nothing about the entry
+		case tb.Foreign:
+			s.bad++
+		default:
+			s.good++
+		}
+	}
+	for _, s := range scores {
+		m.trust.l1 = append(m.trust.l1, s.good >= s.bad && s.good > 0)
+	}
+	if s := scores[0]; !m.trust.l1[0] {
+		// It may be empty, or what it leads to was overwritten: then nothing in the file looks like
+		// tables that another one should name.
+		m.trust.l1[0] = s.odd == 0 && (!m.found(finding.QC13) || m.sought && m.soughtL1 == 0) ||
+			m.sought && m.soughtL1 == m.h.L1Off
+	}
+}
+
+// maxOddProbes bounds the entries whose targets are looked at because of their other bits.
+const maxOddProbes = 64
+
+// leadsToTable reports whether an entry leads to an L2 table but for bits that should not be set.
+func (m *mender) leadsToTable(l qcow2.L1Entry) bool {
+	c := int64(l.Table()) >> m.h.ClusterBits
+	if c == 0 || c<<m.h.ClusterBits >= m.ov.size {
+		return false
+	}
+	table, err := m.ex.LooksLikeTable(c)
+	return table && err == nil
+}
+
+// tableAt gives the table at a place of the file.
+func (m *mender) tableAt(off image.HostOff) (qcow2.Table, bool) {
+	i, ok := slices.BinarySearchFunc(m.tables, off,
+		func(tb qcow2.Table, off image.HostOff) int { return cmp.Compare(tb.Off, off) })
+	if !ok {
+		return qcow2.Table{}, false
+	}
+	return m.tables[i], true
+}
+
+// readsAsTable reports whether what is called an L2 table reads as one.
+func readsAsTable(tb qcow2.Table) bool {
+	return !tb.Foreign && tb.Used > 0 && (tb.Bad-tb.Past)*2 <= tb.Used
+}
+
+// weighBlocks finds refcount blocks that cannot be used, beside those that the check names, and
+// whether the refcount table reads as one.
+func (m *mender) weighBlocks() {
+	per := m.h.RefblockEntries()
+	for _, s := range m.ex.Result().Suspects {
+		for c, end := int64(s.First), int64(s.First)+s.N; c < end; {
+			n := min(end, (c/per+1)*per) - c
+			switch {
+			case s.Refcount > s.References:
+				m.trust.high[c/per] += n
+			case s.Refcount == 0:
+				m.trust.zero[c/per] += n
+				fallthrough
+			default:
+				m.trust.low[c/per] += n
+			}
+			c += n
+		}
+	}
+	for _, b := range m.ex.BadBlocks() {
+		m.bad[b.Index] = blockGarbage
+		if b.Unusable {
+			m.bad[b.Index] = blockUnusable
+		}
+	}
+	good, bad := 0, 0
+	for i, e := range m.ex.RefcountTable() {
+		no, off := int64(i), int64(qcow2.RefblockOffset(e))
+		in := max(0, min(per, m.ex.Clusters()-no*per))
+		zero, high := m.trust.zero[no], m.trust.high[no]
+		switch {
+		case e == 0:
+			continue
+		case off != int64(e) || off&(m.h.ClusterSize()-1) != 0 || off <= 0 || off >= m.ov.size,
+			m.ex.References(off>>m.h.ClusterBits) != 1:
+			m.bad[no] = blockUnusable
+		case m.h.RefcountOrder <= 1 && zero >= minGarbage && high*4 >= zero && (zero+high)*3 >= in:
+			// Narrow refcounts always make some sense; but not so many of them are wrong both ways.
+			m.bad[no] = max(m.bad[no], blockGarbage)
+		}
+		if m.bad[no] == blockUnusable {
+			bad++
+		} else {
+			good++
+		}
+	}
+	// A table of a few entries, all of which are wrong, still is nothing else where it ends with the
+	// blocks that the file needs.
+	m.trust.reftable = good > 0 && good >= bad || int64(len(m.ex.RefcountTable())) <= (m.ex.Clusters()+per-1)/per
+}
+
+// blockFault says why a refcount block cannot be used.
+type blockFault uint8
+
+const (
+	blockSound blockFault = iota
+	// blockGarbage: what it holds makes no sense, or it is not there.
+	blockGarbage
+	// blockUnusable: its entry in the refcount table is wrong, or something else uses its cluster.
+	blockUnusable
+)
+
+// minGarbage is from how many clusters on that are in use and not counted a block may hold something
+// else.
+const minGarbage = 16
+
+// readsAsBlock reports whether refcount block no holds the refcounts that it should.
+func (m *mender) readsAsBlock(no int64) bool {
+	per := m.h.RefblockEntries()
+	used := int64(0)
+	for c := no * per; c < min((no+1)*per, m.ex.Limit()); c++ {
+		if m.ex.References(c) > 0 {
+			used++
+		}
+	}
+	wrong := m.trust.low[no] // of those too high, some are in use
+	for _, s := range m.ex.Result().Suspects {
+		if s.References > 0 && s.Refcount > s.References {
+			a, b := max(int64(s.First), no*per), min(int64(s.First)+s.N, (no+1)*per)
+			wrong += max(0, b-a)
+		}
+	}
+	return used > 0 && wrong*4 <= used
+}
+
+// metadataIn says which metadata in a cluster reads as what it is called, "" if none does. A bitmap
+// can be told from nothing.
+func (m *mender) metadataIn(c int64) string {
+	for _, who := range m.ex.OwnersOf(c) {
+		reads := false
+		switch {
+		case who == "header":
+			reads = true
+		case who == "L1 table":
+			reads = m.trust.l1[0]
+		case strings.HasPrefix(who, "L1 table of "):
+			reads = slices.ContainsFunc(m.l1s, func(l qcow2.L1Entry) bool {
+				at := m.l1Start(l)
+				return !l.Active && m.trust.l1[l.L1] && at <= c && c <= at+l.Index<<3>>m.h.ClusterBits+1
+			})
+		case who == "L2 table":
+			tb, _ := m.tableAt(image.HostOff(c << m.h.ClusterBits))
+			reads = readsAsTable(tb)
+		case who == refcountTable:
+			reads = m.trust.reftable
+		case who == "refcount block":
+			for i, e := range m.ex.RefcountTable() {
+				reads = reads || int64(qcow2.RefblockOffset(e))>>m.h.ClusterBits == c && m.readsAsBlock(int64(i))
+			}
+		case who == "snapshot table":
+			reads = m.namedSnapshots()
+		case who == "encryption header":
+			var magic [6]byte
+			_, err := m.ov.ReadAt(magic[:], int64(m.h.CryptOff))
+			reads = err == nil && string(magic[:]) == "LUKS\xba\xbe"
+		}
+		if reads {
+			return who
+		}
+	}
+	return ""
+}
+
+// refcountTable is the name of the refcount table among owners of clusters.
+const refcountTable = "refcount table"
+
+// l1Start is the first cluster of the L1 table that an entry is in.
+func (m *mender) l1Start(l qcow2.L1Entry) int64 { return (int64(l.Off) - 8*l.Index) >> m.h.ClusterBits }
