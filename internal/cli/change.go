@@ -153,8 +153,8 @@ func verify(image string, after *plan.Plan, p *progress) verifier {
 	}
 }
 
-// dataFileBytes is the length of an image's external data file, -1 if it has none or that is not
-// known. It opens nothing.
+// dataFileBytes is the length of an image's external data file, 0 if it is not there, -1 if the image
+// has none or that is not known. It opens nothing.
 func dataFileBytes(ctx context.Context, image string, r io.ReaderAt, size int64) int64 {
 	h, err := qcow2.ReadHeader(r, size)
 	if err != nil || !h.HasDataFile() {
@@ -163,7 +163,10 @@ func dataFileBytes(ctx context.Context, image string, r io.ReaderAt, size int64)
 	link, err := diskio.Within(ctx, check.DefaultReadTimeout, func() (disk.Link, error) {
 		return disk.Policy{Follow: true}.ResolveData(image, h.DataFile, nil), nil
 	}, nil)
-	if err != nil || link.State != disk.LinkOK || link.Stat.Block {
+	switch {
+	case err == nil && link.State == disk.LinkMissing:
+		return 0
+	case err != nil || link.State != disk.LinkOK || link.Stat.Block:
 		return -1
 	}
 	return link.Stat.SizeBytes

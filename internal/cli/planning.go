@@ -115,6 +115,10 @@ func (o *repairOptions) plan(
 	if p, err = repair.Plan(ctx, r, f.Size(), opts); err != nil {
 		return nil, notes, planError(err, real)
 	}
+	if h, herr := qcow2.ReadHeader(r, f.Size()); herr == nil && h.HasDataFile() && opts.Check.DataFileBytes < 0 {
+		p.Blind = append(p.Blind, finding.Blind{Object: shown, What: "external data file",
+			Reason: "its length cannot be told", Host: []finding.Range{}, Guest: []finding.Range{}})
+	}
 	was := f.Stat()
 	now, err := f.StatNow()
 	if err != nil {

@@ -35,6 +35,10 @@ func Plan(w io.Writer, p *plan.Plan, name, saved string, next Commands, s Style)
 	}
 	o.left(p.Remains, p.Blind, "what will still be wrong:", "what there is to know besides:")
 	o.line()
+	if !p.Empty() && p.Fence == nil {
+		o.prose("", "Warning: an image of version 2 has no mark that keeps programs from opening it in the middle of a "+
+			"change; only locks do. Let nothing open it until the change is done, or recovered.")
+	}
 	if saved != "" {
 		o.prose("", "The plan is in "+Name(saved)+".")
 	}
