@@ -132,12 +132,12 @@ func TestCrashInRecovery(t *testing.T) {
 		d, p, before, after := world(t)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if _, err := Apply(t.Context(), p, options(d)); err == nil {
-			enough(t, states, 4500)
+			enough(t, states, 3000)
 			return
 		}
 		few(d, k, 2, func(s *cut.Disk) {
 			for _, forward := range []bool{false, true} {
-				states += crashIn(t, s, 5, func(d *cut.Disk) error {
+				states += crashIn(t, s, 3, func(d *cut.Disk) error {
 					o := options(d)
 					o.Forward = forward
 					_, err := Recover(t.Context(), imagePath, o)
@@ -175,11 +175,11 @@ func TestCrashInUndoAndRecovery(t *testing.T) {
 		d := clone(t, base)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if _, err := Undo(t.Context(), imagePath, "", options(d)); err == nil {
-			enough(t, states, 2000)
+			enough(t, states, 1400)
 			return
 		}
 		few(d, k, 3, func(s *cut.Disk) {
-			states += crashIn(t, s, 5, func(d *cut.Disk) error {
+			states += crashIn(t, s, 3, func(d *cut.Disk) error {
 				_, err := Recover(t.Context(), "", options(d))
 				return err
 			}, fmt.Sprintf("undo cut after %d", k), before, after)

@@ -73,7 +73,8 @@ func (e *engine) draft(ctx context.Context, img *image, p *plan.Plan) (*vault.Dr
 		return nil, err
 	}
 	if p.SHA256 != "" && p.SHA256 != digest {
-		return nil, fmt.Errorf("%w: its SHA-256 is %s, and it says %.64q", plan.ErrEdited, digest, p.SHA256)
+		return nil, fmt.Errorf("%w: its SHA-256 is %s, and it says %.64q", plan.ErrEdited, digest,
+			p.SHA256)
 	}
 	d := &vault.Draft{Plan: p, Receipt: vault.NewReceipt(p, digest, e.o.Now())}
 	if !id.Born.IsZero() {
@@ -121,7 +122,8 @@ func (e *engine) watches(ctx context.Context, img *image, p *plan.Plan, over *ov
 	total, done := int64(0), int64(0)
 	for _, r := range p.Relies {
 		if r.Length > max(p.SizeAfterBytes, plan.MaxWriteBytes) || total > math.MaxInt64-r.Length {
-			return nil, fmt.Errorf("%w: it relies on %d bytes at %#x", plan.ErrNotPlan, r.Length, r.Offset)
+			return nil, fmt.Errorf("%w: it relies on %d bytes at %#x", plan.ErrNotPlan, r.Length,
+				r.Offset)
 		}
 		total += r.Length
 	}

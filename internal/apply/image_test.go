@@ -260,10 +260,7 @@ func TestSeldom(t *testing.T) {
 }
 
 // closer is a file whose closing hangs, as it may on a network file system.
-type closer struct {
-	image
-	closing, answer chan struct{}
-}
+type closer struct{ closing, answer chan struct{} }
 
 func (c *closer) Close() error {
 	close(c.closing)

@@ -114,7 +114,8 @@ func MakeNew(ctx context.Context, n NewFile, o Options) error {
 // fill makes the writes, each phase on the disk before the next, and examines the file.
 func (n *NewFile) fill(ctx context.Context, p *patient, f diskio.Writable, size int64, o Options) error {
 	if size != n.SizeBytes {
-		return &ChangedError{Path: n.Source, What: fmt.Sprintf("it has %d bytes, %d were expected", size, n.SizeBytes)}
+		return &ChangedError{Path: n.Source,
+			What: fmt.Sprintf("it has %d bytes, %d were expected", size, n.SizeBytes)}
 	}
 	for _, w := range n.Writes {
 		was := make([]byte, len(w.Old))

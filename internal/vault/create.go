@@ -206,10 +206,13 @@ func (v *Vault) fill(ctx context.Context, d *Draft, f diskio.Writable, path stri
 	if err == nil {
 		err = f.Sync()
 	}
+	if err == nil {
+		err = f.DropCache()
+	}
 	if err != nil {
 		return nil, err
 	}
-	// Read back: what is applied later is what stands in the file, not what was meant to.
+	// Read back from the disk: what is applied later is what stands there, not what was meant to.
 	u, err := readUndo(ctx, path, f)
 	if err != nil {
 		return nil, err

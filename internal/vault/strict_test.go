@@ -295,3 +295,34 @@ func TestConfirm(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// rotten is a disk on which files that are made hold another byte than was written, once the cache
+// that hides it is dropped.
+type rotten struct{ *cut.Disk }
+
+type rottenFile struct{ diskio.Writable }
+
+func (d rotten) CreateNew(path string, perm os.FileMode) (diskio.Writable, error) {
+	f, err := d.Disk.CreateNew(path, perm)
+	return rottenFile{f}, err
+}
+
+func (f rottenFile) DropCache() error {
+	_, err := f.WriteAt([]byte{0xaa}, 900)
+	return err
+}
+
+// What is kept to take a change back is what the disk has, not what was written to it.
+func TestUndoFileIsReadBack(t *testing.T) {
+	_, d := newVault(t)
+	v, err := New(Options{Disk: rotten{d}, StateDir: "/state"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Create(t.Context(), newDraft(), testPath, ""); !errors.Is(err, ErrPartial) {
+		t.Errorf("Create on a disk that changes what is written = %v, want %v", err, ErrPartial)
+	}
+	if _, ok := d.Get(undoPath); ok {
+		t.Error("the undo file is left")
+	}
+}

@@ -169,7 +169,9 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 		if n > 0 {
 			f.i.do(change{at: off, data: slices.Clone(p[:n])})
 			f.i.changed = d.now()
-			f.i.bad = slices.DeleteFunc(f.i.bad, func(b bad) bool { return off <= b.from && b.end <= off+int64(n) })
+			f.i.bad = slices.DeleteFunc(f.i.bad, func(b bad) bool {
+				return off <= b.from && b.end <= off+int64(n)
+			})
 		}
 		if d.count.writes == d.faults.lateError {
 			return &fs.PathError{Op: "write", Path: f.path, Err: syscall.EIO}
