@@ -85,6 +85,60 @@ func TestJournalOnTheMachine(t *testing.T) {
 	mustHold(t, p.Object.Path, before)
 }
 
+// A hard link is the same image, wherever it lies, and locked by whatever name it is opened.
+func TestHardLink(t *testing.T) {
+	p, o, before, after := onHost(t)
+	dir := filepath.Join(filepath.Dir(p.Object.Path), "else")
+	link := filepath.Join(dir, "link.img")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Link(p.Object.Path, link)); err != nil {
+		t.Fatal(err)
+	}
+	w, err := diskio.Host().OpenForRepair(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Apply(t.Context(), p, o); !errors.Is(err, diskio.ErrInUse) {
+		t.Errorf("Apply while the other name is in use = %v, want %v", err, diskio.ErrInUse)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Apply(t.Context(), p, o); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, link, after)
+	if _, err := Undo(t.Context(), link, "", o); err != nil {
+		t.Error(err)
+	}
+	mustHold(t, p.Object.Path, before)
+	if _, err := os.Stat(link + vault.Suffix); err == nil {
+		t.Error("a hard link was taken for a copy")
+	}
+}
+
+// What was put in the place of an image since the plan was made is left alone.
+func TestReplacedImage(t *testing.T) {
+	for name, replace := range map[string]func(path string) error{
+		"by a copy": func(path string) error {
+			b, err := os.ReadFile(path)
+			return errors.Join(err, os.WriteFile(path+".new", b, 0o644), os.Rename(path+".new", path))
+		},
+		"by a symbolic link": func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.Symlink(path+".old", path))
+		},
+	} {
+		p, o, before, _ := onHost(t)
+		if err := replace(p.Object.Path); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Apply(t.Context(), p, o)
+		if !errors.Is(err, ErrChanged) && !errors.Is(err, diskio.ErrChanged) {
+			t.Errorf("Apply to an image that was replaced %s = %v, want %v", name, err, ErrChanged)
+		}
+		mustHold(t, p.Object.Path, before)
+	}
+}
+
 // An image that a machine uses is left alone.
 func TestImageInUse(t *testing.T) {
 	testenv.Need(t, "qemu-io")
