@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -43,16 +44,26 @@ func TestScript(t *testing.T) {
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"exits":    exits,
 	"frozen":   frozen,
-	"mkimage":  mkimage,
-	"mkchain":  mkchain,
+	"mkimage":  unforked(mkimage),
+	"mkchain":  unforked(mkchain),
 	"mkfifo":   mkfifo,
-	"poke":     poke,
-	"resize":   resize,
-	"wreck":    wreck,
+	"poke":     unforked(poke),
+	"resize":   unforked(resize),
+	"wreck":    unforked(wreck),
 	"hold":     hold,
 	"letgo":    letgo,
 	"unfinish": unfinish,
 	"receipt":  receiptOf,
+}
+
+// unforked keeps other scripts from starting a program while fn has files open: between fork and exec
+// a child holds the descriptors of its parent, and an image would look as if it were in use.
+func unforked(fn func(*testscript.TestScript, bool, []string)) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		fn(ts, neg, args)
+	}
 }
 
 // exits runs a command and requires its exact exit status: "exits 64 shisa". A plain "! shisa"
