@@ -157,28 +157,6 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 	return changed, nil
 }
 
-// grown reports whether clusters were added to the file. They are counted whatever is to be mended.
-func (m *mender) grown() bool { return m.ov.size > m.ov.baseSize }
-
-// newPart gives the part of a range of clusters that was added to the file.
-func (m *mender) newPart(s qcow2.Suspect) qcow2.Suspect {
-	cut := (m.ov.baseSize+m.h.ClusterSize()-1)>>m.h.ClusterBits - int64(s.First)
-	if cut > 0 {
-		s.First += image.Cluster(cut)
-		s.N -= cut
-	}
-	return s
-}
-
-// mayGrow reports whether new clusters can be counted: what is not to be mended may stand in the way.
-func (m *mender) mayGrow(r finding.Rule) bool {
-	if m.opts.wants(finding.QC15) || len(m.bad) == 0 && m.trust.reftable {
-		return true
-	}
-	m.keep(r, "this needs space at the end of the file, which cannot be counted before QC15 is mended")
-	return false
-}
-
 // guestsOf adds the guest ranges that clusters stand for to a step.
 func (m *mender) guestsOf(st *plan.Step, first, n int64) {
 	for _, e := range m.entriesAt(first, n) {

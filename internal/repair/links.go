@@ -5,7 +5,9 @@ package repair
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -17,13 +19,25 @@ import (
 // mendLinks remembers the guest ranges that share clusters, and gives each a copy of its own where
 // that is wanted. Whose data it is, no table tells: it stays hurt.
 func (m *mender) mendLinks(ctx context.Context) (changed bool, err error) {
-	m.rememberSharedTables()
+	split := m.opts.Split && (m.opts.wants(finding.QC06) || m.opts.wants(finding.QC07))
+	for _, l1s := range m.sharedTables() {
+		m.rememberShared(l1s)
+		if !split || !m.mayGrow(finding.QC06) {
+			m.keep(finding.QC06, "compare the guest ranges with a backup; --split gives each a copy of its own")
+			continue
+		}
+		done, err := m.splitTable(l1s)
+		if err != nil {
+			return changed, err
+		}
+		changed = changed || done
+	}
 	for _, l := range m.ex.Links() {
 		if err := ctx.Err(); err != nil {
 			return changed, err
 		}
 		m.rememberLink(l)
-		if !m.opts.Split || !m.opts.wants(finding.QC06) && !m.opts.wants(finding.QC07) {
+		if !split || !m.mayGrow(finding.QC06) {
 			m.keep(finding.QC06, "compare the guest ranges with a backup; --split gives each a copy of its own")
 			m.keep(finding.QC07, "find the second writer; compare the guest ranges with a backup; --split "+
 				"gives each a copy of its own")
@@ -40,9 +54,8 @@ func (m *mender) mendLinks(ctx context.Context) (changed bool, err error) {
 	return changed, nil
 }
 
-// rememberSharedTables records the parts of the disk that share a whole L2 table, and so every
-// cluster.
-func (m *mender) rememberSharedTables() {
+// sharedTables gives the entries of the active L1 table that name the same L2 table, by table.
+func (m *mender) sharedTables() (list [][]qcow2.L1Entry) {
 	var byTable map[image.HostOff][]qcow2.L1Entry
 	for _, tb := range m.tables {
 		if tb.Active < 2 || tb.Stray || tb.Used == 0 {
@@ -51,21 +64,69 @@ func (m *mender) rememberSharedTables() {
 		if byTable == nil {
 			byTable = m.l1ByTable()
 		}
-		h := plan.Hurt{Code: finding.QC06.Code, Kind: "mixed"}
-		var at []string
+		var l1s []qcow2.L1Entry
 		for _, l := range byTable[tb.Off] {
-			if r := m.l1Range(l.Index); l.Active && r.Length > 0 {
-				h.Guest = append(h.Guest, r)
-				at = append(at, fmt.Sprintf("%#x", r.Offset))
+			if l.Active && m.l1Range(l.Index).Length > 0 {
+				l1s = append(l1s, l)
 			}
 		}
-		h.Summary = fmt.Sprintf("the parts of the disk at guest offsets %s shared the same L2 table: at most one "+
-			"of them holds its own data", strings.Join(at, " and "))
-		if key := fmt.Sprint(h.Guest); !m.said[key] && len(h.Guest) > 1 {
-			m.said[key] = true
-			m.hurtData(h)
+		if len(l1s) > 1 {
+			list = append(list, l1s)
 		}
 	}
+	return list
+}
+
+// rememberShared records parts of the disk that share a whole L2 table, and so every cluster.
+func (m *mender) rememberShared(l1s []qcow2.L1Entry) {
+	h := plan.Hurt{Code: finding.QC06.Code, Kind: "mixed"}
+	var at []string
+	for _, l := range l1s {
+		r := m.l1Range(l.Index)
+		h.Guest = append(h.Guest, r)
+		at = append(at, fmt.Sprintf("%#x", r.Offset))
+	}
+	h.Summary = fmt.Sprintf("the parts of the disk at guest offsets %s shared the same L2 table: at most one "+
+		"of them holds its own data", strings.Join(at, " and "))
+	if key := fmt.Sprint(h.Guest); !m.said[key] {
+		m.said[key] = true
+		m.mixed = append(m.mixed, h.Guest)
+		m.hurtData(h)
+	}
+}
+
+// splitTable gives each L1 entry but the first that names an L2 table a copy of it. The clusters that
+// the copies map are shared then, and are split in their turn.
+func (m *mender) splitTable(l1s []qcow2.L1Entry) (changed bool, err error) {
+	tb, ok := m.tableAt(l1s[0].Table())
+	if !ok || m.shared[tb.Off] || !readsAsTable(tb) || slices.ContainsFunc(l1s, func(l qcow2.L1Entry) bool { return !m.ownL1(l) }) {
+		m.keep(finding.QC06, "what these parts of the disk share does not read as an L2 table of their own")
+		return false, nil
+	}
+	buf := make([]byte, m.h.ClusterSize())
+	if err := m.readCluster(buf, int64(tb.Off)); err != nil {
+		return false, err
+	}
+	for i := int64(0); i < int64(len(buf)); i += m.h.L2EntryBytes() {
+		if w := binary.BigEndian.Uint64(buf[i:]); w&qcow2.FlagCompressed == 0 && !m.h.HasDataFile() {
+			binary.BigEndian.PutUint64(buf[i:], w&^uint64(qcow2.FlagCopied))
+		}
+	}
+	for _, l := range l1s[1:] {
+		at, err := m.alloc(1)
+		if err != nil {
+			return changed, err
+		}
+		if err := m.ov.write(plan.New, buf, at); err != nil {
+			return changed, err
+		}
+		st := m.step(finding.QC06, "split", "give each part of the disk that shares an L2 table a copy of its own", finding.Sure)
+		if err := m.setL1(st, l, uint64(at)|qcow2.FlagCopied); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	return changed, nil
 }
 
 // rememberLink records guest ranges that hold the data of one of them, once.
@@ -79,7 +140,7 @@ func (m *mender) rememberLink(l qcow2.Link) {
 		at = append(at, fmt.Sprintf("%#x", r.Offset))
 	}
 	key := fmt.Sprint(h.Guest)
-	if m.said[key] {
+	if m.said[key] || m.saidMixed(h.Guest) {
 		return
 	}
 	m.said[key] = true
@@ -88,22 +149,41 @@ func (m *mender) rememberLink(l qcow2.Link) {
 	m.hurtData(h)
 }
 
-// split gives each entry but the first that refers to a cluster a copy of it.
+// saidMixed reports whether ranges lie in parts of the disk that are known to have shared a table.
+func (m *mender) saidMixed(list []finding.Range) bool {
+	for _, parts := range m.mixed {
+		in := func(r finding.Range) bool {
+			return slices.ContainsFunc(parts, func(p finding.Range) bool { return p.Offset <= r.Offset && r.End() <= p.End() })
+		}
+		if !slices.ContainsFunc(list, func(r finding.Range) bool { return !in(r) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// split gives each entry that refers to a cluster a copy of it, but those for the guest range of the
+// first.
 func (m *mender) split(c int64) (changed bool, err error) {
 	buf := make([]byte, m.h.ClusterSize())
-	first := true
+	first := image.GuestOff(-1)
 	for _, e := range m.entriesAt(c, 1) {
 		if e.Foreign || m.shared[e.Table] || !placed(m.h, e.Word) || int64(e.Word&qcow2.OffsetMask) != c<<m.h.ClusterBits {
 			continue
 		}
-		if first {
-			first = false
+		if first < 0 {
+			first = e.Guest
+		}
+		if e.Guest == first {
 			continue
 		}
 		if err := m.readCluster(buf, c<<m.h.ClusterBits); err != nil {
 			return changed, err
 		}
-		at := m.alloc(1)
+		at, err := m.alloc(1)
+		if err != nil {
+			return changed, err
+		}
 		if err := m.ov.write(plan.New, buf, at); err != nil {
 			return changed, err
 		}

@@ -200,19 +200,31 @@ func (m *mender) mendPastEnd(e *qcow2.Entry) (bool, error) {
 // quarantine takes away what an entry points to: its part of the disk reads as zeros, and is
 // remembered as lost.
 func (m *mender) quarantine(r finding.Rule, what, why string, e *qcow2.Entry) (bool, error) {
-	if !m.opts.wants(r) || m.h.Version < 3 && m.h.HasBacking && !m.mayGrow(r) {
+	if !m.opts.wants(r) || m.noZeros() && !m.countable(r) {
 		return false, nil
 	}
+	return true, m.takeAway(r, what, why, e)
+}
+
+// takeAway is quarantine whatever is to be mended.
+func (m *mender) takeAway(r finding.Rule, what, why string, e *qcow2.Entry) error {
+	if m.gone[e.Off] {
+		return nil // when the file grew
+	}
+	m.gone[e.Off] = true
 	word := uint64(qcow2.FlagZero)
 	switch {
 	case m.h.ExtendedL2():
 		word = 0
 		if err := m.put64(plan.Point, int64(e.Off)+8, 0xffffffff<<32); err != nil {
-			return false, err
+			return err
 		}
-	case m.h.Version < 3 && m.h.HasBacking:
-		// Version 2 has no entry for zeros, and without one the backing file would show.
-		word = uint64(m.alloc(1)) | qcow2.FlagCopied
+	case m.noZeros():
+		at, err := m.alloc(1) // a cluster of zeros
+		if err != nil {
+			return err
+		}
+		word = uint64(at) | qcow2.FlagCopied
 	case m.h.Version < 3:
 		word = 0
 	}
@@ -220,7 +232,7 @@ func (m *mender) quarantine(r finding.Rule, what, why string, e *qcow2.Entry) (b
 	m.tellEntry(st, e, word)
 	m.hurtData(plan.Hurt{Code: r.Code, Kind: "lost", Snapshot: e.Snapshot,
 		Guest: []finding.Range{m.clusterRange(e.Guest)}, Summary: why})
-	return true, m.put64(plan.Point, int64(e.Off), word)
+	return m.put64(plan.Point, int64(e.Off), word)
 }
 
 func (m *mender) mendCompressed(e *qcow2.Entry) (bool, error) {

@@ -100,6 +100,8 @@ type mender struct {
 	keptTables map[int64]string
 	// placed are orphans that have found their entry, and reclaimed leaks that were freed.
 	placed map[int64]bool
+	// mixed are the parts of the disk that shared tables.
+	mixed [][]finding.Range
 	// said are hurt ranges that were remembered in an earlier round.
 	said map[string]bool
 	// tables are those of ex; shared are the places of those that something else claims as well, or
@@ -113,6 +115,10 @@ type mender struct {
 	sought   bool
 	soughtL1 image.HostOff
 	search   *fieldMender
+	// dangling is what points past the end of the file, in order of the places.
+	dangling []dangling
+	// gone are the entries that were taken away in this round.
+	gone map[image.HostOff]bool
 	// moved: it was tried to put the places of tables right.
 	moved bool
 	// headless: the header could not be used before. forgot: forgotten snapshots were looked for.
@@ -204,13 +210,13 @@ func (m *mender) examine(ctx context.Context) error {
 	m.ex, m.h, m.entries, m.tables, m.l1s = ex, ex.Header(), ex.Entries(), ex.Tables(), ex.L1Entries()
 	m.blockOff, m.leakNames = 0, nil
 	m.weighTables()
-	if m.trust.l1[0] || m.sought {
-		return nil
+	if !m.trust.l1[0] && !m.sought {
+		if err := m.seek(ctx); err != nil {
+			return err
+		}
+		m.weighTables()
 	}
-	if err := m.seek(ctx); err != nil {
-		return err
-	}
-	m.weighTables()
+	m.findDangling()
 	return nil
 }
 

@@ -150,7 +150,10 @@ func (m *mender) rewriteSnapshots(list []snapshotEntry) (bool, error) {
 		return false, nil
 	}
 	cs := m.h.ClusterSize()
-	at := m.alloc((int64(len(raw)) + cs - 1) / cs)
+	at, err := m.alloc((int64(len(raw)) + cs - 1) / cs)
+	if err != nil {
+		return false, err
+	}
 	if err := m.ov.write(plan.New, raw, at); err != nil {
 		return false, err
 	}

@@ -112,14 +112,6 @@ func (m *mender) get64(off int64) (uint64, error) {
 	return binary.BigEndian.Uint64(b[:]), nil
 }
 
-// alloc gives n clusters behind the end of the file.
-func (m *mender) alloc(n int64) int64 {
-	cs := m.h.ClusterSize()
-	off := (m.ov.size + cs - 1) &^ (cs - 1)
-	m.ov.grow(off + n*cs)
-	return off
-}
-
 // clusterRange is the part of the disk that the entry of one cluster maps.
 func (m *mender) clusterRange(g image.GuestOff) finding.Range {
 	n := m.h.SizeBytes - int64(g)

@@ -56,6 +56,9 @@ func (m *mender) mendStructure(ctx context.Context) (bool, error) {
 		m.keep(finding.QC15, "free space is told from data only where all tables can be read; see what could not be")
 		return false, nil
 	}
+	if m.noZeros() && len(m.dangling) > 0 && !m.mayGrow(finding.QC15) {
+		return false, nil
+	}
 	if err := s.layOut(ctx); err != nil {
 		return false, err
 	}
@@ -220,7 +223,10 @@ func (s *structure) layOut(ctx context.Context) error {
 	if int64(len(s.fresh))+s.tableClusters == 0 {
 		return nil
 	}
-	off := m.alloc(int64(len(s.fresh)) + s.tableClusters)
+	off, err := m.alloc(int64(len(s.fresh)) + s.tableClusters)
+	if err != nil {
+		return err
+	}
 	if s.tableClusters > 0 {
 		s.tableOff = off + int64(len(s.fresh))<<m.h.ClusterBits
 		for c := int64(m.h.ReftableOff) >> m.h.ClusterBits; c < int64(m.h.ReftableOff)>>m.h.ClusterBits+
@@ -250,12 +256,8 @@ func (s *structure) newTableClusters() int64 {
 	if n := len(s.fresh); n > 0 {
 		most = max(most, s.fresh[n-1]+1)
 	}
-	first := int64(h.ReftableOff) >> h.ClusterBits
 	sound := s.order == h.RefcountOrder && h.ReftableOff != 0 && s.m.trust.reftable && most <= h.ReftableEntries() &&
-		int64(h.ReftableOff)+h.ReftableEntries()*8 <= s.m.ov.baseSize
-	for c := first; c < first+h.ReftableClusters && sound; c++ {
-		sound = s.m.ex.References(c) == 1
-	}
+		int64(h.ReftableOff)+h.ReftableEntries()*8 <= s.m.ov.baseSize && s.m.ownsReftable()
 	if sound {
 		return 0
 	}

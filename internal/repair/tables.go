@@ -93,7 +93,10 @@ func (m *mender) mendTable(tb qcow2.Table, refs []qcow2.L1Entry, why string) err
 	}
 	word := uint64(0)
 	if kept > 0 {
-		at := m.alloc(1)
+		at, err := m.alloc(1)
+		if err != nil {
+			return err
+		}
 		if err := m.ov.write(plan.New, fresh, at); err != nil {
 			return err
 		}

@@ -57,7 +57,7 @@ func (m *mender) trusted(l qcow2.L1Entry) bool { return !l.Behind && m.trust.l1[
 func (m *mender) weighL1s() {
 	type score struct{ good, bad, odd int }
 	scores := []score{{}}
-	for _, l := range m.l1s {
+	for i, l := range m.l1s { // ordered by table, L1 table and index
 		for len(scores) <= l.L1 {
 			scores = append(scores, score{})
 		}
@@ -67,6 +67,7 @@ func (m *mender) weighL1s() {
 		s := &scores[l.L1]
 		off := int64(l.Table())
 		tb, _ := m.tableAt(l.Table())
+		again := i > 0 && m.l1s[i-1].Table() == l.Table() && m.l1s[i-1].L1 == l.L1
 		switch {
 		case l.Word&^(qcow2.FlagCopied|qcow2.OffsetMask) != 0 || off&(m.h.ClusterSize()-1) != 0 || off == 0:
 			s.odd++
@@ -75,9 +76,9 @@ func (m *mender) weighL1s() {
 			} else {
 				s.bad++
 			}
-		case off >= m.ov.size || tb.Used == 0: // says nothing about the entry
-		case tb.Foreign:
+		case again || tb.Foreign || !m.possible(off):
 			s.bad++
+		case off >= m.ov.size || tb.Used == 0: // says nothing about the entry
 		default:
 			s.good++
 		}
@@ -102,8 +103,18 @@ func (m *mender) leadsToTable(l qcow2.L1Entry) bool {
 	if c == 0 || c<<m.h.ClusterBits >= m.ov.size {
 		return false
 	}
+	if slices.ContainsFunc(m.ex.OwnersOf(c), func(who string) bool { return who != "L2 table" }) {
+		return false
+	}
 	table, err := m.ex.LooksLikeTable(c)
 	return table && err == nil
+}
+
+// possible reports whether the file can have been so long that it had something at an offset.
+func (m *mender) possible(off int64) bool {
+	const slack = 1 << 30 // metadata, leaks, the state of machines
+	views := int64(min(m.h.Snapshots, qcow2.MaxSnapshots)) + 2
+	return off < m.ov.size || off/views < m.h.SizeBytes || off/views-m.h.SizeBytes < slack
 }
 
 // tableAt gives the table at a place of the file.
@@ -169,7 +180,19 @@ func (m *mender) weighBlocks() {
 	}
 	// A table of a few entries, all of which are wrong, still is nothing else where it ends with the
 	// blocks that the file needs.
-	m.trust.reftable = good > 0 && good >= bad || int64(len(m.ex.RefcountTable())) <= (m.ex.Clusters()+per-1)/per
+	m.trust.reftable = good > 0 && good >= bad ||
+		int64(len(m.ex.RefcountTable())) <= (m.ex.Clusters()+per-1)/per && m.ownsReftable()
+}
+
+// ownsReftable reports whether nothing else claims the clusters of the refcount table.
+func (m *mender) ownsReftable() bool {
+	first := int64(m.h.ReftableOff) >> m.h.ClusterBits
+	for c := first; c < first+m.h.ReftableClusters; c++ {
+		if m.ex.References(c) != 1 {
+			return false
+		}
+	}
+	return true
 }
 
 // blockFault says why a refcount block cannot be used.
