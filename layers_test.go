@@ -34,6 +34,7 @@ var layer = map[string]int{
 	"internal/image/imagetest": 2,
 	"internal/linux":           2,
 	"internal/guest":           2,
+	"internal/guest/files":     1,
 	"internal/hypervisor":      2,
 	"internal/diskio":          1,
 	"internal/plan":            1,
