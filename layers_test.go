@@ -35,6 +35,7 @@ var layer = map[string]int{
 	"internal/linux":           2,
 	"internal/guest":           2,
 	"internal/guest/files":     1,
+	"internal/guest/filestest": 2,
 	"internal/hypervisor":      2,
 	"internal/diskio":          1,
 	"internal/plan":            1,
@@ -50,7 +51,8 @@ var onlyBy = map[string][]string{
 	"internal/lab/sweep":       {"bench"},                                       // it runs programs on broken images
 	"internal/lab/cut":         {},                                              // for tests
 	"internal/image/imagetest": {},
-	"internal/testenv":         {"internal/image/imagetest"},
+	"internal/guest/filestest": {},
+	"internal/testenv":         {"internal/image/imagetest", "internal/guest/filestest"},
 	"internal/cli":             {"cmd/shisa"},
 	"internal/apply":           {"internal/cli"}, // it changes images
 }
@@ -64,7 +66,7 @@ var budget = map[string][]string{
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
-		"internal/testenv", "internal/lab/cutfs"},
+		"internal/testenv", "internal/lab/cutfs", "internal/guest/filestest"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }
@@ -76,7 +78,7 @@ var testBudget = []string{
 }
 
 // support are the packages that exist for tests and may import what only tests need.
-var support = []string{"internal/testenv", "internal/image/imagetest"}
+var support = []string{"internal/testenv", "internal/image/imagetest", "internal/guest/filestest"}
 
 func TestLayers(t *testing.T) {
 	for _, s := range sources(t) {

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+)
+
+// Found is a name that a walk came to.
+type Found struct {
+	// Path is the name with those of its directories, as "/etc/passwd"; that of the root is "/".
+	Path string
+	// Dir is the directory that holds the name, 0 for where the walk began.
+	Dir   Ino
+	Entry Entry
+	// File is what the name stands for; nil where it could not be opened, and Err says why.
+	File File
+	Err  error
+}
+
+// ErrSkip makes a walk leave out what is below the directory that was given.
+var ErrSkip = errors.New("skip this directory")
+
+// ErrLoop: a directory was come to a second time, or directories are deeper than MaxDepth.
+var ErrLoop = errors.New("directories lead back into themselves, or deeper than is followed")
+
+// Walk calls fn for the directory (or file) from, whose path is at, and for everything below it, in
+// the order of the disk, a directory before what it holds. It keeps no list: it needs memory for a
+// bit for each directory, and for a block for each level. What could not be read is given to fn
+// with Err: a name that cannot be opened, or once more a directory whose entries could not all be
+// read. The error is that of ctx or of fn.
+func Walk(ctx context.Context, fs FS, from Ino, at string, fn func(*Found) error) error {
+	w := &walk{ctx: ctx, fs: fs, fn: fn}
+	return w.name(&Found{Path: at, Entry: Entry{Name: path.Base(at), Ino: from}}, 0)
+}
+
+type walk struct {
+	ctx  context.Context
+	fs   FS
+	fn   func(*Found) error
+	dirs Set
+}
+
+// name gives one name, and what is below it.
+func (w *walk) name(f *Found, depth int) error {
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	f.File, f.Err = w.fs.Open(w.ctx, f.Entry.Ino)
+	dir := f.Err == nil && f.File.Stat().IsDir()
+	if dir && (!w.dirs.Add(f.Entry.Ino) || depth > MaxDepth) {
+		dir, f.Err = false, &Error{What: fmt.Sprintf("directory %d", f.Entry.Ino), Offset: -1,
+			Ino: f.Entry.Ino, Err: ErrLoop}
+	}
+	switch err := w.fn(f); {
+	case errors.Is(err, ErrSkip):
+		return nil
+	case err != nil || !dir:
+		return err
+	}
+	return w.below(f, depth)
+}
+
+// below gives what a directory holds.
+func (w *walk) below(dir *Found, depth int) error {
+	var stop error
+	err := dir.File.Entries(w.ctx, func(e Entry) error {
+		if e.Name == "." || e.Name == ".." {
+			return nil
+		}
+		stop = w.name(&Found{Path: strings.TrimSuffix(dir.Path, "/") + "/" + e.Name,
+			Dir: dir.Entry.Ino, Entry: e}, depth+1)
+		return stop
+	})
+	switch {
+	case stop != nil:
+		return stop
+	case w.ctx.Err() != nil:
+		return w.ctx.Err()
+	case err != nil:
+		if err := w.fn(&Found{Path: dir.Path, Dir: dir.Dir, Entry: dir.Entry, Err: err}); err != nil &&
+			!errors.Is(err, ErrSkip) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Set is a set of inodes that takes a bit for each where their numbers lie close together, as they
+// do on a disk. The zero value is empty.
+type Set struct {
+	words map[Ino]uint64
+	n     int64
+}
+
+// Add reports whether ino was not in the set yet.
+func (s *Set) Add(ino Ino) bool {
+	if s.Has(ino) {
+		return false
+	}
+	if s.words == nil {
+		s.words = make(map[Ino]uint64)
+	}
+	s.words[ino>>6] |= 1 << (ino & 63)
+	s.n++
+	return true
+}
+
+// Has reports whether ino is in the set.
+func (s *Set) Has(ino Ino) bool { return s.words[ino>>6]>>(ino&63)&1 != 0 }
+
+// Len is how many it holds.
+func (s *Set) Len() int64 { return s.n }
