@@ -50,7 +50,7 @@ func TestPopulate(t *testing.T) {
 
 // TestCrash takes copies of a disk in use: each holds something, and differs from the one before.
 func TestCrash(t *testing.T) {
-	var last Tree
+	last := Tree{}
 	mkfs := []string{"mkfs.ext4", "-q", "-F", "DISK"}
 	Crash(t, "ext4", 128<<20, mkfs, 3, 1, func(copyOfDisk string, kernel Tree) {
 		if len(kernel) < 3 || len(Differences(kernel, last, Loose{})) == 0 {
