@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,27 +47,28 @@ func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	jsonFlag(c, &o.json)
 	f.BoolVar(&o.all, "all", false, "show every step, range and raw value instead of at "+
 		"most 20 of a kind")
-	stateFlag(c, &o.state)
+	stateFlag(c, &o.state, "keep receipts below `DIR`")
 	f.StringVar(&o.journal, "journal", "", "keep undo files in `DIR` instead of beside the image")
 	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
 		"no-locks: its file system keeps no locks, and nobody else uses it (may be repeated)")
 	return f
 }
 
-func stateFlag(c *cobra.Command, v *string) {
-	c.Flags().StringVar(v, "state", "",
-		"keep receipts below `DIR` (default /var/lib/shisa for root, else "+
-			"$XDG_STATE_HOME/shisa)")
+// stateFlag is the flag that names the state directory, see stateDir.
+func stateFlag(c *cobra.Command, v *string, usage string) {
+	c.Flags().StringVar(v, "state", "", usage+" (default $SHISA_STATE, or else "+
+		"/var/lib/shisa for root and $XDG_STATE_HOME/shisa for others)")
 }
 
-// stateDir is the state directory, absolute.
+// stateDir is the state directory, absolute: the one that the flag --state names, else the one that
+// the environment variable SHISA_STATE does, else the usual one.
 func stateDir(named string) (string, error) {
-	if named != "" {
-		return filepath.Abs(named)
+	if dir := cmp.Or(named, os.Getenv("SHISA_STATE")); dir != "" {
+		return filepath.Abs(dir)
 	}
 	dir, err := vault.StateDir(os.Geteuid() == 0, os.Getenv)
 	if err != nil {
-		err = finding.WithHint(err, "name one with --state DIR")
+		err = finding.WithHint(err, "name one with --state DIR or in SHISA_STATE")
 	}
 	return dir, err
 }

@@ -57,8 +57,7 @@ func (o *lookOptions) flags(c *cobra.Command) {
 	f.Var(&o.ioLimit, "io-limit", "read at most so much in a second (0 is no limit)")
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
 		"give an image up when no read of it completes for `TIME`, such as 90s")
-	f.StringVar(&o.state, "state", "", "look for receipts of earlier repairs below `DIR` (default /var/lib/shisa "+
-		"for root, else $XDG_STATE_HOME/shisa)")
+	stateFlag(c, &o.state, "look for receipts of earlier repairs below `DIR`")
 }
 
 // options gives the options of the examination, which tells p how far it is.

@@ -41,8 +41,8 @@ made for it run unchanged. Of qemu-img's sub-commands there are check, compare, 
 the name qemu-img, the program behaves so at once.
 
 check -r repairs as "shisa repair --reclaim" does: nothing is freed that is not proved to be worthless, and
-"shisa undo" takes the change back. Receipts go to the directory that SHISA_STATE names, else to the usual
-one. What is left alone is said on lines that begin with "shisa: ".
+"shisa undo" takes the change back. Receipts go below the directory that SHISA_STATE names, else to the
+usual one. What is left alone is said on lines that begin with "shisa: ".
 
 Unlike all other commands it opens every backing file that a header names, as qemu-img does.`,
 		Example: `  shisa qemu-img check --output=json vm.qcow2
@@ -68,15 +68,14 @@ func RunQemuImg(ctx context.Context, args []string, _ io.Reader, stdout, stderr 
 	_, posix := os.LookupEnv("POSIXLY_CORRECT")
 	v, _, _ := buildFacts(debug.ReadBuildInfo())
 	env := qemuimg.Env{Stdout: stdout, Stderr: stderr, Posix: posix, Version: v,
-		Repairer: &qemuRepairer{tool: "shisa " + v, state: os.Getenv("SHISA_STATE"), now: time.Now}}
+		Repairer: &qemuRepairer{tool: "shisa " + v, now: time.Now}}
 	return qemuimg.Run(ctx, env, args)
 }
 
 // qemuRepairer repairs for check -r, whose options have no room for directories.
 type qemuRepairer struct {
-	tool  string
-	state string // the state directory, "" for the usual one
-	now   func() time.Time
+	tool string
+	now  func() time.Time
 }
 
 // Plan is qemuimg.Repairer.
@@ -85,7 +84,7 @@ func (q *qemuRepairer) Plan(ctx context.Context, j qemuimg.RepairJob) (*plan.Pla
 	if err != nil {
 		return nil, err
 	}
-	known, err := earlier(ctx, q.state, path)
+	known, err := earlier(ctx, "", path)
 	if err != nil {
 		return nil, changeError(ctx, err, j.Path)
 	}
@@ -134,7 +133,7 @@ func planForQemu(ctx context.Context, j qemuimg.RepairJob, opts repair.Options) 
 
 // Apply is qemuimg.Repairer.
 func (q *qemuRepairer) Apply(ctx context.Context, p *plan.Plan, opts qcow2.CheckOptions) (string, error) {
-	dir, err := stateDir(q.state)
+	dir, err := stateDir("")
 	if err != nil {
 		return "", err
 	}

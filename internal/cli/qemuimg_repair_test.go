@@ -260,7 +260,7 @@ func TestQemuImgRefusesUnfinished(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	q := &qemuRepairer{tool: "test", state: state, now: time.Now}
+	q := &qemuRepairer{tool: "test", now: time.Now}
 	p, err := q.Plan(t.Context(), qemuimg.RepairJob{Path: "x.qcow2", File: f, Leaks: true,
 		Check: qcow2.CheckOptions{DataFileBytes: -1}})
 	if err != nil {
