@@ -92,7 +92,8 @@ func (o *repairOptions) plan(
 	shown := strings.ToValidUTF8(real, "\uFFFD")
 	opts := repair.Options{
 		Name: shown, Only: o.only, Leaks: o.leaks, Reclaim: o.reclaim, CompareData: o.compareData,
-		Split: o.split, ZeroLost: o.zeroLost, Subclusters: o.subclusters, Place: o.places,
+		Split: o.split, Snapshots: o.snapshots, ZeroLost: o.zeroLost, Subclusters: o.subclusters,
+		Place:       o.places,
 		MemoryBytes: int64(o.memory), Lost: lost,
 		Check: qcow2.CheckOptions{Name: shown, Workers: o.workers, MemoryBytes: int64(o.memory),
 			DataFileBytes: dataFileBytes(ctx, real, r, f.Size()), Progress: bar.Set},

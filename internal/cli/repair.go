@@ -36,6 +36,7 @@ type repairOptions struct {
 	compareData bool
 	only        []string
 	split       bool
+	snapshots   bool
 	zeroLost    bool
 	subclusters string
 	place       []string
@@ -104,6 +105,8 @@ not. An image that a program uses is refused.`,
 		"mend only what `RULE` finds, such as QC05 (may be repeated)")
 	f.BoolVar(&o.split, "split", false, "give each of several guest ranges that share a cluster a "+
 		"copy of its own")
+	f.BoolVar(&o.snapshots, "forgotten-snapshots", false, "name a snapshot table in the header again "+
+		"that the header lost; they may have been deleted just before a crash")
 	f.BoolVar(&o.zeroLost, "zero-lost", false, "let what points past the end of the file read as "+
 		"zeros")
 	f.StringVar(&o.subclusters, "subclusters", "",
@@ -124,7 +127,8 @@ not. An image that a program uses is refused.`,
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
 		"give the image up when no read of it completes for `TIME`, such as 90s")
 	c.MarkFlagsMutuallyExclusive("out", "apply")
-	for _, other := range []string{"reclaim", "only", "split", "zero-lost", "subclusters", "place"} {
+	for _, other := range []string{"reclaim", "only", "split", "forgotten-snapshots", "zero-lost",
+		"subclusters", "place"} {
 		c.MarkFlagsMutuallyExclusive("leaks", other)
 	}
 	o.completions(c)

@@ -60,7 +60,8 @@ type Plan struct {
 	// Tool is the program and version that made the plan.
 	Tool   string `json:"tool"`
 	Object Object `json:"object"`
-	// Steps say what is done and why, in the order of doing.
+	// Steps say what is done and why, in the order of the phases in which they begin. What is of one
+	// phase is done together.
 	Steps []Step `json:"steps"`
 	// Before and After count what a check finds.
 	Before State `json:"before"`

@@ -283,3 +283,23 @@ func TestTailIsNotFreed(t *testing.T) {
 		}
 	}
 }
+
+// TestStepsInOrder: steps stand in the order of the phases in which they begin, whenever they were
+// planned.
+func TestStepsInOrder(t *testing.T) {
+	_, b := build(t, lab.Spec{VirtualBytes: 4 << 20, ClusterBits: 12, Data: true, Seed: 3, RefcountBits: 16})
+	h, err := qcow2.ReadHeader(b, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := int64(word(b, int64(h.L1Off)) & qcow2.OffsetMask)
+	binary.BigEndian.PutUint64(b[table+8:], word(b, table+8)|2)                   // a reserved bit
+	binary.BigEndian.PutUint64(b[table+16:], word(b, table+16)&^qcow2.FlagCopied) // a flag
+	block := int64(word(b, int64(h.ReftableOff)))
+	qcow2.PutRefcount(b[block:], int64(word(b, table)&qcow2.OffsetMask)>>h.ClusterBits, h.RefcountOrder, 0)
+	binary.BigEndian.PutUint32(b[4:], 9) // the version
+	want := "[QC04 raise QC09 clear QC05 set-copied QC01 rewrite]"
+	if got := fmt.Sprint(actions(makePlan(t, b, repair.Options{}))); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

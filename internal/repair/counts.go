@@ -44,6 +44,9 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 	if !m.opts.wants(finding.QC03) || m.h.HasDataFile() {
 		return false, nil
 	}
+	if f, err := m.forgotten(ctx); f != nil || err != nil {
+		return false, err
+	}
 	lost := finding.Worst(m.ex.Result().Findings) == finding.Lost // then their advice is that of the check
 	sound := m.ex.Complete() && m.ex.Unlisted() == 0 && m.ex.Snapshots().Len() == 0 && m.h.Snapshots == 0 &&
 		!lost && !m.lostHere()
@@ -92,6 +95,10 @@ func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
 	hits := m.entriesAt(c, 1)
 	metadata := len(hits) == 0 && len(m.ex.OwnersOf(c)) == 1
 	plain := len(hits) == 1 && placed(m.h, hits[0].Word) && !hits[0].Foreign && hits[0].Fault == qcow2.Sound
+	if plain { // what shares the table shares the cluster
+		n, ok := m.ex.Refcount(int64(hits[0].Table) >> m.h.ClusterBits)
+		plain = ok && n == hits[0].Refs
+	}
 	if !metadata && !plain {
 		m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
 		return false, nil
@@ -100,7 +107,7 @@ func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
 	if !done || err != nil {
 		return false, err
 	}
-	st := m.step(finding.QC03, "lower", "lower refcounts of clusters that are used once: no snapshot shares them",
+	st := m.step(plan.Count, finding.QC03, "lower", "lower refcounts of clusters that are used once: no snapshot shares them",
 		finding.Sure)
 	m.at(st, c<<m.h.ClusterBits, m.h.ClusterSize())
 	if m.roomFor(st) {
@@ -145,7 +152,7 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 		if s.Refcount == 0 {
 			text = "count clusters in use that are counted as free, before a write takes them"
 		}
-		st := m.step(rule, "raise", text, finding.Sure)
+		st := m.step(plan.Count, rule, "raise", text, finding.Sure)
 		st.Count += s.N - 1
 		m.at(st, int64(s.First)<<m.h.ClusterBits, s.N<<m.h.ClusterBits)
 		if m.roomFor(st) {
@@ -298,13 +305,16 @@ func (m *mender) flag(off int64, word uint64, cluster int64) (*plan.Step, error)
 		return nil, nil
 	}
 	action, text := "drop-copied", "clear COPIED flags of clusters that are used more than once, so that a write copies them first"
-	if copied {
+	switch {
+	case copied:
 		action, text = "set-copied", "set the COPIED flags of clusters that are used once"
+	case n == 0:
+		text = "clear COPIED flags of clusters that are counted as free, or lie past the end of the file"
 	}
 	if err := m.put64(plan.Point, off, word^qcow2.FlagCopied); err != nil {
 		return nil, err
 	}
-	st := m.step(finding.QC05, action, text, finding.Sure)
+	st := m.step(plan.Point, finding.QC05, action, text, finding.Sure)
 	m.at(st, off, 8)
 	if m.roomFor(st) {
 		m.proof(st, "table entry", off, hex64(word), fmt.Sprintf("the refcount is %d", n))

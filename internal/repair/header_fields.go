@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
@@ -204,6 +205,28 @@ func (m *fieldMender) fault(e *qcow2.OpenError) *FieldFix {
 // field begins the fix of n bytes.
 func (m *fieldMender) field(name string, off int64, n int64) *FieldFix {
 	return &FieldFix{Field: name, Offset: off, Old: bytes.Clone(m.head[off : off+n])}
+}
+
+// what says what is done about a fault that is proved.
+func (f *FieldFix) what() string {
+	value := ""
+	switch {
+	case len(f.New) > 8: // two numbers, one behind the other
+		return fmt.Sprintf("set the fields from %s on in the header: %s", f.Field, f.Summary)
+	case strings.HasSuffix(f.Field, "offset") || strings.HasSuffix(f.Field, "features") || f.Field == "magic":
+		value = fmt.Sprintf("%#x", f.number())
+	default:
+		value = fmt.Sprint(f.number())
+	}
+	return fmt.Sprintf("set the field %s in the header to %s: %s", f.Field, value, f.Summary)
+}
+
+// number is what should stand there.
+func (f *FieldFix) number() (v uint64) {
+	for _, b := range f.New {
+		v = v<<8 | uint64(b)
+	}
+	return v
 }
 
 // set says what a field should be.

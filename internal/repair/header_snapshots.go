@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -40,6 +41,9 @@ func (m *fieldMender) snapshots(ctx context.Context, h *qcow2.Header) error {
 	}
 	f := m.snapshotField()
 	f.Code, f.Summary = finding.QC16.Code, err.Error()
+	if open := (*qcow2.OpenError)(nil); errors.As(err, &open) {
+		f.Summary = open.Msg
+	}
 	f.Certainty, f.Next = finding.Likely, rebuildNext
 	x := m.x.Header
 	off, count := m.u64(64), uint64(h.Snapshots)
@@ -183,14 +187,13 @@ func (m *fieldMender) restore(ctx context.Context, before *qcow2.Result, off int
 	}
 	f.Code = finding.QC16.Code
 	f.Certainty = finding.Likely
-	f.Summary = fmt.Sprintf("the header names no snapshots, but a table of %d is there and counted; a deletion that a crash cut off looks the same", n)
+	f.Summary = fmt.Sprintf("the header names no snapshots, but a table of %d is there and counted: it was lost, or a crash cut their deletion off", n)
 	f.proof("leaked cluster", off, "%d entries with names stand there, and their L1 tables are counted and not named either", n)
 	if is.Leaks*10 <= was.Leaks && is.Corruptions <= was.Corruptions {
 		f.proof("refcounts", -1, "with these snapshots %d leaked clusters are left of %d, and %d other faults of %d",
 			is.Leaks, was.Leaks, is.Corruptions, was.Corruptions)
 	}
-	f.Next = rebuildNext
-	m.addSnapshots(f)
+	m.list = append(m.list, f.FieldFix) // never proved; see mendForgotten
 	return true, nil
 }
 

@@ -120,7 +120,7 @@ func (m *mender) splitTable(l1s []qcow2.L1Entry) (changed bool, err error) {
 		if err := m.ov.write(plan.New, buf, at); err != nil {
 			return changed, err
 		}
-		st := m.step(finding.QC06, "split", "give each part of the disk that shares an L2 table a copy of its own", finding.Sure)
+		st := m.step(plan.New, finding.QC06, "split", "give each part of the disk that shares an L2 table a copy of its own", finding.Sure)
 		if err := m.setL1(st, l, uint64(at)|qcow2.FlagCopied); err != nil {
 			return changed, err
 		}
@@ -191,7 +191,7 @@ func (m *mender) split(c int64) (changed bool, err error) {
 		if e.Refs == 1 && e.Active == 1 {
 			word |= qcow2.FlagCopied
 		}
-		st := m.step(finding.QC06, "split", "give each guest range that shares a cluster a copy of its own",
+		st := m.step(plan.New, finding.QC06, "split", "give each guest range that shares a cluster a copy of its own",
 			finding.Sure)
 		m.tellEntry(st, &e, word)
 		if err := m.put64(plan.Point, int64(e.Off), word); err != nil {

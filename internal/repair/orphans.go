@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
@@ -28,7 +29,7 @@ type proof struct {
 	kind string
 	slot int64
 	text string
-	// weight is 2 for what counts as two observations.
+	// weight is 2 for what counts as two observations, and 0 for what only makes the place possible.
 	weight int
 }
 
@@ -63,6 +64,8 @@ func (m *mender) mendOrphans(ctx context.Context) (changed bool, err error) {
 			m.keptTables[c.cluster<<m.h.ClusterBits] = fmt.Sprintf(
 				"%d tables claim L1 entry %d; choose one with --place", taken[slot], slot)
 			continue
+		case !ok && m.forgot != nil && len(c.proofs) == 0:
+			continue // the snapshots may have it
 		case !ok:
 			m.keptTables[c.cluster<<m.h.ClusterBits] = m.advice(c)
 			continue
@@ -83,7 +86,9 @@ func (m *mender) slotOf(c candidate) (int64, bool) {
 	}
 	weight := map[int64]int{}
 	for _, p := range c.proofs {
-		weight[p.slot] += p.weight
+		if p.weight > 0 {
+			weight[p.slot] += p.weight
+		}
 	}
 	if len(weight) != 1 {
 		return 0, false
@@ -97,12 +102,26 @@ func (m *mender) slotOf(c candidate) (int64, bool) {
 // advice says what would put a table back that is not proved to belong anywhere.
 func (m *mender) advice(c candidate) string {
 	off := c.cluster << m.h.ClusterBits
-	if len(c.proofs) == 0 {
-		return fmt.Sprintf("nothing proves where the table at %#x belongs; if you know it, use --place %#x=L1INDEX", off, off)
+	var say []string
+	told := map[int64]bool{}
+	weight := 0
+	for _, p := range c.proofs {
+		weight = max(weight, p.weight)
+		if !told[p.slot] {
+			told[p.slot] = true
+			say = append(say, fmt.Sprintf("--place %#x=%d (%s)", off, p.slot, p.text))
+		}
 	}
-	p := c.proofs[0]
-	return fmt.Sprintf("one observation only says where the table at %#x belongs (%s); to put it there, use --place %#x=%d",
-		off, p.text, off, p.slot)
+	switch {
+	case len(say) == 0:
+		return fmt.Sprintf("nothing proves where the table at %#x belongs; if you know it, use --place %#x=L1INDEX", off, off)
+	case weight == 0:
+		return fmt.Sprintf("nothing proves where the table at %#x belongs; possible are: %s", off, strings.Join(say, "; "))
+	case len(say) > 1:
+		return fmt.Sprintf("observations contradict each other about where the table at %#x belongs; choose one of: %s",
+			off, strings.Join(say, "; "))
+	}
+	return fmt.Sprintf("one observation only says where the table at %#x belongs; to put it there, use %s", off, say[0])
 }
 
 // place names a table in an L1 entry.
@@ -125,14 +144,16 @@ func (m *mender) place(c candidate, slot int64) error {
 	if _, asked := m.opts.Place[c.cluster<<m.h.ClusterBits]; asked {
 		sure = finding.Possible
 	}
-	st := m.step(finding.QC13, "relink", fmt.Sprintf("put the L2 table at %#x back into L1 entry %d",
+	st := m.step(plan.Point, finding.QC13, "relink", fmt.Sprintf("put the L2 table at %#x back into L1 entry %d",
 		c.cluster<<m.h.ClusterBits, slot), sure)
 	m.at(st, off, 8)
 	m.guest(st, m.l1Range(slot))
 	m.proof(st, "L1 entry", off, hex64(old), "becomes "+hex64(word))
 	m.proof(st, "leaked cluster", c.cluster<<m.h.ClusterBits, "", c.text)
 	for _, p := range c.proofs {
-		m.proof(st, p.kind, -1, fmt.Sprint(p.slot), p.text)
+		if p.weight > 0 || p.slot == slot {
+			m.proof(st, p.kind, -1, fmt.Sprint(p.slot), p.text)
+		}
 	}
 	if sure == finding.Possible {
 		m.proof(st, "user", -1, fmt.Sprint(slot), "the place was given on the command line")
@@ -145,10 +166,10 @@ func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 	l1 := m.newSlots()
 	orphans := m.ex.Orphans()
 	var list []candidate
-	for _, o := range orphans {
+	for i, o := range orphans {
 		c := candidate{cluster: o.Cluster, text: fmt.Sprintf(
 			"%d of its %d entries lead to clusters that nothing else maps", o.Inside, o.Entries)}
-		c.proofs = l1.proofs(o, len(orphans))
+		c.proofs = l1.proofs(o, i, len(orphans))
 		list = append(list, c)
 	}
 	list = append(list, m.snapshotTables(l1)...)
@@ -186,14 +207,19 @@ func (m *mender) snapshotTables(l1 *slots) (list []candidate) {
 type slots struct {
 	m     *mender
 	used  map[int64]bool
-	empty []int64
-	bogus []int64
-	// order are the entries in use by index.
-	order []qcow2.L1Entry
+	bogus []int64 // ascending
+	// free are the entries that a table may be put into, ascending: empty and bogus ones.
+	free []int64
+	// sound are the other entries by index; ascending if their tables lie in this order as well.
+	sound     []qcow2.L1Entry
+	ascending bool
+	// looks is how many entries between has looked at.
+	looks int
 }
 
 func (m *mender) newSlots() *slots {
 	s := &slots{m: m, used: map[int64]bool{}, bogus: m.ex.BogusSlots()}
+	var order []qcow2.L1Entry
 	for _, l := range m.l1s {
 		switch {
 		case !l.Active || l.Table() == 0:
@@ -202,56 +228,87 @@ func (m *mender) newSlots() *slots {
 			fallthrough
 		default:
 			s.used[l.Index] = true
-			s.order = append(s.order, l)
+			order = append(order, l)
 		}
 	}
-	for i, l := range s.order { // ordered by table: of two that share one, one is wrong
-		if i > 0 && l.Table() == s.order[i-1].Table() {
-			s.bogus = append(s.bogus, s.order[i-1].Index, l.Index)
+	for i, l := range order { // ordered by table: of two that share one, one is wrong
+		if i > 0 && l.Table() == order[i-1].Table() {
+			s.bogus = append(s.bogus, order[i-1].Index, l.Index)
 		}
 	}
 	slices.Sort(s.bogus)
 	s.bogus = slices.Compact(s.bogus)
-	slices.SortFunc(s.order, func(a, b qcow2.L1Entry) int { return cmp.Compare(a.Index, b.Index) })
+	s.free = slices.Clone(s.bogus)
 	for i := int64(0); i < m.h.L1Entries && m.l1Range(i).Length > 0; i++ {
 		if !s.used[i] {
-			s.empty = append(s.empty, i)
+			s.free = append(s.free, i)
 		}
 	}
+	slices.Sort(s.free)
+	s.free = slices.Compact(s.free)
+	s.sound = slices.DeleteFunc(order, func(l qcow2.L1Entry) bool { return s.isBogus(l.Index) })
+	slices.SortFunc(s.sound, func(a, b qcow2.L1Entry) int { return cmp.Compare(a.Index, b.Index) })
+	s.ascending = len(s.sound) > 1 && slices.IsSortedFunc(s.sound, func(a, b qcow2.L1Entry) int {
+		return cmp.Compare(a.Table(), b.Table())
+	})
 	return s
 }
 
-// proofs says what the L1 table and the places of tables tell of an orphan, one of n.
-func (s *slots) proofs(o qcow2.Orphan, n int) (list []proof) {
+// isBogus reports whether what entry i names is no table of its own.
+func (s *slots) isBogus(i int64) bool {
+	_, ok := slices.BinarySearch(s.bogus, i)
+	return ok
+}
+
+// proofs says what the L1 table and the places of tables tell of an orphan, the i-th of n by its place.
+func (s *slots) proofs(o qcow2.Orphan, i, n int) (list []proof) {
 	if len(o.Named) == 1 {
 		list = append(list, proof{"named", o.Named[0], fmt.Sprintf(
 			"L1 entry %d names a cluster that this table maps", o.Named[0]), 1})
 	}
-	free := slices.Concat(s.empty, s.bogus)
+	free := s.free
 	if len(free) == 1 && n == 1 {
 		list = append(list, proof{"only", free[0], fmt.Sprintf(
 			"L1 entry %d is the only one without a table, and this the only table without an entry", free[0]), 1})
 	}
-	if fits := s.between(o.Cluster, free); len(fits) == 1 {
+	fits := s.between(o.Cluster)
+	if len(fits) == 1 {
 		list = append(list, proof{"order", fits[0], fmt.Sprintf(
 			"among the tables of its neighbours it lies where that of L1 entry %d would", fits[0]), 1})
+	}
+	if len(list) > 0 {
+		return list
+	}
+	if len(free) == n {
+		return append(list, proof{"rank", free[i], fmt.Sprintf(
+			"%d tables have no entry and %d entries no table: this one by their order", n, n), 0})
+	}
+	if len(fits) == 0 {
+		fits = free
+	}
+	for _, f := range fits[:min(len(fits), maxChoices)] {
+		list = append(list, proof{"free", f, fmt.Sprintf("L1 entry %d has no table", f), 0})
 	}
 	return list
 }
 
-// between gives the free entries whose neighbours on both sides have their tables around cluster.
-func (s *slots) between(cluster int64, free []int64) (fits []int64) {
-	bits := s.m.h.ClusterBits
-	var sound []qcow2.L1Entry
-	for _, l := range s.order {
-		if !slices.Contains(s.bogus, l.Index) {
-			sound = append(sound, l)
+// maxChoices is how many places are named where nothing tells one from another.
+const maxChoices = 8
+
+// maxLooks bounds the work of comparing every orphan with every free entry.
+const maxLooks = 1 << 28
+
+// between gives the free entries whose neighbours on both sides have their tables around cluster, no
+// more of them than can be named; none where there is too much to compare.
+func (s *slots) between(cluster int64) (fits []int64) {
+	bits, sound, ascending := s.m.h.ClusterBits, s.sound, s.ascending
+	for _, f := range s.free {
+		if s.looks++; s.looks > maxLooks {
+			return nil
 		}
-	}
-	ascending := len(sound) > 1 && slices.IsSortedFunc(sound, func(a, b qcow2.L1Entry) int {
-		return cmp.Compare(a.Table(), b.Table())
-	})
-	for _, f := range free {
+		if len(fits) > maxChoices {
+			break
+		}
 		i, _ := slices.BinarySearchFunc(sound, f, func(l qcow2.L1Entry, f int64) int { return cmp.Compare(l.Index, f) })
 		// At an end of the disk there is one neighbour; then all others must be in order.
 		before := i > 0 && int64(sound[i-1].Table())>>bits < cluster || i == 0 && ascending

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -183,6 +184,73 @@ func TestSnapshotTable(t *testing.T) {
 	b := slices.Clone(sound)
 	binary.BigEndian.PutUint64(b[int64(h.L1Off)+8:], 0)
 	p := makePlan(t, b, repair.Options{})
+	if after := b.applied(t, p); !bytes.Equal(after, sound) || p.After.Verdict != finding.Clean {
+		t.Errorf("%v, %s; want the image from before", actions(p), p.After.Verdict)
+	}
+}
+
+// TestTwoLostTables: where two tables are matched by their order only, nothing is done, and the plan
+// says with which options a person can do it.
+func TestTwoLostTables(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "2G")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 600M 20M", "-c", "write -P 8 1200M 20M", "-c", "write -P 9 10M 1M",
+		"-c", "write -P 9 1700M 1M", path)
+	sound := load(t, path)
+	slots, h := l1Slots(t, sound)
+	if len(slots) != 4 {
+		t.Fatalf("the image has %d L2 tables, want 4", len(slots))
+	}
+	b := slices.Clone(sound)
+	var places []string
+	place := map[int64]int64{}
+	for _, i := range slots[1:3] {
+		at := int64(h.L1Off) + 8*i
+		table := int64(word(b, at) & qcow2.OffsetMask)
+		places = append(places, fmt.Sprintf("--place %#x=%d (", table, i))
+		place[table] = i
+		binary.BigEndian.PutUint64(b[at:], 0)
+	}
+	p := makePlan(t, b, repair.Options{})
+	if !p.Empty() {
+		t.Fatalf("%v, want nothing", actions(p))
+	}
+	for _, want := range places {
+		if !slices.ContainsFunc(p.Remains, func(f finding.Finding) bool { return strings.Contains(f.Next, want) }) {
+			t.Errorf("no advice has %q: %+v", want, p.Remains)
+		}
+	}
+	if after := b.applied(t, makePlan(t, b, repair.Options{Place: place})); !bytes.Equal(after, sound) {
+		t.Error("with --place: the image is not what it was")
+	}
+}
+
+// TestForgottenSnapshots: what snapshots share with the disk is left as it is while the header does not
+// name them, and all is as before once it does.
+func TestForgottenSnapshots(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "2G")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4M", "-c", "write -P 8 600M 4M", path)
+	for i := range 3 {
+		run(t, "qemu-img", "snapshot", "-c", fmt.Sprint("number ", i), path)
+		run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 600M 1M", i), path)
+	}
+	sound := load(t, path)
+	b := slices.Clone(sound)
+	clear(b[60:72])
+	for _, o := range []repair.Options{{}, {Leaks: true}, {Reclaim: true}, {Only: []string{"QC03"}, Reclaim: true},
+		{Only: []string{"QC05", "QC15"}}} {
+		p := makePlan(t, b, o)
+		if !p.Empty() {
+			t.Errorf("%+v: %v, want nothing", o, actions(p))
+		}
+		if len(p.Remains) == 0 {
+			t.Errorf("%+v: nothing remains", o)
+		}
+	}
+	p := makePlan(t, b, repair.Options{Snapshots: true})
 	if after := b.applied(t, p); !bytes.Equal(after, sound) || p.After.Verdict != finding.Clean {
 		t.Errorf("%v, %s; want the image from before", actions(p), p.After.Verdict)
 	}

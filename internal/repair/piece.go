@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest"
@@ -35,7 +34,7 @@ func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots) ([]p
 	p := guest.Piece{Data: d, SpanBytes: span, DiskBytes: m.h.SizeBytes, UnitBytes: m.h.ClusterSize(),
 		Possible: func(base int64) bool {
 			i := base / span
-			return !l1.used[i] || slices.Contains(l1.bogus, i)
+			return !l1.used[i] || l1.isBogus(i)
 		}}
 	err = d.Map(ctx, 0, span, func(e image.Extent) error {
 		if e.Kind == image.Data || e.Kind == image.Compressed {

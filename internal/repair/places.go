@@ -98,7 +98,7 @@ func (m *mender) mendL1Size(context.Context) (bool, error) {
 	}
 	var field [4]byte
 	binary.BigEndian.PutUint32(field[:], uint32(need))
-	st := m.step(finding.QC01, "rewrite", "cut the L1 table to the entries that the disk needs: it runs over something else",
+	st := m.step(plan.Switch, finding.QC01, "rewrite", "cut the L1 table to the entries that the disk needs: it runs over something else",
 		finding.Sure)
 	m.at(st, l1SizeField, 4)
 	m.proof(st, "header", l1SizeField, fmt.Sprint(m.h.L1Entries),

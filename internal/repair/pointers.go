@@ -58,7 +58,7 @@ func (m *mender) mendL1Entry(l qcow2.L1Entry) (bool, error) {
 		if !m.opts.wants(finding.QC09) {
 			return false, nil
 		}
-		st := m.step(finding.QC09, "clear", "clear L1 entries that have flags but no table", finding.Sure)
+		st := m.step(plan.Point, finding.QC09, "clear", "clear L1 entries that have flags but no table", finding.Sure)
 		return true, m.setL1(st, l, 0)
 	case off >= m.ov.size:
 		m.keep(finding.QC11, "find a complete copy; where the missing part is gone for good, --zero-lost "+
@@ -83,7 +83,7 @@ func (m *mender) mendL1Entry(l qcow2.L1Entry) (bool, error) {
 		m.keep(rule, "what the entry points to does not read as an L2 table; restore this range from a backup")
 		return false, nil
 	}
-	st := m.step(rule, "clear", what, finding.Sure)
+	st := m.step(plan.Point, rule, "clear", what, finding.Sure)
 	return true, m.setL1(st, l, uint64(down)|l.Word&qcow2.FlagCopied)
 }
 
@@ -151,7 +151,7 @@ func (m *mender) setEntry(r finding.Rule, action, what string, sure finding.Cert
 	if !m.opts.wants(r) {
 		return false, nil
 	}
-	st := m.step(r, action, what, sure)
+	st := m.step(plan.Point, r, action, what, sure)
 	m.tellEntry(st, e, word)
 	return true, m.put64(plan.Point, int64(e.Off), word)
 }
@@ -228,7 +228,7 @@ func (m *mender) takeAway(r finding.Rule, what, why string, e *qcow2.Entry) erro
 	case m.h.Version < 3:
 		word = 0
 	}
-	st := m.step(r, "quarantine", what, finding.Sure)
+	st := m.step(plan.Point, r, "quarantine", what, finding.Sure)
 	m.tellEntry(st, e, word)
 	m.hurtData(plan.Hurt{Code: r.Code, Kind: "lost", Snapshot: e.Snapshot,
 		Guest: []finding.Range{m.clusterRange(e.Guest)}, Summary: why})
@@ -243,7 +243,7 @@ func (m *mender) mendCompressed(e *qcow2.Entry) (bool, error) {
 	if !m.opts.wants(finding.QC18) {
 		return false, nil
 	}
-	st := m.step(finding.QC18, "clear",
+	st := m.step(plan.Point, finding.QC18, "clear",
 		"clear the bitmaps of compressed clusters, which have no subclusters", finding.Likely)
 	bitmap, err := m.get64(int64(e.Off) + 8)
 	if err != nil {
@@ -285,7 +285,7 @@ func (m *mender) mendSubclusters(e *qcow2.Entry) (bool, error) {
 		return false, nil
 	}
 	now := uint64(zero)<<32 | uint64(alloc)
-	st := m.step(finding.QC19, "clear",
+	st := m.step(plan.Point, finding.QC19, "clear",
 		"settle bitmaps that say of subclusters that they are stored and zero, as was asked for", finding.Possible)
 	m.at(st, int64(e.Off)+8, 8)
 	m.guest(st, m.clusterRange(e.Guest))
@@ -360,7 +360,7 @@ func (m *mender) clearEmptyTables(c int64) (changed bool, err error) {
 				return changed, nil
 			}
 		}
-		st := m.step(finding.QC08, "clear",
+		st := m.step(plan.Point, finding.QC08, "clear",
 			"clear L1 entries that name a cluster of guest data as a table: it reads as an empty one",
 			finding.Likely)
 		if err := m.setL1(st, l, 0); err != nil {

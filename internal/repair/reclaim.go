@@ -30,6 +30,9 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 	if !slices.ContainsFunc(m.ex.Result().Suspects, func(s qcow2.Suspect) bool { return s.References == 0 }) {
 		return false, nil
 	}
+	if f, err := m.forgotten(ctx); f != nil || err != nil {
+		return false, err
+	}
 	names, err := m.namedByLeaks(ctx, 0)
 	if err != nil {
 		return false, err
@@ -88,7 +91,7 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 			}
 			if done {
 				changed = true
-				m.at(m.step(finding.QC03, "reclaim", what, sure), c<<m.h.ClusterBits, m.h.ClusterSize())
+				m.at(m.step(plan.Lower, finding.QC03, "reclaim", what, sure), c<<m.h.ClusterBits, m.h.ClusterSize())
 			}
 		}
 	}

@@ -46,6 +46,9 @@ type Options struct {
 	// Subclusters says what counts where a bitmap says of subclusters that they are stored and
 	// zero: "data" or "zero"; "" leaves them alone.
 	Subclusters string
+	// Snapshots names a snapshot table in the header again that the header has forgotten. They may have
+	// been deleted just before a crash.
+	Snapshots bool
 	// Place puts the orphaned L2 tables at these offsets of the file into these entries of the
 	// active L1 table.
 	Place map[int64]int64
@@ -92,8 +95,10 @@ type mender struct {
 	h    *qcow2.Header
 	// entries are those of ex, ordered by cluster.
 	entries []qcow2.Entry
-	steps   []plan.Step
-	hurt    []plan.Hurt
+	// steps are in the order of planning; phases are those in which they begin.
+	steps  []plan.Step
+	phases []plan.Phase
+	hurt   []plan.Hurt
 	// kept says why what remains was left alone, by code of the rule.
 	kept map[string]string
 	// keptTables says the same of tables without an L1 entry, by their place.
@@ -121,8 +126,11 @@ type mender struct {
 	gone map[image.HostOff]bool
 	// moved: it was tried to put the places of tables right.
 	moved bool
-	// headless: the header could not be used before. forgot: forgotten snapshots were looked for.
-	headless, forgot bool
+	// headless: the header could not be used before.
+	headless bool
+	// forgot is a snapshot table that the header does not name, if it was looked for and found.
+	forgot       *FieldFix
+	forgotLooked bool
 	// counted are clusters whose refcount was changed, where flags are not to be mended in general.
 	counted map[int64]bool
 	// leakNames are clusters that the content of leaked ones may refer to; see namedByLeaks.
@@ -188,7 +196,7 @@ func (m *mender) rounds(ctx context.Context) (before plan.State, err error) {
 // was not understood.
 func (m *mender) giveUp(ctx context.Context) error {
 	m.ov = newOverlay(m.ov.base, m.ov.baseSize, m.opts.MemoryBytes)
-	m.steps, m.hurt = nil, nil
+	m.steps, m.phases, m.hurt = nil, nil, nil
 	if err := m.mendHeader(ctx); err != nil {
 		return err
 	}
@@ -282,7 +290,7 @@ func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (
 	}
 	p := &plan.Plan{Schema: plan.Schema, ID: id,
 		Object: plan.Object{Format: "qcow2", SizeBytes: m.ov.baseSize},
-		Steps:  m.steps, Before: before, Remains: remains, Blind: res.Blind, Hurt: m.hurt,
+		Steps:  m.inOrder(), Before: before, Remains: remains, Blind: res.Blind, Hurt: m.hurt,
 		SizeAfterBytes: m.ov.size, After: stateOf(res)}
 	p.After.Verdict = finding.VerdictOf(remains, res.Blind)
 	if p.Writes, err = m.ov.writes(ctx); err != nil {
@@ -320,9 +328,6 @@ func (m *mender) lostHere() bool {
 
 // normalise turns lists that are nil into empty ones, as the document has them.
 func normalise(p *plan.Plan) {
-	if p.Steps == nil {
-		p.Steps = []plan.Step{}
-	}
 	if p.Hurt == nil {
 		p.Hurt = []plan.Hurt{}
 	}

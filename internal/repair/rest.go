@@ -48,7 +48,7 @@ func (m *mender) mendBitmaps(context.Context) (bool, error) {
 		!m.found(finding.QC17) && !m.bitmapsOverlap() {
 		return false, nil
 	}
-	st := m.step(finding.QC17, "clear", "declare the bitmaps invalid: the next backup must be a full one",
+	st := m.step(plan.Switch, finding.QC17, "clear", "declare the bitmaps invalid: the next backup must be a full one",
 		finding.Sure)
 	m.at(st, autoclearField, 8)
 	m.proof(st, "header", autoclearField, hex64(m.h.Autoclear), "bit 0 says that bitmaps can be trusted")
@@ -77,7 +77,7 @@ func (m *mender) mendRawFlag(context.Context) (bool, error) {
 	if !m.opts.wants(finding.QC01) || !m.h.RawDataFile() || m.h.HasDataFile() {
 		return false, nil
 	}
-	st := m.step(finding.QC01, "clear", "clear the promise of a raw data file: the image has none", finding.Sure)
+	st := m.step(plan.Switch, finding.QC01, "clear", "clear the promise of a raw data file: the image has none", finding.Sure)
 	m.at(st, autoclearField, 8)
 	m.proof(st, "header", autoclearField, hex64(m.h.Autoclear), "bit 1 is about an external data file")
 	return true, m.setAutoclear(m.h.Autoclear &^ qcow2.AutoclearRawDataFile)
@@ -106,7 +106,7 @@ func (m *mender) writeFields(fixes []FieldFix, rule finding.Rule) (changed bool,
 			m.keep(rule, f.Summary+"; "+f.Next)
 			continue
 		}
-		st := m.step(rule, "rewrite", f.Summary, f.Certainty)
+		st := m.step(plan.Switch, rule, "rewrite", f.what(), f.Certainty)
 		m.at(st, f.Offset, int64(len(f.New)))
 		st.Proofs = append(st.Proofs, f.Evidence...)
 		if err := m.ov.write(plan.Switch, f.New, f.Offset); err != nil {
@@ -148,7 +148,7 @@ func (m *mender) clearBits(list []finding.Finding) []finding.Finding {
 			continue
 		}
 		bits &^= b.bit
-		st := m.step(b.rule, "clear", b.text, finding.Sure)
+		st := m.step(plan.Switch, b.rule, "clear", b.text, finding.Sure)
 		m.at(st, incompatibleField, 8)
 		list = slices.DeleteFunc(list, func(f finding.Finding) bool { return f.Code == b.rule.Code })
 	}

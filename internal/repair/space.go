@@ -68,7 +68,7 @@ func (m *mender) letGo() error {
 			}
 			continue
 		}
-		st := m.step(finding.QC11, "quarantine", "clear L1 entries that pointed past the end of the file, where it grows",
+		st := m.step(plan.Point, finding.QC11, "quarantine", "clear L1 entries that pointed past the end of the file, where it grows",
 			finding.Sure)
 		if err := m.setL1(st, *d.l1, 0); err != nil {
 			return err

@@ -16,15 +16,17 @@ import (
 const (
 	// maxStepRanges is how many ranges a step lists, unless all are wanted.
 	maxStepRanges = 20
+	// maxGrowing is how many ranges of a step may grow at once: those that share clusters take turns.
+	maxGrowing = 4
 	// maxProofs is how many observations a step lists, unless all are wanted.
 	maxProofs = 8
 	// maxHurt bounds the ranges of hurt data that a plan remembers one by one.
 	maxHurt = 1 << 16
 )
 
-// step adds what is done to the last step of the same rule, action and sentence, or begins one.
-// what is a sentence without numbers that differ from place to place.
-func (m *mender) step(r finding.Rule, action, what string, sure finding.Certainty) *plan.Step {
+// step adds what is done to the last step of the same rule, action and sentence, or begins one. ph is the
+// phase of its first write; what is a sentence without numbers that differ from place to place.
+func (m *mender) step(ph plan.Phase, r finding.Rule, action, what string, sure finding.Certainty) *plan.Step {
 	for i := range m.steps {
 		if s := &m.steps[i]; s.Code == r.Code && s.Action == action && s.Summary == what &&
 			s.Certainty == sure {
@@ -35,7 +37,22 @@ func (m *mender) step(r finding.Rule, action, what string, sure finding.Certaint
 	m.steps = append(m.steps, plan.Step{Code: r.Code, Name: r.Name, Action: action, Summary: what,
 		Certainty: sure, Count: 1, Host: []finding.Range{}, Guest: []finding.Range{},
 		Proofs: []finding.Evidence{}})
+	m.phases = append(m.phases, ph)
 	return &m.steps[len(m.steps)-1]
+}
+
+// inOrder gives the steps in the order in which they are done: that of the phases in which they begin,
+// and within one, whose writes are all done together, as they were planned.
+func (m *mender) inOrder() []plan.Step {
+	list := make([]plan.Step, 0, len(m.steps))
+	for _, ph := range plan.Phases() {
+		for i, s := range m.steps {
+			if m.phases[i] == ph {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
 }
 
 // at adds a range of the file to a step.
@@ -52,9 +69,11 @@ func (m *mender) addRange(list []finding.Range, cut int64, r finding.Range) ([]f
 	if r.Length <= 0 {
 		return list, cut
 	}
-	if n := len(list); n > 0 && list[n-1].End() == r.Offset {
-		list[n-1].Length += r.Length
-		return list, cut
+	for i := len(list) - 1; i >= max(0, len(list)-maxGrowing); i-- {
+		if list[i].End() == r.Offset {
+			list[i].Length += r.Length
+			return list, cut
+		}
 	}
 	if m.opts.Check.MaxRanges >= 0 && len(list) >= maxStepRanges {
 		return list, cut + 1

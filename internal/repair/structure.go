@@ -56,6 +56,11 @@ func (m *mender) mendStructure(ctx context.Context) (bool, error) {
 		m.keep(finding.QC15, "free space is told from data only where all tables can be read; see what could not be")
 		return false, nil
 	}
+	if f, err := m.forgotten(ctx); f != nil || err != nil {
+		m.keep(finding.QC15, "the references of snapshots that may be lost are not counted: use --forgotten-snapshots, "+
+			"or copy the file and look at it by hand")
+		return false, err
+	}
 	if m.noZeros() && len(m.dangling) > 0 && !m.mayGrow(finding.QC15) {
 		return false, nil
 	}
@@ -436,14 +441,14 @@ func (s *structure) tell() {
 			1<<m.h.RefcountOrder, 1<<s.order)
 	}
 	if len(s.fresh) > 0 {
-		st := m.step(rule, "rebuild", text, finding.Sure)
+		st := m.step(plan.New, rule, "rebuild", text, finding.Sure)
 		st.Count += int64(len(s.fresh)) - 1
 		for _, b := range s.fresh {
 			m.at(st, int64(s.table[b]), m.h.ClusterSize())
 		}
 	}
 	if len(s.dropped) > 0 && s.tableOff == 0 {
-		st := m.step(rule, "clear", "clear entries of the refcount table that are wrong, for clusters that the file does not have",
+		st := m.step(plan.Point, rule, "clear", "clear entries of the refcount table that are wrong, for clusters that the file does not have",
 			finding.Sure)
 		st.Count += int64(len(s.dropped)) - 1
 		for _, b := range s.dropped {
@@ -451,7 +456,7 @@ func (s *structure) tell() {
 		}
 	}
 	if s.tableOff != 0 {
-		st := m.step(rule, "rebuild", "make the refcount table anew, and point the header to it", finding.Sure)
+		st := m.step(plan.New, rule, "rebuild", "make the refcount table anew, and point the header to it", finding.Sure)
 		m.at(st, s.tableOff, s.tableClusters<<m.h.ClusterBits)
 	}
 }

@@ -102,7 +102,7 @@ func (m *mender) mendTable(tb qcow2.Table, refs []qcow2.L1Entry, why string) err
 		}
 		word = uint64(at)
 	}
-	st := m.step(finding.QC12, "quarantine",
+	st := m.step(plan.Point, finding.QC12, "quarantine",
 		"take L2 tables out of use that are none, and keep the entries that are proved", finding.Sure)
 	m.at(st, int64(tb.Off), m.h.ClusterSize())
 	m.proof(st, "L2 table", int64(tb.Off), fmt.Sprint(tb.Bad),
@@ -120,11 +120,21 @@ func (m *mender) mendTable(tb qcow2.Table, refs []qcow2.L1Entry, why string) err
 		m.guest(st, r)
 		m.hurtData(plan.Hurt{Code: finding.QC12.Code, Kind: "lost", Snapshot: l.Snapshot,
 			Guest: []finding.Range{r}, Summary: fmt.Sprintf(
-				"the L2 table at %#x %s: what it mapped is lost but for %d clusters",
-				int64(tb.Off), why, kept)})
+				"the L2 table at %#x %s: what it mapped is lost%s", int64(tb.Off), why, but(kept))})
 	}
 	m.proof(st, "leaked clusters", int64(tb.Off), "", "the cluster itself and what it mapped stay counted as used")
 	return nil
+}
+
+// but says what of a lost table is not lost.
+func but(kept int64) string {
+	switch kept {
+	case 0:
+		return ""
+	case 1:
+		return " but for 1 cluster"
+	}
+	return fmt.Sprintf(" but for %d clusters", kept)
 }
 
 // provedEntries gives a table with those entries of an overwritten one that are proved: they lead to

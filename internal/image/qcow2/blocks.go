@@ -16,6 +16,10 @@ import (
 // have left behind. A short file may have fewer clusters; then half of them must be wrong.
 const minDamaged = 16
 
+// maxForgotten is how many snapshots the header may have lost, so that refcounts that are higher by no
+// more may make sense where none is too low.
+const maxForgotten = 32
+
 // explainBlocks reports refcount blocks that cannot be used or hold something else. What follows
 // from them, thousands of wrong refcounts each, is one finding.
 func (c *checker) explainBlocks(ev *evidence) {
@@ -63,15 +67,24 @@ func (c *checker) explainBlocks(ev *evidence) {
 
 // blockDamage says what is wrong with a block as a whole, "" if its faults are single ones.
 func (c *checker) blockDamage(ev *evidence, block int64, suspects []Suspect) string {
-	var wrong, zero, strange int64
+	var wrong, low, zero, strange, far int64
 	for _, s := range suspects {
 		wrong += s.N
 		if s.Refcount == 0 {
 			zero += s.N
 		}
-		if s.Refcount > s.References+uint64(c.snapshots.Len())+1 {
+		switch {
+		case s.Refcount < s.References:
+			low += s.N
+		case s.Refcount > s.References+uint64(c.snapshots.Len())+maxForgotten:
+			far += s.N
+			fallthrough
+		case s.Refcount > s.References+uint64(c.snapshots.Len())+1:
 			strange += s.N
 		}
+	}
+	if low*64 < wrong { // snapshots that the header lost make refcounts higher, and none lower
+		strange = far
 	}
 	named := block < int64(len(c.reftable)) && c.reftable[block]&reftableOffMask != 0
 	switch {

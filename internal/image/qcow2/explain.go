@@ -438,14 +438,27 @@ func (c *checker) checkL1Flags(ctx context.Context, ev *evidence) error {
 				ev.pureHits++
 				f := c.newFinding(finding.QC05, finding.Sure, "l1_flag", fmt.Sprintf(
 					"L1 entry %d has a COPIED flag that contradicts the refcount of its L2 table, %d", r.index, n))
+				many := "%d L1 entries have COPIED flags that contradict the refcounts of their L2 tables"
+				if n == 1 {
+					f = c.newFinding(finding.QC05, finding.Sure, "l1_flag_missing", fmt.Sprintf(
+						"L1 entry %d lacks the COPIED flag, though its L2 table is used once", r.index))
+					many = "%d L1 entries lack the COPIED flag, though their L2 tables are used once"
+					needlessCopy(&f)
+				}
 				f.Host = []finding.Range{c.l1EntryRange(r)}
 				f.Guest = []finding.Range{c.l1GuestRange(r.index)}
 				f.Evidence = []finding.Evidence{c.l1Evidence(r, "L1 entry")}
-				c.merge(f, alike{many: "%d L1 entries have COPIED flags that contradict the refcounts of their L2 tables"})
+				c.merge(f, alike{many: many})
 			}
 		}
 	}
 	return nil
+}
+
+// needlessCopy marks a COPIED flag that is missing where the refcount is 1.
+func needlessCopy(f *finding.Finding) {
+	f.Severity = finding.Warning
+	f.Next = "harmless: the next write there makes a needless copy; shisa repair sets the flag"
 }
 
 // slotUsed reports whether entry i of the active L1 table is in use.

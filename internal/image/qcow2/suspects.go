@@ -117,14 +117,19 @@ func entryEvidence(h hit, guest int64) finding.Evidence {
 		Text: fmt.Sprintf("maps guest offset %#x", guest)}
 }
 
-// addRange adds r to ranges, joined to the last one where it continues it, within the bound.
+// maxGrowing is how many ranges of a list may grow at once: those that share clusters take turns.
+const maxGrowing = 4
+
+// addRange adds r to ranges, joined to one of the last where it continues it, within the bound.
 func (c *checker) addRange(list []finding.Range, cut int64, r finding.Range) ([]finding.Range, int64) {
 	if r.Length <= 0 { // behind the end of the disk
 		return list, cut
 	}
-	if n := len(list); n > 0 && list[n-1].Offset <= r.Offset && r.Offset <= list[n-1].End() {
-		list[n-1].Length = max(list[n-1].Length, r.End()-list[n-1].Offset)
-		return list, cut
+	for i := len(list) - 1; i >= max(0, len(list)-maxGrowing); i-- {
+		if list[i].Offset <= r.Offset && r.Offset <= list[i].End() {
+			list[i].Length = max(list[i].Length, r.End()-list[i].Offset)
+			return list, cut
+		}
 	}
 	if c.opts.MaxRanges > 0 && len(list) >= c.opts.MaxRanges {
 		return list, cut + 1
@@ -574,6 +579,10 @@ func (c *checker) explainFlags(ev *evidence) {
 		}
 		derived -= int64(c.tables[h.table].active)
 		f := c.newFinding(finding.QC05, finding.Sure, "l2_flag", "COPIED flags contradict refcounts that are right")
+		if h.entry&FlagCopied == 0 {
+			f = c.newFinding(finding.QC05, finding.Sure, "l2_flag_missing", "clusters that are used once lack the COPIED flag")
+			needlessCopy(&f)
+		}
 		c.locate(&f, h)
 		f.Guest = []finding.Range{c.guestRange(h)}
 		c.merge(f, alike{})
