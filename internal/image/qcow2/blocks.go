@@ -100,11 +100,15 @@ func (c *checker) blockDamage(ev *evidence, block int64, suspects []Suspect) str
 	return ""
 }
 
+// blockIsZero reports whether a block holds only zeros, where that does not stand among its faults
+// already: its first cluster is in use.
 func (c *checker) blockIsZero(ev *evidence, block int64) bool {
-	if _, ok := c.refcountOf(ev, block*c.h.RefblockEntries()); !ok || ev.blocks.index != block {
+	if _, suspect := c.suspectOf(block * c.h.RefblockEntries()); suspect {
 		return false
 	}
-	return skipZeros(ev.blocks.buf, 0) >= len(ev.blocks.buf)
+	ev.blocks.Lock()
+	defer ev.blocks.Unlock()
+	return c.loadBlock(&ev.blocks, block) && skipZeros(ev.blocks.buf, 0) >= len(ev.blocks.buf)
 }
 
 // wrongIn counts the clusters of a block with too low and too high refcounts.

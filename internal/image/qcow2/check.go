@@ -82,6 +82,10 @@ type checker struct {
 	copied, overlaps, shared []span
 	badBlocks                []badBlock
 	damaged                  []int64 // refcount blocks that explain all their refcounts, ascending
+	// compared is the first cluster whose refcount was not held against its references, and unread
+	// are the blocks that could not be, by index.
+	compared int64
+	unread   map[int64]bool
 
 	findings   []finding.Finding
 	merged     map[mergeKey]int // findings that further ones of their kind are added to

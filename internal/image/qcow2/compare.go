@@ -96,6 +96,7 @@ func (c *checker) compare(ctx context.Context) error {
 	for _, s := range []*[]span{&c.copied, &c.shared} {
 		slices.SortFunc(*s, func(a, b span) int { return cmp.Compare(a.first, b.first) })
 	}
+	c.compared = limit
 	c.counts.ImageEndOffset = (top + 1) << c.bits
 	if c.unlisted > 0 {
 		c.blindSpot(finding.Blind{What: "places of wrong refcounts", Reason: fmt.Sprintf(
@@ -257,6 +258,10 @@ func (m *comparer) unreadableBlock(i, n int64, err error) {
 	}
 	m.blindLock.Lock()
 	defer m.blindLock.Unlock()
+	if m.unread == nil {
+		m.unread = map[int64]bool{}
+	}
+	m.unread[i] = true
 	if errors.Is(err, errBlockOffset) { // a finding already; qemu counts each cluster
 		m.checkErrors += n
 		return

@@ -8,12 +8,10 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 
 	"github.com/shisa-vm/shisa/internal/finding"
-	"github.com/shisa-vm/shisa/internal/image"
 )
 
 const (
@@ -103,10 +101,6 @@ func (c *checker) explain(ctx context.Context) error {
 		return err
 	}
 	c.counts.Corruptions += ev.copied
-	slices.SortFunc(ev.hits, func(a, b hit) int {
-		return cmp.Or(cmp.Compare(a.cluster, b.cluster), cmp.Compare(a.guest, b.guest),
-			cmp.Compare(a.off, b.off))
-	})
 	if err := c.explainTables(ctx, ev); err != nil {
 		return err
 	}
@@ -217,131 +211,6 @@ func (c *checker) watchSuspects(ev *evidence) error {
 	return nil
 }
 
-// lookAgain reads the tables a second time and keeps the entries that matter.
-func (c *checker) lookAgain(ctx context.Context, ev *evidence) error {
-	for i := range c.tables {
-		if tb := &c.tables[i]; tb.bad-tb.past >= minForeign && (tb.bad-tb.past)*2 > tb.used {
-			ev.foreign[int32(i)] = ""
-		}
-		if !slices.ContainsFunc(c.refsOf(i), func(r l1ref) bool { return !c.l1s[r.l1].active || !c.behindDisk(r) }) {
-			ev.foreign[int32(i)] = strayTable
-		}
-	}
-	var mu sync.Mutex
-	// hitsOf reads ev.foreign without the lock, so the shapes go into it at the end.
-	shapes := map[int32]string{}
-	// What could not be read was said after the first look.
-	blind, cut, unreadable, errs := len(c.blind), c.blindCut, c.unreadable, c.counts.CheckErrors
-	err := c.readTables(ctx, func(tb *table, off int64, piece []byte, _ *uint64) error {
-		no := int32(c.tableIndex(tb))
-		hits, copied := c.hitsOf(ev, no, off, piece)
-		if len(hits) == 0 && copied == 0 {
-			return nil
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		ev.copied += copied
-		if shape, ok := ev.foreign[no]; ok && off == 0 && shape != strayTable {
-			shapes[no] = shapeOf(piece)
-		}
-		room := maxHits - len(ev.hits)
-		ev.dropped += int64(max(0, len(hits)-room))
-		ev.hits = append(ev.hits, hits[:min(len(hits), room)]...)
-		return nil
-	})
-	maps.Copy(ev.foreign, shapes)
-	c.blind, c.blindCut, c.unreadable, c.counts.CheckErrors = c.blind[:blind], cut, unreadable, errs
-	return err
-}
-
-// tableIndex is the place of tb in c.tables.
-func (c *checker) tableIndex(tb *table) int {
-	i, _ := slices.BinarySearchFunc(c.tables, tb.off, func(t table, off image.HostOff) int { return cmp.Compare(t.off, off) })
-	return i
-}
-
-// hitsOf gives the entries of a piece of a table that matter, and how many COPIED flags are wrong.
-func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits []hit, copied int64) {
-	tb := &c.tables[no]
-	ref := c.refsOf(int(no))[0]
-	step := c.h.L2EntryBytes()
-	_, foreign := ev.foreign[no]
-	// qemu passes over the flags of a table at offset 0, where an L1 entry has flags but no offset,
-	// and of one whose own refcount it cannot read.
-	_, flags := c.refcountOf(ev, int64(tb.off)>>c.bits)
-	flags = flags && tb.active > 0 && tb.off != 0
-	for at := int64(0); at+step <= int64(len(piece)); at += step {
-		entry := binary.BigEndian.Uint64(piece[at:])
-		bitmap := uint64(0)
-		if step == 16 {
-			bitmap = binary.BigEndian.Uint64(piece[at+8:])
-		}
-		if entry == 0 && bitmap == 0 {
-			continue
-		}
-		// Most entries are plain, and nobody asked for their cluster.
-		if off := entry & OffsetMask; step == 8 && entry&c.odd == 0 && off != 0 && off < c.fileBytes &&
-			!c.dataFile && !ev.watch.has(int64(off>>c.bits)) {
-			continue
-		}
-		h := hit{entry: entry, table: no, off: int64(tb.off) + pos + at, cluster: -1,
-			guest: int64(c.guestOf(int64(ref.index), (pos+at)/step))}
-		h.fault = c.faultOf(entry, bitmap)
-		typ := c.h.TypeOf(entry)
-		refers := false
-		if flags && c.dataFile && (typ == EntryNormal || typ == EntryZeroAlloc) && entry&FlagCopied == 0 {
-			copied += int64(tb.active)
-		}
-		switch {
-		case typ == EntryCompressed:
-			off, length := c.h.CompressedRange(entry)
-			h.cluster = int64(off) >> c.bits
-			refers = !c.dataFile && length > 0 && ev.watch.count(h.cluster) > 0
-		case (typ == EntryNormal || typ == EntryZeroAlloc) && !c.dataFile:
-			h.cluster = int64(entry & OffsetMask >> c.bits)
-			refers = ev.watch.count(h.cluster) > 0
-			if flags && (refers || entry&OffsetMask >= c.fileBytes) {
-				if r, ok := c.refcountOf(ev, h.cluster); ok && (r == 1) != (entry&FlagCopied != 0) {
-					h.copied = true
-					copied += int64(tb.active)
-				}
-			}
-		}
-		if refers || h.fault != faultNone && !foreign {
-			hits = append(hits, h)
-		}
-		hits = c.spread(ev, hits, h)
-	}
-	return hits, copied
-}
-
-// spread adds h once more for each further cluster that its entry refers to, if that is wanted:
-// compressed data, and a cluster that is not aligned, lie in several clusters of the host.
-func (c *checker) spread(ev *evidence, hits []hit, h hit) []hit {
-	off, length := h.entry&OffsetMask, c.cs
-	switch typ := c.h.TypeOf(h.entry); {
-	case c.dataFile:
-		return hits
-	case typ == EntryCompressed:
-		o, n := c.h.CompressedRange(h.entry)
-		off, length = uint64(o), uint64(n)
-		if beyond(off, length, c.fileBytes, c.cs) {
-			return hits
-		}
-	case typ != EntryNormal && typ != EntryZeroAlloc, off&(c.cs-1) == 0, off >= c.fileBytes:
-		return hits
-	}
-	first := int64(off >> c.bits)
-	h.fault, h.copied = faultNone, false // told with the first
-	for k := first + 1; k <= int64((off+length-1)>>c.bits); k++ {
-		if ev.watch.count(k) > 0 {
-			h.cluster = k
-			hits = append(hits, h)
-		}
-	}
-	return hits
-}
-
 // faultOf says what is wrong with an entry, the gravest first.
 func (c *checker) faultOf(entry, bitmap uint64) fault {
 	typ := c.h.TypeOf(entry)
@@ -383,10 +252,21 @@ func (c *checker) refcountOf(ev *evidence, cluster int64) (uint64, bool) {
 		return s.Refcount, true
 	}
 	per := c.h.RefblockEntries()
+	if cluster < c.compared && c.unlisted == 0 && !c.unread[cluster/per] {
+		return min(c.data.count(cluster), c.h.MaxRefcount()), true // what is not suspect was equal
+	}
 	b := &ev.blocks
 	b.Lock()
 	defer b.Unlock()
-	if i := cluster / per; i != b.index {
+	if !c.loadBlock(b, cluster/per) {
+		return 0, false
+	}
+	return refcountAt(b.buf, cluster%per, c.h.RefcountOrder), true
+}
+
+// loadBlock reads refcount block i into b, which is locked; false if it cannot be read.
+func (c *checker) loadBlock(b *blockReader, i int64) bool {
+	if i != b.index {
 		if b.buf == nil {
 			b.buf = make([]byte, c.cs)
 		}
@@ -396,10 +276,7 @@ func (c *checker) refcountOf(ev *evidence, cluster int64) (uint64, bool) {
 		}
 		b.index, b.fail = i, err != nil
 	}
-	if b.fail {
-		return 0, false
-	}
-	return refcountAt(b.buf, cluster%per, c.h.RefcountOrder), true
+	return !b.fail
 }
 
 // suspectOf finds the suspect range that a cluster is in.

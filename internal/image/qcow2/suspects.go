@@ -266,7 +266,12 @@ func (c *checker) explainEntries(ev *evidence) {
 		faultSubclusters:      {finding.QC19, "bitmap", "subcluster bitmaps contradict their entries"},
 		faultDataFileCopied:   {finding.QC05, "data_file_flag", "entries into the external data file lack the COPIED flag"},
 	}
-	byPlace := slices.Clone(ev.hits)
+	var byPlace []hit
+	for _, h := range ev.hits {
+		if h.fault != faultNone {
+			byPlace = append(byPlace, h)
+		}
+	}
 	slices.SortFunc(byPlace, func(a, b hit) int { return cmp.Compare(a.guest, b.guest) })
 	for _, h := range byPlace {
 		t, ok := text[h.fault]
