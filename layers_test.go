@@ -35,6 +35,7 @@ var layer = map[string]int{
 	"internal/linux":           2,
 	"internal/guest":           2,
 	"internal/guest/files":     1,
+	"internal/guest/volume":    1,
 	"internal/guest/filestest": 2,
 	"internal/hypervisor":      2,
 	"internal/diskio":          1,
