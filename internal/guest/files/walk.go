@@ -36,14 +36,25 @@ var ErrLoop = errors.New("directories lead back into themselves, or deeper than 
 // read. The error is that of ctx or of fn.
 func Walk(ctx context.Context, fs FS, from Ino, at string, fn func(*Found) error) error {
 	w := &walk{ctx: ctx, fs: fs, fn: fn}
-	return w.name(&Found{Path: at, Entry: Entry{Name: path.Base(at), Ino: from}}, 0)
+	w.names, _ = fs.(Namer)
+	f := &Found{Path: at, Entry: Entry{Name: path.Base(at), Ino: from}}
+	f.File, f.Err = fs.Open(ctx, from)
+	return w.name(f, 0)
+}
+
+// Namer is an FS that gives the entries of a directory together with the files behind them, which
+// saves a call for each where calls are dear. A file that could not be opened is nil, with its
+// error; so are "." and "..", without one.
+type Namer interface {
+	Names(ctx context.Context, dir Ino, fn func(Entry, File, error) error) error
 }
 
 type walk struct {
-	ctx  context.Context
-	fs   FS
-	fn   func(*Found) error
-	dirs Set
+	ctx   context.Context
+	fs    FS
+	names Namer // nil if fs is none
+	fn    func(*Found) error
+	dirs  Set
 }
 
 // name gives one name, and what is below it.
@@ -51,7 +62,6 @@ func (w *walk) name(f *Found, depth int) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	f.File, f.Err = w.fs.Open(w.ctx, f.Entry.Ino)
 	dir := f.Err == nil && f.File.Stat().IsDir()
 	if dir && (!w.dirs.Add(f.Entry.Ino) || depth > MaxDepth) {
 		dir, f.Err = false, &Error{What: fmt.Sprintf("directory %d", f.Entry.Ino), Offset: -1,
@@ -69,26 +79,43 @@ func (w *walk) name(f *Found, depth int) error {
 // below gives what a directory holds.
 func (w *walk) below(dir *Found, depth int) error {
 	var stop error
-	err := dir.File.Entries(w.ctx, func(e Entry) error {
-		if e.Name == "." || e.Name == ".." {
-			return nil
-		}
+	name := func(e Entry, file File, err error) error {
 		stop = w.name(&Found{Path: strings.TrimSuffix(dir.Path, "/") + "/" + e.Name,
-			Dir: dir.Entry.Ino, Entry: e}, depth+1)
+			Dir: dir.Entry.Ino, Entry: e, File: file, Err: err}, depth+1)
 		return stop
-	})
+	}
+	err := w.entries(dir, name)
 	switch {
 	case stop != nil:
 		return stop
 	case w.ctx.Err() != nil:
 		return w.ctx.Err()
 	case err != nil:
-		if err := w.fn(&Found{Path: dir.Path, Dir: dir.Dir, Entry: dir.Entry, Err: err}); err != nil &&
-			!errors.Is(err, ErrSkip) {
+		again := &Found{Path: dir.Path, Dir: dir.Dir, Entry: dir.Entry, Err: err}
+		if err := w.fn(again); err != nil && !errors.Is(err, ErrSkip) {
 			return err
 		}
 	}
 	return nil
+}
+
+// entries calls fn for each name in a directory but "." and "..".
+func (w *walk) entries(dir *Found, fn func(Entry, File, error) error) error {
+	if w.names != nil {
+		return w.names.Names(w.ctx, dir.Entry.Ino, func(e Entry, f File, err error) error {
+			if e.Name == "." || e.Name == ".." {
+				return nil
+			}
+			return fn(e, f, err)
+		})
+	}
+	return dir.File.Entries(w.ctx, func(e Entry) error {
+		if e.Name == "." || e.Name == ".." {
+			return nil
+		}
+		f, err := w.fs.Open(w.ctx, e.Ino)
+		return fn(e, f, err)
+	})
 }
 
 // Set is a set of inodes that takes a bit for each where their numbers lie close together, as they
