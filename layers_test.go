@@ -31,6 +31,8 @@ var layer = map[string]int{
 	"internal/image":           2,
 	"internal/image/qcow2":     2,
 	"internal/image/raw":       2,
+	"internal/image/vhdx":      2,
+	"internal/image/vpc":       2,
 	"internal/image/imagetest": 2,
 	"internal/linux":           2,
 	"internal/guest":           2,

@@ -47,8 +47,10 @@ type Extent struct {
 	// Host is where the stream begins for Compressed (the first of several), and 0 otherwise.
 	Host    HostOff
 	HasHost bool
-	// InDataFile: Host is a position in the external data file, not in the image itself.
+	// InDataFile: Host is a position in an external data file, not in the image itself. Part is the
+	// number of that file, where the image has several.
 	InDataFile bool
+	Part       int32
 }
 
 // Reader is the guest's view of one image, without its backing file: unallocated ranges read as

@@ -209,7 +209,7 @@ func covers(t *testing.T, es []image.Extent, off, end int64) {
 		last := es[i-1]
 		follows := !e.HasHost || int64(last.Host)+last.Length == int64(e.Host)
 		if last.Kind == e.Kind && last.HasHost == e.HasHost && last.InDataFile == e.InDataFile &&
-			follows {
+			last.Part == e.Part && follows {
 			t.Errorf("extents %+v and %+v are not joined", last, e)
 		}
 	}

@@ -170,3 +170,13 @@ func Walk(t *testing.T, d image.Reader, most int, known func(error) bool) {
 		t.Errorf("Map = %v", err)
 	}
 }
+
+// Fails tells whether a program of qemu ends with an error.
+func Fails(t testing.TB, name string, args ...string) bool {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), name, args...)
+	if err := c.Run(); err != nil && c.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return !c.ProcessState.Success()
+}
