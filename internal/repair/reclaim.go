@@ -18,6 +18,7 @@ import (
 // reclaim counts leaked clusters as free that are proved to be worthless:
 //
 //	zero   it reads as zeros
+//	bitmap it belongs to a bitmap that is invalid; see qcow2.Exam.BitmapLeaks
 //	tail   it is left by a crash; see crashTail
 //	equal  a cluster in use holds the same (CompareData)
 //
@@ -71,6 +72,8 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 			}
 			what, sure := "", finding.Sure
 			switch {
+			case m.ofBitmap(c) && sound && !names.has(c):
+				what = "count leaked clusters as free that belong to bitmaps which are invalid"
 			case names.has(c):
 				m.keep(finding.QC03, "another leaked cluster may refer to some of these, so they are not freed")
 				continue
@@ -147,6 +150,9 @@ func (m *mender) crashTail(ctx context.Context, top int64) (bool, error) {
 			continue
 		}
 		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
+			if m.ofBitmap(c) {
+				continue
+			}
 			if c > top {
 				tail++
 				continue
@@ -158,6 +164,9 @@ func (m *mender) crashTail(ctx context.Context, top int64) (bool, error) {
 				return false, err
 			}
 		}
+	}
+	if m.h.Bitmaps != nil && !m.h.Bitmaps.Trusted && tail > 0 {
+		return false, nil // it may be what cannot be read of a bitmap
 	}
 	if tail >= used || slices.ContainsFunc(m.tables, func(tb qcow2.Table) bool { return tb.Active > 0 && tb.Used == 0 }) ||
 		!m.entriesEndAt(top) {
@@ -185,6 +194,12 @@ func (m *mender) entriesEndAt(top int64) bool {
 		}
 	}
 	return true
+}
+
+// ofBitmap reports whether a leaked cluster belongs to a bitmap that is invalid.
+func (m *mender) ofBitmap(c int64) bool {
+	_, ok := slices.BinarySearch(m.ex.BitmapLeaks(), c)
+	return ok
 }
 
 // leakNames are the clusters that the content of leaked ones may refer to, as an L1 or L2 table would.
@@ -215,6 +230,9 @@ func (m *mender) namedByLeaks(ctx context.Context, limit int64) (*leakNames, err
 		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
 			if err := ctx.Err(); err != nil {
 				return nil, err
+			}
+			if m.ofBitmap(c) {
+				continue
 			}
 			zero, err := m.readsZero(ctx, c, buf)
 			if err != nil {
@@ -266,6 +284,9 @@ func (m *mender) tailTables(ctx context.Context, top int64) (bool, error) {
 		for c := max(int64(s.First), top+1); c < int64(s.First)+s.N; c++ {
 			if err := ctx.Err(); err != nil {
 				return false, err
+			}
+			if m.ofBitmap(c) {
+				continue
 			}
 			table, err := m.ex.LooksLikeTable(c)
 			if table || err != nil {

@@ -41,19 +41,27 @@ func (m *mender) found(r finding.Rule) bool {
 	})
 }
 
-// mendBitmaps marks all bitmaps as invalid where one of them cannot be trusted. What changed since
-// the last backup is not known then, which the next backup must be told.
+// mendBitmaps marks all bitmaps as invalid where one of them is broken: qemu refuses to open the image,
+// or to check it, because of it. What changed since the last backup is not known then, which the next
+// backup must be told. A bitmap that was only not saved stays: qemu leaves it out by itself, and the
+// others are good.
 func (m *mender) mendBitmaps(context.Context) (bool, error) {
 	if !m.opts.wants(finding.QC17) || m.h.Bitmaps == nil || !m.h.Bitmaps.Trusted ||
-		!m.found(finding.QC17) && !m.bitmapsOverlap() {
+		!m.bitmapsBroken() && !m.bitmapsOverlap() {
 		return false, nil
 	}
-	st := m.step(plan.Switch, finding.QC17, "clear", "declare the bitmaps invalid: the next backup must be a full one",
+	st := m.step(plan.Switch, finding.QC17, "clear", "mark all bitmaps as invalid, for one is broken: the next backup must be a full one",
 		finding.Sure)
 	m.at(st, autoclearField, 8)
 	m.proof(st, "header", autoclearField, hex64(m.h.Autoclear), "bit 0 says that bitmaps can be trusted")
-	m.keep(finding.QC17, "make the next backup a full one, and remove the bitmaps")
 	return true, m.setAutoclear(m.h.Autoclear &^ qcow2.AutoclearBitmaps)
+}
+
+// bitmapsBroken reports whether the check has more against a bitmap than that it was not saved.
+func (m *mender) bitmapsBroken() bool {
+	return slices.ContainsFunc(m.ex.Result().Findings, func(f finding.Finding) bool {
+		return f.Code == finding.QC17.Code && f.Kind != "not_saved"
+	})
 }
 
 // bitmapsOverlap reports whether what is called a bitmap is guest data or other metadata too. Nothing

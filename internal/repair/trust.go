@@ -45,10 +45,25 @@ func (m *mender) weighTables() {
 			named = named || m.trusted(m.l1s[at])
 		}
 		if !named || int64(tb.Off)&(cs-1) != 0 || int64(tb.Off) >= m.ov.size || tb.Off == 0 ||
-			m.ex.References(int64(tb.Off)>>m.h.ClusterBits) != tb.Refs {
+			m.ex.References(int64(tb.Off)>>m.h.ClusterBits)-m.selfRefs(*tb) != tb.Refs {
 			m.shared[tb.Off] = true
 		}
 	}
+}
+
+// selfRefs is how many references to its cluster a table that reads as one makes itself: entries that
+// are wrong, and no other owner.
+func (m *mender) selfRefs(tb qcow2.Table) (refs uint64) {
+	c := int64(tb.Off) >> m.h.ClusterBits
+	if m.ex.References(c) == tb.Refs || !readsAsTable(tb) {
+		return 0
+	}
+	for _, e := range m.entriesAt(c, 1) {
+		if e.Table == tb.Off && placed(m.h, e.Word) && int64(e.Word&qcow2.OffsetMask) == int64(tb.Off) {
+			refs += e.Refs
+		}
+	}
+	return refs
 }
 
 // trusted reports whether an entry is of an L1 table that reads as one, and maps something.

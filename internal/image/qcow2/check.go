@@ -106,6 +106,8 @@ type checker struct {
 	ev      *evidence
 	links   *crossLinks
 	orphans []orphan
+	// bitmapLeaks are the leaked clusters of bitmaps that are invalid, ascending.
+	bitmapLeaks []int64
 }
 
 // span is a range of host clusters, both ends included.

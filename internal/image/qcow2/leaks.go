@@ -7,6 +7,7 @@ package qcow2
 // are. But when an L1 entry or an L2 table is wiped, everything that it mapped looks leaked too,
 // and freeing it destroys the only copy. So before a leak is called a leak:
 //
+//	bitmap   part of a bitmap that is invalid: nothing reads it any more
 //	orphan   its content is an L2 table whose entries lead to leaked clusters: a wiped L1 entry
 //	wiped    an L2 table in use is empty, and leaked clusters with data lie where its data would be
 //	gap      leaked clusters fit exactly between two neighbours on the host that are neighbours of
@@ -79,6 +80,10 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 	if high+int64(len(leaks)) == 0 {
 		return nil
 	}
+	leaks, err := c.takeBitmaps(ctx, leaks)
+	if err != nil {
+		return err
+	}
 	probed, err := c.findOrphans(ctx, ev, leaks)
 	if err != nil {
 		return err
@@ -95,6 +100,7 @@ func (c *checker) explainLeaks(ctx context.Context, ev *evidence) error {
 		}
 	}
 	c.plainLeaks(ev, leaks, probed)
+	c.explainBitmapLeaks()
 	return nil
 }
 
@@ -153,6 +159,8 @@ func (c *checker) plainLeaks(ev *evidence, leaks []leak, probed int64) {
 		text := "%s at the end, behind everything in use: as left by a crash that came before they were mapped, or where the last entries of a table were wiped"
 		if len(lost) > 0 {
 			text = "%s at the end, behind everything in use: left by a crash, or part of what was lost"
+		} else if c.invalidBitmaps() {
+			text = "%s at the end, behind everything in use: part of the bitmaps that are invalid, or left by a crash"
 		}
 		tail.Summary = fmt.Sprintf(text, plural(tail.Count, "leaked cluster", "leaked clusters"))
 		c.findings = append(c.findings, tail)

@@ -131,7 +131,8 @@ func (c *checker) countBitmaps() error {
 	}
 	if !c.h.Bitmaps.Trusted {
 		f := c.newFinding(finding.QC17, finding.Sure, "untrusted",
-			"a program that does not know bitmaps wrote to the image, so all its bitmaps are invalid")
+			"all bitmaps of the image are marked as invalid, as by a program that wrote to it and does not know them")
+		f.Next = "make the next backup a full one; qemu drops the bitmaps when it next opens the image for writing"
 		c.findings = append(c.findings, f)
 		return nil
 	}
@@ -154,6 +155,8 @@ func (c *checker) countBitmaps() error {
 		name := fmt.Sprintf("bitmap %q", b.Name)
 		if b.InUse {
 			f := c.newFinding(finding.QC17, finding.Sure, "not_saved", name+" was not saved when the image was last closed")
+			f.Next = fmt.Sprintf("make the next backup that uses it a full one; qemu does not use it any more, and takes it away with "+
+				"qemu-img bitmap --remove IMAGE %q", b.Name)
 			if c.opts.Running {
 				f.Severity = finding.Note // a running machine keeps it in memory
 			}
