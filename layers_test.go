@@ -36,6 +36,7 @@ var layer = map[string]int{
 	"internal/image/imagetest": 2,
 	"internal/linux":           2,
 	"internal/guest":           2,
+	"internal/guest/xfs":       2,
 	"internal/guest/files":     1,
 	"internal/guest/volume":    1,
 	"internal/guest/filestest": 2,
