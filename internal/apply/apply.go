@@ -41,7 +41,27 @@ var (
 	ErrInterrupted = errors.New("the change was interrupted; the image may hold a part of it")
 	// ErrNothing: nothing is known that could be undone.
 	ErrNothing = errors.New("nothing to undo")
+	// ErrLater: a later change is in force, and is to be undone first. The error is a *LaterError.
+	ErrLater = errors.New("a later change is in force")
 )
+
+// LaterError is ErrLater with the change that is in the way.
+type LaterError struct {
+	Path string
+	// ID is the newest change of the image that is in force, Made when it was made.
+	ID   string
+	Made time.Time
+	// Wanted is the change that was to be undone.
+	Wanted string
+}
+
+func (e *LaterError) Error() string {
+	return fmt.Sprintf("the change %s of %s cannot be undone: %s of %s was made after it", e.Wanted,
+		e.Path, e.ID, e.Made.UTC().Format("2006-01-02 15:04:05 UTC"))
+}
+
+// Is makes errors.Is(e, ErrLater) true.
+func (e *LaterError) Is(target error) bool { return target == ErrLater }
 
 // ChangedError is ErrChanged with what is different.
 type ChangedError struct {
@@ -121,6 +141,16 @@ type Options struct {
 	Patience time.Duration
 	// Forward makes Recover finish a change that was cut off, instead of taking it back.
 	Forward bool
+	// Looked is told by Recover where it looked for changes; nil for nobody.
+	Looked func(Place)
+}
+
+// Place is where Recover looked for changes.
+type Place struct {
+	// Path is a directory, or an image.
+	Path string
+	// Receipts and UndoFiles count what was found there, or is known of the image.
+	Receipts, UndoFiles int
 }
 
 // What Recover did about a change.

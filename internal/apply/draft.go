@@ -231,22 +231,83 @@ func (e *engine) unused(ctx context.Context, img *image, p *plan.Plan) error {
 	case !errors.Is(err, vault.ErrNotFound):
 		return err
 	}
+	return e.finished(ctx, img, p.ID)
+}
+
+// finished refuses an image that an earlier change left in the middle, or one that was made from the
+// plan named id.
+func (e *engine) finished(ctx context.Context, img *image, id string) error {
 	i, err := vault.ImageOf(img.path, img.f)
 	if err != nil {
 		return err
 	}
-	all, err := e.v.FindOf(ctx, i)
+	all, unread := e.v.FindOf(ctx, i)
 	for _, c := range all {
 		switch {
-		case c.ID == p.ID:
+		case c.ID != "" && c.ID == id:
 			return fmt.Errorf("%w: undo file %s", ErrUsed, c.UndoPath)
 		case isCopy(c, i):
 			// It is the file that this one is a copy of that was changed.
 		case c.Err != nil:
 			return fmt.Errorf("%w: %w", ErrUnfinished, c.Err)
-		case c.State.Unfinished():
-			return fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, c.UndoPath, c.State)
+		}
+		if left, err := e.leftMiddle(ctx, img, i, c); err != nil || left {
+			return errors.Join(err, unfinished(c))
 		}
 	}
-	return err
+	return unread
+}
+
+// unfinished is ErrUnfinished with what is known of the change.
+func unfinished(c *vault.Candidate) error {
+	if c.UndoPath == "" {
+		return fmt.Errorf("%w: its undo file %s is gone (receipt %s)", ErrUnfinished, c.Receipt.Undo(), c.ID)
+	}
+	return fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, c.UndoPath, c.State)
+}
+
+// leftMiddle reports whether a change left an image in the middle. Where only the name of the undo
+// file says that it is of this image, another one may have taken its place, as when it was restored
+// from a backup: then the bytes decide.
+func (e *engine) leftMiddle(
+	ctx context.Context, img *image, i *vault.Image, c *vault.Candidate,
+) (bool, error) {
+	switch {
+	case !c.State.Unfinished(), isCopy(c, i):
+		return false, nil
+	case c.Match != vault.MatchName, c.UndoPath == "", c.State == vault.Partial:
+		return true, nil
+	}
+	u, err := e.v.OpenUndo(ctx, c.UndoPath)
+	if err != nil {
+		return false, err
+	}
+	defer u.Close()
+	ch, err := e.newChange(ctx, img, u)
+	if err == nil {
+		err = ch.survey(ctx, wantEither)
+	}
+	if errors.Is(err, ErrChanged) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Finished returns ErrUnfinished where an earlier change left an image in the middle, so that Apply
+// would refuse it. It opens the image for reading only and takes no lock; its other errors are those
+// of opening and reading.
+func Finished(ctx context.Context, image string, o Options) error {
+	e, err := newEngine(ctx, o)
+	if err != nil {
+		return err
+	}
+	if image, err = e.disk.RealPath(image); err != nil {
+		return err
+	}
+	img, err := e.look(image)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	return e.finished(ctx, img, "")
 }

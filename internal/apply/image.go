@@ -37,6 +37,9 @@ func newEngine(ctx context.Context, o Options) (*engine, error) {
 		o.Progress = func(string, int64, int64) {}
 	}
 	o.Progress = seldom(o.Progress)
+	if o.Looked == nil {
+		o.Looked = func(Place) {}
+	}
 	e := &engine{o: o, disk: &patient{Disk: o.Disk, ctx: ctx, grace: o.Patience}}
 	var journals []string
 	if o.JournalDir != "" {
@@ -98,6 +101,23 @@ func (e *engine) open(path string) (*image, error) {
 	}
 	return &image{path: path, f: f}, nil
 }
+
+// look opens an image for reading only, and takes no lock.
+func (e *engine) look(path string) (*image, error) {
+	f, err := e.disk.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &image{path: path, f: onlyRead{f}}, nil
+}
+
+// onlyRead is an image that is only looked at.
+type onlyRead struct{ diskio.Readable }
+
+func (onlyRead) WriteAt([]byte, int64) (int, error) { return 0, errors.ErrUnsupported }
+func (onlyRead) Truncate(int64) error               { return errors.ErrUnsupported }
+func (onlyRead) Sync() error                        { return errors.ErrUnsupported }
+func (onlyRead) DropCache() error                   { return nil }
 
 // locksSeen returns diskio.ErrNoLocks where the locks of a file are kept by this host alone: then
 // they say nothing of machines on other hosts.

@@ -120,7 +120,11 @@ func (c *change) failed(ctx context.Context, cause error) (*vault.Receipt, error
 	if err := c.takeBack(ctx, vault.RolledBack); err != nil {
 		return nil, c.interrupted(fmt.Errorf("%w; and then: %w", cause, err))
 	}
-	r, err := c.record(cause.Error())
+	why := cause.Error()
+	if ctx.Err() != nil {
+		why = "it was interrupted"
+	}
+	r, err := c.record(why)
 	if err != nil {
 		return r, fmt.Errorf("%w; and then: %w", cause, err)
 	}
@@ -131,7 +135,7 @@ func (c *change) failed(ctx context.Context, cause error) (*vault.Receipt, error
 // the one whose receipt id names. image may be "" where id is not, and is then the path in the
 // receipt; id may be "" where image is not. An image that was changed since is a *ChangedError. A
 // change that was undone before is nothing to do. The errors are ErrNothing, ErrUnfinished,
-// ErrChanged, ErrInterrupted, vault.ErrNotFound, and those named at ErrEmpty.
+// ErrChanged, ErrLater, ErrInterrupted, vault.ErrNotFound, and those named at ErrEmpty.
 func Undo(ctx context.Context, image, id string, o Options) (*vault.Receipt, error) {
 	e, err := newEngine(ctx, o)
 	if err != nil {
@@ -171,13 +175,22 @@ func (e *engine) undoOne(
 ) (*vault.Receipt, error) {
 	var undone *vault.Receipt
 	var errs, since []error
+	var later, known *vault.Candidate
 	for _, c := range all {
 		if id != "" && c.ID != id {
+			if c.State == vault.Committed && c.Match == vault.MatchFile && later == nil && known == nil {
+				later = c
+			}
 			continue
+		}
+		if known == nil && !isCopy(c, i) {
+			known = c
 		}
 		switch c.State {
 		case vault.Applying, vault.Undoing:
-			return nil, fmt.Errorf("%w: undo file %s (%s)", ErrUnfinished, c.UndoPath, c.State)
+			if left, err := e.leftMiddle(ctx, img, i, c); err != nil || left {
+				return nil, errors.Join(err, unfinished(c))
+			}
 		case vault.Undone:
 			if undone != nil {
 				continue
@@ -200,6 +213,9 @@ func (e *engine) undoOne(
 			}
 		case vault.Committed:
 			r, err := e.undo(ctx, img, i, c)
+			if errors.Is(err, ErrChanged) && later != nil {
+				return nil, &LaterError{img.path, later.ID, later.Receipt.Created, c.ID}
+			}
 			if !errors.Is(err, ErrChanged) {
 				return r, err
 			}
@@ -216,10 +232,25 @@ func (e *engine) undoOne(
 		return undone, nil
 	case len(errs)+len(since) > 0:
 		return nil, errors.Join(append(errs, since...)...)
-	case id != "":
-		return nil, fmt.Errorf("%w in %s: no change %s is known of it", ErrNothing, img.path, id)
 	}
-	return nil, fmt.Errorf("%w in %s: no change of it is known", ErrNothing, img.path)
+	return nil, nothing(img.path, id, known)
+}
+
+// nothing is ErrNothing with what is known all the same, if anything is: the newest change.
+func nothing(path, id string, known *vault.Candidate) error {
+	switch {
+	case known == nil && id != "":
+		return fmt.Errorf("%w in %s: no change %s is known of it", ErrNothing, path, id)
+	case known == nil:
+		return fmt.Errorf("%w in %s: no change of it is known", ErrNothing, path)
+	case known.State == vault.RolledBack:
+		return fmt.Errorf("%w in %s: its change %s was rolled back, and is not in force", ErrNothing, path,
+			known.ID)
+	case known.State == vault.Prepared || known.State == vault.Partial:
+		return fmt.Errorf("%w in %s: its change was prepared and never begun (undo file %s)", ErrNothing,
+			path, known.UndoPath)
+	}
+	return fmt.Errorf("%w in %s: no change of it is in force", ErrNothing, path)
 }
 
 // stillUndone holds an image against the bytes that an undo gave it. Without the undo file they are

@@ -129,6 +129,14 @@ func (o *changeOptions) style(s *stdio) render.Style {
 	return render.Style{Width: s.width, Color: s.colour, All: o.all}
 }
 
+// operand is the name of a file as a word of a command line, and never a flag.
+func operand(name string) string {
+	if strings.HasPrefix(name, "-") {
+		name = "./" + name
+	}
+	return render.Word(name)
+}
+
 // commands gives the command lines that take back what was done to an image, or say that its data
 // was put right.
 func (o *changeOptions) commands(image, id string) render.Commands {
@@ -140,8 +148,8 @@ func (o *changeOptions) commands(image, id string) render.Commands {
 	if o.journal != "" {
 		undo += " --journal " + render.Word(o.journal)
 	}
-	return render.Commands{Undo: undo + flags + " " + render.Word(image),
-		Resolve: "shisa repair" + flags + " --resolved " + id + " " + render.Word(image)}
+	return render.Commands{Undo: undo + flags + " " + operand(image),
+		Resolve: "shisa repair" + flags + " --resolved " + id + " " + operand(image)}
 }
 
 // verifier examines an image after a change.
@@ -188,23 +196,23 @@ func unused(ctx context.Context, image string, timeout time.Duration) error {
 // changeError gives an error of a change its status and hint. name is what the user calls the
 // image.
 func changeError(ctx context.Context, err error, name string) error {
-	var room *apply.RoomError
 	hint := func(text string) error { return finding.WithHint(oneLine{err}, text) }
 	refused := func(text string) error { return withStatus(finding.StatusRefused, hint(text)) }
+	var later *apply.LaterError
 	switch {
 	case err == nil, errors.As(err, new(*statusError)):
 		return err
 	case errors.Is(err, apply.ErrInterrupted):
-		return withStatus(finding.StatusHalfDone, hint("shisa recover "+render.Word(name)))
+		return withStatus(finding.StatusHalfDone, hint("shisa recover "+operand(name)))
 	case errors.Is(err, apply.ErrRolledBack) && ctx.Err() != nil:
 		return withStatus(finding.StatusInterrupted, errors.New("interrupted; the image is as it was"))
 	case errors.Is(err, apply.ErrRolledBack):
 		return withStatus(finding.StatusHalfDone, hint("nothing is left in the middle; shisa recover "+
-			render.Word(name)+" confirms that"))
+			operand(name)+" confirms that"))
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return err
+		return withStatus(finding.StatusInterrupted, errors.New("interrupted; the image was not touched"))
 	case errors.Is(err, apply.ErrUnfinished):
-		return refused("shisa recover " + render.Word(name))
+		return refused("shisa recover " + operand(name))
 	case errors.Is(err, diskio.ErrNoLocks):
 		return refused("if nobody else uses it, on no host: --accept-risk=no-locks:" + render.Word(name))
 	case errors.Is(err, diskio.ErrInUse):
@@ -214,14 +222,11 @@ func changeError(ctx context.Context, err error, name string) error {
 		}
 		return refused("stop the machine or program that uses it, and try again")
 	case errors.Is(err, apply.ErrUsed):
-		return refused("a plan is carried out once; make a new one: shisa repair " + render.Word(name))
+		return refused("a plan is carried out once; make a new one: shisa repair " + operand(name))
+	case errors.As(err, &later):
+		return refused("undo the later one first: shisa undo --receipt " + later.ID + " " + operand(name))
 	case errors.Is(err, apply.ErrChanged):
 		return withStatus(finding.StatusRefused, oneLine{err})
-	case errors.As(err, &room):
-		return hint("make room, or keep the undo file elsewhere with --journal DIR")
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		return hint("run it as one who may write there; where the image's directory must not " +
-			"be written, --journal DIR keeps the undo file elsewhere, and --state DIR the receipt")
 	case errors.Is(err, plan.ErrNewer), errors.Is(err, vault.ErrNewer):
 		return hint("use the version of shisa that made it, or a newer one")
 	case errors.Is(err, plan.ErrEdited):
@@ -229,7 +234,35 @@ func changeError(ctx context.Context, err error, name string) error {
 	case errors.Is(err, plan.ErrNotPlan):
 		return hint("make a new plan: shisa repair --out FILE IMAGE")
 	}
+	if text := storageHint(err); text != "" {
+		return hint(text)
+	}
 	return oneLine{err}
+}
+
+// storageHint says what to do where a change could not begin for want of room or of a right, "" where
+// that is not why.
+func storageHint(err error) string {
+	var at *fs.PathError
+	errors.As(err, &at)
+	switch full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT); {
+	case errors.Is(err, apply.ErrNoRoom):
+		return "make room, or keep the undo file elsewhere with --journal DIR"
+	case full && errors.Is(err, vault.ErrReceipt):
+		return "nothing was changed; make room, or keep receipts elsewhere with --state DIR"
+	case full:
+		return "nothing was changed; make room, or keep the undo file elsewhere with --journal DIR"
+	case errors.Is(err, syscall.EROFS) && !errors.Is(err, vault.ErrReceipt) && at != nil:
+		return at.Path + " lies on storage that is mounted read-only, or that the kernel made so after an " +
+			"error; look at the kernel's messages, and mount it for writing"
+	case !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS):
+		return ""
+	case errors.Is(err, vault.ErrReceipt):
+		return "keep receipts elsewhere with --state DIR, or run it as one who may write there"
+	case at != nil && at.Op == "create":
+		return "keep the undo file elsewhere with --journal DIR, or run it as one who may write there"
+	}
+	return "run it as root, or as one who may write to the image"
 }
 
 // oneLine is an error that may be several, on one line.
@@ -283,7 +316,7 @@ func (o *changeOptions) carryOut(
 	bar.Done()
 	if err != nil {
 		if errors.Is(err, apply.ErrChanged) {
-			err = finding.WithHint(err, "make a new plan: shisa repair "+render.Word(name))
+			err = finding.WithHint(err, "make a new plan: shisa repair "+operand(name))
 		}
 		err = changeError(ctx, err, name)
 		if r == nil {

@@ -40,7 +40,7 @@ func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*pl
 	if err := unused(ctx, real, o.readTimeout); err != nil {
 		return nil, err
 	}
-	known, err := earlier(ctx, o.state, real)
+	known, err := o.earlier(ctx, real)
 	if err != nil {
 		return nil, changeError(ctx, err, name)
 	}
@@ -193,26 +193,25 @@ type before struct {
 
 // earlier looks for what earlier changes left behind in an image. One that was left in the middle
 // is apply.ErrUnfinished.
-func earlier(ctx context.Context, state, image string) (*before, error) {
+func (o *changeOptions) earlier(ctx context.Context, image string) (*before, error) {
 	var opts check.Options
-	if err := remember(ctx, state, &opts); err != nil {
+	if err := remember(ctx, o.state, &opts); err != nil {
 		return nil, err
 	}
 	found, err := opts.Remembered(ctx, image, false)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	b := &before{blind: opts.NotSeen}
+	b := &before{findings: found, blind: opts.NotSeen}
 	if err != nil {
 		b.blind = append(b.blind, finding.Blind{Object: image, What: "what earlier changes left",
 			Reason: err.Error(),
 			Host:   []finding.Range{}, Guest: []finding.Range{}})
 	}
-	for _, f := range found {
-		if f.Code == finding.QC26.Code && f.Certainty != finding.Possible {
-			return nil, fmt.Errorf("%s: %w: %s", image, apply.ErrUnfinished, f.Summary)
-		}
-		b.findings = append(b.findings, f)
+	err = apply.Finished(ctx, image,
+		apply.Options{StateDir: stateDirOrNone(o.state), JournalDir: o.journal})
+	if errors.Is(err, apply.ErrUnfinished) {
+		return nil, fmt.Errorf("%s: %w", image, err)
 	}
-	return b, nil
+	return b, ctx.Err() // what else could not be looked at is among the blind
 }

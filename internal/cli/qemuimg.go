@@ -84,7 +84,7 @@ func (q *qemuRepairer) Plan(ctx context.Context, j qemuimg.RepairJob) (*plan.Pla
 	if err != nil {
 		return nil, err
 	}
-	known, err := earlier(ctx, "", path)
+	known, err := new(changeOptions).earlier(ctx, path)
 	if err != nil {
 		return nil, changeError(ctx, err, j.Path)
 	}

@@ -114,7 +114,7 @@ func newFileError(name string, err error) error {
 		return finding.WithHint(err, "name a file on storage that has room for a copy")
 	case errors.Is(err, apply.ErrInterrupted):
 		return withStatus(finding.StatusHalfDone, finding.WithHint(err,
-			"the image was not touched; remove "+render.Word(name)+" when the storage answers again"))
+			"the image was not touched; remove "+operand(name)+" when the storage answers again"))
 	}
 	return fmt.Errorf("make %s: %w", name, err)
 }
@@ -148,7 +148,7 @@ func runRebuild(ctx context.Context, o repairOptions, image string, s *stdio) er
 		}
 		doc.Made = true
 		statuses = headerStatuses(p)
-		next = "shisa repair " + render.Word(o.rebuild.newFile)
+		next = "shisa repair " + operand(o.rebuild.newFile)
 	}
 	doc.Status = finding.OrderStatus(statuses...)
 	if o.json {

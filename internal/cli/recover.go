@@ -56,10 +56,12 @@ told of.`,
 func runRecover(
 	ctx context.Context, o recoverOptions, risks []risk, paths []string, s *stdio,
 ) error {
-	if len(paths) == 0 {
+	host := len(paths) == 0
+	if host {
 		paths = []string{""}
 	}
-	doc := &render.RecoverDocument{Changes: []render.Recovered{}, Errors: []string{}}
+	doc := &render.RecoverDocument{Changes: []render.Recovered{}, LookedAt: []render.LookedAt{},
+		Errors: []string{}}
 	statuses := []int{}
 	var first error // why nothing could be done at a path
 	seen := map[string]bool{}
@@ -70,6 +72,7 @@ func runRecover(
 			return err
 		}
 		opts.Forward = o.forward
+		opts.Looked = func(p apply.Place) { lookedAt(doc, p) }
 		opts.VerifyOf = func(r *vault.Receipt) verifier {
 			return verify(r.Image(), &plan.Plan{After: r.After, SizeAfterBytes: r.SizeAfterBytes}, bar)
 		}
@@ -77,7 +80,8 @@ func runRecover(
 		bar.Done()
 		statuses = append(statuses, o.outcomes(ctx, doc, all, seen)...)
 		if ctx.Err() != nil {
-			return o.endRecover(doc, append(statuses, finding.StatusInterrupted), s, ctx.Err())
+			return o.endRecover(doc, append(statuses, finding.StatusInterrupted), host, s,
+				errors.New("interrupted; what is listed as recovered is, for the rest run it again"))
 		}
 		if err = beyondOutcomes(err, all); err != nil {
 			if first == nil {
@@ -90,7 +94,7 @@ func runRecover(
 	if len(doc.Changes) == 0 && first != nil {
 		return first
 	}
-	return o.endRecover(doc, statuses, s, first)
+	return o.endRecover(doc, statuses, host, s, first)
 }
 
 // outcomes adds what was done to the document, each change once, and gives the statuses.
@@ -113,7 +117,7 @@ func (o *recoverOptions) outcomes(
 					why = err
 				}
 			}
-			r.Error = oneLine{why}.Error()
+			r.Error, r.Next = oneLine{why}.Error(), o.openNext(out)
 			statuses = append(statuses, finding.StatusHalfDone)
 			switch {
 			case errors.Is(out.Err, diskio.ErrInUse), errors.Is(out.Err, diskio.ErrNoLocks),
@@ -124,6 +128,41 @@ func (o *recoverOptions) outcomes(
 		doc.Changes = append(doc.Changes, r)
 	}
 	return statuses
+}
+
+// lookedAt notes a place, once.
+func lookedAt(doc *render.RecoverDocument, p apply.Place) {
+	for i := range doc.LookedAt {
+		if at := &doc.LookedAt[i]; at.Path == p.Path {
+			at.Receipts, at.UndoFiles = max(at.Receipts, p.Receipts), max(at.UndoFiles, p.UndoFiles)
+			return
+		}
+	}
+	doc.LookedAt = append(doc.LookedAt,
+		render.LookedAt{Path: p.Path, Receipts: p.Receipts, UndoFiles: p.UndoFiles})
+}
+
+// openNext says what to do about a change that is still open.
+func (o *recoverOptions) openNext(out apply.Outcome) string {
+	again := "shisa recover " + operand(out.Image)
+	if out.Image == "" {
+		again = "shisa recover IMAGE"
+	}
+	switch {
+	case errors.Is(out.Err, diskio.ErrInUse):
+		return "stop the machine or program that uses it, then: " + again
+	case errors.Is(out.Err, diskio.ErrNoLocks):
+		return "if nobody else uses it, on no host: shisa recover --accept-risk=no-locks:" +
+			render.Word(out.Image) + " " + operand(out.Image)
+	case errors.Is(out.Err, apply.ErrChanged):
+		return "the file was written to since, or replaced; doc/repair.md, \"When a recovery is refused\", " +
+			"says how to go on"
+	case errors.Is(out.Err, vault.ErrDamaged), errors.Is(out.Err, fs.ErrNotExist):
+		return "look for the undo file, or a copy of it, and put it back in its place; then: " + again
+	case errors.Is(out.Err, fs.ErrPermission):
+		return "run it as root, or as one who may write there: " + again
+	}
+	return "when the storage answers again: " + again
 }
 
 // beyondOutcomes gives what of a joined error the outcomes do not tell.
@@ -151,14 +190,14 @@ func recoverError(err error, path string) error {
 
 // endRecover shows the document and gives the error to end with.
 func (o *recoverOptions) endRecover(
-	doc *render.RecoverDocument, statuses []int, s *stdio, why error,
+	doc *render.RecoverDocument, statuses []int, host bool, s *stdio, why error,
 ) error {
 	doc.Status = finding.OrderStatus(statuses...)
 	var err error
 	if o.json {
 		err = render.JSON(s.out, render.RecoverSchema, doc)
 	} else {
-		err = render.Recover(s.out, doc, o.style(s))
+		err = render.Recover(s.out, doc, host, o.style(s))
 	}
 	switch {
 	case err != nil:

@@ -20,11 +20,7 @@ const maxRecalled = 8
 // the user named, "" for the usual one. Where there is no such directory nothing was changed from
 // here, but undo files beside images are looked at all the same.
 func remember(ctx context.Context, state string, opts *check.Options) error {
-	dir, err := stateDir(state)
-	if err != nil {
-		dir = "/nonexistent" // a user without a home has no receipts
-	}
-	v, err := vault.New(vault.Options{StateDir: dir})
+	v, err := vault.New(vault.Options{StateDir: stateDirOrNone(state)})
 	if err != nil {
 		return err
 	}
@@ -41,6 +37,15 @@ func remember(ctx context.Context, state string, opts *check.Options) error {
 		return recall(ctx, m, path, inUse)
 	}
 	return nil
+}
+
+// stateDirOrNone is stateDir for who only looks: a user without a home has no receipts.
+func stateDirOrNone(named string) string {
+	dir, err := stateDir(named)
+	if err != nil {
+		return "/nonexistent"
+	}
+	return dir
 }
 
 // recall gives what is remembered of one image.
@@ -79,16 +84,17 @@ func certaintyOf(m vault.Match) finding.Certainty {
 
 // unfinished tells of a change that was left in the middle.
 func unfinished(path string, c *vault.Candidate, inUse bool) finding.Finding {
-	text := fmt.Sprintf("a change of %s was begun and not finished",
-		c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
+	if c.State == vault.Partial {
+		return neverMade(path, c)
+	}
+	text := "a change of %s was begun and not finished"
 	switch c.State {
 	case vault.Prepared:
-		text = fmt.Sprintf("a change of %s was prepared and not begun",
-			c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
+		text = "a change of %s was prepared and not begun"
 	case vault.Undoing:
-		text = fmt.Sprintf("the change of %s was being undone, and that is not finished",
-			c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
+		text = "the change of %s was being undone, and that is not finished"
 	}
+	text = fmt.Sprintf(text, c.Receipt.Created.Format("2006-01-02 15:04:05 UTC"))
 	f := finding.New(finding.QC26, path, certaintyOf(c.Match), string(c.State), text)
 	f.Evidence = []finding.Evidence{{Source: "undo file " + c.UndoPath, Offset: -1,
 		Value: string(c.State),
@@ -106,6 +112,17 @@ func unfinished(path string, c *vault.Candidate, inUse bool) finding.Finding {
 	case c.State == vault.Prepared:
 		f.Severity = finding.Warning
 	}
+	return f
+}
+
+// neverMade tells of an undo file that was never finished. The image was not touched then.
+func neverMade(path string, c *vault.Candidate) finding.Finding {
+	f := finding.New(finding.QC26, path, certaintyOf(c.Match), string(c.State),
+		"the undo file of a change was never finished, so that change was never begun")
+	f.Severity = finding.Note
+	f.Evidence = []finding.Evidence{{Source: "undo file " + c.UndoPath, Offset: -1,
+		Value: string(c.State), Text: "the image was not touched"}}
+	f.Next = "shisa recover removes it; nothing is mended before"
 	return f
 }
 

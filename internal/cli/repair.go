@@ -92,6 +92,11 @@ not. An image that a program uses is refused.`,
 			return runRepair(c.Context(), o, risks, args[0], s)
 		},
 	}
+	o.flags(c)
+	return c
+}
+
+func (o *repairOptions) flags(c *cobra.Command) {
 	f := o.changeOptions.flags(c)
 	f.BoolVar(&o.apply, "apply", false, "carry the plan out at once")
 	f.StringVar(&o.out, "out", "", "save the plan in `FILE`, which must not exist yet; it holds "+
@@ -132,7 +137,6 @@ not. An image that a program uses is refused.`,
 		c.MarkFlagsMutuallyExclusive("leaks", other)
 	}
 	o.completions(c)
-	return c
 }
 
 func (o *repairOptions) completions(c *cobra.Command) {
@@ -290,10 +294,7 @@ func applyLine(c *cobra.Command, out, image string) string {
 			words = append(words, word)
 		}
 	})
-	if strings.HasPrefix(last, "-") {
-		last = "./" + last
-	}
-	return strings.Join(append(words, render.Word(last)), " ")
+	return strings.Join(append(words, operand(last)), " ")
 }
 
 // runRepair makes a plan, and shows it, saves it or carries it out.

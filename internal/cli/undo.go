@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,11 +77,14 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 	r, err := apply.Undo(ctx, image, id, opts)
 	bar.Done()
 	if err != nil {
-		o.listCandidates(ctx, v, image, err, s)
+		known := o.listCandidates(ctx, v, image, err, s)
 		switch {
 		case errors.Is(err, apply.ErrChanged):
 			err = finding.WithHint(err, "what was written since would be lost; the repair stays in place")
-		case errors.Is(err, apply.ErrNothing):
+		case !errors.Is(err, apply.ErrNothing):
+		case slices.ContainsFunc(known, func(c *vault.Candidate) bool { return c.State.Unfinished() }):
+			err = finding.WithHint(oneLine{err}, "shisa recover "+operand(name))
+		case len(known) == 0:
 			err = finding.WithHint(oneLine{err},
 				"undo files elsewhere are found with --journal, receipts with --state")
 		}
@@ -149,12 +153,13 @@ func (o *undoOptions) whichChange(
 	return image, id, nil
 }
 
-// listCandidates tells which changes of an image are known, where none could be taken back.
+// listCandidates tells which changes of an image are known, where none could be taken back, and gives
+// them.
 func (o *changeOptions) listCandidates(
 	ctx context.Context, v *vault.Vault, image string, why error, s *stdio,
-) {
+) []*vault.Candidate {
 	if !errors.Is(why, apply.ErrNothing) && !errors.Is(why, apply.ErrChanged) {
-		return
+		return nil
 	}
 	all, err := v.Find(ctx, image)
 	if err != nil {
@@ -180,4 +185,5 @@ func (o *changeOptions) listCandidates(
 				c.State, c.Match, where)
 		}
 	}
+	return all
 }

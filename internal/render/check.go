@@ -159,29 +159,40 @@ func InUse(u check.Use) string { return inUse(u) }
 
 // inUse tells who uses an image, "" where nobody does.
 func inUse(u check.Use) string {
-	who := []string{}
+	var who, readers []string
 	for _, h := range u.Holders {
 		s := fmt.Sprintf("%s (pid %d)", cmp.Or(program(h), "a process"), h.PID)
 		if h.Name != "" {
 			s = "machine " + Text(h.Name) + ", " + s
 		}
-		if !h.Writing && u.State == check.UseWrite {
-			s += ", reading only"
+		if h.Writing || u.State != check.UseWrite {
+			who = append(who, s)
+		} else {
+			readers = append(readers, s)
 		}
-		who = append(who, s)
 	}
 	by := ""
 	if len(who) > 0 {
-		by = " by " + strings.Join(who, "; ")
+		by = " by " + strings.Join(who, " and ")
+	}
+	writes, reads := "writes", "reads"
+	if len(who) > 1 {
+		writes = "write"
+	}
+	if len(readers) > 1 {
+		reads = "read"
 	}
 	text := ""
 	switch u.State {
 	case check.UseRead:
 		text = "in use" + by + ", not for writing"
 	case check.UseWrite:
-		text = "in use" + by + ", which writes to it"
+		text = "in use" + by + ", which " + writes + " to it"
 		if by == "" {
 			text = "in use: a program writes to it"
+		}
+		if len(readers) > 0 {
+			text += "; " + strings.Join(readers, " and ") + " " + reads + " it"
 		}
 	case check.UseUnknown:
 		text = "whether it is in use could not be told"

@@ -40,7 +40,12 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 		word, color = "CANNOT TELL", magenta
 	}
 	o.line(o.paint(color, word), "  ", o.paint(bold, Name(d.NewFile)))
-	o.prose("  ", "a copy of "+Name(d.Image)+" with a new header; the image itself is not touched")
+	if d.Made {
+		o.prose("  ", "a copy of "+Name(d.Image)+" with a new header; the image itself was not touched")
+	} else {
+		o.prose("  ", "would be a copy of "+Name(d.Image)+" with a new header, and was not made; the image "+
+			"itself is never touched")
+	}
 	if d.Counts != nil {
 		o.prose("  ", "behind this header a check finds: "+strings.Join(counts(d.Counts), ", "))
 	}

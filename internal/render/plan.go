@@ -71,10 +71,10 @@ func (o *out) planHead(p *plan.Plan, name string) {
 		return
 	}
 	o.line(o.paint(yellow, "PLAN"), "  ", o.paint(bold, Name(name)))
-	what := fmt.Sprintf("%s; %s in %s", Count(int64(len(p.Steps)), "step", "steps"),
-		Bytes(p.BytesWritten())+" to write", Count(int64(len(p.Writes)), "place", "places"))
+	what := fmt.Sprintf("%s: %s in %s", Count(int64(len(p.Steps)), "step", "steps"),
+		"write "+Bytes(p.BytesWritten()), Count(int64(len(p.Writes)), "place", "places"))
 	if n := p.GrowsBy(); n > 0 {
-		what += "; the file becomes " + Bytes(n) + " longer"
+		what += ", and make the file " + Bytes(n) + " longer"
 	}
 	o.prose("  ", what)
 	o.prose("  now         ", tallies(p.Before))
@@ -95,18 +95,18 @@ func (o *out) steps(steps []plan.Step, indent string, proofs bool) {
 			o.prose(indent, "... and "+more+" (--all lists them)")
 			return
 		}
-		head := fmt.Sprintf("%d. %s %s: %s", i+1, Text(st.Code), o.paint(dim, Text(st.Name)),
-			Text(st.Action))
+		number := fmt.Sprintf("%d. ", i+1)
+		in := indent + strings.Repeat(" ", len(number))
+		o.prose(indent+number, sentence(st.Summary))
+		what := Text(st.Code) + " " + o.paint(dim, Text(st.Name))
 		if st.Count > 1 {
-			head += fmt.Sprintf(", %d times", st.Count)
+			what += " in " + Count(st.Count, "place", "places")
 		}
 		sure := Text(string(st.Certainty))
 		if st.Certainty != finding.Sure {
 			sure = o.paint(yellow, sure)
 		}
-		o.line(indent, head, ", ", sure)
-		in := indent + "   "
-		o.prose(in, sentence(st.Summary))
+		o.line(label(in, "mends"), what, ", ", sure)
 		if len(st.Guest) > 0 {
 			o.flow(label(in, "guest"), o.ranges(st.Guest, st.GuestCut), ", ")
 		}

@@ -6,6 +6,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -91,8 +92,18 @@ const RecoverSchema = "shisa.recover/1"
 type RecoverDocument struct {
 	Status  []int       `json:"status"`
 	Changes []Recovered `json:"changes"`
+	// LookedAt says where changes were looked for.
+	LookedAt []LookedAt `json:"looked_at"`
 	// Errors say what could not be looked at beside those changes.
 	Errors []string `json:"errors"`
+}
+
+// LookedAt is a directory or image that shisa recover looked at.
+type LookedAt struct {
+	Path string `json:"path"`
+	// Receipts and UndoFiles count what lies there, or is known of the image.
+	Receipts  int `json:"receipts"`
+	UndoFiles int `json:"undo_files"`
 }
 
 // Recovered is one change that shisa recover looked at.
@@ -103,10 +114,12 @@ type Recovered struct {
 	// Did is what was done: "nothing", "removed", "rolled_back", "committed", "undone" or "failed".
 	Did   string `json:"did"`
 	Error string `json:"error"` // why it is still open
+	Next  string `json:"next"`  // what to do about that
 }
 
-// Recover writes for people what shisa recover did.
-func Recover(w io.Writer, d *RecoverDocument, s Style) error {
+// Recover writes for people what shisa recover did. host says that no path was named: then only
+// what the state directory knows of was looked at.
+func Recover(w io.Writer, d *RecoverDocument, host bool, s Style) error {
 	o := newOut(w, s)
 	open, done := 0, 0
 	for _, c := range d.Changes {
@@ -139,6 +152,9 @@ func Recover(w io.Writer, d *RecoverDocument, s Style) error {
 		if c.Did != "removed" && c.UndoPath != "" && of != c.UndoPath {
 			o.prose("  ", "undo file "+Name(c.UndoPath))
 		}
+		if c.Next != "" {
+			o.prose("  next: ", Text(c.Next))
+		}
 	}
 	switch {
 	case open > 0:
@@ -151,5 +167,27 @@ func Recover(w io.Writer, d *RecoverDocument, s Style) error {
 		}
 		o.line(text)
 	}
+	o.searched(d.LookedAt, host)
 	return o.flush()
+}
+
+// searched tells where changes were looked for, and where others may be.
+func (o *out) searched(places []LookedAt, host bool) {
+	for _, p := range places {
+		var found []string
+		if p.Receipts > 0 {
+			found = append(found, Count(int64(p.Receipts), "receipt", "receipts"))
+		}
+		if p.UndoFiles > 0 {
+			found = append(found, Count(int64(p.UndoFiles), "undo file", "undo files"))
+		}
+		if len(found) == 0 {
+			found = []string{"no receipt and no undo file"}
+		}
+		o.prose("looked at: ", Name(p.Path)+", "+strings.Join(found, " and "))
+	}
+	if host {
+		o.prose("", "Changes that were made on another host, or cut off before their receipt was written, are "+
+			"found by their image: shisa recover IMAGE")
+	}
 }

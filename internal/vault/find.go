@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -145,8 +144,8 @@ func (v *Vault) FindOf(ctx context.Context, i *Image) ([]*Candidate, error) {
 	var paths []string
 	for n, dir := range append([]string{filepath.Dir(i.Path), v.receipts}, v.journals...) {
 		got, err := v.disk.List(ctx, dir, false, isUndo)
-		if n == 1 && errors.Is(err, fs.ErrNotExist) {
-			err = nil
+		if n == 1 {
+			err = nil // reading the receipts will tell
 		}
 		errs, paths = append(errs, err), append(paths, got...)
 	}

@@ -8,8 +8,11 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
 )
 
 // Memory knows what changes left behind in images: those that were cut off in the middle, and guest
@@ -26,7 +29,16 @@ type Memory struct {
 // listed are the undo files of a directory.
 type listed struct {
 	paths []string
-	err   error
+	// open are those that tell of an unfinished change, or of guest data that is wrong: their image
+	// may have another name by now.
+	open []openUndo
+	err  error
+}
+
+// openUndo is an undo file and what tells the file apart that it was made for.
+type openUndo struct {
+	path  string
+	image diskio.Identity
 }
 
 // Memory reads the receipts once, to be asked about many images. Receipts that cannot be read are
@@ -56,13 +68,18 @@ func (m *Memory) Of(ctx context.Context, image string) ([]*Candidate, error) {
 	if err != nil {
 		return nil, err
 	}
-	beside, err := m.beside(ctx, real)
-	if len(beside)+len(m.receipts) == 0 {
+	beside, others, err := m.inDir(ctx, real)
+	if len(beside)+len(others)+len(m.receipts) == 0 {
 		return nil, err
 	}
 	i, err2 := m.v.Look(real)
 	if err2 != nil {
 		return nil, errors.Join(err, err2)
+	}
+	for _, o := range others {
+		if o.image.Same(i.Identity) && !slices.Contains(beside, o.path) {
+			beside = append(beside, o.path)
+		}
 	}
 	var found []*Candidate
 	seen := map[string]bool{}
@@ -72,9 +89,8 @@ func (m *Memory) Of(ctx context.Context, image string) ([]*Candidate, error) {
 			continue
 		}
 		seen[c.ID] = true
-		unfinished := c.State.Unfinished() && c.State != Partial
 		hurt := c.Err == nil && c.State == Committed && c.Match != MatchName && c.Receipt.hurts()
-		if c.Err != nil || unfinished || hurt {
+		if c.Err != nil || c.State.Unfinished() || hurt {
 			found = append(found, c)
 		}
 	}
@@ -114,17 +130,15 @@ func (m *Memory) fromReceipt(ctx context.Context, r *Receipt, match Match) *Cand
 	return c
 }
 
-// beside lists the undo files that are named after an image, in its directory.
-func (m *Memory) beside(ctx context.Context, image string) ([]string, error) {
+// inDir lists the undo files in the directory of an image: those that are named after it, and those
+// that may be of it all the same.
+func (m *Memory) inDir(ctx context.Context, image string) ([]string, []openUndo, error) {
 	dir := filepath.Dir(image)
 	m.mu.Lock()
 	l, ok := m.dirs[dir]
 	m.mu.Unlock()
 	if !ok {
-		l.paths, l.err = m.v.disk.List(ctx, dir, false, func(name string) bool {
-			_, ok := IsUndoName(name)
-			return ok
-		})
+		l = m.list(ctx, dir)
 		if ctx.Err() == nil {
 			m.mu.Lock()
 			m.dirs[dir] = l
@@ -132,7 +146,7 @@ func (m *Memory) beside(ctx context.Context, image string) ([]string, error) {
 		}
 	}
 	if errors.Is(l.err, fs.ErrPermission) {
-		return m.probe(image), nil
+		return m.probe(image), nil, nil
 	}
 	var paths []string
 	for _, p := range l.paths {
@@ -140,7 +154,22 @@ func (m *Memory) beside(ctx context.Context, image string) ([]string, error) {
 			paths = append(paths, p)
 		}
 	}
-	return paths, l.err
+	return paths, l.open, l.err
+}
+
+func (m *Memory) list(ctx context.Context, dir string) (l listed) {
+	l.paths, l.err = m.v.disk.List(ctx, dir, false, func(name string) bool {
+		_, ok := IsUndoName(name)
+		return ok
+	})
+	for _, path := range l.paths {
+		// What cannot be read is of the image that it is named after.
+		p, err := m.v.Peek(ctx, path)
+		if err == nil && (p.State.Unfinished() || p.Receipt.hurts()) {
+			l.open = append(l.open, openUndo{path, p.Receipt.image()})
+		}
+	}
+	return l
 }
 
 // probe looks for the undo files of an image by their names, where the directory may be used and

@@ -31,6 +31,8 @@ const (
 	// maxReceiptBytes bounds a receipt: its lists come from a plan, where they may be cut.
 	maxReceiptBytes = 256 << 20
 	receiptSuffix   = ".json"
+	// freshSuffix ends the name of a receipt while it is written.
+	freshSuffix = receiptSuffix + ".new"
 )
 
 // Receipt says what a change did to an image, or is about to do.
@@ -142,6 +144,7 @@ func IsID(s string) bool {
 }
 
 func (v *Vault) receiptPath(id string) string { return filepath.Join(v.receipts, id+receiptSuffix) }
+func (v *Vault) freshPath(id string) string   { return filepath.Join(v.receipts, id+freshSuffix) }
 
 // Receipt reads one receipt. The errors are ErrNotFound, ErrDamaged and ErrNewer.
 func (v *Vault) Receipt(id string) (*Receipt, error) {
@@ -234,27 +237,63 @@ func (v *Vault) Receipts(ctx context.Context) ([]*Receipt, error) {
 	return all, errors.Join(errs...)
 }
 
+// CutOff lists the receipts that were being written for the first time when the program was cut off,
+// as far as they are whole and their undo files are there: of changes that were prepared and not
+// begun.
+func (v *Vault) CutOff(ctx context.Context) ([]*Receipt, error) {
+	paths, err := v.disk.List(ctx, v.receipts, false, func(name string) bool {
+		id, ok := strings.CutSuffix(name, freshSuffix)
+		return ok && IsID(id)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var all []*Receipt
+	for _, path := range paths {
+		id := strings.TrimSuffix(filepath.Base(path), freshSuffix)
+		if v.exists(v.receiptPath(id)) || v.atWork(path) != nil {
+			continue // it was to replace that one, or somebody is writing it
+		}
+		if r, err := v.readReceipt(path); err == nil && v.exists(r.Undo()) {
+			all = append(all, r)
+		}
+	}
+	return all, err
+}
+
+// atWork returns diskio.ErrInUse where a program holds the lock of a file that it writes.
+func (v *Vault) atWork(path string) error {
+	f, err := v.disk.OpenForRepair(path)
+	switch {
+	case errors.Is(err, diskio.ErrInUse):
+		return err
+	case err == nil:
+		f.Close() // nothing was written to it
+	}
+	return nil
+}
+
 // Put writes a receipt and returns when it is on the disk. One of the same name is replaced, at
 // once or not at all.
 func (v *Vault) Put(r *Receipt) error {
 	if !IsID(r.ID) {
-		return fmt.Errorf("write the receipt: its name is %.40q", r.ID)
+		return fmt.Errorf("%w: its name is %.40q", ErrReceipt, r.ID)
 	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetIndent("", "  ")
 	if err := e.Encode(r); err != nil {
-		return fmt.Errorf("write the receipt %s: %w", r.ID, err)
+		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
 	if b.Len() > maxReceiptBytes {
-		return fmt.Errorf("write the receipt %s: %d bytes, %d at most", r.ID, b.Len(), maxReceiptBytes)
+		return fmt.Errorf("%w %s: %d bytes, %d at most", ErrReceipt, r.ID, b.Len(), maxReceiptBytes)
 	}
 	if err := v.disk.MakeDir(v.receipts); err != nil {
-		return fmt.Errorf("write the receipt %s: %w", r.ID, err)
+		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
 	path := v.receiptPath(r.ID)
-	if err := v.replace(path, path+".new", b.Bytes()); err != nil {
-		return fmt.Errorf("write the receipt %s: %w", r.ID, err)
+	if err := v.replace(path, v.freshPath(r.ID), b.Bytes()); err != nil {
+		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
 	return nil
 }
@@ -264,12 +303,8 @@ func (v *Vault) replace(path, fresh string, content []byte) error {
 	f, err := v.disk.CreateNew(fresh, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		// Left by a write that was cut off, or another program is at it: then the file is locked.
-		left, err2 := v.disk.OpenForRepair(fresh)
-		if errors.Is(err2, diskio.ErrInUse) {
-			return err2
-		}
-		if err2 == nil {
-			left.Close() // nothing was written to it
+		if err := v.atWork(fresh); err != nil {
+			return err
 		}
 		if err = v.disk.Remove(fresh); err == nil {
 			f, err = v.disk.CreateNew(fresh, 0o600)
@@ -322,16 +357,21 @@ func (v *Vault) Resolve(id string, now time.Time) (*Receipt, error) {
 	return r, v.Put(r)
 }
 
-// matches reports whether the image of a receipt is the file that id and head tell of.
-func (r *Receipt) matches(i *Image) Match {
+// image is what tells the file apart that a change was made to.
+func (r *Receipt) image() diskio.Identity {
 	was := diskio.Identity{Stat: diskio.Stat{ID: diskio.ID{Dev: r.Object.Dev, Ino: r.Object.Ino}}}
 	if r.Born != nil {
 		was.Born = *r.Born
 	}
+	return was
+}
+
+// matches reports whether the image of a receipt is the file that id and head tell of.
+func (r *Receipt) matches(i *Image) Match {
 	before, after := r.Object.SizeBytes == i.Identity.SizeBytes && r.HeadBefore == i.Head,
 		r.SizeAfterBytes == i.Identity.SizeBytes && r.HeadAfter == i.Head
 	switch {
-	case was.Same(i.Identity):
+	case r.image().Same(i.Identity):
 		return MatchFile
 	case i.Head == "":
 		return NoMatch

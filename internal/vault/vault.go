@@ -27,6 +27,8 @@ var (
 	// ErrForeign: an undo file belongs to a user who may not write to the image, so what it says is not
 	// written there.
 	ErrForeign = errors.New("belongs to another user")
+	// ErrReceipt: a receipt could not be written.
+	ErrReceipt = errors.New("write the receipt")
 	// ErrNotFound: there is no receipt of that name.
 	ErrNotFound = errors.New("no receipt of that name")
 )
