@@ -22,9 +22,10 @@ type segment struct {
 
 // leg is a place on a disk, or in another volume.
 type leg struct {
-	vol  *Volume // nil: the disk
-	disk int
-	at   int64
+	vol     *Volume // nil: the disk
+	disk    int
+	at      int64
+	missing string // why there is no such place, of one of several stripes
 }
 
 // span is a part of a segment that is in one piece in each of its legs.
@@ -61,12 +62,14 @@ func (v *Volume) spanAt(off int64) span {
 		n, rest := in/s.chunk, in%s.chunk
 		l := s.legs[n%int64(len(s.legs))]
 		l.at += n/int64(len(s.legs))*s.chunk + rest
-		r.length = min(r.length, s.chunk-rest)
-		r.legs = []leg{l}
+		r.length, r.missing = min(r.length, s.chunk-rest), l.missing
+		if l.missing == "" {
+			r.legs = []leg{l}
+		}
 	default:
 		r.legs = make([]leg, len(s.legs))
 		for i, l := range s.legs {
-			r.legs[i] = leg{l.vol, l.disk, l.at + in}
+			r.legs[i] = leg{vol: l.vol, disk: l.disk, at: l.at + in}
 		}
 	}
 	return r
@@ -206,6 +209,7 @@ func (v *Volume) within(disk int, off, length int64, yield func(off, length int6
 		for n, l := range s.legs {
 			back := func(off, length int64) bool { return s.back(n, off, length, yield) }
 			switch {
+			case l.missing != "":
 			case l.vol != nil:
 				if !l.vol.within(disk, off, length, back) {
 					return false

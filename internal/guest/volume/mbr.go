@@ -113,7 +113,7 @@ func (f *finder) mbr(v *Volume, b []byte, entries [4]MBREntry, sector int64) (*T
 			continue
 		}
 		parts[len(parts)-1].extended = true
-		chain := f.logical(v, t, e, next)
+		chain := f.chain(v, t, e, next)
 		parts, next = append(parts, chain...), next+len(chain)
 	}
 	for i := range parts {
@@ -130,9 +130,9 @@ func mbrPart(number int, e MBREntry, base, sector int64) entry {
 		kind: fmt.Sprintf("0x%02x", e.Type)}
 }
 
-// logical follows the chain in the extended partition all. The third and fourth entries of a link
+// chain follows the chain in the extended partition all. The third and fourth entries of a link
 // count only where they are inside, as in Linux: they may hold garbage.
-func (f *finder) logical(v *Volume, t *Table, all MBREntry, number int) []entry {
+func (f *finder) chain(v *Volume, t *Table, all MBREntry, number int) []entry {
 	var parts []entry
 	seen := map[int64]bool{}
 	broken := func(at int64, text string) []entry {

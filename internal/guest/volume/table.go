@@ -143,7 +143,7 @@ func (v *Volume) oneDisk() int {
 			if l.vol != nil {
 				on = l.vol.Disk
 			}
-			if on < 0 || disk >= 0 && on != disk {
+			if l.missing != "" || on < 0 || disk >= 0 && on != disk {
 				return -1
 			}
 			disk = on

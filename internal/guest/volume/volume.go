@@ -155,6 +155,7 @@ func Find(ctx context.Context, disks []Disk) (*Layout, error) {
 		f.examine(&Volume{Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks, root: true,
 			segments: []segment{{length: size, legs: []leg{{disk: i}}}}})
 	}
+	f.build()
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("look at the volumes of the guest: %w", err)
 	}
@@ -166,6 +167,22 @@ type finder struct {
 	ctx    context.Context
 	layout *Layout
 	read   int64 // bytes so far
+	// members and physical wait to be put together.
+	members   []*member
+	groups    map[string]*lvmGroup // by UUID
+	physicals []*physical
+}
+
+// build puts together arrays and groups of what was found, and what is found in those, until there is
+// no more.
+func (f *finder) build() {
+	for range 2 * maxDepth {
+		if f.arrays() || f.logicals(false) || f.logicals(true) {
+			continue
+		}
+		break
+	}
+	f.loose()
 }
 
 // examine tells what is in v, which is set up but for that, and lists it and its partitions.
@@ -177,7 +194,14 @@ func (f *finder) examine(v *Volume) {
 		f.problem(v, 0, 0, "volume "+v.Name, fmt.Sprintf("it lies in more than %d others: not looked at", maxDepth))
 		return
 	}
+	if f.mdMember(v) {
+		return
+	}
 	found := f.recognise(v, quick)
+	pv, lvm := f.physical(v)
+	if lvm.kind != "" {
+		found = append([]match{lvm}, found...)
+	}
 	var t *Table
 	var parts []entry
 	if v.root {
@@ -189,6 +213,13 @@ func (f *finder) examine(v *Volume) {
 			found = f.recognise(v, thorough)
 		}
 		f.take(v, found)
+		switch {
+		case pv != nil:
+			f.physicalVolume(v, pv)
+			return
+		case v.Kind == LVM2Member:
+			v.NotExamined = "a physical volume whose label is broken: what is in it is not known"
+		}
 		if v.Kind == Unknown && !v.root {
 			f.inner(v)
 		}
@@ -198,12 +229,12 @@ func (f *finder) examine(v *Volume) {
 		f.list(v)
 		return
 	}
-	f.divided(v, t, parts, found)
+	f.divided(v, pv, t, parts, found)
 }
 
 // divided lists v, which has a table, and its partitions. A disk is not a volume of its own then,
 // unless something else begins on it too or the table cannot be read.
-func (f *finder) divided(v *Volume, t *Table, parts []entry, found []match) {
+func (f *finder) divided(v *Volume, pv *physical, t *Table, parts []entry, found []match) {
 	in := -1
 	if !v.onDisk() || len(found) > 0 || t.NotRead != "" {
 		f.take(v, found)
@@ -220,11 +251,14 @@ func (f *finder) divided(v *Volume, t *Table, parts []entry, found []match) {
 				v.NotExamined = ""
 			}
 		}
-		if !f.list(v) {
-			return
-		}
 		if !v.onDisk() {
-			in = len(f.layout.Volumes) - 1
+			in = len(f.layout.Volumes)
+		}
+		switch {
+		case pv != nil:
+			f.physicalVolume(v, pv)
+		case !f.list(v):
+			return
 		}
 	}
 	f.parts(v, in, t, parts)
