@@ -63,6 +63,9 @@ func runApply(ctx context.Context, o applyOptions, risks []risk, name string, s 
 		}
 		return exitWith(p.Status[0])
 	}
+	if err := sameBelow(ctx, p, image); err != nil {
+		return err
+	}
 	return o.carryOut(ctx, p, risks, image, s)
 }
 

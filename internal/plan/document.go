@@ -194,9 +194,11 @@ func (p *Plan) Validate() error {
 		return fmt.Errorf("%w: the file would become shorter (%d bytes, %d before)", ErrNotPlan,
 			p.SizeAfterBytes, o.SizeBytes)
 	}
-	for _, d := range p.Relies {
-		if d.Offset < 0 || d.Length < 0 || d.Offset+d.Length < 0 {
-			return fmt.Errorf("%w: it relies on %d bytes at %#x", ErrNotPlan, d.Length, d.Offset)
+	for _, list := range [][]Digest{p.Relies, p.Below} {
+		for _, d := range list {
+			if d.Offset < 0 || d.Length < 0 || d.Offset+d.Length < 0 {
+				return fmt.Errorf("%w: it relies on %d bytes at %#x", ErrNotPlan, d.Length, d.Offset)
+			}
 		}
 	}
 	if err := p.validateFence(); err != nil {

@@ -9,9 +9,11 @@ package plan
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -73,6 +75,9 @@ type Plan struct {
 	Hurt []Hurt `json:"hurt"`
 	// Relies are the ranges of the file that the plan was made from.
 	Relies []Digest `json:"relies"`
+	// Below are the ranges of the guest's disk that it was made from as well: what the backing files hold
+	// there, where the image itself has nothing. See SameBelow.
+	Below []Digest `json:"below"`
 	// Fence keeps other programs from writing while the change is made; nil where there is none.
 	Fence *Fence `json:"fence"`
 	// Writes are ordered by phase, and by offset within one. None overlaps another.
@@ -192,6 +197,25 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Checksum is the CRC-32C of p.
 func Checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
+
+// ErrBelow: the backing files hold something else than what a plan was made from.
+var ErrBelow = errors.New("what the backing files hold there was changed")
+
+// SameBelow reads the guest's disk, through the whole backing chain, and returns ErrBelow if it is not
+// what the plan was made from. Its other errors are those of disk.
+func (p *Plan) SameBelow(disk io.ReaderAt) error {
+	buf := make([]byte, 64<<10)
+	for _, d := range p.Below {
+		got, err := DigestOf(disk, math.MaxInt64, d.Offset, d.Length, buf)
+		if err != nil {
+			return err
+		}
+		if got != d {
+			return fmt.Errorf("%d bytes of the disk at %#x: %w", d.Length, d.Offset, ErrBelow)
+		}
+	}
+	return nil
+}
 
 // DigestOf reads a range of the file, which is size bytes long, and gives its Digest. buf is what
 // it reads with and may not be empty.

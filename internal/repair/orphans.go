@@ -107,7 +107,9 @@ func (m *mender) advice(c candidate) string {
 	weight := 0
 	for _, p := range c.proofs {
 		weight = max(weight, p.weight)
-		if !told[p.slot] {
+	}
+	for _, p := range c.proofs {
+		if !told[p.slot] && (p.weight > 0 || weight == 0) {
 			told[p.slot] = true
 			say = append(say, fmt.Sprintf("--place %#x=%d (%s)", off, p.slot, p.text))
 		}
@@ -151,6 +153,7 @@ func (m *mender) place(c candidate, slot int64) error {
 	m.proof(st, "L1 entry", off, hex64(old), "becomes "+hex64(word))
 	m.proof(st, "leaked cluster", c.cluster<<m.h.ClusterBits, "", c.text)
 	for _, p := range c.proofs {
+		m.askedGuest = m.askedGuest || p.kind == guestProof
 		if p.weight > 0 || p.slot == slot {
 			m.proof(st, p.kind, -1, fmt.Sprint(p.slot), p.text)
 		}

@@ -6,6 +6,7 @@ package repair_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -253,5 +254,60 @@ func TestForgottenSnapshots(t *testing.T) {
 	p := makePlan(t, b, repair.Options{Snapshots: true})
 	if after := b.applied(t, p); !bytes.Equal(after, sound) || p.After.Verdict != finding.Clean {
 		t.Errorf("%v, %s; want the image from before", actions(p), p.After.Verdict)
+	}
+}
+
+// TestProofFromBelow: the guest's blocks that prove a place may lie in the backing file. The plan relies
+// on them, and on no others of it.
+func TestProofFromBelow(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io", "mkfs.xfs")
+	dir := t.TempDir()
+	base, path := filepath.Join(dir, "base"), filepath.Join(dir, "a.qcow2")
+	if err := os.WriteFile(base, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(base, 320<<20); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mkfs.xfs", "-q", "-f", "-d", "agcount=4", base)
+	below := load(t, base)
+	// The overlay has the beginning of the second allocation group.
+	part := filepath.Join(dir, "part")
+	if err := os.WriteFile(part, below[80<<20:82<<20], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", base, "-F", "raw", path)
+	run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -s %s 80M 2M", part), path)
+	sound := load(t, path)
+	slots, h := l1Slots(t, sound)
+	if len(slots) != 1 {
+		t.Fatalf("%d L2 tables, want 1", len(slots))
+	}
+	b := slices.Clone(sound)
+	binary.BigEndian.PutUint64(b[int64(h.L1Off)+8*slots[0]:], 0)
+	if p := makePlan(t, b, repair.Options{}); !p.Empty() {
+		t.Errorf("without the backing file: %v, want nothing", actions(p))
+	}
+	p := makePlan(t, b, repair.Options{Disk: below})
+	if after := b.applied(t, p); !bytes.Equal(after, sound) {
+		t.Fatalf("%v; the image is not what it was: %+v", actions(p), p.Remains)
+	}
+	var length int64
+	for _, d := range p.Below {
+		length += d.Length
+	}
+	if length == 0 || length > 1<<20 {
+		t.Errorf("the plan relies on %d bytes of the backing file", length)
+	}
+	if err := p.SameBelow(below); err != nil {
+		t.Error(err)
+	}
+	changed := slices.Clone(below)
+	changed[32]++ // the file system's UUID
+	if err := p.SameBelow(changed); !errors.Is(err, plan.ErrBelow) {
+		t.Errorf("after a change: %v, want ErrBelow", err)
+	}
+	if err := p.SameBelow(below[:1<<20]); length > 0 && err == nil && p.Below[len(p.Below)-1].Offset > 1<<20 {
+		t.Error("a backing file that was cut passes")
 	}
 }

@@ -306,7 +306,6 @@ func (l *writeList) keep(p []byte) []byte {
 // recorder remembers what was read of a file, and a digest of it.
 type recorder struct {
 	r    io.ReaderAt
-	size int64
 	mu   sync.Mutex
 	seen map[readRange]uint32
 	// full: more was read than is remembered.
@@ -318,8 +317,8 @@ type readRange struct{ off, length int64 }
 // maxRelied bounds the ranges that a plan says it relies on.
 const maxRelied = 1 << 22
 
-func newRecorder(r io.ReaderAt, size int64) *recorder {
-	return &recorder{r: r, size: size, seen: map[readRange]uint32{}}
+func newRecorder(r io.ReaderAt) *recorder {
+	return &recorder{r: r, seen: map[readRange]uint32{}}
 }
 
 // ReadAt is io.ReaderAt.

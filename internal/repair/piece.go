@@ -59,10 +59,13 @@ func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots) ([]p
 		if g.Independent && !g.Learned {
 			w = 2
 		}
-		list = append(list, proof{"guest", g.Base / span, g.Text, w})
+		list = append(list, proof{guestProof, g.Base / span, g.Text, w})
 	}
 	return list, nil
 }
+
+// guestProof is the kind of what the guest's own blocks prove.
+const guestProof = "guest"
 
 // guestVolumes finds the guest's file systems on the disk as it is by now.
 func (m *mender) guestVolumes(ctx context.Context) ([]guest.Volume, error) {
@@ -74,7 +77,14 @@ func (m *mender) guestVolumes(ctx context.Context) ([]guest.Volume, error) {
 		return nil, err
 	}
 	// What cannot be read there proves nothing, and takes nothing away.
-	vols, _, err := guest.Volumes(ctx, &guestView{ctx: ctx, d: d, below: m.opts.Disk}, m.h.SizeBytes)
+	view := &guestView{ctx: ctx, d: d}
+	if m.opts.Disk != nil {
+		if m.below == nil {
+			m.below = newRecorder(m.opts.Disk)
+		}
+		view.below = m.below
+	}
+	vols, _, err := guest.Volumes(ctx, view, m.h.SizeBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -140,6 +140,10 @@ type mender struct {
 	blockOff int64
 	// volumes are the guest's file systems, nil if they were not looked for.
 	volumes *[]guest.Volume
+	// below is what was read of the backing files, nil if nothing was; askedGuest: a table was put back
+	// where the guest's blocks told something of its place.
+	below      *recorder
+	askedGuest bool
 	// bad are the refcount blocks that cannot be used, by index.
 	bad map[int64]blockFault
 }
@@ -152,7 +156,7 @@ func Plan(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*plan.P
 		opts.MemoryBytes = DefaultMemoryBytes
 	}
 	opts.Check.Name = opts.Name
-	rec := newRecorder(r, size)
+	rec := newRecorder(r)
 	m := &mender{opts: opts, ov: newOverlay(rec, size, opts.MemoryBytes), kept: map[string]string{}, keptTables: map[int64]string{},
 		placed: map[int64]bool{}, said: map[string]bool{}, counted: map[int64]bool{}}
 	if err := m.mendHeader(ctx); err != nil {
@@ -299,11 +303,14 @@ func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (
 	if err := m.fence(p); err != nil {
 		return nil, err
 	}
-	if rec.full {
+	if rec.full || m.below != nil && m.below.full {
 		return nil, fmt.Errorf("%w: the plan would rely on more than %d ranges of the file", ErrMemory,
 			maxRelied)
 	}
-	p.Relies = rec.digests()
+	p.Relies, p.Below = rec.digests(), []plan.Digest{}
+	if m.askedGuest && m.below != nil {
+		p.Below = m.below.digests()
+	}
 	for i := range p.Remains {
 		f := &p.Remains[i]
 		why := m.kept[f.Code]
