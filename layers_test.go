@@ -37,6 +37,7 @@ var layer = map[string]int{
 	"internal/linux":           2,
 	"internal/guest":           2,
 	"internal/guest/xfs":       2,
+	"internal/guest/ext4":      2,
 	"internal/guest/files":     1,
 	"internal/guest/volume":    1,
 	"internal/guest/filestest": 2,

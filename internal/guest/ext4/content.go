@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package ext4
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+)
+
+var (
+	errEncrypted  = errors.New("encrypted, and the key is not in the file system")
+	errCompressed = errors.New("compressed by e2compr, which is not supported")
+	errOffset     = errors.New("negative offset")
+)
+
+// inlinePiece is a part of content that is kept in the inode, with its place in bytes.
+type inlinePiece struct {
+	data []byte
+	at   int64
+}
+
+// inlinePieces gives the content that is kept in the inode: i_block, then the value of the extended
+// attribute "system.data" (fs/ext4/inline.c). It may be longer than the file.
+func (n *inode) inlinePieces() ([]inlinePiece, error) {
+	pieces := []inlinePiece{{n.raw[blockArea : blockArea+blockBytes], n.at + blockArea}}
+	if !n.inline() {
+		return pieces, nil
+	}
+	found := false
+	err := n.inodeAttrs(func(a attr) error {
+		if a.index == attrSystem && string(a.name) == "data" && a.inum == 0 {
+			found = true
+			pieces = append(pieces, inlinePiece{a.value, a.at})
+		}
+		return nil
+	})
+	if err == nil && !found {
+		err = errors.New("inline data without its extended attribute")
+	}
+	return pieces, err
+}
+
+// ReadAt reads the content of a regular file or the target of a symbolic link.
+func (n *inode) ReadAt(p []byte, off int64) (int, error) {
+	if n.typ() != files.TypeRegular && n.typ() != files.TypeLink {
+		return 0, io.EOF
+	}
+	return n.readAt(context.Background(), p, off)
+}
+
+// readAt reads content of any type.
+func (n *inode) readAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errOffset
+	}
+	if off >= n.stat.Size {
+		return 0, io.EOF
+	}
+	var end error
+	if left := n.stat.Size - off; int64(len(p)) > left {
+		p = p[:left]
+		end = io.EOF
+	}
+	what := "content of " + n.name()
+	switch {
+	case n.stat.Flags&flagEncrypt != 0:
+		return 0, n.fs.note(what, -1, n.stat.Ino, errEncrypted)
+	case n.stat.Flags&flagCompressed != 0 && n.typ() == files.TypeRegular:
+		return 0, n.fs.note(what, -1, n.stat.Ino, errCompressed)
+	case n.inline() || n.fastLink():
+		pieces, err := n.inlinePieces()
+		if err != nil {
+			return 0, n.fs.note(what, n.at, n.stat.Ino, err)
+		}
+		var all []byte
+		for _, piece := range pieces {
+			all = append(all, piece.data...)
+		}
+		done := 0
+		if off < int64(len(all)) {
+			done = copy(p, all[off:])
+		}
+		clear(p[done:])
+		return len(p), end
+	}
+	if err := n.readBlocks(ctx, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), end
+}
+
+// readBlocks reads all of p from the blocks of a file.
+func (n *inode) readBlocks(ctx context.Context, p []byte, off int64) error {
+	size := n.fs.super.blockBytes
+	done := int64(0) // of p
+	err := n.runs(ctx, off/size, func(r run) error {
+		begin := max(r.logical*size-off, 0) // in p
+		if begin >= int64(len(p)) {
+			return errEnough
+		}
+		clear(p[done:begin])
+		done = min((r.logical+r.count)*size-off, int64(len(p)))
+		if r.unwritten {
+			clear(p[begin:done])
+			return nil
+		}
+		at := r.physical*size + (off + begin - r.logical*size)
+		if err := readFull(n.fs.meta.volume, p[begin:done], at); err != nil {
+			return n.fs.note("content of "+n.name(), at, n.stat.Ino, err)
+		}
+		if done == int64(len(p)) {
+			return errEnough
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	clear(p[done:])
+	return nil
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package ext4
+
+import (
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+var _ files.FS = (*FS)(nil)
+
+const mib = 1 << 20
+
+// openFS is Open for what takes any file system.
+func openFS(ctx context.Context, volume io.ReaderAt, size int64) (files.FS, error) {
+	fs, err := Open(ctx, volume, size)
+	if err != nil {
+		return nil, err
+	}
+	return fs, nil
+}
+
+// openDisk opens the file system in a file, until the end of the test.
+func openDisk(t testing.TB, name string) *FS {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, err := Open(t.Context(), f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fs
+}
+
+// variant is a way to make the file system.
+type variant struct {
+	name  string
+	mkfs  string // the options
+	kind  string // ext4 if empty
+	sums  bool   // metadata_csum
+	size  int64  // 256 MiB if 0
+	blind bool   // without a way to tell that a name was changed
+}
+
+var variants = []variant{
+	{name: "4k", mkfs: "-b 4096", sums: true},
+	{name: "2k", mkfs: "-b 2048", sums: true},
+	{name: "1k", mkfs: "-b 1024", sums: true},
+	{name: "1k-bigalloc", mkfs: "-b 1024 -O bigalloc -C 16384", sums: true},
+	{name: "inline", mkfs: "-b 4096 -O inline_data -I 512", sums: true},
+	{name: "inline-256", mkfs: "-b 4096 -O inline_data -I 256", sums: true},
+	{name: "no-64bit", mkfs: "-b 4096 -O ^64bit", sums: true},
+	{name: "meta_bg", mkfs: "-b 1024 -O meta_bg,^resize_inode", sums: true},
+	{name: "sparse_super2", mkfs: "-b 4096 -O sparse_super2", sums: true},
+	{name: "no-journal", mkfs: "-b 4096 -O ^has_journal", sums: true},
+	{name: "no-csum", mkfs: "-b 4096 -O ^metadata_csum"},
+	{name: "uninit_bg", mkfs: "-b 4096 -O ^metadata_csum,uninit_bg"},
+	{name: "ea_inode", mkfs: "-b 4096 -O ea_inode", sums: true},
+	{name: "large_dir", mkfs: "-b 1024 -O large_dir", sums: true},
+	{name: "bigalloc", mkfs: "-b 4096 -O bigalloc -C 65536", sums: true},
+	{name: "orphan_file", mkfs: "-b 4096 -O orphan_file,metadata_csum_seed", sums: true},
+	{name: "quota", mkfs: "-b 4096 -O quota,project -E quotatype=usrquota:grpquota:prjquota", sums: true},
+	{name: "mmp", mkfs: "-b 4096 -O mmp", sums: true},
+	{name: "I128", mkfs: "-b 4096 -I 128", sums: true},
+	{name: "few-groups", mkfs: "-b 4096 -g 2048 -N 40000", sums: true},
+	{name: "ext3", mkfs: "-b 4096", kind: "ext3"},
+	{name: "ext3-1k", mkfs: "-b 1024 -I 128", kind: "ext3"},
+	{name: "ext2", mkfs: "-b 4096", kind: "ext2"},
+	{name: "ext2-1k", mkfs: "-b 1024 -O ^filetype", kind: "ext2"},
+}
+
+// make makes the file system and fills it through a mount. It gives the file and the directory
+// that it was mounted at.
+func (v *variant) make(t testing.TB, fill func(dir string)) (disk string) {
+	t.Helper()
+	kind := v.kind
+	if kind == "" {
+		kind = "ext4"
+	}
+	size := v.size
+	if size == 0 {
+		size = 256 * mib
+	}
+	args := append([]string{"mkfs." + kind, "-q", "-F"}, strings.Fields(v.mkfs)...)
+	disk = filestest.Make(t, t.TempDir(), size, append(args, "DISK")...)
+	dir, unmount := filestest.Mount(t, disk, kind)
+	fill(dir)
+	unmount()
+	return disk
+}
+
+// fill gives what Populate is to do.
+func (v *variant) fill() filestest.Fill {
+	return filestest.Fill{ACLs: true, SmallTimes: strings.Contains(v.mkfs, "-I 128")}
+}
+
+// TestMounted holds what is read against what the kernel shows.
+func TestMounted(t *testing.T) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			disk := v.make(t, func(dir string) { filestest.Populate(t, dir, v.fill()) })
+			fs := openDisk(t, disk)
+			kind := v.kind
+			if kind == "" {
+				kind = "ext4"
+			}
+			if got := fs.Info().Kind; got != kind {
+				t.Errorf("kind is %s, want %s", got, kind)
+			}
+			dir, _ := filestest.Mount(t, disk, kind, "ro")
+			filestest.Same(t, fs, dir, filestest.Loose{})
+			if s := fs.View(); s.State != files.Clean || len(s.Problems) > 0 {
+				t.Errorf("the view is %s: %+v", s.State, s.Problems)
+			}
+		})
+	}
+}
