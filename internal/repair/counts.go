@@ -50,6 +50,20 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 	lost := finding.Worst(m.ex.Result().Findings) == finding.Lost // then their advice is that of the check
 	sound := m.ex.Complete() && m.ex.Unlisted() == 0 && m.ex.Snapshots().Len() == 0 && m.h.Snapshots == 0 &&
 		!lost && !m.lostHere()
+	// Metadata comes first: whether data is used once depends on the refcount of its table.
+	for _, data := range []bool{false, true} {
+		done, err := m.lowerAll(ctx, data, sound, lost)
+		changed = changed || done
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+// lowerAll lowers the refcounts of clusters of guest data, or of those of metadata.
+func (m *mender) lowerAll(ctx context.Context, data, sound, lost bool) (changed bool, err error) {
+	var once tablesOnce
 	for _, s := range m.ex.Result().Suspects {
 		if err := ctx.Err(); err != nil {
 			return changed, err
@@ -73,11 +87,15 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 			return changed, err
 		}
 		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
+			hits := m.entriesAt(c, 1)
+			if data != (len(hits) > 0) {
+				continue
+			}
 			if names.has(c) {
 				m.keep(finding.QC03, "a leaked cluster may be a table that refers to it too, so its refcount stays")
 				continue
 			}
-			done, err := m.lowerOne(c, s.Refcount)
+			done, err := m.lowerOne(c, s.Refcount, hits, &once)
 			if err != nil {
 				return changed, err
 			}
@@ -90,15 +108,27 @@ func (m *mender) lowerExcess(ctx context.Context) (changed bool, err error) {
 // maxLeakBytes bounds what is read of leaked clusters to find out whether one refers to others.
 const maxLeakBytes = 1 << 30
 
-// lowerOne lowers the refcount of one cluster to 1, if one plain entry or piece of metadata uses it.
-func (m *mender) lowerOne(c int64, refcount uint64) (bool, error) {
-	hits := m.entriesAt(c, 1)
+// tablesOnce remembers of the table that was asked for last whether nothing but its L1 entries is
+// counted as using it.
+type tablesOnce struct {
+	table image.HostOff
+	ok    bool
+}
+
+func (t *tablesOnce) of(m *mender, e *qcow2.Entry) bool {
+	if t.table != e.Table || t.table == 0 {
+		n, ok := m.refcountNow(int64(e.Table) >> m.h.ClusterBits)
+		t.table, t.ok = e.Table, ok && n == e.Refs
+	}
+	return t.ok
+}
+
+// lowerOne lowers the refcount of one cluster to 1, if one plain entry or piece of metadata uses it;
+// hits are the entries that do.
+func (m *mender) lowerOne(c int64, refcount uint64, hits []qcow2.Entry, once *tablesOnce) (bool, error) {
 	metadata := len(hits) == 0 && len(m.ex.OwnersOf(c)) == 1
 	plain := len(hits) == 1 && placed(m.h, hits[0].Word) && !hits[0].Foreign && hits[0].Fault == qcow2.Sound
-	if plain { // what shares the table shares the cluster
-		n, ok := m.ex.Refcount(int64(hits[0].Table) >> m.h.ClusterBits)
-		plain = ok && n == hits[0].Refs
-	}
+	plain = plain && once.of(m, &hits[0]) // what shares the table shares the cluster
 	if !metadata && !plain {
 		m.keep(finding.QC03, "a refcount that is too high may be all that is left of a lost mapping, so it stays")
 		return false, nil
@@ -173,12 +203,26 @@ func (m *mender) guestsOf(st *plan.Step, first, n int64) {
 	}
 }
 
-// entriesAt gives the entries that refer to n clusters from first on.
+// maxSteps is how far entriesAt walks before it searches.
+const maxSteps = 16
+
+// entriesAt gives the entries that refer to n clusters from first on. It begins where it was the last
+// time: most who ask go through the file in order.
 func (m *mender) entriesAt(first, n int64) []qcow2.Entry {
-	find := func(c int64) int {
-		return sort.Search(len(m.entries), func(i int) bool { return m.entries[i].Cluster >= c })
+	list, from := m.entries, m.near
+	last := min(from+maxSteps, len(list))
+	for from < last && list[from].Cluster < first {
+		from++
 	}
-	return m.entries[find(first):find(first+n)]
+	if from > len(list) || from > 0 && list[from-1].Cluster >= first || from < len(list) && list[from].Cluster < first {
+		from = sort.Search(len(list), func(i int) bool { return list[i].Cluster >= first })
+	}
+	to := from
+	for to < len(list) && list[to].Cluster < first+n {
+		to++
+	}
+	m.near = from
+	return list[from:to]
 }
 
 // setRefcounts sets the refcounts of n clusters in their blocks; false where a block is not there.

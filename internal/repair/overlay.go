@@ -43,11 +43,30 @@ type overlay struct {
 	limit    int64 // of the memory for words
 	used     int64
 	blocks   map[int64][]word // ordered by place
+	// touched are the blocks that were written to since settle was called, last the newest of them.
+	touched map[int64]bool
+	last    int64
 }
 
 func newOverlay(base io.ReaderAt, size, limitBytes int64) *overlay {
 	return &overlay{base: base, baseSize: size, size: size, limit: limitBytes,
-		blocks: map[int64][]word{}}
+		blocks: map[int64][]word{}, touched: map[int64]bool{}, last: -1}
+}
+
+// settle takes what was written so far for known: changed tells of later writes.
+func (o *overlay) settle() {
+	clear(o.touched)
+	o.last = -1
+}
+
+// changed reports whether something was written to a range, or near it, since settle was called.
+func (o *overlay) changed(off, length int64) bool {
+	for no := off / blockBytes; no <= (off+length-1)/blockBytes; no++ {
+		if o.touched[no] {
+			return true
+		}
+	}
+	return false
 }
 
 // ReadAt is io.ReaderAt.
@@ -171,6 +190,9 @@ func (o *overlay) replace(phase plan.Phase, off int64, old, now []byte) error {
 // set writes one word.
 func (o *overlay) set(phase uint8, at int64, v [wordBytes]byte) error {
 	no := at / blockBytes
+	if no != o.last {
+		o.touched[no], o.last = true, no
+	}
 	words := o.blocks[no]
 	in := uint16(at % blockBytes / wordBytes)
 	i := len(words)

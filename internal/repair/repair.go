@@ -95,6 +95,8 @@ type mender struct {
 	h    *qcow2.Header
 	// entries are those of ex, ordered by cluster.
 	entries []qcow2.Entry
+	// near is where entriesAt found something last.
+	near int
 	// steps are in the order of planning; phases are those in which they begin.
 	steps  []plan.Step
 	phases []plan.Phase
@@ -199,7 +201,7 @@ func (m *mender) rounds(ctx context.Context) (before plan.State, err error) {
 // giveUp drops everything: what was mended brought more faults to light than there were, so that it
 // was not understood.
 func (m *mender) giveUp(ctx context.Context) error {
-	m.ov = newOverlay(m.ov.base, m.ov.baseSize, m.opts.MemoryBytes)
+	m.ov, m.ex = newOverlay(m.ov.base, m.ov.baseSize, m.opts.MemoryBytes), nil
 	m.steps, m.phases, m.hurt = nil, nil, nil
 	if err := m.mendHeader(ctx); err != nil {
 		return err
@@ -215,12 +217,19 @@ func (m *mender) giveUp(ctx context.Context) error {
 }
 
 func (m *mender) examine(ctx context.Context) error {
-	ex, err := qcow2.Examine(ctx, m.ov, m.ov.size, m.opts.Check)
+	var ex *qcow2.Exam
+	var err error
+	if m.ex == nil {
+		ex, err = qcow2.Examine(ctx, m.ov, m.ov.size, m.opts.Check)
+	} else {
+		ex, err = m.ex.Again(ctx, m.ov, m.ov.size, m.opts.Check, m.ov.changed)
+	}
+	m.ov.settle()
 	if err != nil {
 		return err
 	}
 	m.ex, m.h, m.entries, m.tables, m.l1s = ex, ex.Header(), ex.Entries(), ex.Tables(), ex.L1Entries()
-	m.blockOff, m.leakNames = 0, nil
+	m.near, m.blockOff, m.leakNames = 0, 0, nil
 	m.weighTables()
 	if !m.trust.l1[0] && !m.sought {
 		if err := m.seek(ctx); err != nil {

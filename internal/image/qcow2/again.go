@@ -96,6 +96,7 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 	if flags {
 		_, flags = c.refcountOf(ev, int64(tb.off)>>c.bits)
 	}
+	near := 0
 	w := wanted{checker: c, watch: ev.watch, piece: piece}
 	for at := w.next(0); at+step <= int64(len(piece)); at = w.next(at + step) {
 		entry := binary.BigEndian.Uint64(piece[at:])
@@ -123,7 +124,11 @@ func (c *checker) hitsOf(ev *evidence, no int32, pos int64, piece []byte) (hits 
 			h.cluster = int64(entry & OffsetMask >> c.bits)
 			refers = ev.watch.has(h.cluster)
 			if flags && (refers || entry&OffsetMask >= c.fileBytes) {
-				if r, ok := c.refcountOf(ev, h.cluster); ok && (r == 1) != (entry&FlagCopied != 0) {
+				s, ok := c.suspectNear(h.cluster, &near)
+				if !ok {
+					s.Refcount, ok = c.refcountOf(ev, h.cluster)
+				}
+				if ok && (s.Refcount == 1) != (entry&FlagCopied != 0) {
 					h.copied = true
 					copied += int64(tb.active)
 				}

@@ -102,6 +102,12 @@ type checker struct {
 
 	progress progress
 
+	// scan is what the first look brought, if keep is set. before is that of an earlier check, and
+	// changed says what may be different since: see Exam.Again.
+	keep         bool
+	scan, before *scanned
+	changed      func(off, length int64) bool
+
 	// What the second look brought is kept for those who mend: see Exam.
 	ev      *evidence
 	links   *crossLinks

@@ -28,6 +28,11 @@ func Examine(ctx context.Context, r io.ReaderAt, size int64, opts CheckOptions) 
 	if err != nil {
 		return nil, err
 	}
+	return c.finishExam(ctx)
+}
+
+func (c *checker) finishExam(ctx context.Context) (*Exam, error) {
+	c.keep = true
 	if err := c.examine(ctx); err != nil {
 		return nil, err
 	}

@@ -4,11 +4,10 @@
 package qcow2
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
-	"slices"
+	"sort"
 	"sync"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -53,6 +52,7 @@ const (
 type evidence struct {
 	watch    *tally // clusters whose references are wanted
 	hits     []hit
+	near     int   // where hitsAt found something last
 	dropped  int64 // hits beyond maxHits
 	copied   int64 // wrong COPIED flags, as qemu counts them
 	pureHits int64 // of these, where the refcount itself is right
@@ -281,16 +281,24 @@ func (c *checker) loadBlock(b *blockReader, i int64) bool {
 
 // suspectOf finds the suspect range that a cluster is in.
 func (c *checker) suspectOf(cluster int64) (Suspect, bool) {
-	i, exact := slices.BinarySearchFunc(c.suspects, cluster, func(s Suspect, x int64) int {
-		return cmp.Compare(int64(s.First), x)
-	})
-	if !exact {
-		i--
+	n := 0
+	return c.suspectNear(cluster, &n)
+}
+
+// suspectNear is suspectOf for who goes through the file in order: near is where it was the last time.
+func (c *checker) suspectNear(cluster int64, near *int) (Suspect, bool) {
+	list, i := c.suspects, *near
+	for end := min(i+maxSteps, len(list)); i < end && int64(list[i].First) <= cluster; {
+		i++
 	}
-	if i < 0 || cluster >= int64(c.suspects[i].First)+c.suspects[i].N {
+	if i > 0 && int64(list[i-1].First) > cluster || i < len(list) && int64(list[i].First) <= cluster {
+		i = sort.Search(len(list), func(i int) bool { return int64(list[i].First) > cluster })
+	}
+	*near = i
+	if i == 0 || cluster >= int64(list[i-1].First)+list[i-1].N {
 		return Suspect{}, false
 	}
-	return c.suspects[i], true
+	return list[i-1], true
 }
 
 // checkL1Flags counts the COPIED flags of L1 entries that contradict the refcount of their table.

@@ -200,6 +200,10 @@ func (c *checker) refsOf(i int) []l1ref {
 // scanTables reads every L2 table once and counts what it refers to. Readers wait for the disk;
 // a reader that has a piece borrows one of the scanners for it.
 func (c *checker) scanTables(ctx context.Context) error {
+	if c.scannedBefore() {
+		c.counts.Corruptions += c.faults.sum() + c.l1Faults
+		return ctx.Err()
+	}
 	scanners := make(chan *scanner, c.opts.Workers)
 	memory := c.opts.MemoryBytes / int64(c.opts.Workers+1)
 	for range c.opts.Workers {
@@ -227,6 +231,9 @@ func (c *checker) scanTables(ctx context.Context) error {
 		} else if mergeErr := c.data.merge(s.tally); err == nil {
 			err = mergeErr
 		}
+	}
+	if c.keep && err == nil {
+		c.rememberScan()
 	}
 	c.counts.Corruptions += c.faults.sum() + c.l1Faults
 	return err
