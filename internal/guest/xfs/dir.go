@@ -33,11 +33,13 @@ const (
 	dirDataMagic   = 0x58443244 // "XD2D"
 	dirBlockMagic5 = 0x58444233 // "XDB3"
 	dirDataMagic5  = 0x58444433 // "XDD3"
+	dirFreeMagic5  = 0x58444633 // "XDF3"
 	dirLeafStart   = 32 << 30   // bytes
 	dirFreeStart   = 64 << 30
 	dirFreeTag     = 0xffff
 
-	leaf1Magic, leafNMagic    = 0xd2f1, 0xd2ff // of version 4: hash tables
+	leaf1Magic, leafNMagic    = 0xd2f1, 0xd2ff // hash tables
+	leaf1Magic5, leafNMagic5  = 0x3df1, 0x3dff
 	daNodeMagic, daNodeMagic5 = 0xfebe, 0x3ebe
 )
 

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package xfs
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// load changes names, sizes and attributes below dir until stop is closed.
+func load(t *testing.T, dir string, seed uint64, stop <-chan struct{}) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	content := make([]byte, 200_000)
+	for i := range content {
+		content[i] = byte(rng.Uint32())
+	}
+	name := func() string {
+		return filepath.Join(dir, fmt.Sprintf("d%d/d%d/%s%d", rng.IntN(5), rng.IntN(5),
+			strings.Repeat("n", rng.IntN(40)), rng.IntN(60)))
+	}
+	// What is not there, or there already, is part of the load: errors are not looked at.
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		a := name()
+		switch rng.IntN(12) {
+		case 0, 1, 2, 3:
+			os.MkdirAll(filepath.Dir(a), 0o755)
+			os.WriteFile(a, content[:rng.IntN(len(content))>>rng.IntN(12)], 0o644)
+		case 4:
+			os.Remove(a)
+		case 5:
+			os.Rename(a, name())
+		case 6:
+			os.Link(a, name())
+		case 7:
+			os.Symlink(string(content[:1+rng.IntN(700)]), a)
+		case 8:
+			unix.Setxattr(a, fmt.Sprintf("user.%d", rng.IntN(9)), content[:rng.IntN(3000)], 0)
+		case 9:
+			os.Truncate(a, int64(rng.IntN(500_000)))
+		case 10:
+			if f, err := os.OpenFile(a, os.O_RDWR, 0); err == nil {
+				for range rng.IntN(30) {
+					f.WriteAt(content[:4096], int64(rng.IntN(300))*8192)
+				}
+				if rng.IntN(2) == 0 {
+					f.Sync()
+				}
+				f.Close()
+			}
+		case 11:
+			if rng.IntN(20) == 0 {
+				os.RemoveAll(filepath.Dir(a))
+			}
+		}
+	}
+}
+
+// TestCrashed copies file systems while they are written to and compares each copy with what the
+// kernel makes of it.
+func TestCrashed(t *testing.T) {
+	copies := 2
+	if testenv.Long() {
+		copies = 12
+	}
+	for _, v := range variants() {
+		t.Run(v.name, func(t *testing.T) { crashed(t, v, copies) })
+	}
+}
+
+func crashed(t *testing.T, v variant, copies int) {
+	dir := filestest.CloneDir(t, 4<<30)
+	args := append([]string{"mkfs.xfs", "-q"}, v.mkfs...)
+	disk := filestest.Make(t, dir, 3<<30, append(args, "DISK")...)
+	at, _ := filestest.Mount(t, disk, "xfs")
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	for seed := range uint64(2) {
+		all.Go(func() { load(t, at, seed, stop) })
+	}
+	var clones []string
+	for i := range copies {
+		time.Sleep(300 * time.Millisecond)
+		if i%2 == 0 {
+			unix.Sync()
+		}
+		clones = append(clones, filepath.Join(dir, fmt.Sprintf("copy%d", i)))
+		filestest.Clone(t, disk, clones[i])
+	}
+	close(stop)
+	all.Wait()
+	for i, name := range clones {
+		kernel := name + ".kernel"
+		filestest.Clone(t, name, kernel)
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			f := open(t, name)
+			shown, _ := filestest.Mount(t, kernel, "xfs", "nouuid")
+			filestest.Same(t, f, shown, filestest.Loose{})
+			v := f.View()
+			if v.State != files.Recovered {
+				t.Errorf("the view is %s, want recovered", v.State)
+			}
+			t.Logf("%d transactions, %d blocks", v.Transactions, v.Blocks)
+		})
+	}
+}
