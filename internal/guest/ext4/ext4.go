@@ -9,6 +9,7 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,36 +31,169 @@ type FS struct {
 // replay. The errors are ErrNotExt, ErrUnsupported, those of ctx and of reading; what is damaged
 // beside the superblock is no error but a problem of the view.
 func Open(ctx context.Context, volume io.ReaderAt, size int64) (*FS, error) {
-	fs := &FS{notes: new(files.Notes)}
-	if err := fs.load1(ctx, volume, size); err != nil {
+	notes := new(files.Notes)
+	s, err := readSuper(ctx, newCache(volume, size), notes)
+	if err != nil {
+		return nil, err
+	}
+	noteErrors(s, notes)
+	replayed, err := replay(ctx, volume, size, s, notes)
+	if err != nil {
+		return nil, err
+	}
+	fs := &FS{meta: newCache(replayed, size), super: s, notes: notes}
+	if replayed != volume {
+		// The journal may hold another superblock.
+		if fs.super, err = readSuper(ctx, fs.meta, notes); err != nil {
+			return nil, err
+		}
+		noteErrors(fs.super, notes)
+	}
+	if total := fs.super.blocks * fs.super.blockBytes; total > size {
+		notes.Note(files.Problem{What: fmt.Sprintf(
+			"the file system has %d bytes, its volume only %d", total, size), Offset: size,
+			Hides: true})
+	}
+	if err := fs.readGroups(ctx, fs.super.groups); err != nil {
+		return nil, err
+	}
+	if err := fs.checkMMP(ctx); err != nil {
+		return nil, err
+	}
+	if err := fs.readOrphans(ctx); err != nil {
 		return nil, err
 	}
 	return fs, nil
 }
 
-func (fs *FS) load1(ctx context.Context, volume io.ReaderAt, size int64) error {
-	fs.meta = newCache(volume, size)
-	s, err := findSuper(ctx, fs.meta)
+// readSuper reads the superblock of a file system that can be read.
+func readSuper(ctx context.Context, c *cache, notes *files.Notes) (*super, error) {
+	s, err := findSuper(ctx, c)
 	if s == nil {
-		return err
+		return nil, err
 	}
 	if err != nil {
-		fs.notes.Note(files.Problem{What: fmt.Sprintf("superblock: %v", err), Offset: superAt,
+		notes.Note(files.Problem{What: fmt.Sprintf("superblock: %v", err), Offset: superAt,
 			Length: superBytes, Hides: true})
 	}
-	if err := s.supported(); err != nil {
-		return err
+	return s, s.supported()
+}
+
+// noteErrors says what the kernel wrote down about the file system: that it met errors, or that
+// it was not unmounted where no journal makes up for that.
+func noteErrors(s *super, notes *files.Notes) {
+	b := s.raw
+	if state, count := le16(b, 58), le32(b, 404); state&stateErrors != 0 || count > 0 {
+		what := fmt.Sprintf("the kernel noted %d errors", count)
+		if name, _, _ := bytes.Cut(b[424:456], []byte{0}); count > 0 {
+			what += fmt.Sprintf("; the first at %d seconds, in inode %d, by %q, line %d",
+				int64(b[633])<<32|int64(le32(b, 408)), le32(b, 412), name, le32(b, 456))
+		}
+		notes.Note(files.Problem{What: what, Offset: s.at, Length: superBytes})
 	}
-	fs.super = s
-	if total := s.blocks * s.blockBytes; total > size {
-		fs.notes.Note(files.Problem{What: fmt.Sprintf(
-			"the file system has %d bytes, its volume only %d", total, size), Offset: size,
+	if s.trusted && s.compat&compatJournal == 0 && le16(b, 58)&stateValid == 0 {
+		notes.Note(files.Problem{What: "it was not unmounted and has no journal: what was being " +
+			"changed may be missing", Offset: s.at, Length: superBytes, Hides: true})
+	}
+}
+
+// replay gives the volume with its journal replayed; the volume itself if there is nothing to
+// replay. Damage of the journal is noted.
+func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
+	notes *files.Notes) (io.ReaderAt, error) {
+	if s.compat&compatJournal == 0 {
+		return volume, nil
+	}
+	needed := s.incompat&incompatRecover != 0
+	problem := func(err error) {
+		what := fmt.Sprintf("journal: %v", err)
+		if needed {
+			what += "; what it holds was not replayed"
+		}
+		notes.Note(files.Problem{What: what, Offset: -1, Ino: s.journal(), Hides: needed})
+	}
+	if s.journal() == 0 {
+		if needed {
+			problem(errors.New("it is on another device"))
+		}
+		return volume, nil
+	}
+	// What is read before the replay may contradict itself without harm.
+	before := &FS{meta: newCache(volume, size), super: s, notes: new(files.Notes)}
+	if err := before.readGroups(ctx, int64(s.journal()-1)/s.inodesPerGroup+1); err != nil {
+		return nil, err
+	}
+	j, err := before.openJournal(ctx)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		problem(err)
+		return volume, nil
+	}
+	if j.errno != 0 {
+		notes.Note(files.Problem{What: fmt.Sprintf("the journal was given up by the kernel, error %d",
+			j.errno), Offset: -1, Ino: s.journal()})
+	}
+	if j.start == 0 {
+		return volume, nil
+	}
+	if !needed && s.trusted {
+		notes.Note(files.Problem{What: "the superblock says that nothing is to be replayed, the " +
+			"journal that something is; as in the kernel, it was not", Offset: -1, Ino: s.journal(),
 			Hides: true})
+		return volume, nil
 	}
-	if err := fs.readGroups(ctx); err != nil {
-		return err
+	needed = true
+	r := &recovery{ctx: ctx, j: j}
+	if err := r.recover(); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		problem(err)
 	}
-	return fs.readOrphans(ctx)
+	for _, p := range r.problems {
+		notes.Note(p)
+	}
+	if r.transactions > 0 {
+		notes.Replayed(r.transactions, r.count)
+	}
+	if len(r.blocks) == 0 {
+		return volume, nil
+	}
+	return &replayed{volume: volume, size: s.blockBytes, blocks: r.blocks}, nil
+}
+
+// checkMMP verifies the block that says which host has the file system mounted.
+func (fs *FS) checkMMP(ctx context.Context) error {
+	const magic, sumAt = 0x004d4d50, 1020
+	block := fs.super.mmpBlock()
+	if block == 0 {
+		return nil
+	}
+	err := fmt.Errorf("block %d, of %d", block, fs.super.blocks)
+	at := int64(-1)
+	if fs.super.hasBlock(block, 1) {
+		at = block * fs.super.blockBytes
+		var b []byte
+		b, err = fs.block(ctx, block)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		switch {
+		case err != nil:
+		case le32(b, 0) != magic:
+			err = fmt.Errorf("magic is 0x%x", le32(b, 0))
+		case fs.super.sums && sum32(fs.super.seed, b[:sumAt]) != le32(b, sumAt):
+			err = fmt.Errorf("checksum is 0x%x, want 0x%x", le32(b, sumAt),
+				sum32(fs.super.seed, b[:sumAt]))
+		}
+	}
+	if err != nil {
+		fs.notes.Note(files.Problem{What: fmt.Sprintf("multiple mount protection: %v", err),
+			Offset: at})
+	}
+	return nil
 }
 
 // Info describes the file system.

@@ -114,11 +114,12 @@ func (s *super) hasBlock(block, n int64) bool {
 	return n > 0 && block > s.firstData && block <= s.blocks-n
 }
 
-// readGroups reads all group descriptors, from the copies where the first ones are damaged.
-func (fs *FS) readGroups(ctx context.Context) error {
+// readGroups reads the descriptors of so many groups at least, from the copies where the first ones
+// are damaged.
+func (fs *FS) readGroups(ctx context.Context, count int64) error {
 	s := fs.super
-	fs.groups = make([]group, 0, min(s.groups, s.perDescBlock()))
-	for n := range s.descBlocks() {
+	fs.groups = make([]group, 0, min(count, s.perDescBlock()))
+	for n := int64(0); n < s.descBlocks() && int64(len(fs.groups)) < count; n++ {
 		first := n * s.perDescBlock()
 		count := min(s.perDescBlock(), s.groups-first)
 		if s.superOf(first)*s.blockBytes >= fs.meta.size {

@@ -34,6 +34,7 @@ const (
 	superBytes  = 1024
 	superAt     = 1024 // of the first one, in bytes
 	superMagic  = 0xef53
+	stateValid  = 1 // EXT4_VALID_FS: unmounted
 	stateErrors = 2 // EXT4_ERROR_FS
 
 	compatJournal    = 0x4
