@@ -221,6 +221,7 @@ func differ(got, want Node, loose Loose) string {
 	}
 	// Of these a mount tells nothing here.
 	g.Generation, g.Flags, g.Project, g.Deleted = 0, 0, 0, files.Time{}
+	w.Generation, w.Flags, w.Project, w.Deleted = 0, 0, 0, files.Time{}
 	var text string
 	if g != w {
 		text = fmt.Sprintf("stat is %+v, want %+v", g, w)
