@@ -188,11 +188,11 @@ func ReadPadded(r io.ReaderAt, size int64, p []byte, off int64) error {
 	return nil
 }
 
-// Missing counts bytes of a virtual disk whose place lies past the end of their file.
-type Missing struct{ bytes atomic.Int64 }
+// Shortfall counts bytes of a virtual disk whose place lies past the end of their file.
+type Shortfall struct{ bytes atomic.Int64 }
 
 // Miss counts the part of n bytes at off that a file of size bytes does not have.
-func (m *Missing) Miss(size, off, n int64) {
+func (m *Shortfall) Miss(size, off, n int64) {
 	if lost := off + n - size; lost > 0 {
 		m.bytes.Add(min(lost, n))
 	}
@@ -200,7 +200,7 @@ func (m *Missing) Miss(size, off, n int64) {
 
 // Missing is how many bytes of the virtual disk were read so far that the file does not have. They
 // read as zeros; more than 0 means that the file was cut, or was never complete.
-func (m *Missing) Missing() int64 { return m.bytes.Load() }
+func (m *Shortfall) Missing() int64 { return m.bytes.Load() }
 
 const (
 	// pageBytes is how much of a table is read for one lookup.

@@ -74,7 +74,7 @@ func (k Kind) String() string {
 // Disk is the guest's view of an image. It is an image.Reader.
 type Disk struct {
 	*image.Blocks
-	image.Missing
+	image.Shortfall
 
 	r     io.ReaderAt
 	size  int64

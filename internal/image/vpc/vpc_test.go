@@ -71,8 +71,8 @@ func TestAgainstQemu(t *testing.T) {
 				diskio.RequireUnchanged(t, path)
 				imagetest.Run(t, func(t *testing.T) (image.Reader, []byte) { return open(t, data), want })
 				d := open(t, data)
-				if len(d.Notes()) > 0 || d.Missing.Missing() != 0 {
-					t.Errorf("Notes = %q, Missing = %d, want none", d.Notes(), d.Missing.Missing())
+				if len(d.Notes()) > 0 || d.Missing() != 0 {
+					t.Errorf("Notes = %q, Missing = %d, want none", d.Notes(), d.Missing())
 				}
 				sameMap(t, d, imagetest.QemuMap(t, path, "vpc"))
 			})
@@ -228,8 +228,8 @@ func TestCutFixed(t *testing.T) {
 	}
 	imagetest.Equal(t, "ReadAt", got[:1<<20], want[:1<<20])
 	imagetest.Equal(t, "ReadAt", got[1<<20:], make([]byte, len(want)-1<<20))
-	if d.Missing.Missing() != int64(len(want)-1<<20) {
-		t.Errorf("Missing = %d, want %d", d.Missing.Missing(), len(want)-1<<20)
+	if d.Missing() != int64(len(want)-1<<20) {
+		t.Errorf("Missing = %d, want %d", d.Missing(), len(want)-1<<20)
 	}
 }
 
