@@ -234,7 +234,7 @@ func (o *overlay) writes(ctx context.Context) ([]plan.Write, error) {
 		nos = append(nos, no)
 	}
 	slices.Sort(nos)
-	byPhase := make([]writeList, len(plan.Phases()))
+	byPhase := o.writeLists()
 	old, now := make([]byte, blockBytes), make([]byte, blockBytes)
 	for _, no := range nos {
 		if ctx.Err() != nil {
@@ -248,13 +248,35 @@ func (o *overlay) writes(ctx context.Context) ([]plan.Write, error) {
 		o.blockWrites(byPhase, no, old, now)
 	}
 	var all []plan.Write
-	for ph, list := range byPhase {
-		for i := range list.writes {
-			list.writes[i].Phase = plan.Phases()[ph]
+	for _, list := range byPhase {
+		if len(all) == 0 {
+			all = list.writes
+		} else {
+			all = append(all, list.writes...)
 		}
-		all = append(all, list.writes...)
 	}
 	return all, nil
+}
+
+// writeLists makes an empty list for each phase, with room for as many writes as there will be, or a
+// few more: in lists that grow, so many would be copied again and again.
+func (o *overlay) writeLists() []writeList {
+	lists, counts := make([]writeList, len(plan.Phases())), make([]int, len(plan.Phases()))
+	for no, words := range o.blocks {
+		for i, w := range words {
+			off := no*blockBytes + int64(w.no)*wordBytes
+			ph := o.phaseOf(w.phase, off)
+			if i == 0 || int64(w.no-words[i-1].no-1)*wordBytes > gapBytes ||
+				o.phaseOf(words[i-1].phase, off-wordBytes) != ph {
+				counts[ph]++
+			}
+		}
+	}
+	for i, phase := range plan.Phases() {
+		// The first sector's write follows the last one.
+		lists[i] = writeList{phase: phase, writes: make([]plan.Write, 0, counts[i]+1)}
+	}
+	return lists
 }
 
 // blockWrites adds what one block has to byPhase.
@@ -298,6 +320,7 @@ func (o *overlay) phaseOf(no uint8, off int64) uint8 {
 
 // writeList gathers writes. A repair has many small ones, so their bytes lie together.
 type writeList struct {
+	phase  plan.Phase
 	writes []plan.Write
 	room   []byte
 }
@@ -312,7 +335,7 @@ func (l *writeList) add(off int64, old, p []byte, size int64) {
 			return
 		}
 	}
-	l.writes = append(l.writes, plan.Write{Offset: off, Old: l.keep(old), New: l.keep(p)})
+	l.writes = append(l.writes, plan.Write{Phase: l.phase, Offset: off, Old: l.keep(old), New: l.keep(p)})
 }
 
 // keep gives a copy of p. To append to it makes a copy of its own.

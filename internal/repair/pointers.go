@@ -230,7 +230,7 @@ func (m *mender) takeAway(r finding.Rule, what, why string, e *qcow2.Entry) erro
 	}
 	st := m.step(plan.Point, r, "quarantine", what, finding.Sure)
 	m.tellEntry(st, e, word)
-	m.hurtData(plan.Hurt{Code: r.Code, Kind: "lost", Snapshot: e.Snapshot,
+	m.hurtData(plan.Hurt{Code: r.Code, Kind: "lost", Snapshot: m.ex.SnapshotOf(e.Table),
 		Guest: []finding.Range{m.clusterRange(e.Guest)}, Summary: why})
 	return m.put64(plan.Point, int64(e.Off), word)
 }

@@ -154,8 +154,6 @@ type Entry struct {
 	Refs   uint64
 	// Foreign: its table was overwritten by something else.
 	Foreign bool
-	// Snapshot names the first snapshot with this table where it is not part of the disk.
-	Snapshot string
 }
 
 // Entries are the L2 entries that refer to clusters with wrong refcounts or flags, to clusters that
@@ -175,11 +173,23 @@ func (e *Exam) entry(h *hit) Entry {
 	x := Entry{Off: image.HostOff(h.off), Word: h.entry, Guest: image.GuestOff(h.guest),
 		Cluster: h.cluster, Fault: Fault(h.fault), CopiedWrong: h.copied, Table: tb.off,
 		Active: tb.active, Refs: tb.refs, Foreign: foreign}
-	if tb.active == 0 {
-		r := e.c.refsOf(int(h.table))[0]
-		x.Snapshot = e.c.snapshots.Snapshots[e.c.l1s[r.l1].snapshots[0]].Name
-	}
 	return x
+}
+
+// SnapshotOf names the first snapshot with an L2 table that is not part of the disk, "" for one that is.
+func (e *Exam) SnapshotOf(off image.HostOff) string {
+	no := e.c.tableIndex(&table{off: off})
+	if no == len(e.c.tables) || e.c.tables[no].off != off {
+		return ""
+	}
+	return e.snapshotOf(no)
+}
+
+func (e *Exam) snapshotOf(no int) string {
+	if e.c.tables[no].active > 0 {
+		return ""
+	}
+	return e.c.snapshots.Snapshots[e.c.l1s[e.c.refsOf(no)[0].l1].snapshots[0]].Name
 }
 
 // L1Entry is an entry of an L1 table that is not zero.
@@ -278,7 +288,7 @@ func (e *Exam) Links() []Link {
 			l.Guests = append(l.Guests, image.GuestOff(g))
 		}
 		for i := range r.hits {
-			if s := e.entry(&r.hits[i]).Snapshot; s != "" && l.Snapshot == "" {
+			if s := e.snapshotOf(int(r.hits[i].table)); s != "" && l.Snapshot == "" {
 				l.Snapshot = s
 			}
 		}
