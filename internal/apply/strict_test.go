@@ -291,6 +291,48 @@ func TestReadOnlyState(t *testing.T) {
 	settled(t, d, "after both", before)
 }
 
+// noSync is a disk with a directory that the file system does not write to the disk when told to.
+type noSync struct {
+	*cut.Disk
+	dir string
+}
+
+func (d *noSync) SyncDir(path string) error {
+	if path == d.dir {
+		return fmt.Errorf("%w: %s", diskio.ErrNoSync, path)
+	}
+	return d.Disk.SyncDir(path)
+}
+
+// Where nobody knows whether the undo file or the receipt is found after a power cut nothing is
+// changed, and nothing is left.
+func TestNoSync(t *testing.T) {
+	for _, dir := range []string{"/img", "/journal", stateDir + "/undo"} {
+		d, p, before, after := world(t)
+		d.Put("/journal/note", nil)
+		o := options(d)
+		o.Disk = &noSync{d, dir}
+		if dir == "/journal" {
+			o.JournalDir = dir
+		}
+		_, err := Apply(t.Context(), p, o)
+		if !errors.Is(err, diskio.ErrNoSync) || errors.Is(err, ErrInterrupted) {
+			t.Errorf("Apply without sync of %s = %v, want %v", dir, err, diskio.ErrNoSync)
+		}
+		want := []string{imagePath, "/journal/note"}
+		if got := d.Paths(); !slices.Equal(got, want) || !bytes.Equal(before, content(t, d)) {
+			t.Errorf("Apply without sync of %s touched the image, or left %q", dir, got)
+		}
+		if dir != "/img" {
+			continue
+		}
+		o.JournalDir = "/journal"
+		if _, err := Apply(t.Context(), p, o); err != nil || !bytes.Equal(after, content(t, d)) {
+			t.Errorf("Apply with a journal elsewhere = %v, or other bytes", err)
+		}
+	}
+}
+
 // The clock went back between two changes: what is undone is known by the bytes, not by the time.
 func TestClockGoesBack(t *testing.T) {
 	d, p, before, after := world(t)

@@ -27,12 +27,14 @@ func newApply(s *stdio) *cobra.Command {
 		Short: "carry out a plan that repair saved",
 		Long: `apply carries out a plan that "shisa repair --out" saved; "-" reads it from standard input.
 It is refused if any byte of the image that the plan rests on has changed since, if the plan was edited, if
-it was carried out before, and while a program uses the image.
+it was carried out before, and while a program uses the image. A plan is for one file on one host: it is not
+carried out on a copy.
 
 The old bytes are safe on the disk before the first one is written. Afterwards the whole image is
 checked; if that does not end as the plan says, the image gets its old bytes back.`,
 		Example: `  shisa repair --out plan.json vm.qcow2
   shisa apply plan.json
+  shisa apply --journal /var/tmp plan.json           where there is no room beside the image
   shisa repair --json vm.qcow2 | shisa apply -`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -215,6 +215,10 @@ func changeError(ctx context.Context, err error, name string) error {
 		return refused("shisa recover " + operand(name))
 	case errors.Is(err, diskio.ErrNoLocks):
 		return refused("if nobody else uses it, on no host: --accept-risk=no-locks:" + render.Word(name))
+	case errors.Is(err, diskio.ErrNoSync) && errors.Is(err, vault.ErrReceipt):
+		return refused("keep receipts on a local file system with --state DIR")
+	case errors.Is(err, diskio.ErrNoSync):
+		return refused("keep the undo file on a local file system with --journal DIR")
 	case errors.Is(err, diskio.ErrInUse):
 		// Who it is, the locks do not say.
 		if err := unused(ctx, name, 0); err != nil {

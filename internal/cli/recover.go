@@ -32,14 +32,16 @@ func newRecover(s *stdio) *cobra.Command {
 		Short: "put right what a power cut left unfinished",
 		Long: `recover looks for changes that were cut off, and gives the images their old bytes back,
 or with --forward the new ones. An undo that was cut off is finished. A path is an image, an undo file, a
-receipt, or a directory: all undo files below it. Without a path all receipts in the state directory
-are looked at.
+receipt, or a directory: all undo files below it. Without a path it looks at what the state directory and
+--journal know of. Changes that were made on another host, or cut off before their receipt was written, are
+found by their image only.
 
 Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
 told of.`,
-		Example: `  shisa recover
-  shisa recover vm.qcow2
-  shisa recover --forward /var/lib/libvirt/images`,
+		Example: `  shisa recover vm.qcow2
+  shisa recover                                      all that this host knows of
+  shisa recover /var/lib/libvirt/images              all undo files below it
+  shisa recover --forward vm.qcow2                   the new bytes instead of the old ones`,
 		Args: wantArgs(0, -1),
 		RunE: func(c *cobra.Command, args []string) error {
 			risks, err := o.ready(c)

@@ -69,15 +69,19 @@ gives the old bytes back, and "shisa recover" puts right what a power cut left i
 An image whose header is lost is not mended in place: --rebuild-header makes a copy with a new
 header, found from the tables in the file, and leaves the image as it is.
 
+It takes one image, since a plan is read and agreed to for each; "shisa check" takes many and directories.
+
 The exit status of a plan is 3 if there is something to mend or something stays wrong, and 0 if
 not. An image that a program uses is refused.`,
 		Example: `  shisa repair vm.qcow2
   shisa repair --apply vm.qcow2
-  shisa repair --out plan.json vm.qcow2 && shisa apply plan.json
-  shisa repair --place 0x580000=2 vm.qcow2
-  shisa repair --rebuild-header new.qcow2 --size 20G vm.qcow2
-  shisa repair --resolved 5f0c... vm.qcow2`,
-		Args: wantArgs(1, 1),
+  shisa repair --out plan.json vm.qcow2; shisa apply plan.json
+  shisa repair --only QC05 --apply vm.qcow2          nothing but COPIED flags
+  shisa repair --reclaim --apply vm.qcow2            free leaks that are proved to be worthless, too
+  shisa repair --place 0x580000=2 vm.qcow2           a lost L2 table whose place you know
+  shisa repair --rebuild-header new.qcow2 vm.qcow2   for an image whose header is lost
+  shisa repair --resolved 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d vm.qcow2`,
+		Args: oneImage,
 		RunE: func(c *cobra.Command, args []string) error {
 			risks, err := o.ready(c, args[0])
 			if err != nil {
@@ -94,6 +98,16 @@ not. An image that a program uses is refused.`,
 	}
 	o.flags(c)
 	return c
+}
+
+// oneImage refuses several images: a plan is read and agreed to for each.
+func oneImage(c *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageErrorOf(c, finding.WithHint(
+			fmt.Errorf("repair takes one image, and %d are named: a plan is read and agreed to for each", len(args)),
+			"shisa check takes several, and says which of them need it"))
+	}
+	return wantArgs(1, 1)(c, args)
 }
 
 func (o *repairOptions) flags(c *cobra.Command) {

@@ -33,13 +33,17 @@ func newUndo(s *stdio) *cobra.Command {
 		Use:   "undo RECEIPT|IMAGE",
 		Short: "give an image the bytes back that it had before a repair",
 		Long: `undo takes back the newest repair of an image, or the one that a receipt names, byte for
-byte. The image is known by what it is, so it may have been renamed or copied since.
+byte. The image is known by what it is, so it may have been renamed or copied since. A receipt is named by
+its id, by its file, or by the undo file.
 
 It is refused if anything was written to the image since the repair, and says where: what was
-written then would be lost. A repair that was undone before is nothing to do.`,
+written then would be lost. Where several repairs are in force the newest is taken back first. A repair that
+was undone before is nothing to do.`,
 		Example: `  shisa undo vm.qcow2
   shisa undo 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d
-  shisa undo --receipt 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d copy.qcow2`,
+  shisa undo vm.qcow2.shisa-undo
+  shisa undo --receipt 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d copy.qcow2   in a copy of the image
+  shisa undo --journal /var/tmp vm.qcow2             its undo file was put there`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			risks, err := o.ready(c)

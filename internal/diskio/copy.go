@@ -82,7 +82,7 @@ func CopyNew(ctx context.Context, d Disk, src, dst string,
 	if err := out.Sync(); err != nil {
 		return nil, err
 	}
-	if err := d.SyncDir(filepath.Dir(dst)); err != nil {
+	if err := d.SyncDir(filepath.Dir(dst)); err != nil && !errors.Is(err, ErrNoSync) {
 		return nil, err
 	}
 	after, err := in.Identity()

@@ -20,6 +20,9 @@ var (
 	ErrInUse = errors.New("is in use")
 	// ErrNoLocks: the file system keeps no locks, so nobody can tell whether the file is in use.
 	ErrNoLocks = errors.New("the file system keeps no locks")
+	// ErrNoSync: the file system cannot be told to write the names in a directory to the disk, so
+	// nobody knows whether a new file is found after a power cut.
+	ErrNoSync = errors.New("the file system writes no directory to the disk when told to")
 )
 
 // InUseError is ErrInUse with what the lock bytes of the file say.
@@ -156,7 +159,8 @@ type Names interface {
 	// MakeDir makes a directory and those above it that are missing, with mode 0700. It returns when
 	// the name of the directory is on the disk, also where it was there before.
 	MakeDir(path string) error
-	// SyncDir returns when the names in the directory are on the disk.
+	// SyncDir returns when the names in the directory are on the disk; ErrNoSync where that cannot be
+	// had.
 	SyncDir(path string) error
 }
 

@@ -257,8 +257,11 @@ func (host) SyncDir(path string) error {
 		return &fs.PathError{Op: "open the directory", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
-	// EINVAL: a file system that has no such thing (fsync(2)), not one where it went wrong.
-	if err := retry(func() error { return unix.Fsync(fd) }); err != nil && !errors.Is(err, unix.EINVAL) {
+	err = retry(func() error { return unix.Fsync(fd) })
+	switch {
+	case errors.Is(err, unix.EINVAL): // there is no such thing (fsync(2)); nothing went wrong
+		return fmt.Errorf("%w: %s", ErrNoSync, path)
+	case err != nil:
 		return &fs.PathError{Op: "sync the directory", Path: path, Err: err}
 	}
 	return nil

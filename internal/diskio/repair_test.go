@@ -191,6 +191,16 @@ func TestRepairOpens(t *testing.T) {
 }
 
 // A lock that is not QEMU's, and one that keeps us from taking ours.
+// sysfs has nothing to write to a disk, and says so as file systems do that cannot sync directories.
+func TestSyncDirThatCannot(t *testing.T) {
+	if err := diskio.Host().SyncDir("/sys"); !errors.Is(err, diskio.ErrNoSync) {
+		t.Errorf("SyncDir(/sys) = %v, want %v", err, diskio.ErrNoSync)
+	}
+	if err := diskio.Host().SyncDir(t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRepairForeignLock(t *testing.T) {
 	path := filepath.Join(tree(t, "a"), "a")
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -17,8 +17,9 @@ const maxMountBytes = 64 << 20
 
 // LocalLocks tells of a network file system, by its device number, that keeps the locks of files on
 // this host, so that other hosts do not see them: an NFS mounted with nolock or local_lock (nfs(5)),
-// an SMB share mounted with nobrl (mount.cifs(8)). why names the option; "" where locks go to the
-// server, and for all other file systems.
+// an SMB share mounted with nobrl (mount.cifs(8)), a GFS2 with localflocks (gfs2(5)), a Lustre with
+// localflock (mount.lustre(8)), and sshfs, whose protocol has no locks. why names the option; "" where
+// locks go to the server, and for all other file systems.
 func (h *Host) LocalLocks(dev uint64) (why string, err error) {
 	raw, err := readSome(h.root+"/proc/self/mountinfo", maxMountBytes)
 	if err != nil {
@@ -34,7 +35,11 @@ func (h *Host) LocalLocks(dev uint64) (why string, err error) {
 		}
 		local := map[string][]string{
 			"nfs": {"nolock", "local_lock=all", "local_lock=posix"}, "cifs": {"nobrl"}, "smb3": {"nobrl"},
+			"gfs2": {"localflocks"}, "lustre": {"localflock"},
 		}[fs[0]]
+		if fs[0] == "fuse.sshfs" {
+			return "sshfs", nil
+		}
 		for _, option := range strings.Split(fs[2], ",") {
 			if slices.Contains(local, option) {
 				return fs[0] + " mounted with " + option, nil

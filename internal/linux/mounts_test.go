@@ -29,6 +29,10 @@ func TestLocalLocks(t *testing.T) {
 44 21 0:54 / /e rw - nfs4 srv:/e rw,vers=4.2,local_lock=none
 45 21 0:55 / /f rw - cifs //srv/f rw,vers=3.1.1,nobrl
 46 21 0:56 / /g rw - ext4 /dev/x rw,nolock
+47 21 0:57 / /h rw - gfs2 /dev/y rw,localflocks
+48 21 0:58 / /i rw - gfs2 /dev/z rw,acl
+49 21 0:59 / /j rw - fuse.sshfs srv:/j rw,user_id=0
+50 21 0:60 / /k rw - lustre 10.0.0.1@tcp:/k rw,localflock
 a line that is none
 `
 	if err := os.WriteFile(filepath.Join(root, "proc/self/mountinfo"), []byte(mounts), 0o600); err != nil {
@@ -36,7 +40,8 @@ a line that is none
 	}
 	for minor, want := range map[uint32]string{
 		50: "nfs mounted with nolock", 51: "", 52: "nfs mounted with local_lock=posix", 53: "", 54: "",
-		55: "cifs mounted with nobrl", 56: "", 99: "",
+		55: "cifs mounted with nobrl", 56: "", 99: "", 57: "gfs2 mounted with localflocks", 58: "",
+		59: "sshfs", 60: "lustre mounted with localflock",
 	} {
 		if got, err := Open(root).LocalLocks(unix.Mkdev(0, minor)); got != want || err != nil {
 			t.Errorf("LocalLocks(0:%d) = %q, %v, want %q", minor, got, err, want)

@@ -146,7 +146,7 @@ func (v *Vault) Discard(path string) error {
 	if err == nil {
 		err = v.disk.SyncDir(filepath.Dir(path))
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, diskio.ErrNoSync) {
 		return fmt.Errorf("remove the undo file of a change that was not begun: %w", err)
 	}
 	return nil
