@@ -17,14 +17,19 @@ var writers = []string{
 	"internal/lab/zoo",         // tests only
 	"internal/lab/sweep",       // tests and the bench: breaks images that it made
 	"internal/lab/cutfs",       // tests and the bench: a directory of its own, mounted for one thread
+	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
+	"internal/guest/filestest", // tests only
+	"internal/jail",            // shared memory and the filter of system calls: no file is opened
 	"bench",                    // not part of the program
 }
 
 // runners may start other programs: what the program itself knows, it knows from reading.
 var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/testenv",
-	"internal/image/imagetest"}
+	"internal/image/imagetest",
+	"internal/mount", // fusermount3, and the program that is to see a mount
+}
 
 // opening are flags that open a file for writing, in each of the packages that have them.
 var opening = []string{"O_RDWR", "O_WRONLY", "O_CREAT", "O_CREATE", "O_TRUNC", "O_APPEND", "O_TMPFILE"}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+)
+
+const (
+	// patience is how long is waited for what ends by itself: a process that has nothing more to
+	// serve, a device that nobody uses any more.
+	patience = 10 * time.Second
+	// answer is how long a file system that may be dead is waited for.
+	answer = 2 * time.Second
+	// maxLogBytes is how much of a log is read.
+	maxLogBytes = 1 << 20
+)
+
+// Gone is what was taken away.
+type Gone struct {
+	// Dir is the directory that it was mounted on.
+	Dir string
+	// Killed: its process had ended without doing so.
+	Killed bool
+	// Log is what a process in the background could not read, a line each.
+	Log []string
+}
+
+// Unmount takes away what this or another process mounted on a directory with Files or Kernel, and
+// waits until nothing is left of it. It gives ErrNotOurs, and ErrBusy while programs use it.
+func Unmount(ctx context.Context, stateDir, dir string) (*Gone, error) {
+	real, err := mountPoint(dir)
+	if err != nil {
+		return nil, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	r, err := readRecord(recordPath(stateDir, real))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotOurs
+	}
+	if err != nil {
+		return nil, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	g := &Gone{Dir: real, Log: r.log()}
+	if g.Killed, err = r.end(ctx); err != nil {
+		return nil, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return g, nil
+}
+
+// Recover takes away what processes left that were killed. An error is given for each that could
+// not be taken away whole; its record stays.
+func Recover(stateDir string) ([]Gone, error) {
+	all, errs := records(stateDir)
+	var done []Gone
+	for _, r := range all {
+		alive, err := r.alive()
+		if err == nil && !alive {
+			g := Gone{Dir: string(r.Dir), Killed: true, Log: r.log()}
+			if err = r.cleanAlone(); err == nil {
+				done = append(done, g)
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("what is left of the mount on %s: %w", r.Dir, err))
+		}
+	}
+	return done, errors.Join(errs...)
+}
+
+// mountPoint is the one true name of a directory that a dead file system may be mounted on, so that
+// its last part is only looked at as a symbolic link.
+func mountPoint(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if to, err := os.Readlink(abs); err == nil {
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(abs), to)
+		}
+		abs = to
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	return filepath.Join(parent, filepath.Base(abs)), err
+}
+
+// end ends what the record is of, whether its process is alive or was killed.
+func (r *record) end(ctx context.Context) (killed bool, err error) {
+	if r.PID > 0 {
+		// From here on the number stands for this process and no later one.
+		fd, err := unix.PidfdOpen(r.PID, 0)
+		if err == nil {
+			defer unix.Close(fd)
+			alive, err := r.alive()
+			if err != nil {
+				return false, err
+			}
+			if alive {
+				return false, r.stop(ctx, fd)
+			}
+		} else if !errors.Is(err, unix.ESRCH) {
+			return false, err
+		}
+	}
+	return true, r.cleanAlone()
+}
+
+// stop makes the process of the record end, and waits for it.
+func (r *record) stop(ctx context.Context, pidfd int) error {
+	var err error
+	if r.Kind == kindKernel {
+		// What is mounted is in its own namespace. It ends the programs there, and takes all away.
+		err = unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0)
+	} else if err = unmount(string(r.Dir), false); err != nil && notMounted(err) {
+		err = nil // it is just ending
+	}
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return ErrBusy
+	case err != nil:
+		return err
+	}
+	deadline := time.Now().Add(patience)
+	if r.Kind == kindKernel {
+		deadline = deadline.Add(2 * graceful)
+	}
+	for time.Now().Before(deadline) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 50)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return err
+		case n > 0:
+			if _, err := os.Lstat(r.path); err == nil {
+				return r.cleanAlone() // it was killed before its end
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("process %d does not end", r.PID)
+}
+
+// log reads what the process of the record had to tell.
+func (r *record) log() []string {
+	f, err := os.Open(r.logPath())
+	if err != nil {
+		return nil // only one in the background has a log
+	}
+	defer f.Close()
+	text := make([]byte, maxLogBytes)
+	n, _ := f.Read(text)
+	return strings.FieldsFunc(string(text[:n]), func(c rune) bool { return c == '\n' })
+}
+
+// cleanAlone cleans up while no other process writes a record or cleans up.
+func (r *record) cleanAlone() error {
+	unlock, err := lock(filepath.Dir(r.path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.clean(), unlock())
+}
+
+// lock keeps other processes from changing the records.
+func lock(dir string) (unlock func() error, err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), d.Close())
+	}
+	return d.Close, nil
+}
+
+// clean takes away what a process left that is gone, and strikes its record off.
+func (r *record) clean() error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	if r.Boot == boot { // no mount or device outlives the boot
+		switch r.Kind {
+		case kindFiles:
+			err = r.cleanMount(string(r.Dir))
+		case kindKernel:
+			if err = r.cleanLoop(); err == nil {
+				err = r.cleanMount(r.private())
+			}
+		}
+	}
+	if err == nil && r.Kind == kindKernel {
+		err = os.Remove(r.private())
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return r.remove()
+}
+
+// cleanMount takes away our FUSE file system on a directory if nobody serves it any more.
+func (r *record) cleanMount(dir string) error {
+	all, err := mounts()
+	if err != nil {
+		return err
+	}
+	var last, ours *entry
+	for i, e := range all {
+		if e.dir != dir {
+			continue
+		}
+		last = &all[i]
+		if e.kind == "fuse."+fuseName && (r.Device == "" || r.Device == e.device) {
+			ours = last
+		}
+	}
+	switch {
+	case ours == nil:
+		return nil
+	case ours != last:
+		return fmt.Errorf("a %s is mounted over it: unmount that first", last.kind)
+	}
+	// Somebody may have unmounted ours and mounted another, with the same number. That one answers.
+	_, err = diskio.Within(context.Background(), answer, func() (struct{}, error) {
+		var st unix.Stat_t
+		return struct{}{}, unix.Stat(dir, &st)
+	}, nil)
+	if !errors.Is(err, unix.ENOTCONN) {
+		return nil
+	}
+	return unmount(dir, true)
+}
+
+// cleanLoop takes away loop devices that bear the record's mark.
+func (r *record) cleanLoop() error {
+	left, err := r.loops()
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	for _, n := range left {
+		if err := clearLoop(n); err != nil {
+			return err
+		}
+	}
+	for deadline := time.Now().Add(answer); time.Now().Before(deadline); {
+		if left, err = r.loops(); err != nil || len(left) == 0 {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	who := "nobody that can be seen"
+	if all := inNamespace(r.Namespace); len(all) > 0 {
+		who = strings.Join(all, ", ")
+	}
+	return fmt.Errorf("/dev/loop%d: %w by %s; it goes with them", left[0], ErrBusy, who)
+}
+
+// inNamespace names the processes of a mount namespace.
+func inNamespace(namespace string) []string {
+	var all []string
+	names, err := os.ReadDir("/proc")
+	if err != nil || namespace == "" {
+		return nil
+	}
+	for _, n := range names {
+		pid, err := strconv.Atoi(n.Name())
+		if err != nil || pid == os.Getpid() {
+			continue // no process, or this one, which has a thread in it
+		}
+		if ns, err := os.Readlink("/proc/" + n.Name() + "/ns/mnt"); err == nil && ns == namespace {
+			comm, _ := os.ReadFile("/proc/" + n.Name() + "/comm")
+			all = append(all, fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(comm)), pid))
+		}
+	}
+	return all
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// graceful is how long programs are given to end when the mount is to end.
+const graceful = 5 * time.Second
+
+// driver is how the kernel mounts a kind of file system.
+type driver struct{ name, data string }
+
+// drivers are those that are let at a volume. What needs more than one device, or registers itself
+// with the kernel by what is written on the disk (btrfs by its UUID), is not among them.
+var drivers = map[string]driver{
+	// What the superblock wants done on errors is not left to it: it may want the host to panic.
+	"ext2": {"ext4", "errors=remount-ro"},
+	"ext3": {"ext4", "errors=remount-ro"},
+	"ext4": {"ext4", "errors=remount-ro"},
+	// The host may have a file system of the same UUID: its own template.
+	"xfs":  {"xfs", "nouuid"},
+	"vfat": {"vfat", "errors=remount-ro"},
+}
+
+// KernelKinds are the kinds of file systems that Kernel mounts.
+func KernelKinds() []string { return slices.Sorted(maps.Keys(drivers)) }
+
+// Volume is what holds one file system, of one of KernelKinds.
+type Volume struct {
+	Reader    io.ReaderAt
+	SizeBytes int64
+	Kind      string
+}
+
+// KernelOptions are those of Kernel. StateDir and Command must be set.
+type KernelOptions struct {
+	StateDir string
+	// Source is what is mounted, for the record.
+	Source string
+	// LayerBytes bounds what may be written, all of it in memory; 0 is 512 MiB.
+	LayerBytes int64
+	// Command is the program that sees the mount, with its arguments, and Env its environment.
+	Command []string
+	Env     []string
+	// Stdin, Stdout and Stderr are those of the program. Files are handed on as they are.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Log is told what could not be read of the volume, and who is waited for at the end.
+	Log func(text string)
+}
+
+// defaultLayerBytes holds what replaying the largest usual journal writes.
+const defaultLayerBytes = 512 << 20
+
+// ErrKind: the kernel's driver for this kind of file system is not used.
+var ErrKind = errors.New("is not mounted with the kernel's driver")
+
+// Kernel mounts a volume with the driver of the kernel, read-only, on an existing directory, and runs
+// a program that sees it there: nobody else does, since the mount is in a namespace of its own. What
+// the driver writes, as when it replays a journal, goes to a layer in memory and is forgotten; the
+// volume is only read. It gives the exit status of the program, 128 and the number of a signal that
+// killed it, and returns when nothing is left of the mount. When ctx ends the program is told to end.
+//
+// The driver is made for disks that one trusts: a volume that was made to do harm can take over the
+// host. It needs root (ErrRoot). Other errors are ErrMounted and ErrKind.
+func Kernel(ctx context.Context, v Volume, dir string, o KernelOptions) (status int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, fmt.Errorf("mount %s with the kernel's driver: %w", o.Source, ErrRoot)
+	}
+	d, ok := drivers[v.Kind]
+	if !ok {
+		return 0, fmt.Errorf("%s: %q %w", o.Source, v.Kind, ErrKind)
+	}
+	if o.LayerBytes == 0 {
+		o.LayerBytes = defaultLayerBytes
+	}
+	real, err := target(dir)
+	if err != nil {
+		return 0, err
+	}
+	k := &kernelMount{o: o, dir: real, driver: d, disk: &diskFile{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), layer: newLayer(v.Reader, v.SizeBytes,
+			o.LayerBytes), notes: notes{log: o.Log}}}
+	k.record, err = begin(o.StateDir, record{Kind: kindKernel, Dir: []byte(real),
+		Source: []byte(o.Source)})
+	if err != nil {
+		return 0, err
+	}
+	onThread(func() { status, err = k.run(ctx) })
+	return status, err
+}
+
+// onThread runs fn on a thread that is not the first one of the process and ends with it, so that
+// what fn does to the thread stays without consequences.
+func onThread(fn func()) {
+	done := make(chan struct{})
+	var run func()
+	run = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			go run() // cannot get this thread, which is held until fn is done
+			<-done
+			runtime.UnlockOSThread()
+			return
+		}
+		// Never unlocked: the runtime ends the thread with the goroutine.
+		defer close(done)
+		fn()
+	}
+	go run()
+	<-done
+}
+
+// kernelMount is a mount by the kernel's driver, on a thread of its own.
+type kernelMount struct {
+	o      KernelOptions
+	dir    string
+	driver driver
+	disk   *diskFile
+	record *record
+}
+
+// run makes everything, runs the program, and takes everything away in the reverse order.
+func (k *kernelMount) run(ctx context.Context) (status int, err error) {
+	var undo []func() error
+	defer func() {
+		for _, fn := range slices.Backward(undo) {
+			err = errors.Join(err, fn())
+		}
+	}()
+	undo = append(undo, k.record.remove)
+	if err := k.enter(); err != nil {
+		return 0, err
+	}
+	private := k.record.private()
+	if err := os.Mkdir(private, 0o700); err != nil {
+		return 0, fmt.Errorf("make a directory for the disk: %w", err)
+	}
+	undo = append(undo, func() error { return os.Remove(private) })
+	server, err := serve(k.disk, private, k.o.Source, quiet, false)
+	if err != nil {
+		return 0, fmt.Errorf("mount on %s: %w", private, err)
+	}
+	undo = append(undo, func() error {
+		err := unmountAlone(private)
+		server.Wait()
+		return err
+	})
+	loop, err := k.loop(private)
+	if err != nil {
+		return 0, err
+	}
+	undo = append(undo, func() error {
+		err := loop.close()
+		if err == nil && !loop.gone(k.record.Marker) {
+			err = fmt.Errorf("%s is still in use; it goes with who uses it", loop.path())
+		}
+		return err
+	})
+	if err := k.mount(loop); err != nil {
+		return 0, err
+	}
+	undo = append(undo, func() error { return k.leave(ctx) })
+	return k.program(ctx)
+}
+
+// enter gives the thread a mount namespace of its own. What others mount and unmount goes on to
+// arrive there, so that nothing of theirs is kept busy; nothing of ours gets out.
+func (k *kernelMount) enter() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("new mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts apart: %w", err)
+	}
+	var err error
+	k.record.Namespace, err = os.Readlink("/proc/thread-self/ns/mnt")
+	k.record.Marker = k.record.mark()
+	if err != nil {
+		return err
+	}
+	return k.record.write()
+}
+
+// loop makes a loop device on the disk's file.
+func (k *kernelMount) loop(private string) (*loopDevice, error) {
+	file, err := unix.Open(private+"/"+diskName, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the disk's file: %w", err)
+	}
+	l, err := makeLoop(file, k.record.Marker)
+	if err = errors.Join(err, unix.Close(file)); err != nil {
+		return nil, err
+	}
+	k.record.Loop = l.number
+	if err := k.record.write(); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+// mount lets the driver at the device. Read-only it replays the journal all the same, since the
+// device can be written to.
+func (k *kernelMount) mount(l *loopDevice) error {
+	err := unix.Mount(l.path(), k.dir, k.driver.name, quiet|unix.MS_RDONLY, k.driver.data)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("mount %s as %s: %w", k.o.Source, k.driver.name, err)
+	if k.disk.layer.full.Load() {
+		return fmt.Errorf("%w: %w (%d bytes)", err, errFull, k.o.LayerBytes)
+	}
+	return err
+}
+
+// program runs the command in the thread's namespace.
+func (k *kernelMount) program(ctx context.Context) (status int, err error) {
+	c := exec.CommandContext(ctx, k.o.Command[0], k.o.Command[1:]...)
+	c.Env = k.o.Env
+	c.Stdin, c.Stdout, c.Stderr = k.o.Stdin, k.o.Stdout, k.o.Stderr
+	// Without this process it could read nothing more.
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.WaitDelay = graceful
+	err = c.Run()
+	exit := new(exec.ExitError)
+	switch {
+	case errors.As(err, &exit):
+		ws, ok := exit.Sys().(syscall.WaitStatus)
+		if ok && ws.Signaled() {
+			return 128 + int(ws.Signal()), nil
+		}
+		return exit.ExitCode(), nil
+	case err != nil && c.ProcessState == nil:
+		return 0, fmt.Errorf("run %s: %w", k.o.Command[0], err)
+	case err != nil && ctx.Err() != nil:
+		return 128 + int(syscall.SIGTERM), nil
+	}
+	return 0, err
+}
+
+// leave unmounts. It waits for programs that still use the mount, until ctx ends: then they are told
+// to end, and at last get errors.
+func (k *kernelMount) leave(ctx context.Context) error {
+	told := false
+	for {
+		err := unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		if all := inNamespace(k.record.Namespace); len(all) > 0 && !told && k.o.Log != nil {
+			told = true
+			k.o.Log("waiting for who still uses " + k.dir + ": " + strings.Join(all, ", "))
+		}
+		select {
+		case <-ctx.Done():
+			return unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// unmountAlone unmounts what nobody but the kernel used, which may need a moment to let go.
+func unmountAlone(dir string) error {
+	for deadline := time.Now().Add(answer); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		case time.Now().After(deadline):
+			return unmount(dir, true)
+		}
+	}
+}
