@@ -28,7 +28,9 @@ var writers = []string{
 // runners may start other programs: what the program itself knows, it knows from reading.
 var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/testenv",
 	"internal/image/imagetest",
-	"internal/mount", // fusermount3, and the program that is to see a mount
+	"internal/mount", // fusermount3, and the program that is to see a mount,
+	"internal/guest/filestest",
+	"internal/jail", // starts this program again, with fewer rights
 }
 
 // opening are flags that open a file for writing, in each of the packages that have them.

@@ -24,12 +24,16 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
 // Main runs the program with argv, argv[0] being the name that it was called by, and returns its
 // exit status. Called as qemu-img it speaks as qemu-img does.
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if jail.IsChild(argv) {
+		return jail.Serve()
+	}
 	// A second signal ends the program at once: the first one gives the signals back.
 	ctx, stop := signal.NotifyContext(context.Background(), endings()...)
 	defer stop()

@@ -21,10 +21,16 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if jail.IsChild(os.Args) {
+		os.Exit(jail.Serve())
+	}
+	testenv.Main(m)
+}
 
 // call runs one command line and gives what it printed.
 func call(args ...string) (status int, stdout, stderr string) {

@@ -147,7 +147,7 @@ func (p *populate) directories(big int) {
 // shapes makes files that are not laid out in one piece.
 func (p *populate) shapes() {
 	p.mkdir("shapes")
-	p.write("shapes/sparse", 5<<30, []byte("far away"))
+	p.write("shapes/sparse", 4<<30+4096, []byte("far away"))
 	for i := range 400 {
 		p.write("shapes/fragmented", int64(i)*12_288, p.bytes(4096))
 	}
