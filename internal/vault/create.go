@@ -90,8 +90,8 @@ func (d *Draft) layout(undoPath string) (*header, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(meta) > maxReceiptBytes {
-		return nil, nil, fmt.Errorf("its receipt has %d bytes, %d at most", len(meta), maxReceiptBytes)
+	if err := fits(meta); err != nil {
+		return nil, nil, err
 	}
 	h.metaBytes, h.metaCRC = int64(len(meta)), plan.Checksum(meta)
 	h.endBytes = sectorBytes + h.metaBytes + trailerBytes

@@ -30,6 +30,10 @@ const (
 	ReceiptSchema = "shisa.receipt/1"
 	// maxReceiptBytes bounds a receipt: its lists come from a plan, where they may be cut.
 	maxReceiptBytes = 256 << 20
+	// maxReceiptObjects bounds what it takes in memory: an object of two characters may become a
+	// finding of some hundred bytes, and whoever may write to the directory of an image can put an undo
+	// file there.
+	maxReceiptObjects = 1 << 20
 	receiptSuffix   = ".json"
 	// freshSuffix ends the name of a receipt while it is written.
 	freshSuffix = receiptSuffix + ".new"
@@ -181,8 +185,8 @@ func (v *Vault) readReceipt(path string) (*Receipt, error) {
 
 // decodeReceipt reads a receipt's JSON. Its errors are ErrDamaged and ErrNewer.
 func decodeReceipt(raw []byte, r *Receipt) error {
-	if len(raw) > maxReceiptBytes {
-		return fmt.Errorf("%w: longer than %d bytes", ErrDamaged, maxReceiptBytes)
+	if err := fits(raw); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	var head struct {
 		Schema string `json:"schema"`
@@ -204,6 +208,17 @@ func decodeReceipt(raw []byte, r *Receipt) error {
 	}
 	if !IsID(r.ID) {
 		return fmt.Errorf("%w: its name is %.40q", ErrDamaged, r.ID)
+	}
+	return nil
+}
+
+// fits refuses a receipt that is too long to be read.
+func fits(raw []byte) error {
+	if len(raw) > maxReceiptBytes {
+		return fmt.Errorf("its receipt is longer than %d bytes", maxReceiptBytes)
+	}
+	if n := bytes.Count(raw, []byte("{")); n > maxReceiptObjects {
+		return fmt.Errorf("its receipt has %d objects, %d at most", n, maxReceiptObjects)
 	}
 	return nil
 }
@@ -285,8 +300,8 @@ func (v *Vault) Put(r *Receipt) error {
 	if err := e.Encode(r); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
-	if b.Len() > maxReceiptBytes {
-		return fmt.Errorf("%w %s: %d bytes, %d at most", ErrReceipt, r.ID, b.Len(), maxReceiptBytes)
+	if err := fits(b.Bytes()); err != nil {
+		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
 	if err := v.disk.MakeDir(v.receipts); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)

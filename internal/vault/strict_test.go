@@ -326,3 +326,101 @@ func TestUndoFileIsReadBack(t *testing.T) {
 		t.Error("the undo file is left")
 	}
 }
+
+// A short document can stand for much memory; what would is refused where it is read, and not
+// written.
+func TestReceiptOfManyObjects(t *testing.T) {
+	raw := `{"schema": "shisa.receipt/1", "id": "` + testID + `", "steps": [` +
+		strings.Repeat("{},", maxReceiptObjects) + `{}]}`
+	if err := decodeReceipt([]byte(raw), new(Receipt)); !errors.Is(err, ErrDamaged) {
+		t.Errorf("decodeReceipt = %v, want %v", err, ErrDamaged)
+	}
+	v, d := newVault(t)
+	draft := newDraft()
+	draft.Receipt.Tool = strings.Repeat("{", maxReceiptObjects+1) // counted as if they were objects
+	if u, err := v.Create(t.Context(), draft, testPath, ""); err == nil {
+		u.Close()
+		t.Error("Create makes an undo file that cannot be read")
+	}
+	if err := v.Put(draft.Receipt); !errors.Is(err, ErrReceipt) {
+		t.Errorf("Put = %v, want %v", err, ErrReceipt)
+	}
+	if got := d.Paths(); !slices.Equal(got, []string{testPath}) {
+		t.Errorf("there is %q", got)
+	}
+}
+
+// What an image has left behind is known by the file, whatever the name of either is.
+func TestMemoryOfRenamedImage(t *testing.T) {
+	for _, states := range [][]State{{}, {Applying}, {Applying, Committed, Undoing}} {
+		v, d, _ := newUndo(t, states...)
+		d.Move(testPath, "/img/b.img")
+		d.Put("/img/c.img", []byte("another"))
+		m, err := v.Memory(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.Of(t.Context(), "/img/b.img")
+		if err != nil || len(got) != 1 || got[0].Match != MatchFile || got[0].UndoPath != undoPath {
+			t.Errorf("after %v: Of(b.img) = %+v, %v, want the change", states, got, err)
+		}
+		if got, err := m.Of(t.Context(), "/img/c.img"); err != nil || len(got) != 0 {
+			t.Errorf("after %v: Of(c.img) = %+v, %v, want nothing", states, got, err)
+		}
+	}
+}
+
+// An undo file that was never finished is remembered for the image beside it.
+func TestMemoryOfPartial(t *testing.T) {
+	v, d := newVault(t)
+	d.Put(undoPath, []byte("SHI"))
+	m, err := v.Memory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.Of(t.Context(), testPath)
+	if err != nil || len(got) != 1 || got[0].State != Partial {
+		t.Errorf("Of = %+v, %v, want one that is partial", got, err)
+	}
+}
+
+// CutOff gives receipts that were written once and not put in their place, and no others.
+func TestCutOff(t *testing.T) {
+	v, d, _ := newUndo(t)
+	fresh := v.freshPath(testID)
+	u, err := v.OpenUndo(t.Context(), undoPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := u.Receipt()
+	u.Close()
+	if err := v.Put(r); err != nil {
+		t.Fatal(err)
+	}
+	cut := func(what string, want int) {
+		t.Helper()
+		got, err := v.CutOff(t.Context())
+		if err != nil || len(got) != want {
+			t.Errorf("%s: CutOff = %+v, %v, want %d", what, got, err, want)
+		}
+	}
+	cut("a receipt in its place", 0)
+	whole, _ := d.Get(v.receiptPath(testID))
+	d.Put(fresh, whole)
+	cut("one that would have replaced it", 0)
+	if err := v.Drop(testID); err != nil {
+		t.Fatal(err)
+	}
+	cut("one that is the first", 1)
+	w, err := d.OpenForRepair(fresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut("one that is being written", 0)
+	w.Close()
+	d.Put(fresh, whole[:len(whole)/2])
+	cut("half of one", 0)
+	d.Put(fresh, whole)
+	d.Move(undoPath, "/else/u")
+	cut("one whose undo file is gone", 0)
+}
