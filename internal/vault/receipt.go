@@ -34,7 +34,7 @@ const (
 	// finding of some hundred bytes, and whoever may write to the directory of an image can put an undo
 	// file there.
 	maxReceiptObjects = 1 << 20
-	receiptSuffix   = ".json"
+	receiptSuffix     = ".json"
 	// freshSuffix ends the name of a receipt while it is written.
 	freshSuffix = receiptSuffix + ".new"
 )
