@@ -71,8 +71,9 @@ func Header(w io.Writer, d *HeaderDocument, give map[string]string, next string,
 			}
 			text := flag
 			if name == qcow2.FieldSize && d.SizeHighBytes > 0 {
-				text += fmt.Sprintf("; the tables allow %s to %s", BytesExact(d.SizeLowBytes),
-					BytesExact(d.SizeHighBytes))
+				text += fmt.Sprintf("; it was no less than %s and no more than %s. One that is too large "+
+					"loses nothing, one that is too small cuts off what lies behind",
+					BytesExact(d.SizeLowBytes), BytesExact(d.SizeHighBytes))
 			}
 			o.prose(fmt.Sprintf("  %-24s", Text(name)), text)
 		}

@@ -161,6 +161,9 @@ func takeClaim(x *qcow2.Reconstruction, f *qcow2.Field, c guest.SizeClaim) {
 		f.Certainty = finding.Sure
 	case c.Exact && c.Confirmed && f.Missing && x.SetSize(c.Bytes, finding.Likely, e):
 	case !same:
+		if !c.Exact && f.Missing && x.SizeLow < c.Bytes && c.Bytes <= x.SizeHigh {
+			x.SizeLow = c.Bytes // the disk cannot have ended before what it held
+		}
 		text := c.Text
 		if !c.Exact {
 			text += "; the disk is at least as large"

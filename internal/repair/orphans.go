@@ -132,6 +132,7 @@ func (m *mender) place(c candidate, slot int64) error {
 		return fmt.Errorf("L1 entry %d, the table has %d entries", slot, m.h.L1Entries)
 	}
 	m.placed[c.cluster] = true
+	delete(m.l1Lost, slot)
 	m.volumes = nil // there is more to see of the disk now
 	off := int64(m.h.L1Off) + 8*slot
 	old, err := m.get64(off)
@@ -143,7 +144,8 @@ func (m *mender) place(c candidate, slot int64) error {
 		word |= qcow2.FlagCopied
 	}
 	sure := finding.Sure
-	if _, asked := m.opts.Place[c.cluster<<m.h.ClusterBits]; asked {
+	_, asked := m.opts.Place[c.cluster<<m.h.ClusterBits]
+	if asked {
 		sure = finding.Possible
 	}
 	st := m.step(plan.Point, finding.QC13, "relink", fmt.Sprintf("put the L2 table at %#x back into L1 entry %d",
@@ -154,11 +156,11 @@ func (m *mender) place(c candidate, slot int64) error {
 	m.proof(st, "leaked cluster", c.cluster<<m.h.ClusterBits, "", c.text)
 	for _, p := range c.proofs {
 		m.askedGuest = m.askedGuest || p.kind == guestProof
-		if p.weight > 0 || p.slot == slot {
+		if p.weight > 0 || asked && p.slot == slot {
 			m.proof(st, p.kind, -1, fmt.Sprint(p.slot), p.text)
 		}
 	}
-	if sure == finding.Possible {
+	if asked {
 		m.proof(st, "user", -1, fmt.Sprint(slot), "the place was given on the command line")
 	}
 	return m.put64(plan.Point, off, word)
@@ -183,7 +185,7 @@ func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 		}
 		list[i].proofs = append(list[i].proofs, more...)
 	}
-	return list, nil
+	return list, m.proveHead(ctx, list, l1)
 }
 
 // snapshotTables finds tables that only snapshots name, with an empty entry in the active L1 table
@@ -289,7 +291,10 @@ func (s *slots) proofs(o qcow2.Orphan, i, n int) (list []proof) {
 	if len(fits) == 0 {
 		fits = free
 	}
-	for _, f := range fits[:min(len(fits), maxChoices)] {
+	if len(fits) > maxChoices {
+		return list // no help
+	}
+	for _, f := range fits {
 		list = append(list, proof{"free", f, fmt.Sprintf("L1 entry %d has no table", f), 0})
 	}
 	return list

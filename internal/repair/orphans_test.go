@@ -311,3 +311,51 @@ func TestProofFromBelow(t *testing.T) {
 		t.Error("a backing file that was cut passes")
 	}
 }
+
+// TestLostL1Table wipes or overwrites a whole L1 table. What comes back is where it was; of the rest the
+// plan says that it is lost.
+func TestLostL1Table(t *testing.T) {
+	testenv.Need(t, "qemu-img", "mkfs.ext4", "mkfs.xfs")
+	for name, tt := range map[string]struct {
+		mkfs func(raw, files string) []string
+		all  bool // every table comes back
+	}{
+		"ext4": {func(raw, files string) []string { return []string{"mkfs.ext4", "-q", "-F", "-d", files, raw} }, false},
+		"xfs":  {func(raw, _ string) []string { return []string{"mkfs.xfs", "-q", "-f", raw} }, true},
+	} {
+		sound := formatted(t, tt.mkfs)
+		slots, h := l1Slots(t, sound)
+		for how, fill := range map[string]byte{"wiped": 0, "overwritten": 'x'} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				b := slices.Clone(sound)
+				copy(b[h.L1Off:int64(h.L1Off)+8*h.L1Entries], bytes.Repeat([]byte{fill}, int(8*h.L1Entries)))
+				p := makePlan(t, b, repair.Options{})
+				after := b.applied(t, p)
+				_, now := l1Slots(t, after)
+				back := 0
+				for _, i := range slots {
+					switch at := word(after, int64(now.L1Off)+8*i); at {
+					case word(sound, int64(h.L1Off)+8*i):
+						back++
+					case 0:
+					default:
+						t.Errorf("L1 entry %d is %#x", i, at)
+					}
+				}
+				t.Logf("%d of %d tables are put back", back, len(slots))
+				if back == 0 || tt.all && back != len(slots) {
+					t.Errorf("%d of %d tables are put back: %+v", back, len(slots), p.Remains)
+				}
+				if status, text := qemuCheck(t, after); status != 0 && status != 3 {
+					t.Errorf("qemu-img check exits with %d:\n%s", status, text)
+				}
+				if lost := len(p.Hurt) > 0; lost != (fill != 0 && back < len(slots)) {
+					t.Errorf("hurt: %+v", p.Hurt)
+				}
+				if p.After.Verdict == finding.Clean != (back == len(slots) && fill == 0) {
+					t.Errorf("%s, %+v", p.After.Verdict, p.Remains)
+				}
+			})
+		}
+	}
+}

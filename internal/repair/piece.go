@@ -14,6 +14,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/plan"
 )
 
 // guestProofs says what the guest's own blocks, read through a table that nothing names, tell of the
@@ -26,6 +27,11 @@ func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots) ([]p
 	if err != nil {
 		return nil, err
 	}
+	return m.proofsWith(ctx, vols, cluster, l1)
+}
+
+// proofsWith is guestProofs for the volumes that the disk has, or would have.
+func (m *mender) proofsWith(ctx context.Context, vols []guest.Volume, cluster int64, l1 *slots) ([]proof, error) {
 	span := m.h.L2Span()
 	d, err := m.through(cluster)
 	if err != nil {
@@ -76,15 +82,7 @@ func (m *mender) guestVolumes(ctx context.Context) ([]guest.Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What cannot be read there proves nothing, and takes nothing away.
-	view := &guestView{ctx: ctx, d: d}
-	if m.opts.Disk != nil {
-		if m.below == nil {
-			m.below = newRecorder(m.opts.Disk)
-		}
-		view.below = m.below
-	}
-	vols, _, err := guest.Volumes(ctx, view, m.h.SizeBytes)
+	vols, err := m.volumesOn(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -92,38 +90,36 @@ func (m *mender) guestVolumes(ctx context.Context) ([]guest.Volume, error) {
 	return vols, nil
 }
 
-// through gives what one table maps, as a disk of its own.
+// volumesOn finds the guest's file systems on a disk.
+func (m *mender) volumesOn(ctx context.Context, d *qcow2.Disk) ([]guest.Volume, error) {
+	view := &guestView{ctx: ctx, d: d}
+	if m.opts.Disk != nil {
+		if m.below == nil {
+			m.below = newRecorder(m.opts.Disk)
+		}
+		view.below = m.below
+	}
+	// What cannot be read there proves nothing, and takes nothing away.
+	vols, _, err := guest.Volumes(ctx, view, m.h.SizeBytes)
+	return vols, err
+}
+
+// through gives what one table maps, as a disk of its own: the only entry of an L1 table behind the end of
+// the file names it.
 func (m *mender) through(cluster int64) (*qcow2.Disk, error) {
 	cs := m.h.ClusterSize()
 	end := (m.ov.size + cs - 1) &^ (cs - 1)
-	r := &withL1{ReaderAt: m.ov, at: end}
-	binary.BigEndian.PutUint64(r.entry[:], uint64(cluster)<<m.h.ClusterBits)
-	return qcow2.NewDisk(r, end+cs, m.h, qcow2.DiskOptions{Snapshot: &qcow2.Snapshot{
-		L1Off: image.HostOff(end), L1Entries: 1, DiskBytes: m.h.L2Span()}})
+	return m.diskWith(end, cluster, &qcow2.Snapshot{L1Off: image.HostOff(end), L1Entries: 1, DiskBytes: m.h.L2Span()})
 }
 
-// withL1 is a file with an L1 table of one entry behind its end.
-type withL1 struct {
-	io.ReaderAt
-	at    int64
-	entry [8]byte
-}
-
-// ReadAt is io.ReaderAt.
-func (w *withL1) ReadAt(p []byte, off int64) (int, error) {
-	clear(p)
-	if off < w.at {
-		n := int(min(int64(len(p)), w.at-off))
-		if _, err := w.ReaderAt.ReadAt(p[:n], off); err != nil && !errors.Is(err, io.EOF) {
-			return 0, err
-		}
+// diskWith gives the disk, or what a snapshot maps, as it would be with a table in the L1 entry at off.
+func (m *mender) diskWith(off, cluster int64, snapshot *qcow2.Snapshot) (*qcow2.Disk, error) {
+	const room = 1 << 10
+	ov := newOverlay(m.ov, m.ov.size, room)
+	if err := ov.write(plan.Point, binary.BigEndian.AppendUint64(nil, uint64(cluster)<<m.h.ClusterBits), off); err != nil {
+		return nil, err
 	}
-	for i, b := range w.entry {
-		if at := w.at + int64(i) - off; at >= 0 && at < int64(len(p)) {
-			p[at] = b
-		}
-	}
-	return len(p), nil
+	return qcow2.NewDisk(ov, max(ov.size, m.ov.size), m.h, qcow2.DiskOptions{Snapshot: snapshot})
 }
 
 // guestView reads the disk of an image; what the image does not have comes from the chain below.

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
@@ -76,6 +78,63 @@ func (m *mender) mendPlaces(ctx context.Context) (bool, error) {
 		fixes = fixes[:len(fixes)-1]
 	}
 	return false, nil
+}
+
+// mendL1Table makes a new L1 table where what the header names is none, no other is in the file, and there
+// are L2 tables that one should name. It gets the entries that still read as such; mendOrphans puts
+// tables back into the others. The cluster of the old one stays as it is.
+func (m *mender) mendL1Table(context.Context) (bool, error) {
+	if !m.opts.wants(finding.QC13) || m.trust.l1[0] || !m.sought || m.soughtL1 != 0 || len(m.ex.Orphans()) == 0 ||
+		m.h.L1Entries*8 > qcow2.MaxL1Bytes || !m.mayGrow(finding.QC13) {
+		return false, nil
+	}
+	cs := m.h.ClusterSize()
+	at, err := m.alloc((m.h.L1Entries*8 + cs - 1) / cs)
+	if err != nil {
+		return false, err
+	}
+	m.l1Lost, m.oldL1 = map[int64]bool{}, qcow2.Clusters{First: int64(m.h.L1Off) >> m.h.ClusterBits,
+		N: (m.h.L1Entries*8 + cs - 1) / cs}
+	kept := int64(0)
+	for _, l := range m.l1s {
+		c := int64(l.Table()) >> m.h.ClusterBits
+		switch {
+		case l.L1 != 0 || m.l1Range(l.Index).Length == 0:
+			continue
+		case l.Word&^(qcow2.FlagCopied|qcow2.OffsetMask) == 0 && int64(l.Table())&(cs-1) == 0 &&
+			m.ex.References(c) == 1 && m.leadsToTable(l):
+			kept++
+			if err := m.put64(plan.New, at+8*l.Index, l.Word); err != nil {
+				return false, err
+			}
+		default:
+			m.l1Lost[l.Index] = true
+		}
+	}
+	if err := m.put64(plan.Switch, l1OffsetField, uint64(at)); err != nil {
+		return false, err
+	}
+	st := m.step(plan.New, finding.QC13, "rebuild",
+		"make a new L1 table, and point the header to it: what it names is none, and no other is in the file", finding.Sure)
+	m.at(st, at, m.h.L1Entries*8)
+	m.guest(st, finding.Range{Length: m.h.SizeBytes})
+	m.proof(st, "L1 table", int64(m.h.L1Off), "", fmt.Sprintf("%d of its entries lead to no L2 table, %d do and are kept; "+
+		"%d L2 tables have no entry", len(m.l1Lost), kept, len(m.ex.Orphans())))
+	return true, nil
+}
+
+// tellL1Lost remembers the parts of the disk whose L1 entry was no such, and that got no table back. There
+// are none where all that is counted is mapped again.
+func (m *mender) tellL1Lost() {
+	if !slices.ContainsFunc(m.ex.Result().Suspects, func(s qcow2.Suspect) bool {
+		return s.References == 0 && (int64(s.First) < m.oldL1.First || int64(s.First)+s.N > m.oldL1.First+m.oldL1.N)
+	}) && m.ex.Complete() {
+		m.l1Lost = nil
+	}
+	for _, i := range slices.Sorted(maps.Keys(m.l1Lost)) {
+		m.hurtData(plan.Hurt{Code: finding.QC13.Code, Kind: "lost", Guest: []finding.Range{m.l1Range(i)},
+			Summary: "the L1 table was overwritten, and which L2 table belongs here is not proved"})
+	}
 }
 
 // mendL1Size cuts the L1 table to what the disk needs, where it runs over something else. No part of

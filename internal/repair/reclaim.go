@@ -18,6 +18,7 @@ import (
 // reclaim counts leaked clusters as free that are proved to be worthless:
 //
 //	zero   it reads as zeros
+//	old    it is part of an old refcount structure; see oldStructure
 //	bitmap it belongs to a bitmap that is invalid; see qcow2.Exam.BitmapLeaks
 //	tail   it is left by a crash; see crashTail
 //	equal  a cluster in use holds the same (CompareData)
@@ -32,6 +33,10 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 		return false, nil
 	}
 	if f, err := m.forgotten(ctx); f != nil || err != nil {
+		return false, err
+	}
+	old, err := m.oldStructure(ctx, 0)
+	if err != nil {
 		return false, err
 	}
 	names, err := m.namedByLeaks(ctx, 0)
@@ -74,6 +79,8 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 			switch {
 			case m.ofBitmap(c) && sound && !names.has(c):
 				what = "count leaked clusters as free that belong to bitmaps which are invalid"
+			case old[c] && sound && !names.has(c):
+				what = "count old refcount blocks and tables as free, in whose place there are new ones"
 			case names.has(c):
 				m.keep(finding.QC03, "another leaked cluster may refer to some of these, so they are not freed")
 				continue
@@ -231,7 +238,7 @@ func (m *mender) namedByLeaks(ctx context.Context, limit int64) (*leakNames, err
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			if m.ofBitmap(c) {
+			if m.ofBitmap(c) || m.old[c] {
 				continue
 			}
 			zero, err := m.readsZero(ctx, c, buf)

@@ -126,6 +126,10 @@ type mender struct {
 	dangling []dangling
 	// gone are the entries that were taken away in this round.
 	gone map[image.HostOff]bool
+	// l1Lost are the entries of an L1 table that was made anew for which nothing is known, oldL1 is where
+	// the one before lay.
+	l1Lost map[int64]bool
+	oldL1  qcow2.Clusters
 	// moved: it was tried to put the places of tables right.
 	moved bool
 	// headless: the header could not be used before.
@@ -137,6 +141,10 @@ type mender struct {
 	counted map[int64]bool
 	// leakNames are clusters that the content of leaked ones may refer to; see namedByLeaks.
 	leakNames *leakNames
+	// old are leaked clusters of an old refcount structure, nil if they were not looked for; rebuilt: a
+	// new one was made.
+	old     map[int64]bool
+	rebuilt bool
 	// blockBuf is the refcount block at blockOff, 0 if none.
 	blockBuf []byte
 	blockOff int64
@@ -202,7 +210,7 @@ func (m *mender) rounds(ctx context.Context) (before plan.State, err error) {
 // was not understood.
 func (m *mender) giveUp(ctx context.Context) error {
 	m.ov, m.ex = newOverlay(m.ov.base, m.ov.baseSize, m.opts.MemoryBytes), nil
-	m.steps, m.phases, m.hurt = nil, nil, nil
+	m.steps, m.phases, m.hurt, m.l1Lost = nil, nil, nil, nil
 	if err := m.mendHeader(ctx); err != nil {
 		return err
 	}
@@ -229,7 +237,7 @@ func (m *mender) examine(ctx context.Context) error {
 		return err
 	}
 	m.ex, m.h, m.entries, m.tables, m.l1s = ex, ex.Header(), ex.Entries(), ex.Tables(), ex.L1Entries()
-	m.near, m.blockOff, m.leakNames = 0, 0, nil
+	m.near, m.blockOff, m.leakNames, m.old = 0, 0, nil, nil
 	m.weighTables()
 	if !m.trust.l1[0] && !m.sought {
 		if err := m.seek(ctx); err != nil {
@@ -283,7 +291,7 @@ func (m *mender) round(ctx context.Context) (bool, error) {
 		return m.reclaim(ctx)
 	}
 	for _, mend := range []func(context.Context) (bool, error){
-		m.mendPlaces, m.mendTables, m.mendPointers, m.mendRest, m.mendOrphans, m.mendOverlaps, m.mendCounts,
+		m.mendPlaces, m.mendL1Table, m.mendTables, m.mendPointers, m.mendRest, m.mendOrphans, m.mendOverlaps, m.mendCounts,
 		m.reclaim,
 	} {
 		if changed, err := mend(ctx); changed || err != nil {
@@ -295,6 +303,12 @@ func (m *mender) round(ctx context.Context) (bool, error) {
 
 // finish turns what was written into a plan.
 func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (*plan.Plan, error) {
+	m.tellL1Lost()
+	if m.rebuilt && m.ex.Complete() {
+		if _, err := m.oldStructure(ctx, maxLeakBytes); err != nil {
+			return nil, err
+		}
+	}
 	res := m.ex.Result()
 	remains := m.clearBits(slices.Clone(res.Findings))
 	id, err := plan.NewID()
@@ -331,6 +345,8 @@ func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (
 			f.Summary = fmt.Sprintf("%d leaked clusters may hold what was taken out of use", f.Count)
 			f.Certainty = finding.Possible
 			f.Next = "do not free them before the parts of the disk named as lost are restored"
+		} else if f.Code == finding.QC03.Code || f.Code == finding.QC14.Code {
+			f.Next = cmp.Or(m.tellOld(), f.Next)
 		}
 	}
 	normalise(p)
@@ -339,7 +355,7 @@ func (m *mender) finish(ctx context.Context, rec *recorder, before plan.State) (
 
 // lostHere reports whether something was taken out of use that leaked clusters may hold.
 func (m *mender) lostHere() bool {
-	return m.opts.Lost || slices.ContainsFunc(m.hurt, func(h plan.Hurt) bool { return h.Kind == "lost" })
+	return m.opts.Lost || len(m.l1Lost) > 0 || slices.ContainsFunc(m.hurt, func(h plan.Hurt) bool { return h.Kind == "lost" })
 }
 
 // normalise turns lists that are nil into empty ones, as the document has them.

@@ -19,6 +19,7 @@ import (
 // Places of the header ("Header" in qcow2.txt).
 const (
 	l1SizeField       = 36
+	l1OffsetField     = 40
 	snapshotsField    = 60
 	incompatibleField = 72
 	autoclearField    = 88

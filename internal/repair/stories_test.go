@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -188,5 +189,16 @@ func TestReftablePastEnd(t *testing.T) {
 	}
 	if now := view(t, after); !slices.EqualFunc(was, now, bytes.Equal) {
 		t.Error("the guest reads something else")
+	}
+	if !slices.ContainsFunc(p.Remains, func(f finding.Finding) bool { return strings.Contains(f.Next, "old refcount blocks and tables") }) {
+		t.Errorf("nothing tells of the old structure: %+v", p.Remains)
+	}
+	// At once, and later.
+	for _, c := range []memory{b, after} {
+		p := makePlan(t, c, repair.Options{Reclaim: true})
+		freed := c.applied(t, p)
+		if status, text := qemuCheck(t, freed); status != 0 || p.After.Leaks != 0 {
+			t.Errorf("%v; qemu-img check exits with %d, want 0:\n%s", actions(p), status, text)
+		}
 	}
 }

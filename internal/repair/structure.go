@@ -434,6 +434,7 @@ func (s *structure) countNew() error {
 // tell adds the steps of a new structure.
 func (s *structure) tell() {
 	m := s.m
+	m.rebuilt = true
 	rule, text := finding.QC15, "make refcount blocks that cannot be used anew, behind the end of the file"
 	if s.order != m.h.RefcountOrder {
 		rule = finding.QC23

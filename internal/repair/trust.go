@@ -264,7 +264,7 @@ func (m *mender) metadataIn(c int64) string {
 			reads = readsAsTable(tb)
 		case who == refcountTable:
 			reads = m.trust.reftable
-		case who == "refcount block":
+		case who == refcountBlock:
 			for i, e := range m.ex.RefcountTable() {
 				reads = reads || int64(qcow2.RefblockOffset(e))>>m.h.ClusterBits == c && m.readsAsBlock(int64(i))
 			}
@@ -282,8 +282,11 @@ func (m *mender) metadataIn(c int64) string {
 	return ""
 }
 
-// refcountTable is the name of the refcount table among owners of clusters.
-const refcountTable = "refcount table"
+// Names of the refcount structure among owners of clusters.
+const (
+	refcountTable = "refcount table"
+	refcountBlock = "refcount block"
+)
 
 // l1Start is the first cluster of the L1 table that an entry is in.
 func (m *mender) l1Start(l qcow2.L1Entry) int64 { return (int64(l.Off) - 8*l.Index) >> m.h.ClusterBits }
