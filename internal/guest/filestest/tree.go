@@ -96,7 +96,7 @@ func mountedNode(t testing.TB, full string) Node {
 // digest hashes the blocks that are not all zeros, with their numbers, so that holes cost nothing.
 func digest(r io.Reader) (string, error) {
 	sum := sha256.New()
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, 64<<10)
 	zeros := make([]byte, len(buf))
 	length := int64(0)
 	for {
