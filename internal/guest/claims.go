@@ -3,7 +3,11 @@
 
 package guest
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/guest/volume"
+)
 
 // Unit says how a block names its place.
 type Unit uint8
@@ -44,7 +48,7 @@ type Claim struct {
 	ext    *extGeometry
 	xfs    *xfsGeometry
 	btrfs  *btrfsGeometry
-	gpt    *gptHeader
+	gpt    *volume.GPTHeader
 }
 
 // Claims recognises the block of a file system or partition table that begins with the first byte
@@ -69,17 +73,26 @@ func Claims(block []byte) []Claim {
 
 // claimGPT recognises a header of a GPT at the beginning of b.
 func claimGPT(b []byte) []Claim {
-	h := parseGPT(b)
-	if h == nil {
+	h := volume.ParseGPT(b[:mbrSector])
+	if h == nil || !evidentGPT(h) {
 		return nil
 	}
 	what := "primary GPT header"
-	if h.my > h.other {
+	if h.Mine > h.Other {
 		what = "backup GPT header"
 	}
-	return []Claim{{Kind: GPT, What: what, UUID: h.guid, Length: 512, Checked: true, Unit: BySector,
-		Number: uint64(h.my), gpt: h}}
+	return []Claim{{Kind: GPT, What: what, UUID: h.GUID, Length: 512, Checked: true, Unit: BySector,
+		Number: uint64(h.Mine), gpt: h}}
 }
+
+// evidentGPT tells whether h tells its place: its own sector, both GUIDs and the checksum make it a
+// block of one disk. One of the two headers is always the primary.
+func evidentGPT(h *volume.GPTHeader) bool {
+	return h.GUID != UUID{} && min(h.Mine, h.Other) == 1 && h.Mine != h.Other && last(h) < maxBytes/4096
+}
+
+// last is the larger of the two sectors: the backup's, which is the last of the disk.
+func last(h *volume.GPTHeader) int64 { return max(h.Mine, h.Other) }
 
 // super tells whether c is a superblock, which says more of its volume than its place.
 func (c *Claim) super() bool { return c.ext != nil || c.xfs != nil || c.btrfs != nil }
@@ -91,7 +104,7 @@ func (v *Volume) Places(c *Claim) []int64 {
 	var at []int64
 	switch c.Unit {
 	case BySector:
-		if v.gpt == nil || v.UUID != c.UUID || v.BlockSize == 0 || c.Number > uint64(v.gpt.last()) {
+		if v.gpt == nil || v.UUID != c.UUID || v.BlockSize == 0 || c.Number > uint64(last(v.gpt)) {
 			return nil
 		}
 		return []int64{int64(c.Number) * v.BlockSize}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"testing"
@@ -20,9 +21,9 @@ import (
 // gptHeaderOf makes a header with a right checksum.
 func gptHeaderOf(my, other, entries uint64, sum uint32) []byte {
 	b := make([]byte, 512)
-	copy(b, gptMagic)
+	copy(b, "EFI PART")
 	binary.LittleEndian.PutUint32(b[8:], 0x10000)
-	binary.LittleEndian.PutUint32(b[12:], gptHeaderBytes)
+	binary.LittleEndian.PutUint32(b[12:], 92)
 	binary.LittleEndian.PutUint64(b[24:], my)
 	binary.LittleEndian.PutUint64(b[32:], other)
 	copy(b[56:], "the disk's GUID.")
@@ -30,7 +31,7 @@ func gptHeaderOf(my, other, entries uint64, sum uint32) []byte {
 	binary.LittleEndian.PutUint32(b[80:], 128)
 	binary.LittleEndian.PutUint32(b[84:], 128)
 	binary.LittleEndian.PutUint32(b[88:], sum)
-	binary.LittleEndian.PutUint32(b[16:], crc32.ChecksumIEEE(b[:gptHeaderBytes]))
+	binary.LittleEndian.PutUint32(b[16:], crc32.ChecksumIEEE(b[:92]))
 	return b
 }
 
@@ -84,7 +85,7 @@ func interesting(t testing.TB) [][]byte {
 		}
 	}
 	var all [][]byte
-	for _, k := range sortedKeys(found) {
+	for _, k := range slices.Sorted(maps.Keys(found)) {
 		all = append(all, found[k])
 	}
 	return all
@@ -109,7 +110,7 @@ func TestClaims(t *testing.T) {
 			b[at] ^= 0x40
 			for _, c := range Claims(b) {
 				inside := int64(at) >= c.At && int64(at) < c.At+c.Length
-				if c.Kind == GPT && at-int(c.At) >= gptHeaderBytes {
+				if c.Kind == GPT && at-int(c.At) >= 92 {
 					inside = false // the checksum is of the header, not of its sector
 				}
 				if inside && c.Checked {
@@ -211,9 +212,9 @@ func summed(b []byte) []byte {
 	if len(b) < 1024 {
 		return b
 	}
-	if string(b[:8]) == gptMagic {
+	if string(b[:8]) == "EFI PART" {
 		clear(b[16:20])
-		binary.LittleEndian.PutUint32(b[16:], crc32.ChecksumIEEE(b[:min(512, max(gptHeaderBytes, int(le32(b, 12)&0x1ff)))]))
+		binary.LittleEndian.PutUint32(b[16:], crc32.ChecksumIEEE(b[:min(512, max(92, int(le32(b, 12)&0x1ff)))]))
 		return b
 	}
 	if le16(b, 56) == extMagic {

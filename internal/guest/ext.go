@@ -5,6 +5,8 @@ package guest
 
 import (
 	"fmt"
+
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 )
 
 // ext2, ext3 and ext4, by the kernel's Documentation/filesystems/ext4 (super.rst, group_descr.rst,
@@ -27,18 +29,13 @@ const (
 	extSuperBytes = 1024
 	extMagic      = 0xef53
 
-	extCompatJournal     = 0x4
 	extCompatSparse2     = 0x200
 	extIncompatJournal   = 0x8 // a journal on a device of its own, no file system
 	extIncompatMetaBG    = 0x10
-	extIncompatExtents   = 0x40
 	extIncompat64bit     = 0x80
-	extIncompatFlexBG    = 0x200
 	extIncompatSeed      = 0x2000
 	extRoSparse          = 0x1
 	extRoChecksum        = 0x400
-	extRoOf4             = 0x8 | 0x10 | 0x20 | 0x40 | 0x200 | extRoChecksum // huge_file and so on
-	extIncompatOf4       = extIncompatExtents | extIncompat64bit | extIncompatFlexBG
 	extChecksumIsCRC32C  = 1
 	maxExtGroups         = 1 << 18 // whose descriptors are read: 32 TiB with blocks of 4096 bytes
 	maxExtCopies         = 64      // groups that one 16-bit number may stand for
@@ -80,7 +77,7 @@ func parseExt(b []byte) *extGeometry {
 		return nil
 	}
 	g := &extGeometry{
-		uuid: uuidAt(b, 104), kind: extKind(compat, incompat, ro),
+		uuid: uuidAt(b, 104), kind: Kind(volume.ExtKind(compat, incompat, ro)),
 		blockSize: 1024 << logBlock, first: int64(le32(b, 20)), perGroup: int64(le32(b, 32)),
 		clusterPerGroup: int64(le32(b, 32)) >> (logCluster - logBlock),
 		blocks:          int64(le32(b, 4)), inodesPerGroup: int64(le32(b, 40)), inodeSize: 128,
@@ -130,17 +127,6 @@ func (g *extGeometry) sane(bigalloc bool) bool {
 	}
 	g.groups = (g.blocks - g.first + g.perGroup - 1) / g.perGroup
 	return g.group < g.groups
-}
-
-// extKind tells which of the three a file system is, by its features.
-func extKind(compat, incompat, ro uint32) Kind {
-	switch {
-	case incompat&extIncompatOf4 != 0 || ro&extRoOf4 != 0:
-		return Ext4
-	case compat&extCompatJournal != 0:
-		return Ext3
-	}
-	return Ext2
 }
 
 // same tells whether the two superblocks are of one file system. Its length is not compared: it

@@ -37,6 +37,8 @@ package guest
 import (
 	"encoding/hex"
 	"fmt"
+
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 )
 
 // Kind names a partition table or a file system.
@@ -84,13 +86,14 @@ type Volume struct {
 	BlockSize int64
 	// FromCopy: its own head could not be read, a copy of the superblock or table was.
 	FromCopy bool
-	// Logical is the name of the logical volume that it lies in, as "vg/lv"; "" outside of LVM.
+	// Logical is the name of the logical volume or array that it lies in, as "vg/lv" or "md0"; "" if
+	// it lies in none.
 	Logical string
 
 	ext   *extGeometry
 	xfs   *xfsGeometry
 	btrfs *btrfsGeometry
-	gpt   *gptHeader
+	gpt   *volume.GPTHeader
 	// segments say where a volume that is not in one piece lies; none: all of it from Start on.
 	segments []segment
 }
@@ -121,7 +124,7 @@ func (v *Volume) name() string {
 	where := "of the whole disk"
 	switch {
 	case v.Logical != "":
-		where = fmt.Sprintf("in the logical volume %q", v.Logical)
+		where = fmt.Sprintf("in the volume %q", v.Logical)
 	case v.Partition < 0:
 		where = fmt.Sprintf("from %#x on", v.Start)
 	case v.Partition > 0:

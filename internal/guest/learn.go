@@ -6,6 +6,8 @@ package guest
 import (
 	"fmt"
 	"slices"
+
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 )
 
 // sameSuper tells whether two superblocks are of one volume.
@@ -69,13 +71,13 @@ func (e *examiner) gptOfThisSize(p *pendingClaim) bool {
 		return false
 	}
 	for _, sector := range []int64{512, 4096} {
-		if (h.last()+1)*sector != e.p.DiskBytes {
+		if (last(h)+1)*sector != e.p.DiskBytes {
 			continue
 		}
-		v := Volume{Kind: GPT, UUID: h.guid, Length: e.p.DiskBytes, Room: e.p.DiskBytes,
+		v := Volume{Kind: GPT, UUID: h.GUID, Length: e.p.DiskBytes, Room: e.p.DiskBytes,
 			BlockSize: sector, gpt: h}
-		if base, ok := e.base(p.at, h.my*sector, sector); ok {
-			e.count(tallyKey{base, GPT, h.guid, false}, &v, p.at, p.c.What)
+		if base, ok := e.base(p.at, h.Mine*sector, sector); ok {
+			e.count(tallyKey{base, GPT, h.GUID, false}, &v, p.at, p.c.What)
 			return true
 		}
 	}
@@ -91,14 +93,14 @@ func (e *examiner) mbr() {
 	}) {
 		return
 	}
-	entries, ok := parseMBR(e.read(0, mbrSector))
+	entries, ok := volume.ParseMBR(e.read(0, mbrSector))
 	if !ok {
 		return
 	}
 	var end int64
 	for _, p := range entries {
-		if p.kind != 0 {
-			end = max(end, (p.first+p.sectors)*mbrSector)
+		if p.Type != 0 {
+			end = max(end, (p.First+p.Sectors)*mbrSector)
 		}
 	}
 	if _, ok := e.base(0, 0, mbrSector); !ok {
@@ -108,11 +110,11 @@ func (e *examiner) mbr() {
 		return
 	}
 	for i, p := range entries {
-		start := p.first * mbrSector
-		if p.kind == 0 || p.extended() || p.kind == 0xee || p.sectors == 0 || start >= e.p.SpanBytes {
+		start := p.First * mbrSector
+		if p.Type == 0 || p.Extended() || p.Type == 0xee || p.Sectors == 0 || start >= e.p.SpanBytes {
 			continue
 		}
-		room := p.sectors * mbrSector
+		room := p.Sectors * mbrSector
 		v := Volume{Kind: Unknown, Partition: i + 1, Start: start, Length: room, Room: room}
 		b := e.read(start, headBytes)
 		head := make([]byte, headBytes)

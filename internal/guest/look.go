@@ -57,8 +57,8 @@ func (v *Volume) headsOf() []finding.Range {
 	}
 	switch {
 	case v.gpt != nil && v.BlockSize > 0:
-		add(v.gpt.my*v.BlockSize, v.BlockSize)
-		add(v.gpt.other*v.BlockSize, v.BlockSize)
+		add(v.gpt.Mine*v.BlockSize, v.BlockSize)
+		add(v.gpt.Other*v.BlockSize, v.BlockSize)
 	case v.ext != nil:
 		for group := int64(0); group < min(v.ext.groups, maxExtGroups); group++ {
 			if v.ext.hasSuper(group) {

@@ -45,14 +45,19 @@ func (s *source) read(off int64, n int, what string) []byte {
 
 // note writes down that n bytes at off were not examined.
 func (s *source) note(off, n int64, what, reason string) {
+	s.add(finding.Blind{Object: diskName, What: what, Reason: reason,
+		Host: []finding.Range{}, Guest: []finding.Range{{Offset: off, Length: n}}})
+}
+
+// add adds a blind spot, if there are not too many.
+func (s *source) add(b finding.Blind) {
 	switch {
 	case len(s.blind) > maxBlind:
 		return
 	case len(s.blind) == maxBlind:
-		what, reason = "more of the guest", fmt.Sprintf("only the first %d reasons are kept", maxBlind)
+		b.What, b.Reason = "more of the guest", fmt.Sprintf("only the first %d reasons are kept", maxBlind)
 	}
-	s.blind = append(s.blind, finding.Blind{Object: "the guest's disk", What: what, Reason: reason,
-		Host: []finding.Range{}, Guest: []finding.Range{{Offset: off, Length: n}}})
+	s.blind = append(s.blind, b)
 }
 
 func le16(b []byte, off int) uint16 { return binary.LittleEndian.Uint16(b[off:]) }

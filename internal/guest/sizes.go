@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 )
 
 // SizeClaim is what the guest says about the size of its disk.
@@ -43,8 +44,8 @@ func DiskSizes(ctx context.Context, disk io.ReaderAt, limitBytes int64) (
 	}
 	vols := s.volumes()
 	if !whole(vols) {
-		if h := s.searchBackup(); h != nil {
-			s.size = (h.my + 1) * h.sector // where a backup is looked for
+		if end := s.searchBackup(); end > 0 {
+			s.size = end // where a backup is looked for
 			vols = s.volumes()
 		}
 	}
@@ -74,14 +75,12 @@ func (s *source) sizeOf(v *Volume) []SizeClaim {
 	case v.Logical != "":
 		return nil
 	case v.Kind == GPT:
-		other := s.gptAt(v.BlockSize, v.gpt.other)
-		c := SizeClaim{Bytes: v.Length, Exact: true, Kind: GPT,
-			Confirmed: other != nil && other.guid == v.UUID}
+		c := SizeClaim{Bytes: v.Length, Exact: true, Kind: GPT, Confirmed: s.otherGPT(v)}
 		how := "and no backup can be read there"
 		switch {
 		case c.Confirmed:
 			how = "and both headers are there"
-		case v.gpt.other == 1:
+		case v.gpt.Other == 1:
 			how = "where it lies; the primary is lost"
 		}
 		c.Text = fmt.Sprintf("the GPT puts its backup at the end of a disk of %d bytes, %s", c.Bytes, how)
@@ -97,22 +96,28 @@ func (s *source) sizeOf(v *Volume) []SizeClaim {
 		Text: fmt.Sprintf("partition %d (%s) ends at %d bytes", v.Partition, v.Kind, end)}}
 }
 
+// otherGPT tells whether the other header of the GPT v is where it should be.
+func (s *source) otherGPT(v *Volume) bool {
+	at := v.gpt.Other
+	h := volume.ParseGPT(s.read(at*v.BlockSize, int(v.BlockSize), "GPT header"))
+	return h != nil && h.Mine == at && h.GUID == v.UUID
+}
+
 // searchBackup looks backwards from the end for a header that says that it is in the last sector of
-// a disk that ends right after it.
-func (s *source) searchBackup() *gptHeader {
+// a disk that ends right after it, and gives that end, 0 if there is none.
+func (s *source) searchBackup() int64 {
 	stop := max(0, s.size-maxBackupSearch)
 	for end := s.size - s.size%512; end > stop && s.ctx.Err() == nil; end -= chunkBytes {
 		begin := max(stop-stop%512, end-chunkBytes)
 		b := s.read(begin, int(end-begin), "backup GPT header")
 		for at := len(b) - 512; at >= 0; at -= 512 {
-			h := parseGPT(b[at:])
-			if h == nil || h.my <= h.other {
+			h := volume.ParseGPT(b[at:][:512])
+			if h == nil || !evidentGPT(h) || h.Mine <= h.Other {
 				continue
 			}
 			for _, sector := range []int64{512, 4096} {
-				if h.my*sector == begin+int64(at) {
-					h.sector = sector
-					return h
+				if h.Mine*sector == begin+int64(at) {
+					return (h.Mine + 1) * sector
 				}
 			}
 		}
@@ -121,5 +126,5 @@ func (s *source) searchBackup() *gptHeader {
 		s.note(0, stop, "backup GPT header",
 			fmt.Sprintf("looked for in the last %d bytes only", int64(maxBackupSearch)))
 	}
-	return nil
+	return 0
 }

@@ -7,15 +7,32 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 )
 
 // headBytes is what is read at the start of a partition: up to the end of btrfs's superblock.
 const headBytes = 64<<10 + btrfsSuperBytes
 
-// maxVolumes bounds the volumes of one disk, however many partitions its table names.
-const maxVolumes = 256
+const (
+	// maxVolumes bounds the volumes of one disk, however many partitions its table names.
+	maxVolumes = 256
+	// maxSegments bounds the runs of a volume that is not in one piece: those of LVM have a few, and
+	// stripes have one for each.
+	maxSegments = 4096
+	// mbrSector is the sector of a disk with an MBR, in bytes.
+	mbrSector = 512
+	// diskName is what blind spots speak of.
+	diskName = "the guest's disk"
+)
+
+// partition is a range of the disk.
+type partition struct {
+	number        int
+	start, length int64
+}
 
 // usualStarts are where the first partition begins on most disks: at 1 MiB, and at sector 63 on
 // old ones. They are tried where the partition table is missing.
@@ -40,13 +57,19 @@ func (s *source) volumes() []Volume {
 	if s.size < 2*mbrSector {
 		return nil
 	}
-	var vols []Volume
-	parts, table := s.partitions(&vols)
+	layout, err := volume.Find(s.ctx, []volume.Disk{{Name: diskName, Data: s.disk, Size: s.size}})
+	if err != nil {
+		return nil // that of the context, which those who call look at
+	}
+	for _, b := range layout.Blind {
+		s.add(b)
+	}
+	vols, divided := s.tables(layout)
 	whole := s.recognise(partition{0, 0, s.size})
 	switch {
 	case whole.Kind != Other && whole.Kind != Unknown:
 		vols = append(vols, whole)
-	case whole.Kind == Unknown && !table:
+	case whole.Kind == Unknown && !divided:
 		vols = append(vols, whole)
 		for _, start := range usualStarts() {
 			v := s.recognise(partition{-1, start, s.size - start})
@@ -56,37 +79,65 @@ func (s *source) volumes() []Volume {
 			}
 		}
 	}
-	var groups lvmGroups
-	for _, p := range parts {
+	for _, found := range layout.Volumes {
 		if len(vols) >= maxVolumes {
-			s.note(p.start, p.length, "partitions",
+			s.note(found.Start, found.Size, "partitions",
 				fmt.Sprintf("only the first %d volumes are looked at", maxVolumes))
 			break
 		}
-		vols = append(vols, s.recognise(p))
-		groups.add(s, p)
+		if v, ok := s.known(layout, found); ok {
+			vols = append(vols, s.recogniseIn(v))
+		}
 	}
-	if len(parts) == 0 {
-		groups.add(s, partition{0, 0, s.size})
-	}
-	return append(vols, groups.volumes(s)...)
+	return vols
 }
 
-// partitions gives the partitions of the disk, and adds the GPT itself to the volumes. table: there
-// is a partition table.
-func (s *source) partitions(vols *[]Volume) (parts []partition, table bool) {
-	head := s.read(0, mbrSector, "first sector")
-	legacy, protective, ok := s.mbrPartitions(head)
-	if ok && !protective {
-		return legacy, true
+// tables gives the GPT of the disk, if it has a sound one. divided: it has partitions of which a table
+// says where they lie.
+func (s *source) tables(layout *volume.Layout) (vols []Volume, divided bool) {
+	for i := range layout.Tables {
+		t := &layout.Tables[i]
+		if t.In >= 0 {
+			continue // of an array or a logical volume
+		}
+		if h := t.GPT; h != nil && evidentGPT(h) {
+			vols = append(vols, Volume{Kind: GPT, UUID: h.GUID, Length: (last(h) + 1) * t.Sector,
+				Room: s.size, BlockSize: t.Sector, FromCopy: t.FromBackup, gpt: h})
+			divided = true
+		}
+		divided = divided || t.Sound && slices.ContainsFunc(layout.Volumes, partitioned)
 	}
-	h, parts, fromCopy := s.readGPT()
-	if h == nil {
-		return legacy, ok
+	return vols, divided
+}
+
+// partitioned tells whether v is a partition of the disk.
+func partitioned(v *volume.Volume) bool { return v.Class == volume.Partition && len(v.In) == 0 }
+
+// known gives the place of a partition, a logical volume or an array. It is not ok where no place is
+// sure: a block proves one place on this disk only.
+func (s *source) known(layout *volume.Layout, found *volume.Volume) (Volume, bool) {
+	v := Volume{Kind: Unknown, Partition: found.Part, Start: found.Start, Length: found.Size, Room: found.Size}
+	if partitioned(found) {
+		sound := slices.ContainsFunc(layout.Tables, func(t volume.Table) bool { return t.In < 0 && t.Sound })
+		return v, sound && found.Kind != volume.Extended && found.Kind != volume.RAIDMember
 	}
-	*vols = append(*vols, Volume{Kind: GPT, UUID: h.guid, Length: (h.last() + 1) * h.sector,
-		Room: s.size, BlockSize: h.sector, FromCopy: fromCopy, gpt: h})
-	return parts, true
+	if found.Class == volume.Whole || found.Kind == volume.NotRead {
+		return v, false
+	}
+	v.Logical, v.Partition = found.Name, layout.Volumes[found.In[0]].Part
+	for p := range found.Pieces(0, found.Size) {
+		if len(v.segments) >= maxSegments {
+			return v, false // dealt out in stripes
+		}
+		if p.Disk == 0 && p.Copy == 0 {
+			v.segments = append(v.segments, segment{inVolume: p.Offset, onDisk: p.At, length: p.Length})
+		}
+	}
+	if len(v.segments) == 0 {
+		return v, false
+	}
+	v.Start = v.segments[0].onDisk
+	return v, true
 }
 
 // recognise tells what begins at the start of p.

@@ -47,7 +47,7 @@ func (f *finder) array(members []*member) {
 		}
 		a.best = members[0]
 	}
-	v := &Volume{Name: f.arrayName(a.best), Disk: -1, Start: -1, Kind: NotRead, Version: a.best.version,
+	v := &Volume{Class: Array, Name: f.arrayName(a.best), Disk: -1, Start: -1, Kind: NotRead, Version: a.best.version,
 		UUID: a.best.set, disks: f.layout.Disks, root: true}
 	for _, m := range members {
 		v.In, v.depth = append(v.In, m.index), max(v.depth, m.v.depth+1)
@@ -341,7 +341,7 @@ func (f *finder) ofPartition(v *Volume, m *member) bool {
 		return false
 	}
 	problems := f.layout.Problems
-	t, parts := f.table(v, false)
+	t, parts := f.table(v, nil)
 	f.layout.Problems = problems
 	return t != nil && slices.ContainsFunc(parts, func(p entry) bool {
 		return !p.extended && p.start+mdPlaces(p.length)["0.90"] == m.place

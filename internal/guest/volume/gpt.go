@@ -212,7 +212,10 @@ func (f *finder) gpt(v *Volume, sectors []int64, protected int64) (*Table, []ent
 		return nil, nil
 	}
 	t := &Table{Kind: GPT, Disk: v.Disk, UUID: uuid(use.h.GUID[:]), Sector: use.sector,
-		FromBackup: use == backup, GPT: use.h}
+		FromBackup: use == backup, Sound: use.rank() == 0}
+	if use.fault == "" {
+		t.GPT = use.h
+	}
 	for _, c := range []*gptCopy{primary, backup} {
 		f.gptProblems(v, c, use)
 		t.addRanges(c)

@@ -122,7 +122,8 @@ func segmentType(lv *section) string {
 // logical lists a logical volume of g and looks into it. role: what it is to a snapshot, "" if
 // nothing.
 func (f *finder) logical(g *lvmGroup, name string, lv *section, role string) {
-	v := &Volume{Name: f.unique(g.name+"/"+name, lv.text("id")), Kind: NotRead, disks: f.layout.Disks, root: true}
+	v := &Volume{Class: Logical, Name: f.unique(g.name+"/"+name, lv.text("id")), Kind: NotRead,
+		disks: f.layout.Disks, root: true}
 	reason := ""
 	switch kind := segmentType(lv); {
 	case role != "":

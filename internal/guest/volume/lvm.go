@@ -62,14 +62,15 @@ func (f *finder) physical(v *Volume) (*physical, match) {
 	head := f.bytesAt(v, 0, 4*lvmSector, "label of LVM")
 	for i := int64(0); head != nil && i < 4; i++ {
 		b := head[i*lvmSector:][:lvmSector]
-		if string(b[:8]) != lvmLabel || string(b[24:32]) != lvmType {
+		if string(b[:8]) != lvmLabel && string(b[24:32]) != lvmType {
 			continue
 		}
 		m := match{kind: LVM2Member, version: lvmType}
 		at := int(le32(b, 20))
 		switch {
-		case lvmCRC(b[20:]) != le32(b, 16) || le64(b, 8) != uint64(i):
-			f.problem(v, i*lvmSector, lvmSector, "label of LVM", "its checksum or place is wrong: it is not used")
+		case string(b[:8]) != lvmLabel, string(b[24:32]) != lvmType, lvmCRC(b[20:]) != le32(b, 16),
+			le64(b, 8) != uint64(i):
+			f.problem(v, i*lvmSector, lvmSector, "label of LVM", "its checksum, magic or place is wrong: it is not used")
 			return nil, m
 		case at < 32 || at > lvmSector-40:
 			f.problem(v, i*lvmSector, lvmSector, "label of LVM", "its header is outside of it: it is not used")

@@ -181,6 +181,8 @@ type Hit struct {
 	// Volume is its index in the layout.
 	Volume         int
 	Offset, Length int64 // of the volume
+	// At is the place on the disk, in bytes.
+	At int64
 }
 
 // Within gives the parts of volumes that lie in length bytes of a disk at off: of partitions,
@@ -192,8 +194,8 @@ func (l *Layout) Within(disk int, off, length int64) iter.Seq[Hit] {
 		}
 		length = min(length, maxBytes)
 		for i, v := range l.Volumes {
-			more := v.within(disk, min(off, maxBytes), length, func(off, length int64) bool {
-				return yield(Hit{i, off, length})
+			more := v.within(disk, min(off, maxBytes), length, func(off, length, at int64) bool {
+				return yield(Hit{i, off, length, at})
 			})
 			if !more {
 				return
@@ -202,12 +204,12 @@ func (l *Layout) Within(disk int, off, length int64) iter.Seq[Hit] {
 	}
 }
 
-// within gives the parts of v that lie in a range of a disk.
-func (v *Volume) within(disk int, off, length int64, yield func(off, length int64) bool) bool {
+// within gives the parts of v that lie in a range of a disk, and where on it.
+func (v *Volume) within(disk int, off, length int64, yield func(off, length, at int64) bool) bool {
 	for i := range v.segments {
 		s := &v.segments[i]
 		for n, l := range s.legs {
-			back := func(off, length int64) bool { return s.back(n, off, length, yield) }
+			back := func(off, length, at int64) bool { return s.back(n, off, length, at, yield) }
 			switch {
 			case l.missing != "":
 			case l.vol != nil:
@@ -215,7 +217,7 @@ func (v *Volume) within(disk int, off, length int64, yield func(off, length int6
 					return false
 				}
 			case l.disk == disk:
-				if !back(off, length) {
+				if !back(off, length, off) {
 					return false
 				}
 			}
@@ -224,20 +226,22 @@ func (v *Volume) within(disk int, off, length int64, yield func(off, length int6
 	return true
 }
 
-// back gives the parts of s that lie in a range of what its leg n is in.
-func (s *segment) back(n int, off, length int64, yield func(off, length int64) bool) bool {
+// back gives the parts of s that lie in a range of what its leg n is in, which begins at a place on a
+// disk.
+func (s *segment) back(n int, off, length, at int64, yield func(off, length, at int64) bool) bool {
 	size := s.length // of the leg
 	if s.chunk > 0 {
 		size /= int64(len(s.legs))
 	}
 	from, to := max(0, off-s.legs[n].at), min(size, off+length-s.legs[n].at)
+	at += s.legs[n].at - off // of the beginning of the leg
 	if s.chunk == 0 {
-		return from >= to || yield(s.at+from, to-from)
+		return from >= to || yield(s.at+from, to-from, at+from)
 	}
 	for from < to {
 		count, rest := from/s.chunk, from%s.chunk
 		part := min(s.chunk-rest, to-from)
-		if !yield(s.at+(count*int64(len(s.legs))+int64(n))*s.chunk+rest, part) {
+		if !yield(s.at+(count*int64(len(s.legs))+int64(n))*s.chunk+rest, part, at+from) {
 			return false
 		}
 		from += part

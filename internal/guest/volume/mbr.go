@@ -97,7 +97,7 @@ func protected(entries [4]MBREntry) int64 {
 // mbr gives the table of the MBR in the first sector of v, with its partitions: those of the kind
 // 0xee are left out.
 func (f *finder) mbr(v *Volume, b []byte, entries [4]MBREntry, sector int64) (*Table, []entry) {
-	t := &Table{Kind: MBR, Disk: v.Disk, Sector: sector}
+	t := &Table{Kind: MBR, Disk: v.Disk, Sector: sector, Sound: true}
 	t.add("MBR", 0, mbrSector)
 	if id := le32(b, 440); id != 0 {
 		t.UUID = fmt.Sprintf("%08x", id)

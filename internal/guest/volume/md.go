@@ -134,7 +134,11 @@ func parseMD1(b []byte, at int64, version string) (*member, string) {
 		return nil, ""
 	}
 	if place := le64(b, 144); place != uint64(at/512) {
-		return nil, "" // of the disk that the partition is on, or the other way round
+		if version == "1.0" {
+			return nil, "" // of the disk that a partition ends with, or the other way round
+		}
+		return &member{set: uuid(b[16:]), level: int32(le32(b, 72))},
+			fmt.Sprintf("it says that it is in sector %d", place)
 	}
 	sectors := func(off int) int64 { return int64(min(le64(b, off), maxBytes/512)) * 512 }
 	m := &member{set: uuid(b[16:]), name: text(b[32:64]), created: le64(b, 64) & (1<<40 - 1),

@@ -31,13 +31,14 @@ func (f *finder) sectors(v *Volume) []int64 {
 	return []int64{512, 4096}
 }
 
-// table reads the partition table of v, nil if there is none. file tells whether something else
-// begins in its first sector that ends like an MBR: the boot sector of a file system.
-func (f *finder) table(v *Volume, file bool) (*Table, []entry) {
+// table reads the partition table of v, nil if there is none. found is what else begins on v: it may
+// have a boot sector, which ends like an MBR.
+func (f *finder) table(v *Volume, found []match) (*Table, []entry) {
 	first := f.bytesAt(v, 0, mbrSector, "first sector")
-	entries, isMBR := [4]MBREntry{}, false
-	if !file && first != nil {
-		entries, isMBR = ParseMBR(first)
+	entries, isMBR := ParseMBR(first)
+	if len(found) > 0 && found[0].kind.boot() {
+		isMBR = false
+		f.inBootSector(v, &entries)
 	}
 	sectors := f.sectors(v)
 	guard := protected(entries)
@@ -57,7 +58,7 @@ func (f *finder) table(v *Volume, file bool) (*Table, []entry) {
 	if t := f.foreign(v, first); t != nil {
 		return t, nil
 	}
-	return f.unguarded(v, first, sectors)
+	return f.unguarded(v, first == nil || len(found) == 0 && zero(first), sectors)
 }
 
 // besideMBR notes a GPT that an MBR hides, for Linux reads the MBR then.
@@ -71,8 +72,21 @@ func (f *finder) besideMBR(v *Volume, sectors []int64) {
 	}
 }
 
-// unguarded reads a GPT whose protective MBR is missing. Linux does not read such a one.
-func (f *finder) unguarded(v *Volume, first []byte, sectors []int64) (*Table, []entry) {
+// inBootSector notes what looks like an MBR in the boot sector of a file system, and takes it away.
+func (f *finder) inBootSector(v *Volume, entries *[4]MBREntry) {
+	for _, e := range entries {
+		if e.Sectors > 0 && e.First > 0 && e.First+e.Sectors <= v.Size/mbrSector {
+			f.problem(v, mbrEntries, 64, "boot sector", "there is what looks like a partition table in the boot "+
+				"sector of a file system: it is not read")
+			break
+		}
+	}
+	*entries = [4]MBREntry{}
+}
+
+// unguarded reads a GPT whose protective MBR is missing. Linux does not read such a one. lost: the
+// first sector may have held one, so that the backup alone is enough.
+func (f *finder) unguarded(v *Volume, lost bool, sectors []int64) (*Table, []entry) {
 	sound := func(sector, lba int64) bool {
 		b := f.bytesAt(v, lba*sector, sector, "GPT header")
 		h := ParseGPT(b)
@@ -81,7 +95,6 @@ func (f *finder) unguarded(v *Volume, first []byte, sectors []int64) (*Table, []
 	for _, sector := range sectors {
 		last := v.Size/sector - 1
 		primary, backup := sound(sector, 1), last > 1 && sound(sector, last)
-		lost := first == nil || zero(first)
 		switch {
 		case primary || backup && lost:
 			f.problem(v, 0, mbrSector, "protective MBR", "it is missing, and a GPT is there: it is read "+
@@ -101,7 +114,7 @@ func (f *finder) parts(v *Volume, in int, t *Table, parts []entry) {
 	f.layout.Tables = append(f.layout.Tables, *t)
 	f.checkParts(v, parts)
 	for _, p := range parts {
-		child := &Volume{Name: fmt.Sprint(p.number), Disk: v.Disk, Start: v.Start, Size: p.length,
+		child := &Volume{Class: Partition, Name: fmt.Sprint(p.number), Disk: v.Disk, Start: v.Start, Size: p.length,
 			Part: p.number, PartName: p.name, PartType: p.kind, PartUUID: p.uuid, Kind: Unknown,
 			disks: v.disks, depth: v.depth + 1}
 		if v.onDisk() && in < 0 {
@@ -165,6 +178,9 @@ func (f *finder) checkParts(v *Volume, parts []entry) {
 		if end := p.start + p.length; end > v.Size {
 			f.problem(v, p.start, p.length, name, fmt.Sprintf(
 				"it ends %d bytes past the end of the disk (%d bytes)", end-v.Size, v.Size))
+		}
+		if p.start == 0 {
+			f.problem(v, 0, p.length, name, "it holds the table itself")
 		}
 		if p.extended {
 			continue // the logical ones lie in it

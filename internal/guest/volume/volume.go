@@ -58,7 +58,9 @@ type Table struct {
 	FromBackup bool
 	// Ranges are where it lies on the disk or the volume, each with a name.
 	Ranges []Named
-	// GPT is the header that was used, nil of other tables.
+	// Sound: what was used of it has right checksums, or its kind has none.
+	Sound bool
+	// GPT is the header that was used, nil of other tables and if its own checksum is wrong.
 	GPT *GPTHeader
 	// NotRead says why its partitions are not listed, "" if they are.
 	NotRead string
@@ -85,9 +87,21 @@ type Problem struct {
 // String gives the problem as one line.
 func (p Problem) String() string { return p.What + ": " + p.Text }
 
+// Class says what a volume is to the disks.
+type Class string
+
+// The classes of volumes.
+const (
+	Whole     Class = "disk"      // a disk
+	Partition Class = "partition" // of a disk, an array or a logical volume
+	Array     Class = "array"     // of md
+	Logical   Class = "logical"   // volume of LVM
+)
+
 // Volume is something that a file system may fill: a partition, a logical volume, an array, or a
 // disk without a table.
 type Volume struct {
+	Class Class
 	// Name is the number of a partition as Linux counts, "0" for a whole disk, "vg/lv" for a logical
 	// volume, "md0" or "md/name" for an array, "md0p1" and "vg/lvp1" for a partition of these. It is
 	// unique among those of one Disk.
@@ -131,7 +145,7 @@ const (
 	maxProblems = 256
 	maxBlind    = 64
 	// maxReadBytes bounds what is read in all; a volume costs one or two MiB at the most.
-	maxReadBytes = 1 << 30
+	maxReadBytes = 256 << 20
 	// maxBytes bounds every size and offset, so that sums of a few stay in 63 bits.
 	maxBytes = 1 << 59
 )
@@ -152,7 +166,7 @@ func Find(ctx context.Context, disks []Disk) (*Layout, error) {
 	f := &finder{ctx: ctx, layout: &Layout{Disks: disks}}
 	for i := range disks {
 		size := min(max(disks[i].Size, 0), maxBytes)
-		f.examine(&Volume{Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks, root: true,
+		f.examine(&Volume{Class: Whole, Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks, root: true,
 			segments: []segment{{length: size, legs: []leg{{disk: i}}}}})
 	}
 	f.build()
@@ -205,7 +219,7 @@ func (f *finder) examine(v *Volume) {
 	var t *Table
 	var parts []entry
 	if v.root {
-		t, parts = f.table(v, len(found) > 0 && found[0].kind.boot())
+		t, parts = f.table(v, found)
 	}
 	if t == nil || len(parts) == 0 && t.NotRead == "" && len(found) > 0 {
 		// No table, or an empty one in a boot sector that something else begins with.
