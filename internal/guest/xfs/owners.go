@@ -4,13 +4,433 @@
 package xfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"math"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
 
-// Owners tells what parts of the volume are for.
+// maxClaims bounds what is kept of one pass over the inodes to some 60 MiB. Where there is more, the
+// ranges are taken in several passes.
+const maxClaims = 1 << 19
+
+// claim is what a part of the volume is for, by somebody.
+type claim struct {
+	off, end int64
+	file     int64 // -1 where it has no position
+	ino      uint64
+	what     string
+	use      files.Use
+	shares   bool // others may claim the same
+}
+
+// claims collects what is claimed within the ranges, in one pass.
+type claims struct {
+	f      *FS
+	ranges []files.Range // sorted, not overlapping
+	limit  int64         // nothing is kept from here on: there is too much
+	list   []claim
+	broken string // why something may be missing
+	next   int    // of the list, when it is given
+	active []claim
+}
+
+// Owners calls fn with what each part of the ranges is for, in ascending order. All inodes are read
+// once, or several times if there is much in the ranges. What could not be read is noted, and makes
+// parts unknown.
 func (f *FS) Owners(ctx context.Context, ranges []files.Range, fn func(files.Owner) error) error {
-	return errors.New("placeholder")
+	ranges = tidy(ranges)
+	for len(ranges) > 0 {
+		c := &claims{f: f, ranges: ranges, limit: math.MaxInt64}
+		if err := c.collect(ctx); err != nil {
+			return err
+		}
+		slices.SortFunc(c.list, func(a, b claim) int {
+			return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.end, b.end),
+				cmp.Compare(a.ino, b.ino), cmp.Compare(a.what, b.what))
+		})
+		for _, r := range ranges {
+			end := min(r.Offset+r.Length, c.limit)
+			if r.Offset >= end {
+				break
+			}
+			if err := c.give(r.Offset, end, fn); err != nil {
+				return given(err)
+			}
+		}
+		ranges = from(ranges, c.limit)
+	}
+	return nil
+}
+
+// tidy sorts ranges and joins those that overlap or touch.
+func tidy(ranges []files.Range) []files.Range {
+	ranges = slices.Clone(ranges)
+	slices.SortFunc(ranges, func(a, b files.Range) int { return cmp.Compare(a.Offset, b.Offset) })
+	var out []files.Range
+	for _, r := range ranges {
+		if r.Offset < 0 {
+			r.Length, r.Offset = r.Length+r.Offset, 0
+		}
+		r.Length = min(r.Length, math.MaxInt64-r.Offset)
+		if r.Length <= 0 {
+			continue
+		}
+		if n := len(out); n > 0 && out[n-1].Offset+out[n-1].Length >= r.Offset {
+			end := max(out[n-1].Offset+out[n-1].Length, r.Offset+r.Length)
+			out[n-1].Length = end - out[n-1].Offset
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// from gives what of the ranges is behind a position.
+func from(ranges []files.Range, at int64) []files.Range {
+	var out []files.Range
+	for _, r := range ranges {
+		if end := r.Offset + r.Length; end > at {
+			begin := max(r.Offset, at)
+			out = append(out, files.Range{Offset: begin, Length: end - begin})
+		}
+	}
+	return out
+}
+
+// touches tells whether anything from off to end is asked for.
+func (c *claims) touches(off, end int64) bool {
+	end = min(end, c.limit)
+	i, found := slices.BinarySearchFunc(c.ranges, off, func(r files.Range, off int64) int {
+		return cmp.Compare(r.Offset, off)
+	})
+	if !found && i > 0 && c.ranges[i-1].Offset+c.ranges[i-1].Length > off {
+		return off < end
+	}
+	return i < len(c.ranges) && c.ranges[i].Offset < end
+}
+
+// add keeps a claim if it is within the ranges.
+func (c *claims) add(n claim) {
+	if n.off >= n.end || !c.touches(n.off, n.end) {
+		return
+	}
+	if len(c.list) == maxClaims {
+		// The later half is for another pass.
+		slices.SortFunc(c.list, func(a, b claim) int { return cmp.Compare(a.off, b.off) })
+		half := c.list[maxClaims/2].off
+		if half == c.list[0].off {
+			half++ // so many claim the same: they are given without the others
+		}
+		c.limit = min(c.limit, half)
+		c.list = slices.DeleteFunc(c.list, func(n claim) bool { return n.off >= c.limit })
+		if n.off >= c.limit {
+			return
+		}
+	}
+	if len(c.list) < maxClaims {
+		c.list = append(c.list, n)
+	}
+}
+
+// failed keeps why something may be missing. Errors that end everything are given back.
+func (c *claims) failed(err error) error {
+	if err == nil || !damage(err) {
+		return err
+	}
+	if c.broken == "" {
+		c.broken = err.Error()
+	}
+	return nil
+}
+
+// collect makes one pass over the groups and their inodes.
+func (c *claims) collect(ctx context.Context) error {
+	f := c.f
+	end := f.blocks * f.block
+	c.add(claim{off: end, end: math.MaxInt64, use: files.UseOutside, file: -1,
+		what: "beyond the end of the file system"})
+	if f.logStart != 0 {
+		if off, ok := f.extentPlace(f.logStart, f.logBlocks); ok {
+			c.add(claim{off: off, end: off + f.logBlocks*f.block, use: files.UseJournal, file: -1,
+				what: "log"})
+		}
+	}
+	if !c.touches(0, end) {
+		return ctx.Err()
+	}
+	for group := range f.groups {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		off := f.place(group, 0)
+		if !c.touches(off, off+f.groupLength(group)*f.block) {
+			continue
+		}
+		if err := c.group(ctx, group); err != nil {
+			return err
+		}
+	}
+	for _, e := range f.freed {
+		if off, ok := f.extentPlace(e.start, e.count); ok {
+			c.add(claim{off: off, end: off + e.count<<f.blockLog, use: files.UseFree, file: -1,
+				what: "freed by the log"})
+		}
+	}
+	return c.failed(f.eachInode(ctx, func(n *inode) error {
+		if err := c.fork(ctx, n, n.dataFork()); err != nil {
+			return err
+		}
+		if k, ok := n.attrFork(); ok {
+			return c.fork(ctx, n, k)
+		}
+		return nil
+	}))
+}
+
+// group collects what a group needs for itself, and what is free in it.
+func (c *claims) group(ctx context.Context, group int64) error {
+	f := c.f
+	at := f.place(group, 0)
+	meta := func(off, length int64, what string) {
+		c.add(claim{off: off, end: off + length, use: files.UseMetadata, file: -1, what: what})
+	}
+	super := "superblock"
+	if group > 0 {
+		super = fmt.Sprintf("superblock copy of group %d", group)
+	}
+	meta(at, f.sector, super)
+	for i, name := range []string{"AGF", "AGI", "AGFL"} {
+		meta(at+int64(i+1)*f.sector, f.sector, fmt.Sprintf("%s of group %d", name, group))
+	}
+	heads := (4*f.sector + f.block - 1) / f.block * f.block
+	c.add(claim{off: at + 4*f.sector, end: at + heads, use: files.UseFree, file: -1,
+		what: fmt.Sprintf("unused, behind the head of group %d", group)})
+	if err := c.failed(c.space(ctx, group)); err != nil {
+		return err
+	}
+	return c.failed(c.inodeTrees(ctx, group))
+}
+
+// tree collects the blocks of a btree.
+func (c *claims) tree(ctx context.Context, group int64, kind treeKind, r root,
+	fn func([]byte) error) error {
+	f := c.f
+	w := treeWalk{f: f, kind: kind, group: group, fn: fn, block: func(block int64) error {
+		off := f.place(group, block)
+		c.add(claim{off: off, end: off + f.block, use: files.UseMetadata, file: -1,
+			what: fmt.Sprintf("%s of group %d", kind.name, group)})
+		return nil
+	}}
+	return c.failed(w.walk(ctx, r))
+}
+
+// space collects what is free in a group, and the btrees that say so.
+func (c *claims) space(ctx context.Context, group int64) error {
+	f := c.f
+	a, err := f.agf(group)
+	if err != nil {
+		return err
+	}
+	blocks := func(b []byte, use files.Use, what string) {
+		off := f.place(group, int64(be32(b, 0)&^(1<<31)))
+		end := min(off+int64(be32(b, 4))*f.block, f.place(group, f.groupLength(group)))
+		c.add(claim{off: off, end: end, use: use, file: -1, what: what})
+	}
+	err = c.tree(ctx, group, byBlockTree(), a.byBlock, func(b []byte) error {
+		blocks(b, files.UseFree, "")
+		return nil
+	})
+	if err == nil {
+		err = c.tree(ctx, group, bySizeTree(), a.bySize, nil)
+	}
+	if err == nil && f.ro&roRmapbt != 0 {
+		err = c.tree(ctx, group, rmapTree(), a.rmap, nil)
+	}
+	if err == nil && f.ro&roReflink != 0 {
+		err = c.tree(ctx, group, refcountTree(), a.refcount, func(b []byte) error {
+			if be32(b, 0)>>31 != 0 {
+				blocks(b, files.UseReserved, "set aside for copy on write, which a mount gives back")
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return err
+	}
+	list, err := f.agfl(group, a)
+	for _, block := range list {
+		off := f.place(group, block)
+		c.add(claim{off: off, end: off + f.block, use: files.UseFree, file: -1,
+			what: fmt.Sprintf("kept for the btrees of group %d", group)})
+	}
+	return err
+}
+
+// inodeTrees collects the inodes of a group and the btrees that list them.
+func (c *claims) inodeTrees(ctx context.Context, group int64) error {
+	f := c.f
+	a, err := f.agi(group)
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("inode chunk of group %d", group)
+	base := uint64(group) << f.aginLog
+	err = c.tree(ctx, group, inodeTree(), a.tree, func(b []byte) error {
+		r := f.parseInodeRecord(b)
+		for i := 0; i < chunk; i += 4 {
+			off, ok := f.inodePlace(base | uint64(r.first) + uint64(i))
+			if !r.there(i) || !ok {
+				continue
+			}
+			n := len(c.list)
+			if n > 0 && c.list[n-1].end == off && c.list[n-1].what == what {
+				c.list[n-1].end += 4 * f.super.inode
+				continue
+			}
+			c.add(claim{off: off, end: off + 4*f.super.inode, use: files.UseMetadata, file: -1,
+				what: what})
+		}
+		return nil
+	})
+	if err == nil && f.ro&roFinobt != 0 {
+		err = c.tree(ctx, group, freeInodeTree(), a.fino, nil)
+	}
+	return err
+}
+
+// fork collects what a fork of an inode has.
+func (c *claims) fork(ctx context.Context, n *inode, k fork) error {
+	f := c.f
+	if k.format != formatExtents && k.format != formatBtree {
+		return nil
+	}
+	base := claim{use: files.UseInode, ino: n.ino, file: -1, what: "extended attributes"}
+	switch {
+	case f.isSpecial(n.ino):
+		base.use, base.ino, base.what = files.UseMetadata, 0, "quotas, or bitmap of the realtime device"
+	case !k.data:
+	case n.stat.IsDir():
+		base.what = "directory"
+	case n.stat.Mode&files.TypeMask == files.TypeLink:
+		base.what = "target of the symbolic link"
+	default:
+		base.use, base.what = files.UseData, ""
+		base.shares = n.flags2&flag2Reflink != 0
+	}
+	w := forkWalk{n: n, fork: k}
+	w.block = func(block uint64) error {
+		off, _ := f.extentPlace(block, 1)
+		c.add(claim{off: off, end: off + f.block, use: files.UseInode, ino: n.ino, file: -1,
+			what: "extents of the " + k.name + " fork"})
+		return nil
+	}
+	w.fn = func(e *extent) error {
+		if n.onRealtime(k) {
+			return nil
+		}
+		off, _ := f.extentPlace(e.start, e.count)
+		one := base
+		one.off, one.end = off, off+e.count<<f.blockLog
+		if base.use == files.UseData {
+			c.content(n, e, one)
+			return nil
+		}
+		c.add(one)
+		return nil
+	}
+	return c.failed(w.walk(ctx))
+}
+
+// content collects an extent of a regular file, in what is content and what is only reserved.
+func (c *claims) content(n *inode, e *extent, one claim) {
+	f := c.f
+	at, length, ok := f.bytes(e)
+	one.file = at
+	size := min(n.stat.Size, math.MaxInt64-f.block)
+	written := min(length, max(0, (size+f.block-1)&^(f.block-1)-at))
+	if e.unwritten || !ok {
+		written = 0
+	}
+	rest := one
+	one.end = one.off + written
+	c.add(one)
+	rest.off += written
+	rest.file += written
+	rest.use, rest.what = files.UseReserved, "never written"
+	if !e.unwritten {
+		rest.what = "beyond the end of the file"
+	}
+	c.add(rest)
+}
+
+// give hands out what was collected from off to end, which is behind what was given before.
+func (c *claims) give(off, end int64, fn func(files.Owner) error) error {
+	for off < end {
+		for ; c.next < len(c.list) && c.list[c.next].off <= off; c.next++ {
+			c.active = append(c.active, c.list[c.next])
+		}
+		c.active = slices.DeleteFunc(c.active, func(n claim) bool { return n.end <= off })
+		to := end
+		for _, n := range c.active {
+			to = min(to, n.end)
+		}
+		if c.next < len(c.list) {
+			to = min(to, c.list[c.next].off)
+		}
+		if err := c.part(off, to, fn); err != nil {
+			return err
+		}
+		off = to
+	}
+	return nil
+}
+
+// part hands out one part, as often as it has owners.
+func (c *claims) part(off, end int64, fn func(files.Owner) error) error {
+	r := files.Range{Offset: off, Length: end - off}
+	give := func(o files.Owner) error {
+		if err := fn(o); err != nil {
+			return &halt{err}
+		}
+		return nil
+	}
+	if len(c.active) == 0 {
+		what := "nothing says what it is for"
+		if c.broken != "" {
+			what = "something could not be read: " + c.broken
+		} else {
+			c.f.notes.Note(files.Problem{What: what, Offset: off, Length: r.Length})
+		}
+		return give(files.Owner{Range: r, Use: files.UseUnknown, File: -1, What: what})
+	}
+	for i, n := range c.active {
+		if i > 0 && !(n.shares && c.active[i-1].shares) {
+			c.f.fail(fmt.Sprintf("%d bytes", r.Length), off, n.ino, errors.New("are claimed twice: "+
+				c.active[i-1].name()+" and "+n.name()))
+		}
+		o := files.Owner{Range: r, Use: n.use, Ino: files.Ino(n.ino), File: n.file, What: n.what}
+		if n.file >= 0 {
+			o.File += off - n.off
+		}
+		if err := give(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// name says who claims.
+func (n *claim) name() string {
+	switch {
+	case n.use == files.UseFree:
+		return "free space"
+	case n.ino != 0:
+		return fmt.Sprintf("inode %d", n.ino)
+	}
+	return n.what
 }

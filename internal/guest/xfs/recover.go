@@ -390,6 +390,8 @@ func (r *replay) pending() {
 	for _, it := range r.intents {
 		b := it.regions[0]
 		switch it.kind {
+		case itemEFI:
+			r.free(b)
 		case itemBUI:
 			for at := 16; at+32 <= len(b); at += 32 {
 				r.hurt(le.Uint64(b[at:]), "a change of its extents")
@@ -405,6 +407,21 @@ func (r *replay) pending() {
 				r.hurt(le.Uint64(b[16:]), "a change of its extended attributes")
 			}
 		}
+	}
+}
+
+// free keeps what an EFI was to free: 4 how many extents, from 16 on first block (8) and blocks (4),
+// with 4 bytes of fill but on 32-bit machines.
+func (r *replay) free(b []byte) {
+	le := binary.LittleEndian
+	n := int(le.Uint32(b[4:]))
+	size := 16
+	if len(b) < 16+16*n {
+		size = 12
+	}
+	for i := 0; i < n && 16+size*(i+1) <= len(b); i++ {
+		e := b[16+size*i:]
+		r.j.f.freed = append(r.j.f.freed, extent{start: le.Uint64(e), count: int64(le.Uint32(e[8:]))})
 	}
 }
 

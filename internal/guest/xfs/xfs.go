@@ -29,7 +29,8 @@ type FS struct {
 	notes  files.Notes
 	cache  cache
 	chunks chunkCache
-	copied bool // the superblock is a copy, whose counts are of long ago
+	freed  []extent // by the log, but not in the btrees of free space
+	copied bool     // the superblock is a copy, whose counts are of long ago
 }
 
 // Open opens the file system on a volume of size bytes. The log is replayed in memory, which reads

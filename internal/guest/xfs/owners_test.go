@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package xfs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+)
+
+// fiemap asks the kernel where a file lies. The layout is that of linux/fiemap.h.
+func fiemap(t *testing.T, name string) []files.Extent {
+	t.Helper()
+	type one struct {
+		Logical, Physical, Length uint64
+		_                         [2]uint64
+		Flags                     uint32
+		_                         [3]uint32
+	}
+	var list []files.Extent
+	file, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for start := uint64(0); ; {
+		var m struct {
+			Start, Length                  uint64
+			Flags, Mapped, Count, Reserved uint32
+			Extents                        [64]one
+		}
+		m.Start, m.Length, m.Count = start, ^uint64(0)-start, uint32(len(m.Extents))
+		const fsIocFiemap = 0xc020660b
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, file.Fd(), fsIocFiemap,
+			uintptr(unsafe.Pointer(&m))); e != 0 {
+			t.Fatalf("fiemap %s: %v", name, e)
+		}
+		for _, e := range m.Extents[:m.Mapped] {
+			list = append(list, files.Extent{Offset: int64(e.Logical), Volume: int64(e.Physical),
+				Length: int64(e.Length), Unwritten: e.Flags&0x800 != 0, Shared: e.Flags&0x2000 != 0})
+			start = e.Logical + e.Length
+			if e.Flags&1 != 0 {
+				return list
+			}
+		}
+		if m.Mapped == 0 {
+			return list
+		}
+	}
+}
+
+// TestOwners asks for all of a volume and holds the answer against where each file lies, which is
+// held against the kernel.
+func TestOwners(t *testing.T) {
+	for _, v := range variants()[:2] {
+		t.Run(v.name, func(t *testing.T) {
+			args := append([]string{"mkfs.xfs", "-q"}, v.mkfs...)
+			disk := filestest.Make(t, t.TempDir(), 1<<30, append(args, "DISK")...)
+			dir, unmount := filestest.Mount(t, disk, "xfs")
+			filestest.Populate(t, dir, v.fill)
+			unmount()
+			dir, _ = filestest.Mount(t, disk, "xfs", "ro")
+			f := open(t, disk)
+			compareExtents(t, f, filepath.Join(dir, "shapes"))
+			compareOwners(t, f, 1<<30)
+			if s := f.View(); s.State != files.Clean || len(s.Problems) > 0 {
+				t.Errorf("the view is %+v, want clean without problems", s)
+			}
+		})
+	}
+}
+
+func compareExtents(t *testing.T, f *FS, dir string) {
+	t.Helper()
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range names {
+		name := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		file, err := f.Open(t.Context(), files.Ino(st.Ino))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []files.Extent
+		if err := file.Extents(t.Context(), func(e files.Extent) error {
+			if n := len(got); n > 0 && got[n-1].Offset+got[n-1].Length == e.Offset &&
+				got[n-1].Volume+got[n-1].Length == e.Volume && got[n-1].Shared == e.Shared &&
+				got[n-1].Unwritten == e.Unwritten {
+				got[n-1].Length += e.Length
+				return nil
+			}
+			got = append(got, e)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if want := fiemap(t, name); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: extents are\n%v, want\n%v", e.Name(), got, want)
+		}
+	}
+}
+
+func compareOwners(t *testing.T, f *FS, size int64) {
+	t.Helper()
+	type key struct {
+		ino  files.Ino
+		file int64
+	}
+	data := map[key]files.Range{}
+	uses := map[files.Use]int64{}
+	last := int64(0)
+	if err := f.Owners(t.Context(), []files.Range{{Length: size + 5000}}, func(o files.Owner) error {
+		if o.Range.Offset > last || o.Range.Offset+o.Range.Length < last {
+			t.Errorf("after 0x%x comes %+v", last, o)
+		}
+		last = o.Range.Offset + o.Range.Length
+		uses[o.Use] += o.Range.Length
+		if o.Use == files.UseUnknown {
+			t.Errorf("unknown: %+v", o)
+		}
+		if o.Use == files.UseData {
+			data[key{o.Ino, o.File}] = o.Range
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if last != size+5000 {
+		t.Errorf("the owners end at %d, want %d", last, size+5000)
+	}
+	t.Log(uses)
+	if uses[files.UseOutside] < 5000 || uses[files.UseData] == 0 || uses[files.UseReserved] == 0 ||
+		uses[files.UseJournal] == 0 || uses[files.UseInode] == 0 || uses[files.UseMetadata] == 0 {
+		t.Errorf("uses are %v, want some of each", uses)
+	}
+	// One range of each must give the same, in one call for all.
+	var ranges []files.Range
+	for _, r := range data {
+		ranges = append(ranges, files.Range{Offset: r.Offset + 1, Length: 1})
+	}
+	found := map[key]bool{}
+	if err := f.Owners(t.Context(), ranges, func(o files.Owner) error {
+		if o.Use == files.UseData {
+			found[key{o.Ino, o.File - 1}] = true
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for k := range data {
+		if !found[k] {
+			t.Errorf("inode %d at %d is not among the owners of single bytes", k.ino, k.file)
+			break
+		}
+	}
+	if len(found) != len(data) {
+		t.Errorf("%d owners of single bytes, want %d", len(found), len(data))
+	}
+}
