@@ -125,12 +125,41 @@ func textPath(path string) (text, b64 string) {
 
 // NewReceipt begins the receipt of a plan with what the plan says.
 func NewReceipt(p *plan.Plan, digest string, now time.Time) *Receipt {
-	return &Receipt{
+	return Receipt{
 		Schema: ReceiptSchema, ID: p.ID, State: Prepared, Created: now.UTC(), Tool: p.Tool,
 		PlanDigest: digest, Object: p.Object, SizeAfterBytes: p.SizeAfterBytes,
-		Steps: orEmpty(p.Steps), Before: p.Before, After: p.After, Remains: orEmpty(p.Remains),
-		Blind: orEmpty(p.Blind), Hurt: orEmpty(p.Hurt),
+		Steps: orEmpty(slices.Clone(p.Steps)), Before: p.Before, After: p.After,
+		Remains: orEmpty(slices.Clone(p.Remains)), Blind: orEmpty(p.Blind), Hurt: orEmpty(p.Hurt),
+	}.brief()
+}
+
+// maxKept is how many ranges and observations of a step or finding a receipt keeps: every check of
+// any image reads all receipts, and a plan may list millions. The undo file has all that was written.
+const maxKept = 1000
+
+// brief cuts the lists of a new receipt.
+func (r Receipt) brief() *Receipt {
+	for i := range r.Steps {
+		s := &r.Steps[i]
+		s.Host, s.HostCut = firstOf(s.Host, s.HostCut)
+		s.Guest, s.GuestCut = firstOf(s.Guest, s.GuestCut)
+		s.Proofs, _ = firstOf(s.Proofs, 0)
 	}
+	for i := range r.Remains {
+		f := &r.Remains[i]
+		f.Host, f.HostCut = firstOf(f.Host, f.HostCut)
+		f.Guest, f.GuestCut = firstOf(f.Guest, f.GuestCut)
+		f.Evidence, f.EvidenceCut = firstOf(f.Evidence, f.EvidenceCut)
+	}
+	return &r
+}
+
+// firstOf gives the first items of a list, and the number of those left out.
+func firstOf[T any](list []T, cut int64) ([]T, int64) {
+	if len(list) <= maxKept {
+		return list, cut
+	}
+	return list[:maxKept:maxKept], cut + int64(len(list)-maxKept)
 }
 
 // orEmpty makes a list that is [] in JSON, not null.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/lab/cut"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
@@ -423,4 +424,27 @@ func TestCutOff(t *testing.T) {
 	d.Put(fresh, whole)
 	d.Move(undoPath, "/else/u")
 	cut("one whose undo file is gone", 0)
+}
+
+// A receipt keeps so much of long lists that reading it costs little, and says how much it left out.
+func TestReceiptIsBrief(t *testing.T) {
+	p := newDraft().Plan
+	many := make([]finding.Range, 3*maxKept)
+	p.Steps = []plan.Step{{Host: many, HostCut: 5, Guest: many[:maxKept], Proofs: make([]finding.Evidence, 2*maxKept)}}
+	p.Remains = []finding.Finding{{Guest: many, Evidence: make([]finding.Evidence, 2*maxKept), EvidenceCut: 1}}
+	r := NewReceipt(p, "", time.Unix(1, 0))
+	s, f := r.Steps[0], r.Remains[0]
+	if len(s.Host) != maxKept || s.HostCut != 2*maxKept+5 || len(s.Guest) != maxKept || s.GuestCut != 0 ||
+		len(s.Proofs) != maxKept {
+		t.Errorf("a step keeps %d ranges of the file and leaves out %d, %d and %d of the disk, %d proofs",
+			len(s.Host), s.HostCut, len(s.Guest), s.GuestCut, len(s.Proofs))
+	}
+	if len(f.Guest) != maxKept || f.GuestCut != 2*maxKept || len(f.Evidence) != maxKept ||
+		f.EvidenceCut != maxKept+1 {
+		t.Errorf("a finding keeps %d ranges and leaves out %d, %d and %d observations", len(f.Guest),
+			f.GuestCut, len(f.Evidence), f.EvidenceCut)
+	}
+	if len(p.Steps[0].Host) != 3*maxKept || len(p.Remains[0].Guest) != 3*maxKept {
+		t.Error("the plan was cut too")
+	}
 }
