@@ -186,7 +186,7 @@ func wantStamps(t *testing.T, l *Layout, v *Volume, want []uint64) {
 		}
 		end += p.Length
 		back := slices.ContainsFunc(slices.Collect(l.Within(p.Disk, p.At, p.Length)), func(h Hit) bool {
-			return l.Volumes[h.Volume] == v && h.Offset == p.Offset && h.Length == p.Length
+			return l.Volumes[h.Volume] == v && h.Offset == p.Offset && h.Length == p.Length && h.At == p.At
 		})
 		if !back {
 			t.Fatalf("Within(%d, %#x, %d) does not name %s at %#x", p.Disk, p.At, p.Length, v.Name, p.Offset)
