@@ -385,7 +385,7 @@ func TestSectors(t *testing.T) {
 	if v := volume(t, find(t, d), "1"); v.Start != 256*512 {
 		t.Errorf("Find(sectors of 512) = %s at %d", v.Kind, v.Start)
 	}
-	if hits := slices.Collect(l.Within(0, mib+100, 50)); len(hits) != 1 || hits[0] != (Hit{0, 100, 50}) {
+	if hits := slices.Collect(l.Within(0, mib+100, 50)); len(hits) != 1 || hits[0] != (Hit{0, 100, 50, mib + 100}) {
 		t.Errorf("Within() = %v", hits)
 	}
 }
