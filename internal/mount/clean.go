@@ -237,10 +237,11 @@ func (r *record) cleanMount(dir string) error {
 	case ours != last:
 		return fmt.Errorf("a %s is mounted over it: unmount that first", last.kind)
 	}
-	// Somebody may have unmounted ours and mounted another, with the same number. That one answers.
+	// Somebody may have unmounted ours and mounted another, with the same number. That one answers;
+	// what stat(2) gives the kernel may still remember of ours.
 	_, err = diskio.Within(context.Background(), answer, func() (struct{}, error) {
-		var st unix.Stat_t
-		return struct{}{}, unix.Stat(dir, &st)
+		var st unix.Statfs_t
+		return struct{}{}, unix.Statfs(dir, &st)
 	}, nil)
 	if !errors.Is(err, unix.ENOTCONN) {
 		return nil

@@ -262,8 +262,11 @@ func (k *kernelMount) leave(ctx context.Context) error {
 	told := false
 	for {
 		err := unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW)
-		if !errors.Is(err, unix.EBUSY) {
-			return err
+		switch {
+		case err == nil, errors.Is(err, unix.EINVAL): // the program did
+			return nil
+		case !errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("unmount %s: %w", k.dir, err)
 		}
 		if all := inNamespace(k.record.Namespace); len(all) > 0 && !told && k.o.Log != nil {
 			told = true

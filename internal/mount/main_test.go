@@ -4,9 +4,20 @@
 package mount
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "as-server" {
+		if err := serveFor(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(9)
+		}
+		return
+	}
+	testenv.Main(m)
+}

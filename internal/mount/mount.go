@@ -51,7 +51,8 @@ type Options struct {
 	// the guest's files let them. For root only. Without it no other user gets in, and for the one who
 	// mounts every file is readable: the whole image is.
 	AllowOther bool
-	// Log gets a line for what could not be read, each once. It is called by several goroutines.
+	// Log gets a line for what could not be read, each once. It is called by several goroutines. With
+	// nil the lines are kept beside the record, and Unmount gives them.
 	Log func(text string)
 }
 
@@ -79,6 +80,9 @@ func Files(fsys files.FS, dir string, o Options) (*Mounted, error) {
 		Source: []byte(o.Source)})
 	if err != nil {
 		return nil, err
+	}
+	if o.Log == nil {
+		o.Log = m.record.keep
 	}
 	server, err := serve(newServed(fsys, o.Log), real, o.Source, quiet|unix.MS_RDONLY, o.AllowOther)
 	if err != nil {

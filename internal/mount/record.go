@@ -178,6 +178,16 @@ func (r *record) remove() error {
 // logPath is where a process that serves in the background writes what it has to tell.
 func (r *record) logPath() string { return strings.TrimSuffix(r.path, recordSuffix) + logSuffix }
 
+// keep adds a line to the log. Those who read it are told an error too.
+func (r *record) keep(text string) {
+	f, err := os.OpenFile(r.logPath(), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	_, _ = f.WriteString(strings.ReplaceAll(text, "\n", "?") + "\n")
+	_ = f.Close()
+}
+
 // private is the directory that a kernel mount has for itself.
 func (r *record) private() string { return strings.TrimSuffix(r.path, recordSuffix) }
 
