@@ -381,52 +381,78 @@ func (c *claim) claimant() string {
 
 // unclaimed calls fn for a part that no inode has: free, by the block bitmap, or not.
 func (w *ownerSearch) unclaimed(from, to int64, fn func(files.Owner) error) error {
-	s := w.fs.super
-	cluster := s.blockBytes * s.clusterBlocks
-	base := s.firstData * s.blockBytes
-	out := claim{file: -1, number: -1, use: files.UseOutside}
+	var last claim
 	for pos := from; pos < to; {
-		var o claim
-		until := to
-		switch end := s.blocks * s.blockBytes; {
-		case pos >= end || pos < base:
-			o = claim{use: files.UseOutside}
-		default:
-			number := (pos - base) / (s.perGroup * s.blockBytes)
-			bitmap, err := w.fs.blockBitmap(w.ctx, number)
-			if w.ctx.Err() != nil {
-				return w.ctx.Err()
-			}
-			groupAt := s.firstBlock(number) * s.blockBytes
-			until = min(until, end, groupAt+s.perGroup*s.blockBytes)
-			if err != nil {
-				if w.damage == nil {
-					w.damage = err
-				}
-				o = claim{use: files.UseUnknown, what: "the block bitmap of its group could not be read"}
-				break
-			}
-			o = claim{use: files.UseFree}
-			used := bit(bitmap, (pos-groupAt)/cluster)
-			if used {
-				o = claim{use: files.UseUnknown, what: "in use, and no inode has it"}
-			}
-			at := pos
-			for at < until && bit(bitmap, (at-groupAt)/cluster) == used {
-				at += cluster - (at-groupAt)%cluster
-			}
-			until = min(until, at)
+		c, until, err := w.bitmapSays(pos, to)
+		if err != nil {
+			return err
 		}
-		o.file, o.number, o.offset = -1, -1, pos
-		if pos > from && (o.use != out.use || o.what != out.what) {
-			if err := fn(out.owner(out.offset, pos)); err != nil {
+		c.file, c.number, c.offset = -1, -1, pos
+		if pos > from && (c.use != last.use || c.what != last.what || c.ino != last.ino) {
+			if err := fn(last.owner(last.offset, pos)); err != nil {
 				return err
 			}
-			out = o
+			last = c
 		} else if pos == from {
-			out = o
+			last = c
 		}
 		pos = until
 	}
-	return fn(out.owner(out.offset, to))
+	return fn(last.owner(last.offset, to))
+}
+
+// bitmapSays tells what the block bitmap knows of the part from pos on, and how far that holds.
+func (w *ownerSearch) bitmapSays(pos, to int64) (claim, int64, error) {
+	s := w.fs.super
+	base, end := s.firstData*s.blockBytes, s.blocks*s.blockBytes
+	if pos >= end || pos < base {
+		return claim{use: files.UseOutside}, to, nil
+	}
+	number := (pos - base) / (s.perGroup * s.blockBytes)
+	groupAt := s.firstBlock(number) * s.blockBytes
+	until := min(to, end, groupAt+s.perGroup*s.blockBytes)
+	bitmap, err := w.fs.blockBitmap(w.ctx, number)
+	if w.ctx.Err() != nil {
+		return claim{}, 0, w.ctx.Err()
+	}
+	if err != nil {
+		if w.damage == nil {
+			w.damage = err
+		}
+		return claim{use: files.UseUnknown, what: "the block bitmap of its group could not be read"},
+			until, nil
+	}
+	cluster := s.blockBytes * s.clusterBlocks
+	used := bit(bitmap, (pos-groupAt)/cluster)
+	if used && s.clusterBlocks > 1 {
+		start := pos - (pos-groupAt)%cluster
+		return w.restOfCluster(start, start+cluster), min(until, start+cluster), nil
+	}
+	at := pos
+	for at < until && bit(bitmap, (at-groupAt)/cluster) == used {
+		at += cluster - (at-groupAt)%cluster
+	}
+	if used {
+		return claim{use: files.UseUnknown, what: unclaimedUse}, min(until, at), nil
+	}
+	return claim{use: files.UseFree}, min(until, at), nil
+}
+
+const unclaimedUse = "in use, and no inode has it"
+
+// restOfCluster tells who has a cluster by who has a part of it.
+func (w *ownerSearch) restOfCluster(from, to int64) claim {
+	i := sort.Search(len(w.claims), func(i int) bool { return w.claims[i].offset >= from })
+	for _, k := range [...]int{i, i - 1} {
+		if k < 0 || k >= len(w.claims) {
+			continue
+		}
+		if c := &w.claims[k]; c.offset < to && c.offset+c.length > from {
+			if c.use == files.UseMetadata || c.use == files.UseJournal {
+				return claim{use: c.use, ino: c.ino, what: "rest of a cluster"}
+			}
+			return claim{use: files.UseReserved, ino: c.ino, what: "rest of a cluster"}
+		}
+	}
+	return claim{use: files.UseUnknown, what: unclaimedUse}
 }
