@@ -47,11 +47,19 @@ func (o *overlay) ReadAt(p []byte, off int64) (int, error) {
 	if err := o.img.read(p, off, o.size); err != nil {
 		return 0, err
 	}
-	for _, w := range o.touching(off, int64(len(p))) {
+	o.put(p, off)
+	return len(p), nil
+}
+
+// put puts what is written into p, which holds what is at off now, and reports whether that is
+// anything.
+func (o *overlay) put(p []byte, off int64) bool {
+	writes := o.touching(off, int64(len(p)))
+	for _, w := range writes {
 		at := max(off, w.Offset)
 		copy(p[at-off:], w.New[at-w.Offset:])
 	}
-	return len(p), nil
+	return len(writes) > 0
 }
 
 // draft compares an image with what a plan was made from, and makes the draft of the undo file. An
@@ -141,7 +149,12 @@ func (e *engine) watches(ctx context.Context, img *image, p *plan.Plan, over *ov
 			diff.add(r.Offset, r.Length)
 		}
 		w := vault.Watch{Offset: r.Offset, Length: r.Length, Before: r.CRC32C, After: r.CRC32C}
-		if len(over.touching(r.Offset, r.Length)) > 0 {
+		switch piece := buf[:min(r.Length, int64(len(buf)))]; {
+		case r.Length == int64(len(piece)): // it still holds what was read
+			if over.put(piece, r.Offset) {
+				w.After = plan.Checksum(piece)
+			}
+		case len(over.touching(r.Offset, r.Length)) > 0:
 			if got, err = plan.DigestOf(reading{ctx, over}, p.SizeAfterBytes, r.Offset, r.Length, buf); err != nil {
 				return nil, err
 			}

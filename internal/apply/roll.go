@@ -121,7 +121,7 @@ func (c *change) readBack(ctx context.Context, w want) error {
 	if err := c.img.dropCache(); err != nil {
 		return err
 	}
-	if err := c.survey(ctx, w); err != nil {
+	if err := c.surveyTouched(ctx, w); err != nil {
 		return fmt.Errorf("read back what was written: %w", err)
 	}
 	return nil
@@ -136,13 +136,8 @@ func (c *change) finish(ctx context.Context) error {
 	if err == nil {
 		err = c.readBack(ctx, wantNew)
 	}
-	verify := c.e.o.Verify
-	if c.e.o.VerifyOf != nil {
-		verify = c.e.o.VerifyOf(c.u.Receipt())
-	}
-	if err == nil && verify != nil {
-		c.e.o.Progress("check the image", 0, 0)
-		err = c.e.disk.do(func() error { return verify(ctx, c.img.plain(), c.img.after) })
+	if err == nil {
+		err = c.examine(ctx)
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -151,6 +146,30 @@ func (c *change) finish(ctx context.Context) error {
 		err = c.u.Advance(vault.Committed, c.e.o.Now())
 	}
 	return err
+}
+
+// examine has the whole image examined, and holds what the plan relied on against what it has to be
+// by now, as far as it can with what the examination reads.
+func (c *change) examine(ctx context.Context) error {
+	verify := c.e.o.Verify
+	if c.e.o.VerifyOf != nil {
+		verify = c.e.o.VerifyOf(c.u.Receipt())
+	}
+	var seen *summer
+	if verify != nil {
+		var err error
+		if seen, err = c.newSummer(ctx); err != nil {
+			return err
+		}
+		c.e.o.Progress("check the image", 0, 0)
+		if err := c.e.disk.do(func() error { return verify(ctx, seen, c.img.after) }); err != nil {
+			return err
+		}
+	}
+	if err := c.surveyWatches(ctx, seen); err != nil {
+		return fmt.Errorf("read back what was relied on: %w", err)
+	}
+	return nil
 }
 
 // takeBack gives the image its old bytes and notes that, as a state.

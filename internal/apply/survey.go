@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -119,8 +120,17 @@ func (w want) String() string {
 	return "it holds what is neither from before the change nor from after it"
 }
 
-// survey holds all that a change touches against the image. What differs is a *ChangedError.
+// survey holds all that a change touches, and after it all that the plan relied on, against the image.
+// What differs is a *ChangedError.
 func (c *change) survey(ctx context.Context, w want) error {
+	if err := c.surveyTouched(ctx, w); err != nil || w != wantNew {
+		return err
+	}
+	return c.surveyWatches(ctx, nil)
+}
+
+// surveyTouched holds all that a change touches against the image.
+func (c *change) surveyTouched(ctx context.Context, w want) error {
 	size, err := c.img.size()
 	if err != nil {
 		return err
@@ -137,11 +147,6 @@ func (c *change) survey(ctx context.Context, w want) error {
 	}
 	if err := c.surveyGaps(ctx, size, diff); err != nil {
 		return err
-	}
-	if w == wantNew {
-		if err := c.surveyWatches(ctx, size, diff); err != nil {
-			return err
-		}
 	}
 	if len(diff.Ranges) > 0 {
 		return diff
@@ -226,18 +231,85 @@ func (c *change) surveyGaps(ctx context.Context, size int64, diff *ChangedError)
 	return nil
 }
 
-// surveyWatches looks at all that the plan relied on. Who wrote to the image since changed some of
-// it, though perhaps none of what the plan itself wrote.
-func (c *change) surveyWatches(ctx context.Context, size int64, diff *ChangedError) error {
+// surveyWatches looks at all that the plan relied on, after the change. Who wrote to the image since
+// changed some of it, though perhaps none of what the plan itself wrote. What seen has summed is not
+// read again; it may be nil.
+func (c *change) surveyWatches(ctx context.Context, seen *summer) error {
+	size := c.img.after
+	diff := &ChangedError{Path: c.img.path, What: wantNew.String()}
 	buf := make([]byte, min(gapBytes, size+1))
-	return c.u.Watches(ctx, func(w vault.Watch) error {
-		d, err := plan.DigestOf(reading{ctx, c.img.f}, size, w.Offset, w.Length, buf)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.img.path, err)
+	err := c.u.Watches(ctx, func(w vault.Watch) error {
+		sum, ok := seen.sumOf(w)
+		if !ok {
+			d, err := plan.DigestOf(reading{ctx, c.img.f}, size, w.Offset, w.Length, buf)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.img.path, err)
+			}
+			sum = d.CRC32C
 		}
-		if d.CRC32C != w.After {
+		if sum != w.After {
 			diff.add(w.Offset, w.Length)
 		}
 		return nil
 	})
+	if err == nil && len(diff.Ranges) > 0 {
+		return diff
+	}
+	return err
+}
+
+// maxSummed bounds the ranges that are summed while the image is examined: what lies beyond is read
+// for itself.
+const maxSummed = 1 << 16
+
+// summer passes on what is read of an image, and keeps the CRC-32C of the ranges that the plan relied
+// on where they are read whole, as a check does that reads the same tables. Several goroutines may
+// use it at once.
+type summer struct {
+	r    io.ReaderAt
+	mu   sync.Mutex
+	sums map[finding.Range]summed
+}
+
+type summed struct {
+	crc  uint32
+	done bool
+}
+
+func (c *change) newSummer(ctx context.Context) (*summer, error) {
+	s := &summer{r: c.img.plain(), sums: map[finding.Range]summed{}}
+	err := c.u.Watches(ctx, func(w vault.Watch) error {
+		if len(s.sums) < maxSummed {
+			s.sums[finding.Range{Offset: w.Offset, Length: w.Length}] = summed{}
+		}
+		return nil
+	})
+	return s, err
+}
+
+// ReadAt is io.ReaderAt.
+func (s *summer) ReadAt(p []byte, off int64) (int, error) {
+	n, err := s.r.ReadAt(p, off)
+	key := finding.Range{Offset: off, Length: int64(len(p))}
+	s.mu.Lock()
+	sum, ok := s.sums[key]
+	s.mu.Unlock()
+	if ok && !sum.done && n == len(p) {
+		crc := plan.Checksum(p)
+		s.mu.Lock()
+		s.sums[key] = summed{crc, true}
+		s.mu.Unlock()
+	}
+	return n, err
+}
+
+// sumOf gives the CRC-32C of what was read of a range; false where it was not.
+func (s *summer) sumOf(w vault.Watch) (uint32, bool) {
+	if s == nil {
+		return 0, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := s.sums[finding.Range{Offset: w.Offset, Length: w.Length}]
+	return sum.crc, sum.done
 }
