@@ -20,6 +20,8 @@ import (
 const (
 	// maxForgotten bounds the leaked clusters that are looked at for a forgotten snapshot table.
 	maxForgotten = 1 << 14
+	// maxTables bounds those that may be one, for each of which the image is checked.
+	maxTables = 8
 	// maxSnapshotsTried bounds the entries of one that are read.
 	maxSnapshotsTried = 1024
 )
@@ -112,12 +114,12 @@ func ForgottenSnapshots(ctx context.Context, r io.ReaderAt, size int64, res *qco
 	if n, err := r.ReadAt(m.head, 0); n < len(m.head) {
 		return nil, &qcow2.OpenError{Kind: qcow2.ErrRead, Msg: "the header", Cause: err}
 	}
-	tried := 0
+	tried, tables := 0, 0
 	for _, s := range res.Suspects {
 		if s.References != 0 {
 			continue
 		}
-		for c := int64(s.First); c < int64(s.First)+s.N && tried < maxForgotten; c++ {
+		for c := int64(s.First); c < int64(s.First)+s.N && tried < maxForgotten && tables < maxTables; c++ {
 			if tried++; tried%64 == 0 && ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
@@ -125,6 +127,7 @@ func ForgottenSnapshots(ctx context.Context, r io.ReaderAt, size int64, res *qco
 			if n == 0 {
 				continue
 			}
+			tables++
 			if found, err := m.restore(ctx, res, c<<h.ClusterBits, n); err != nil || found {
 				return m.list, err
 			}

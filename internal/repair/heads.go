@@ -59,7 +59,7 @@ func (m *mender) proveHead(ctx context.Context, list []candidate, l1 *slots) err
 		if i == head {
 			continue
 		}
-		proofs, err := m.proofsWith(ctx, vols, c.cluster, l1)
+		proofs, err := m.proofsWith(ctx, vols, c.cluster, l1, guestBytes/int64(len(list)))
 		if err != nil {
 			return err
 		}

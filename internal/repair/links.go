@@ -56,16 +56,12 @@ func (m *mender) mendLinks(ctx context.Context) (changed bool, err error) {
 
 // sharedTables gives the entries of the active L1 table that name the same L2 table, by table.
 func (m *mender) sharedTables() (list [][]qcow2.L1Entry) {
-	var byTable map[image.HostOff][]qcow2.L1Entry
 	for _, tb := range m.tables {
 		if tb.Active < 2 || tb.Stray || tb.Used == 0 {
 			continue
 		}
-		if byTable == nil {
-			byTable = m.l1ByTable()
-		}
 		var l1s []qcow2.L1Entry
-		for _, l := range byTable[tb.Off] {
+		for _, l := range m.l1sOf(tb.Off) {
 			if l.Active && m.l1Range(l.Index).Length > 0 {
 				l1s = append(l1s, l)
 			}

@@ -166,6 +166,13 @@ func (m *mender) place(c candidate, slot int64) error {
 	return m.put64(plan.Point, off, word)
 }
 
+const (
+	// maxAsked bounds the tables for which the guest's blocks are asked.
+	maxAsked = 1 << 14
+	// guestBytes bounds about what is read of the guest's data for all of them.
+	guestBytes = 64 << 30
+)
+
 // candidates gathers tables without an entry, with what says where they belong.
 func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 	l1 := m.newSlots()
@@ -178,8 +185,8 @@ func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 		list = append(list, c)
 	}
 	list = append(list, m.snapshotTables(l1)...)
-	for i := range list {
-		more, err := m.guestProofs(ctx, list[i].cluster, l1)
+	for i := range list[:min(len(list), maxAsked)] {
+		more, err := m.guestProofs(ctx, list[i].cluster, l1, guestBytes/int64(len(list)))
 		if err != nil {
 			return nil, err
 		}
@@ -191,14 +198,15 @@ func (m *mender) candidates(ctx context.Context) ([]candidate, error) {
 // snapshotTables finds tables that only snapshots name, with an empty entry in the active L1 table
 // where they have them, and a refcount that counts one user more: the disk had them too.
 func (m *mender) snapshotTables(l1 *slots) (list []candidate) {
+	seen := map[int64]bool{}
 	for _, l := range m.l1s {
 		c := int64(l.Table()) >> m.h.ClusterBits
 		n, ok := m.ex.Refcount(c)
 		if l.Active || l.Table() == 0 || !ok || n != m.ex.References(c)+1 || l1.used[l.Index] ||
-			m.l1Range(l.Index).Length == 0 ||
-			slices.ContainsFunc(list, func(x candidate) bool { return x.cluster == c }) {
+			m.l1Range(l.Index).Length == 0 || seen[c] {
 			continue
 		}
+		seen[c] = true
 		list = append(list, candidate{cluster: c,
 			text: fmt.Sprintf("its refcount is %d, but only snapshots name it", n),
 			proofs: []proof{{"snapshot", l.Index, fmt.Sprintf(

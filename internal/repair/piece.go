@@ -18,8 +18,8 @@ import (
 )
 
 // guestProofs says what the guest's own blocks, read through a table that nothing names, tell of the
-// place where it belongs.
-func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots) ([]proof, error) {
+// place where it belongs. limit bounds about how many bytes of them are read.
+func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots, limit int64) ([]proof, error) {
 	if m.h.HasDataFile() || m.h.Crypt != qcow2.CryptNone {
 		return nil, nil // what the table maps cannot be read
 	}
@@ -27,17 +27,19 @@ func (m *mender) guestProofs(ctx context.Context, cluster int64, l1 *slots) ([]p
 	if err != nil {
 		return nil, err
 	}
-	return m.proofsWith(ctx, vols, cluster, l1)
+	return m.proofsWith(ctx, vols, cluster, l1, limit)
 }
 
 // proofsWith is guestProofs for the volumes that the disk has, or would have.
-func (m *mender) proofsWith(ctx context.Context, vols []guest.Volume, cluster int64, l1 *slots) ([]proof, error) {
+func (m *mender) proofsWith(ctx context.Context, vols []guest.Volume, cluster int64, l1 *slots, limit int64) ([]proof, error) {
+	const least = 16 << 20
 	span := m.h.L2Span()
 	d, err := m.through(cluster)
 	if err != nil {
 		return nil, err
 	}
 	p := guest.Piece{Data: d, SpanBytes: span, DiskBytes: m.h.SizeBytes, UnitBytes: m.h.ClusterSize(),
+		LimitBytes: min(guest.MaxPieceBytes, max(least, limit)),
 		Possible: func(base int64) bool {
 			i := base / span
 			return !l1.used[i] || l1.isBogus(i)

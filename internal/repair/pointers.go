@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
@@ -348,8 +349,8 @@ func (m *mender) mendOverlap(c int64) (changed bool, err error) {
 // L1 entry is the wrong one then, and nothing is lost with it.
 func (m *mender) clearEmptyTables(c int64) (changed bool, err error) {
 	buf := make([]byte, m.h.ClusterSize())
-	for _, l := range m.l1s {
-		if int64(l.Table()) != c<<m.h.ClusterBits || !m.ownL1(l) {
+	for _, l := range m.l1sOf(image.HostOff(c << m.h.ClusterBits)) {
+		if !m.ownL1(l) {
 			continue
 		}
 		if err := m.readCluster(buf, c<<m.h.ClusterBits); err != nil {

@@ -4,6 +4,7 @@
 package repair
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -21,7 +22,6 @@ func (m *mender) mendTables(ctx context.Context) (changed bool, err error) {
 	if !m.opts.wants(finding.QC12) {
 		return false, nil
 	}
-	var byTable map[image.HostOff][]qcow2.L1Entry
 	for _, tb := range m.tables {
 		if err := ctx.Err(); err != nil {
 			return changed, err
@@ -30,10 +30,7 @@ func (m *mender) mendTables(ctx context.Context) (changed bool, err error) {
 		if !bogus {
 			continue
 		}
-		if byTable == nil {
-			byTable = m.l1ByTable()
-		}
-		refs := byTable[tb.Off]
+		refs := m.l1sOf(tb.Off)
 		if slices.ContainsFunc(refs, func(l qcow2.L1Entry) bool { return !m.ownL1(l) }) {
 			m.keep(finding.QC12, "the L1 table that names it does not read as one, or something else claims it")
 			continue
@@ -77,12 +74,14 @@ func (m *mender) bogus(tb qcow2.Table) (bool, string) {
 	return true, "is guest data"
 }
 
-func (m *mender) l1ByTable() map[image.HostOff][]qcow2.L1Entry {
-	by := map[image.HostOff][]qcow2.L1Entry{}
-	for _, l := range m.l1s {
-		by[l.Table()] = append(by[l.Table()], l)
+// l1sOf gives the entries of all L1 tables that name the L2 table at off.
+func (m *mender) l1sOf(off image.HostOff) []qcow2.L1Entry {
+	i, ok := slices.BinarySearchFunc(m.l1s, off, func(l qcow2.L1Entry, off image.HostOff) int { return cmp.Compare(l.Table(), off) })
+	end := i
+	for ok && end < len(m.l1s) && m.l1s[end].Table() == off {
+		end++
 	}
-	return by
+	return m.l1s[i:end]
 }
 
 // mendTable puts a new table in the place of an overwritten one, or none where nothing is left.

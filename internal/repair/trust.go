@@ -5,6 +5,7 @@ package repair
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -28,6 +29,11 @@ type trust struct {
 	// low and high are how many clusters of a refcount block are counted too low and too high, and zero
 	// how many of those that are in use are not counted at all.
 	low, high, zero map[int64]int64
+	// What was asked for once: the refcount blocks by cluster, those that read as such by index, and where
+	// the L1 tables of snapshots lie.
+	blocks  map[int64]int64
+	sound   map[int64]bool
+	l1Parts []qcow2.Clusters
 }
 
 // weighTables decides which tables are to be trusted, and which of them nothing is written into.
@@ -227,6 +233,18 @@ const minGarbage = 16
 
 // readsAsBlock reports whether refcount block no holds the refcounts that it should.
 func (m *mender) readsAsBlock(no int64) bool {
+	if m.trust.sound == nil {
+		m.trust.sound = map[int64]bool{}
+	}
+	reads, known := m.trust.sound[no]
+	if !known {
+		reads = m.weighBlock(no)
+		m.trust.sound[no] = reads
+	}
+	return reads
+}
+
+func (m *mender) weighBlock(no int64) bool {
 	per := m.h.RefblockEntries()
 	used := int64(0)
 	for c := no * per; c < min((no+1)*per, m.ex.Limit()); c++ {
@@ -235,8 +253,12 @@ func (m *mender) readsAsBlock(no int64) bool {
 		}
 	}
 	wrong := m.trust.low[no] // of those too high, some are in use
-	for _, s := range m.ex.Result().Suspects {
-		if s.References > 0 && s.Refcount > s.References {
+	list := m.ex.Result().Suspects
+	i, _ := slices.BinarySearchFunc(list, no*per, func(s qcow2.Suspect, c int64) int {
+		return cmp.Compare(int64(s.First)+s.N-1, c)
+	})
+	for ; i < len(list) && int64(list[i].First) < (no+1)*per; i++ {
+		if s := list[i]; s.References > 0 && s.Refcount > s.References {
 			a, b := max(int64(s.First), no*per), min(int64(s.First)+s.N, (no+1)*per)
 			wrong += max(0, b-a)
 		}
@@ -255,19 +277,15 @@ func (m *mender) metadataIn(c int64) string {
 		case who == "L1 table":
 			reads = m.trust.l1[0]
 		case strings.HasPrefix(who, "L1 table of "):
-			reads = slices.ContainsFunc(m.l1s, func(l qcow2.L1Entry) bool {
-				at := m.l1Start(l)
-				return !l.Active && m.trust.l1[l.L1] && at <= c && c <= at+l.Index<<3>>m.h.ClusterBits+1
-			})
+			reads = m.inSnapshotL1(c)
 		case who == "L2 table":
 			tb, _ := m.tableAt(image.HostOff(c << m.h.ClusterBits))
 			reads = readsAsTable(tb)
 		case who == refcountTable:
 			reads = m.trust.reftable
 		case who == refcountBlock:
-			for i, e := range m.ex.RefcountTable() {
-				reads = reads || int64(qcow2.RefblockOffset(e))>>m.h.ClusterBits == c && m.readsAsBlock(int64(i))
-			}
+			no, ok := m.blockIn(c)
+			reads = ok && m.readsAsBlock(no)
 		case who == "snapshot table":
 			reads = m.namedSnapshots()
 		case who == "encryption header":
@@ -288,5 +306,50 @@ const (
 	refcountBlock = "refcount block"
 )
 
-// l1Start is the first cluster of the L1 table that an entry is in.
-func (m *mender) l1Start(l qcow2.L1Entry) int64 { return (int64(l.Off) - 8*l.Index) >> m.h.ClusterBits }
+// blockIn gives the index of the refcount block in a cluster. Of several, which cannot be used, it gives
+// the last.
+func (m *mender) blockIn(c int64) (int64, bool) {
+	t := &m.trust
+	if t.blocks == nil {
+		t.blocks = map[int64]int64{}
+		for i, e := range m.ex.RefcountTable() {
+			if e != 0 {
+				t.blocks[int64(qcow2.RefblockOffset(e))>>m.h.ClusterBits] = int64(i)
+			}
+		}
+	}
+	no, ok := t.blocks[c]
+	return no, ok
+}
+
+// inSnapshotL1 reports whether a cluster is of an L1 table of a snapshot that reads as one, as far as its
+// entries go.
+func (m *mender) inSnapshotL1(c int64) bool {
+	t := &m.trust
+	if t.l1Parts == nil {
+		parts := map[int]qcow2.Clusters{} // by L1 table
+		for _, l := range m.l1s {
+			if !l.Active && t.l1[l.L1] {
+				first, last := (int64(l.Off)-8*l.Index)>>m.h.ClusterBits, int64(l.Off)>>m.h.ClusterBits+1
+				parts[l.L1] = qcow2.Clusters{First: first, N: max(parts[l.L1].N, last-first+1)}
+			}
+		}
+		t.l1Parts = merged(slices.Collect(maps.Values(parts)))
+	}
+	i, ok := slices.BinarySearchFunc(t.l1Parts, c, func(p qcow2.Clusters, c int64) int { return cmp.Compare(p.First+p.N-1, c) })
+	return (ok || i < len(t.l1Parts)) && t.l1Parts[i].First <= c
+}
+
+// merged gives ranges in order, those joined that overlap; never nil.
+func merged(list []qcow2.Clusters) []qcow2.Clusters {
+	slices.SortFunc(list, func(a, b qcow2.Clusters) int { return cmp.Compare(a.First, b.First) })
+	all := []qcow2.Clusters{}
+	for _, x := range list {
+		if n := len(all); n > 0 && x.First <= all[n-1].First+all[n-1].N {
+			all[n-1].N = max(all[n-1].N, x.First+x.N-all[n-1].First)
+		} else {
+			all = append(all, x)
+		}
+	}
+	return all
+}
