@@ -156,24 +156,40 @@ func (v *Volume) pieces(off, length int64, yield func(Piece) bool) bool {
 			}
 		}
 		for i, l := range r.legs {
-			if l.vol == nil {
-				if !yield(Piece{Offset: off, Length: r.length, Disk: l.disk, At: l.at, Copy: i}) {
-					return false
-				}
-				continue
-			}
-			more := l.vol.pieces(l.at, r.length, func(p Piece) bool {
-				p.Offset += off - l.at
-				p.Copy += i
-				return yield(p)
-			})
-			if !more {
+			if !v.legPieces(l, i, off, r.length, yield) {
 				return false
 			}
 		}
 		off += r.length
 	}
 	return true
+}
+
+// legPieces gives the pieces of length bytes of v at off that lie in l, the copy of a number.
+func (v *Volume) legPieces(l leg, number int, off, length int64, yield func(Piece) bool) bool {
+	end, name := v.disks[l.disk].Size, "the disk"
+	if l.vol != nil {
+		end, name = l.vol.Size, "the volume "+l.vol.Name
+	}
+	there := max(0, min(length, end-l.at))
+	switch {
+	case there == 0:
+	case l.vol == nil:
+		if !yield(Piece{Offset: off, Length: there, Disk: l.disk, At: l.at, Copy: number}) {
+			return false
+		}
+	default:
+		more := l.vol.pieces(l.at, there, func(p Piece) bool {
+			p.Offset += off - l.at
+			p.Copy += number
+			return yield(p)
+		})
+		if !more {
+			return false
+		}
+	}
+	return there == length || yield(Piece{Offset: off + there, Length: length - there, Disk: -1, At: -1,
+		Missing: "past the end of " + name, Copy: number})
 }
 
 // Hit is a run of bytes of a volume that lies in a range of a disk.

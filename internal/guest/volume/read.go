@@ -18,8 +18,7 @@ func (f *finder) bytesAt(v *Volume, off, n int64, what string) []byte {
 	if off < 0 || n <= 0 || n > v.Size || off > v.Size-n || f.ctx.Err() != nil {
 		return nil
 	}
-	if f.read += n; f.read > maxReadBytes {
-		f.blind(v, off, n, what, fmt.Sprintf("%d bytes were read in all, and more are not", int64(maxReadBytes)))
+	if f.spent(v, off, n, what) {
 		return nil
 	}
 	b := make([]byte, n)
@@ -28,6 +27,16 @@ func (f *finder) bytesAt(v *Volume, off, n int64, what string) []byte {
 		return nil
 	}
 	return b
+}
+
+// spent counts n bytes that are to be read, and notes it if that is more than may be read in all.
+func (f *finder) spent(v *Volume, off, n int64, what string) bool {
+	if f.read+n > maxReadBytes {
+		f.blind(v, off, n, what, fmt.Sprintf("%d bytes were read in all, and more are not", int64(maxReadBytes)))
+		return true
+	}
+	f.read += n
+	return false
 }
 
 // blind notes that n bytes of v at off were not examined.

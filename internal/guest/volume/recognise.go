@@ -38,8 +38,10 @@ func (f *finder) fill(v *Volume, b []byte, off int64) bool {
 	if len(b) == 0 || f.ctx.Err() != nil {
 		return true
 	}
+	if f.spent(v, off, int64(len(b)), "what fills the volume") {
+		return false
+	}
 	if _, err := v.ReadAt(b, off); err == nil {
-		f.read += int64(len(b))
 		return true
 	}
 	whole := true
