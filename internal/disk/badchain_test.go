@@ -18,6 +18,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -76,7 +77,10 @@ func TestOpenBadChain(t *testing.T) {
 		}
 	}
 	write("raw", strings.Repeat("x", 4096))
-	write("disk.vmdk", "KDMV\x01\x00\x00\x00"+strings.Repeat("\x00", 600))
+	write("disk.qed", "QED\x00"+strings.Repeat("\x00", 600))
+	write("part.vmdk", "KDMV\x01\x00\x00\x00"+strings.Repeat("\x00", 600))
+	write("disk.vhdx", "vhdxfile"+strings.Repeat("\x00", 600))
+	write("disk.vhd", "conectix"+strings.Repeat("\x00", 600))
 	write("empty", "")
 	for _, d := range []string{"dir", "elsewhere"} {
 		if err := os.Mkdir(in(d), 0o755); err != nil {
@@ -118,8 +122,12 @@ func TestOpenBadChain(t *testing.T) {
 		{"no qcow2", "raw", "qcow2", qcow2.ErrNotQcow2, "not a qcow2 image", ""},
 		{"empty as qcow2", "empty", "qcow2", qcow2.ErrNotQcow2, "", ""},
 		{"unknown format", "raw", "nonsense", ErrUnknownFormat, `unknown format "nonsense"`, ""},
-		{"vmdk", "disk.vmdk", "vmdk", ErrFormat, "format vmdk is recognised, but its data cannot be read", "convert"},
-		{"vmdk probed", "disk.vmdk", "", ErrFormat, "format vmdk", "convert"},
+		{"qed", "disk.qed", "qed", ErrFormat, "format qed is recognised, but its data cannot be read", "convert"},
+		{"qed probed", "disk.qed", "", ErrFormat, "format qed", "convert"},
+		{"extent", "part.vmdk", "vmdk", image.ErrUnsupported, "without its descriptor", "name the descriptor"},
+		{"extent probed", "part.vmdk", "", image.ErrUnsupported, "without its descriptor", "name the descriptor"},
+		{"broken vhdx", "disk.vhdx", "", image.ErrInvalid, "neither of the two headers", ""},
+		{"broken vpc", "disk.vhd", "vpc", image.ErrInvalid, "checksum", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

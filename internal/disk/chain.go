@@ -11,10 +11,8 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
-	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
-	"github.com/shisa-vm/shisa/internal/image/raw"
 )
 
 // Walk reads the headers of the image at path and of its backing files, as far as they can be
@@ -42,8 +40,13 @@ func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 		from = FormatProbed
 	}
 	top, err := openLayer(ctx, path, o.open, Layer{Path: path, Format: plainFormat(o.Format), FormatFrom: from})
+	if errors.Is(err, diskio.ErrDirectory) && (o.Format == "" || o.Format == formatVMDK) {
+		if path, err = o.descriptorIn(ctx, path, err); err == nil {
+			top, err = openLayer(ctx, path, o.open, Layer{Path: path, Format: formatVMDK, FormatFrom: from})
+		}
+	}
 	if err != nil {
-		return nil, named(path, err)
+		return nil, withPath(path, err)
 	}
 	layers, seen := []Layer{top}, []diskio.ID{top.Stat.ID}
 	for {
@@ -57,6 +60,11 @@ func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 			return layers, nil
 		}
 		next, err := link.open(ctx, o)
+		if err == nil {
+			if err = last.fits(&next); err != nil {
+				err = errors.Join(err, next.close())
+			}
+		}
 		if err != nil {
 			*link = link.fail(err)
 			continue // and end there, unless it was ctx
@@ -65,8 +73,8 @@ func (o Options) descend(ctx context.Context, path string) ([]Layer, error) {
 	}
 }
 
-// named puts the path before err, unless err has one.
-func named(path string, err error) error {
+// withPath puts the path before err, unless err has one.
+func withPath(path string, err error) error {
 	if errors.As(err, new(*fs.PathError)) {
 		return err
 	}
@@ -138,38 +146,45 @@ func (l *Layer) read() error {
 	if l.Format == "" {
 		l.Format = l.Probed
 	}
-	switch {
-	case l.Format == formatQcow2:
-		if l.Header, err = qcow2.ReadHeader(l.file, l.file.Size()); err == nil {
-			l.SizeBytes = l.Header.SizeBytes
-		}
-		return err
-	case !knownFormat(l.Format):
+	if !knownFormat(l.Format) {
 		return fmt.Errorf("%w %q", ErrUnknownFormat, l.Format)
 	}
-	l.SizeBytes, err = image.VirtualSize(l.file, l.file.Size(), image.Format(l.Format))
-	return err
+	return driverOf(l.Format).head(l)
 }
 
 // resolve finds out where the names in the header lead. seen are the files from the top down to l.
 func (l *Layer) resolve(ctx context.Context, p Policy, seen []diskio.ID) {
 	// Once is enough: this is called again when the link could not be opened.
-	if l.Header == nil || l.Backing != nil || l.Data != nil {
+	if l.resolved {
 		return
 	}
-	find := func(name string, find func() Link) *Link {
+	l.resolved = true
+	find := func(name string, find func() Link) Link {
 		link, err := diskio.Within(ctx, answerTimeout, func() (Link, error) { return find(), nil }, nil)
 		if err != nil {
 			link = Link{Name: name, Full: fullName(l.Path, name)}.fail(err)
 		}
-		return &link
+		return link
 	}
-	h := l.Header
-	if h.HasBacking {
-		l.Backing = find(h.Backing, func() Link { return p.Resolve(l.Path, h.Backing, h.BackingFormat, seen) })
+	if b := l.backing; b != nil {
+		link := find(b.name, func() Link { return p.Resolve(l.Path, b.name, b.format, seen) })
+		l.Backing = &link
 	}
-	if h.HasDataFile() {
-		l.Data = find(h.DataFile, func() Link { return p.ResolveData(l.Path, h.DataFile, seen) })
+	if h := l.Header; h != nil && h.HasDataFile() {
+		link := find(h.DataFile, func() Link { return p.ResolveData(l.Path, h.DataFile, seen) })
+		l.Data = &link
+	}
+	if l.vmdk == nil {
+		return
+	}
+	guest := image.GuestOff(0)
+	for _, e := range l.vmdk.Extents {
+		x := Extent{Link: Link{State: LinkOK}, Type: e.Type, Guest: guest, Length: e.Bytes, Offset: image.HostOff(e.Start)}
+		if e.Name != "" {
+			x.Link = find(e.Name, func() Link { return p.resolveExtent(l.Path, e.Name, seen) })
+		}
+		l.Extents = append(l.Extents, x)
+		guest += image.GuestOff(e.Bytes)
 	}
 }
 
@@ -178,8 +193,10 @@ func (l *Layer) close() error {
 	if l.file != nil {
 		err = l.file.Close()
 	}
-	if l.data != nil {
-		err = errors.Join(err, l.data.Close())
+	for _, f := range l.data {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
 	}
 	l.file, l.data = nil, nil
 	return err
@@ -210,69 +227,14 @@ func Open(ctx context.Context, path string, o Options) (*Chain, error) {
 		return nil, err
 	}
 	for i := range layers {
-		snapshot := o.Snapshot
 		if i > 0 {
-			snapshot = ""
+			o.Snapshot = "" // that of the image itself
 		}
-		if err := layers[i].ready(ctx, o, snapshot); err != nil {
+		if err := layers[i].ready(ctx, o); err != nil {
 			return nil, errors.Join(err, closeAll(layers))
 		}
 	}
 	return &Chain{Layers: layers}, nil
-}
-
-// ready makes the layer readable.
-func (l *Layer) ready(ctx context.Context, o Options, snapshot string) error {
-	if b := l.Backing; b != nil && !o.Single {
-		if err := b.Err(l.Path, "backing file"); err != nil {
-			return err
-		}
-	}
-	if snapshot != "" && l.Format != formatQcow2 {
-		return fmt.Errorf("%s: %w %q: format %s has none", l.Path, ErrNoSnapshot, snapshot, l.Format)
-	}
-	switch l.Format {
-	case formatRaw:
-		l.disk = raw.New(l.file, l.file.Size(), l.file)
-		return nil
-	case formatQcow2:
-		return l.readyQcow2(ctx, o, snapshot)
-	}
-	return finding.WithHint(
-		fmt.Errorf("%s: format %s is recognised, but its %w", l.Path, l.Format, ErrFormat),
-		"qemu-img convert -O qcow2 makes an image that can be read")
-}
-
-func (l *Layer) readyQcow2(ctx context.Context, o Options, snapshot string) error {
-	var do qcow2.DiskOptions
-	if l.Data != nil {
-		if err := l.Data.Err(l.Path, "data file"); err != nil {
-			return err
-		}
-		path, open := l.Data.target(o)
-		f, err := openFile(ctx, path, open)
-		if err != nil && ctx.Err() == nil {
-			failed := l.Data.fail(err)
-			l.Data = &failed
-			return failed.Err(l.Path, "data file")
-		} else if err != nil {
-			return err
-		}
-		l.data, do.Data, do.DataBytes = f, f, f.Size()
-	}
-	if snapshot != "" {
-		s, err := l.snapshot(snapshot)
-		if err != nil {
-			return err
-		}
-		do.Snapshot, l.snap = s, s.L1Off
-	}
-	d, err := qcow2.NewDisk(l.file, l.file.Size(), l.Header, do)
-	if err != nil {
-		return fmt.Errorf("%s: %w", l.Path, err)
-	}
-	l.disk, l.rec, l.SizeBytes = d, &recursion{}, d.Size()
-	return nil
 }
 
 // snapshot finds an internal snapshot, by its id first, as qemu does.
@@ -302,7 +264,7 @@ func (c *Chain) Size() int64 { return c.Layers[0].SizeBytes }
 func (c *Chain) Missing() int64 {
 	var n int64
 	for i := range c.Layers {
-		if d, ok := c.Layers[i].disk.(*qcow2.Disk); ok {
+		if d, ok := c.Layers[i].disk.(interface{ Missing() int64 }); ok {
 			n += d.Missing()
 		}
 	}
@@ -325,8 +287,8 @@ func (c *Chain) Changed() []string {
 	for i := range c.Layers {
 		l := &c.Layers[i]
 		look(l.file, l.Path)
-		if l.Data != nil {
-			look(l.data, l.Data.Path)
+		for part, f := range l.data {
+			look(f, l.dataLink(part).Path)
 		}
 	}
 	return changed

@@ -250,7 +250,7 @@ func (c *comparer) same(a, b *piece) bool {
 // holder is the file that the bytes of p are in.
 func (l *Layer) holder(p *piece) diskio.ID {
 	if p.inData {
-		return l.data.Stat().ID
+		return l.data[p.part].Stat().ID
 	}
 	return l.Stat.ID
 }

@@ -91,7 +91,13 @@ func statusOfChain(chain []Info, o Options) []int {
 		if len(n.Blind) > 0 {
 			applies = append(applies, finding.StatusCannotTell)
 		}
-		for _, l := range []*LinkInfo{n.Backing, n.DataFile} {
+		links := []*LinkInfo{n.Backing, n.DataFile}
+		if n.VMDK != nil {
+			for _, e := range n.VMDK.Extents {
+				links = append(links, e.File)
+			}
+		}
+		for _, l := range links {
 			if l == nil || o.Single {
 				continue
 			}

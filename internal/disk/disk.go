@@ -87,17 +87,49 @@ type Layer struct {
 	Stat       diskio.Stat
 	// Header is nil unless the format is qcow2.
 	Header *qcow2.Header
-	// SizeBytes of the virtual disk, -1 where it is not known.
-	SizeBytes int64
+	// SizeBytes of the virtual disk, -1 where it is not known. ClusterBytes is the size of a cluster,
+	// grain or block, 0 where there is none.
+	SizeBytes    int64
+	ClusterBytes int64
 	// Backing and Data are the backing file and the external data file; nil without one.
 	Backing *Link
 	Data    *Link
+	// Extents are the parts of the disk of a vmdk image that has it in other files, in their order.
+	Extents []Extent
+	// Notes say what is not as it should be and did not hinder reading: that a log was replayed in
+	// memory, that a copy stands in for a damaged header.
+	Notes []string
 
-	file *diskio.File
-	data *diskio.File  // the external data file, nil without one
-	disk image.Reader  // nil until the layer is made readable
-	rec  *recursion    // with disk, for qcow2
-	snap image.HostOff // the L1 table of the internal snapshot that disk shows, 0 for none
+	other
+	file     *diskio.File
+	data     []*diskio.File // the external data file, or the extents; nil for one that is not open
+	disk     image.Reader   // nil until the layer is made readable
+	rec      *recursion     // with disk, where holes of the file count
+	snap     image.HostOff  // the L1 table of the internal snapshot that disk shows, 0 for none
+	backing  *named         // as the header has it
+	resolved bool           // the links are known
+	broken   error          // why the header is of no use
+}
+
+// named is the name of a backing file, and what the header says of its format.
+type named struct{ name, format string }
+
+// dataLink is the link to the data file or the extent with that number.
+func (l *Layer) dataLink(part int) *Link {
+	if l.Data != nil {
+		return l.Data
+	}
+	return &l.Extents[part].Link
+}
+
+// Extent is a part of a disk that another file holds; a part of zeros has none, and its Name is "".
+type Extent struct {
+	Link
+	Type   string // as the descriptor has it
+	Guest  image.GuestOff
+	Length int64
+	// Offset is where in a flat file the part begins.
+	Offset image.HostOff
 }
 
 // LinkState says what became of a name that a header holds.

@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
 
@@ -33,10 +35,16 @@ type Info struct {
 	// Use is what the locks of QEMU on the file say.
 	Use Use `json:"use"`
 	// Backing and DataFile are nil without one.
-	Backing   *LinkInfo  `json:"backing"`
-	DataFile  *LinkInfo  `json:"data_file"`
-	Qcow2     *Qcow2Info `json:"qcow2"` // nil for other formats
+	Backing  *LinkInfo `json:"backing"`
+	DataFile *LinkInfo `json:"data_file"`
+	// What only images of one format have, nil for others.
+	Qcow2     *Qcow2Info `json:"qcow2"`
+	VMDK      *VMDKInfo  `json:"vmdk"`
+	VHDX      *VHDXInfo  `json:"vhdx"`
+	VPC       *VPCInfo   `json:"vpc"`
 	Snapshots []Snapshot `json:"snapshots"`
+	// Notes say what is not as it should be and did not hinder reading.
+	Notes []string `json:"notes"`
 	// Blind is what could not be read.
 	Blind []finding.Blind `json:"blind"`
 
@@ -147,13 +155,17 @@ func (l *Layer) info(n *Info) {
 		Modified: l.Stat.ModTime, Snapshots: []Snapshot{}, Blind: []finding.Blind{}, Header: l.Header,
 		Backing: linkInfo(l.Backing), DataFile: linkInfo(l.Data),
 	}
-	switch {
-	case l.Header != nil:
-		l.qcow2Info(n)
-	case l.Format == formatLUKS:
-		n.Encrypted = true
-		l.luks(n, 0, l.file.Size())
+	n.ClusterBytes, n.Notes = l.ClusterBytes, slices.Concat([]string{}, l.Notes)
+	if l.broken != nil {
+		l.blind(n, "header", l.broken)
+		return
 	}
+	driverOf(l.Format).info(l, n)
+}
+
+func (l *Layer) luksInfo(n *Info) {
+	n.Encrypted = true
+	l.luks(n, 0, l.file.Size())
 }
 
 func linkInfo(l *Link) *LinkInfo {
@@ -179,7 +191,7 @@ func (l *Layer) qcow2Info(n *Info) {
 	if h.Version >= 3 {
 		q.Compat = "1.1"
 	}
-	n.Qcow2, n.ClusterBytes, n.Encrypted = q, h.ClusterSize(), l.encrypted()
+	n.Qcow2, n.Encrypted = q, l.encrypted()
 	bitmaps, err := qcow2.ReadBitmaps(l.file, l.file.Size(), h)
 	l.blind(n, "bitmap directory", err)
 	for _, b := range bitmaps {
@@ -218,8 +230,11 @@ func (l *Layer) blind(n *Info, what string, err error) {
 	n.Errs = append(n.Errs, err)
 	b := finding.Blind{Object: l.Path, What: what, Reason: err.Error(), Host: []finding.Range{}, Guest: []finding.Range{}}
 	var oe *qcow2.OpenError
+	var fe *image.FormatError
 	if errors.As(err, &oe) {
 		b.Host = append(b.Host, finding.Range{Offset: int64(oe.Off)})
+	} else if errors.As(err, &fe) {
+		b.Host = append(b.Host, finding.Range{Offset: int64(fe.Off)})
 	}
 	n.Blind = append(n.Blind, b)
 }

@@ -71,9 +71,13 @@ type mapper struct {
 type layerMap struct {
 	known    bool
 	recurses bool
-	// Of the image and of its data file: where its data is, and a range that is a hole.
-	ranges [2]*dataRanges
-	hole   [2]struct{ from, to int64 }
+	// Of the image and of its data files: where its data is, and a range that is a hole.
+	files []fileMap
+}
+
+type fileMap struct {
+	ranges   *dataRanges
+	from, to int64 // of the hole
 }
 
 // single maps a chain of one image: nothing needs to be put together.
@@ -151,14 +155,15 @@ func (m *mapper) piece(p *piece) error {
 	}
 	if !k.known {
 		k.known, k.recurses = true, l.recurses(m.ctx)
+		k.files = make([]fileMap, 1+len(l.data))
 	}
-	if !k.recurses {
+	if !k.recurses || !l.asItIs(p) {
 		return m.add(&e)
 	}
 	// Data that lies in a hole of its file reads as zeros.
 	for left := e.Length; left > 0; left -= e.Length {
 		e.Length = left
-		if err := m.look(l, k, p.inData, &e); err != nil {
+		if err := m.look(l, k, p.file(), &e); err != nil {
 			return err
 		}
 		if err := m.add(&e); err != nil {
@@ -169,21 +174,17 @@ func (m *mapper) piece(p *piece) error {
 	return nil
 }
 
-// look shortens e to what the file holds in one way, and sets Zero if that is a hole.
-func (m *mapper) look(l *Layer, k *layerMap, inData bool, e *Entry) error {
-	i := 0
-	if inData {
-		i = 1
-	}
-	h, off := &k.hole[i], int64(e.Offset)
+// look shortens e to what the file with that number holds in one way, and sets Zero if that is a hole.
+func (m *mapper) look(l *Layer, k *layerMap, file int, e *Entry) error {
+	h, off := &k.files[file], int64(e.Offset)
 	if off >= h.from && off+e.Length <= h.to {
 		e.Zero = true
 		return nil
 	}
-	if k.ranges[i] == nil {
-		k.ranges[i] = l.ranges(m.ctx, inData)
+	if h.ranges == nil {
+		h.ranges = l.ranges(m.ctx, file)
 	}
-	zero, from, to := k.ranges[i].hole(m.ctx, off, off+e.Length)
+	zero, from, to := h.ranges.hole(m.ctx, off, off+e.Length)
 	e.Zero, e.Length = zero, min(e.Length, to-off)
 	if zero {
 		h.from, h.to = from, to
@@ -208,7 +209,7 @@ func (l *Layer) entry(p *piece, e *Entry) {
 	}
 	e.HasOffset, e.Offset, e.File = true, image.HostOff(p.host), l.Path
 	if p.inData {
-		e.File = l.Data.Path
+		e.File = l.dataLink(int(p.part)).Path
 	}
 }
 

@@ -5,6 +5,7 @@ package disk
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,10 @@ type Policy struct {
 // it. seen are the files of the chain from the top down to and including overlay.
 func (p Policy) Resolve(overlay, name, format string, seen []diskio.ID) Link {
 	l := Link{Name: name, Format: format, Full: fullName(overlay, name)}
+	if name == "" {
+		l.State, l.Full, l.Reason = LinkMissing, "", "the image does not name it"
+		return l
+	}
 	path, own, err := ParseName(name)
 	if err == nil && !hasProtocol(name) {
 		path = l.Full
@@ -67,6 +72,22 @@ func (p Policy) ResolveData(overlay, name string, seen []diskio.ID) Link {
 	if _, err := diskio.Look(beside); err == nil {
 		l.Reason = "qemu looks for it from the directory that it runs in; the name would fit " + beside
 	}
+	return l
+}
+
+// resolveExtent is Resolve for a file that the descriptor of a vmdk image at overlay names. That is
+// always the name of a file; what looks like a protocol is reported as one unless there is such a file.
+func (p Policy) resolveExtent(overlay, name string, seen []diskio.ID) Link {
+	l := Link{Name: name, Full: fullName(overlay, name)}
+	if l.Path = l.Full; hasProtocol(name) {
+		l.Path = overlay[:strings.LastIndexByte(overlay, '/')+1] + name
+		if _, err := diskio.Look(l.Path); err != nil {
+			protocol, _, _ := strings.Cut(name, ":")
+			l.Path = ""
+			return l.fail(fmt.Errorf("%w: protocol %q", ErrProtocol, protocol))
+		}
+	}
+	p.look(&l, overlay, seen)
 	return l
 }
 

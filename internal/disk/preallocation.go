@@ -18,13 +18,18 @@ import (
 
 // qemu asks the file system for holes behind the data of a qcow2 image only if the image looks as
 // if its metadata were preallocated: there, all clusters have a place, and most places are holes.
-// The map of such an image says zero for them. So do we, and under the same condition.
+// The map of such an image says zero for them. So do we, and under the same condition. In the files of
+// flat vmdk images and in fixed vpc images it always asks.
 
 // recursion is what is known of a layer for that.
 type recursion struct {
 	on kept[bool]
-	// of the image and of its external data file
-	image, data kept[*dataRanges]
+	// of the image and of its data files
+	files []kept[*dataRanges]
+}
+
+func (l *Layer) newRecursion() *recursion {
+	return &recursion{files: make([]kept[*dataRanges], 1+len(l.data))}
 }
 
 // kept is a value that is found out when it is first needed. It may be used by several goroutines.
@@ -61,7 +66,7 @@ type dataRanges struct {
 	// that ends behind its start; each part has 1<<shift bytes.
 	index []int32
 	shift uint
-	// unknown: there are more than maxDataRanges, or the file system does not say.
+	// unknown: there are too many, or the file system does not say.
 	unknown bool
 }
 
@@ -110,16 +115,23 @@ func (r *dataRanges) makeIndex() {
 // what the file holds. Only a table that names the same block many times has more.
 const minRefblockBudget = 64 << 20
 
-// maxDataRanges bounds the memory for the ranges of one file to 16 MiB.
+// maxDataRanges bounds the memory for the ranges of the files of one image to 16 MiB.
 const maxDataRanges = 1 << 20
 
 // recurses tells whether the holes of the file count for the map of the image.
 func (l *Layer) recurses(ctx context.Context) bool {
-	return l.rec != nil && l.rec.on.get(func() (bool, bool) {
+	if l.rec == nil || l.Header == nil {
+		return l.rec != nil
+	}
+	return l.rec.on.get(func() (bool, bool) {
 		on := l.looksPreallocated(ctx)
 		return on, ctx.Err() == nil
 	})
 }
+
+// asItIs tells whether p is in a file where the disk has a place all over, if l recurses at all: in one
+// with grains, what has a place was written.
+func (l *Layer) asItIs(p *piece) bool { return l.flat == nil || p.inData && l.flat[p.part] }
 
 // looksPreallocated tells whether the file holds clearly fewer bytes than clusters with a refcount.
 func (l *Layer) looksPreallocated(ctx context.Context) bool {
@@ -137,7 +149,7 @@ func (l *Layer) looksPreallocated(ctx context.Context) bool {
 		return false
 	}
 	block := make([]byte, cs)
-	ranges := l.ranges(ctx, false)
+	ranges := l.ranges(ctx, 0)
 	used, budget := int64(0), max(minRefblockBudget, 2*l.Stat.AllocatedBytes)
 	for i := int64(0); i < int64(len(table)/8) && used < threshold; i++ {
 		off := int64(binary.BigEndian.Uint64(table[8*i:]) &^ 511)
@@ -187,14 +199,14 @@ func countNonzero(p []byte, width int, n int64) int64 {
 	return count
 }
 
-// ranges are those of the image or of its data file.
-func (l *Layer) ranges(ctx context.Context, inData bool) *dataRanges {
-	f, k := l.file, &l.rec.image
-	if inData {
-		f, k = l.data, &l.rec.data
+// ranges are those of the image, which has the number 0, or of a data file.
+func (l *Layer) ranges(ctx context.Context, file int) *dataRanges {
+	f := l.file
+	if file > 0 {
+		f = l.data[file-1]
 	}
-	return k.get(func() (*dataRanges, bool) {
-		r := rangesOf(ctx, f)
+	return l.rec.files[file].get(func() (*dataRanges, bool) {
+		r := rangesOf(ctx, f, maxDataRanges/len(l.rec.files))
 		return r, ctx.Err() == nil
 	})
 }
@@ -230,10 +242,11 @@ func (r *dataRanges) hole(ctx context.Context, off, end int64) (zero bool, from,
 	return true, from, to
 }
 
-func rangesOf(ctx context.Context, f *diskio.File) *dataRanges {
+// rangesOf finds the ranges of f, up to most of them.
+func rangesOf(ctx context.Context, f *diskio.File, most int) *dataRanges {
 	r := &dataRanges{f: f}
 	err := f.Data(ctx, 0, f.Size(), func(off, length int64) error {
-		if len(r.ends) >= 2*maxDataRanges {
+		if len(r.ends) >= 2*most {
 			return errFull
 		}
 		r.ends = append(r.ends, off, off+length)

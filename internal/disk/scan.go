@@ -24,8 +24,9 @@ type piece struct {
 	depth         int32
 	kind          image.Kind
 	hasHost       bool
-	// inData: host is in the external data file of the layer.
+	// inData: host is in an external data file of the layer, that with the number part.
 	inData bool
+	part   int32
 	// short: the layer leaves the range to its backing file, which ends before it.
 	short bool
 }
@@ -33,11 +34,19 @@ type piece struct {
 func pieceOf(e *image.Extent, depth int) piece {
 	return piece{
 		start: int64(e.Guest), length: e.Length, host: int64(e.Host), depth: int32(depth),
-		kind: e.Kind, hasHost: e.HasHost, inData: e.InDataFile,
+		kind: e.Kind, hasHost: e.HasHost, inData: e.InDataFile, part: e.Part,
 	}
 }
 
 func (p *piece) end() int64 { return p.start + p.length }
+
+// file is the number of the file that host is in: 0 for the image, from 1 on for its data files.
+func (p *piece) file() int {
+	if p.inData {
+		return 1 + int(p.part)
+	}
+	return 0
+}
 
 // cut shortens p to what lies in [from, to).
 func (p *piece) cut(from, to int64) {
@@ -163,11 +172,11 @@ func (s *scanner) layer(ctx context.Context, depth int) (int64, error) {
 // near is up to which distance two gaps are asked for at once. Asking anew costs about as much as
 // this many clusters.
 func (s *scanner) near(l *Layer) int64 {
-	const clusters = 64
-	if l.Header != nil {
-		return clusters * l.Header.ClusterSize()
+	const clusters, plain = 64, 4096
+	if l.ClusterBytes > 0 {
+		return clusters * l.ClusterBytes
 	}
-	return clusters * 4096
+	return clusters * plain
 }
 
 // group asks the layer at depth for some gaps with one call.

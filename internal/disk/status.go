@@ -67,8 +67,8 @@ func (b *blocks) at(ctx context.Context, pos int64) (block, error) {
 	l := &b.c.Layers[p.depth]
 	r := block{length: p.length, p: p}
 	var e Entry
-	if l.entry(&p, &e); e.Data && e.HasOffset && l.recurses(ctx) {
-		ranges := l.ranges(ctx, p.inData)
+	if l.entry(&p, &e); e.Data && e.HasOffset && l.recurses(ctx) && l.asItIs(&p) {
+		ranges := l.ranges(ctx, p.file())
 		zero, _, to := ranges.hole(ctx, int64(e.Offset), int64(e.Offset)+e.Length)
 		e.Zero, r.length = zero, min(e.Length, to-int64(e.Offset))
 	}
@@ -111,7 +111,7 @@ func (b *blocks) limit(p *piece, pos int64) int64 {
 		}
 	}
 	if p.kind == image.Compressed {
-		cs := b.c.Layers[p.depth].Header.ClusterSize()
+		cs := b.c.Layers[p.depth].ClusterBytes
 		n = min(n, cs-pos%cs)
 	}
 	return n

@@ -28,14 +28,14 @@ type FormatError struct {
 	Format Format
 	Off    HostOff // of what is wrong, in the image file
 	Msg    string  // what is wrong, or what is not supported
-	Kind   error   // ErrInvalid or ErrUnsupported
+	Kind   error   // ErrInvalid, ErrUnsupported, or a kind of these
 }
 
 func (e *FormatError) Error() string {
-	if e.Kind == ErrUnsupported {
-		return fmt.Sprintf("%s: %s %v", e.Format, e.Msg, e.Kind)
+	if errors.Is(e.Kind, ErrUnsupported) {
+		return fmt.Sprintf("%s: %s %v", e.Format, e.Msg, ErrUnsupported)
 	}
-	return fmt.Sprintf("%s %v: %s at %#x", e.Format, e.Kind, e.Msg, int64(e.Off))
+	return fmt.Sprintf("%s %v: %s at %#x", e.Format, ErrInvalid, e.Msg, int64(e.Off))
 }
 
 // Unwrap gives the kind.

@@ -72,14 +72,21 @@ func infoLayer(o *out, n *disk.Info, depth int) {
 	if n.Qcow2 != nil {
 		infoQcow2(o, n)
 	}
+	if text := otherFormat(n); text != "" {
+		fact(o, "kind", text)
+	}
 	if n.Encrypted {
 		fact(o, "encrypted", encryption(n.Encryption))
 	}
 	infoLink(o, "backing", n.Backing)
 	infoLink(o, "data file", n.DataFile)
+	infoExtents(o, n.VMDK)
 	infoSnapshots(o, n.Snapshots)
 	if n.Qcow2 != nil {
 		infoBitmaps(o, n.Qcow2.Bitmaps)
+	}
+	for _, text := range n.Notes {
+		fact(o, "note", Text(text))
 	}
 	for _, b := range n.Blind {
 		fact(o, o.paint(stateBlind.color, "unreadable"), Text(b.What)+": "+Text(b.Reason))
@@ -108,6 +115,58 @@ func infoQcow2(o *out, n *disk.Info) {
 	}
 	if len(marks) > 0 {
 		fact(o, "marks", strings.Join(marks, "; "))
+	}
+}
+
+// otherFormat says in words what only one of the formats beside qcow2 has.
+func otherFormat(n *disk.Info) string {
+	var words []string
+	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
+	kind := func(fixed bool) {
+		if fixed {
+			add("fixed")
+		} else {
+			add("dynamic")
+		}
+		if n.ClusterBytes > 0 {
+			add("blocks of %s", Bytes(n.ClusterBytes))
+		}
+	}
+	switch {
+	case n.VMDK != nil:
+		add("%s", Text(n.VMDK.CreateType))
+		if n.ClusterBytes > 0 {
+			add("grains of %s", Bytes(n.ClusterBytes))
+		}
+		add("CID %s", n.VMDK.CID)
+		if n.Backing != nil {
+			add("rests on CID %s", n.VMDK.ParentCID)
+		}
+	case n.VHDX != nil:
+		kind(n.VHDX.Fixed)
+		add("sectors of %s", Bytes(n.VHDX.SectorBytes))
+	case n.VPC != nil:
+		kind(n.VPC.Fixed)
+		add("made by %q", n.VPC.Maker)
+	}
+	return strings.Join(words, "; ")
+}
+
+// infoExtents lists the files of a vmdk image in several.
+func infoExtents(o *out, v *disk.VMDKInfo) {
+	if v == nil {
+		return
+	}
+	for i, e := range v.Extents {
+		if i == maxOfAKind && !o.s.All {
+			o.line(fmt.Sprintf("    and %d more (--all lists them)", len(v.Extents)-i))
+			return
+		}
+		if e.File == nil {
+			fact(o, "extent", "zeros, "+Bytes(e.VirtualBytes))
+			continue
+		}
+		infoLink(o, "extent", e.File)
 	}
 }
 

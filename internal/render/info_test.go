@@ -43,7 +43,25 @@ func describedWorld() *disk.Description {
 		Modified: when, Backing: &disk.LinkInfo{Name: "nbd://h/x", State: disk.LinkProtocol, Reason: `protocol "nbd"`},
 		DataFile: &disk.LinkInfo{Name: "/x", Path: "/x", State: disk.LinkNotFollowed, Reason: "it is outside"},
 	}
+	parts := disk.Info{
+		Path: "parts", Format: "vmdk", FormatFrom: disk.FormatProbed, Probed: "vmdk", VirtualBytes: 5 << 30, FileBytes: 400,
+		Modified: when, Backing: &disk.LinkInfo{Name: "base.vmdk", Path: "/p/base.vmdk", Format: "vmdk", State: disk.LinkOK},
+		VMDK: &disk.VMDKInfo{CreateType: "vmfs", CID: "00000012", ParentCID: "fffffffe", Extents: []disk.ExtentInfo{
+			{Type: "FLAT", VirtualBytes: 4 << 30, File: &disk.LinkInfo{Name: "x\n-flat.vmdk", State: disk.LinkMissing}},
+			{Type: "ZERO", VirtualBytes: 1 << 30},
+		}},
+	}
+	hyper := disk.Info{
+		Path: "hyper", Format: "vhdx", FormatFrom: disk.FormatProbed, Probed: "vhdx", VirtualBytes: 5 << 30, FileBytes: 4 << 20,
+		Modified: when, ClusterBytes: 32 << 20, VHDX: &disk.VHDXInfo{SectorBytes: 4096, LogInUse: true, LogEntries: 3},
+		Notes: []string{"it was not closed"},
+	}
+	old := disk.Info{
+		Path: "old", Format: "vpc", FormatFrom: disk.FormatAsked, Probed: "raw", VirtualBytes: 5 << 20, FileBytes: 5<<20 + 512,
+		Modified: when, VPC: &disk.VPCInfo{Fixed: true, Maker: "q\x00\n2"},
+	}
 	return &disk.Description{Disks: []disk.Described{
+		{Path: "parts", Chain: []disk.Info{parts}}, {Path: "hyper", Chain: []disk.Info{hyper}}, {Path: "old", Chain: []disk.Info{old}},
 		{Path: top.Path, Chain: []disk.Info{top, base}}, {Path: "gone", Error: "gone is gone"},
 		{Path: "far", Chain: []disk.Info{far}},
 	}}

@@ -60,6 +60,27 @@ type MapLayer struct {
 	VirtualBytes int64  `json:"virtual_bytes"`
 	// DataFile is the external data file, "" without one.
 	DataFile string `json:"data_file"`
+	// Extents are the files that hold the disk of a vmdk image that has several.
+	Extents []MapExtent `json:"extents"`
+}
+
+// MapExtent is a part of a disk that another file holds.
+type MapExtent struct {
+	Path   string `json:"path"` // "" for a part of zeros
+	Start  int64  `json:"start"`
+	Length int64  `json:"length"`
+}
+
+func mapLayer(l *disk.Layer) MapLayer {
+	m := MapLayer{Path: l.Path, Format: l.Format, VirtualBytes: l.SizeBytes, Extents: []MapExtent{}}
+	if l.Data != nil {
+		m.DataFile = l.Data.Path
+	}
+	for i := range l.Extents {
+		e := &l.Extents[i]
+		m.Extents = append(m.Extents, MapExtent{e.Path, int64(e.Guest), e.Length})
+	}
+	return m
 }
 
 // MapEntry is a range of the disk.
@@ -71,7 +92,7 @@ type MapEntry struct {
 	Zero       bool  `json:"zero"`
 	Data       bool  `json:"data"`
 	Compressed bool  `json:"compressed"`
-	// Offset is the place in the image or its data file, -1 where the range has none.
+	// Offset is the place in the image, its data file or extent, -1 where the range has none.
 	Offset int64 `json:"offset"`
 }
 
@@ -133,12 +154,8 @@ func mapEnd(c *disk.Chain, totals MapTotals, err error) MapEnd {
 func MapJSON(ctx context.Context, w io.Writer, c *disk.Chain, r MapRange) (MapEnd, error) {
 	b := bufio.NewWriterSize(w, mapBuffer)
 	head := MapHead{Path: c.Layers[0].Path, VirtualBytes: c.Size(), Layers: []MapLayer{}}
-	for _, l := range c.Layers {
-		m := MapLayer{Path: l.Path, Format: l.Format, VirtualBytes: l.SizeBytes}
-		if l.Data != nil {
-			m.DataFile = l.Data.Path
-		}
-		head.Layers = append(head.Layers, m)
+	for i := range c.Layers {
+		head.Layers = append(head.Layers, mapLayer(&c.Layers[i]))
 	}
 	var part bytes.Buffer
 	if err := JSON(&part, MapSchema, head); err != nil {

@@ -72,7 +72,7 @@ func TestMapJSONIsItsStruct(t *testing.T) {
 			doc := MapDocument{MapEnd: end}
 			doc.Path, doc.VirtualBytes = c.Layers[0].Path, c.Size()
 			for _, l := range c.Layers {
-				m := MapLayer{Path: l.Path, Format: l.Format, VirtualBytes: l.SizeBytes}
+				m := MapLayer{Path: l.Path, Format: l.Format, VirtualBytes: l.SizeBytes, Extents: []MapExtent{}}
 				if l.Data != nil {
 					m.DataFile = l.Data.Path
 				}

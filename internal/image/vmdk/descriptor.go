@@ -56,8 +56,11 @@ func (m *Image) describe(text []byte, off int64, outside bool) error {
 	for key, id := range map[string]*uint32{"CID": &m.CID, "parentCID": &m.ParentCID} {
 		n, err := strconv.ParseUint(keys[key], 16, 32)
 		if err != nil {
-			if len(keys) == 0 && !outside {
-				return unsupported(off, "an extent of a disk in several files, without its descriptor,")
+			switch {
+			case len(keys) == 0 && !outside:
+				return extentAlone(off)
+			case keys["CID"] == "" && keys["createType"] == "":
+				return invalid(off, "there is no descriptor")
 			}
 			return invalid(off, "the descriptor has %s=%q", key, cut(keys[key]))
 		}

@@ -43,6 +43,10 @@ const (
 	maxSectors = math.MaxInt64 / sectorBytes
 )
 
+// ErrExtent: the file is a part of a disk in several files, and the descriptor is another file. For
+// errors.Is; it is an image.ErrUnsupported, too.
+var ErrExtent = fmt.Errorf("a vmdk extent: %w", image.ErrUnsupported)
+
 // Image is what one file says of a disk: all of it, or which other files hold it.
 type Image struct {
 	// CreateType is the kind of image by its descriptor, for example "monolithicSparse".
@@ -96,7 +100,7 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 			length = max(embeddedBytes, int64(min(n, maxDescriptorBytes/sectorBytes))*sectorBytes)
 		}
 	case magicSE:
-		return nil, unsupported(0, "a seSparse extent without its descriptor")
+		return nil, extentAlone(0)
 	}
 	text := make([]byte, length)
 	if err := image.ReadPadded(r, size, text, off); err != nil {
@@ -148,6 +152,11 @@ func (m *Image) Notes() []string { return m.notes }
 func invalid(off int64, format string, args ...any) error {
 	return &image.FormatError{Format: image.VMDK, Off: image.HostOff(off), Msg: fmt.Sprintf(format, args...),
 		Kind: image.ErrInvalid}
+}
+
+func extentAlone(off int64) error {
+	return &image.FormatError{Format: image.VMDK, Off: image.HostOff(off), Kind: ErrExtent,
+		Msg: "an extent of a disk in several files, without its descriptor,"}
 }
 
 func unsupported(off int64, format string, args ...any) error {

@@ -420,13 +420,13 @@ func TestBroken(t *testing.T) {
 		{"table away", set(func(p []byte) { gd(p)[3] = 0x7f }), nil, "1 of 4 grain tables"},
 		{"no CID", text("CID=", "CIX="), image.ErrInvalid, "CID"},
 		{"odd CID", text("parentCID=f", "parentCID=x"), image.ErrInvalid, `parentCID="xfffffff"`},
-		{"no descriptor", set(func(p []byte) { clear(p[512 : 512+10240]) }), image.ErrUnsupported, "without its descriptor"},
+		{"no descriptor", set(func(p []byte) { clear(p[512 : 512+10240]) }), vmdk.ErrExtent, "without its descriptor"},
 		{"descriptor away", set(func(p []byte) { p[34] = 1 }), image.ErrInvalid, "descriptor"},
-		{"se", func([]byte) []byte { return seSparse(100) }, image.ErrUnsupported, "seSparse"},
+		{"se", func([]byte) []byte { return seSparse(100) }, vmdk.ErrExtent, "without its descriptor"},
 		{"other type", func([]byte) []byte {
 			return []byte("version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"fullDevice\"\nRW 1 FLAT \"/dev/sda\" 0\n")
 		}, image.ErrUnsupported, "fullDevice"},
-		{"empty", func([]byte) []byte { return nil }, image.ErrInvalid, "CID"},
+		{"empty", func([]byte) []byte { return nil }, image.ErrInvalid, "no descriptor"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := c.spoil(bytes.Clone(data))
