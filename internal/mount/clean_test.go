@@ -41,6 +41,9 @@ func serveFor(args []string) error {
 		}
 		<-m.Done()
 		return m.Err()
+	case "unmount":
+		_, err := Unmount(ctx, state, dir)
+		return err
 	case "kernel":
 		f, err := diskio.Open(args[3])
 		if err != nil {
@@ -66,8 +69,15 @@ func startServer(t *testing.T, how string, more ...string) *server {
 	t.Helper()
 	testenv.NeedRoot(t)
 	s := &server{state: t.TempDir(), dir: t.TempDir()}
+	s.start(t, nil, how, more...)
+	return s
+}
+
+func (s *server) start(t *testing.T, as *syscall.Credential, how string, more ...string) {
+	t.Helper()
 	s.Cmd = exec.Command("/proc/self/exe", append([]string{"as-server", how, s.state, s.dir}, more...)...)
 	s.Stderr = os.Stderr
+	s.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	out, err := s.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +93,6 @@ func startServer(t *testing.T, how string, more ...string) *server {
 		t.Fatalf("the server says %q, %v", line, err)
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
-	return s
 }
 
 // kill ends it as kill -9 does.
@@ -381,5 +390,48 @@ func TestBackground(t *testing.T) {
 	if status, err := Background(t.Context(), []string{"as-server", "files", state, dir + "/no such"}); err != nil ||
 		status != 9 {
 		t.Errorf("Background = %d, %v, want 9", status, err)
+	}
+}
+
+// TestUser: who is not root mounts and unmounts too, with fusermount3, and sees every file.
+func TestUser(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "fusermount3")
+	const nobody = 65534
+	as := &syscall.Credential{Uid: nobody, Gid: nobody}
+	base := outside(t)
+	s := &server{state: filepath.Join(base, "state"), dir: filepath.Join(base, "dir")}
+	for _, dir := range []string{s.state, s.dir} {
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, nobody, nobody)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := func(name string, args ...string) (string, error) {
+		c := exec.Command(name, args...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+		out, err := c.CombinedOutput()
+		return string(out), err
+	}
+	for _, killed := range []bool{false, true} {
+		s.start(t, as, "files")
+		if out, err := other("cat", s.dir+"/half/seen"); err != nil || out != "seen" {
+			t.Errorf("cat = %q, %v", out, err)
+		}
+		if _, err := os.ReadFile(s.dir + "/whole"); !errors.Is(err, unix.EACCES) {
+			t.Errorf("root reads what another user mounted: %v, want EACCES", err)
+		}
+		if killed {
+			s.kill(t)
+		}
+		if out, err := other("/proc/self/exe", "as-server", "unmount", s.state, s.dir); err != nil {
+			t.Errorf("unmount (killed %v): %v\n%s", killed, err, out)
+		}
+		if err := s.Wait(); err != nil && !killed {
+			t.Errorf("the process ends with %v", err)
+		}
+		nothingLeft(t, s.state, s.dir)
+	}
+	if _, err := Files(odd(), s.dir, Options{StateDir: "relative"}); err == nil {
+		t.Error("a state directory that is not absolute is taken")
 	}
 }

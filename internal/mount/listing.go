@@ -4,7 +4,6 @@
 package mount
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -45,20 +44,15 @@ type listed struct {
 }
 
 // entries calls a function for each entry of a directory.
-type entries func(context.Context, func(files.Entry) error) error
+type entries func(func(files.Entry) error) error
 
 // readListing reads the entries of a directory from number first on.
-func readListing(
-	ctx context.Context, dir files.Ino, read entries, first int64, limit int,
-) (*listing, error) {
+func readListing(dir files.Ino, read entries, first int64, limit int) *listing {
 	l := &listing{first: first}
 	var names strings.Builder
 	var odd error
 	number := int64(0)
-	err := read(ctx, func(e files.Entry) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	err := read(func(e files.Entry) error {
 		if err := wrong(e.Name); err != nil {
 			// The kernel takes no such name, and would not show the others either.
 			odd = fmt.Errorf("directory %d: %w (inode %d)", dir, err, e.Ino)
@@ -76,9 +70,6 @@ func readListing(
 		l.entries = append(l.entries, listed{names.Len(), e.Ino, e.Type})
 		return nil
 	})
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
 	if err != nil && !errors.Is(err, errEnough) {
 		l.err = err
 	}
@@ -86,7 +77,7 @@ func readListing(
 		l.err = odd
 	}
 	l.names = names.String()
-	return l, nil
+	return l
 }
 
 // wrong says why no path can have a name in it.
@@ -149,13 +140,11 @@ type listings struct {
 }
 
 // at gives a listing of the directory that holds entry number n.
-func (s *listings) at(
-	ctx context.Context, dir files.Ino, n int64, read entries,
-) (*listing, error) {
+func (s *listings) at(dir files.Ino, n int64, read entries) *listing {
 	for {
 		l, ok := s.kept.get(dir)
 		if ok && l.holds(n) {
-			return l, nil
+			return l
 		}
 		s.mu.Lock()
 		wait := s.reading[dir]
@@ -167,20 +156,14 @@ func (s *listings) at(
 		}
 		s.mu.Unlock()
 		if wait == nil {
-			return s.window(ctx, dir, n, read)
+			return s.window(dir, n, read)
 		}
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+		<-wait
 	}
 }
 
 // window reads a window while others wait.
-func (s *listings) window(
-	ctx context.Context, dir files.Ino, n int64, read entries,
-) (*listing, error) {
+func (s *listings) window(dir files.Ino, n int64, read entries) *listing {
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -189,32 +172,24 @@ func (s *listings) window(
 	}()
 	// Somebody else may have read it since this one looked.
 	if l, ok := s.kept.get(dir); ok && l.holds(n) {
-		return l, nil
+		return l
 	}
-	l, err := readListing(ctx, dir, read, n, s.limit)
-	if err != nil {
-		return nil, err
-	}
+	l := readListing(dir, read, n, s.limit)
 	s.kept.put(dir, l, l.bytes())
-	return l, nil
+	return l
 }
 
 // find looks for a name. It is an error if a part of the directory that may hold it cannot be read.
-func (s *listings) find(
-	ctx context.Context, dir files.Ino, name string, read entries,
-) (files.Ino, bool, error) {
+func (s *listings) find(dir files.Ino, name string, read entries) (files.Ino, bool, error) {
 	l, ok := s.kept.get(dir)
 	if !ok {
-		var err error
-		if l, err = s.at(ctx, dir, 0, read); err != nil {
-			return 0, false, err
-		}
+		l = s.at(dir, 0, read)
 	}
 	if ino, ok := l.find(name); ok {
 		return ino, true, nil
 	}
 	if !l.whole() {
-		return s.search(ctx, name, read)
+		return search(name, read)
 	}
 	if l.err != nil {
 		s.kept.drop(dir) // the next one may be able to read it
@@ -223,15 +198,13 @@ func (s *listings) find(
 }
 
 // search looks for a name from the beginning of a directory that is too large to be kept.
-func (s *listings) search(
-	ctx context.Context, name string, read entries,
-) (ino files.Ino, found bool, err error) {
-	err = read(ctx, func(e files.Entry) error {
+func search(name string, read entries) (ino files.Ino, found bool, err error) {
+	err = read(func(e files.Entry) error {
 		if e.Name == name {
 			ino, found = e.Ino, true
 			return errEnough
 		}
-		return ctx.Err()
+		return nil
 	})
 	if found {
 		err = nil

@@ -49,7 +49,7 @@ type span struct{ begin, end int64 }
 
 // xattrs gives the extended attributes. With an error they are those that could be read. kept is
 // told how many bytes the node takes when they are kept.
-func (n *node) xattrs(ctx context.Context, kept func(bytes int64)) ([]xattr, error) {
+func (n *node) xattrs(kept func(bytes int64)) ([]xattr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.read {
@@ -57,7 +57,7 @@ func (n *node) xattrs(ctx context.Context, kept func(bytes int64)) ([]xattr, err
 	}
 	var attrs []xattr
 	bytes := int64(nodeBytes)
-	err := n.file.Xattrs(ctx, func(name string, value []byte) error {
+	err := n.file.Xattrs(context.Background(), func(name string, value []byte) error {
 		if name == "" || len(name) > maxAttrNameBytes || strings.Contains(name, "\x00") {
 			return fmt.Errorf("an attribute is called %.300q", name)
 		}
@@ -77,11 +77,11 @@ func (n *node) xattrs(ctx context.Context, kept func(bytes int64)) ([]xattr, err
 
 // data gives the first part with data that ends behind off; math.MaxInt64 is the begin and end where
 // there is none.
-func (n *node) data(ctx context.Context, off int64) (begin, end int64, err error) {
+func (n *node) data(off int64) (begin, end int64, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if off < n.from || off >= n.to {
-		if err := n.learn(ctx, off); err != nil {
+		if err := n.learn(off); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -93,10 +93,10 @@ func (n *node) data(ctx context.Context, off int64) (begin, end int64, err error
 }
 
 // learn reads the parts with data that end behind off, as many as are kept.
-func (n *node) learn(ctx context.Context, off int64) error {
+func (n *node) learn(off int64) error {
 	var spans []span
 	to := int64(math.MaxInt64)
-	err := n.file.Extents(ctx, func(e files.Extent) error {
+	err := n.file.Extents(context.Background(), func(e files.Extent) error {
 		end := e.Offset + e.Length
 		if e.Unwritten || end <= off || e.Length <= 0 {
 			return nil

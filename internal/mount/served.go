@@ -26,7 +26,9 @@ const (
 	longestName = 255
 )
 
-// stop tells that nobody waits for an answer any more.
+// stop tells that nobody waits for an answer any more. It is not listened to: signals arrive while
+// programs read, each answer is at hand soon, and a reader in another process cannot be stopped in
+// the middle of one without ending it.
 type stop = <-chan struct{}
 
 // served answers the kernel. The number of a node is that of the guest's inode, so no table of nodes
@@ -61,20 +63,20 @@ func (s *served) other(n uint64) uint64 {
 }
 
 // open gives the inode of a node.
-func (s *served) open(cancel stop, id uint64) (*node, fuse.Status) {
-	n, err := s.node(&fuse.Context{Cancel: cancel}, files.Ino(s.other(id)))
+func (s *served) open(id uint64) (*node, fuse.Status) {
+	n, err := s.node(files.Ino(s.other(id)))
 	if err != nil {
-		return nil, s.fail(cancel, fmt.Sprintf("inode %d", s.other(id)), err)
+		return nil, s.fail(fmt.Sprintf("inode %d", s.other(id)), err)
 	}
 	return n, fuse.OK
 }
 
 // node opens an inode, or gives one that was.
-func (s *served) node(ctx context.Context, ino files.Ino) (*node, error) {
+func (s *served) node(ino files.Ino) (*node, error) {
 	if n, ok := s.nodes.get(ino); ok {
 		return n, nil
 	}
-	f, err := s.fs.Open(ctx, ino)
+	f, err := s.fs.Open(context.Background(), ino)
 	if err != nil {
 		return nil, err
 	}
@@ -106,12 +108,7 @@ func known(mode uint32) bool {
 }
 
 // fail notes what could not be read, and gives the status of the call.
-func (s *served) fail(cancel stop, what string, err error) fuse.Status {
-	select {
-	case <-cancel:
-		return fuse.EINTR
-	default:
-	}
+func (s *served) fail(what string, err error) fuse.Status {
 	s.notes.add(what, err)
 	return fuse.EIO
 }
@@ -141,21 +138,20 @@ func (s *served) entry(n *node, out *fuse.EntryOut) {
 	s.attr(n.file.Stat(), &out.Attr)
 }
 
-func (s *served) Lookup(cancel stop, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+func (s *served) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	dir := files.Ino(s.other(h.NodeId))
-	ctx := &fuse.Context{Caller: h.Caller, Cancel: cancel}
-	ino, found, err := s.lists.find(ctx, dir, name, s.names(dir))
+	ino, found, err := s.lists.find(dir, name, s.names(dir))
 	switch {
 	case err != nil:
-		return s.fail(cancel, fmt.Sprintf("directory %d", dir), err)
+		return s.fail(fmt.Sprintf("directory %d", dir), err)
 	case !found:
 		// A node of 0 with a time says for how long there is no such name.
 		out.SetEntryTimeout(forever)
 		return fuse.OK
 	}
-	n, err := s.node(ctx, ino)
+	n, err := s.node(ino)
 	if err != nil {
-		return s.fail(cancel, fmt.Sprintf("%q in directory %d, inode %d", name, dir, ino), err)
+		return s.fail(fmt.Sprintf("%q in directory %d, inode %d", name, dir, ino), err)
 	}
 	s.entry(n, out)
 	return fuse.OK
@@ -163,12 +159,12 @@ func (s *served) Lookup(cancel stop, h *fuse.InHeader, name string, out *fuse.En
 
 // names reads a directory for its names alone.
 func (s *served) names(dir files.Ino) entries {
-	return func(ctx context.Context, fn func(files.Entry) error) error {
-		n, err := s.node(ctx, dir)
+	return func(fn func(files.Entry) error) error {
+		n, err := s.node(dir)
 		if err != nil {
 			return err
 		}
-		return n.file.Entries(ctx, fn)
+		return n.file.Entries(context.Background(), fn)
 	}
 }
 
@@ -178,8 +174,8 @@ func (s *served) nodesOf(dir files.Ino) entries {
 	if !ok {
 		return s.names(dir)
 	}
-	return func(ctx context.Context, fn func(files.Entry) error) error {
-		return namer.Names(ctx, dir, func(e files.Entry, f files.File, _ error) error {
+	return func(fn func(files.Entry) error) error {
+		return namer.Names(context.Background(), dir, func(e files.Entry, f files.File, _ error) error {
 			if f != nil {
 				// What is wrong with one is told when somebody asks for it.
 				_, _ = s.keep(e.Ino, f)
@@ -189,8 +185,8 @@ func (s *served) nodesOf(dir files.Ino) entries {
 	}
 }
 
-func (s *served) GetAttr(cancel stop, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	n, status := s.open(cancel, in.NodeId)
+func (s *served) GetAttr(_ stop, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n, status := s.open(in.NodeId)
 	if status.Ok() {
 		out.SetTimeout(forever)
 		s.attr(n.file.Stat(), &out.Attr)
@@ -199,8 +195,8 @@ func (s *served) GetAttr(cancel stop, in *fuse.GetAttrIn, out *fuse.AttrOut) fus
 }
 
 // Statx tells when an inode was made, which GetAttr cannot.
-func (s *served) Statx(cancel stop, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
-	n, status := s.open(cancel, in.NodeId)
+func (s *served) Statx(_ stop, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	n, status := s.open(in.NodeId)
 	if !status.Ok() {
 		return status
 	}
@@ -223,8 +219,8 @@ func sxTime(t files.Time) fuse.SxTime {
 	return fuse.SxTime{Sec: uint64(t.Seconds), Nsec: t.Nanoseconds}
 }
 
-func (s *served) Readlink(cancel stop, h *fuse.InHeader) ([]byte, fuse.Status) {
-	n, status := s.open(cancel, h.NodeId)
+func (s *served) Readlink(_ stop, h *fuse.InHeader) ([]byte, fuse.Status) {
+	n, status := s.open(h.NodeId)
 	if !status.Ok() {
 		return nil, status
 	}
@@ -236,7 +232,7 @@ func (s *served) Readlink(cancel stop, h *fuse.InHeader) ([]byte, fuse.Status) {
 			return to, fuse.OK
 		}
 	}
-	return nil, s.fail(cancel, fmt.Sprintf("target of link %d", n.ino), err)
+	return nil, s.fail(fmt.Sprintf("target of link %d", n.ino), err)
 }
 
 // Open leaves nothing to be kept for each open file: the kernel calls it once.
@@ -245,8 +241,8 @@ func (s *served) Open(stop, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fu
 // OpenDir is as Open.
 func (s *served) OpenDir(stop, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
 
-func (s *served) Read(cancel stop, in *fuse.ReadIn, p []byte) (fuse.ReadResult, fuse.Status) {
-	n, status := s.open(cancel, in.NodeId)
+func (s *served) Read(_ stop, in *fuse.ReadIn, p []byte) (fuse.ReadResult, fuse.Status) {
+	n, status := s.open(in.NodeId)
 	if !status.Ok() {
 		return nil, status
 	}
@@ -261,14 +257,14 @@ func (s *served) Read(cancel stop, in *fuse.ReadIn, p []byte) (fuse.ReadResult, 
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		return nil, s.fail(cancel, fmt.Sprintf("%d bytes at %d of inode %d", len(p), off, n.ino), err)
+		return nil, s.fail(fmt.Sprintf("%d bytes at %d of inode %d", len(p), off, n.ino), err)
 	}
 	return fuse.ReadResultData(p), fuse.OK
 }
 
 // Lseek finds data and holes.
-func (s *served) Lseek(cancel stop, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	n, status := s.open(cancel, in.NodeId)
+func (s *served) Lseek(_ stop, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	n, status := s.open(in.NodeId)
 	if !status.Ok() {
 		return status
 	}
@@ -276,9 +272,9 @@ func (s *served) Lseek(cancel stop, in *fuse.LseekIn, out *fuse.LseekOut) fuse.S
 	if off < 0 || off >= size {
 		return fuse.Status(unix.ENXIO)
 	}
-	begin, end, err := n.data(&fuse.Context{Cancel: cancel}, off)
+	begin, end, err := n.data(off)
 	if err != nil {
-		return s.fail(cancel, fmt.Sprintf("extents of inode %d", n.ino), err)
+		return s.fail(fmt.Sprintf("extents of inode %d", n.ino), err)
 	}
 	switch {
 	case in.Whence == unix.SEEK_DATA && begin >= size:
@@ -294,20 +290,20 @@ func (s *served) Lseek(cancel stop, in *fuse.LseekIn, out *fuse.LseekOut) fuse.S
 	return fuse.OK
 }
 
-func (s *served) ReadDir(cancel stop, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(cancel, in, s.names, func(_ context.Context, e fuse.DirEntry) bool {
+func (s *served) ReadDir(_ stop, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return s.readDir(in, s.names, func(e fuse.DirEntry) bool {
 		return out.AddDirEntry(e)
 	})
 }
 
 // ReadDirPlus gives the inodes with the names, so that those who ask for both need not ask again.
-func (s *served) ReadDirPlus(cancel stop, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(cancel, in, s.nodesOf, func(ctx context.Context, e fuse.DirEntry) bool {
+func (s *served) ReadDirPlus(_ stop, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return s.readDir(in, s.nodesOf, func(e fuse.DirEntry) bool {
 		to := out.AddDirLookupEntry(e)
 		if to == nil || e.Name == "." || e.Name == ".." {
 			return to != nil
 		}
-		n, err := s.node(ctx, files.Ino(e.Ino))
+		n, err := s.node(files.Ino(e.Ino))
 		if err != nil {
 			// Without an inode the kernel asks for the name when somebody needs it; that is noted then.
 			return true
@@ -321,30 +317,25 @@ func (s *served) ReadDirPlus(cancel stop, in *fuse.ReadIn, out *fuse.DirEntryLis
 // readDir gives the entries from an offset on, which is the number of an entry. What could not be
 // read of a directory is an error behind the last of them.
 func (s *served) readDir(
-	cancel stop, in *fuse.ReadIn, read func(files.Ino) entries,
-	add func(context.Context, fuse.DirEntry) bool,
+	in *fuse.ReadIn, read func(files.Ino) entries, add func(fuse.DirEntry) bool,
 ) fuse.Status {
 	dir := files.Ino(s.other(in.NodeId))
-	ctx := &fuse.Context{Caller: in.Caller, Cancel: cancel}
 	number := int64(in.Offset)
 	if number < 0 {
 		return fuse.EINVAL
 	}
 	for given := 0; ; given++ {
-		l, err := s.lists.at(ctx, dir, number, read(dir))
-		if err != nil {
-			return s.fail(cancel, fmt.Sprintf("directory %d", dir), err)
-		}
+		l := s.lists.at(dir, number, read(dir))
 		i := int(min(number-l.first, int64(len(l.entries))))
 		if i == len(l.entries) {
 			if l.err == nil || given > 0 {
 				return fuse.OK
 			}
 			s.lists.kept.drop(dir) // the next one may be able to read it
-			return s.fail(cancel, fmt.Sprintf("directory %d", dir), l.err)
+			return s.fail(fmt.Sprintf("directory %d", dir), l.err)
 		}
 		e := &l.entries[i]
-		if !add(ctx, fuse.DirEntry{Name: l.name(i), Ino: uint64(e.ino), Mode: e.typ,
+		if !add(fuse.DirEntry{Name: l.name(i), Ino: uint64(e.ino), Mode: e.typ,
 			Off: uint64(number) + 1}) {
 			return fuse.OK
 		}
@@ -352,8 +343,8 @@ func (s *served) readDir(
 	}
 }
 
-func (s *served) GetXAttr(cancel stop, h *fuse.InHeader, name string, p []byte) (uint32, fuse.Status) {
-	attrs, status, err := s.xattrs(cancel, h)
+func (s *served) GetXAttr(_ stop, h *fuse.InHeader, name string, p []byte) (uint32, fuse.Status) {
+	attrs, status, err := s.xattrs(h)
 	if !status.Ok() {
 		return 0, status
 	}
@@ -363,15 +354,15 @@ func (s *served) GetXAttr(cancel stop, h *fuse.InHeader, name string, p []byte) 
 		}
 	}
 	if err != nil {
-		return 0, s.fail(cancel, fmt.Sprintf("attributes of inode %d", s.other(h.NodeId)), err)
+		return 0, s.fail(fmt.Sprintf("attributes of inode %d", s.other(h.NodeId)), err)
 	}
 	return 0, fuse.ENOATTR
 }
 
-func (s *served) ListXAttr(cancel stop, h *fuse.InHeader, p []byte) (uint32, fuse.Status) {
-	attrs, status, err := s.xattrs(cancel, h)
+func (s *served) ListXAttr(_ stop, h *fuse.InHeader, p []byte) (uint32, fuse.Status) {
+	attrs, status, err := s.xattrs(h)
 	if status.Ok() && err != nil {
-		status = s.fail(cancel, fmt.Sprintf("attributes of inode %d", s.other(h.NodeId)), err)
+		status = s.fail(fmt.Sprintf("attributes of inode %d", s.other(h.NodeId)), err)
 	}
 	if !status.Ok() {
 		return 0, status
@@ -394,13 +385,12 @@ func give(p, value []byte) (uint32, fuse.Status) {
 	return uint32(copy(p, value)), fuse.OK
 }
 
-func (s *served) xattrs(cancel stop, h *fuse.InHeader) ([]xattr, fuse.Status, error) {
-	n, status := s.open(cancel, h.NodeId)
+func (s *served) xattrs(h *fuse.InHeader) ([]xattr, fuse.Status, error) {
+	n, status := s.open(h.NodeId)
 	if !status.Ok() {
 		return nil, status, nil
 	}
-	ctx := &fuse.Context{Caller: h.Caller, Cancel: cancel}
-	attrs, err := n.xattrs(ctx, func(bytes int64) { s.nodes.put(n.ino, n, bytes) })
+	attrs, err := n.xattrs(func(bytes int64) { s.nodes.put(n.ino, n, bytes) })
 	return attrs, fuse.OK, err
 }
 
