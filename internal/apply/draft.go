@@ -262,7 +262,7 @@ func (e *engine) finished(ctx context.Context, img *image, id string) error {
 		case isCopy(c, i):
 			// It is the file that this one is a copy of that was changed.
 		case c.Err != nil:
-			return fmt.Errorf("%w: %w", ErrUnfinished, c.Err)
+			return fmt.Errorf("whether %w cannot be told: %w", ErrUnfinished, c.Err)
 		}
 		if left, err := e.leftMiddle(ctx, img, i, c); err != nil || left {
 			return errors.Join(err, unfinished(c))

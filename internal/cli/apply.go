@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/vault"
@@ -78,7 +79,11 @@ func readPlan(name string, stdin io.Reader) (*plan.Plan, error) {
 	}
 	f, err := diskio.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("read the plan: %w", err)
+		err = fmt.Errorf("read the plan: %w", err)
+		if errors.Is(err, diskio.ErrDirectory) {
+			err = finding.WithHint(err, "name the file that shisa repair --out saved")
+		}
+		return nil, err
 	}
 	defer f.Close()
 	p, err := plan.Read(io.NewSectionReader(f, 0, f.Size()))

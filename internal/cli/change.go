@@ -211,6 +211,8 @@ func changeError(ctx context.Context, err error, name string) error {
 			operand(name)+" confirms that"))
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		return withStatus(finding.StatusInterrupted, errors.New("interrupted; the image was not touched"))
+	case errors.Is(err, apply.ErrUnfinished) && errors.Is(err, fs.ErrPermission):
+		return refused("run it as root, or as the user whom the undo file belongs to")
 	case errors.Is(err, apply.ErrUnfinished):
 		return refused("shisa recover " + operand(name))
 	case errors.Is(err, diskio.ErrNoLocks):

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -210,8 +211,8 @@ func (o *changeOptions) earlier(ctx context.Context, image string) (*before, err
 	}
 	err = apply.Finished(ctx, image,
 		apply.Options{StateDir: stateDirOrNone(o.state), JournalDir: o.journal})
-	if errors.Is(err, apply.ErrUnfinished) {
+	if errors.Is(err, apply.ErrUnfinished) && !errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%s: %w", image, err)
 	}
-	return b, ctx.Err() // what else could not be looked at is among the blind
+	return b, ctx.Err() // what could not be looked at is among the blind
 }

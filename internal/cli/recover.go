@@ -66,6 +66,7 @@ func runRecover(
 		Errors: []string{}}
 	statuses := []int{}
 	var first error // why nothing could be done at a path
+	failed := 0
 	seen := map[string]bool{}
 	for _, path := range paths {
 		bar := newProgress(s, "recovering")
@@ -86,14 +87,16 @@ func runRecover(
 				errors.New("interrupted; what is listed as recovered is, for the rest run it again"))
 		}
 		if err = beyondOutcomes(err, all); err != nil {
+			failed++
 			if first == nil {
 				first = recoverError(err, path)
 			}
-			statuses = append(statuses, statusOf(recoverError(err, path)))
+			// One that is not there among others is one that could not be looked at.
+			statuses = append(statuses, finding.StatusCannotTell)
 			doc.Errors = append(doc.Errors, oneLine{err}.Error())
 		}
 	}
-	if len(doc.Changes) == 0 && first != nil {
+	if len(doc.Changes) == 0 && failed == len(paths) {
 		return first
 	}
 	return o.endRecover(doc, statuses, host, s, first)
