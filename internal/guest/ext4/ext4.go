@@ -10,6 +10,7 @@ package ext4
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,6 +152,12 @@ func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
 			return nil, ctx.Err()
 		}
 		problem(err)
+	} else if tags, err := r.fastCommits(); ctx.Err() != nil {
+		return nil, ctx.Err()
+	} else if err != nil || tags > 0 {
+		notes.Note(files.Problem{What: cmp.Or(err, fmt.Errorf("the journal ends with fast commits of "+
+			"%d records, which were not replayed", tags)).Error(), Offset: -1, Ino: s.journal(),
+			Hides: true})
 	}
 	for _, p := range r.problems {
 		notes.Note(p)

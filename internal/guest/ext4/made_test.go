@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package ext4
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// made makes a file system from a directory, without a mount, and runs commands of debugfs in it.
+func made(t testing.TB, sizeBytes int64, mkfs string, commands ...string) string {
+	t.Helper()
+	testenv.Need(t, "debugfs")
+	from := t.TempDir()
+	fillSmall(t, from)
+	args := append([]string{"mkfs.ext4", "-q", "-F", "-d", from}, strings.Fields(mkfs)...)
+	disk := filestest.Make(t, t.TempDir(), sizeBytes, append(args, "DISK")...)
+	if len(commands) > 0 {
+		debugfs(t, disk, commands...)
+	}
+	return disk
+}
+
+// debugfs runs commands that may write, and gives what they print.
+func debugfs(t testing.TB, disk string, commands ...string) string {
+	t.Helper()
+	c := exec.Command("debugfs", "-w", "-f", "-", disk)
+	c.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("debugfs: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// patch changes bytes of a disk.
+func patch(t testing.TB, disk string, at int64, b []byte) {
+	t.Helper()
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(b, at)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBlocksOf64K reads blocks that no kernel here mounts; debugfs is the judge.
+func TestBlocksOf64K(t *testing.T) {
+	for _, mkfs := range []string{"-b 65536", "-b 16384 -O ^metadata_csum"} {
+		t.Run(mkfs, func(t *testing.T) {
+			disk := made(t, 512*mib, mkfs)
+			fs := openDisk(t, disk)
+			to := t.TempDir()
+			debugfs(t, disk, fmt.Sprintf("rdump / %s", to))
+			tree, view, err := filestest.ReadView(t.Context(), fs)
+			if err != nil || view.State != files.Clean || len(view.Problems) > 0 {
+				t.Fatalf("%v, view is %+v", err, view)
+			}
+			want := filestest.ReadMounted(t, to)
+			for name, w := range want {
+				got := tree[name]
+				if got.Content != w.Content || got.Stat.Mode&files.TypeMask != w.Stat.Mode&files.TypeMask {
+					t.Errorf("%s is %o %q, want %o %q", name, got.Stat.Mode, got.Content, w.Stat.Mode, w.Content)
+				}
+			}
+			if len(tree) != len(want) {
+				t.Errorf("%d names, want %d", len(tree), len(want))
+			}
+		})
+	}
+}
+
+// TestCopies reads file systems whose first superblock or descriptors are gone.
+func TestCopies(t *testing.T) {
+	for _, tc := range []struct {
+		name, mkfs string
+		at, length int64
+		text       string
+	}{
+		{"superblock", "-b 4096 -g 4096", 1024, 1024, "the copy of group 1 is used"},
+		{"superblock-1k", "-b 1024 -g 8192", 1024, 1024, "the copy of group 1 is used"},
+		{"superblock-checksum", "-b 4096", 1024 + 1020, 4, "superblock: checksum"},
+		{"descriptors", "-b 4096 -g 4096", 4096, 100, "descriptor of group 0"},
+		{"descriptors-meta_bg", "-b 1024 -O meta_bg,^resize_inode", 2048, 1024, "descriptor of group 0"},
+		{"descriptors-no-csum", "-b 4096 -g 4096 -O ^metadata_csum", 4096, 12, "descriptor of group 0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.name == "superblock" || tc.name == "descriptors-no-csum" || tc.name == "descriptors" {
+				tc.mkfs = strings.ReplaceAll(tc.mkfs, " -g 4096", "")
+			}
+			disk := made(t, 300*mib, tc.mkfs)
+			want, _, err := filestest.ReadView(t.Context(), openDisk(t, disk))
+			if err != nil {
+				t.Fatal(err)
+			}
+			patch(t, disk, tc.at, make([]byte, tc.length))
+			fs := openDisk(t, disk)
+			got, view, err := filestest.ReadView(t.Context(), fs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if view.State != files.Incomplete || !strings.Contains(fmt.Sprint(view.Problems), tc.text) {
+				t.Errorf("the view is %s: %+v, want %q", view.State, view.Problems, tc.text)
+			}
+			for _, line := range filestest.Differences(got, want, filestest.Loose{}) {
+				t.Error(line)
+			}
+		})
+	}
+}
+
+// TestSaid looks for what a view has to say of file systems that are not whole.
+func TestSaid(t *testing.T) {
+	for _, tc := range []struct {
+		name, mkfs string
+		commands   []string
+		state      files.State
+		text       string
+	}{
+		{"errors", "", []string{"ssv state 3", "ssv error_count 7"}, files.Clean, "7 errors"},
+		{"not-unmounted", "-O ^has_journal", []string{"ssv state 0"}, files.Incomplete,
+			"was not unmounted"},
+		{"journal-elsewhere", "-O has_journal", []string{"ssv journal_inum 0", "ssv journal_dev 0x801",
+			"feature +needs_recovery"}, files.Incomplete, "on another device"},
+		{"journal-lost", "", []string{"clri <8>", "ssv jnl_backup_type 0", "feature +needs_recovery"},
+			files.Incomplete, "not replayed"},
+		{"unused", "", []string{"freei <20>"}, files.Incomplete, "not in use"},
+		{"no-links", "", []string{"sif <20> links_count 0"}, files.Incomplete, "no links"},
+		{"no-name", "", []string{"unlink /short"}, files.Incomplete, "have no name"},
+		{"slash", "-O ^metadata_csum,^dir_index", nil, files.Incomplete, "cannot be"},
+		{"loop", "", []string{"ln /dir1 /dir2/again"}, files.Incomplete, "lead back"},
+		{"encrypted", "-O encrypt", []string{"sif /dir1 flags 0x80800"}, files.Incomplete, "encrypted"},
+		{"orphan", "", []string{"unlink /short", "sif <ORPHAN> links_count 0", "ssv last_orphan ORPHAN"},
+			files.Clean, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			disk := made(t, 16*mib, tc.mkfs+" -b 1024")
+			root, err := openDisk(t, disk).open(t.Context(), rootIno)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var ino files.Ino
+			if err := root.Entries(t.Context(), func(e files.Entry) error {
+				if e.Name == "short" {
+					ino = e.Ino
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if len(tc.commands) > 0 {
+				debugfs(t, disk, strings.ReplaceAll(strings.Join(tc.commands, "\n"), "ORPHAN", fmt.Sprint(ino)))
+			}
+			if tc.name == "slash" {
+				b, err := os.ReadFile(disk)
+				if err != nil {
+					t.Fatal(err)
+				}
+				patch(t, disk, int64(bytes.Index(b, []byte("\x05\x07short"))), []byte("\x05\x07sh/rt"))
+			}
+			fs := openDisk(t, disk)
+			count, view, err := files.Survey(t.Context(), fs, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if view.State != tc.state || !strings.Contains(fmt.Sprint(view.Problems), tc.text) {
+				t.Errorf("the view is %s: %+v, want %s with %q", view.State, view.Problems, tc.state, tc.text)
+			}
+			if tc.name == "orphan" && count.Orphans != 1 {
+				t.Errorf("%d orphans, want 1", count.Orphans)
+			}
+		})
+	}
+}
+
+// TestRefused: what is not ext, or has features that are not known, is not read.
+func TestRefused(t *testing.T) {
+	disk := made(t, 16*mib, "-b 1024 -O ^metadata_csum")
+	patch(t, disk, 1024+96+3, []byte{0x40})
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := Open(t.Context(), f, 16*mib); !errors.Is(err, ErrUnsupported) ||
+		!strings.Contains(err.Error(), "FEATURE_I30") {
+		t.Errorf("Open = %v, want ErrUnsupported with FEATURE_I30", err)
+	}
+	for _, size := range []int{0, 1, 1024, 2047, 2048, 100_000} {
+		zeros := bytes.NewReader(make([]byte, size))
+		if _, err := Open(t.Context(), zeros, int64(size)); err == nil {
+			t.Errorf("Open of %d zeros = nil", size)
+		}
+	}
+	if _, err := Open(t.Context(), broken{}, 16*mib); !errors.Is(err, errBroken) {
+		t.Errorf("Open of what cannot be read = %v", err)
+	}
+}
+
+var errBroken = errors.New("broken")
+
+// broken is a volume that cannot be read.
+type broken struct{}
+
+func (broken) ReadAt([]byte, int64) (int, error) { return 0, errBroken }
+
+// torn is a volume of which a part cannot be read.
+type torn struct {
+	io.ReaderAt
+	from, to int64
+}
+
+func (v torn) ReadAt(p []byte, off int64) (int, error) {
+	if off < v.to && off+int64(len(p)) > v.from {
+		return 0, errBroken
+	}
+	return v.ReaderAt.ReadAt(p, off)
+}
+
+// TestTorn reads a volume of which a block cannot be read.
+func TestTorn(t *testing.T) {
+	disk := made(t, 8*mib, "-b 1024 -N 1000 -O ^has_journal")
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	whole := openDisk(t, disk)
+	want, _, err := filestest.ReadView(t.Context(), whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := whole.Owners(t.Context(), []files.Range{{Length: 8 * mib}}, func(o files.Owner) error {
+		if n++; o.Use == files.UseFree || o.Use == files.UseOutside || o.Ino != rootIno && n%19 != 0 {
+			return nil
+		}
+		v := torn{f, o.Range.Offset, o.Range.Offset + 1024}
+		fs, err := Open(t.Context(), v, 8*mib)
+		if err != nil {
+			return nil
+		}
+		got, view, err := filestest.ReadView(t.Context(), fs)
+		if err != nil {
+			return err
+		}
+		d := filestest.Differences(got, want, filestest.Loose{})
+		if len(d) > 0 && view.State != files.Incomplete {
+			t.Errorf("0x%x (%s %s): the view is %s, and %s", o.Range.Offset, o.Use, o.What, view.State, d[0])
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
