@@ -6,6 +6,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -59,8 +60,10 @@ func (o *out) planHead(p *plan.Plan, name string) {
 		st, text := stateClean, "there is nothing to mend in its tables"
 		switch worst := finding.Worst(p.Remains); {
 		case worst == finding.Waste:
-			st = stateOf(worst)
-			text = "nothing is hurt; --reclaim frees clusters that are proved to be worthless"
+			st, text = stateOf(worst), "nothing is hurt; refcounts that are too high cost a copy, no more"
+			if slices.ContainsFunc(p.Remains, func(f finding.Finding) bool { return f.Severity == worst && f.Kind != "refcount_high" }) {
+				text = "nothing is hurt; --reclaim frees clusters that are proved to be worthless"
+			}
 		case worst != finding.Note:
 			st, text = stateOf(worst), "nothing of what is wrong can be mended without knowing more"
 		case len(p.Blind) > 0:

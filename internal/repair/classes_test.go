@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -301,5 +302,47 @@ func TestStepsInOrder(t *testing.T) {
 	want := "[QC04 raise QC09 clear QC05 set-copied QC01 rewrite]"
 	if got := fmt.Sprint(actions(makePlan(t, b, repair.Options{}))); got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// TestSplitTable gives two parts of the disk that share a whole L2 table a table and clusters of their own.
+func TestSplitTable(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	for name, spec := range map[string]lab.Spec{
+		"plain":      {VirtualBytes: 4 << 20, ClusterBits: 12, Data: true, Seed: 3, Fill: .3},
+		"version 2":  {VirtualBytes: 4 << 20, ClusterBits: 12, Data: true, Seed: 4, Fill: .3, Version: 2},
+		"compressed": {VirtualBytes: 4 << 20, ClusterBits: 12, Data: true, Seed: 5, Fill: .3, Compressed: .4},
+		"snapshot":   {VirtualBytes: 4 << 20, ClusterBits: 12, Data: true, Seed: 6, Fill: .3, Snapshots: 1, Rewrite: .3},
+		"subclusters": {VirtualBytes: 32 << 20, ClusterBits: 14, Data: true, Seed: 7, Fill: .1, ExtendedL2: true,
+			Partial: .3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, b := build(t, spec)
+			h, err := qcow2.ReadHeader(b, int64(len(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			binary.BigEndian.PutUint64(b[h.L1Off+8:], word(b, int64(h.L1Off)))
+			was := view(t, b)
+			p := makePlan(t, b, repair.Options{Split: true})
+			after := b.applied(t, p)
+			if status, text := qemuCheck(t, after); status != 0 && status != 3 {
+				t.Errorf("%v; qemu-img check exits with %d:\n%s", actions(p), status, text)
+			}
+			if one, two := word(after, int64(h.L1Off)), word(after, int64(h.L1Off)+8); one == two || one == 0 || two == 0 {
+				t.Errorf("L1 entries %#x and %#x", one, two)
+			}
+			if now := view(t, after); !slices.EqualFunc(was, now, bytes.Equal) {
+				t.Error("the guest reads something else")
+			}
+			if len(p.Hurt) != 1 || p.Hurt[0].Kind != "mixed" {
+				t.Errorf("hurt: %+v, want that two ranges are mixed", p.Hurt)
+			}
+			for _, f := range p.Remains {
+				if f.Code == "QC06" || f.Code == "QC07" {
+					t.Errorf("remains: %s", f.Summary)
+				}
+			}
+		})
 	}
 }

@@ -17,23 +17,23 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
-// FieldFix is a number of the header that is wrong, and what it should be.
-type FieldFix struct {
+// fieldFix is a number of the header that is wrong, and what it should be.
+type fieldFix struct {
 	// Field is its name in qcow2.txt, Offset its place in the header.
-	Field  string     `json:"field"`
-	Offset int64      `json:"offset"`
-	Old    plan.Bytes `json:"old"`
+	Field  string
+	Offset int64
+	Old    plan.Bytes
 	// New is what should stand there; empty where nothing shows what.
-	New       plan.Bytes        `json:"new"`
-	Code      string            `json:"code"` // of the rule that finds it
-	Certainty finding.Certainty `json:"certainty"`
+	New       plan.Bytes
+	Code      string // of the rule that finds it
+	Certainty finding.Certainty
 	// Proved: two independent observations show New, so it may be written in place. Otherwise it is
 	// only reported.
-	Proved   bool               `json:"proved"`
-	Summary  string             `json:"summary"`
-	Evidence []finding.Evidence `json:"evidence"`
+	Proved   bool
+	Summary  string
+	Evidence []finding.Evidence
 	// Next says what else can be done where it is not proved.
-	Next string `json:"next"`
+	Next string
 }
 
 const (
@@ -51,16 +51,16 @@ type fieldMender struct {
 	size int64
 	head []byte // the header with the fixes made so far
 	x    *qcow2.Reconstruction
-	list []FieldFix
+	list []fieldFix
 }
 
-// HeaderFields finds the numbers of the header that keep the image from being opened, or its
+// headerFields finds the numbers of the header that keep the image from being opened, or its
 // snapshots from being found, and what they should be. Those that are proved may be written in
 // place. It never makes the virtual disk smaller, and clears no feature bit that it does not know.
 // The list is empty for a header without a fault. The error is that of ctx, or an *qcow2.OpenError
 // where the header cannot be read.
-func HeaderFields(ctx context.Context, r io.ReaderAt, size int64) ([]FieldFix, error) {
-	m := &fieldMender{r: r, size: size, head: make([]byte, plan.SectorBytes), list: []FieldFix{}}
+func headerFields(ctx context.Context, r io.ReaderAt, size int64) ([]fieldFix, error) {
+	m := &fieldMender{r: r, size: size, head: make([]byte, plan.SectorBytes), list: []fieldFix{}}
 	if n, err := r.ReadAt(m.head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, &qcow2.OpenError{Kind: qcow2.ErrRead, Msg: "the header", Cause: err}
 	} else {
@@ -139,7 +139,7 @@ func (m *fieldMender) u32(off int) uint32 { return binary.BigEndian.Uint32(m.hea
 func (m *fieldMender) u64(off int) uint64 { return binary.BigEndian.Uint64(m.head[off:]) }
 
 // fixFor finds what the field should be that stands in the way of opening.
-func (m *fieldMender) fixFor(ctx context.Context, e *qcow2.OpenError) (*FieldFix, error) {
+func (m *fieldMender) fixFor(ctx context.Context, e *qcow2.OpenError) (*fieldFix, error) {
 	if err := m.look(ctx); err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (m *fieldMender) fixFor(ctx context.Context, e *qcow2.OpenError) (*FieldFix
 }
 
 // fault sorts the faults by field.
-func (m *fieldMender) fault(e *qcow2.OpenError) *FieldFix {
+func (m *fieldMender) fault(e *qcow2.OpenError) *fieldFix {
 	switch off := int64(e.Off); {
 	case errors.Is(e, qcow2.ErrNotQcow2):
 		return m.magic()
@@ -203,12 +203,12 @@ func (m *fieldMender) fault(e *qcow2.OpenError) *FieldFix {
 }
 
 // field begins the fix of n bytes.
-func (m *fieldMender) field(name string, off int64, n int64) *FieldFix {
-	return &FieldFix{Field: name, Offset: off, Old: bytes.Clone(m.head[off : off+n])}
+func (m *fieldMender) field(name string, off int64, n int64) *fieldFix {
+	return &fieldFix{Field: name, Offset: off, Old: bytes.Clone(m.head[off : off+n])}
 }
 
 // what says what is done about a fault that is proved.
-func (f *FieldFix) what() string {
+func (f *fieldFix) what() string {
 	value := ""
 	switch {
 	case len(f.New) > 8: // two numbers, one behind the other
@@ -222,7 +222,7 @@ func (f *FieldFix) what() string {
 }
 
 // number is what should stand there.
-func (f *FieldFix) number() (v uint64) {
+func (f *fieldFix) number() (v uint64) {
 	for _, b := range f.New {
 		v = v<<8 | uint64(b)
 	}
@@ -230,20 +230,20 @@ func (f *FieldFix) number() (v uint64) {
 }
 
 // set says what a field should be.
-func (f *FieldFix) set(v uint64) *FieldFix {
+func (f *fieldFix) set(v uint64) *fieldFix {
 	b := binary.BigEndian.AppendUint64(nil, v)
 	f.New = b[8-len(f.Old):]
 	return f
 }
 
 // proof adds an observation.
-func (f *FieldFix) proof(source string, off int64, text string, args ...any) {
+func (f *fieldFix) proof(source string, off int64, text string, args ...any) {
 	f.Evidence = append(f.Evidence, finding.Evidence{Source: source, Offset: off,
 		Text: fmt.Sprintf(text, args...)})
 }
 
 // observed adds what the search found for a field, beside what the old header says.
-func (m *fieldMender) observed(f *FieldFix, name string) {
+func (m *fieldMender) observed(f *fieldFix, name string) {
 	x := m.x.Field(name)
 	if x == nil || x.Missing || len(x.Alternatives) > 0 {
 		return
@@ -272,7 +272,7 @@ func (m *fieldMender) agreeing() (n int) {
 }
 
 // magic: four bytes that are the same in every image.
-func (m *fieldMender) magic() *FieldFix {
+func (m *fieldMender) magic() *fieldFix {
 	f := m.field("magic", 0, 4)
 	if n := m.agreeing(); n >= 3 {
 		f.set(qcow2.Magic)
@@ -285,7 +285,7 @@ func (m *fieldMender) magic() *FieldFix {
 }
 
 // version: which one the rest of the header is of.
-func (m *fieldMender) version() *FieldFix {
+func (m *fieldMender) version() *fieldFix {
 	f := m.field(qcow2.FieldVersion, 4, 4)
 	if m.agreeing() < 3 {
 		return f
@@ -312,7 +312,7 @@ func (m *fieldMender) version() *FieldFix {
 }
 
 // backing: the name stands behind the extensions, or none does.
-func (m *fieldMender) backing() *FieldFix {
+func (m *fieldMender) backing() *fieldFix {
 	f := m.field(qcow2.FieldBacking, 8, 12)
 	rest, length := &m.x.Remains, m.u32(16)
 	put := func(off, n int64) {
@@ -336,7 +336,7 @@ func (m *fieldMender) backing() *FieldFix {
 	return f
 }
 
-func (m *fieldMender) clusterBits() *FieldFix {
+func (m *fieldMender) clusterBits() *fieldFix {
 	f := m.field(qcow2.FieldClusterBits, 20, 4)
 	if x := m.x.Field(qcow2.FieldClusterBits); x != nil && x.Certainty == finding.Sure {
 		f.set(uint64(m.x.Header.ClusterBits))
@@ -346,7 +346,7 @@ func (m *fieldMender) clusterBits() *FieldFix {
 }
 
 // l1Size: the number of entries follows from the size of the disk, if entries stand there.
-func (m *fieldMender) l1Size() *FieldFix {
+func (m *fieldMender) l1Size() *fieldFix {
 	f := m.field(qcow2.FieldL1Size, 36, 4)
 	x, old := m.x, int64(m.u32(36))
 	h := *x.Header
@@ -372,20 +372,20 @@ func (m *fieldMender) l1Size() *FieldFix {
 	return f
 }
 
-func (m *fieldMender) l1Offset() *FieldFix {
+func (m *fieldMender) l1Offset() *fieldFix {
 	f := m.field(qcow2.FieldL1Off, 40, 8)
 	m.table(f, qcow2.FieldL1Off, uint64(m.x.Header.L1Off))
 	return f
 }
 
-func (m *fieldMender) reftableOffset() *FieldFix {
+func (m *fieldMender) reftableOffset() *fieldFix {
 	f := m.field(qcow2.FieldReftableOff, 48, 8)
 	m.table(f, qcow2.FieldReftableOff, uint64(m.x.Header.ReftableOff))
 	return f
 }
 
 // table: a table was found, and the old value leads into its first cluster or is of no use.
-func (m *fieldMender) table(f *FieldFix, name string, at uint64) {
+func (m *fieldMender) table(f *fieldFix, name string, at uint64) {
 	x := m.x.Field(name)
 	if at == 0 || x == nil || x.Missing || len(x.Alternatives) > 0 || m.x.Header.ClusterBits != m.u32(20) {
 		return
@@ -398,7 +398,7 @@ func (m *fieldMender) table(f *FieldFix, name string, at uint64) {
 }
 
 // reftableSize: how far the table goes shows in its entries, and in what lies behind it.
-func (m *fieldMender) reftableSize() *FieldFix {
+func (m *fieldMender) reftableSize() *fieldFix {
 	f := m.field(qcow2.FieldReftableSize, 56, 4)
 	x, h := m.x, m.x.Header
 	if h.ReftableOff == 0 || uint64(h.ReftableOff) != m.u64(48) || h.ClusterBits != m.u32(20) {
@@ -412,7 +412,7 @@ func (m *fieldMender) reftableSize() *FieldFix {
 	return f
 }
 
-func (m *fieldMender) refcountOrder() *FieldFix {
+func (m *fieldMender) refcountOrder() *fieldFix {
 	f := m.field(qcow2.FieldRefcountOrder, 96, 4)
 	x, h := m.x, m.x.Header
 	if h.ReftableOff == 0 || uint64(h.ReftableOff) != m.u64(48) {
@@ -427,7 +427,7 @@ func (m *fieldMender) refcountOrder() *FieldFix {
 }
 
 // headerLength: the extensions begin behind the header.
-func (m *fieldMender) headerLength() *FieldFix {
+func (m *fieldMender) headerLength() *fieldFix {
 	f := m.field(qcow2.FieldHeaderLength, 100, 4)
 	at := m.x.Remains.At
 	if !m.x.Remains.Extensions || at != 104 && at != headerEnd {
@@ -442,7 +442,7 @@ func (m *fieldMender) headerLength() *FieldFix {
 }
 
 // compression: the type, and the feature bit that says that there is one, contradict each other.
-func (m *fieldMender) compression() *FieldFix {
+func (m *fieldMender) compression() *fieldFix {
 	x, h := m.x.Field(qcow2.FieldCompression), m.x.Header
 	bit := m.u64(72)&qcow2.IncompatCompression != 0
 	kind := qcow2.Compression(m.head[104])

@@ -14,7 +14,6 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
-	"github.com/shisa-vm/shisa/internal/plan"
 )
 
 const (
@@ -80,7 +79,7 @@ func (m *fieldMender) snapshots(ctx context.Context, h *qcow2.Header) error {
 
 // snapshotFix is the fix of the number of snapshots and of where their table is, which stand side by
 // side.
-type snapshotFix struct{ FieldFix }
+type snapshotFix struct{ fieldFix }
 
 func (m *fieldMender) snapshotField() *snapshotFix {
 	return &snapshotFix{*m.field(qcow2.FieldSnapshots, 60, 12)}
@@ -98,16 +97,16 @@ func (m *fieldMender) addSnapshots(f *snapshotFix) {
 	if f.Evidence == nil {
 		f.Evidence = []finding.Evidence{}
 	}
-	m.list = append(m.list, f.FieldFix)
+	m.list = append(m.list, f.fieldFix)
 }
 
-// ForgottenSnapshots looks for a snapshot table that the header does not name any more: it and its L1
+// forgottenSnapshots looks for a snapshot table that the header does not name any more: it and its L1
 // tables are leaked, and what they map is counted more often than it is referred to. res is what a
 // check of the image found. The error is that of ctx.
-func ForgottenSnapshots(ctx context.Context, r io.ReaderAt, size int64, res *qcow2.Result) (
-	[]FieldFix, error) {
+func forgottenSnapshots(ctx context.Context, r io.ReaderAt, size int64, res *qcow2.Result) (
+	[]fieldFix, error) {
 	h := res.Header
-	m := &fieldMender{r: r, size: size, head: make([]byte, headerEnd), list: []FieldFix{}}
+	m := &fieldMender{r: r, size: size, head: make([]byte, headerEnd), list: []fieldFix{}}
 	if res.Counts.Leaks == 0 || h.Snapshots != 0 || h.HasDataFile() {
 		return m.list, ctx.Err()
 	}
@@ -196,18 +195,6 @@ func (m *fieldMender) restore(ctx context.Context, before *qcow2.Result, off int
 		f.proof("refcounts", -1, "with these snapshots %d leaked clusters are left of %d, and %d other faults of %d",
 			is.Leaks, was.Leaks, is.Corruptions, was.Corruptions)
 	}
-	m.list = append(m.list, f.FieldFix) // never proved; see mendForgotten
+	m.list = append(m.list, f.fieldFix) // never proved; see mendForgotten
 	return true, nil
-}
-
-// Writes gives the writes of the fixes that are proved: all are in the first sector, which is
-// written at once.
-func Writes(r []FieldFix) []plan.Write {
-	var list []plan.Write
-	for _, f := range r {
-		if f.Proved {
-			list = append(list, plan.Write{Phase: plan.Switch, Offset: f.Offset, Old: f.Old, New: f.New})
-		}
-	}
-	return list
 }

@@ -43,11 +43,14 @@ func headerImages() map[string]lab.Spec {
 func applyFixes(t *testing.T, b memory, list []repair.FieldFix) memory {
 	t.Helper()
 	out := append(memory(nil), b...)
-	for _, w := range repair.Writes(list) {
-		if !bytes.Equal(out[w.Offset:w.End()], w.Old) {
-			t.Fatalf("at %#x stands %x, the fix says %x", w.Offset, out[w.Offset:w.End()], w.Old)
+	for _, f := range list {
+		if !f.Proved {
+			continue
 		}
-		copy(out[w.Offset:], w.New)
+		if now := out[f.Offset : f.Offset+int64(len(f.New))]; !bytes.Equal(now, f.Old) {
+			t.Fatalf("at %#x stands %x, the fix says %x", f.Offset, now, f.Old)
+		}
+		copy(out[f.Offset:], f.New)
 	}
 	return out
 }

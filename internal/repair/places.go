@@ -51,10 +51,10 @@ func (m *mender) mendPlaces(ctx context.Context) (bool, error) {
 			return false, err
 		}
 	}
-	var fixes []FieldFix
+	var fixes []fieldFix
 	for _, t := range []struct {
 		doubt bool
-		find  func() *FieldFix
+		find  func() *fieldFix
 		text  string
 	}{
 		{!m.trust.l1[0], m.search.l1Offset, "what the header names as the L1 table is none, and another one is proved"},
@@ -168,7 +168,7 @@ func (m *mender) mendL1Size(context.Context) (bool, error) {
 }
 
 // betterWith reports whether a check behind a header with fixes finds no more than half of the faults.
-func (m *mender) betterWith(ctx context.Context, fixes []FieldFix) (bool, error) {
+func (m *mender) betterWith(ctx context.Context, fixes []fieldFix) (bool, error) {
 	head := bytes.Clone(m.search.head)
 	for _, f := range fixes {
 		copy(head[f.Offset:], f.New)

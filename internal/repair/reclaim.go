@@ -35,77 +35,85 @@ func (m *mender) reclaim(ctx context.Context) (changed bool, err error) {
 	if f, err := m.forgotten(ctx); f != nil || err != nil {
 		return false, err
 	}
-	old, err := m.oldStructure(ctx, 0)
+	w, err := m.newWorth(ctx)
 	if err != nil {
 		return false, err
 	}
-	names, err := m.namedByLeaks(ctx, 0)
-	if err != nil {
-		return false, err
-	}
-	sound := finding.Worst(m.ex.Result().Findings) != finding.Lost && !m.lostHere() &&
-		m.ex.Result().Counts.Corruptions+m.ex.Result().Counts.CheckErrors == 0
-	top := m.topReferenced(ctx)
-	tail, err := m.crashTail(ctx, top)
-	if err != nil {
-		return false, err
-	}
-	var equal map[int64]bool
-	if m.opts.CompareData && sound {
-		if equal, err = m.equalLeaks(ctx); err != nil {
-			return false, err
+	err = m.eachLeak(ctx, func(c int64) error {
+		if m.bad[c/m.h.RefblockEntries()] != blockSound {
+			return nil
 		}
+		what, sure, err := w.less(ctx, c)
+		if what == "" || err != nil {
+			return err
+		}
+		done, err := m.setRefcounts(plan.Lower, c, 1, 0)
+		if done {
+			changed = true
+			m.at(m.step(plan.Lower, finding.QC03, "reclaim", what, sure), c<<m.h.ClusterBits, m.h.ClusterSize())
+		}
+		return err
+	})
+	return changed, err
+}
+
+// worth tells what leaked clusters are worth.
+type worth struct {
+	m *mender
+	// names are the clusters that others may refer to, old those of an old refcount structure, and equal
+	// those that a cluster in use is the same as.
+	names      *leakNames
+	old, equal map[int64]bool
+	// tail: what lies behind top is left by a crash. sound: nothing is wrong elsewhere.
+	top         int64
+	tail, sound bool
+	buf         []byte
+}
+
+func (m *mender) newWorth(ctx context.Context) (*worth, error) {
+	w := &worth{m: m, top: m.topReferenced(ctx), buf: make([]byte, m.h.ClusterSize())}
+	res := m.ex.Result()
+	w.sound = finding.Worst(res.Findings) != finding.Lost && !m.lostHere() &&
+		res.Counts.Corruptions+res.Counts.CheckErrors == 0
+	var err error
+	if w.old, err = m.oldStructure(ctx, 0); err != nil {
+		return nil, err
 	}
-	buf := make([]byte, m.h.ClusterSize())
-	for _, s := range m.ex.Result().Suspects {
-		if s.Refcount <= s.References {
-			continue
-		}
-		if s.References > 0 {
-			continue // lowerExcess
-		}
-		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
-			if c&0xff == 0 && ctx.Err() != nil {
-				return changed, ctx.Err()
-			}
-			if m.bad[c/m.h.RefblockEntries()] != blockSound {
-				continue
-			}
-			zero, err := m.readsZero(ctx, c, buf)
-			if err != nil {
-				return changed, err
-			}
-			what, sure := "", finding.Sure
-			switch {
-			case m.ofBitmap(c) && sound && !names.has(c):
-				what = "count leaked clusters as free that belong to bitmaps which are invalid"
-			case old[c] && sound && !names.has(c):
-				what = "count old refcount blocks and tables as free, in whose place there are new ones"
-			case names.has(c):
-				m.keep(finding.QC03, "another leaked cluster may refer to some of these, so they are not freed")
-				continue
-			case zero:
-				what = "count leaked clusters as free that read as zeros"
-			case c > top && sound && tail:
-				what = "count leaked clusters as free that lie behind everything in use: left by a crash"
-				sure = finding.Likely
-			case equal[c]:
-				what = "count leaked clusters as free that hold what a cluster in use holds"
-			default:
-				m.keep(finding.QC03, "nothing explains what these clusters hold, so they are not freed")
-				continue
-			}
-			done, err := m.setRefcounts(plan.Lower, c, 1, 0)
-			if err != nil {
-				return changed, err
-			}
-			if done {
-				changed = true
-				m.at(m.step(plan.Lower, finding.QC03, "reclaim", what, sure), c<<m.h.ClusterBits, m.h.ClusterSize())
-			}
-		}
+	if w.names, err = m.namedByLeaks(ctx, 0); err != nil {
+		return nil, err
 	}
-	return changed, nil
+	if w.tail, err = m.crashTail(ctx, w.top); err != nil {
+		return nil, err
+	}
+	if m.opts.CompareData && w.sound {
+		w.equal, err = m.equalLeaks(ctx)
+	}
+	return w, err
+}
+
+// less says why leaked cluster c is worthless, "" if it may not be.
+func (w *worth) less(ctx context.Context, c int64) (what string, sure finding.Certainty, err error) {
+	if w.names.has(c) {
+		w.m.keep(finding.QC03, "another leaked cluster may refer to some of these, so they are not freed")
+		return "", "", nil
+	}
+	zero, err := w.m.readsZero(ctx, c, w.buf)
+	switch {
+	case err != nil:
+		return "", "", err
+	case zero:
+		return "count leaked clusters as free that read as zeros", finding.Sure, nil
+	case w.sound && w.m.ofBitmap(c):
+		return "count leaked clusters as free that belong to bitmaps which are invalid", finding.Sure, nil
+	case w.sound && w.old[c]:
+		return "count old refcount blocks and tables as free, in whose place there are new ones", finding.Sure, nil
+	case w.sound && w.tail && c > w.top:
+		return "count leaked clusters as free that lie behind everything in use: left by a crash", finding.Likely, nil
+	case w.equal[c]:
+		return "count leaked clusters as free that hold what a cluster in use holds", finding.Sure, nil
+	}
+	w.m.keep(finding.QC03, "nothing explains what these clusters hold, so they are not freed")
+	return "", "", nil
 }
 
 // topReferenced is the last cluster that something refers to.
@@ -157,7 +165,7 @@ func (m *mender) crashTail(ctx context.Context, top int64) (bool, error) {
 			continue
 		}
 		for c := int64(s.First); c < int64(s.First)+s.N; c++ {
-			if m.ofBitmap(c) {
+			if m.ofBitmap(c) || m.old[c] {
 				continue
 			}
 			if c > top {
@@ -292,7 +300,7 @@ func (m *mender) tailTables(ctx context.Context, top int64) (bool, error) {
 			if err := ctx.Err(); err != nil {
 				return false, err
 			}
-			if m.ofBitmap(c) {
+			if m.ofBitmap(c) || m.old[c] {
 				continue
 			}
 			table, err := m.ex.LooksLikeTable(c)

@@ -135,7 +135,7 @@ type mender struct {
 	// headless: the header could not be used before.
 	headless bool
 	// forgot is a snapshot table that the header does not name, if it was looked for and found.
-	forgot       *FieldFix
+	forgot       *fieldFix
 	forgotLooked bool
 	// counted are clusters whose refcount was changed, where flags are not to be mended in general.
 	counted map[int64]bool

@@ -109,7 +109,7 @@ func (m *mender) freeOld(off, length int64) error {
 }
 
 // writeFields writes the fields of the header that are proved, and tells of them.
-func (m *mender) writeFields(fixes []FieldFix, rule finding.Rule) (changed bool, err error) {
+func (m *mender) writeFields(fixes []fieldFix, rule finding.Rule) (changed bool, err error) {
 	for _, f := range fixes {
 		if !f.Proved {
 			m.keep(rule, f.Summary+"; "+f.Next)
@@ -208,7 +208,7 @@ func (m *mender) mendHeader(ctx context.Context) error {
 	if !errors.As(err, &open) || open.Kind == qcow2.ErrRead || !m.opts.wants(finding.QC01) {
 		return err
 	}
-	fixes, ferr := HeaderFields(ctx, m.ov, m.ov.size)
+	fixes, ferr := headerFields(ctx, m.ov, m.ov.size)
 	if ferr != nil {
 		return ferr
 	}

@@ -197,7 +197,7 @@ func (m *mender) namedSnapshots() bool {
 // mendSnapshotFields puts the number of snapshots and the place of their table right in the header, where
 // both are proved.
 func (m *mender) mendSnapshotFields(ctx context.Context) (bool, error) {
-	fixes, err := HeaderFields(ctx, m.ov, m.ov.size)
+	fixes, err := headerFields(ctx, m.ov, m.ov.size)
 	if err != nil {
 		return false, err
 	}
@@ -216,7 +216,7 @@ func (m *mender) mendForgotten(ctx context.Context) (bool, error) {
 	if m.opts.Snapshots {
 		g := *f
 		g.Proved = true
-		return m.writeFields([]FieldFix{g}, finding.QC16)
+		return m.writeFields([]fieldFix{g}, finding.QC16)
 	}
 	for _, r := range []finding.Rule{finding.QC03, finding.QC13, finding.QC14} {
 		m.keep(r, f.Summary+"; to have them back, use --forgotten-snapshots")
@@ -226,12 +226,12 @@ func (m *mender) mendForgotten(ctx context.Context) (bool, error) {
 
 // forgotten looks for a snapshot table that the header does not name, once; nil if there is none. While
 // there is one, no refcount is lowered: the disk may share clusters with these snapshots.
-func (m *mender) forgotten(ctx context.Context) (*FieldFix, error) {
+func (m *mender) forgotten(ctx context.Context) (*fieldFix, error) {
 	if m.h.Snapshots > 0 {
 		return nil, nil
 	}
 	if !m.forgotLooked {
-		fixes, err := ForgottenSnapshots(ctx, m.ov, m.ov.size, m.ex.Result())
+		fixes, err := forgottenSnapshots(ctx, m.ov, m.ov.size, m.ex.Result())
 		if err != nil {
 			return nil, err
 		}
