@@ -92,7 +92,7 @@ func TestInGuest(t *testing.T) {
 	switch does {
 	case "load":
 		for seed := range uint64(2) {
-			go load(t, at, seed, nil)
+			go load(at, seed)
 		}
 		for {
 			time.Sleep(700 * time.Millisecond)
