@@ -38,6 +38,12 @@ checked; if that does not end as the plan says, the image gets its old bytes bac
   shisa apply --journal /var/tmp plan.json           where there is no room beside the image
   shisa repair --json vm.qcow2 | shisa apply -`,
 		Args: wantArgs(1, 1),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return []string{"json"}, cobra.ShellCompDirectiveFilterFileExt
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			risks, err := o.ready(c)
 			if err != nil {

@@ -51,6 +51,11 @@ func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	f.StringVar(&o.journal, "journal", "", "keep undo files in `DIR` instead of beside the image")
 	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
 		"no-locks: its file system keeps no locks, and nobody else uses it (may be repeated)")
+	complete(c, map[string]cobra.CompletionFunc{
+		"journal": directories,
+		"accept-risk": cobra.FixedCompletions([]string{"no-locks:"},
+			cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace),
+	})
 	return f
 }
 
@@ -58,6 +63,7 @@ func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 func stateFlag(c *cobra.Command, v *string, usage string) {
 	c.Flags().StringVar(v, "state", "", usage+" (default $SHISA_STATE, or else "+
 		"/var/lib/shisa for root and $XDG_STATE_HOME/shisa for others)")
+	complete(c, map[string]cobra.CompletionFunc{"state": directories})
 }
 
 // stateDir is the state directory, absolute: the one that the flag --state names, else the one that
@@ -261,6 +267,8 @@ func storageHint(err error) string {
 	case errors.Is(err, syscall.EROFS) && !errors.Is(err, vault.ErrReceipt) && at != nil:
 		return at.Path + " lies on storage that is mounted read-only, or that the kernel made so after an " +
 			"error; look at the kernel's messages, and mount it for writing"
+	case errors.Is(err, syscall.EIO):
+		return "nothing was changed; the storage fails, and the kernel's messages say where"
 	case !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS):
 		return ""
 	case errors.Is(err, vault.ErrReceipt):

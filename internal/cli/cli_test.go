@@ -265,6 +265,15 @@ func TestCompletion(t *testing.T) {
 	if _, stdout, _ := call("__complete", "ver"); !strings.HasPrefix(stdout, "version\t") {
 		t.Errorf("completing ver = %q, want version", stdout)
 	}
+	for line, want := range map[string]string{
+		"undo --journal": ":16\n", "recover --state": ":16\n", "check --state": ":16\n", "repair --pool": ":16\n",
+		"apply": "json\n:8\n", "apply plan.json": ":4\n", "undo --accept-risk": "no-locks:\n:6\n",
+	} {
+		// 16 is for directories, 8 for files with an ending, 4 for no files.
+		if _, got, _ := call(append(append([]string{"__complete"}, strings.Fields(line)...), "")...); got != want {
+			t.Errorf("completing %s = %q, want %q", line, got, want)
+		}
+	}
 	if status, _, stderr := call("completion", "csh"); status != 64 || !strings.Contains(stderr, "csh") {
 		t.Errorf("completion csh = %d, %q, want 64 and its name", status, stderr)
 	}

@@ -46,6 +46,20 @@ func firstOf(then cobra.ShellCompDirective, words ...string) cobra.CompletionFun
 	}
 }
 
+// complete says by what flags of c are completed.
+func complete(c *cobra.Command, by map[string]cobra.CompletionFunc) {
+	for name, fn := range by {
+		if err := c.RegisterFlagCompletionFunc(name, fn); err != nil {
+			panic(err) // there is no such flag
+		}
+	}
+}
+
+// directories completes a directory.
+func directories(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveFilterDirs
+}
+
 // bashWords replaces a function of cobra's script that calls one of the package bash-completion, and
 // without that package prints an error at each press of Tab. Bash's own words are then enough: they
 // are split at "=" and ":" too, which hides at most a suggestion.

@@ -161,18 +161,13 @@ func (o *repairOptions) completions(c *cobra.Command) {
 		}
 	}
 	none := cobra.ShellCompDirectiveNoFileComp
-	for name, words := range map[string]cobra.CompletionFunc{
+	complete(c, map[string]cobra.CompletionFunc{
 		"only":        cobra.FixedCompletions(codes, none),
 		"subclusters": cobra.FixedCompletions([]string{"data", "zero"}, none),
 		"place":       cobra.NoFileCompletions,
 		"resolved":    cobra.NoFileCompletions,
-		"accept-risk": cobra.FixedCompletions([]string{"no-locks:"},
-			none|cobra.ShellCompDirectiveNoSpace),
-	} {
-		if err := c.RegisterFlagCompletionFunc(name, words); err != nil {
-			panic(err) // the flags were added above
-		}
-	}
+		"pool":        directories,
+	})
 }
 
 // mendable reports whether a rule is one about the tables of a qcow2 image.
