@@ -49,6 +49,11 @@ func (m *mender) mendOrphans(ctx context.Context) (changed bool, err error) {
 	if err != nil || len(list) == 0 {
 		return false, err
 	}
+	// What snapshots had that are forgotten is not to be taken for the disk's.
+	forgot, err := m.forgotten(ctx)
+	if err != nil {
+		return false, err
+	}
 	taken := map[int64]int64{} // by slot: how many tables are proved to belong there
 	for _, c := range list {
 		if slot, ok := m.slotOf(c); ok {
@@ -57,6 +62,9 @@ func (m *mender) mendOrphans(ctx context.Context) (changed bool, err error) {
 	}
 	for _, c := range list {
 		slot, ok := m.slotOf(c)
+		if _, asked := m.opts.Place[c.cluster<<m.h.ClusterBits]; forgot != nil && !asked {
+			continue // the advice is about them
+		}
 		switch {
 		case m.placed[c.cluster]:
 			continue
@@ -64,8 +72,6 @@ func (m *mender) mendOrphans(ctx context.Context) (changed bool, err error) {
 			m.keptTables[c.cluster<<m.h.ClusterBits] = fmt.Sprintf(
 				"%d tables claim L1 entry %d; choose one with --place", taken[slot], slot)
 			continue
-		case !ok && m.forgot != nil && len(c.proofs) == 0:
-			continue // the snapshots may have it
 		case !ok:
 			m.keptTables[c.cluster<<m.h.ClusterBits] = m.advice(c)
 			continue
