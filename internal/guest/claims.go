@@ -88,7 +88,8 @@ func claimGPT(b []byte) []Claim {
 // evidentGPT tells whether h tells its place: its own sector, both GUIDs and the checksum make it a
 // block of one disk. One of the two headers is always the primary.
 func evidentGPT(h *volume.GPTHeader) bool {
-	return h.GUID != UUID{} && min(h.Mine, h.Other) == 1 && h.Mine != h.Other && last(h) < maxBytes/4096
+	return h.GUID != UUID{} && min(h.Mine, h.Other) == 1 && h.Mine != h.Other &&
+		last(h) < maxBytes/4096
 }
 
 // last is the larger of the two sectors: the backup's, which is the last of the disk.

@@ -55,7 +55,8 @@ func (s *source) add(b finding.Blind) {
 	case len(s.blind) > maxBlind:
 		return
 	case len(s.blind) == maxBlind:
-		b.What, b.Reason = "more of the guest", fmt.Sprintf("only the first %d reasons are kept", maxBlind)
+		b.What = "more of the guest"
+		b.Reason = fmt.Sprintf("only the first %d reasons are kept", maxBlind)
 	}
 	s.blind = append(s.blind, b)
 }

@@ -92,8 +92,8 @@ func (s *source) volumes() []Volume {
 	return vols
 }
 
-// tables gives the GPT of the disk, if it has a sound one. divided: it has partitions of which a table
-// says where they lie.
+// tables gives the GPT of the disk, if it has a sound one. divided: it has partitions of which a
+// table says where they lie.
 func (s *source) tables(layout *volume.Layout) (vols []Volume, divided bool) {
 	for i := range layout.Tables {
 		t := &layout.Tables[i]
@@ -113,12 +113,15 @@ func (s *source) tables(layout *volume.Layout) (vols []Volume, divided bool) {
 // partitioned tells whether v is a partition of the disk.
 func partitioned(v *volume.Volume) bool { return v.Class == volume.Partition && len(v.In) == 0 }
 
-// known gives the place of a partition, a logical volume or an array. It is not ok where no place is
-// sure: a block proves one place on this disk only.
+// known gives the place of a partition, a logical volume or an array. It is not ok where no place
+// is sure: a block proves one place on this disk only.
 func (s *source) known(layout *volume.Layout, found *volume.Volume) (Volume, bool) {
-	v := Volume{Kind: Unknown, Partition: found.Part, Start: found.Start, Length: found.Size, Room: found.Size}
+	v := Volume{Kind: Unknown, Partition: found.Part, Start: found.Start,
+		Length: found.Size, Room: found.Size}
 	if partitioned(found) {
-		sound := slices.ContainsFunc(layout.Tables, func(t volume.Table) bool { return t.In < 0 && t.Sound })
+		sound := slices.ContainsFunc(layout.Tables, func(t volume.Table) bool {
+			return t.In < 0 && t.Sound
+		})
 		return v, sound && found.Kind != volume.Extended && found.Kind != volume.RAIDMember
 	}
 	if found.Class == volume.Whole || found.Kind == volume.NotRead {

@@ -19,8 +19,8 @@ type array struct {
 	active  []*member // by place in the array; nil: not given, or not to be used
 }
 
-// arrays puts together the arrays of the members that were found since it was last called, and tells
-// whether there were any.
+// arrays puts together the arrays of the members that were found since it was last called, and
+// tells whether there were any.
 func (f *finder) arrays() bool {
 	sets := map[string][]*member{}
 	for _, m := range f.members {
@@ -47,8 +47,8 @@ func (f *finder) array(members []*member) {
 		}
 		a.best = members[0]
 	}
-	v := &Volume{Class: Array, Name: f.arrayName(a.best), Disk: -1, Start: -1, Kind: NotRead, Version: a.best.version,
-		UUID: a.best.set, disks: f.layout.Disks, root: true}
+	v := &Volume{Class: Array, Name: f.arrayName(a.best), Disk: -1, Start: -1, Kind: NotRead,
+		Version: a.best.version, UUID: a.best.set, disks: f.layout.Disks, root: true}
 	for _, m := range members {
 		v.In, v.depth = append(v.In, m.index), max(v.depth, m.v.depth+1)
 	}
@@ -86,7 +86,8 @@ func (f *finder) arrayName(m *member) string {
 // unique gives name, with the identity of the thing behind it if another has that name.
 func (f *finder) unique(name, id string) string {
 	try := name
-	for n := 1; slices.ContainsFunc(f.layout.Volumes, func(v *Volume) bool { return v.Name == try }); n++ {
+	taken := func(v *Volume) bool { return v.Name == try }
+	for n := 1; slices.ContainsFunc(f.layout.Volumes, taken); n++ {
 		try = name + "." + id
 		if n > 1 {
 			try = fmt.Sprintf("%s.%s.%d", name, id, n)
@@ -123,7 +124,8 @@ func (f *finder) activeMembers(v *Volume, a *array) {
 		case m.refused != "":
 			say(m, "it is not used: "+m.refused)
 		case m.events+1 < best.events:
-			say(m, fmt.Sprintf("it is stale (%d events, the newest has %d): it is not used", m.events, best.events))
+			say(m, fmt.Sprintf("it is stale (%d events, the newest has %d): it is not used",
+				m.events, best.events))
 		case known == mdFaulty || role == mdFaulty:
 			say(m, "the array has it as faulty: it is not used")
 		case role == mdSpare || role == mdJournal || known == mdSpare:
@@ -137,7 +139,7 @@ func (f *finder) activeMembers(v *Volume, a *array) {
 		case a.active[role] != nil:
 			say(m, fmt.Sprintf("its place %d has another member (a copy of a disk?): it is not used", role))
 		default:
-			a.active[role] = m
+			a.active[role], m.v.Note = m, "of the array "+v.Name
 		}
 	}
 	f.absent(v, a)
@@ -165,7 +167,8 @@ func (f *finder) absent(v *Volume, a *array) {
 		f.add(p)
 	}
 	if degraded > 0 {
-		p.Text = fmt.Sprintf("it is degraded: it has no member in %d of its %d places", degraded, len(a.active))
+		p.Text = fmt.Sprintf("it is degraded: it has no member in %d of its %d places",
+			degraded, len(a.active))
 		f.add(p)
 	}
 	if a.best.level == 1 && !a.best.synced && len(a.active) > 1 {
@@ -241,7 +244,9 @@ func (a *array) mirror(v *Volume) string {
 
 // isBad tells whether a part of the member is in its list of bad blocks.
 func (m *member) isBad(at, length int64) bool {
-	return slices.ContainsFunc(m.bad, func(b finding.Range) bool { return at < b.End() && b.Offset < at+length })
+	return slices.ContainsFunc(m.bad, func(b finding.Range) bool {
+		return at < b.End() && b.Offset < at+length
+	})
 }
 
 // linear lays out members one after the other, each a multiple of the chunk.

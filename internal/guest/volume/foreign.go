@@ -33,8 +33,8 @@ func (f *finder) foreign(v *Volume, first []byte) *Table {
 	return t
 }
 
-// inner says of a partition in which nothing is recognised whether it is divided once more. Linux does
-// not read such a table either.
+// inner says of a partition in which nothing is recognised whether it is divided once more. Linux
+// does not read such a table either.
 func (f *finder) inner(v *Volume) {
 	first := f.bytesAt(v, 0, mbrSector, "first sector")
 	if t := f.foreign(v, first); t != nil {

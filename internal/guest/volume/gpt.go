@@ -21,8 +21,8 @@ import (
 //	entry   0   type GUID, zeros if unused       16  GUID               32  first  40  last LBA
 //	        48  attributes                       56  name, 36 units of UTF-16
 //
-// The primary header stands in LBA 1, the backup in the last LBA of the disk; each has entries of its
-// own. How large an LBA is, 512 or 4096 bytes, shows in where the primary header stands.
+// The primary header stands in LBA 1, the backup in the last LBA of the disk; each has entries of
+// its own. How large an LBA is, 512 or 4096 bytes, shows in where the primary header stands.
 const (
 	gptMagic       = "EFI PART"
 	gptHeaderBytes = 92
@@ -160,12 +160,14 @@ func (c *gptCopy) readEntries(f *finder, v *Volume) {
 		return
 	}
 	if got := crc32.ChecksumIEEE(c.entries); got != h.EntriesCRC {
-		c.entriesFault = fmt.Sprintf("their checksum is %#x, and that of their bytes %#x", h.EntriesCRC, got)
+		c.entriesFault = fmt.Sprintf("their checksum is %#x, and that of their bytes %#x",
+			h.EntriesCRC, got)
 	}
 }
 
-// gptCopies finds both copies of a table on v. Where the primary is lost, the backup is looked for at
-// the end of the disk, and where the protective MBR ends, which stays behind when a disk is grown.
+// gptCopies finds both copies of a table on v. Where the primary is lost, the backup is looked
+// for at the end of the disk, and where the protective MBR ends, which stays behind when a disk
+// is grown.
 func (f *finder) gptCopies(v *Volume, sectors []int64, protected int64) (primary, backup *gptCopy) {
 	for _, sector := range sectors {
 		if p := f.gptAt(v, "primary", sector, 1); primary.rank() > p.rank() || primary == nil {
@@ -304,12 +306,14 @@ func (f *finder) gptEntries(v *Volume, c *gptCopy) []entry {
 			continue
 		}
 		if int64(first) < h.FirstUsable || int64(last) > h.LastUsable {
-			f.problem(v, int64(first)*c.sector, int64(last-first+1)*c.sector, fmt.Sprintf("partition %d", number),
+			f.problem(v, int64(first)*c.sector, int64(last-first+1)*c.sector,
+				fmt.Sprintf("partition %d", number),
 				fmt.Sprintf("its sectors %d to %d are not all usable, which those from %d to %d are",
 					first, last, h.FirstUsable, h.LastUsable))
 		}
 		parts = append(parts, entry{number: number, start: int64(first) * c.sector,
-			length: int64(last-first+1) * c.sector, kind: guid(e), uuid: guid(e[16:]), name: gptName(e[56:128])})
+			length: int64(last-first+1) * c.sector,
+			kind:   guid(e), uuid: guid(e[16:]), name: gptName(e[56:128])})
 	}
 	return parts
 }

@@ -3,8 +3,8 @@
 
 package volume
 
-// Kind names what fills a volume, or the kind of a partition table. Names are those of blkid where it
-// has one.
+// Kind names what fills a volume, or the kind of a partition table. Names are those of blkid
+// where it has one.
 type Kind string
 
 // The kinds that the program has a reader for, or that are treated apart from others.

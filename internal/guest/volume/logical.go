@@ -14,8 +14,8 @@ import (
 const maxLVMSegments = 65536
 
 // logicals lists the logical volumes of the groups that were found since it was last called, and
-// tells whether there were any. A group waits while physical volumes of it may still turn up in other
-// groups; last: none will.
+// tells whether there were any. A group waits while physical volumes of it may still turn up in
+// other groups; last: none will.
 func (f *finder) logicals(last bool) bool {
 	found := false
 	for _, id := range sortedKeys(f.groups) {
@@ -59,11 +59,11 @@ func (f *finder) group(g *lvmGroup) {
 		switch {
 		case p == nil:
 			f.add(Problem{Disk: -1, In: g.name, What: "group " + g.name, Text: fmt.Sprintf("the physical "+
-				"volume %s (%s, last seen as %s) is not given: what lies on it cannot be read", name, pv.text("id"),
-				pv.text("device"))})
-		case slices.ContainsFunc(pv.lists["flags"], func(v lvmValue) bool { return v.text == "MISSING" }):
-			f.problem(p.v, 0, 0, "physical volume "+name, "the group "+g.name+" was changed while it was away: "+
-				"it is taken for missing")
+				"volume %s (%s, last seen as %s) is not given: what lies on it cannot be read",
+				name, pv.text("id"), pv.text("device"))})
+		case pv.has("flags", "MISSING"):
+			f.problem(p.v, 0, 0, "physical volume "+name, "the group "+g.name+
+				" was changed while it was away: it is taken for missing")
 		}
 		if p != nil {
 			p.group = g.text.text("id")
@@ -86,7 +86,7 @@ func (f *finder) group(g *lvmGroup) {
 
 // visible tells whether lv is a volume of its own, and not a part of another one.
 func visible(lv *section) bool {
-	return slices.ContainsFunc(lv.lists["status"], func(v lvmValue) bool { return v.text == "VISIBLE" })
+	return lv.has("status", "VISIBLE")
 }
 
 // snapshots gives what the logical volumes that a snapshot of the old kind uses are to it: a volume
@@ -148,7 +148,8 @@ func (f *finder) logical(g *lvmGroup, name string, lv *section, role string) {
 func (f *finder) lay(v *Volume, g *lvmGroup, lv *section, reason string) {
 	extent := g.text.number("extent_size")
 	if extent <= 0 || extent > maxBytes/lvmSector {
-		f.add(Problem{Disk: -1, In: v.Name, What: "group " + g.name, Text: "the size of its extents makes no sense"})
+		f.add(Problem{Disk: -1, In: v.Name, What: "group " + g.name,
+			Text: "the size of its extents makes no sense"})
 		return
 	}
 	extent *= lvmSector
@@ -178,7 +179,8 @@ func (f *finder) checkSegments(v *Volume) {
 		p := Problem{Disk: -1, In: v.Name, What: "volume " + v.Name}
 		switch {
 		case s.at < end:
-			p.Text = fmt.Sprintf("its segment from %#x on overlaps with the one before: it is not used", s.at)
+			p.Text = fmt.Sprintf("its segment from %#x on overlaps with the one before: it is not used",
+				s.at)
 			f.add(p)
 			return true
 		case s.at > end:
@@ -220,15 +222,16 @@ func (f *finder) stripes(v *Volume, g *lvmGroup, seg *section, s *segment, exten
 func (f *finder) area(v *Volume, g *lvmGroup, name string, first, length, extent int64) leg {
 	pv := g.text.sections["physical_volumes"].sections[name]
 	if pv == nil {
-		return leg{missing: fmt.Sprintf("it lies in the logical volume %s, of which it is a part for now", name)}
+		return leg{missing: "it lies in the logical volume " + name + ", which is not read"}
 	}
 	p := f.byID(pv)
 	begin := pv.number("pe_start")
+	physical := fmt.Sprintf("the physical volume %s of the group %s", name, g.name)
 	switch {
 	case p == nil:
-		return leg{missing: fmt.Sprintf("the physical volume %s of the group %s is not given", name, g.name)}
-	case slices.ContainsFunc(pv.lists["flags"], func(v lvmValue) bool { return v.text == "MISSING" }):
-		return leg{missing: fmt.Sprintf("the physical volume %s of the group %s is out of date", name, g.name)}
+		return leg{missing: physical + " is not given"}
+	case pv.has("flags", "MISSING"):
+		return leg{missing: physical + " is out of date"}
 	case begin < 0 || begin > maxBytes/lvmSector || first < 0 || first > (maxBytes-length)/extent:
 		return leg{missing: fmt.Sprintf("its place on the physical volume %s makes no sense", name)}
 	}

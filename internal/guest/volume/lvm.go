@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// LVM2, as lib/format_text/layout.h and lib/label/label.h of LVM 2.03 lay it out. Binary numbers are
-// little endian.
+// LVM2, as lib/format_text/layout.h and lib/label/label.h of LVM 2.03 lay it out. Binary numbers
+// are little endian.
 //
 //	label     in one of the first four sectors: 0 "LABELONE"  8 its sector  16 CRC of 20 to 512
 //	          20 where the header begins (32)  24 "LVM2 001"
@@ -20,9 +20,9 @@ import (
 //	metadata  0 CRC of 4 to 512  4 " LVM2 x[5A%r0N*>"  20 version  24 where it begins  32 its size
 //	          40 the current copy: 0 where the text begins  8 its length  16 CRC  20 flags (1 unused)
 //
-// The text goes round at the end of its area, to 512 bytes after the beginning. The CRC is that of
-// IEEE with an own seed and not inverted. Every physical volume may hold the text of the whole group,
-// with a number that grows with each change.
+// The text goes round at the end of its area, to 512 bytes after the beginning. The CRC is that
+// of IEEE with an own seed and not inverted. Every physical volume may hold the text of the whole
+// group, with a number that grows with each change.
 const (
 	lvmLabel     = "LABELONE"
 	lvmType      = "LVM2 001"
@@ -70,10 +70,12 @@ func (f *finder) physical(v *Volume) (*physical, match) {
 		switch {
 		case string(b[:8]) != lvmLabel, string(b[24:32]) != lvmType, lvmCRC(b[20:]) != le32(b, 16),
 			le64(b, 8) != uint64(i):
-			f.problem(v, i*lvmSector, lvmSector, "label of LVM", "its checksum, magic or place is wrong: it is not used")
+			f.problem(v, i*lvmSector, lvmSector, "label of LVM",
+				"its checksum, magic or place is wrong: it is not used")
 			return nil, m
 		case at < 32 || at > lvmSector-40:
-			f.problem(v, i*lvmSector, lvmSector, "label of LVM", "its header is outside of it: it is not used")
+			f.problem(v, i*lvmSector, lvmSector, "label of LVM",
+				"its header is outside of it: it is not used")
 			return nil, m
 		}
 		p := &physical{v: v, id: string(b[at : at+lvmUUIDBytes])}
@@ -190,7 +192,8 @@ func (f *finder) keepGroup(p *physical, at int64, root *section) {
 // olderText notes that an area of a group is not up to date.
 func (f *finder) olderText(group string, v *Volume, at, old, newest int64) {
 	f.problem(v, at, lvmSector, "metadata of LVM", fmt.Sprintf(
-		"the text of the group %s is number %d, and number %d is elsewhere: that is used", group, old, newest))
+		"the text of the group %s is number %d, and number %d is elsewhere: that is used",
+		group, old, newest))
 }
 
 // physicalVolume lists v as a physical volume and keeps it for its group.
@@ -200,8 +203,8 @@ func (f *finder) physicalVolume(v *Volume, p *physical) {
 		return
 	}
 	if i := slices.IndexFunc(f.physicals, func(o *physical) bool { return o.id == p.id }); i >= 0 {
-		f.problem(v, 0, 4*lvmSector, "label of LVM", fmt.Sprintf("the physical volume %s is there twice (a "+
-			"copy of a disk?): the first is used", lvmUUID(p.id)))
+		f.problem(v, 0, 4*lvmSector, "label of LVM", fmt.Sprintf("the physical volume %s is there "+
+			"twice (a copy of a disk?): the first is used", lvmUUID(p.id)))
 		v.NotExamined = "a second physical volume of the same UUID: not read"
 		return
 	}

@@ -5,6 +5,7 @@ package volume
 
 import (
 	"bytes"
+	"slices"
 )
 
 // maxLVMDepth bounds the sections in sections of LVM's text.
@@ -34,6 +35,11 @@ func (s *section) text(name string) string {
 		return l[0].text
 	}
 	return ""
+}
+
+// has tells whether a list of s has a text.
+func (s *section) has(name, text string) bool {
+	return slices.ContainsFunc(s.lists[name], func(v lvmValue) bool { return v.text == text })
 }
 
 // parseLVM reads LVM's text as far as it is one. The checksum is right, so what is not understood

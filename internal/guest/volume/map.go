@@ -75,9 +75,9 @@ func (v *Volume) spanAt(off int64) span {
 	return r
 }
 
-// ReadAt reads from the volume at off, in bytes from its start, as [io.ReaderAt] says. Of copies the
-// first that can be read is taken. What no disk holds gives [ErrMissing], a partition that its disk
-// is too short for [io.ErrUnexpectedEOF] there.
+// ReadAt reads from the volume at off, in bytes from its start, as [io.ReaderAt] says. Of copies
+// the first that can be read is taken. What no disk holds gives [ErrMissing], a partition that
+// its disk is too short for [io.ErrUnexpectedEOF] there.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read volume %s: negative offset %d", v.Name, off)
@@ -110,7 +110,7 @@ func (v *Volume) readSpan(r span, p []byte) (int, error) {
 		if l.vol != nil {
 			n, err = l.vol.ReadAt(p, l.at)
 		} else {
-			n, err = v.disks[l.disk].Data.ReadAt(p, l.at)
+			n, err = v.disks[l.disk].readAt(p, l.at)
 		}
 		if n == len(p) {
 			return n, nil
@@ -123,6 +123,15 @@ func (v *Volume) readSpan(r span, p []byte) (int, error) {
 		}
 	}
 	return most, first
+}
+
+// readAt reads from d, and nothing past its size, whatever its data have there.
+func (d *Disk) readAt(p []byte, off int64) (int, error) {
+	there := max(0, min(int64(len(p)), d.Size-off))
+	if there == 0 {
+		return 0, io.EOF
+	}
+	return d.Data.ReadAt(p[:there], off)
 }
 
 // Piece is a run of bytes of a volume with its place on a disk.
@@ -188,8 +197,8 @@ func (v *Volume) legPieces(l leg, number int, off, length int64, yield func(Piec
 			return false
 		}
 	}
-	return there == length || yield(Piece{Offset: off + there, Length: length - there, Disk: -1, At: -1,
-		Missing: "past the end of " + name, Copy: number})
+	return there == length || yield(Piece{Offset: off + there, Length: length - there,
+		Disk: -1, At: -1, Missing: "past the end of " + name, Copy: number})
 }
 
 // Hit is a run of bytes of a volume that lies in a range of a disk.
@@ -242,8 +251,8 @@ func (v *Volume) within(disk int, off, length int64, yield func(off, length, at 
 	return true
 }
 
-// back gives the parts of s that lie in a range of what its leg n is in, which begins at a place on a
-// disk.
+// back gives the parts of s that lie in a range of what its leg n is in, which begins at a place
+// on a disk.
 func (s *segment) back(n int, off, length, at int64, yield func(off, length, at int64) bool) bool {
 	size := s.length // of the leg
 	if s.chunk > 0 {

@@ -53,9 +53,9 @@ func ParseMBR(b []byte) (entries [4]MBREntry, ok bool) {
 	return entries, true
 }
 
-// mbrSector tells the size of a sector in which an MBR counts. Nothing in it says: it is 512 bytes,
-// unless a file system or the like begins at the places that 4096 bytes give, and nothing at those of
-// 512.
+// mbrSector tells the size of a sector in which an MBR counts. Nothing in it says: it is 512
+// bytes, unless a file system or the like begins at the places that 4096 bytes give, and nothing
+// at those of 512.
 func (f *finder) mbrSector(v *Volume, entries [4]MBREntry, sectors []int64) int64 {
 	if len(sectors) == 1 || v.Size%4096 != 0 {
 		return sectors[0]
@@ -68,9 +68,9 @@ func (f *finder) mbrSector(v *Volume, entries [4]MBREntry, sectors []int64) int6
 			if e.Sectors == 0 || e.First == 0 || e.Extended() {
 				continue
 			}
-			p := &Volume{Name: v.Name, Disk: v.Disk, Start: v.Start + e.First*sector, Size: e.Sectors * sector,
-				disks: v.disks, segments: []segment{{length: e.Sectors * sector,
-					legs: []leg{{vol: v, at: e.First * sector}}}}}
+			start, length := e.First*sector, e.Sectors*sector
+			p := &Volume{Name: v.Name, Disk: v.Disk, Start: v.Start + start, Size: length, disks: v.disks,
+				segments: []segment{{length: length, legs: []leg{{vol: v, at: start}}}}}
 			n += len(f.recognise(p, quick))
 		}
 		return n
@@ -78,8 +78,8 @@ func (f *finder) mbrSector(v *Volume, entries [4]MBREntry, sectors []int64) int6
 	if known(512) > 0 || known(4096) == 0 {
 		return 512
 	}
-	f.problem(v, 0, mbrSector, "MBR", "what it names begins at the places that sectors of 4096 bytes give, "+
-		"and not of 512: it is of a disk with such sectors")
+	f.problem(v, 0, mbrSector, "MBR", "what it names begins at the places that sectors of 4096 bytes "+
+		"give, and not of 512: it is of a disk with such sectors")
 	return 4096
 }
 

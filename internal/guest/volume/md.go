@@ -18,8 +18,8 @@ import (
 //	64  created      72  level           76  layout        80  sectors used of each member
 //	88  sectors of a chunk   92  members of the array
 //	128 where the data begins  136 its sectors   144 where this superblock is   152 recovered up to
-//	160 number of this member  168 its UUID      185 log2 of the unit of bad blocks  186 their sectors
-//	188 where they are listed, from here          192 updated       200 events    208 in sync up to
+//	160 number of this member  168 its UUID      185 log2 of the unit of bad blocks  186 sectors
+//	188 of their list, and where it is, from here          192 updated       200 events    208 in sync up to
 //	216 checksum     220 roles listed  256 roles of 16 bits, by number: 0xffff spare, 0xfffe faulty,
 //	    0xfffd journal, else the place in the array
 //
@@ -189,7 +189,8 @@ func mdSum1(b []byte) uint32 {
 	return uint32(sum) + uint32(sum>>32)
 }
 
-// parseMD0 reads a superblock of version 0.90, nil if there is none, and tells what is wrong with it.
+// parseMD0 reads a superblock of version 0.90, nil if there is none, and tells what is wrong with
+// it.
 func parseMD0(b []byte) (*member, string) {
 	var order binary.ByteOrder = binary.LittleEndian
 	if be32(b, 0) == mdMagic {
@@ -260,7 +261,8 @@ func (f *finder) badBlocks(m *member) {
 		if n == 0 || at > maxBytes>>9>>m.badShift {
 			continue // an unused one, or past every disk
 		}
-		m.bad = append(m.bad, finding.Range{Offset: at << m.badShift * 512, Length: n << m.badShift * 512})
+		m.bad = append(m.bad, finding.Range{Offset: at << m.badShift * 512,
+			Length: n << m.badShift * 512})
 	}
 	if len(m.bad) > 0 {
 		f.problem(m.v, list.Offset, list.Length, "list of bad blocks", fmt.Sprintf(

@@ -431,6 +431,23 @@ func TestNested(t *testing.T) {
 			t.Errorf("ReadAt() with one dead member: %v", err)
 		}
 	})
+	t.Run("divided logical volume", func(t *testing.T) {
+		l := newLVM(t, 1)
+		l.create(t, "-l 40 -n disk vg")
+		inner := newWorld(t, 40*lvmExtent)
+		inner.run(t, "label: gpt\nsize=1M\n-\n", "sfdisk -q DISK")
+		inner.write(t, 2*mib+1080, []byte{0x53, 0xef}) // too little for ext4
+		l.disks[0].write(t, 128*kib, inner.bytes(t, 0, inner.size))
+		got := find(t, l.given()...)
+		want := "0 LVM2_member 0+12582912\nvg/disk gpt 131072+5242880\nvg/diskp1 empty 1179648+1048576\n" +
+			"vg/diskp2 unknown 2228224+2097152\n"
+		if diff := cmp.Diff(want, got.text()); diff != "" {
+			t.Errorf("Find() (-want +got)\n%s", diff)
+		}
+		if got.Tables[0].In != 1 || got.Volumes[2].In[0] != 1 {
+			t.Errorf("the table is in %d, its partition in %v", got.Tables[0].In, got.Volumes[2].In)
+		}
+	})
 	for _, version := range []string{"1.0", "0.90"} {
 		t.Run("divided array "+version, func(t *testing.T) {
 			var given []Disk

@@ -32,7 +32,8 @@ func (f *finder) bytesAt(v *Volume, off, n int64, what string) []byte {
 // spent counts n bytes that are to be read, and notes it if that is more than may be read in all.
 func (f *finder) spent(v *Volume, off, n int64, what string) bool {
 	if f.read+n > maxReadBytes {
-		f.blind(v, off, n, what, fmt.Sprintf("%d bytes were read in all, and more are not", int64(maxReadBytes)))
+		f.blind(v, off, n, what,
+			fmt.Sprintf("%d bytes were read in all, and more are not", int64(maxReadBytes)))
 		return true
 	}
 	f.read += n
@@ -73,7 +74,8 @@ func (f *finder) add(p Problem) {
 	case n > maxProblems:
 		return
 	case n == maxProblems:
-		p = Problem{Disk: -1, What: "problems", Text: fmt.Sprintf("only the first %d are kept", maxProblems)}
+		p = Problem{Disk: -1, What: "problems",
+			Text: fmt.Sprintf("only the first %d are kept", maxProblems)}
 	}
 	f.layout.Problems = append(f.layout.Problems, p)
 }

@@ -11,8 +11,8 @@ import (
 // zfsMinBytes is the size of the smallest device of a pool.
 const zfsMinBytes = 64 << 20
 
-// readEnds reads the head and the tail bytes of v, all of it where it is smaller. whole: all could be
-// read. What could not reads as zeros.
+// readEnds reads the head and the tail bytes of v, all of it where it is smaller. whole: all
+// could be read. What could not reads as zeros.
 func (f *finder) readEnds(v *Volume, head, tail int64) (e *ends, whole bool) {
 	size := min(v.Size, f.available(v))
 	e = &ends{size: v.Size, head: make([]byte, min(head, size))}
@@ -70,8 +70,8 @@ func (f *finder) recognise(v *Volume, all bool) []match {
 	e, whole := f.readEnds(v, head, tail)
 	found := e.matches()
 	if all && len(found) == 0 && v.Size > 0 && whole && zero(e.head) && zero(e.tail) {
-		looked := fmt.Sprintf("the first %d and the last %d of %d bytes read as zeros, the rest was not looked at",
-			len(e.head), len(e.tail), v.Size)
+		looked := fmt.Sprintf("the first %d and the last %d of %d bytes read as zeros, the rest was "+
+			"not looked at", len(e.head), len(e.tail), v.Size)
 		if int64(len(e.head)+len(e.tail)) >= v.Size {
 			looked = fmt.Sprintf("all %d bytes read as zeros", v.Size)
 		}
@@ -94,8 +94,8 @@ func (f *finder) take(v *Volume, found []match) {
 		others = append(others, string(o.kind))
 	}
 	if others != nil {
-		f.problem(v, 0, 0, "volume "+v.Name, fmt.Sprintf("it has signatures of %s and of %s: it is taken "+
-			"for %s", m.kind, strings.Join(others, ", "), m.kind))
+		f.problem(v, 0, 0, "volume "+v.Name, fmt.Sprintf("it has signatures of %s and of %s: it is "+
+			"taken for %s", m.kind, strings.Join(others, ", "), m.kind))
 	}
 }
 

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Signatures, at the places that blkid(8) of util-linux 2.40 knows (libblkid/src/superblocks), which
-// is also where tools for each format put them. A magic number of two bytes counts only with more
-// that must be so (the functions below).
+// Signatures, at the places that blkid(8) of util-linux 2.40 knows (libblkid/src/superblocks),
+// which is also where tools for each format put them. A magic number of two bytes counts only
+// with more that must be so (the functions below).
 //
 // All lie in the first headBytes or the last tailBytes of a volume, and most in the first part of
 // these, which is why that is read first.
@@ -197,8 +197,8 @@ func (e *ends) endRAID() (match, bool) {
 }
 
 // luks recognises LUKS, by "LUKS1 On-Disk Format Specification" 1.2.3 and "LUKS2 On-Disk Format
-// Specification" 1.1.3: 0 magic, 6 version (big endian), 168 UUID, and in version 2 24 label. Version
-// 2 has a second header.
+// Specification" 1.1.3: 0 magic, 6 version (big endian), 168 UUID, and in version 2 24 label.
+// Version 2 has a second header.
 func (e *ends) luks() (match, bool) {
 	at := int64(0)
 	note := ""
@@ -256,8 +256,9 @@ func ExtKind(compat, incompat, ro uint32) Kind {
 	return Ext2
 }
 
-// swap recognises swap space, by mm/swapfile.c and include/linux/swap.h of Linux: the magic stands at
-// the end of the first page, whose size the machine has chosen, 1024 version, 1036 UUID, 1052 label.
+// swap recognises swap space, by mm/swapfile.c and include/linux/swap.h of Linux: the magic
+// stands at the end of the first page, whose size the machine has chosen, 1024 version, 1036
+// UUID, 1052 label.
 func (e *ends) swap() (match, bool) {
 	for page := int64(4096); page <= 65536; page *= 2 {
 		m := match{kind: Swap, version: "1"}
@@ -279,8 +280,8 @@ func (e *ends) swap() (match, bool) {
 	return match{}, false
 }
 
-// xfsLog recognises the log of an XFS file system that lies elsewhere, by the head of a record in one
-// of its first sectors (fs/xfs/libxfs/xfs_log_format.h).
+// xfsLog recognises the log of an XFS file system that lies elsewhere, by the head of a record in
+// one of its first sectors (fs/xfs/libxfs/xfs_log_format.h).
 func (e *ends) xfsLog() (match, bool) {
 	for at := int64(0); at < 256<<10; at += 512 {
 		b := e.at(at, 512)
@@ -297,8 +298,8 @@ func (e *ends) xfsLog() (match, bool) {
 	return match{}, false
 }
 
-// fat recognises FAT12, FAT16 and FAT32, by "Microsoft FAT Specification" (2005), section 3: there is
-// no magic number but what every boot sector has, so all numbers must fit.
+// fat recognises FAT12, FAT16 and FAT32, by "Microsoft FAT Specification" (2005), section 3:
+// there is no magic number but what every boot sector has, so all numbers must fit.
 func (e *ends) fat() (match, bool) {
 	b := e.at(0, 512)
 	if b == nil || b[510] != 0x55 || b[511] != 0xaa || b[0] != 0xeb && b[0] != 0xe9 ||
@@ -314,7 +315,8 @@ func (e *ends) fat() (match, bool) {
 	}
 	root := (int64(le16(b, 17))*32 + max(sector, 1) - 1) / max(sector, 1)
 	used := int64(le16(b, 14)) + fat*int64(b[16]) + root
-	if sector < 512 || sector > 4096 || sector&(sector-1) != 0 || cluster == 0 || cluster&(cluster-1) != 0 ||
+	if sector < 512 || sector > 4096 || sector&(sector-1) != 0 ||
+		cluster == 0 || cluster&(cluster-1) != 0 ||
 		le16(b, 14) == 0 || b[16] == 0 || fat == 0 || media < 0xf8 && media != 0xf0 || used > sectors {
 		return match{}, false
 	}

@@ -5,8 +5,10 @@ package volume
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -343,7 +345,7 @@ func TestGrown(t *testing.T) {
 		says  string
 		parts int
 	}{
-		{100 * mib, false, "72 KiB before", 3},
+		{100 * mib, false, fmt.Sprintf("%d before: the disk was grown", 36*mib/512), 3},
 		{100 * mib, true, "primary GPT header", 3}, // found by the protective MBR
 		{40 * mib, false, "past the end of the disk", 3},
 		{20 * mib, false, "it ends", 3},
@@ -357,12 +359,16 @@ func TestGrown(t *testing.T) {
 			d.Data = over{w, 512, make([]byte, 512)}
 		}
 		l := find(t, d)
-		if tc.says == "72 KiB before" {
-			tc.says = fmt.Sprintf("%d before: the disk was grown", 36*mib/512)
-		}
 		wantProblem(t, l, tc.says)
 		if got := len(parts(l)); got != tc.parts {
 			t.Errorf("Find() of %d bytes has %d partitions, want %d", tc.size, got, tc.parts)
+		}
+		// What is past the size is not there, even if it could be read.
+		v := volume(t, l, "3")
+		there := max(0, min(v.Size, tc.size-v.Start))
+		n, err := v.ReadAt(make([]byte, v.Size), 0)
+		if int64(n) != there || (there < v.Size) != errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("ReadAt() of a disk of %d bytes = %d, %v, want %d", tc.size, n, err, there)
 		}
 	}
 }

@@ -31,8 +31,8 @@ func (f *finder) sectors(v *Volume) []int64 {
 	return []int64{512, 4096}
 }
 
-// table reads the partition table of v, nil if there is none. found is what else begins on v: it may
-// have a boot sector, which ends like an MBR.
+// table reads the partition table of v, nil if there is none. found is what else begins on v: it
+// may have a boot sector, which ends like an MBR.
 func (f *finder) table(v *Volume, found []match) (*Table, []entry) {
 	first := f.bytesAt(v, 0, mbrSector, "first sector")
 	entries, isMBR := ParseMBR(first)
@@ -76,8 +76,8 @@ func (f *finder) besideMBR(v *Volume, sectors []int64) {
 func (f *finder) inBootSector(v *Volume, entries *[4]MBREntry) {
 	for _, e := range entries {
 		if e.Sectors > 0 && e.First > 0 && e.First+e.Sectors <= v.Size/mbrSector {
-			f.problem(v, mbrEntries, 64, "boot sector", "there is what looks like a partition table in the boot "+
-				"sector of a file system: it is not read")
+			f.problem(v, mbrEntries, 64, "boot sector", "there is what looks like a partition table in "+
+				"the boot sector of a file system: it is not read")
 			break
 		}
 	}
@@ -114,9 +114,9 @@ func (f *finder) parts(v *Volume, in int, t *Table, parts []entry) {
 	f.layout.Tables = append(f.layout.Tables, *t)
 	f.checkParts(v, parts)
 	for _, p := range parts {
-		child := &Volume{Class: Partition, Name: fmt.Sprint(p.number), Disk: v.Disk, Start: v.Start, Size: p.length,
-			Part: p.number, PartName: p.name, PartType: p.kind, PartUUID: p.uuid, Kind: Unknown,
-			disks: v.disks, depth: v.depth + 1}
+		child := &Volume{Class: Partition, Name: fmt.Sprint(p.number), Disk: v.Disk, Start: v.Start,
+			Size: p.length, Part: p.number, PartName: p.name, PartType: p.kind, PartUUID: p.uuid,
+			Kind: Unknown, disks: v.disks, depth: v.depth + 1}
 		if v.onDisk() && in < 0 {
 			child.Start = p.start
 			child.segments = []segment{{length: p.length, legs: []leg{{disk: v.Disk, at: p.start}}}}

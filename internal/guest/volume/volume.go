@@ -150,8 +150,8 @@ const (
 	maxBytes = 1 << 59
 )
 
-// ErrMissing is in the errors of [Volume.ReadAt] for parts that no disk given holds, or that are not
-// read; the text says which.
+// ErrMissing is in the errors of [Volume.ReadAt] for parts that no disk given holds, or that are
+// not read; the text says which.
 var ErrMissing = errors.New("that part of the volume is not to be had")
 
 // Find tells what disks are divided into. Disks that belong together (the physical volumes of a
@@ -166,8 +166,8 @@ func Find(ctx context.Context, disks []Disk) (*Layout, error) {
 	f := &finder{ctx: ctx, layout: &Layout{Disks: disks}}
 	for i := range disks {
 		size := min(max(disks[i].Size, 0), maxBytes)
-		f.examine(&Volume{Class: Whole, Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks, root: true,
-			segments: []segment{{length: size, legs: []leg{{disk: i}}}}})
+		f.examine(&Volume{Class: Whole, Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks,
+			root: true, segments: []segment{{length: size, legs: []leg{{disk: i}}}}})
 	}
 	f.build()
 	if err := ctx.Err(); err != nil {
@@ -187,8 +187,8 @@ type finder struct {
 	physicals []*physical
 }
 
-// build puts together arrays and groups of what was found, and what is found in those, until there is
-// no more.
+// build puts together arrays and groups of what was found, and what is found in those, until
+// there is no more.
 func (f *finder) build() {
 	for range 2 * maxDepth {
 		if f.arrays() || f.logicals(false) || f.logicals(true) {
@@ -205,7 +205,8 @@ func (f *finder) examine(v *Volume) {
 		return
 	}
 	if v.depth > maxDepth {
-		f.problem(v, 0, 0, "volume "+v.Name, fmt.Sprintf("it lies in more than %d others: not looked at", maxDepth))
+		v.Kind, v.NotExamined = NotRead, fmt.Sprintf("it lies in more than %d others: not read", maxDepth)
+		f.list(v)
 		return
 	}
 	if f.mdMember(v) {
@@ -256,8 +257,8 @@ func (f *finder) divided(v *Volume, pv *physical, t *Table, parts []entry, found
 		case t.NotRead != "":
 			v.NotExamined = t.NotRead
 		case len(found) > 0:
-			f.problem(v, 0, 0, "volume "+v.Name, fmt.Sprintf("it has a partition table and a signature of %s:"+
-				" both are listed", v.Kind))
+			f.problem(v, 0, 0, "volume "+v.Name, fmt.Sprintf("it has a partition table and a signature "+
+				"of %s: both are listed", v.Kind))
 		}
 		if len(found) == 0 {
 			v.Kind = t.Kind
