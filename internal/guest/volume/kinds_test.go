@@ -42,7 +42,6 @@ var kinds = []struct {
 	{"luks2", 32 * mib, "cryptsetup -q luksFormat --type luks2 --label crypt --pbkdf pbkdf2 --pbkdf-force-iterations 1000 DISK KEY", false},
 	{"bcache", 16 * mib, "make-bcache -B DISK", false},
 	{"jfs", 32 * mib, "mkfs.jfs -q -L journaled DISK", false},
-	{"reiserfs", 64 * mib, "mkreiserfs -q -f -f -l reiser DISK", false},
 	{"nilfs2", 200 * mib, "mkfs.nilfs2 -q -L nil DISK", false},
 	{"udf", 32 * mib, "mkudffs -l universal DISK", false},
 	{"iso", 0, "genisoimage -quiet -V COMPACT -o DISK FILES", false},
@@ -157,6 +156,7 @@ func TestKindsByHand(t *testing.T) {
 			binary.BigEndian.PutUint32(b[300:], 1)
 			w.write(t, 0, b)
 		}, "xfs_external_log", "", "not read"},
+		{"reiserfs", put(65536+52, "ReIsEr2Fs"), "reiserfs", "", "not read"},
 		{"ufs", put(65536+1372, "\x19\x01\x54\x19"), "ufs", "", "not read"},
 		{"apfs", put(32, "NXSB"), "apfs", "", "not read"},
 		{"hfsplus", put(1024, "H+\x00\x04"), "hfsplus", "", "not read"},
