@@ -369,9 +369,8 @@ func TestHurt(t *testing.T) {
 	}
 	hurt := func(want int) {
 		t.Helper()
-		h, err := v.Hurt(t.Context(), imagePath)
-		if err != nil || len(h) != want {
-			t.Errorf("Hurt = %v, %v, want %d", h, err, want)
+		if n := hurtOf(t, d, imagePath); n != want {
+			t.Errorf("%d changes are remembered, want %d", n, want)
 		}
 	}
 	hurt(0)

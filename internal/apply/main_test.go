@@ -175,6 +175,30 @@ func settled(t testing.TB, d *cut.Disk, what string, want ...[]byte) {
 	}
 }
 
+// hurtOf counts the changes of an image that left guest data wrong which nobody put right.
+func hurtOf(t testing.TB, d *cut.Disk, path string) int {
+	t.Helper()
+	v, err := vault.New(vault.Options{Disk: d, StateDir: stateDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := v.Memory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := m.Of(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, c := range all {
+		if c.State == vault.Committed {
+			n++
+		}
+	}
+	return n
+}
+
 // clone gives a copy of a disk on which all is sure.
 func clone(t testing.TB, d *cut.Disk) *cut.Disk {
 	t.Helper()

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/lab/cut"
@@ -199,15 +201,102 @@ func TestUndoOfCopyKeepsOriginal(t *testing.T) {
 	if out, err := Recover(t.Context(), other, options(d)); err != nil || len(out) != 0 {
 		t.Errorf("Recover of the copy = %+v, %v", out, err)
 	}
-	v, err := vault.New(vault.Options{Disk: d, StateDir: stateDir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if h, err := v.Hurt(t.Context(), imagePath); err != nil || len(h) != 1 {
-		t.Errorf("Hurt of the original = %v, %v", h, err)
+	if n := hurtOf(t, d, imagePath); n != 1 {
+		t.Errorf("%d changes are remembered of the original, want 1", n)
 	}
 	if _, err := Undo(t.Context(), imagePath, "", options(d)); err != nil || !bytes.Equal(before, content(t, d)) {
 		t.Errorf("Undo of the original = %v", err)
+	}
+}
+
+// Finished refuses what Apply would, and touches nothing.
+func TestFinished(t *testing.T) {
+	d, before, _ := cutAt(t, 3)
+	fault(t, d, "")
+	if err := Finished(t.Context(), imagePath, options(d)); !errors.Is(err, ErrUnfinished) {
+		t.Errorf("Finished = %v, want %v", err, ErrUnfinished)
+	}
+	d.Put("/else/copy.img", content(t, d))
+	if err := Finished(t.Context(), "/else/copy.img", options(d)); err != nil {
+		t.Errorf("Finished of a copy = %v", err)
+	}
+	// Another image has the name, and the undo file is still beside it.
+	d.Move(imagePath, "/img/old.img")
+	d.Put(imagePath, slices.Repeat([]byte("another "), 9000))
+	if err := Finished(t.Context(), imagePath, options(d)); err != nil {
+		t.Errorf("Finished of an image that took the place = %v", err)
+	}
+	if err := Finished(t.Context(), "/img/old.img", options(d)); !errors.Is(err, ErrUnfinished) {
+		t.Errorf("Finished of the image by its new name = %v, want %v", err, ErrUnfinished)
+	}
+	// A copy of the undo file makes a copy of the image unfinished: it can be recovered.
+	undo, _ := d.Get(imagePath + vault.Suffix)
+	d.Put("/else/copy.img"+vault.Suffix, undo)
+	if err := Finished(t.Context(), "/else/copy.img", options(d)); !errors.Is(err, ErrUnfinished) {
+		t.Errorf("Finished of a copy with a copy of the undo file = %v, want %v", err, ErrUnfinished)
+	}
+	if ops := d.Ops(); len(ops) != 0 {
+		t.Errorf("Finished does %q", ops)
+	}
+	if _, err := Recover(t.Context(), "/else/copy.img", options(d)); err != nil {
+		t.Error(err)
+	}
+	if got, _ := d.Get("/else/copy.img"); !bytes.Equal(got, before) {
+		t.Error("Recover of the copy did not give back the bytes")
+	}
+}
+
+// The earlier of two changes is not undone before the later one.
+func TestUndoEarlier(t *testing.T) {
+	d, p, before, after := world(t)
+	mustApply(t, d, p)
+	q := second(t, p, after)
+	o := options(d)
+	o.Now = func() time.Time { return options(d).Now().Add(time.Hour) }
+	if _, err := Apply(t.Context(), q, o); err != nil {
+		t.Fatal(err)
+	}
+	var later *LaterError
+	if _, err := Undo(t.Context(), imagePath, p.ID, o); !errors.As(err, &later) || later.ID != q.ID ||
+		later.Wanted != p.ID || !errors.Is(err, ErrLater) {
+		t.Errorf("Undo of the earlier change = %v, want that %s is later", err, q.ID)
+	}
+	for _, id := range []string{q.ID, p.ID} {
+		if _, err := Undo(t.Context(), imagePath, id, o); err != nil {
+			t.Errorf("Undo of %s = %v", id, err)
+		}
+	}
+	if !bytes.Equal(before, content(t, d)) {
+		t.Error("it is not as it was before both")
+	}
+}
+
+// What Undo says where nothing is in force.
+func TestNothingToUndo(t *testing.T) {
+	for state, want := range map[vault.State]string{
+		"":               "no change of it is known",
+		vault.RolledBack: "was rolled back",
+		vault.Prepared:   "never begun",
+	} {
+		d, p, _, _ := world(t)
+		switch state {
+		case vault.RolledBack:
+			fault(t, d, "EIO on write 4")
+			if _, err := Apply(t.Context(), p, options(d)); !errors.Is(err, ErrRolledBack) {
+				t.Fatalf("Apply = %v", err)
+			}
+		case vault.Prepared:
+			mustApply(t, d, p)
+			b, _ := d.Get(imagePath + vault.Suffix)
+			at := bytes.Index(b, []byte("SHISASTA"))
+			clear(b[at+512:])
+			d.Put(imagePath+vault.Suffix, b)
+		}
+		fault(t, d, "")
+		_, err := Undo(t.Context(), imagePath, "", options(d))
+		if !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Undo after %q = %v, want %v with %q", state, err, ErrNothing, want)
+		}
 	}
 }
 

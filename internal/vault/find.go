@@ -17,7 +17,6 @@ import (
 	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
-	"github.com/shisa-vm/shisa/internal/plan"
 )
 
 const (
@@ -287,53 +286,4 @@ func (v *Vault) candidate(ctx context.Context, path string, i *Image, receipts m
 		c.Receipt = r
 	}
 	return c
-}
-
-// Hurt is guest data of an image that a change left wrong, and that nobody put right since.
-type Hurt struct {
-	ReceiptID string
-	Match     Match
-	Hurt      []plan.Hurt
-}
-
-// HurtBook knows the guest data that all changes left wrong.
-type HurtBook struct {
-	v        *Vault
-	receipts []*Receipt
-}
-
-// HurtBook reads the receipts once, to be asked about many images. Receipts that cannot be read are
-// told by the error, beside a book of the others.
-func (v *Vault) HurtBook(ctx context.Context) (*HurtBook, error) {
-	all, err := v.Receipts(ctx)
-	return &HurtBook{v, slices.DeleteFunc(all, func(r *Receipt) bool {
-		return r.State != Committed || r.Resolved != nil || len(r.Hurt) == 0
-	})}, err
-}
-
-// Of gives what is hurt of an image. A book without entries opens nothing.
-func (b *HurtBook) Of(image string) ([]Hurt, error) {
-	if len(b.receipts) == 0 {
-		return nil, nil
-	}
-	i, err := b.v.Look(image)
-	if err != nil {
-		return nil, err
-	}
-	var hurt []Hurt
-	for _, r := range b.receipts {
-		if m := r.matches(i); m != NoMatch {
-			hurt = append(hurt, Hurt{r.ID, m, r.Hurt})
-		}
-	}
-	return hurt, nil
-}
-
-// Hurt gives the guest data of one image that changes left wrong.
-func (v *Vault) Hurt(ctx context.Context, image string) ([]Hurt, error) {
-	b, err := v.HurtBook(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return b.Of(image)
 }
