@@ -274,21 +274,33 @@ func (r *record) cleanLoop() error {
 }
 
 // inNamespace names the processes of a mount namespace.
-func inNamespace(namespace string) []string {
+func inNamespace(name string) []string {
 	var all []string
+	for _, pid := range namespaceOf(name) {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // "" if it ended
+		all = append(all, fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(comm)), pid))
+	}
+	return all
+}
+
+// namespaceOf lists the processes of a mount namespace.
+func namespaceOf(name string) []int {
 	names, err := os.ReadDir("/proc")
-	if err != nil || namespace == "" {
+	if err != nil || name == "" {
 		return nil
 	}
+	var all []int
 	for _, n := range names {
-		pid, err := strconv.Atoi(n.Name())
-		if err != nil || pid == os.Getpid() {
-			continue // no process, or this one, which has a thread in it
-		}
-		if ns, err := os.Readlink("/proc/" + n.Name() + "/ns/mnt"); err == nil && ns == namespace {
-			comm, _ := os.ReadFile("/proc/" + n.Name() + "/comm")
-			all = append(all, fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(comm)), pid))
+		// This process has a thread in it at most.
+		if pid, err := strconv.Atoi(n.Name()); err == nil && pid != os.Getpid() && namespace(pid) == name {
+			all = append(all, pid)
 		}
 	}
 	return all
+}
+
+// namespace is the mount namespace of a process, "" if it ended.
+func namespace(pid int) string {
+	name, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	return name
 }

@@ -171,6 +171,29 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// TestFlags: lsattr shows what the guest's file has.
+func TestFlags(t *testing.T) {
+	const immutable, appendOnly, compress = 0x10, 0x20, 4 // linux/fs.h
+	m := newMemory(2)
+	m.file(2, "f", 11, "").stat.Flags = immutable | compress
+	m.dir(2, "d", 12).stat.Flags = appendOnly
+	dir, _ := shown(t, m)
+	for name, want := range map[string]uint32{"f": immutable | compress, "d": appendOnly} {
+		f, err := os.Open(dir + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		if err != nil || got != want {
+			t.Errorf("flags of %s = %#x, %v, want %#x", name, got, err, want)
+		}
+		if _, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GET_ENCRYPTION_KEY_STATUS); !errors.Is(err, unix.ENOTTY) {
+			t.Errorf("another ioctl = %v, want %v", err, unix.ENOTTY)
+		}
+		f.Close()
+	}
+}
+
 func TestStatfs(t *testing.T) {
 	dir, _ := shown(t, odd())
 	var st unix.Statfs_t

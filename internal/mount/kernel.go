@@ -62,6 +62,9 @@ type KernelOptions struct {
 	// Stdin, Stdout and Stderr are those of the program. Files are handed on as they are.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Interrupt gives the signals that a terminal sends to the program as well. They are the program's
+	// as long as it runs, and end the waiting for others behind it.
+	Interrupt <-chan os.Signal
 	// Log is told what could not be read of the volume, and who is waited for at the end.
 	Log func(text string)
 }
@@ -159,10 +162,15 @@ func (k *kernelMount) run(ctx context.Context) (status int, err error) {
 		return 0, fmt.Errorf("mount on %s: %w", private, err)
 	}
 	undo = append(undo, func() error {
-		err := unmountAlone(private)
-		server.Wait()
+		lazily, err := unmountAlone(private)
+		if !lazily {
+			server.Wait()
+		}
 		return err
 	})
+	if err := k.record.serves(private); err != nil {
+		return 0, err
+	}
 	loop, err := k.loop(private)
 	if err != nil {
 		return 0, err
@@ -256,11 +264,14 @@ func (k *kernelMount) program(ctx context.Context) (status int, err error) {
 	return 0, err
 }
 
-// leave unmounts. It waits for programs that still use the mount, until ctx ends: then they are told
-// to end, and at last get errors.
+// leave unmounts. It waits for programs that still use the mount, until ctx ends or the user does not
+// want to wait: then they are killed.
 func (k *kernelMount) leave(ctx context.Context) error {
-	told := false
-	for {
+	select {
+	case <-k.o.Interrupt: // that was for the program
+	default:
+	}
+	for told := false; ; {
 		err := unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW)
 		switch {
 		case err == nil, errors.Is(err, unix.EINVAL): // the program did
@@ -274,23 +285,46 @@ func (k *kernelMount) leave(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+			return k.leaveNow()
+		case <-k.o.Interrupt:
+			return k.leaveNow()
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// unmountAlone unmounts what nobody but the kernel used, which may need a moment to let go.
-func unmountAlone(dir string) error {
+// leaveNow kills what is in the namespace: programs that the command started. One that cannot be
+// killed gets errors.
+func (k *kernelMount) leaveNow() error {
+	for end := time.Now().Add(graceful); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for _, p := range namespaceOf(k.record.Namespace) {
+			// It may have ended by itself, and only its number stayed: the namespace is asked again.
+			if fd, err := unix.PidfdOpen(p, 0); err == nil {
+				if namespace(p) == k.record.Namespace {
+					_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+				}
+				_ = unix.Close(fd)
+			}
+		}
+		if err := unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+	}
+	return unix.Unmount(k.dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+}
+
+// unmountAlone unmounts what nobody but the kernel used, which may need a moment to let go. lazily
+// says that it did not: then it goes with this process.
+func unmountAlone(dir string) (lazily bool, err error) {
 	for deadline := time.Now().Add(answer); ; time.Sleep(10 * time.Millisecond) {
 		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 		switch {
 		case err == nil:
-			return nil
+			return false, nil
 		case !errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("unmount %s: %w", dir, err)
+			return true, fmt.Errorf("unmount %s: %w", dir, err)
 		case time.Now().After(deadline):
-			return unmount(dir, true)
+			return true, unmount(dir, true)
 		}
 	}
 }

@@ -262,6 +262,35 @@ func TestKernelInterrupted(t *testing.T) {
 	nothingLeft(t, w.state, w.dir)
 }
 
+// TestKernelImpatient: what the program leaves behind is killed when nobody wants to wait for it.
+func TestKernelImpatient(t *testing.T) {
+	w := newWorld(t)
+	v := plain(t)
+	for _, tc := range []struct {
+		name string
+		end  func(cancel func(), interrupt chan os.Signal)
+	}{
+		{"ended", func(cancel func(), _ chan os.Signal) { cancel() }},
+		{"interrupted", func(_ func(), interrupt chan os.Signal) { interrupt <- os.Interrupt }},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		interrupt := make(chan os.Signal, 1)
+		interrupt <- os.Interrupt // while the program runs
+		var told []string
+		status, err := Kernel(ctx, v, w.dir, KernelOptions{StateDir: w.state, Interrupt: interrupt,
+			Command: []string{"sh", "-c", `cd "$0"; sleep 1000 >&- 2>&- & exit 3`, w.dir}, Env: os.Environ(),
+			Log: func(text string) {
+				told = append(told, text)
+				go tc.end(cancel, interrupt)
+			}})
+		cancel()
+		if err != nil || status != 3 || len(told) != 1 {
+			t.Errorf("%s: %d, %v, told %q, want 3", tc.name, status, err, told)
+		}
+		nothingLeft(t, w.state, w.dir)
+	}
+}
+
 // TestLayer holds a layer against a plain copy that the same is written to.
 func TestLayer(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))

@@ -93,15 +93,9 @@ func Files(fsys files.FS, dir string, o Options) (*Mounted, error) {
 		server.Wait()
 		m.err = m.record.remove()
 	}()
-	var st unix.Stat_t
-	if err = unix.Stat(real, &st); err == nil {
-		m.record.Device = device(st.Dev)
-		err = m.record.write()
-	}
-	if err != nil {
+	if err := m.record.serves(real); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), m.Unmount())
 	}
-	readAhead(m.record.Device)
 	return m, nil
 }
 

@@ -178,6 +178,17 @@ func (r *record) remove() error {
 // logPath is where a process that serves in the background writes what it has to tell.
 func (r *record) logPath() string { return strings.TrimSuffix(r.path, recordSuffix) + logSuffix }
 
+// serves notes which device is now mounted on dir, and lets the kernel read ahead on it.
+func (r *record) serves(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return err
+	}
+	r.Device = device(st.Dev)
+	readAhead(r.Device)
+	return r.write()
+}
+
 // keep adds a line to the log. Those who read it are told an error too.
 func (r *record) keep(text string) {
 	f, err := os.OpenFile(r.logPath(), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)

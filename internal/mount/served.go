@@ -5,6 +5,7 @@ package mount
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -392,6 +393,20 @@ func (s *served) xattrs(h *fuse.InHeader) ([]xattr, fuse.Status, error) {
 	}
 	attrs, err := n.xattrs(func(bytes int64) { s.nodes.put(n.ino, n, bytes) })
 	return attrs, fuse.OK, err
+}
+
+// Ioctl gives the flags of an inode, as lsattr shows them.
+func (s *served) Ioctl(
+	_ stop, in *fuse.IoctlIn, _ []byte, _ *fuse.IoctlOut, p []byte,
+) fuse.Status {
+	if in.Cmd != unix.FS_IOC_GETFLAGS || len(p) < 4 {
+		return fuse.Status(unix.ENOTTY)
+	}
+	n, status := s.open(in.NodeId)
+	if status.Ok() {
+		binary.NativeEndian.PutUint32(p, n.file.Stat().Flags)
+	}
+	return status
 }
 
 func (s *served) StatFs(_ stop, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
