@@ -75,8 +75,9 @@ func (n *file) content(p []byte, off int64) (int, error) {
 	f := n.f
 	done := 0
 	fill := func(to int64) {
-		for ; off+int64(done) < to && done < len(p); done++ {
-			p[done] = 0
+		if end := min(to-off, int64(len(p))); end > int64(done) {
+			clear(p[done:end])
+			done = int(end)
 		}
 	}
 	err := n.eachExtent(context.Background(), uint64(off)>>f.blockLog, func(e *extent) error {

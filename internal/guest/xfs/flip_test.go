@@ -23,9 +23,9 @@ func openFS(ctx context.Context, volume io.ReaderAt, size int64) (files.FS, erro
 
 // TestFlips turns bits of the metadata around: whatever is missing then must be said.
 func TestFlips(t *testing.T) {
-	rounds := 60
+	rounds := 25
 	if testenv.Long() {
-		rounds = 3000
+		rounds = 1500
 	}
 	for _, v := range variants() {
 		if v.name != "v5" && v.name != "v4" && !testenv.Long() {

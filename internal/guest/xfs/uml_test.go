@@ -98,6 +98,13 @@ func TestInGuest(t *testing.T) {
 			time.Sleep(700 * time.Millisecond)
 			unix.Sync()
 		}
+	case "few":
+		few(t, at, false)
+		must(unix.Unmount(at, 0))
+		return
+	case "crash":
+		few(t, at, true)
+		return
 	case "fill":
 		big, err := strconv.Atoi(os.Getenv(guestFill))
 		must(err)
