@@ -326,3 +326,53 @@ func TestRebuildHeaderOptions(t *testing.T) {
 		t.Errorf("RebuildHeader with a disk of 512 bytes: %v missing, %d writes, %v", p.Missing, len(p.Writes), err)
 	}
 }
+
+// TestRebuildWithoutL1: the header is lost and the L1 table as well. With the place and the size given, a
+// copy is made, and a repair of it puts the L2 tables back.
+func TestRebuildWithoutL1(t *testing.T) {
+	testenv.Need(t, "qemu-img", "mkfs.xfs")
+	sound := formatted(t, func(raw, _ string) []string { return []string{"mkfs.xfs", "-q", "-f", raw} })
+	_, h := l1Slots(t, sound)
+	for _, fill := range []byte{0, 'x'} {
+		b := slices.Clone(sound)
+		clear(b[:plan.SectorBytes])
+		copy(b[h.L1Off:int64(h.L1Off)+8*h.L1Entries], bytes.Repeat([]byte{fill}, int(8*h.L1Entries)))
+		none := ""
+		o := repair.HeaderOptions{SizeBytes: h.SizeBytes, Backing: &none}
+		p, err := repair.RebuildHeader(t.Context(), b, int64(len(b)), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(p.Missing) == 0 {
+			t.Error("without the place of the L1 table nothing is missing")
+		}
+		o.L1Offset = int64(h.L1Off)
+		if p, err = repair.RebuildHeader(t.Context(), b, int64(len(b)), o); err != nil || len(p.Missing) > 0 {
+			t.Fatalf("%v; missing: %v", err, p.Missing)
+		}
+		for _, w := range p.Writes {
+			copy(b[w.Offset:], w.New)
+		}
+		after := b.applied(t, makePlan(t, b, repair.Options{}))
+		if !slices.EqualFunc(view(t, sound), view(t, after), bytes.Equal) {
+			t.Error("the guest reads something else")
+		}
+		if status, text := qemuCheck(t, after); status != 0 && status != 3 {
+			t.Errorf("qemu-img check exits with %d:\n%s", status, text)
+		}
+	}
+}
+
+// TestRebuildSizeBound: a file system that fills the disk says how large it was at least.
+func TestRebuildSizeBound(t *testing.T) {
+	testenv.Need(t, "qemu-img", "mkfs.ext4")
+	b := formatted(t, func(raw, files string) []string { return []string{"mkfs.ext4", "-q", "-F", "-d", files, raw} })
+	clear(b[:plan.SectorBytes])
+	p, err := repair.RebuildHeader(t.Context(), b, int64(len(b)), repair.HeaderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(p.Missing, qcow2.FieldSize) || p.SizeLowBytes != 320<<20 || p.SizeHighBytes < p.SizeLowBytes {
+		t.Errorf("missing %v, %d to %d bytes; want the size, from %d on", p.Missing, p.SizeLowBytes, p.SizeHighBytes, 320<<20)
+	}
+}

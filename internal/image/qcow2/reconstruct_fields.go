@@ -242,7 +242,11 @@ func (f *finder) l1Fields() {
 	switch t := f.l1; {
 	case t == nil && f.h.L1Off == 0:
 		x.Missing, x.Value = true, ""
-		x.Evidence = append(x.Evidence, evidenceAt("file", -1, "", "no table leads to L2 tables"))
+		x.Evidence = append(x.Evidence, evidenceAt("file", -1, "", "no table leads to L2 tables. If it was wiped or overwritten, "+
+			"name its place, which mostly is the fourth cluster of the file, and the size of the disk; a repair of the copy "+
+			"then puts L2 tables back"))
+	case t == nil && f.opts.L1Off != 0:
+		x.Evidence = append(x.Evidence, evidenceAt("file", int64(f.h.L1Off), "", "what stands there leads to no L2 tables"))
 	case t == nil:
 		x.Evidence = append(x.Evidence, evidenceAt("refcounts", int64(f.h.L1Off), "",
 			"nothing leads anywhere, and these are the only clusters of zeros that are counted and belong to nothing"))

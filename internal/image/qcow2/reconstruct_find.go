@@ -56,6 +56,7 @@ func (f *finder) find(ctx context.Context) error {
 		h.Snapshots, h.SnapshotsOff = uint32(len(f.snaps[0].snapshots)), uint64(f.snaps[0].off)
 	}
 	f.findKinds()
+	f.takeGivenL1()
 	if err := f.findCompression(ctx); err != nil {
 		return err
 	}
@@ -70,6 +71,16 @@ func (f *finder) find(ctx context.Context) error {
 	f.fields()
 	f.x.finish()
 	return nil
+}
+
+// takeGivenL1 takes the place that the caller named for the L1 table where none is found: it may be wiped
+// or overwritten. What is there then, a repair of the image has to tell.
+func (f *finder) takeGivenL1() {
+	off, n := int64(f.opts.L1Off), f.x.needed(f.opts.SizeBytes)
+	if f.l1 != nil || off <= 0 || off&(f.h.ClusterSize()-1) != 0 || n <= 0 || n > MaxL1Bytes/8 || off > f.size-n*8 {
+		return
+	}
+	f.h.L1Off, f.x.L1Room = f.opts.L1Off, n
 }
 
 // readOld reads what is left of the old header cluster.
