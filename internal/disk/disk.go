@@ -167,22 +167,32 @@ type Link struct {
 	cause error // for missing, unreadable and protocol
 }
 
+// What a file is to the image that names it.
+const (
+	roleBacking = "backing file"
+	roleData    = "data file"
+	roleExtent  = "extent"
+)
+
 // Err is nil for LinkOK and otherwise says what is wrong with the link; overlay is the image whose
 // header holds the name, role is "backing file" or "data file".
 func (l *Link) Err(overlay, role string) error {
 	if l.State == LinkOK {
 		return nil
 	}
-	return withAdvice(&LinkError{Overlay: overlay, Role: role, Link: *l, Cause: l.cause}, l)
+	return withAdvice(&LinkError{Overlay: overlay, Role: role, Link: *l, Cause: l.cause}, l, role)
 }
 
 // withAdvice adds what to do about a link that cannot be followed.
-func withAdvice(err error, l *Link) error {
+func withAdvice(err error, l *Link, role string) error {
 	switch l.State {
 	case LinkNotFollowed:
 		return finding.WithHint(err, "--follow opens it")
 	case LinkMissing:
-		return finding.WithHint(err, "find the file: the image holds only what changed since")
+		if role == roleBacking {
+			return finding.WithHint(err, "find the file: the image holds only what changed since")
+		}
+		return finding.WithHint(err, "find the file: it holds what is on the disk")
 	case LinkLoop:
 		return finding.WithHint(err, "find out which image of the circle was renamed or rebased")
 	case LinkTooDeep:

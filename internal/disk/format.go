@@ -46,7 +46,7 @@ func driverOf(format string) driver {
 	d := driver{head: (*Layer).headSize, info: func(*Layer, *Info) {}}
 	switch format {
 	case formatRaw:
-		d.open = (*Layer).openRaw
+		d.head, d.open = (*Layer).headRaw, (*Layer).openRaw
 	case formatQcow2:
 		return driver{(*Layer).headQcow2, (*Layer).openQcow2, (*Layer).qcow2Info}
 	case formatVMDK:
@@ -106,6 +106,19 @@ func (l *Layer) keep(err error) error {
 	return l.headSize()
 }
 
+// headRaw takes the file for what it is named, and says if it looks like something that has nothing to
+// be told by at its front.
+func (l *Layer) headRaw() error {
+	if l.FormatFrom == FormatProbed {
+		// A last sector that cannot be read says so when it is wanted.
+		if hint, err := image.Hint(l.file, l.file.Size()); err == nil && hint == image.VPC {
+			l.Notes = append(l.Notes, "it ends like a fixed disk of the format vpc, whose last sector is not on the disk; "+
+				"--format vpc takes it for one")
+		}
+	}
+	return l.headSize()
+}
+
 func (l *Layer) openRaw(context.Context, Options) error {
 	l.disk = raw.New(l.file, l.file.Size(), l.file)
 	return nil
@@ -126,7 +139,7 @@ func (l *Layer) headQcow2() error {
 func (l *Layer) openQcow2(ctx context.Context, o Options) error {
 	var do qcow2.DiskOptions
 	if l.Data != nil {
-		f, err := l.openLink(ctx, o, l.Data, "data file")
+		f, err := l.openLink(ctx, o, l.Data, roleData)
 		if err != nil {
 			return err
 		}
@@ -180,7 +193,7 @@ func (l *Layer) openVMDK(ctx context.Context, o Options) error {
 		if l.Extents[i].Name == "" {
 			continue // zeros
 		}
-		f, err := l.openLink(ctx, o, l.dataLink(i), "extent")
+		f, err := l.openLink(ctx, o, l.dataLink(i), roleExtent)
 		if err != nil {
 			return err
 		}
@@ -249,7 +262,7 @@ func (l *Layer) openVPC(context.Context, Options) error {
 // ready makes the layer readable.
 func (l *Layer) ready(ctx context.Context, o Options) error {
 	if b := l.Backing; b != nil && !o.Single {
-		if err := b.Err(l.Path, "backing file"); err != nil {
+		if err := b.Err(l.Path, roleBacking); err != nil {
 			return err
 		}
 	}

@@ -365,3 +365,26 @@ func TestOtherNotes(t *testing.T) {
 		t.Errorf("Describe = %+v", n)
 	}
 }
+
+// A fixed vpc disk is raw by its front; that it is none is said.
+func TestFixedNote(t *testing.T) {
+	path := filled(t, testenv.DiskDir(t), "disk.vhd", "vpc", "subformat=fixed,force_size=on")
+	diskio.RequireUnchanged(t, path)
+	want := []string{"raw 5243392 1 false", "vpc 5242880 0 true", "raw 5243392 0 false"}
+	for i, format := range []string{"", "vpc", "raw"} {
+		infos, err := Inspect(t.Context(), path, Options{Format: format})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := infos[0]
+		if got := fmt.Sprintln(n.Format, n.VirtualBytes, len(n.Notes), n.VPC != nil); got != want[i]+"\n" {
+			t.Errorf("Inspect(%q) = %s, notes %q, want %s", format, got, n.Notes, want[i])
+		}
+	}
+	asVPC := Options{Format: "vpc"}
+	got := make([]byte, 5<<20)
+	if _, err := mustOpen(t, path, asVPC).ReadAt(got, 0); err != nil {
+		t.Error(err)
+	}
+	imagetest.Equal(t, "ReadAt", got, bytesOf(t, path, "-f", "vpc"))
+}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -39,6 +40,17 @@ func FuzzChain(f *testing.F) {
 	}
 	f.Add(withL2)
 	f.Add(withL2[:3*512+8])
+	descriptor := "version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 99 FLAT \"base\" 5\nRW 9 ZERO\n"
+	f.Add([]byte(descriptor))
+	f.Add([]byte(strings.Replace(descriptor, "ffffffff\n", "2\nparentFileNameHint=\"base\"\n", 1)))
+	f.Add([]byte(strings.Replace(descriptor, "base", "nbd:base", 1)))
+	sparse := make([]byte, 4<<10)
+	copy(sparse, "KDMV\x01\x00\x00\x00\x05\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x01")
+	sparse[44], sparse[56] = 8, 2
+	copy(sparse[512:], descriptor[:strings.Index(descriptor, "RW")])
+	copy(sparse[1024:], "\x03\x00\x00\x00")
+	copy(sparse[1536:], "\x04\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x05\x00\x00\x00")
+	f.Add(sparse)
 	base := make([]byte, 1<<19)
 	for i := range base {
 		base[i] = byte(i>>9) | 1

@@ -228,7 +228,7 @@ func Map(ctx context.Context, w io.Writer, c *disk.Chain, r MapRange, s Style) (
 	var line []byte
 	err := c.Map(ctx, image.GuestOff(r.Start), r.Length, func(e *disk.Entry) error {
 		totals.add(e)
-		line = appendMapLine(line[:0], e)
+		line = appendMapLine(line[:0], e, len(c.Layers[e.Depth].Extents) > 0)
 		_, err := b.Write(line)
 		return writeError(err)
 	})
@@ -274,7 +274,8 @@ func mapTotals(end *MapEnd, size int64) string {
 	return text
 }
 
-func appendMapLine(b []byte, e *disk.Entry) []byte {
+// appendMapLine adds the line of e; extents: its layer has several files.
+func appendMapLine(b []byte, e *disk.Entry, extents bool) []byte {
 	pad := func(b []byte, from, width int) []byte {
 		for len(b) < from+width-1 {
 			b = append(b, ' ')
@@ -304,6 +305,9 @@ func appendMapLine(b []byte, e *disk.Entry) []byte {
 	b = strconv.AppendInt(b, int64(e.Depth), 10)
 	if e.HasOffset {
 		b = strconv.AppendInt(append(pad(b, n, 7), "0x"...), int64(e.Offset), 16)
+		if extents {
+			b = append(append(b, " of "...), Name(e.File)...)
+		}
 	}
 	return append(b, '\n')
 }

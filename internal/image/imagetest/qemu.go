@@ -73,6 +73,12 @@ func Content(t testing.TB, path, format string) []byte {
 	return b
 }
 
+// Refused tells whether qemu-img cannot read the image at path.
+func Refused(t testing.TB, path, format string) bool {
+	t.Helper()
+	return Fails(t, "qemu-img", "convert", "-f", format, "-O", "raw", path, filepath.Join(t.TempDir(), "raw"))
+}
+
 // MapEntry is one of qemu-img map.
 type MapEntry struct {
 	Start, Length       int64

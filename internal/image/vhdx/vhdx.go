@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"math"
 
 	"github.com/shisa-vm/shisa/internal/image"
 )
@@ -84,7 +83,6 @@ type Disk struct {
 	log   Log
 	notes []string
 
-	logAt  extent
 	bat    extent
 	meta   extent
 	taken  []extent // the log and all regions
@@ -244,6 +242,3 @@ func (d *Disk) inTaken(a extent) *extent {
 	}
 	return nil
 }
-
-// offset is n as an offset in a file; what no file has is past the end of all.
-func offset(n uint64) int64 { return int64(min(n, math.MaxInt64)) }

@@ -53,22 +53,33 @@ func parse(t testing.TB, data []byte) *vmdk.Image {
 	return m
 }
 
-// open gives the disk in data, whose extents are in the directory dir.
-func open(t testing.TB, data []byte, dir string) *vmdk.Disk {
-	t.Helper()
-	m := parse(t, data)
+// openAll gives the disk in data, whose extents are in the directory dir.
+func openAll(data []byte, dir string) (*vmdk.Disk, error) {
+	m, err := vmdk.Open(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		return nil, err
+	}
 	var files []vmdk.File
 	for _, e := range m.Extents {
 		f := vmdk.File{}
 		if e.Name != "" {
-			b := read(t, filepath.Join(dir, e.Name))
+			b, err := os.ReadFile(filepath.Join(dir, e.Name))
+			if err != nil {
+				return nil, err
+			}
 			f = vmdk.File{R: bytes.NewReader(b), Size: int64(len(b))}
 		}
 		files = append(files, f)
 	}
-	d, err := m.Disk(files)
+	return m.Disk(files)
+}
+
+// open is openAll for a disk that can be read.
+func open(t testing.TB, data []byte, dir string) *vmdk.Disk {
+	t.Helper()
+	d, err := openAll(data, dir)
 	if err != nil {
-		t.Fatalf("Disk = %v", err)
+		t.Fatal(err)
 	}
 	return d
 }

@@ -315,3 +315,41 @@ func FuzzHeader(f *testing.F) {
 }
 
 func FuzzMap(f *testing.F) { fuzz(f, look) }
+
+// The differences from qemu-img, as doc/formats/vpc.md lists them: what qemu refuses, and what it shows of
+// a broken image.
+func TestDifferences(t *testing.T) {
+	be := binary.BigEndian
+	data, want, path := made(t, "", "6M", 30)
+	table := int(be.Uint64(data[512+16:]))
+	content := func(p []byte) []byte {
+		t.Helper()
+		if err := os.WriteFile(path, p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if imagetest.Refused(t, path, "vpc") {
+			return nil
+		}
+		return imagetest.Content(t, path, "vpc")
+	}
+	p := bytes.Clone(data)
+	p[30] ^= 1
+	if content(p) != nil {
+		t.Error("qemu-img reads an image with a damaged copy of the footer")
+	}
+	p = bytes.Clone(data)
+	be.PutUint32(p[table+4:], 1<<20)
+	if content(p) != nil {
+		t.Error("qemu-img reads an image with a block past the end of the file")
+	}
+	p = bytes.Clone(data)
+	be.PutUint32(p[table+4:], 0)
+	if got := content(p); len(got) != len(want) || bytes.Equal(got, want) {
+		t.Error("qemu-img does not read a block that lies on the footer")
+	}
+	data, want, path = made(t, "subformat=fixed", "3M", 8)
+	p = append(bytes.Clone(data[:1<<20]), data[len(data)-512:]...)
+	if got := content(p); len(got) != len(want) || !bytes.HasPrefix(got[1<<20:], []byte("conectix")) {
+		t.Error("qemu-img does not show the footer of a fixed disk that is cut")
+	}
+}
