@@ -194,9 +194,15 @@ func unused(ctx context.Context, image string, timeout time.Duration) error {
 	if err != nil || !busy {
 		return err
 	}
-	err = finding.WithHint(fmt.Errorf("%s is %s", image, render.InUse(use)),
-		"stop the machine or program that uses it, and try again")
-	return withStatus(finding.StatusRefused, err)
+	hint := "stop the machine or program that uses it, and try again"
+	other := func(h check.Holder) bool {
+		return filepath.Base(h.Command) != "shisa" && (h.Writing || use.State != check.UseWrite)
+	}
+	if len(use.Holders) > 0 && !slices.ContainsFunc(use.Holders, other) {
+		hint = "another shisa is at work on it: wait until it ends, and try again"
+	}
+	return withStatus(finding.StatusRefused,
+		finding.WithHint(fmt.Errorf("%s is %s", image, render.InUse(use)), hint))
 }
 
 // changeError gives an error of a change its status and hint. name is what the user calls the
