@@ -23,6 +23,10 @@ func (f *finder) foreign(v *Volume, first []byte) *Table {
 		kind, name = tabBSD, "BSD disklabel"
 	case string(second[:4]) == "PM\x00\x00":
 		kind, name = tabMac, "Apple partition map"
+	case le32(second, 12) == 0x600ddeee:
+		kind, name = tabSolaris, "Solaris VTOC"
+	case windowsDynamic(v.PartType):
+		kind, name = tabLDM, "dynamic disk of Windows (LDM)"
 	}
 	if kind == "" {
 		return nil
@@ -47,6 +51,12 @@ func (f *finder) inner(v *Volume) {
 			v.Kind, v.NotExamined = MBR, "a partition table inside a partition: not read"
 		}
 	}
+}
+
+// windowsDynamic tells whether a partition holds volumes of Windows' own manager.
+func windowsDynamic(kind string) bool {
+	return kind == "0x42" || kind == "af9b60a0-1431-4f62-bc68-3311714a69ad" ||
+		kind == "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3"
 }
 
 // sunSum is the sum of a Sun disklabel, 0 of one that is right.

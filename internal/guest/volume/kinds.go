@@ -40,14 +40,15 @@ const (
 
 // The kinds of partition tables.
 const (
-	GPT     Kind = "gpt"
-	MBR     Kind = "dos"
-	tabBSD  Kind = "bsd"
-	tabSun  Kind = "sun"
-	tabSGI  Kind = "sgi"
-	tabMac  Kind = "mac"
-	tabAIX  Kind = "aix"
-	tabDASD Kind = "dasd"
+	GPT        Kind = "gpt"
+	MBR        Kind = "dos"
+	tabBSD     Kind = "bsd"
+	tabSun     Kind = "sun"
+	tabSGI     Kind = "sgi"
+	tabMac     Kind = "mac"
+	tabAIX     Kind = "aix"
+	tabSolaris Kind = "solaris"
+	tabLDM     Kind = "ldm"
 )
 
 // boot tells whether the first sector of k ends like an MBR and is none.

@@ -188,6 +188,34 @@ func TestKindsByHand(t *testing.T) {
 	}
 }
 
+// TestInPartition are divisions of partitions, which are not read.
+func TestInPartition(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		kind byte
+		at   int64
+		text string
+		want Kind
+	}{
+		{"bsd", 0xa5, 512, "WEV\x82" + strings.Repeat("\x00", 128) + "WEV\x82", tabBSD},
+		{"solaris", 0xbf, 512 + 12, "\xee\xde\x0d\x60", tabSolaris},
+		{"windows", 0x42, 3072, "PRIVHEAD", tabLDM},
+		{"mbr", 0x83, 446, string(mbrLine(0x83, 100, 100)) + strings.Repeat("\x00", 48) + "\x55\xaa", MBR},
+		{"nothing", 0x83, 446, "nothing", Unknown},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, 32*mib)
+			w.write(t, 446, mbrLine(tc.kind, 2048, 40960))
+			w.write(t, 510, []byte{0x55, 0xaa})
+			w.write(t, mib+tc.at, []byte(tc.text))
+			l := find(t, w.disk("d"))
+			if v := volume(t, l, "1"); v.Kind != tc.want || v.NotExamined == "" || len(l.Volumes) != 1 {
+				t.Errorf("Find() = %s, %q; want %s and why", l.text(), v.NotExamined, tc.want)
+			}
+		})
+	}
+}
+
 // zfsLabel is the list of a label as far as it is looked at.
 func zfsLabel() []byte {
 	b := []byte{1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}

@@ -44,13 +44,37 @@ func ParseMBR(b []byte) (entries [4]MBREntry, ok bool) {
 		return entries, false
 	}
 	for i := range entries {
-		e := b[mbrEntries+16*i:]
-		if e[0]&0x7f != 0 {
+		if b[mbrEntries+16*i]&0x7f != 0 {
 			return entries, false
 		}
+	}
+	return rawEntries(b), true
+}
+
+// rawEntries gives the four entries of a sector, whatever it is.
+func rawEntries(b []byte) (entries [4]MBREntry) {
+	for i := range entries {
+		e := b[mbrEntries+16*i:]
 		entries[i] = MBREntry{Type: e[4], First: int64(le32(e, 8)), Sectors: int64(le32(e, 12))}
 	}
-	return entries, true
+	return entries
+}
+
+// likeMBR tells whether the entries of a sector that is no MBR look like those of one on a disk of
+// size bytes: each is unused or a range of the disk that is behind the one before.
+func likeMBR(b []byte, size int64) bool {
+	var used int
+	var end int64
+	for i, e := range rawEntries(b) {
+		switch {
+		case zero(b[mbrEntries+16*i:][:16]):
+		case e.Type == 0, e.Sectors == 0, e.First <= end, e.First+e.Sectors > size/mbrSector:
+			return false
+		default:
+			used, end = used+1, e.First+e.Sectors-1
+		}
+	}
+	return used > 0
 }
 
 // mbrSector tells the size of a sector in which an MBR counts. Nothing in it says: it is 512
@@ -105,6 +129,7 @@ func (f *finder) mbr(v *Volume, b []byte, entries [4]MBREntry, sector int64) (*T
 	var parts []entry
 	next := firstLogical
 	for i, e := range entries {
+		f.noSectors(v, 0, i, e)
 		if e.Sectors == 0 || e.Type == mbrGPT {
 			continue
 		}
@@ -122,6 +147,14 @@ func (f *finder) mbr(v *Volume, b []byte, entries [4]MBREntry, sector int64) (*T
 		}
 	}
 	return t, parts
+}
+
+// noSectors notes an entry that names a partition of no length, which is not listed, as by Linux.
+func (f *finder) noSectors(v *Volume, off int64, i int, e MBREntry) {
+	if e.Sectors == 0 && e.Type != 0 && e.First != 0 {
+		f.problem(v, off+mbrEntries+16*int64(i), 16, "MBR", fmt.Sprintf("its entry %d names a partition "+
+			"from sector %d on that has no length: it is not listed", i+1, e.First))
+	}
 }
 
 // mbrPart is the partition of e, which counts from the sector base.
@@ -155,14 +188,13 @@ func (f *finder) chain(v *Volume, t *Table, all MBREntry, number int) []entry {
 		switch {
 		case b == nil:
 			return broken(at, "a sector of it cannot be read")
-		case !ok && at == all.First && zero(b):
-			return parts // made and not yet used
 		case !ok:
 			return broken(at, "a sector of it holds no table")
 		}
 		t.add("extended partition table", at*t.Sector, mbrSector)
 		var next *MBREntry
 		for i, e := range entries {
+			f.noSectors(v, at*t.Sector, i, e)
 			switch {
 			case e.Sectors == 0:
 			case e.Extended():

@@ -36,9 +36,9 @@ func (f *finder) sectors(v *Volume) []int64 {
 func (f *finder) table(v *Volume, found []match) (*Table, []entry) {
 	first := f.bytesAt(v, 0, mbrSector, "first sector")
 	entries, isMBR := ParseMBR(first)
-	if len(found) > 0 && found[0].kind.boot() {
+	if isMBR && len(found) > 0 && found[0].kind.boot() {
 		isMBR = false
-		f.inBootSector(v, &entries)
+		f.inBootSector(v, first, &entries)
 	}
 	sectors := f.sectors(v)
 	guard := protected(entries)
@@ -58,6 +58,10 @@ func (f *finder) table(v *Volume, found []match) (*Table, []entry) {
 	if t := f.foreign(v, first); t != nil {
 		return t, nil
 	}
+	if len(found) == 0 && first != nil && likeMBR(first, v.Size) {
+		f.problem(v, 0, mbrSector, "MBR", "its signature or a status is wrong: what looks like its "+
+			"partitions is not listed, as by Linux")
+	}
 	return f.unguarded(v, first == nil || len(found) == 0 && zero(first), sectors)
 }
 
@@ -73,13 +77,10 @@ func (f *finder) besideMBR(v *Volume, sectors []int64) {
 }
 
 // inBootSector notes what looks like an MBR in the boot sector of a file system, and takes it away.
-func (f *finder) inBootSector(v *Volume, entries *[4]MBREntry) {
-	for _, e := range entries {
-		if e.Sectors > 0 && e.First > 0 && e.First+e.Sectors <= v.Size/mbrSector {
-			f.problem(v, mbrEntries, 64, "boot sector", "there is what looks like a partition table in "+
-				"the boot sector of a file system: it is not read")
-			break
-		}
+func (f *finder) inBootSector(v *Volume, first []byte, entries *[4]MBREntry) {
+	if likeMBR(first, v.Size) {
+		f.problem(v, mbrEntries, 64, "boot sector", "there is what looks like a partition table in "+
+			"the boot sector of a file system: it is not read")
 	}
 	*entries = [4]MBREntry{}
 }

@@ -73,6 +73,9 @@ var tables = []struct {
 	{"mbr-extended-empty", 16 * mib, 0, func(t *testing.T, w *world) {
 		w.run(t, "label: dos\n3: size=5M, type=5\n", "sfdisk -q DISK")
 	}},
+	{"mbr-extended-empty-of-parted", 16 * mib, 0, func(t *testing.T, w *world) {
+		w.run(t, "", "parted -s DISK mklabel msdos mkpart extended 1MiB 9MiB")
+	}},
 	{"mbr-4k", 64 * mib, 4096, func(t *testing.T, w *world) {
 		dev := w.loop(t, "--sector-size", "4096")
 		run(t, "label: dos\nsize=20M\nsize=30M, type=5\nsize=4M\n", "sfdisk", "-q", dev)
