@@ -19,6 +19,7 @@ var layer = map[string]int{
 	"internal/qemuimg":         7,
 	"internal/scan":            6,
 	"internal/apply":           5,
+	"internal/inside":          5,
 	"internal/mount":           5,
 	"internal/repair":          5,
 	"internal/check":           4,

@@ -30,17 +30,22 @@ import (
 // jsonDocuments are all documents that the program prints, by their schema.
 func jsonDocuments() map[string]any {
 	return map[string]any{
-		render.CheckSchema:   check.Report{},
-		render.ScanSchema:    scan.Report{},
-		render.InfoSchema:    disk.Description{},
-		render.MapSchema:     render.MapDocument{},
-		render.CompareSchema: render.CompareDocument{},
-		plan.Schema:          plan.Plan{},
-		vault.ReceiptSchema:  render.ReceiptDocument{},
-		render.RecoverSchema: render.RecoverDocument{},
-		render.HeaderSchema:  render.HeaderDocument{},
-		"shisa.version/1":    versionDocument{},
-		"shisa.error/1":      errorDocument{},
+		render.CheckSchema:      check.Report{},
+		render.ScanSchema:       scan.Report{},
+		render.InfoSchema:       disk.Description{},
+		render.MapSchema:        render.MapDocument{},
+		render.CompareSchema:    render.CompareDocument{},
+		plan.Schema:             plan.Plan{},
+		vault.ReceiptSchema:     render.ReceiptDocument{},
+		render.RecoverSchema:    render.RecoverDocument{},
+		render.HeaderSchema:     render.HeaderDocument{},
+		render.GuestPartsSchema: render.GuestPartsDocument{},
+		render.GuestListSchema:  render.GuestListDocument{},
+		render.GuestSpaceSchema: render.GuestSpaceDocument{},
+		render.GuestWhoSchema:   render.GuestWhoDocument{},
+		render.GuestCopySchema:  render.GuestCopyDocument{},
+		"shisa.version/1":       versionDocument{},
+		"shisa.error/1":         errorDocument{},
 	}
 }
 

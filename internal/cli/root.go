@@ -28,6 +28,7 @@ func groups(s *stdio) []group {
 			newInfo(s),
 			newMap(s),
 			newCompare(s),
+			newDisk(s),
 			newQemuImg(s),
 		}},
 		{"Mending them, so that it can be taken back", []*cobra.Command{

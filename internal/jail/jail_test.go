@@ -253,7 +253,7 @@ func TestChildDies(t *testing.T) {
 // TestOpensOnlyWhatIsRead asks for volumes without a reader.
 func TestOpensOnlyWhatIsRead(t *testing.T) {
 	j := start(t, bytes.NewReader(make([]byte, 1<<20)), 1<<20)
-	if _, err := j.FS(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "is not read") {
+	if _, err := j.FS(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "not examined: empty") {
 		t.Errorf("FS of an empty disk: %v", err)
 	}
 	if _, err := j.FS(t.Context(), 7); err == nil {

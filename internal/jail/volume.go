@@ -16,7 +16,7 @@ import (
 )
 
 // ErrNotExamined: there is no reader for what is in the volume; the text says what that is.
-var ErrNotExamined = errors.New("is not read")
+var ErrNotExamined = errors.New("not examined")
 
 // OpenVolume opens the file system on a volume in this process. The error is ErrNotExamined where
 // there is none that can be read.
@@ -27,8 +27,7 @@ func OpenVolume(ctx context.Context, v *volume.Volume) (files.FS, error) {
 	case volume.XFS:
 		return opened(xfs.Open(ctx, v, v.Size))
 	}
-	return nil, fmt.Errorf("volume %s %w: %s", v.Name, ErrNotExamined,
-		cmp.Or(v.NotExamined, v.Note, string(v.Kind)))
+	return nil, fmt.Errorf("%w: %s", ErrNotExamined, cmp.Or(v.NotExamined, string(v.Kind)))
 }
 
 // opened turns a reader that may be nil into an interface that is nil then.

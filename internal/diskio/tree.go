@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package diskio
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tree makes new files, directories, links and nodes below one directory, and never outside of it:
+// no "..", no absolute path and no symbolic link leads out, whoever made it. What exists is never
+// changed. Paths are relative to the directory, with slashes.
+type Tree struct {
+	root *os.Root
+	dir  string
+}
+
+// NewTree opens the directory dir, and makes it if it is not there; its parent has to be there.
+func NewTree(dir string) (*Tree, error) {
+	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Tree{root: root, dir: dir}, nil
+}
+
+// Close gives the directory back.
+func (t *Tree) Close() error { return t.root.Close() }
+
+// Attributes are what a new file gets. Times are set last, so that nothing changes them again.
+type Attributes struct {
+	Mode         uint32 // permissions, with the bits for setuid, setgid and sticky
+	Owner        bool   // UID and GID are set
+	UID, GID     int
+	Atime, Mtime time.Time
+	// Xattrs are extended attributes by their full names.
+	Xattrs map[string][]byte
+}
+
+// Existing gives what is at a path, fs.ErrNotExist if nothing is. A symbolic link is not followed.
+func (t *Tree) Existing(p string) (fs.FileInfo, error) { return t.root.Lstat(p) }
+
+// Mkdir makes a directory that only we can use, until it gets its attributes. It is an error if
+// something is there.
+func (t *Tree) Mkdir(p string) error { return t.root.Mkdir(p, 0o700) }
+
+// Symlink makes a symbolic link, Link another name of a file.
+func (t *Tree) Symlink(target, p string) error { return t.root.Symlink(target, p) }
+
+// Link makes p another name of the file old, which is in the tree too.
+func (t *Tree) Link(old, p string) error { return t.root.Link(old, p) }
+
+// Mknod makes a device, FIFO or socket; mode is st_mode.
+func (t *Tree) Mknod(p string, mode, major, minor uint32) error {
+	return t.in(p, func(dir int, base string) error {
+		return unix.Mknodat(dir, base, mode&unix.S_IFMT|0o600, int(unix.Mkdev(major, minor)))
+	})
+}
+
+// in calls fn with the directory that holds p and the last part of it.
+func (t *Tree) in(p string, fn func(dir int, base string) error) error {
+	d, err := t.root.Open(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := fn(int(d.Fd()), path.Base(p)); err != nil {
+		return &fs.PathError{Op: "make", Path: path.Join(t.dir, p), Err: err}
+	}
+	return nil
+}
+
+// SetAttributes gives a directory or node its attributes, a symbolic link all but mode and extended
+// ones. What the file system or our rights do not allow is in the list, the rest is done.
+func (t *Tree) SetAttributes(p string, a Attributes) []error {
+	st, err := t.root.Lstat(p)
+	if err != nil {
+		return []error{err}
+	}
+	var not []error
+	keep := func(err error) {
+		if err != nil {
+			not = append(not, err)
+		}
+	}
+	if a.Owner {
+		keep(t.root.Lchown(p, a.UID, a.GID))
+	}
+	if st.IsDir() {
+		d, err := t.root.Open(p)
+		if err != nil {
+			return append(not, err)
+		}
+		not = append(not, setAttributes(d, a)...)
+		keep(d.Close())
+		return not
+	}
+	if st.Mode()&fs.ModeSymlink == 0 {
+		keep(t.root.Chmod(p, fileMode(a.Mode)))
+	}
+	keep(t.in(p, func(dir int, base string) error { return setTimes(dir, base, a) }))
+	return not
+}
+
+// setTimes sets the times of a name, or of dir itself for "".
+func setTimes(dir int, base string, a Attributes) error {
+	stamp := func(t time.Time) unix.Timespec {
+		return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+	}
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if base == "" {
+		flags = unix.AT_EMPTY_PATH
+	}
+	return unix.UtimesNanoAt(dir, base, []unix.Timespec{stamp(a.Atime), stamp(a.Mtime)}, flags)
+}
+
+// setAttributes gives an open file its attributes but for the owner, which comes first since it takes
+// setuid away.
+func setAttributes(f *os.File, a Attributes) []error {
+	var not []error
+	for name, value := range a.Xattrs {
+		if err := unix.Fsetxattr(int(f.Fd()), name, value, 0); err != nil {
+			not = append(not, fmt.Errorf("extended attribute %s: %w", name, err))
+		}
+	}
+	if err := f.Chmod(fileMode(a.Mode)); err != nil {
+		not = append(not, err)
+	}
+	if err := setTimes(int(f.Fd()), "", a); err != nil {
+		not = append(not, fmt.Errorf("times: %w", err))
+	}
+	return not
+}
+
+// fileMode turns st_mode into Go's.
+func fileMode(mode uint32) fs.FileMode {
+	m := fs.FileMode(mode & 0o777)
+	for bit, is := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid,
+		unix.S_ISVTX: fs.ModeSticky} {
+		if mode&bit != 0 {
+			m |= is
+		}
+	}
+	return m
+}
+
+// NewFile is a file that is being written. It has its name only when it is whole.
+type NewFile struct {
+	*os.File
+	tree       *Tree
+	part, name string
+}
+
+// partName begins the names of files that are not whole yet.
+const partName = ".shisa-part-"
+
+// Create makes a file that will be called p. Until Commit it has another name in the same directory,
+// from key, which no other file there may have; what an earlier run left behind under that name is
+// made anew.
+func (t *Tree) Create(p string, key uint64) (*NewFile, error) {
+	n := &NewFile{tree: t, name: p,
+		part: path.Join(path.Dir(p), partName+strconv.FormatUint(key, 10))}
+	if st, err := t.root.Lstat(n.part); err == nil && st.Mode().IsRegular() {
+		if err := t.root.Remove(n.part); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	n.File, err = t.root.OpenFile(n.part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	return n, err
+}
+
+// Commit gives the file its attributes and its name, which must not exist. What could not be set of
+// the attributes is in the list.
+func (n *NewFile) Commit(a Attributes) (not []error, err error) {
+	if a.Owner {
+		if err := n.Chown(a.UID, a.GID); err != nil {
+			not = append(not, err)
+		}
+	}
+	not = append(not, setAttributes(n.File, a)...)
+	if err := n.Close(); err != nil {
+		return not, errors.Join(err, n.tree.root.Remove(n.part))
+	}
+	err = n.tree.in(n.name, func(dir int, base string) error {
+		err := unix.Renameat2(dir, path.Base(n.part), dir, base, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+			// Some file systems cannot do that: a second name is as exclusive.
+			if err = unix.Linkat(dir, path.Base(n.part), dir, base, 0); err == nil {
+				err = unix.Unlinkat(dir, path.Base(n.part), 0)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return not, errors.Join(err, n.tree.root.Remove(n.part))
+	}
+	return not, nil
+}
+
+// Discard takes the file away again.
+func (n *NewFile) Discard() error {
+	return errors.Join(n.Close(), n.tree.root.Remove(n.part))
+}

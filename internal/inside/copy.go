@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package inside
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/guest/files"
+)
+
+// maxLinked is how many files with several names are remembered while copying. Of more, each name
+// becomes a file of its own, which the result says.
+const maxLinked = 1 << 20
+
+// blockBytes is how much of a file is read at once.
+const blockBytes = 1 << 20
+
+// Copied is what a copy did.
+type Copied struct {
+	Files, Directories, Links, Nodes int64
+	// Bytes is what was read of files; holes are not.
+	Bytes int64
+	// Kept were there already, as whole as the guest has them: same size, same time.
+	Kept int64
+	// Problems are what is not as in the guest: what could not be read, named or set; the first of
+	// them. Lost counts those of which content or names are missing, Unset attributes that could not
+	// be set.
+	Problems    []string
+	Lost, Unset int64
+}
+
+// CopyOptions say how Copy copies.
+type CopyOptions struct {
+	// Resume: what is there with the guest's size and time is kept; otherwise it is an error.
+	Resume bool
+	// Owner: files get the owners they have in the guest, which needs root.
+	Owner bool
+	// Progress, if set, is told the bytes and names done so far.
+	Progress func(bytes, names int64)
+}
+
+// Copy copies a file or a directory with all that is in it out of the guest, as name in tree. Holes
+// stay holes. What cannot be read or set is in the result, and the rest is copied; the error is that
+// of ctx, or of writing.
+func Copy(ctx context.Context, from *files.Found, fsys files.FS, tree *diskio.Tree, name string,
+	o CopyOptions,
+) (*Copied, error) {
+	c := &copier{ctx: ctx, tree: tree, o: o, done: new(Copied), first: make(map[files.Ino]string),
+		from: from.Path, to: name}
+	err := files.Walk(ctx, fsys, from.Entry.Ino, from.Path, c.one)
+	if err != nil {
+		return c.done, err
+	}
+	// Directories get their attributes when nothing changes in them any more, the deepest first.
+	for i := len(c.dirs) - 1; i >= 0; i-- {
+		c.unset(c.dirs[i].path, tree.SetAttributes(c.dirs[i].path, c.dirs[i].attributes))
+	}
+	return c.done, nil
+}
+
+type copier struct {
+	ctx      context.Context
+	tree     *diskio.Tree
+	o        CopyOptions
+	done     *Copied
+	from, to string
+	first    map[files.Ino]string
+	dirs     []copiedDir
+}
+
+type copiedDir struct {
+	path       string
+	attributes diskio.Attributes
+}
+
+// target is where a path of the guest goes.
+func (c *copier) target(p string) string {
+	return path.Join(c.to, strings.TrimPrefix(strings.TrimPrefix(p, c.from), "/"))
+}
+
+// problem notes what is not as in the guest.
+func (c *copier) problem(p, what string) {
+	if len(c.done.Problems) < files.MaxProblems {
+		c.done.Problems = append(c.done.Problems, p+": "+what)
+	}
+}
+
+func (c *copier) lost(p string, err error) {
+	c.done.Lost++
+	c.problem(p, err.Error())
+}
+
+func (c *copier) unset(p string, not []error) {
+	for _, err := range not {
+		c.done.Unset++
+		c.problem(p, err.Error())
+	}
+}
+
+// one copies one name.
+func (c *copier) one(f *files.Found) error {
+	if f.Err != nil {
+		c.lost(f.Path, f.Err)
+		return nil
+	}
+	st := f.File.Stat()
+	to := c.target(f.Path)
+	kept, err := c.there(f, to)
+	if err != nil || kept {
+		return err
+	}
+	if first, linked := c.first[st.Ino]; linked {
+		c.done.Links++
+		return c.tree.Link(first, to)
+	}
+	a := c.attributes(f)
+	switch st.Mode & files.TypeMask {
+	case files.TypeDir:
+		c.done.Directories++
+		c.dirs = append(c.dirs, copiedDir{to, a})
+		return c.tree.Mkdir(to)
+	case files.TypeRegular:
+		err = c.file(f, to, a)
+	case files.TypeLink:
+		err = c.link(f, to, a)
+	default:
+		if err = c.tree.Mknod(to, st.Mode, st.Major, st.Minor); err != nil {
+			c.lost(f.Path, err) // only root makes devices
+			return nil
+		}
+		c.done.Nodes++
+		c.unset(f.Path, c.tree.SetAttributes(to, a))
+	}
+	if err == nil {
+		c.remember(st, to)
+	}
+	c.tell()
+	return err
+}
+
+// remember keeps the first name of a file that has several.
+func (c *copier) remember(st *files.Stat, to string) {
+	if st.IsDir() || st.Links < 2 {
+		return
+	}
+	if len(c.first) == maxLinked {
+		c.problem(to, "more files have several names than are followed: this one becomes several files")
+		return
+	}
+	c.first[st.Ino] = to
+}
+
+func (c *copier) tell() {
+	if c.o.Progress != nil {
+		d := c.done
+		c.o.Progress(d.Bytes, d.Files+d.Directories+d.Links+d.Nodes+d.Kept)
+	}
+}
+
+// there tells whether a path is there already as it should be, which is an error without Resume.
+func (c *copier) there(f *files.Found, to string) (kept bool, err error) {
+	have, err := c.tree.Existing(to)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	st := f.File.Stat()
+	if st.IsDir() && have.IsDir() && to == "." {
+		return true, nil // the directory that the tree is in stays as it is
+	}
+	if st.IsDir() && have.IsDir() && c.o.Resume {
+		c.done.Kept++
+		c.dirs = append(c.dirs, copiedDir{to, c.attributes(f)})
+		return true, nil
+	}
+	same := have.Mode().Type() == typeOf(st.Mode) && (have.Mode()&os.ModeSymlink != 0 ||
+		(!have.Mode().IsRegular() || have.Size() == st.Size) && have.ModTime().Equal(Time(st.Mtime)))
+	if !c.o.Resume || !same {
+		return false, &fs.PathError{Op: "create", Path: to, Err: fs.ErrExist}
+	}
+	c.done.Kept++
+	c.remember(st, to)
+	return true, nil
+}
+
+// typeOf gives Go's word for the type in st_mode.
+func typeOf(mode uint32) fs.FileMode {
+	switch mode & files.TypeMask {
+	case files.TypeDir:
+		return fs.ModeDir
+	case files.TypeLink:
+		return fs.ModeSymlink
+	case files.TypeBlock:
+		return fs.ModeDevice
+	case files.TypeChar:
+		return fs.ModeDevice | fs.ModeCharDevice
+	case files.TypeFIFO:
+		return fs.ModeNamedPipe
+	case files.TypeSocket:
+		return fs.ModeSocket
+	}
+	return 0
+}
+
+// Time turns a time of a file into Go's.
+func Time(t files.Time) time.Time {
+	return time.Unix(t.Seconds, int64(t.Nanoseconds)).UTC()
+}
+
+// attributes are those that a copy gets.
+func (c *copier) attributes(f *files.Found) diskio.Attributes {
+	st := f.File.Stat()
+	a := diskio.Attributes{Mode: st.Mode &^ files.TypeMask, Owner: c.o.Owner, UID: int(st.UID),
+		GID: int(st.GID), Atime: Time(st.Atime), Mtime: Time(st.Mtime)}
+	err := f.File.Xattrs(c.ctx, func(name string, value []byte) error {
+		if a.Xattrs == nil {
+			a.Xattrs = make(map[string][]byte)
+		}
+		a.Xattrs[name] = append([]byte{}, value...)
+		return nil
+	})
+	if err != nil {
+		c.lost(f.Path, fmt.Errorf("extended attributes: %w", err))
+	}
+	return a
+}
+
+// link copies a symbolic link.
+func (c *copier) link(f *files.Found, to string, a diskio.Attributes) error {
+	target, err := ReadLink(f.File)
+	if err != nil {
+		c.lost(f.Path, err)
+		return nil
+	}
+	if err := c.tree.Symlink(target, to); err != nil {
+		return err
+	}
+	c.done.Links++
+	c.unset(f.Path, c.tree.SetAttributes(to, a))
+	return nil
+}
+
+// file copies a regular file. One that cannot be read to its end is not left behind half.
+func (c *copier) file(f *files.Found, to string, a diskio.Attributes) error {
+	n, err := c.tree.Create(to, uint64(f.Entry.Ino))
+	if err != nil {
+		return err
+	}
+	read, err := c.content(f.File, n)
+	switch {
+	case read != nil:
+		c.lost(f.Path, read)
+		return n.Discard()
+	case err != nil:
+		return errors.Join(err, n.Discard())
+	}
+	not, err := n.Commit(a)
+	c.unset(f.Path, not)
+	c.done.Files++
+	return err
+}
+
+// content copies what is in a file, and leaves holes where the guest has them.
+func (c *copier) content(f files.File, n *diskio.NewFile) (read, write error) {
+	size := f.Stat().Size
+	if err := n.Truncate(size); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, min(blockBytes, max(size, 1)))
+	read = f.Extents(c.ctx, func(e files.Extent) error {
+		if e.Unwritten {
+			return nil
+		}
+		for off, end := e.Offset, min(e.Offset+e.Length, size); off < end; {
+			if err := c.ctx.Err(); err != nil {
+				write = err
+				return err
+			}
+			part := buf[:min(int64(len(buf)), end-off)]
+			got, err := f.ReadAt(part, off)
+			if got < len(part) {
+				return fmt.Errorf("at %d: %w", off+int64(got), errors.Join(err, io.ErrUnexpectedEOF))
+			}
+			if _, err := n.WriteAt(part, off); err != nil {
+				write = err
+				return err
+			}
+			off += int64(got)
+			c.done.Bytes += int64(got)
+			c.tell()
+		}
+		return nil
+	})
+	if write != nil {
+		return nil, write
+	}
+	return read, nil
+}

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package inside
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+)
+
+// maxSorted is how many names of one directory are put in order. A larger one is given in the order
+// of the disk, which needs no memory.
+const maxSorted = 200_000
+
+// Directory calls fn for each name in a directory but "." and "..", in the order of their bytes (see
+// maxSorted). What could not be read of the directory is the error, after all that could.
+func Directory(ctx context.Context, fs files.FS, dir *files.Found, fn func(*files.Found) error) error {
+	var names []*files.Found
+	large := false
+	first := true
+	var read, stop error
+	err := files.Walk(ctx, fs, dir.Entry.Ino, dir.Path, func(f *files.Found) error {
+		switch {
+		case first:
+			first = false
+			read = f.Err
+			return nil
+		case f.Entry.Ino == dir.Entry.Ino && f.Path == dir.Path:
+			read = f.Err // it could not be read to its end
+			return nil
+		case large:
+			if stop = fn(f); stop != nil {
+				return stop
+			}
+		default:
+			names = append(names, f)
+			large = len(names) == maxSorted
+			if large {
+				if stop = each(names, fn); stop != nil {
+					return stop
+				}
+				names = nil
+			}
+		}
+		if f.File != nil && f.File.Stat().IsDir() {
+			return files.ErrSkip
+		}
+		return nil
+	})
+	if stop != nil || err != nil {
+		return errors.Join(stop, err)
+	}
+	slices.SortFunc(names, func(a, b *files.Found) int { return strings.Compare(a.Path, b.Path) })
+	if err := each(names, fn); err != nil {
+		return err
+	}
+	if read != nil {
+		return fmt.Errorf("%s: %w", dir.Path, read)
+	}
+	return nil
+}
+
+func each(all []*files.Found, fn func(*files.Found) error) error {
+	for _, f := range all {
+		if err := fn(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Recursive calls fn for what is in a directory, as Directory does, and then for what is in each
+// directory there, and so on. What could not be read of a directory comes as that directory, with
+// Err. The error is that of ctx or of fn.
+func Recursive(ctx context.Context, fs files.FS, dir *files.Found, fn func(*files.Found) error) error {
+	seen := new(files.Set)
+	seen.Add(dir.Entry.Ino)
+	return recursive(ctx, fs, dir, seen, 0, fn)
+}
+
+func recursive(ctx context.Context, fs files.FS, dir *files.Found, seen *files.Set, depth int,
+	fn func(*files.Found) error,
+) error {
+	var below []*files.Found
+	var stop error
+	err := Directory(ctx, fs, dir, func(f *files.Found) error {
+		if f.File != nil && f.File.Stat().IsDir() {
+			if depth == files.MaxDepth || !seen.Add(f.Entry.Ino) {
+				f.Err = files.ErrLoop
+			} else {
+				below = append(below, f)
+			}
+		}
+		stop = fn(f)
+		return stop
+	})
+	if stop != nil || ctx.Err() != nil {
+		return errors.Join(stop, ctx.Err())
+	}
+	if err != nil {
+		again := *dir
+		again.Err = err
+		if err := fn(&again); err != nil {
+			return err
+		}
+	}
+	for _, f := range below {
+		if err := recursive(ctx, fs, f, seen, depth+1, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Level is a name of a sorted walk with its place.
+type Level struct {
+	*files.Found
+	// Depth is 0 for where the walk began; Last: no name follows in the same directory.
+	Depth int
+	Last  bool
+}
+
+// SortedOptions bound a sorted walk.
+type SortedOptions struct {
+	// Depth is how far down it goes, 0 without a bound. Directories: nothing else is given.
+	Depth       int
+	Directories bool
+}
+
+// Sorted calls fn for a file or directory and all below it: each directory before what it holds, in
+// the order of names. What could not be read of a directory comes once more as that directory, with
+// Err. The error is that of ctx or of fn.
+func Sorted(ctx context.Context, fs files.FS, from *files.Found, o SortedOptions,
+	fn func(Level) error,
+) error {
+	s := &sorted{ctx: ctx, fs: fs, o: o, fn: fn}
+	return s.one(Level{Found: from, Last: true})
+}
+
+type sorted struct {
+	ctx  context.Context
+	fs   files.FS
+	o    SortedOptions
+	fn   func(Level) error
+	dirs files.Set
+}
+
+func (s *sorted) one(l Level) error {
+	if err := s.ctx.Err(); err != nil {
+		return err
+	}
+	dir := l.Err == nil && l.File.Stat().IsDir()
+	if dir && (l.Depth > files.MaxDepth || !s.dirs.Add(l.Entry.Ino)) {
+		dir, l.Err = false, files.ErrLoop
+	}
+	if err := s.fn(l); err != nil || !dir || s.o.Depth > 0 && l.Depth == s.o.Depth {
+		return err
+	}
+	// One name is held back, so that the last one is known as such.
+	var held *files.Found
+	var stop error
+	next := func(f *files.Found, last bool) error {
+		stop = s.one(Level{Found: f, Depth: l.Depth + 1, Last: last})
+		return stop
+	}
+	err := Directory(s.ctx, s.fs, l.Found, func(f *files.Found) error {
+		if s.o.Directories && f.File != nil && !f.File.Stat().IsDir() {
+			return nil
+		}
+		before := held
+		held = f
+		if before == nil {
+			return nil
+		}
+		return next(before, false)
+	})
+	if stop == nil && held != nil {
+		_ = next(held, true) // it is in stop
+	}
+	switch {
+	case stop != nil:
+		return stop
+	case s.ctx.Err() != nil:
+		return s.ctx.Err()
+	case err != nil:
+		again := *l.Found
+		again.Err = err
+		return s.fn(Level{Found: &again, Depth: l.Depth, Last: l.Last})
+	}
+	return nil
+}
+
+// Hash gives the SHA-256 of a regular file's bytes, as lower-case hex digits.
+func Hash(ctx context.Context, f files.File, progress func(bytes int64)) (string, error) {
+	sum := sha256.New()
+	size := f.Stat().Size
+	buf := make([]byte, min(blockBytes, max(size, 1)))
+	for off := int64(0); off < size; {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		part := buf[:min(int64(len(buf)), size-off)]
+		n, err := f.ReadAt(part, off)
+		if n < len(part) {
+			return "", fmt.Errorf("at %d: %w", off+int64(n), errors.Join(err, io.ErrUnexpectedEOF))
+		}
+		sum.Write(part)
+		off += int64(n)
+		progress(int64(n))
+	}
+	return fmt.Sprintf("%x", sum.Sum(nil)), nil
+}
+
+// ErrNotFile: only regular files have content that can be printed.
+var ErrNotFile = errors.New("is no regular file")
+
+// Cat writes the content of a regular file. The errors are ErrNotFile, and those of reading and
+// writing.
+func Cat(ctx context.Context, f *files.Found, w io.Writer) error {
+	st := f.File.Stat()
+	if !st.IsRegular() {
+		return fmt.Errorf("%s %w", f.Path, ErrNotFile)
+	}
+	buf := make([]byte, min(blockBytes, max(st.Size, 1)))
+	for off := int64(0); off < st.Size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		part := buf[:min(int64(len(buf)), st.Size-off)]
+		n, err := f.File.ReadAt(part, off)
+		if _, err := w.Write(part[:n]); err != nil {
+			return err
+		}
+		off += int64(n)
+		if n < len(part) {
+			return fmt.Errorf("at %d: %w", off, errors.Join(err, io.ErrUnexpectedEOF))
+		}
+	}
+	return nil
+}
+
+// Wanted says which names a search gives: those that all of its conditions hold for. The zero value
+// gives all.
+type Wanted struct {
+	// Name is a pattern of path.Match for the last part of the path, Path one for the whole; "" takes
+	// all.
+	Name, Path string
+	// Type is one of f, d, l, b, c, p, s; 0 takes all.
+	Type byte
+	// Newer and Older bound the time of the last change of content, unless they are zero.
+	Newer, Older time.Time
+	// Larger and Smaller bound the size of regular files in bytes, unless they are 0.
+	Larger, Smaller int64
+	// UIDs and GIDs are the owners; nil takes all.
+	UIDs, GIDs []uint32
+}
+
+// Ready tells whether the patterns are well formed: path.ErrBadPattern if not.
+func (w *Wanted) Ready() error {
+	for _, p := range []string{w.Name, w.Path} {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("%q: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// Takes tells whether a name is wanted. One whose inode could not be read is judged by its name.
+func (w *Wanted) Takes(f *files.Found) bool {
+	if w.Name != "" && !matches(w.Name, path.Base(f.Path)) || w.Path != "" && !matches(w.Path, f.Path) {
+		return false
+	}
+	if f.File == nil {
+		return true
+	}
+	st := f.File.Stat()
+	changed := Time(st.Mtime)
+	switch {
+	case w.Type != 0 && w.Type != TypeLetter(st.Mode),
+		!w.Newer.IsZero() && !changed.After(w.Newer), !w.Older.IsZero() && !changed.Before(w.Older),
+		(w.Larger > 0 || w.Smaller > 0) && !st.IsRegular(),
+		w.Larger > 0 && st.Size <= w.Larger, w.Smaller > 0 && st.Size >= w.Smaller,
+		w.UIDs != nil && !slices.Contains(w.UIDs, st.UID), w.GIDs != nil && !slices.Contains(w.GIDs, st.GID):
+		return false
+	}
+	return true
+}
+
+func matches(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return ok && err == nil
+}
+
+// TypeLetter gives the letter that find(1) and ls(1) have for a type; f for a regular file.
+func TypeLetter(mode uint32) byte {
+	switch mode & files.TypeMask {
+	case files.TypeDir:
+		return 'd'
+	case files.TypeLink:
+		return 'l'
+	case files.TypeBlock:
+		return 'b'
+	case files.TypeChar:
+		return 'c'
+	case files.TypeFIFO:
+		return 'p'
+	case files.TypeSocket:
+		return 's'
+	}
+	return 'f'
+}

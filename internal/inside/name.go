@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package inside
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ErrName: a name on the command line means nothing that exists.
+var ErrName = errors.New("no such image")
+
+// Name is DISK[:PART][:/path] in its parts.
+type Name struct {
+	// Disk is the image or device, Snapshot the internal snapshot of it that is meant, "" the
+	// present.
+	Disk, Snapshot string
+	// Part names a volume, "" if none was named; Path is what is meant in it, "" if nothing was said.
+	Part, Path string
+}
+
+// ParseName takes a name apart: DISK, DISK:PART, DISK:/path, DISK:PART:/path, where DISK may be
+// IMAGE@SNAPSHOT. exists tells whether a file or directory has a name: what exists wins over every
+// colon and every @ in it, the longest name first.
+func ParseName(arg string, exists func(string) bool) (Name, error) {
+	for end := len(arg); end > 0; end = strings.LastIndexByte(arg[:end], ':') {
+		n := Name{Disk: arg[:end]}
+		if !exists(n.Disk) {
+			at := strings.LastIndexByte(n.Disk, '@')
+			if at <= 0 || !exists(n.Disk[:at]) {
+				continue
+			}
+			n.Disk, n.Snapshot = n.Disk[:at], n.Disk[at+1:]
+		}
+		if end == len(arg) {
+			return n, nil
+		}
+		rest := arg[end+1:]
+		if strings.HasPrefix(rest, "/") {
+			n.Path = rest
+			return n, nil
+		}
+		if part, path, found := strings.Cut(rest, ":/"); found {
+			n.Part, n.Path = part, "/"+path
+		} else {
+			n.Part = rest
+		}
+		if n.Part == "" {
+			return n, fmt.Errorf("%q: nothing stands between the colons", arg)
+		}
+		return n, nil
+	}
+	return Name{}, fmt.Errorf("%w: %s", ErrName, arg)
+}

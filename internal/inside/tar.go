@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package inside
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+)
+
+// Tar writes a file or a directory with all that is in it as a tar archive (POSIX.1-2001), names
+// without the leading slash. Holes become zeros. A file that cannot be read to its end is filled up
+// with zeros, since the archive has said its length by then; that is in the result. The error is
+// that of ctx, or of writing.
+func Tar(ctx context.Context, from *files.Found, fsys files.FS, w io.Writer,
+	progress func(bytes, names int64),
+) (*Copied, error) {
+	t := &archiver{ctx: ctx, w: tar.NewWriter(w), done: new(Copied), progress: progress,
+		first: make(map[files.Ino]string)}
+	if err := files.Walk(ctx, fsys, from.Entry.Ino, from.Path, t.one); err != nil {
+		return t.done, err
+	}
+	return t.done, t.w.Close()
+}
+
+type archiver struct {
+	ctx      context.Context
+	w        *tar.Writer
+	done     *Copied
+	first    map[files.Ino]string
+	progress func(bytes, names int64)
+}
+
+func (t *archiver) lost(p string, err error) {
+	t.done.Lost++
+	if len(t.done.Problems) < files.MaxProblems {
+		t.done.Problems = append(t.done.Problems, p+": "+err.Error())
+	}
+}
+
+// one writes one name.
+func (t *archiver) one(f *files.Found) error {
+	if f.Err != nil {
+		t.lost(f.Path, f.Err)
+		return nil
+	}
+	h, err := t.header(f)
+	if err != nil {
+		t.lost(f.Path, err)
+		return nil
+	}
+	if h == nil {
+		return nil
+	}
+	if err := t.w.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", f.Path, err)
+	}
+	if h.Typeflag == tar.TypeReg {
+		if err := t.content(f); err != nil {
+			return err
+		}
+	}
+	if t.progress != nil {
+		d := t.done
+		t.progress(d.Bytes, d.Files+d.Directories+d.Links+d.Nodes)
+	}
+	return nil
+}
+
+// header describes a name; it is nil for what no archive holds: sockets.
+func (t *archiver) header(f *files.Found) (*tar.Header, error) {
+	st := f.File.Stat()
+	h := &tar.Header{Format: tar.FormatPAX, Name: strings.TrimPrefix(f.Path, "/"),
+		Mode: int64(st.Mode &^ files.TypeMask), Uid: int(st.UID), Gid: int(st.GID),
+		ModTime: Time(st.Mtime), AccessTime: Time(st.Atime), ChangeTime: Time(st.Ctime)}
+	if first, linked := t.first[st.Ino]; linked {
+		t.done.Links++
+		h.Typeflag, h.Linkname = tar.TypeLink, first
+		return h, nil
+	}
+	switch st.Mode & files.TypeMask {
+	case files.TypeDir:
+		t.done.Directories++
+		h.Typeflag, h.Name = tar.TypeDir, strings.TrimPrefix(h.Name+"/", "/")
+		if h.Name == "" {
+			h.Name = "./"
+		}
+	case files.TypeRegular:
+		t.done.Files++
+		h.Typeflag, h.Size = tar.TypeReg, st.Size
+	case files.TypeLink:
+		target, err := ReadLink(f.File)
+		if err != nil {
+			return nil, err
+		}
+		t.done.Links++
+		h.Typeflag, h.Linkname = tar.TypeSymlink, target
+	case files.TypeChar, files.TypeBlock:
+		t.done.Nodes++
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(st.Major), int64(st.Minor)
+		if st.Mode&files.TypeMask == files.TypeBlock {
+			h.Typeflag = tar.TypeBlock
+		}
+	case files.TypeFIFO:
+		t.done.Nodes++
+		h.Typeflag = tar.TypeFifo
+	default:
+		return nil, errors.New("an archive does not hold sockets")
+	}
+	if !st.IsDir() && st.Links > 1 && len(t.first) < maxLinked {
+		t.first[st.Ino] = h.Name
+	}
+	return h, t.xattrs(f, h)
+}
+
+// xattrs adds the extended attributes, as GNU tar and libarchive name them.
+func (t *archiver) xattrs(f *files.Found, h *tar.Header) error {
+	return f.File.Xattrs(t.ctx, func(name string, value []byte) error {
+		// An empty value would take the record away.
+		if len(value) == 0 || strings.ContainsAny(name, "=\x00") {
+			t.done.Unset++
+			return nil
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = make(map[string]string)
+		}
+		h.PAXRecords["SCHILY.xattr."+name] = string(value)
+		return nil
+	})
+}
+
+// content writes the bytes of a file.
+func (t *archiver) content(f *files.Found) error {
+	size := f.File.Stat().Size
+	buf := make([]byte, min(blockBytes, max(size, 1)))
+	failed := false
+	for off := int64(0); off < size; {
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		part := buf[:min(int64(len(buf)), size-off)]
+		n, err := f.File.ReadAt(part, off)
+		if n < len(part) {
+			clear(part[n:])
+			if !failed {
+				failed = true
+				t.lost(f.Path, fmt.Errorf("at %d, zeros from there on: %w", off+int64(n),
+					errors.Join(err, io.ErrUnexpectedEOF)))
+			}
+		}
+		if _, err := t.w.Write(part); err != nil {
+			return err
+		}
+		off += int64(len(part))
+		t.done.Bytes += int64(len(part))
+	}
+	return nil
+}
