@@ -359,3 +359,27 @@ func TestLostL1Table(t *testing.T) {
 		}
 	}
 }
+
+// TestLostL1TableOfSnapshots: what the disk shares with a snapshot comes back from there.
+func TestLostL1TableOfSnapshots(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "16M")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "-c", "write -P 8 6M 1M", path)
+	run(t, "qemu-img", "snapshot", "-c", "one", path)
+	sound := load(t, path)
+	_, h := l1Slots(t, sound)
+	was := view(t, sound)
+	for _, fill := range []byte{0, 'x'} {
+		b := slices.Clone(sound)
+		copy(b[h.L1Off:int64(h.L1Off)+8*h.L1Entries], bytes.Repeat([]byte{fill}, int(8*h.L1Entries)))
+		p := makePlan(t, b, repair.Options{})
+		after := b.applied(t, p)
+		if !slices.EqualFunc(was, view(t, after), bytes.Equal) || len(p.Hurt) > 0 {
+			t.Errorf("filled with %q: %v, %+v, %+v; the guest reads something else", fill, actions(p), p.Hurt, p.Remains)
+		}
+		if status, text := qemuCheck(t, after); status != 0 && status != 3 {
+			t.Errorf("qemu-img check exits with %d:\n%s", status, text)
+		}
+	}
+}

@@ -84,7 +84,7 @@ func (m *mender) mendPlaces(ctx context.Context) (bool, error) {
 // are L2 tables that one should name. It gets the entries that still read as such; mendOrphans puts
 // tables back into the others. The cluster of the old one stays as it is.
 func (m *mender) mendL1Table(context.Context) (bool, error) {
-	if !m.opts.wants(finding.QC13) || m.trust.l1[0] || !m.sought || m.soughtL1 != 0 || len(m.ex.Orphans()) == 0 ||
+	if !m.opts.wants(finding.QC13) || m.trust.l1[0] || !m.sought || m.soughtL1 != 0 || !m.tablesLost() ||
 		m.h.L1Entries*8 > qcow2.MaxL1Bytes || !m.mayGrow(finding.QC13) {
 		return false, nil
 	}
@@ -121,6 +121,16 @@ func (m *mender) mendL1Table(context.Context) (bool, error) {
 	m.proof(st, "L1 table", int64(m.h.L1Off), "", fmt.Sprintf("%d of its entries lead to no L2 table, %d do and are kept; "+
 		"%d L2 tables have no entry", len(m.l1Lost), kept, len(m.ex.Orphans())))
 	return true, nil
+}
+
+// tablesLost reports whether there are L2 tables that the L1 table of the disk should name: orphans, or
+// those of snapshots that are counted once more.
+func (m *mender) tablesLost() bool {
+	return len(m.ex.Orphans()) > 0 || slices.ContainsFunc(m.l1s, func(l qcow2.L1Entry) bool {
+		c := int64(l.Table()) >> m.h.ClusterBits
+		n, ok := m.ex.Refcount(c)
+		return !l.Active && ok && n > m.ex.References(c)
+	})
 }
 
 // tellL1Lost remembers the parts of the disk whose L1 entry was no such, and that got no table back. There
