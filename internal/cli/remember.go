@@ -104,6 +104,10 @@ func unfinished(path string, c *vault.Candidate, inUse bool) finding.Finding {
 			Text: "its undo file " + c.Receipt.Undo() + " is gone"}}
 		f.Next = "look for the undo file: without it nobody knows what the image should hold"
 	}
+	if c.Match == vault.MatchName {
+		f.Next = "shisa recover tells whether the undo file is of this image; if another image took its place, " +
+			"move the undo file to another directory"
+	}
 	switch {
 	case inUse:
 		f.Severity = finding.Note
