@@ -65,7 +65,7 @@ func openSE(r io.ReaderAt, size int64, head []byte) (*sparse, error) {
 		capacity: int64(word(16)) * sectorBytes, grain: seGrain * sectorBytes, table: seTableSectors * sectorBytes / 8,
 		tables: int64(word(136)) * sectorBytes / 8, tablesOff: int64(word(144)) * sectorBytes,
 		grainsOff: int64(word(192)) * sectorBytes}
-	if need := (s.capacity + s.table*s.grain - 1) / (s.table * s.grain); s.capacity == 0 || s.tables < need {
+	if s.capacity == 0 || s.tables < s.needed() {
 		return nil, invalid(136, "a directory of %d entries for %d bytes", s.tables, s.capacity)
 	}
 	if err := s.place(word(128), 0, false); err != nil {

@@ -133,7 +133,7 @@ func (s *sparse) kdmv(head []byte) error {
 	default:
 		return unsupported(77, "compression %d", c)
 	}
-	s.tables = (s.capacity + s.table*s.grain - 1) / (s.table * s.grain)
+	s.tables = s.needed()
 	return s.place(le.Uint64(head[56:]), le.Uint64(head[48:]), flags&flagSecond != 0)
 }
 
@@ -150,7 +150,7 @@ func (s *sparse) cowd(head []byte) error {
 	}
 	s.capacity, s.grain, s.table = capacity*sectorBytes, grain*sectorBytes, tableEntries
 	s.tables = int64(le.Uint32(head[24:]))
-	if need := (s.capacity + s.table*s.grain - 1) / (s.table * s.grain); s.tables < need {
+	if need := s.needed(); s.tables < need {
 		return invalid(24, "a directory of %d entries, and the disk needs %d", s.tables, need)
 	}
 	return s.place(uint64(le.Uint32(head[20:])), 0, false)
@@ -181,6 +181,9 @@ func (s *sparse) place(directory, second uint64, hasSecond bool) error {
 	}
 	return nil
 }
+
+// needed is how many tables the disk needs.
+func (s *sparse) needed() int64 { return (s.capacity-1)/(s.table*s.grain) + 1 }
 
 // width is the length of an entry.
 func (s *sparse) width() int64 {

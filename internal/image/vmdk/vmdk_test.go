@@ -423,6 +423,11 @@ func TestBroken(t *testing.T) {
 		{"grains", set(func(p []byte) { p[27] = 1 }), image.ErrInvalid, "grains"},
 		{"no grains", set(func(p []byte) { p[20] = 0 }), image.ErrInvalid, "grains of 0"},
 		{"capacity", set(func(p []byte) { p[19] = 0x80 }), image.ErrInvalid, "a disk of"},
+		{"largest capacity", set(func(p []byte) {
+			le.PutUint64(p[12:], 1<<54-1)
+			le.PutUint32(p[44:], 512)
+			le.PutUint64(p[20:], 0x200000)
+		}), image.ErrInvalid, "within the file"},
 		{"huge directory", set(func(p []byte) { p[18] = 1 }), image.ErrUnsupported, "a directory of"},
 		{"cut", func(p []byte) []byte { return p[:8192] }, image.ErrInvalid, "cut"},
 		{"compression", set(func(p []byte) { p[77] = 2 }), image.ErrUnsupported, "compression 2"},
