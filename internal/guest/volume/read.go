@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -42,19 +43,27 @@ func (f *finder) spent(v *Volume, off, n int64, what string) bool {
 
 // blind notes that n bytes of v at off were not examined.
 func (f *finder) blind(v *Volume, off, n int64, what, reason string) {
-	l := f.layout
-	switch {
-	case len(l.Blind) > maxBlind:
-		return
-	case len(l.Blind) == maxBlind:
-		what, reason = "more", fmt.Sprintf("only the first %d reasons are kept", maxBlind)
-	}
 	b := finding.Blind{Object: f.object(v), What: what, Reason: reason,
 		Host: []finding.Range{}, Guest: []finding.Range{}}
 	if v.onDisk() {
 		b.Guest = append(b.Guest, finding.Range{Offset: v.Start + off, Length: n})
 	}
+	l := f.layout
+	switch {
+	case slices.ContainsFunc(l.Blind, func(o finding.Blind) bool { return covers(o, b) }):
+		return // read again
+	case len(l.Blind) > maxBlind:
+		return
+	case len(l.Blind) == maxBlind:
+		b.What, b.Reason = "more", fmt.Sprintf("only the first %d reasons are kept", maxBlind)
+	}
 	l.Blind = append(l.Blind, b)
+}
+
+// covers tells whether a says all that b says.
+func covers(a, b finding.Blind) bool {
+	return a.Object == b.Object && a.What == b.What && len(a.Guest) == len(b.Guest) &&
+		(len(a.Guest) == 0 || a.Guest[0].Offset <= b.Guest[0].Offset && a.Guest[0].End() >= b.Guest[0].End())
 }
 
 // problem notes that something is wrong in n bytes of v at off.

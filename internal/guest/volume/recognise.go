@@ -44,15 +44,25 @@ func (f *finder) fill(v *Volume, b []byte, off int64) bool {
 	if _, err := v.ReadAt(b, off); err == nil {
 		return true
 	}
-	whole := true
+	var bad int64 // bytes before at that could not be read
+	var why error
+	note := func(at int) {
+		if bad > 0 {
+			f.blind(v, off+int64(at)-bad, bad, "what fills the volume", why.Error())
+		}
+		bad = 0
+	}
 	for at := 0; at < len(b); at += piece {
 		part := b[at:min(at+piece, len(b))]
-		got := f.bytesAt(v, off+int64(at), int64(len(part)), "what fills the volume")
-		clear(part)
-		copy(part, got)
-		whole = whole && got != nil
+		if _, err := v.ReadAt(part, off+int64(at)); err != nil {
+			clear(part)
+			why, bad = err, bad+int64(len(part))
+			continue
+		}
+		note(at)
 	}
-	return whole
+	note(len(b))
+	return why == nil
 }
 
 // How much of a volume is read to recognise what is in it.
