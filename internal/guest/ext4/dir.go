@@ -7,21 +7,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
 
-// Directories, by Documentation/filesystems/ext4/directory.rst. A block is a row of entries, each as
-// long as it says; the last one reaches to the end, or to the tail with the checksum:
+// Directories, by Documentation/filesystems/ext4/directory.rst. A block is a row of entries, each
+// as long as it says; the last one reaches to the end, or to the tail with the checksum:
 //
 //	0 inode    4 length of the entry    6 length of the name    7 type    8 name
 //	tail, 12 bytes: 0 0    4 12    6 0    7 0xde    8 CRC32C of what is before
 //
-// A tree of hashes (htree) lies in blocks that read as one entry without a name, or as "." and "..":
-// its names are in the leaves, which are plain. So all blocks are read in their order, as for a
-// directory without a tree. The block of a tree has its checksum behind the last entry that it has
-// room for.
+// A tree of hashes (htree) lies in blocks that read as one entry without a name, or as "." and
+// "..": its names are in the leaves, which are plain. So all blocks are read in their order, as for a
+// directory without a tree. The block of a tree has its checksum behind the last entry that there
+// is room for.
 const (
 	minEntry  = 12
 	tailBytes = 12
@@ -44,7 +45,14 @@ type dirWalk struct {
 	group  int64  // whose bitmap is at hand, -1 for none
 	bitmap []byte // nil if it could not be read
 	known  bool   // the bitmap of the group could be read
+
+	// names has a hash of each name where no checksum tells that they are as they were written.
+	names map[uint64]struct{}
+	seed  maphash.Seed
 }
+
+// maxHashed bounds the names of one directory that are compared with one another: 40 MiB.
+const maxHashed = 1 << 20
 
 // Entries gives the entries of a directory.
 func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
@@ -53,6 +61,9 @@ func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
 			Err: errors.New("not a directory")}
 	}
 	w := &dirWalk{ctx: ctx, n: n, fn: fn, group: -1}
+	if !n.fs.super.sums {
+		w.names, w.seed = make(map[uint64]struct{}), maphash.MakeSeed()
+	}
 	if n.stat.Flags&flagEncrypt != 0 {
 		return w.encrypted()
 	}
@@ -211,6 +222,14 @@ func (w *dirWalk) entry(e files.Entry, at int64) error {
 	shown := e.Name[:min(len(e.Name), maxProblemName)]
 	if e.Name == "" || strings.ContainsAny(e.Name, "/\x00") {
 		return w.bad(at, fmt.Errorf("name %q cannot be", shown))
+	}
+	if w.names != nil && len(w.names) < maxHashed {
+		before := len(w.names)
+		if w.names[maphash.String(w.seed, e.Name)] = struct{}{}; len(w.names) == before {
+			if err := w.bad(at, fmt.Errorf("name %q is there twice", shown)); err != nil {
+				return err
+			}
+		}
 	}
 	used, err := w.inUse(e.Ino)
 	if err != nil {

@@ -55,12 +55,11 @@ func openDisk(t testing.TB, name string) *FS {
 
 // variant is a way to make the file system.
 type variant struct {
-	name  string
-	mkfs  string // the options
-	kind  string // ext4 if empty
-	sums  bool   // metadata_csum
-	size  int64  // 256 MiB if 0
-	blind bool   // without a way to tell that a name was changed
+	name string
+	mkfs string // the options
+	kind string // ext4 if empty
+	sums bool   // metadata_csum
+	size int64  // 256 MiB if 0
 }
 
 var variants = []variant{
@@ -80,7 +79,8 @@ var variants = []variant{
 	{name: "large_dir", mkfs: "-b 1024 -O large_dir", sums: true},
 	{name: "bigalloc", mkfs: "-b 4096 -O bigalloc -C 65536", sums: true},
 	{name: "orphan_file", mkfs: "-b 4096 -O orphan_file,metadata_csum_seed", sums: true},
-	{name: "quota", mkfs: "-b 4096 -O quota,project -E quotatype=usrquota:grpquota:prjquota", sums: true},
+	{name: "quota", sums: true,
+		mkfs: "-b 4096 -O quota,project -E quotatype=usrquota:grpquota:prjquota"},
 	{name: "mmp", mkfs: "-b 4096 -O mmp", sums: true},
 	{name: "I128", mkfs: "-b 4096 -I 128", sums: true},
 	{name: "few-groups", mkfs: "-b 4096 -g 2048 -N 40000", sums: true},

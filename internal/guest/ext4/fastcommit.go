@@ -11,7 +11,9 @@ import (
 // since the last transaction, as a row of tags. Each has its kind, the length of its value, and the
 // value; a tail ends a commit with the number of that transaction and a checksum.
 //
-//	tag 0 kind   2 length   4 value    head 0 features   4 transaction    tail 0 transaction   4 CRC32C
+//	tag  0 kind          2 length        4 value
+//	head 0 features      4 transaction
+//	tail 0 transaction   4 CRC32C
 const (
 	fastTagBytes = 4
 	fastPad      = 7

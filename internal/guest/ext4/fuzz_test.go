@@ -25,7 +25,8 @@ var fuzzBases = []struct {
 }{
 	{"ext4", "-b 1024 -N 64 -O ^has_journal,^resize_inode,inline_data", 256 << 10, ""},
 	{"ext2", "-b 1024 -N 64 -O none,filetype,dir_index", 256 << 10, ""},
-	{"bigalloc", "-b 1024 -N 64 -O ^has_journal,^resize_inode,bigalloc,ea_inode -C 4096", 512 << 10, ""},
+	{"bigalloc", "-b 1024 -N 64 -O ^has_journal,^resize_inode,bigalloc,ea_inode -C 4096", 512 << 10,
+		""},
 	{"log", "-b 1024 -N 32 -O ^metadata_csum -J size=1", 3 << 20, "jo"},
 	{"log-csum", "-b 1024 -N 32 -O ^resize_inode -J size=1", 3 << 20, "jo -c -v 3"},
 }

@@ -17,8 +17,8 @@ import (
 //
 //	0  block bitmap    4  inode bitmap    8  inode table     12 free blocks    14 free inodes
 //	16 directories     18 flags           24 sum of block bitmap, lower half   26 of inode bitmap
-//	28 unused inodes   30 checksum        32 to 40 upper halves of 0 to 8      44, 46, 48 of 12, 14, 16
-//	50 of 28           56 of 24           58 of 26
+//	28 unused inodes   30 checksum        32 to 40 upper halves of 0 to 8
+//	44, 46, 48 of 12, 14, 16              50 of 28           56 of 24           58 of 26
 const (
 	inodeUninit = 0x1 // no inode of the group is in use; the bitmap is not written
 	blockUninit = 0x2 // the block bitmap is not written: only the group's own metadata is in use

@@ -218,7 +218,8 @@ func TestLogs(t *testing.T) {
 					t.Errorf("block %d begins %x, e2fsck makes it %x", logFirst+i, got[:8], want[i][:8])
 				}
 			}
-			t.Logf("%s, %d transactions, %d blocks; %v", view.State, view.Transactions, view.Blocks, view.Problems)
+			t.Logf("%s, %d transactions, %d blocks; %v", view.State, view.Transactions, view.Blocks,
+				view.Problems)
 		})
 	}
 }

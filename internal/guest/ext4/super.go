@@ -262,11 +262,6 @@ func (s *super) info() files.Info {
 // firstBlock gives the first block of a group.
 func (s *super) firstBlock(group int64) int64 { return s.firstData + group*s.perGroup }
 
-// groupBlocks gives the number of blocks in a group: the last one may be shorter.
-func (s *super) groupBlocks(group int64) int64 {
-	return min(s.perGroup, s.blocks-s.firstBlock(group))
-}
-
 // hasSuper tells whether a group begins with a copy of the superblock.
 func (s *super) hasSuper(group int64) bool {
 	switch {

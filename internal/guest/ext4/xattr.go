@@ -12,8 +12,8 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
 
-// Extended attributes, by Documentation/filesystems/ext4/attributes.rst. They stand behind the extra
-// fields of the inode, after a magic of 4 bytes, and in a block with a header of 32:
+// Extended attributes, by Documentation/filesystems/ext4/attributes.rst. They stand behind the
+// extra fields of the inode, after a magic of 4 bytes, and in a block with a header of 32:
 //
 //	header 0 0xea020000   4 references   8 blocks   12 hash   16 checksum
 //	entry  0 length of the name   1 index of the prefix   2 offset of the value
@@ -199,7 +199,7 @@ func (n *inode) attrValue(ctx context.Context, a attr) ([]byte, error) {
 }
 
 // farValue reads a value from an inode of its own (fs/ext4/xattr.c, ext4_xattr_inode_get). That
-// inode keeps a checksum of the value as its atime; those of Lustre point back to their file instead.
+// inode keeps a checksum of the value as its atime; those of Lustre point back to their file.
 func (n *inode) farValue(ctx context.Context, a attr) ([]byte, error) {
 	far, err := n.fs.load(ctx, a.inum)
 	if err != nil {
