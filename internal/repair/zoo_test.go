@@ -186,3 +186,43 @@ func comparable(t *testing.T, x broken, p *plan.Plan, after memory) (lost bool) 
 	}
 	return lost || len(p.Hurt) > 0
 }
+
+// TestZooL1 is TestZoo for L1 tables that are overwritten as a whole or in part.
+func TestZooL1(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	seeds := uint64(24)
+	if testenv.Long() {
+		seeds = 300
+	}
+	outcome := map[string]int{}
+	for seed := range seeds {
+		s := lab.RandomSpec(seed)
+		s.VirtualBytes, s.Data = min(s.VirtualBytes, 64<<20), true
+		_, sound := build(t, s)
+		h, err := qcow2.ReadHeader(sound, int64(len(sound)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := rand.New(rand.NewPCG(seed, 0x11))
+		x := broken{seed: seed, spec: s, faults: []string{"L1 table"}, sound: sound, image: slices.Clone(sound)}
+		n := 8 * h.L1Entries
+		if r.IntN(3) == 0 {
+			n = min(n, plan.SectorBytes)
+		}
+		table := x.image[h.L1Off : int64(h.L1Off)+n]
+		switch r.IntN(4) {
+		case 0:
+			clear(table)
+		case 1:
+			for i := range table {
+				table[i] = byte(r.Uint32())
+			}
+		case 2:
+			copy(table, bytes.Repeat([]byte("some text\n"), len(table)))
+		case 3: // refcounts
+			copy(table, bytes.Repeat([]byte{0, 1}, len(table)))
+		}
+		outcome[repairOne(t, x)]++
+	}
+	t.Logf("outcomes: %v", outcome)
+}
