@@ -168,11 +168,10 @@ func (f *FS) agfl(group int64, a *agf) ([]int64, error) {
 //	version 5: 16 address  24 LSN  32 UUID  48 group  52 CRC
 //	leaf: records | node: keys, behind room for all keys the blocks that they lead to
 type treeKind struct {
-	name         string
-	magic        [2]uint32 // versions 4 and 5
-	record, key  int       // bytes
-	overlapping  bool      // keys are pairs of the lowest and highest, and records may overlap
-	metadataOnly bool
+	name        string
+	magic       [2]uint32 // versions 4 and 5
+	record, key int       // bytes
+	overlapping bool      // keys are pairs of the lowest and highest, and records may overlap
 }
 
 func inodeTree() treeKind {

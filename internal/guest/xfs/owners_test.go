@@ -6,7 +6,12 @@ package xfs
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -14,6 +19,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // fiemap asks the kernel where a file lies. The layout is that of linux/fiemap.h.
@@ -71,6 +77,9 @@ func TestOwners(t *testing.T) {
 			f := open(t, disk)
 			compareExtents(t, f, filepath.Join(dir, "shapes"))
 			compareOwners(t, f, 1<<30)
+			if slices.Contains(v.mkfs, "rmapbt=1") {
+				compareMap(t, f, dir)
+			}
 			if s := f.View(); s.State != files.Clean || len(s.Problems) > 0 {
 				t.Errorf("the view is %+v, want clean without problems", s)
 			}
@@ -169,4 +178,68 @@ func compareOwners(t *testing.T, f *FS, size int64) {
 	if len(found) != len(data) {
 		t.Errorf("%d owners of single bytes, want %d", len(found), len(data))
 	}
+}
+
+// compareMap holds Owners against the kernel's reverse map.
+func compareMap(t *testing.T, f *FS, dir string) {
+	t.Helper()
+	testenv.Need(t, "xfs_io")
+	out, err := exec.Command("xfs_io", "-r", "-c", "fsmap -v", dir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("xfs_io: %v\n%s", err, out)
+	}
+	var all []files.Owner
+	if err := f.Owners(t.Context(), []files.Range{{Length: f.size}}, func(o files.Owner) error {
+		all = append(all, o)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`\[(\d+)\.\.(\d+)\]:\s+(\d+|[a-zA-Z][a-zA-Z -]*?)\s{2,}`)
+	compared := 0
+	for text := range strings.Lines(string(out)) {
+		m := line.FindStringSubmatch(text)
+		if m == nil {
+			continue
+		}
+		first, err1 := strconv.ParseInt(m[1], 10, 64)
+		last, err2 := strconv.ParseInt(m[2], 10, 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("%q: %v %v", text, err1, err2)
+		}
+		covered := int64(0)
+		for _, o := range all {
+			if saysSame(o, m[3]) {
+				covered += max(0, min(o.Range.Offset+o.Range.Length, (last+1)*512)-
+					max(o.Range.Offset, first*512))
+			}
+		}
+		if covered < (last+1-first)*512 {
+			t.Errorf("the kernel says %q, of which %d bytes are known to Owners", strings.TrimSpace(text),
+				covered)
+		}
+		compared++
+	}
+	if compared < 100 {
+		t.Errorf("%d lines of the kernel's map, want more:\n%s", compared, out)
+	}
+}
+
+// saysSame tells whether an owner is what xfs_io calls it.
+func saysSame(o files.Owner, name string) bool {
+	switch name {
+	case "free space":
+		return o.Use == files.UseFree
+	case "inodes":
+		return strings.HasPrefix(o.What, "inode chunk")
+	case "journalling log":
+		return o.Use == files.UseJournal
+	case "inode btree", "refcount btree":
+		return strings.Contains(o.What, "btree of group")
+	case "static fs metadata":
+		return o.Use == files.UseMetadata || strings.HasPrefix(o.What, "unused")
+	case "per-AG metadata": // the btrees of free space, and what is kept for them
+		return o.Use == files.UseMetadata || strings.HasPrefix(o.What, "kept for the btrees")
+	}
+	return fmt.Sprint(o.Ino) == name
 }
