@@ -53,7 +53,7 @@ func TestFlips(t *testing.T) {
 		{name: "ext2", mkfs: "-b 2048", kind: "ext2"},
 	} {
 		t.Run(v.name, func(t *testing.T) {
-			rounds := 100
+			rounds := 40
 			if testenv.Long() {
 				rounds = 10_000
 			}

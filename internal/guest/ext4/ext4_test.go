@@ -64,29 +64,29 @@ type variant struct {
 
 var variants = []variant{
 	{name: "4k", mkfs: "-b 4096", sums: true},
-	{name: "2k", mkfs: "-b 2048", sums: true},
-	{name: "1k", mkfs: "-b 1024", sums: true},
+	{name: "2k", long: true, mkfs: "-b 2048", sums: true},
+	{name: "1k", long: true, mkfs: "-b 1024", sums: true},
 	{name: "1k-bigalloc", mkfs: "-b 1024 -O bigalloc -C 16384", sums: true},
-	{name: "inline", mkfs: "-b 4096 -O inline_data -I 512", sums: true},
+	{name: "inline", long: true, mkfs: "-b 4096 -O inline_data -I 512", sums: true},
 	{name: "inline-256", mkfs: "-b 4096 -O inline_data -I 256", sums: true},
-	{name: "no-64bit", mkfs: "-b 4096 -O ^64bit", sums: true},
+	{name: "no-64bit", long: true, mkfs: "-b 4096 -O ^64bit", sums: true},
 	{name: "meta_bg", mkfs: "-b 1024 -O meta_bg,^resize_inode", sums: true},
-	{name: "sparse_super2", mkfs: "-b 4096 -O sparse_super2", sums: true},
-	{name: "no-journal", mkfs: "-b 4096 -O ^has_journal", sums: true},
+	{name: "sparse_super2", long: true, mkfs: "-b 4096 -O sparse_super2", sums: true},
+	{name: "no-journal", long: true, mkfs: "-b 4096 -O ^has_journal", sums: true},
 	{name: "no-csum", mkfs: "-b 4096 -O ^metadata_csum"},
-	{name: "uninit_bg", mkfs: "-b 4096 -O ^metadata_csum,uninit_bg"},
+	{name: "uninit_bg", long: true, mkfs: "-b 4096 -O ^metadata_csum,uninit_bg"},
 	{name: "ea_inode", mkfs: "-b 4096 -O ea_inode", sums: true},
-	{name: "large_dir", mkfs: "-b 1024 -O large_dir", sums: true},
-	{name: "bigalloc", mkfs: "-b 4096 -O bigalloc -C 65536", sums: true},
-	{name: "orphan_file", mkfs: "-b 4096 -O orphan_file,metadata_csum_seed", sums: true},
-	{name: "quota", sums: true,
+	{name: "large_dir", long: true, mkfs: "-b 1024 -O large_dir", sums: true},
+	{name: "bigalloc", long: true, mkfs: "-b 4096 -O bigalloc -C 65536", sums: true},
+	{name: "orphan_file", long: true, mkfs: "-b 4096 -O orphan_file,metadata_csum_seed", sums: true},
+	{name: "quota", long: true, sums: true,
 		mkfs: "-b 4096 -O quota,project -E quotatype=usrquota:grpquota:prjquota"},
-	{name: "mmp", mkfs: "-b 4096 -O mmp", sums: true},
-	{name: "I128", mkfs: "-b 4096 -I 128", sums: true},
-	{name: "few-groups", mkfs: "-b 4096 -g 2048 -N 40000", sums: true},
-	{name: "ext3", mkfs: "-b 4096", kind: "ext3"},
+	{name: "mmp", long: true, mkfs: "-b 4096 -O mmp", sums: true},
+	{name: "I128", long: true, mkfs: "-b 4096 -I 128", sums: true},
+	{name: "few-groups", long: true, mkfs: "-b 4096 -g 2048 -N 40000", sums: true},
+	{name: "ext3", long: true, mkfs: "-b 4096", kind: "ext3"},
 	{name: "ext3-1k", mkfs: "-b 1024 -I 128", kind: "ext3"},
-	{name: "ext2", mkfs: "-b 4096", kind: "ext2"},
+	{name: "ext2", long: true, mkfs: "-b 4096", kind: "ext2"},
 	{name: "ext2-1k", mkfs: "-b 1024 -O ^filetype", kind: "ext2"},
 }
 
@@ -119,6 +119,9 @@ func (v *variant) fill() filestest.Fill {
 func TestMounted(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
+			if v.long {
+				testenv.NeedLong(t)
+			}
 			disk := v.make(t, func(dir string) { filestest.Populate(t, dir, v.fill()) })
 			fs := openDisk(t, disk)
 			kind := v.kind
