@@ -60,6 +60,7 @@ type variant struct {
 	kind string // ext4 if empty
 	sums bool   // metadata_csum
 	size int64  // 256 MiB if 0
+	long bool   // only in long sweeps
 }
 
 var variants = []variant{
