@@ -66,19 +66,27 @@ func (f *FS) tryCopy(off int64, broken error) bool {
 }
 
 // firstInode finds the root directory where the superblock is a copy that does not name it: mkfs.xfs
-// makes it as the first inode of the first group.
+// makes it as the first inode of the first group, and the two of the realtime device behind it.
 func (f *FS) firstInode(ctx context.Context) error {
-	if f.root != nullInode && f.root != 0 {
+	if !f.copied {
 		return nil
 	}
-	a, err := f.agi(0)
-	if err != nil {
-		return err
+	none := func(ino uint64) bool { return ino == nullInode || ino == 0 }
+	if none(f.root) {
+		a, err := f.agi(0)
+		if err != nil {
+			return err
+		}
+		w := treeWalk{f: f, kind: inodeTree(), fn: func(b []byte) error {
+			f.root = uint64(f.parseInodeRecord(b).first)
+			return errEnough
+		}}
+		if err := given(w.walk(ctx, a.tree)); err != nil {
+			return err
+		}
 	}
-	w := treeWalk{f: f, kind: inodeTree(), fn: func(b []byte) error {
-		f.root = uint64(f.parseInodeRecord(b).first)
+	if none(f.special[0]) {
 		f.special[0], f.special[1] = f.root+1, f.root+2
-		return errEnough
-	}}
-	return given(w.walk(ctx, a.tree))
+	}
+	return nil
 }

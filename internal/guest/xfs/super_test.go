@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package xfs
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+)
+
+// TestBrokenSuperblock takes the superblock away: a copy must do, and be said.
+func TestBrokenSuperblock(t *testing.T) {
+	for _, name := range []string{"v4.gz", "v5.gz", "crashed4.gz", "crashed5.gz"} {
+		img := image(t, "testdata/"+name)
+		want, _, err := filestest.ReadView(t.Context(), openBytes(t, img))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, spoil := range map[string]func(){
+			"zeros":        func() { clear(img[:basicBlock]) },
+			"another size": func() { img[6] ^= 0x20 },
+		} {
+			t.Run(name+" "+what, func(t *testing.T) {
+				before := bytes.Clone(img[:basicBlock])
+				defer copy(img, before)
+				spoil()
+				f := openBytes(t, img)
+				got, view, err := filestest.ReadView(t.Context(), f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, line := range filestest.Differences(got, want, filestest.Loose{}) {
+					t.Error(line)
+				}
+				if len(view.Problems) != 1 || view.State == files.Incomplete ||
+					!strings.Contains(view.Problems[0].What, "copy of group 1 is used") {
+					t.Errorf("the view is %+v, want the copy as the only problem", view)
+				}
+			})
+		}
+	}
+}
+
+func openBytes(t *testing.T, img []byte) *FS {
+	t.Helper()
+	f, err := Open(t.Context(), bytes.NewReader(img), int64(len(img)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// TestRefused opens what cannot be read, or not as a whole.
+func TestRefused(t *testing.T) {
+	whole := image(t, "testdata/v5.gz")
+	for name, tc := range map[string]struct {
+		spoil func([]byte) []byte
+		want  string
+	}{
+		"nothing":  {func(b []byte) []byte { return nil }, "superblock"},
+		"zeros":    {func(b []byte) []byte { return make([]byte, 1<<20) }, "no superblock"},
+		"features": {func(b []byte) []byte { b[218] |= 0x41; setChecksum(b[:512], 224); return b }, "metadir"},
+	} {
+		_, err := Open(t.Context(), bytes.NewReader(tc.spoil(bytes.Clone(whole))), int64(len(whole)))
+		if name == "features" {
+			if u := new(UnknownFeatures); !errors.As(err, &u) || len(u.Names) != 2 {
+				t.Errorf("%s: %v, want two unknown features", name, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+	}
+	cut := whole[:len(whole)/2]
+	f, err := Open(t.Context(), bytes.NewReader(cut), int64(len(cut)))
+	if err == nil && f.View().State != files.Incomplete {
+		t.Errorf("of half a volume the view is %+v, want incomplete", f.View())
+	}
+}
+
+// TestExternalLog says that what is in a log elsewhere was not replayed.
+func TestExternalLog(t *testing.T) {
+	img := image(t, "testdata/v5.gz")
+	clear(img[48:56])
+	setChecksum(img[:basicBlock], 224)
+	f := openBytes(t, img)
+	if v := f.View(); v.State != files.Incomplete || !strings.Contains(v.Problems[0].What, "another device") {
+		t.Errorf("the view is %+v, want incomplete for want of the log", v)
+	}
+}
+
+// TestInfo compares what is told of a file system with what the kernel tells.
+func TestInfo(t *testing.T) {
+	for _, v := range variants()[:2] {
+		args := append([]string{"mkfs.xfs", "-q", "-L", "a label", "-m",
+			"uuid=01234567-89ab-cdef-0123-456789abcdef"}, v.mkfs...)
+		disk := filestest.Make(t, t.TempDir(), 1<<30, append(args, "DISK")...)
+		dir, unmount := filestest.Mount(t, disk, "xfs")
+		filestest.Populate(t, dir, v.fill)
+		unmount()
+		dir, unmount = filestest.Mount(t, disk, "xfs", "ro")
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		f := open(t, disk)
+		i := f.Info()
+		used := i.Inodes - i.FreeInodes
+		if i.FreeBytes != int64(st.Bfree)*st.Bsize || used != int64(st.Files-st.Ffree) ||
+			i.Label != "a label" || i.UUID != "01234567-89ab-cdef-0123-456789abcdef" {
+			t.Errorf("%s: info is %+v, want %+v", v.name, i, st)
+		}
+		unmount()
+		// The groups say the same as the superblock.
+		if err := f.count(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := (f.freeBlocks - reservedBlocks*f.groups) * f.block; got != i.FreeBytes ||
+			f.info.Inodes != i.Inodes || f.info.FreeInodes != i.FreeInodes {
+			t.Errorf("%s: the groups have %d bytes free and %d inodes, want %d and %d", v.name, got,
+				f.info.Inodes, i.FreeBytes, i.Inodes)
+		}
+	}
+}
