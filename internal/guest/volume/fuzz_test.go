@@ -208,7 +208,7 @@ func flips(t *testing.T, w *world, volumes int, areas [][2]int64) {
 	if got := len(whole.Volumes); got != volumes || len(whole.Problems) > 0 {
 		t.Fatalf("Find() = %s %v", whole.text(), whole.Problems)
 	}
-	step := int64(37)
+	step := int64(151)
 	if testenv.Long() {
 		step = 5
 	}
