@@ -27,7 +27,9 @@ const (
 	// maxCheckMemory is what a check of 1 TiB takes beyond what the program takes to start, which is
 	// its own code mostly and grows with it.
 	maxCheckMemory = 5 << 20
-	gnuTime        = "/usr/bin/time" // not the shell's
+	// maxMemory is what it takes in all: a fifth of what qemu-img check does.
+	maxMemory = 8 << 20
+	gnuTime   = "/usr/bin/time" // not the shell's
 )
 
 // TestFootprint measures the program as it is built for users; the race detector would change its
@@ -73,6 +75,9 @@ func TestFootprint(t *testing.T) {
 		if memory-start > maxCheckMemory {
 			t.Errorf("shisa check of 1 TiB = %d KiB of memory beyond the %d of its start, want %d at most",
 				(memory-start)>>10, start>>10, maxCheckMemory>>10)
+		}
+		if memory > maxMemory {
+			t.Errorf("shisa check of 1 TiB = %d KiB of memory, want %d at most", memory>>10, maxMemory>>10)
 		}
 		t.Logf("shisa check of 1 TiB: %v of CPU, %d KiB of memory, %d of them to start", cpu, memory>>10, start>>10)
 	})

@@ -25,6 +25,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/jail"
+	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -71,7 +72,9 @@ func run(ctx context.Context, args []string, s *stdio) int {
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		// Cobra looks at these only after this function; here they are still usage errors.
 		err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups())
-		started = err == nil
+		if started = err == nil; started {
+			linux.TrimCode() // what read the command line is not needed again
+		}
 		return err
 	}
 	cmd, err := root.ExecuteContextC(ctx)

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -55,8 +56,9 @@ const (
 // checker is the state of one check.
 type checker struct {
 	geometry
-	r    io.ReaderAt
-	opts CheckOptions
+	r     io.ReaderAt
+	opts  CheckOptions
+	spare buffers
 
 	snapshots *SnapshotTable
 	l1s       []l1table
@@ -321,4 +323,34 @@ func (c *checker) hostRange(s span) finding.Range {
 // guestOf is the position on the virtual disk of entry i of the table that L1 entry l1 points to.
 func (c *checker) guestOf(l1 int64, i int64) image.GuestOff {
 	return image.GuestOff(l1*c.h.L2Span() + i<<c.bits)
+}
+
+// buffers keeps buffers for reading that are not in use: each part of a check needs as many as the
+// one before. Several goroutines may use it at once.
+type buffers struct {
+	mu   sync.Mutex
+	free [][]byte
+}
+
+// get gives a buffer of n bytes, which may hold anything.
+func (b *buffers) get(n int64) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, p := range b.free {
+		if int64(cap(p)) >= n {
+			b.free = slices.Delete(b.free, i, i+1)
+			return p[:n]
+		}
+	}
+	return make([]byte, n)
+}
+
+// put takes a buffer back; it may be nil.
+func (b *buffers) put(p []byte) {
+	if p == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.free = append(b.free, p)
 }

@@ -66,7 +66,8 @@ func (c *checker) compare(ctx context.Context) error {
 			m.views = 1 + uint64(c.snapshots.Len())
 			one := refcountPattern(1, c.h.RefcountOrder)
 			m.one = binary.NativeEndian.Uint64(one[:])
-			buf := make([]byte, c.cs)
+			buf := c.spare.get(int64(c.cs))
+			defer c.spare.put(buf)
 			for {
 				k := int(next.Add(1)) - 1
 				if k >= len(blocks) || ctx.Err() != nil {

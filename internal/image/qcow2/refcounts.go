@@ -27,7 +27,8 @@ type badBlock struct {
 // readReftable reads the refcount table, up to its last entry that is not zero.
 func (c *checker) readReftable() {
 	end := min(c.h.ReftableEntries()*8, max(int64(c.fileBytes)-int64(c.h.ReftableOff), 0))
-	buf := make([]byte, min((end+7)&^7, l1StepBytes))
+	buf := c.spare.get(min((end+7)&^7, l1StepBytes))
+	defer c.spare.put(buf)
 	for pos := int64(0); pos < end; pos += l1StepBytes {
 		p := buf[:min((end-pos+7)&^7, l1StepBytes)]
 		if _, err := readPadded(c.r, p, int64(c.h.ReftableOff)+pos, int64(c.fileBytes)); err != nil {

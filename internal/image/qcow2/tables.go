@@ -118,7 +118,8 @@ func (c *checker) readL1(no int, total *int64) error {
 	if t.off < 0 {
 		end = 0
 	}
-	buf := make([]byte, min(end, l1StepBytes)+7)
+	buf := c.spare.get(min(end, l1StepBytes) + 7)
+	defer c.spare.put(buf)
 	for pos := int64(0); pos < end; pos += l1StepBytes {
 		n := min(end-pos, l1StepBytes)
 		if *total += n; *total > maxL1ReadBytes || int64(len(c.l1refs)) > min(maxL1Refs, c.opts.MemoryBytes/l1refBytes) {
@@ -249,6 +250,7 @@ func (c *checker) readTables(ctx context.Context, fn func(tb *table, off int64, 
 	for range min(c.opts.Readers, max(1, readBytes/int(unit)), len(c.tables)) {
 		g.Go(func() error {
 			var buf []byte
+			defer func() { c.spare.put(buf) }()
 			for {
 				first := int(next.Load())
 				n := c.unitAt(first, unit)
@@ -262,7 +264,7 @@ func (c *checker) readTables(ctx context.Context, fn func(tb *table, off int64, 
 					return err
 				}
 				if buf == nil {
-					buf = make([]byte, unit)
+					buf = c.spare.get(unit)
 				}
 				if err := c.readUnit(first, n, buf, &faults, fn); err != nil {
 					return err
