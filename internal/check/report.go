@@ -70,6 +70,10 @@ type Image struct {
 	Notes    []string          `json:"notes"`
 	Findings []finding.Finding `json:"findings"`
 	Blind    []finding.Blind   `json:"blind"`
+	// Hurt is what the guest ranges of the findings are for, where that was looked for; HurtNote says
+	// why it was not, or what could not be told.
+	Hurt     []finding.Owner `json:"hurt"`
+	HurtNote string          `json:"hurt_note"`
 }
 
 // UseState says whether programs use an image.

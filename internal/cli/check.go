@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -162,8 +163,14 @@ func (o *lookOptions) style(s *stdio) render.Style {
 	return render.Style{Width: s.width, Color: s.colour, All: o.all}
 }
 
+// checkOptions are those of check alone.
+type checkOptions struct {
+	lookOptions
+	files namesFiles
+}
+
 func newCheck(s *stdio) *cobra.Command {
-	var o lookOptions
+	var o checkOptions
 	c := &cobra.Command{
 		Use:   "check IMAGE|DIR...",
 		Short: "check the consistency of disk images",
@@ -174,30 +181,37 @@ an image are checked as well where they lie in or below the named directories, t
 An image that a running machine writes to is examined until errors can be told from writes in
 flight. What could not be read is listed, the rest is checked nevertheless.
 
-Leaked clusters come last: they cost space and hurt nothing.`,
+Leaked clusters come last: they cost space and hurt nothing.
+
+Where data of a guest is hurt, the files that it belongs to are named, if that takes less than two seconds; --files
+names them however long it takes.`,
 		Example: `  shisa check vm.qcow2
   shisa check /var/lib/libvirt/images
   shisa check --html report.html /var/lib/libvirt/images
   shisa check --json --all vm.qcow2`,
 		Args: wantArgs(1, -1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := o.ready(c); err != nil {
+			if err := cmp.Or(o.ready(c), o.files.ready(c)); err != nil {
 				return err
 			}
 			return runCheck(c.Context(), o, args, s)
 		},
 	}
 	o.flags(c)
+	o.files.flag(c)
 	return c
 }
 
-func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) error {
+func runCheck(ctx context.Context, o checkOptions, paths []string, s *stdio) error {
 	p := newProgress(s, "checking")
 	opts := o.options(p)
 	if err := remember(ctx, o.state, &opts); err != nil {
 		return err
 	}
 	r, err := check.Run(ctx, paths, opts)
+	if partial(ctx, err, len(r.Images)) {
+		o.files.name(ctx, r.Images, disk.Policy{Dirs: append(slices.Clone(paths), o.pools...), Follow: o.follow})
+	}
 	p.Done()
 	if !partial(ctx, err, len(r.Images)) {
 		return err

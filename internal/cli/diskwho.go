@@ -130,7 +130,7 @@ func runDiskWho(ctx context.Context, o diskWhoOptions, arg string, ranges []find
 	view := l.View()
 	end := render.NewGuestEnd(view, inside.Unknown(hurt), l.Missing(), l.Changed(), nil)
 	doc := &render.GuestWhoDocument{Disk: l.head.Disk, Ranges: ranges,
-		Owners: render.NewGuestOwners(hurt), GuestEnd: end}
+		Owners: hurt, GuestEnd: end}
 	if o.json {
 		err = render.JSON(s.out, render.GuestWhoSchema, doc)
 	} else {

@@ -47,15 +47,16 @@ type Options struct {
 type Guest struct {
 	Layout *volume.Layout
 
-	chains []*disk.Chain
-	jail   *jail.Jail
-	opened map[int]*jail.FS
+	snapshot string
+	chains   []*disk.Chain
+	jail     *jail.Jail
+	opened   map[int]*jail.FS
 }
 
 // Open opens the disk that a name means, and further ones. The errors are those of disk.Open, and of
 // jail.Start.
 func Open(ctx context.Context, name Name, o Options) (g *Guest, err error) {
-	g = &Guest{}
+	g = &Guest{snapshot: name.Snapshot}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.Close())

@@ -6,8 +6,10 @@ package inside
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -22,29 +24,11 @@ const (
 	maxPaths = 16
 )
 
-// Hurt is what a part of the guest's disk is for: a file, or something else of a file system.
-type Hurt struct {
-	// Part is the volume's name, "" where the range is in none: before, between or behind them.
-	Part string
-	Kind volume.Kind
-	// Ranges are the parts of the disk, in bytes, in ascending order; Bytes is their sum.
-	Ranges []finding.Range
-	Bytes  int64
-	// Use and What say what it is; see files.Owner.
-	Use  files.Use
-	What string
-	// Stat is of the file, nil where no file is hurt. Paths are its names, PathsCut how many more it
-	// has; none if no directory has it.
-	Stat     *files.Stat
-	Paths    []string
-	PathsCut int
-}
-
 // Who tells what ranges of a disk are for, by the index of the disk. It asks every file system that
 // lies there, which may have to read all of its inodes and directories. What could not be told is
 // said as such in the result; the error is that of ctx, or of a child that died.
-func (g *Guest) Who(ctx context.Context, disk int, ranges []finding.Range) ([]Hurt, error) {
-	w := &who{g: g, ctx: ctx, hurt: make(map[owner]*Hurt)}
+func (g *Guest) Who(ctx context.Context, disk int, ranges []finding.Range) ([]finding.Owner, error) {
+	w := &who{g: g, ctx: ctx, hurt: make(map[owner]*finding.Owner)}
 	inner := make(map[int][]volume.Hit)
 	for _, r := range ranges {
 		hits, err := g.jail.Within(ctx, disk, r.Offset, r.Length)
@@ -77,7 +61,7 @@ type owner struct {
 type who struct {
 	g    *Guest
 	ctx  context.Context
-	hurt map[owner]*Hurt
+	hurt map[owner]*finding.Owner
 }
 
 // table says what lies at a range that belongs to no volume.
@@ -102,10 +86,11 @@ func (w *who) add(o owner, r finding.Range, what string) {
 		if len(w.hurt) >= maxOwners {
 			return
 		}
-		h = &Hurt{Use: o.use, What: what}
+		h = &finding.Owner{Use: string(o.use), What: what, Paths: []string{}, Codes: []string{},
+			Snapshot: w.g.snapshot}
 		if o.part >= 0 {
 			v := w.g.Layout.Volumes[o.part]
-			h.Part, h.Kind = v.Name, v.Kind
+			h.Part, h.Kind = v.Name, string(v.Kind)
 		}
 		w.hurt[o] = h
 	}
@@ -183,17 +168,15 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 		if key.part != part || key.ino == 0 {
 			continue
 		}
-		h.Paths = paths[key.ino]
-		if len(h.Paths) > maxPaths {
-			h.PathsCut = len(h.Paths) - maxPaths
-			h.Paths = h.Paths[:maxPaths]
-		}
+		h.Inode = uint64(key.ino)
+		h.Paths = append(h.Paths, paths[key.ino][:min(len(paths[key.ino]), maxPaths)]...)
+		h.PathsCut = int64(len(paths[key.ino]) - len(h.Paths))
 		f, err := fs.Open(w.ctx, key.ino)
 		if err != nil {
 			h.What = cmp.Or(h.What, fmt.Sprint(err))
 			continue
 		}
-		h.Stat = f.Stat()
+		h.Size, h.Mtime = f.Stat().Size, Time(f.Stat().Mtime).Format(time.RFC3339Nano)
 	}
 	return nil
 }
@@ -212,10 +195,10 @@ func Paths(ctx context.Context, fs files.FS, inos *files.Set) (map[files.Ino][]s
 }
 
 // Unknown counts what could not be told.
-func Unknown(hurt []Hurt) int64 {
+func Unknown(hurt []finding.Owner) int64 {
 	n := int64(0)
 	for _, h := range hurt {
-		if h.Use == files.UseUnknown {
+		if h.Use == string(files.UseUnknown) {
 			n++
 		}
 	}
@@ -223,14 +206,125 @@ func Unknown(hurt []Hurt) int64 {
 }
 
 // sorted gives the result: files first, by their place.
-func (w *who) sorted() []Hurt {
-	all := make([]Hurt, 0, len(w.hurt))
+func (w *who) sorted() []finding.Owner {
+	all := make([]finding.Owner, 0, len(w.hurt))
 	for _, h := range w.hurt {
 		all = append(all, *h)
 	}
-	slices.SortFunc(all, func(a, b Hurt) int {
+	slices.SortFunc(all, func(a, b finding.Owner) int {
 		return cmp.Or(cmp.Compare(a.Ranges[0].Offset, b.Ranges[0].Offset),
 			cmp.Compare(a.Use, b.Use), cmp.Compare(a.What, b.What))
 	})
+	return all
+}
+
+// NameImage tells what the guest ranges of findings about one image are for, in its present view and
+// in those of its snapshots. The note says what the list does not hold, "" if it is whole. The
+// errors are those of Open and Who.
+func NameImage(ctx context.Context, path string, o Options, fs []finding.Finding) (
+	owners []finding.Owner, note string, err error,
+) {
+	var snapshots []string
+	cut := false
+	fs = Hurting(fs)
+	for _, f := range fs {
+		if !slices.Contains(snapshots, f.Snapshot) {
+			snapshots = append(snapshots, f.Snapshot)
+		}
+		cut = cut || f.GuestCut > 0
+	}
+	if cut {
+		note = "the findings do not list all of their ranges (--all does): more may be hurt"
+	}
+	for _, snapshot := range snapshots {
+		err := func() (err error) {
+			g, err := Open(ctx, Name{Disk: path, Snapshot: snapshot}, o)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, g.Close()) }()
+			more, err := g.name(ctx, fs)
+			owners = append(owners, more...)
+			if g.View().State == files.Incomplete {
+				note = "the guest's file system could not be read wholly: more may be hurt"
+			}
+			return err
+		}()
+		if err != nil {
+			return owners, note, err
+		}
+	}
+	return owners, note, nil
+}
+
+// Hurting gives the findings that stand for hurt parts of the guest's disk.
+func Hurting(fs []finding.Finding) []finding.Finding {
+	var some []finding.Finding
+	for _, f := range fs {
+		if len(f.Guest) > 0 && f.Severity.Rank() < finding.Waste.Rank() {
+			some = append(some, f)
+		}
+	}
+	return some
+}
+
+// name tells what the guest ranges of findings are for. They are those of the first disk of g, and of
+// the view that g was opened for: findings about others are left out.
+func (g *Guest) name(ctx context.Context, fs []finding.Finding) ([]finding.Owner, error) {
+	var ranges []finding.Range
+	for _, f := range fs {
+		if f.Snapshot == g.snapshot {
+			ranges = append(ranges, f.Guest...)
+		}
+	}
+	owners, err := g.Who(ctx, 0, Join(ranges))
+	if err != nil {
+		return nil, err
+	}
+	for i := range owners {
+		owners[i].Ranges = Join(owners[i].Ranges)
+	}
+	for _, f := range fs {
+		if f.Snapshot != g.snapshot {
+			continue
+		}
+		hurt := Join(f.Guest)
+		for i := range owners {
+			o := &owners[i]
+			if !slices.Contains(o.Codes, f.Code) && meet(o.Ranges, hurt) {
+				o.Codes = append(o.Codes, f.Code)
+			}
+		}
+	}
+	return owners, nil
+}
+
+// meet tells whether two lists of ranges, each in order and without overlaps, have a byte in common.
+func meet(a, b []finding.Range) bool {
+	for len(a) > 0 && len(b) > 0 {
+		switch {
+		case a[0].End() <= b[0].Offset:
+			a = a[1:]
+		case b[0].End() <= a[0].Offset:
+			b = b[1:]
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// Join gives ranges in ascending order, those that touch as one.
+func Join(ranges []finding.Range) []finding.Range {
+	sorted := slices.Clone(ranges)
+	slices.SortFunc(sorted, func(a, b finding.Range) int { return cmp.Compare(a.Offset, b.Offset) })
+	var all []finding.Range
+	for _, r := range sorted {
+		if n := len(all); n > 0 && r.Offset <= all[n-1].End() {
+			all[n-1].Length = max(all[n-1].End(), r.End()) - all[n-1].Offset
+			continue
+		}
+		all = append(all, r)
+	}
 	return all
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
-	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/inside"
 )
 
@@ -219,85 +218,25 @@ func GuestSpaces(w io.Writer, d *GuestSpaceDocument, s Style) error {
 type GuestWhoDocument struct {
 	Disk   string          `json:"disk"`
 	Ranges []finding.Range `json:"ranges"`
-	Owners []GuestOwner    `json:"owners"`
+	Owners []finding.Owner `json:"owners"`
 	GuestEnd
-}
-
-// GuestOwner is a file, or something else of a file system, and its part of the ranges.
-type GuestOwner struct {
-	Part string `json:"part"`
-	Kind string `json:"kind"`
-	// Use is what it is for, What says more.
-	Use  files.Use `json:"use"`
-	What string    `json:"what"`
-	// Paths are the names of the file, PathsCut how many more it has. Inode is 0 where there is none.
-	Paths    []string `json:"paths"`
-	PathsCut int64    `json:"paths_cut"`
-	Inode    uint64   `json:"inode"`
-	Size     int64    `json:"size_bytes"`
-	Mtime    string   `json:"mtime"`
-	// Ranges are its parts of the disk, Bytes their sum.
-	Ranges []finding.Range `json:"ranges"`
-	Bytes  int64           `json:"bytes"`
-}
-
-// NewGuestOwners turns what was found into the document's form.
-func NewGuestOwners(hurt []inside.Hurt) []GuestOwner {
-	owners := []GuestOwner{}
-	for _, h := range hurt {
-		o := GuestOwner{Part: h.Part, Kind: string(h.Kind), Use: h.Use, What: h.What, Paths: h.Paths,
-			PathsCut: int64(h.PathsCut), Ranges: h.Ranges, Bytes: h.Bytes}
-		if o.Paths == nil {
-			o.Paths = []string{}
-		}
-		if h.Stat != nil {
-			o.Inode, o.Size, o.Mtime = uint64(h.Stat.Ino), h.Stat.Size, guestTime(h.Stat.Mtime)
-		}
-		owners = append(owners, o)
-	}
-	return owners
-}
-
-// useWords say what a use means for whoever lost it.
-var useWords = map[files.Use]string{
-	files.UseData: "content of", files.UseReserved: "reserved space of, never written: harmless",
-	files.UseInode: "what tells where the content lies of", files.UseMetadata: "metadata",
-	files.UseJournal: "the journal", files.UseFree: "free space: no file is hurt",
-	files.UseOutside: "outside of every part", files.UseUnknown: "unknown",
 }
 
 // GuestWho writes the document for people.
 func GuestWho(w io.Writer, d *GuestWhoDocument, s Style) error {
 	o := newOut(w, s)
 	for _, x := range d.Owners {
-		where := "no part"
-		if x.Part != "" {
-			where = "part " + Text(x.Part) + " (" + x.Kind + ")"
-		}
-		o.prose("", fmt.Sprintf("%s, %s: %s", Bytes(x.Bytes), where, ownerText(x)))
-		for _, p := range x.Paths {
-			o.line("    ", o.paint(bold, Text(p)))
+		head, text := ownerLine(x)
+		o.prose(o.paint(bold, head)+"  ", text)
+		for _, p := range x.Paths[min(1, len(x.Paths)):] {
+			o.line("    also ", Text(p))
 		}
 		if x.PathsCut > 0 {
 			o.line(fmt.Sprintf("    and %d more names", x.PathsCut))
 		}
-		if x.Inode != 0 {
-			o.line(fmt.Sprintf("    inode %d, %s, modified %s", x.Inode, Bytes(x.Size), cmp.Or(x.Mtime, "?")))
-			if len(x.Paths) == 0 {
-				o.line("    no directory that could be read has a name for it")
-			}
-		}
-		o.line("    at ", strings.Join(o.ranges(x.Ranges, 0), ", "))
+		o.line("    ", strings.Join(o.ranges(x.Ranges, 0), ", "))
 	}
 	return o.flush()
-}
-
-func ownerText(x GuestOwner) string {
-	text := cmp.Or(useWords[x.Use], string(x.Use))
-	if x.What != "" {
-		text += " (" + Text(x.What) + ")"
-	}
-	return text
 }
 
 // GuestCopyDocument tells what was copied out of a guest.
