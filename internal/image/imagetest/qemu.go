@@ -98,13 +98,14 @@ func QemuMap(t testing.TB, path, format string) []MapEntry {
 }
 
 // Spoil calls look for n copies of the image data that have one to three bytes changed within the
-// places, each of which is an offset and a length. look opens the copy and does with it what it can;
-// it must not panic, and take no more than maxBytes.
+// places, each of which is an offset and a length. look opens the copy, which it may change, and does with
+// it what it can; it must not panic, and take no more than maxBytes.
 func Spoil(t *testing.T, data []byte, places [][2]int64, n int, maxBytes uint64, look func(data []byte)) {
 	t.Helper()
+	spoiled := make([]byte, len(data))
 	for seed := range uint64(n) {
 		rnd := rand.New(rand.NewPCG(seed, 0x5eed))
-		spoiled := append([]byte(nil), data...)
+		copy(spoiled, data)
 		text := ""
 		for range 1 + rnd.IntN(3) {
 			place := places[rnd.IntN(len(places))]
