@@ -67,9 +67,9 @@ func (n *inode) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	what := "content of " + n.name()
 	switch {
-	case n.stat.Flags&flagEncrypt != 0:
+	case n.flags&flagEncrypt != 0:
 		return 0, n.fs.note(what, -1, n.stat.Ino, errEncrypted)
-	case n.stat.Flags&flagCompressed != 0 && n.typ() == files.TypeRegular:
+	case n.flags&flagCompressed != 0 && n.typ() == files.TypeRegular:
 		return 0, n.fs.note(what, -1, n.stat.Ino, errCompressed)
 	case n.inline() || n.fastLink():
 		pieces, err := n.inlinePieces()

@@ -20,8 +20,8 @@ import (
 //	tail, 12 bytes: 0 0    4 12    6 0    7 0xde    8 CRC32C of what is before
 //
 // A tree of hashes (htree) lies in blocks that read as one entry without a name, or as "." and
-// "..": its names are in the leaves, which are plain. So all blocks are read in their order, as for a
-// directory without a tree. The block of a tree has its checksum behind the last entry that there
+// "..": its names are in the leaves, which are plain. So all blocks are read in their order, as
+// for a directory without a tree. The block of a tree has its checksum behind the last entry that there
 // is room for.
 const (
 	minEntry  = 12
@@ -64,7 +64,7 @@ func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
 	if !n.fs.super.sums {
 		w.names, w.seed = make(map[uint64]struct{}), maphash.MakeSeed()
 	}
-	if n.stat.Flags&flagEncrypt != 0 {
+	if n.flags&flagEncrypt != 0 {
 		return w.encrypted()
 	}
 	if n.inline() {

@@ -5,10 +5,16 @@ package ext4
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
@@ -109,6 +115,104 @@ func (v *variant) make(t testing.TB, fill func(dir string)) (disk string) {
 	fill(dir)
 	unmount()
 	return disk
+}
+
+// TestAtOnce has several goroutines read one file system.
+func TestAtOnce(t *testing.T) {
+	v := variant{mkfs: "-b 1024", size: 32 * mib}
+	fs := openDisk(t, v.make(t, func(dir string) { fillSmall(t, dir) }))
+	want, _, err := filestest.ReadView(t.Context(), fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var readers sync.WaitGroup
+	for range 3 {
+		readers.Go(func() {
+			got, _, err := filestest.ReadView(t.Context(), fs)
+			if err != nil {
+				t.Error(err)
+			}
+			for _, line := range filestest.Differences(got, want, filestest.Loose{}) {
+				t.Error(line)
+			}
+		})
+	}
+	readers.Wait()
+}
+
+// TestCalledOff: a context that is over ends every call, and is no damage.
+func TestCalledOff(t *testing.T) {
+	v := variant{mkfs: "-b 1024", size: 32 * mib}
+	disk := v.make(t, func(dir string) { fillSmall(t, dir) })
+	fs := openDisk(t, disk)
+	root, err := fs.Open(t.Context(), rootIno)
+	if err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	fs.meta = newCache(fs.meta.volume, fs.meta.size)
+	for name, err := range map[string]error{
+		"Inodes":  fs.Inodes(over, func(*files.Stat) error { return nil }),
+		"Entries": root.Entries(over, func(files.Entry) error { return nil }),
+		"Owners": fs.Owners(over, []files.Range{{Length: 32 * mib}},
+			func(files.Owner) error { return nil }),
+	} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s = %v, want that it was called off", name, err)
+		}
+	}
+	if view := fs.View(); view.State != files.Clean {
+		t.Errorf("the view is %+v", view)
+	}
+}
+
+// getVersion is FS_IOC_GETVERSION.
+const getVersion = 0x80087601
+
+// TestFlags holds flags, generations and projects against what the kernel says.
+func TestFlags(t *testing.T) {
+	v := variant{mkfs: "-b 4096 -O project,quota", size: 64 * mib}
+	disk := v.make(t, func(dir string) {
+		fillSmall(t, dir)
+		for _, attrs := range []string{"+A", "+d", "+S", "=e"} {
+			name := filepath.Join(dir, "file"+attrs)
+			if err := os.WriteFile(name, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command("chattr", "-p", "77", attrs, name).CombinedOutput(); err != nil {
+				t.Fatalf("chattr: %v %s", err, out)
+			}
+		}
+	})
+	fs := openDisk(t, disk)
+	dir, _ := filestest.Mount(t, disk, "ext4", "ro")
+	err := files.Walk(t.Context(), fs, rootIno, "/", func(f *files.Found) error {
+		st := f.File.Stat()
+		if !st.IsRegular() && !st.IsDir() {
+			return nil
+		}
+		file, err := os.Open(filepath.Join(dir, f.Path))
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		flags, err := unix.IoctlGetUint32(int(file.Fd()), unix.FS_IOC_GETFLAGS)
+		if err != nil || flags != st.Flags {
+			t.Errorf("%s has flags 0x%x, want 0x%x, %v", f.Path, st.Flags, flags, err)
+		}
+		generation, err := unix.IoctlGetUint32(int(file.Fd()), getVersion)
+		if err != nil || generation != st.Generation {
+			t.Errorf("%s has generation %d, want %d, %v", f.Path, st.Generation, generation, err)
+		}
+		if project := strings.HasPrefix(f.Path, "/file"); project != (st.Project == 77) {
+			t.Errorf("%s has project %d", f.Path, st.Project)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // fill gives what Populate is to do.

@@ -40,7 +40,8 @@ const (
 	flagVerity     = 0x100000
 	flagEAInode    = 0x200000
 	flagInline     = 0x10000000
-	flagCasefold   = 0x40000000
+	flagsVisible   = 0x725bdfff // EXT4_FL_USER_VISIBLE
+	flagProjects   = 0x20000000 // not shown of files
 )
 
 // ErrUnused: the inode is not in use, or does not exist.
@@ -52,6 +53,7 @@ type inode struct {
 	raw   []byte // all bytes of it; not to be changed
 	at    int64  // its place, in bytes
 	seed  uint32 // of the checksums of its blocks
+	flags uint32 // all of them
 	extra int64  // bytes behind oldInodeBytes that fields may use
 	stat  files.Stat
 }
@@ -105,7 +107,7 @@ func (fs *FS) load(ctx context.Context, ino files.Ino) (*inode, error) {
 
 // parse reads an inode from its bytes into n.
 func (fs *FS) parse(n *inode, ino files.Ino, raw []byte, at int64) error {
-	*n = inode{fs: fs, raw: raw, at: at}
+	*n = inode{fs: fs, raw: raw, at: at, flags: le32(raw, 32)}
 	if len(raw) > oldInodeBytes {
 		n.extra = int64(le16(raw, 128))
 		if n.extra > int64(len(raw))-oldInodeBytes || n.extra%4 != 0 {
@@ -162,7 +164,7 @@ func (n *inode) fillStat(ino files.Ino) {
 		UID:  uint32(le16(b, 2)) | uint32(le16(b, 120))<<16,
 		GID:  uint32(le16(b, 24)) | uint32(le16(b, 122))<<16,
 		Size: int64(le32(b, 4)), Sectors: int64(le32(b, 28)),
-		Generation: le32(b, 100), Flags: le32(b, 32),
+		Generation: le32(b, 100), Flags: n.flags & flagsVisible,
 		Atime: n.time(8, 140), Mtime: n.time(16, 136), Ctime: n.time(12, 132),
 	}
 	if st.IsRegular() || s.incompat&incompatLargeDir != 0 && st.IsDir() {
@@ -170,11 +172,14 @@ func (n *inode) fillStat(ino files.Ino) {
 	}
 	if s.ro&roHugeFile != 0 {
 		st.Sectors |= int64(le16(b, 116)) << 32
-		if st.Flags&flagHugeFile != 0 {
+		if n.flags&flagHugeFile != 0 {
 			st.Sectors *= s.blockBytes / 512
 		}
 	}
-	if st.IsRegular() && st.Flags&flagInline != 0 {
+	if st.IsRegular() {
+		st.Flags &^= flagProjects
+	}
+	if st.IsRegular() && n.flags&flagInline != 0 {
 		st.Sectors += (st.Size + 511) / 512 // as ext4_file_getattr has it
 	}
 	if n.has(144) {
@@ -212,11 +217,11 @@ func (n *inode) typ() uint32 { return n.stat.Mode & files.TypeMask }
 func (n *inode) name() string { return fmt.Sprintf("inode %d", n.stat.Ino) }
 
 // inline tells whether the content is in the inode itself.
-func (n *inode) inline() bool { return n.stat.Flags&flagInline != 0 }
+func (n *inode) inline() bool { return n.flags&flagInline != 0 }
 
 // fastLink tells whether i_block is the target of a symbolic link.
 func (n *inode) fastLink() bool {
-	return n.typ() == files.TypeLink && !n.inline() && n.stat.Flags&flagExtents == 0 &&
+	return n.typ() == files.TypeLink && !n.inline() && n.flags&flagExtents == 0 &&
 		n.stat.Size < blockBytes
 }
 

@@ -17,7 +17,7 @@ const tableRead = 256 << 10
 // Inodes calls fn for each inode in use that files can have.
 func (fs *FS) Inodes(ctx context.Context, fn func(*files.Stat) error) error {
 	return fs.eachInode(ctx, func(n *inode) error {
-		if fs.own(n.stat.Ino) || n.stat.Flags&flagEAInode != 0 {
+		if fs.own(n.stat.Ino) || n.flags&flagEAInode != 0 {
 			return nil
 		}
 		return fn(&n.stat)

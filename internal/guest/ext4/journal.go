@@ -125,7 +125,7 @@ func (fs *FS) journalCopy() *inode {
 		Size: int64(le32(s.raw, jnlBlocksAt+60))<<32 | int64(le32(s.raw, jnlBlocksAt+64))}
 	n.seed = sum32le(s.seed, uint32(n.stat.Ino), 0)
 	if le16(raw, blockArea) == extentMagic {
-		n.stat.Flags = flagExtents
+		n.flags = flagExtents
 	}
 	if n.stat.Size < 0 {
 		return nil

@@ -70,7 +70,7 @@ func (w *mapWalk) walk() error {
 	}
 	area := w.n.raw[blockArea : blockArea+blockBytes]
 	var err error
-	if w.n.stat.Flags&flagExtents != 0 {
+	if w.n.flags&flagExtents != 0 {
 		if header := w.header(area, -1, w.n.at+blockArea); header >= 0 {
 			err = w.extents(area, header, 0, maxLogical, w.n.at+blockArea)
 		}
@@ -345,6 +345,7 @@ func (n *inode) Extents(ctx context.Context, fn func(files.Extent) error) error 
 	size := n.fs.super.blockBytes
 	return n.runs(ctx, 0, func(r run) error {
 		return fn(files.Extent{Offset: r.logical * size, Length: r.count * size,
-			Volume: r.physical * size, Unwritten: r.unwritten})
+			Volume: r.physical * size, Unwritten: r.unwritten,
+			Shared: n.fs.super.ro&roShared != 0})
 	})
 }

@@ -49,7 +49,8 @@ type ownerSearch struct {
 	ranges []files.Range // ascending, apart from one another
 	wide   []files.Range // the same, rounded to clusters
 	claims []claim
-	over   bool // there were more than maxClaims
+	limit  int  // of claims
+	over   bool // there were more
 	damage error
 }
 
@@ -63,7 +64,7 @@ func (fs *FS) Owners(ctx context.Context, ranges []files.Range,
 	if len(tidy) == 0 {
 		return nil
 	}
-	damage, err := fs.owners(ctx, tidy, fn)
+	damage, err := fs.owners(ctx, tidy, maxClaims, fn)
 	if err != nil {
 		return err
 	}
@@ -97,9 +98,9 @@ func tidyRanges(ranges []files.Range) ([]files.Range, error) {
 
 // owners looks ranges up in one pass over the inodes, or in two halves. The first error is what was
 // damaged on the way, the second one ends the search.
-func (fs *FS) owners(ctx context.Context, ranges []files.Range,
+func (fs *FS) owners(ctx context.Context, ranges []files.Range, limit int,
 	fn func(files.Owner) error) (damage, err error) {
-	w := &ownerSearch{fs: fs, ctx: ctx, ranges: ranges}
+	w := &ownerSearch{fs: fs, ctx: ctx, ranges: ranges, limit: limit}
 	unit := fs.super.blockBytes * fs.super.clusterBlocks
 	total := int64(0)
 	for _, r := range ranges {
@@ -121,11 +122,11 @@ func (fs *FS) owners(ctx context.Context, ranges []files.Range,
 	if need {
 		if err := fs.eachInode(ctx, w.inode); errors.Is(err, errEnough) {
 			left, right := halve(ranges, total)
-			first, err := fs.owners(ctx, left, fn)
+			first, err := fs.owners(ctx, left, limit, fn)
 			if err != nil {
 				return first, err
 			}
-			second, err := fs.owners(ctx, right, fn)
+			second, err := fs.owners(ctx, right, limit, fn)
 			return firstOf(first, second), err
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -192,7 +193,7 @@ func (w *ownerSearch) add(c claim) error {
 		if c.file >= 0 {
 			part.file += part.offset - c.offset
 		}
-		if len(w.claims) >= maxClaims {
+		if len(w.claims) >= w.limit {
 			if sumOf(w.wide) > w.fs.super.blockBytes*w.fs.super.clusterBlocks {
 				w.over = true
 				return errEnough
@@ -295,7 +296,7 @@ func (w *ownerSearch) inode(n *inode) error {
 	}
 	if block := n.attrBlock(); n.fs.super.hasBlock(block, 1) {
 		c := tree
-		c.use, c.what, c.offset = files.UseInode, "extended attributes", block*size
+		c.use, c.what, c.offset = files.UseInode, attrBlockUse, block*size
 		return w.add(c)
 	}
 	return w.ctx.Err()
@@ -319,7 +320,7 @@ func (n *inode) use(content, tree *claim) {
 		own(files.UseMetadata, "orphan file")
 	case n.fs.own(ino):
 		own(files.UseMetadata, "quota file")
-	case n.stat.Flags&flagEAInode != 0:
+	case n.flags&flagEAInode != 0:
 		own(files.UseInode, "value of an extended attribute")
 	case n.typ() == files.TypeDir:
 		content.use, content.what = files.UseInode, "directory"
@@ -358,7 +359,7 @@ func (w *ownerSearch) part(active []*claim, from, to int64, fn func(files.Owner)
 		return w.unclaimed(from, to, fn)
 	}
 	for _, c := range active {
-		if c.use != active[0].use || c.ino != active[0].ino && c.what != "extended attributes" {
+		if !w.may(active[0], c) {
 			w.fs.notes.Note(files.Problem{What: fmt.Sprintf("claimed by %s and by %s",
 				active[0].claimant(), c.claimant()), Offset: from, Length: to - from, Ino: c.ino,
 				Hides: true})
@@ -369,6 +370,20 @@ func (w *ownerSearch) part(active []*claim, from, to int64, fn func(files.Owner)
 	}
 	return nil
 }
+
+// may tells whether two may have the same part.
+func (w *ownerSearch) may(a, b *claim) bool {
+	switch {
+	case a == b:
+		return true
+	case a.what == attrBlockUse && b.what == attrBlockUse:
+		return true // files with the same attributes share their block
+	}
+	return a.use == files.UseData && b.use == a.use && w.fs.super.ro&roShared != 0
+}
+
+// attrBlockUse is what a block of extended attributes is for.
+const attrBlockUse = "extended attributes"
 
 // claimant names who has a claim.
 func (c *claim) claimant() string {

@@ -168,6 +168,33 @@ func TestOwnersHalved(t *testing.T) {
 	}
 }
 
+// TestOwnersInParts has more claims than one pass may keep, and gives the same.
+func TestOwnersInParts(t *testing.T) {
+	v := variant{mkfs: "-b 1024 -O bigalloc -C 4096", size: 32 * mib}
+	fs := openDisk(t, v.make(t, func(dir string) { fillSmall(t, dir) }))
+	const tile = 4096
+	ask := func(limit int) map[int64]string {
+		at := map[int64]string{}
+		damage, err := fs.owners(t.Context(), []files.Range{{Length: 32 * mib}}, limit,
+			func(o files.Owner) error {
+				for pos := o.Range.Offset; pos < o.Range.Offset+o.Range.Length; pos += tile - pos%tile {
+					at[pos] += fmt.Sprint(o.Use, o.Ino, o.What, o.File >= 0)
+				}
+				return nil
+			})
+		if err != nil || damage != nil {
+			t.Fatal(err, damage)
+		}
+		return at
+	}
+	whole, parts := ask(maxClaims), ask(60)
+	for at, what := range whole {
+		if parts[at] != what {
+			t.Errorf("0x%x is for %q, in parts for %q", at, what, parts[at])
+		}
+	}
+}
+
 // TestOwnersOfRanges asks for parts that touch, overlap and lie outside.
 func TestOwnersOfRanges(t *testing.T) {
 	v := variant{mkfs: "-b 4096", size: 32 * mib}

@@ -205,7 +205,7 @@ func (n *inode) farValue(ctx context.Context, a attr) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if far.stat.Flags&flagEAInode == 0 || far.typ() != files.TypeRegular || far.stat.Size != a.size {
+	if far.flags&flagEAInode == 0 || far.typ() != files.TypeRegular || far.stat.Size != a.size {
 		return nil, fmt.Errorf("inode %d is not the value of an attribute of %d bytes", a.inum, a.size)
 	}
 	value := make([]byte, a.size)
