@@ -29,7 +29,7 @@ func runResolved(ctx context.Context, o repairOptions, image string, s *stdio) e
 		return changeError(ctx, err, image)
 	case i < 0:
 		if _, err := v.Receipt(o.resolved); err != nil {
-			return finding.WithHint(err, "shisa check "+image+" names the receipts of what is remembered")
+			return finding.WithHint(err, "shisa check "+operand(image)+" names the receipts of what is remembered")
 		}
 		return withStatus(finding.StatusRefused,
 			fmt.Errorf("receipt %s is not one of %s", o.resolved, image))
