@@ -124,6 +124,8 @@ type mender struct {
 	search   *fieldMender
 	// dangling is what points past the end of the file, in order of the places.
 	dangling []dangling
+	// stuck: others point there that cannot be taken away.
+	stuck bool
 	// gone are the entries that were taken away in this round.
 	gone map[image.HostOff]bool
 	// l1Lost are the entries of an L1 table that was made anew for which nothing is known, oldL1 is where

@@ -32,18 +32,25 @@ type dangling struct {
 	l1    *qcow2.L1Entry
 }
 
+// growRoom is more than a repair makes a file longer by, but for the largest ones.
+const growRoom = 1 << 30
+
 // findDangling lists what points past the end of the file, in order of the places.
 func (m *mender) findDangling() {
-	m.dangling, m.gone = nil, map[image.HostOff]bool{}
+	m.dangling, m.gone, m.stuck = nil, map[image.HostOff]bool{}, false
 	for i := range m.entries {
 		e := &m.entries[i]
-		if e.Fault != qcow2.FaultPastEnd || e.Foreign || m.shared[e.Table] {
+		if e.Fault != qcow2.FaultPastEnd || e.Foreign {
 			continue
 		}
 		off := int64(e.Word & qcow2.OffsetMask)
 		if m.h.TypeOf(e.Word) == qcow2.EntryCompressed {
 			at, _ := m.h.CompressedRange(e.Word)
 			off = int64(at)
+		}
+		if m.shared[e.Table] {
+			m.stuck = m.stuck || off < m.ov.size+growRoom
+			continue
 		}
 		m.dangling = append(m.dangling, dangling{off: off, entry: e})
 	}
@@ -98,6 +105,11 @@ func (m *mender) mayGrow(r finding.Rule) bool {
 	if m.noZeros() && len(m.dangling) > 0 {
 		m.keep(r, fmt.Sprintf("this needs space at the end of the file, but %d entries point there, and version 2 "+
 			"has none that read as zeros: find a complete copy, or use --zero-lost", len(m.dangling)))
+		return false
+	}
+	if m.stuck {
+		m.keep(r, "this needs space at the end of the file, but entries point there of tables that something else "+
+			"claims, so that they cannot be taken away: mend these first")
 		return false
 	}
 	return m.countable(r)

@@ -61,7 +61,7 @@ func (m *mender) mendStructure(ctx context.Context) (bool, error) {
 			"or copy the file and look at it by hand")
 		return false, err
 	}
-	if m.noZeros() && len(m.dangling) > 0 && !m.mayGrow(finding.QC15) {
+	if (m.stuck || m.noZeros() && len(m.dangling) > 0) && !m.mayGrow(finding.QC15) {
 		return false, nil
 	}
 	if err := s.layOut(ctx); err != nil {
