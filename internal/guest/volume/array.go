@@ -12,6 +12,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/finding"
 )
 
+// maxCuts bounds the places where the bad blocks of members divide an array.
+const maxCuts = 8192
+
 // array is what the members of one array make up.
 type array struct {
 	members []*member // all that were given
@@ -181,7 +184,7 @@ func (f *finder) absent(v *Volume, a *array) {
 func (a *array) lay(v *Volume) string {
 	best := a.best
 	n := int64(len(a.active))
-	v.Size = min(best.used, maxBytes/max(n, 1)) * a.dataDisks()
+	v.Size = a.size(n)
 	if n == 0 {
 		return fmt.Sprintf("%s array of %d members: not read", levelName(best.level), best.disks)
 	}
@@ -196,21 +199,21 @@ func (a *array) lay(v *Volume) string {
 	return levelName(best.level) + " array: not read"
 }
 
-// dataDisks gives how many members' worth of data the array has.
-func (a *array) dataDisks() int64 {
-	n := int64(len(a.active))
+// size is that of an array of n places with members of one size.
+func (a *array) size(n int64) int64 {
+	used := min(a.best.used, maxBytes/max(n, 1))
 	switch a.best.level {
 	case 4, 5:
-		return max(0, n-1)
+		return used * max(0, n-1)
 	case 6:
-		return max(0, n-2)
+		return used * max(0, n-2)
 	case 10:
 		near, far := max(1, int64(a.best.layout&0xff)), max(1, int64(a.best.layout>>8&0xff))
-		return n / (near * far)
+		return used * n / (near * far)
 	case 1:
-		return 1
+		return used
 	}
-	return n
+	return used * n
 }
 
 // mirror lays out a mirror: all members that are in sync hold everything, but for their bad blocks.
@@ -219,6 +222,9 @@ func (a *array) mirror(v *Volume) string {
 	for _, m := range a.active {
 		if m == nil {
 			continue
+		}
+		if len(cuts) > maxCuts {
+			return "RAID 1 array: not read: its members have too many bad blocks"
 		}
 		for _, b := range m.bad {
 			cuts = append(cuts, min(max(b.Offset-m.data.Offset, 0), v.Size),

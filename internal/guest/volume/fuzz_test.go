@@ -60,22 +60,23 @@ func summed(b []byte) []byte {
 	return b
 }
 
-// lvmSeed is the head of a physical volume with a text, laid out as lvm.go says.
+// lvmSeedDisk is the head of a physical volume with a text, laid out as lvm.go says.
 func lvmSeedDisk(text string) []byte {
-	b := make([]byte, 4096+8192)
+	area1 := uint64(len(text)+1023)&^511 + 512
+	b := make([]byte, 4096+area1)
 	label := b[512:]
 	copy(label, lvmLabel)
 	binary.LittleEndian.PutUint64(label[8:], 1)
 	binary.LittleEndian.PutUint32(label[20:], 32)
 	copy(label[24:], lvmType)
 	copy(label[32:], "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA1")
-	binary.LittleEndian.PutUint64(label[72:], 8192)
+	binary.LittleEndian.PutUint64(label[72:], 4096+area1)
 	binary.LittleEndian.PutUint64(label[104:], 4096)
-	binary.LittleEndian.PutUint64(label[112:], 8192)
+	binary.LittleEndian.PutUint64(label[112:], area1)
 	area := b[4096:]
 	copy(area[4:], lvmMagic)
 	binary.LittleEndian.PutUint64(area[24:], 4096)
-	binary.LittleEndian.PutUint64(area[32:], 8192)
+	binary.LittleEndian.PutUint64(area[32:], area1)
 	binary.LittleEndian.PutUint64(area[40:], 512)
 	binary.LittleEndian.PutUint64(area[48:], uint64(len(text)))
 	copy(area[512:], text)

@@ -24,6 +24,7 @@ func (f *finder) logicals(last bool) bool {
 			continue
 		}
 		delete(f.groups, id)
+		f.done[id] = true
 		f.group(g)
 		found = true
 	}
@@ -43,12 +44,7 @@ func (f *finder) complete(g *lvmGroup) bool {
 
 // byID gives the physical volume of a section of a group's text, nil if it was not found.
 func (f *finder) byID(pv *section) *physical {
-	id := strings.ReplaceAll(pv.text("id"), "-", "")
-	i := slices.IndexFunc(f.physicals, func(p *physical) bool { return p.id == id })
-	if i < 0 {
-		return nil
-	}
-	return f.physicals[i]
+	return f.physicals[strings.ReplaceAll(pv.text("id"), "-", "")]
 }
 
 // group lists the logical volumes of g.
@@ -135,6 +131,9 @@ func (f *finder) logical(g *lvmGroup, name string, lv *section, role string) {
 	}
 	f.lay(v, g, lv, reason)
 	v.place()
+	if reason == "" && len(v.segments) == 0 {
+		reason = "no segment of it makes sense: not read"
+	}
 	v.UUID, v.NotExamined = lv.text("id"), reason
 	if reason != "" {
 		f.list(v)
@@ -250,7 +249,8 @@ func (f *finder) area(v *Volume, g *lvmGroup, name string, first, length, extent
 
 // loose says of the physical volumes that no group was found for why that is.
 func (f *finder) loose() {
-	for _, p := range f.physicals {
+	for _, id := range sortedKeys(f.physicals) {
+		p := f.physicals[id]
 		switch {
 		case p.group != "":
 		case p.areas == 0:

@@ -4,9 +4,9 @@
 package volume
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"hash/crc32"
-	"slices"
 	"strings"
 )
 
@@ -158,7 +158,17 @@ func (f *finder) metadata(p *physical, at int64) {
 		broken(fmt.Sprintf("the checksum of the text is %#x, and that of its bytes %#x", want, got))
 		return
 	}
-	f.keepGroup(p, at, parseLVM(body))
+	sum := sha256.Sum256(body)
+	root := f.texts[sum] // physical volumes of a group have the same one
+	if root == nil {
+		var fault string
+		if root, fault = parseLVM(body, &f.lvmParts); fault != "" {
+			broken("the text is not understood: " + fault)
+			return
+		}
+		f.texts[sum] = root
+	}
+	f.keepGroup(p, at, root)
 }
 
 // keepGroup keeps the text of a group if none or an older one is known.
@@ -170,8 +180,10 @@ func (f *finder) keepGroup(p *physical, at int64, root *section) {
 			continue // no group
 		}
 		p.group = id
-		if f.groups == nil {
-			f.groups = map[string]*lvmGroup{}
+		if f.done[id] {
+			f.problem(p.v, at, lvmSector, "metadata of LVM",
+				"its group "+name+" lies in part in itself: this physical volume is not used")
+			continue
 		}
 		old, seq := f.groups[id], text.number("seqno")
 		switch {
@@ -202,11 +214,11 @@ func (f *finder) physicalVolume(v *Volume, p *physical) {
 	if !f.list(v) {
 		return
 	}
-	if i := slices.IndexFunc(f.physicals, func(o *physical) bool { return o.id == p.id }); i >= 0 {
+	if f.physicals[p.id] != nil {
 		f.problem(v, 0, 4*lvmSector, "label of LVM", fmt.Sprintf("the physical volume %s is there "+
 			"twice (a copy of a disk?): the first is used", lvmUUID(p.id)))
 		v.NotExamined = "a second physical volume of the same UUID: not read"
 		return
 	}
-	f.physicals = append(f.physicals, p)
+	f.physicals[p.id] = p
 }

@@ -455,3 +455,55 @@ func TestLVMNotRead(t *testing.T) {
 	}
 	wantStamps(t, layout, volume(t, layout, "vg/root"), l.expect(t, "root"))
 }
+
+// TestLVMText: a text with a right checksum that is not understood in full is not used in part.
+func TestLVMText(t *testing.T) {
+	many := strings.Builder{}
+	for i := range maxLVMParts / 3 {
+		fmt.Fprintf(&many, "%x{}", i)
+	}
+	half := strings.ReplaceAll(seedText, `"pv0", 9`, `"pv0", 1000000`)
+	for _, tc := range []struct{ name, text, want string }{
+		{"cut", seedText[:len(seedText)-2], "ends inside of a section"},
+		{"too many ends", seedText + "}", "ends more sections"},
+		{"deep", strings.Repeat("a {", 9) + strings.Repeat("}", 9), "deep"},
+		{"many parts", seedText + many.String(), "more than 524288 parts"},
+		{"no extents", strings.ReplaceAll(seedText, "extent_size = 64", "extent_size = 0"), "size of its extents"},
+		{"huge extents", strings.ReplaceAll(seedText, "extent_size = 64", "extent_size = 9999999999999999999999"), "size of its extents"},
+		{"overlap", strings.ReplaceAll(seedText, "start_extent = 4", "start_extent = 3"), "overlaps"},
+		{"gap", strings.ReplaceAll(seedText, "start_extent = 4", "start_extent = 40"), "no segment holds"},
+		{"past the end", half, "past the end of the physical volume"},
+		{"negative", strings.ReplaceAll(seedText, "extent_count = ", "extent_count = -"), "makes no sense"},
+		{"missing", strings.ReplaceAll(seedText, "pe_start = 24", `pe_start = 24 flags = ["MISSING"]`), "was changed while it was away"},
+		{"itself", strings.ReplaceAll(seedText, "stripe_count = 1 ", "stripe_count = 9 "), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, 24*mib)
+			w.write(t, 0, lvmSeedDisk(tc.text))
+			l := find(t, w.disk("d"))
+			said := fmt.Sprint(l.Problems) + notExamined(l)
+			if !strings.Contains(said, tc.want) {
+				t.Errorf("Find() says %q, want %q", said, tc.want)
+			}
+			for _, v := range l.Volumes {
+				b := make([]byte, v.Size)
+				n, err := v.ReadAt(b, 0)
+				if v.Name == "vg/lv" && n == len(b) && err == nil && v.NotExamined == "" {
+					t.Errorf("all of %s can be read", v.Name)
+				}
+			}
+			if len(l.Volumes) == 1 && l.Volumes[0].NotExamined == "" {
+				t.Errorf("Find() = %s, and nothing says why there is no more", l.text())
+			}
+		})
+	}
+	t.Run("in itself", func(t *testing.T) {
+		w := newWorld(t, 24*mib)
+		b := lvmSeedDisk(strings.ReplaceAll(seedText, "pe_start = 24", "pe_start = 0"))
+		w.write(t, 0, b)
+		l := find(t, w.disk("d"))
+		if len(l.Volumes) > 4 {
+			t.Errorf("Find() = %s", l.text())
+		}
+	})
+}

@@ -5,11 +5,17 @@ package volume
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 )
 
-// maxLVMDepth bounds the sections in sections of LVM's text.
-const maxLVMDepth = 8
+const (
+	// maxLVMDepth bounds the sections in sections of LVM's text.
+	maxLVMDepth = 8
+	// maxLVMParts bounds the sections and values of all texts together: each takes some 200 bytes. A
+	// logical volume has about 15.
+	maxLVMParts = 1 << 19
+)
 
 // section is a named part of LVM's text: values, lists of values and sections in it.
 type section struct {
@@ -42,13 +48,28 @@ func (s *section) has(name, text string) bool {
 	return slices.ContainsFunc(s.lists[name], func(v lvmValue) bool { return v.text == text })
 }
 
-// parseLVM reads LVM's text as far as it is one. The checksum is right, so what is not understood
-// is of another version of LVM: it is left out.
-func parseLVM(text []byte) *section {
-	newSection := func() *section {
-		return &section{sections: map[string]*section{}, lists: map[string][]lvmValue{}}
+// put adds an inner section.
+func (s *section) put(name string) *section {
+	inner := &section{}
+	if s.sections == nil {
+		s.sections = map[string]*section{}
 	}
-	root := newSection()
+	s.sections[name] = inner
+	return inner
+}
+
+// set gives a value to a name.
+func (s *section) set(name string, list []lvmValue) {
+	if s.lists == nil {
+		s.lists = map[string][]lvmValue{}
+	}
+	s.lists[name] = list
+}
+
+// parseLVM reads LVM's text, of which at most so many parts. It tells what is wrong with a text that
+// is none; its checksum is right, so that it may be of another version of LVM.
+func parseLVM(text []byte, parts *int) (*section, string) {
+	root := &section{}
 	open := []*section{root}
 	var name string
 	var list []lvmValue
@@ -56,33 +77,38 @@ func parseLVM(text []byte) *section {
 	for {
 		word, value, rest := lvmToken(text)
 		if len(rest) >= len(text) {
-			return root
+			if len(open) > 1 {
+				return root, "it ends inside of a section"
+			}
+			return root, ""
+		}
+		if *parts--; *parts < 0 {
+			return root, fmt.Sprintf("with others it has more than %d parts", maxLVMParts)
 		}
 		text = rest
 		here := open[len(open)-1]
 		switch {
-		case word == "{" && len(open) < maxLVMDepth:
-			inner := newSection()
-			here.sections[name] = inner
-			open = append(open, inner)
 		case word == "{":
-			return root
+			if len(open) == maxLVMDepth {
+				return root, fmt.Sprintf("its sections are more than %d deep", maxLVMDepth-1)
+			}
+			open = append(open, here.put(name))
 		case word == "}":
 			if open = open[:len(open)-1]; len(open) == 0 {
-				return root
+				return root, "it ends more sections than it begins"
 			}
 		case word == "=":
 			assigned, list = true, nil
 		case word == "[":
 			inList = true
 		case word == "]":
-			here.lists[name] = list
+			here.set(name, list)
 			assigned, inList = false, false
 		case word == ",":
 		case inList:
 			list = append(list, value)
 		case assigned:
-			here.lists[name] = []lvmValue{value}
+			here.set(name, []lvmValue{value})
 			assigned = false
 		default:
 			name = value.text

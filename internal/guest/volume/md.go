@@ -36,7 +36,8 @@ const (
 	mdHeadBytes   = 256
 	mdMaxMembers  = 1920 // roles that fit in a superblock
 	mdOldMembers  = 27
-	mdBadBytes    = 64 << 10 // of a list of bad blocks
+	mdBadBytes    = 4096 // of a list of bad blocks, as in Linux
+	mdMaxBad      = mdBadBytes / 8
 	mdSpare       = -1
 	mdFaulty      = -2
 	mdJournal     = -3
@@ -248,11 +249,11 @@ func (f *finder) badBlocks(m *member) {
 		return
 	}
 	b := f.bytesAt(m.v, list.Offset, min(list.Length, mdBadBytes), "list of bad blocks")
-	if b == nil {
-		m.refused = "its list of bad blocks cannot be read"
+	if b == nil || list.Length > mdBadBytes {
+		m.refused = "its list of bad blocks cannot be read, or is too long"
 		return
 	}
-	for ; len(b) >= 8; b = b[8:] {
+	for ; len(b) >= 8 && len(m.bad) < mdMaxBad; b = b[8:] {
 		word := le64(b, 0)
 		if word == math.MaxUint64 {
 			break

@@ -163,7 +163,9 @@ func Find(ctx context.Context, disks []Disk) (*Layout, error) {
 		return nil, fmt.Errorf("look at the volumes of %d disks: at most %d are taken together",
 			len(disks), maxDisks)
 	}
-	f := &finder{ctx: ctx, layout: &Layout{Disks: disks}}
+	f := &finder{ctx: ctx, layout: &Layout{Disks: disks}, groups: map[string]*lvmGroup{},
+		done: map[string]bool{}, physicals: map[string]*physical{}, texts: map[[32]byte]*section{},
+		lvmParts: maxLVMParts}
 	for i := range disks {
 		size := min(max(disks[i].Size, 0), maxBytes)
 		f.examine(&Volume{Class: Whole, Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks,
@@ -184,7 +186,11 @@ type finder struct {
 	// members and physical wait to be put together.
 	members   []*member
 	groups    map[string]*lvmGroup // by UUID
-	physicals []*physical
+	done      map[string]bool      // groups that are listed
+	physicals map[string]*physical // by UUID
+	// texts are those of groups, by their sum, and lvmParts is how many parts more they may have.
+	texts    map[[32]byte]*section
+	lvmParts int
 }
 
 // build puts together arrays and groups of what was found, and what is found in those, until
