@@ -23,11 +23,12 @@ type Memory struct {
 	byID     map[string]*Receipt
 
 	mu   sync.Mutex
-	dirs map[string]listed
+	dirs map[string]*listed
 }
 
-// listed are the undo files of a directory.
+// listed are the undo files of a directory, looked at once whoever asks first.
 type listed struct {
+	once  sync.Once
 	paths []string
 	// open are those that tell of an unfinished change, or of guest data that is wrong: their image
 	// may have another name by now.
@@ -45,7 +46,7 @@ type openUndo struct {
 // told by the error, beside a memory of the others.
 func (v *Vault) Memory(ctx context.Context) (*Memory, error) {
 	all, err := v.Receipts(ctx)
-	m := &Memory{v: v, byID: map[string]*Receipt{}, dirs: map[string]listed{}}
+	m := &Memory{v: v, byID: map[string]*Receipt{}, dirs: map[string]*listed{}}
 	for _, r := range all {
 		m.byID[r.ID] = r
 		if r.State.Unfinished() || r.hurts() {
@@ -135,15 +136,15 @@ func (m *Memory) fromReceipt(ctx context.Context, r *Receipt, match Match) *Cand
 func (m *Memory) inDir(ctx context.Context, image string) ([]string, []openUndo, error) {
 	dir := filepath.Dir(image)
 	m.mu.Lock()
-	l, ok := m.dirs[dir]
+	l := m.dirs[dir]
+	if l == nil {
+		l = new(listed)
+		m.dirs[dir] = l
+	}
 	m.mu.Unlock()
-	if !ok {
-		l = m.list(ctx, dir)
-		if ctx.Err() == nil {
-			m.mu.Lock()
-			m.dirs[dir] = l
-			m.mu.Unlock()
-		}
+	l.once.Do(func() { m.list(ctx, dir, l) })
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
 	}
 	if errors.Is(l.err, fs.ErrPermission) {
 		return m.probe(image), nil, nil
@@ -157,7 +158,9 @@ func (m *Memory) inDir(ctx context.Context, image string) ([]string, []openUndo,
 	return paths, l.open, l.err
 }
 
-func (m *Memory) list(ctx context.Context, dir string) (l listed) {
+// list looks at the undo files in a directory. The memory is asked about the images of one run, so a
+// list that its end cut short is of no use to anybody.
+func (m *Memory) list(ctx context.Context, dir string, l *listed) {
 	l.paths, l.err = m.v.disk.List(ctx, dir, false, func(name string) bool {
 		_, ok := IsUndoName(name)
 		return ok
@@ -169,7 +172,6 @@ func (m *Memory) list(ctx context.Context, dir string) (l listed) {
 			l.open = append(l.open, openUndo{path, p.Receipt.image()})
 		}
 	}
-	return l
 }
 
 // probe looks for the undo files of an image by their names, where the directory may be used and
