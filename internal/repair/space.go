@@ -55,8 +55,13 @@ func (m *mender) findDangling() {
 		m.dangling = append(m.dangling, dangling{off: off, entry: e})
 	}
 	for i := range m.l1s {
-		if l := &m.l1s[i]; int64(l.Table()) >= m.ov.size && m.ownL1(*l) {
-			m.dangling = append(m.dangling, dangling{off: int64(l.Table()), l1: l})
+		l := &m.l1s[i]
+		switch off := int64(l.Table()); {
+		case off < m.ov.size:
+		case m.ownL1(*l):
+			m.dangling = append(m.dangling, dangling{off: off, l1: l})
+		case m.trusted(*l):
+			m.stuck = m.stuck || off < m.ov.size+growRoom
 		}
 	}
 	slices.SortFunc(m.dangling, func(a, b dangling) int { return cmp.Compare(a.off, b.off) })
