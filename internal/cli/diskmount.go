@@ -87,7 +87,7 @@ owner means harm can take over this host. So this needs root, and --accept-risk=
 	f.Var(&o.layer, "cow-limit", "with --kernel: keep at most `SIZE` of what the driver writes, in memory (default 512M)")
 	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
 		"kernel-mount: the kernel's driver reads what the guest wrote (may be repeated)")
-	f.BoolVar(&o.background, "background", false, "")
+	f.BoolVar(&o.background, "background", false, "be the process that serves in the background")
 	if err := f.MarkHidden("background"); err != nil {
 		panic(err) // the flag was added above
 	}
@@ -352,4 +352,26 @@ func runDiskUmount(ctx context.Context, o diskUmountOptions, dir string, s *stdi
 		return err
 	}
 	return exitWith(doc.Status[0])
+}
+
+// mounts takes away what processes that were killed left mounted, and gives the statuses.
+func (o *recoverOptions) mounts(doc *render.RecoverDocument, s *stdio) []int {
+	state, err := stateDir(o.state)
+	if err != nil {
+		return nil // recover has said so
+	}
+	say := warn(s)
+	gone, err := mount.Recover(state)
+	for _, g := range gone {
+		say("took away the mount on " + g.Dir + ", whose process had been killed")
+	}
+	if err == nil {
+		return nil
+	}
+	for text := range strings.Lines(err.Error()) {
+		text = strings.TrimSuffix(text, "\n")
+		say(text)
+		doc.Errors = append(doc.Errors, text)
+	}
+	return []int{finding.StatusHalfDone}
 }

@@ -34,7 +34,8 @@ func newRecover(s *stdio) *cobra.Command {
 or with --forward the new ones. An undo that was cut off is finished. A path is an image, an undo file, a
 receipt, or a directory: all undo files below it. Without a path it looks at what the state directory and
 --journal know of. Changes that were made on another host, or cut off before their receipt was written, are
-found by their image only.
+found by their image only. It also takes away what processes of "shisa disk mount" left that were
+killed.
 
 Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
 told of.`,
@@ -95,6 +96,9 @@ func runRecover(
 			statuses = append(statuses, finding.StatusCannotTell)
 			doc.Errors = append(doc.Errors, oneLine{err}.Error())
 		}
+	}
+	if host {
+		statuses = append(statuses, o.mounts(doc, s)...)
 	}
 	if len(doc.Changes) == 0 && failed == len(paths) {
 		return first

@@ -248,20 +248,14 @@ func (k *kernelMount) program(ctx context.Context) (status int, err error) {
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = graceful
 	err = c.Run()
-	exit := new(exec.ExitError)
-	switch {
-	case errors.As(err, &exit):
-		ws, ok := exit.Sys().(syscall.WaitStatus)
-		if ok && ws.Signaled() {
-			return 128 + int(ws.Signal()), nil
-		}
-		return exit.ExitCode(), nil
-	case err != nil && c.ProcessState == nil:
+	if c.ProcessState == nil {
 		return 0, fmt.Errorf("run %s: %w", k.o.Command[0], err)
-	case err != nil && ctx.Err() != nil:
-		return 128 + int(syscall.SIGTERM), nil
 	}
-	return 0, err
+	// However it came to its end, what it says is its status.
+	if ws, ok := c.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
+	}
+	return c.ProcessState.ExitCode(), nil
 }
 
 // leave unmounts. It waits for programs that still use the mount, until ctx ends or the user does not
