@@ -252,6 +252,15 @@ func TestUnreadable(t *testing.T) {
 			}
 		})
 	}
+	t.Run("first sector", func(t *testing.T) {
+		d := w.disk("d")
+		d.Data = dead{w, 0, 512}
+		l := find(t, d)
+		wantProblem(t, l, "protective MBR: it cannot be read")
+		if len(parts(l)) != 3 || len(l.Blind) == 0 {
+			t.Errorf("Find() = %s with %d blind spots", l.text(), len(l.Blind))
+		}
+	})
 	t.Run("all", func(t *testing.T) {
 		d := w.disk("d")
 		d.Data = dead{w, 0, w.size}

@@ -47,6 +47,7 @@ func (e *ends) has(off int64, magic string) bool {
 type match struct {
 	kind                       Kind
 	label, uuid, version, note string
+	end                        bool // it stands at the end of the volume
 }
 
 // magic is a signature of a kind, with the places of label and UUID after the same base.
@@ -179,18 +180,18 @@ func (e *ends) endRAID() (match, bool) {
 		for _, magic := range []string{"\x83\x74\x02\x67", "\x83\x74\x02\x6b", "\x83\x74\x02\x6d"} {
 			at := e.size&^4095 - 4096
 			if e.has(at+60, magic) || e.has(at+64, magic) {
-				return match{kind: "drbd"}, true
+				return match{kind: "drbd", end: true}, true
 			}
 		}
 		for _, sector := range []int64{512, 4096} {
 			if e.has(e.size/sector*sector-2*sector, "Intel Raid ISM Cfg Sig. ") {
-				return match{kind: "isw_raid_member"}, true
+				return match{kind: "isw_raid_member", end: true}, true
 			}
 		}
 	}
 	for _, at := range []int64{512, 257 * 512} {
 		if e.has(e.size-at, "\xde\x11\xde\x11") {
-			return match{kind: "ddf_raid_member"}, true
+			return match{kind: "ddf_raid_member", end: true}, true
 		}
 	}
 	return match{}, false

@@ -303,6 +303,15 @@ func TestTableBeside(t *testing.T) {
 			small.run(t, "", "mkfs.ext4 -q -L over DISK")
 			w.write(t, 0, small.bytes(t, 0, 32*mib))
 		}, []string{"0 ext4"}, "it is left over", false},
+		{"empty gpt", func(t *testing.T, w *world) { w.run(t, "", "sgdisk -o DISK") }, nil, "", true},
+		{"empty mbr before an array of the firmware", func(t *testing.T, w *world) {
+			w.run(t, "label: dos\n", "sfdisk -q DISK")
+			w.write(t, w.size-1024, []byte("Intel Raid ISM Cfg Sig. "))
+		}, []string{"0 isw_raid_member"}, "", true},
+		{"drbd in the last partition", func(t *testing.T, w *world) {
+			w.run(t, "label: dos\nsize=10M\n-\n", "sfdisk -q DISK")
+			w.write(t, w.size-4096+60, []byte("\x83\x74\x02\x67"))
+		}, []string{"1 empty", "2 drbd"}, "", true},
 		{"two file systems", func(t *testing.T, w *world) {
 			w.run(t, "", "mkfs.ext4 -q DISK")
 			w.write(t, 65536+64, []byte("_BHRfS_M"))
@@ -317,7 +326,7 @@ func TestTableBeside(t *testing.T) {
 			w := newWorld(t, 64*mib)
 			tc.make(t, w)
 			l := find(t, w.disk("d"))
-			lines := strings.Split(strings.TrimSpace(l.text()), "\n")
+			lines := slices.Collect(strings.Lines(l.text()))
 			if len(lines) != len(tc.want) {
 				t.Fatalf("Find() = %s, want %v", l.text(), tc.want)
 			}

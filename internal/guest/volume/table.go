@@ -62,7 +62,7 @@ func (f *finder) table(v *Volume, found []match) (*Table, []entry) {
 		f.problem(v, 0, mbrSector, "MBR", "its signature or a status is wrong: what looks like its "+
 			"partitions is not listed, as by Linux")
 	}
-	return f.unguarded(v, first == nil || len(found) == 0 && zero(first), sectors)
+	return f.unguarded(v, first, len(found) == 0, sectors)
 }
 
 // besideMBR notes a GPT that an MBR hides, for Linux reads the MBR then.
@@ -85,9 +85,13 @@ func (f *finder) inBootSector(v *Volume, first []byte, entries *[4]MBREntry) {
 	*entries = [4]MBREntry{}
 }
 
-// unguarded reads a GPT whose protective MBR is missing. Linux does not read such a one. lost: the
-// first sector may have held one, so that the backup alone is enough.
-func (f *finder) unguarded(v *Volume, lost bool, sectors []int64) (*Table, []entry) {
+// unguarded reads a GPT whose protective MBR is missing. Linux does not read such a one. If the first
+// sector may have held one, for nothing else begins there, the backup alone is enough.
+func (f *finder) unguarded(v *Volume, first []byte, free bool, sectors []int64) (*Table, []entry) {
+	lost, how := free && first != nil && zero(first), "is missing"
+	if first == nil {
+		lost, how = true, "cannot be read"
+	}
 	sound := func(sector, lba int64) bool {
 		b := f.bytesAt(v, lba*sector, sector, "GPT header")
 		h := ParseGPT(b)
@@ -98,7 +102,7 @@ func (f *finder) unguarded(v *Volume, lost bool, sectors []int64) (*Table, []ent
 		primary, backup := sound(sector, 1), last > 1 && sound(sector, last)
 		switch {
 		case primary || backup && lost:
-			f.problem(v, 0, mbrSector, "protective MBR", "it is missing, and a GPT is there: it is read "+
+			f.problem(v, 0, mbrSector, "protective MBR", "it "+how+", and a GPT is there: that is read "+
 				"here, and not by Linux")
 			return f.gpt(v, []int64{sector}, 0)
 		case backup:

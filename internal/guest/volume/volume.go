@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 )
@@ -227,12 +228,17 @@ func (f *finder) examine(v *Volume) {
 	var parts []entry
 	if v.root {
 		t, parts = f.table(v, found)
+		found = withoutEnd(v, parts, found)
 	}
-	if t == nil || len(parts) == 0 && t.NotRead == "" && len(found) > 0 {
-		// No table, or an empty one in a boot sector that something else begins with.
-		if len(found) == 0 {
-			found = f.recognise(v, thorough)
+	undivided := t == nil || len(parts) == 0 && t.NotRead == ""
+	if undivided && len(found) == 0 {
+		found = f.recognise(v, thorough)
+		if t != nil && len(found) > 0 && found[0].kind == Empty {
+			found = nil // but for the table
 		}
+	}
+	if t == nil || undivided && len(found) > 0 {
+		// No table, or an empty one in a boot sector that something else begins with.
 		f.take(v, found)
 		switch {
 		case pv != nil:
@@ -251,6 +257,15 @@ func (f *finder) examine(v *Volume) {
 		return
 	}
 	f.divided(v, pv, t, parts, found)
+}
+
+// withoutEnd takes away what is recognised by the last bytes of v, if a partition ends there too: it
+// is that one's.
+func withoutEnd(v *Volume, parts []entry, found []match) []match {
+	if !slices.ContainsFunc(parts, func(p entry) bool { return p.start+p.length == v.Size }) {
+		return found
+	}
+	return slices.DeleteFunc(found, func(m match) bool { return m.end })
 }
 
 // divided lists v, which has a table, and its partitions. A disk is not a volume of its own then,
