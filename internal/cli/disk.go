@@ -66,12 +66,14 @@ type guestOptions struct {
 	format     string
 	more       []string
 	part, path string
+	snapshot   string
 }
 
 func (o *guestOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	f := o.diskOptions.flags(c)
 	f.StringVarP(&o.format, "format", "f", "", "take the image for one of format `FMT`")
 	f.StringArrayVar(&o.more, "disk", nil, "`IMAGE` is another disk of the same guest (may be repeated)")
+	f.StringVar(&o.snapshot, "snapshot", "", "look into the internal snapshot with that id or `NAME`")
 	f.StringVar(&o.part, "part", "", "look into the part `NAME`, as parts lists them")
 	return f
 }
@@ -107,6 +109,9 @@ func (o *guestOptions) open(ctx context.Context, arg string) (*look, inside.Name
 	}
 	if o.part != "" {
 		name.Part = o.part
+	}
+	if o.snapshot != "" {
+		name.Snapshot = o.snapshot
 	}
 	if o.path != "" {
 		name.Path = o.path

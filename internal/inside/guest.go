@@ -146,8 +146,8 @@ func (g *Guest) Part(ctx context.Context, name string) (int, error) {
 			is = map[string]string{"LABEL": v.Label, "UUID": v.UUID, "PARTLABEL": v.PartName,
 				"PARTUUID": v.PartUUID}[strings.ToUpper(key)]
 		}
-		if is == value && tagged || !tagged && is == name ||
-			tagged && strings.HasSuffix(strings.ToUpper(key), "UUID") && strings.EqualFold(is, value) {
+		if is == value && tagged && value != "" || !tagged && is == name ||
+			tagged && value != "" && strings.HasSuffix(strings.ToUpper(key), "UUID") && strings.EqualFold(is, value) {
 			found = append(found, i)
 		}
 	}

@@ -29,7 +29,7 @@ func ParseName(arg string, exists func(string) bool) (Name, error) {
 		n := Name{Disk: arg[:end]}
 		if !exists(n.Disk) {
 			at := strings.LastIndexByte(n.Disk, '@')
-			if at <= 0 || !exists(n.Disk[:at]) {
+			if at <= 0 || strings.ContainsRune(n.Disk[at:], ':') || !exists(n.Disk[:at]) {
 				continue
 			}
 			n.Disk, n.Snapshot = n.Disk[:at], n.Disk[at+1:]
