@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -387,4 +388,33 @@ func TestFixedNote(t *testing.T) {
 		t.Error(err)
 	}
 	imagetest.Equal(t, "ReadAt", got, bytesOf(t, path, "-f", "vpc"))
+}
+
+// A disk in several files is in use if one of them is.
+func TestExtentUse(t *testing.T) {
+	dir := testenv.DiskDir(t)
+	path := filled(t, dir, "disk.vmdk", "vmdk", "subformat=monolithicFlat")
+	f, err := os.Open(filepath.Join(dir, "disk-flat.vmdk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for off, want := range map[int64]Use{-1: UseNone, 100: UseRead, 101: UseWrite} {
+		lock := unix.Flock_t{Type: unix.F_RDLCK, Start: off, Len: 1}
+		if off >= 0 {
+			if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+				t.Fatal(err)
+			}
+		}
+		infos, err := Inspect(t.Context(), path, Options{})
+		if err != nil || infos[0].Use != want {
+			t.Errorf("Inspect with a lock at %d = %+v, %v, want %s", off, infos, err, want)
+		}
+		if off >= 0 {
+			lock.Type = unix.F_UNLCK
+			if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }

@@ -119,8 +119,8 @@ const (
 	UseUnknown Use = "unknown" // the file system does not say
 )
 
-func (l *Layer) use(ctx context.Context) Use {
-	locks, err := diskio.Within(ctx, answerTimeout, l.file.Locks, nil)
+func useOf(ctx context.Context, f *diskio.File) Use {
+	locks, err := diskio.Within(ctx, answerTimeout, f.Locks, nil)
 	switch {
 	case err != nil:
 		return UseUnknown
@@ -128,6 +128,39 @@ func (l *Layer) use(ctx context.Context) Use {
 		return UseWrite
 	case locks.Reader():
 		return UseRead
+	}
+	return UseNone
+}
+
+// use tells by the locks of the image, and of the files that hold its disk, who uses it.
+func (l *Layer) use(ctx context.Context, o Options) Use {
+	use := useOf(ctx, l.file)
+	for i := range l.Extents {
+		if e := &l.Extents[i]; e.Name != "" && e.State == LinkOK {
+			use = heavier(use, l.extentUse(ctx, o, &e.Link))
+		}
+	}
+	return use
+}
+
+func (l *Layer) extentUse(ctx context.Context, o Options, link *Link) Use {
+	f, err := l.openLink(ctx, o, link, roleExtent)
+	if err != nil {
+		return UseUnknown // the link says why
+	}
+	use := useOf(ctx, f)
+	if f.Close() != nil {
+		return UseUnknown
+	}
+	return use
+}
+
+// heavier is that of two uses that must not be overlooked.
+func heavier(a, b Use) Use {
+	for _, u := range []Use{UseWrite, UseUnknown, UseRead} {
+		if a == u || b == u {
+			return u
+		}
 	}
 	return UseNone
 }
@@ -142,8 +175,10 @@ func Inspect(ctx context.Context, path string, o Options) ([]Info, error) {
 	}
 	infos := make([]Info, len(layers))
 	for i := range layers {
+		// What cannot be opened for its locks is said of its link.
+		use := layers[i].use(ctx, o)
 		layers[i].info(&infos[i])
-		infos[i].Use = layers[i].use(ctx)
+		infos[i].Use = use
 	}
 	return infos, closeAll(layers)
 }
