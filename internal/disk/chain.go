@@ -271,6 +271,17 @@ func (c *Chain) Missing() int64 {
 	return n
 }
 
+// Notes are those of all layers, each with the path of its image.
+func (c *Chain) Notes() []string {
+	notes := []string{}
+	for i := range c.Layers {
+		for _, n := range c.Layers[i].Notes {
+			notes = append(notes, c.Layers[i].Path+": "+n)
+		}
+	}
+	return notes
+}
+
 // Changed gives the files of the chain that another program changed since they were opened: what
 // was read of them may never have been true at one time. A file that cannot be looked at again
 // counts as changed.

@@ -343,8 +343,8 @@ func TestOtherNotes(t *testing.T) {
 	}
 	c := mustOpen(t, path, Options{})
 	got := make([]byte, c.Size())
-	if _, err := c.ReadAt(got, 0); err != nil || len(c.Layers[0].Notes) != 1 {
-		t.Errorf("ReadAt = %v, notes %q", err, c.Layers[0].Notes)
+	if _, err := c.ReadAt(got, 0); err != nil || len(c.Notes()) != 1 || !strings.HasPrefix(c.Notes()[0], path+": it was not") {
+		t.Errorf("ReadAt = %v, notes %q", err, c.Notes())
 	}
 	if bytes.Equal(got, want) {
 		t.Error("the disk is as without the log")

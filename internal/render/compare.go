@@ -51,6 +51,8 @@ type ComparedDisk struct {
 	VirtualBytes int64  `json:"virtual_bytes"`
 	// MissingBytes lie past the end of their file, which was cut; they counted as zeros.
 	MissingBytes int64 `json:"missing_bytes"`
+	// Notes say what is not as it should be with its images, and did not hinder the comparison.
+	Notes []string `json:"notes"`
 }
 
 // NewCompareDocument makes the document of the comparison of a and b. err is the *disk.CompareError
@@ -60,7 +62,8 @@ func NewCompareDocument(a, b *disk.Chain, strict bool, r disk.Comparison, err er
 	missing := int64(0)
 	for _, c := range []*disk.Chain{a, b} {
 		top, changed := &c.Layers[0], c.Changed()
-		one := ComparedDisk{Path: top.Path, Format: top.Format, Layers: len(c.Layers), VirtualBytes: c.Size()}
+		one := ComparedDisk{Path: top.Path, Format: top.Format, Layers: len(c.Layers), VirtualBytes: c.Size(),
+			Notes: c.Notes()}
 		if len(changed) == 0 { // else what seems to be missing may have been written meanwhile
 			one.MissingBytes = c.Missing()
 		}
@@ -124,6 +127,9 @@ func Compare(w io.Writer, d *CompareDocument, s Style) error {
 	for i := range d.Disks {
 		if m := d.Disks[i].MissingBytes; m > 0 {
 			o.prose("  ", Bytes(m)+" of "+Name(d.Disks[i].Path)+" lie past the end of a file, which was cut")
+		}
+		for _, note := range d.Disks[i].Notes {
+			o.prose("  ", "note: "+Text(note))
 		}
 	}
 	return o.flush()

@@ -44,6 +44,8 @@ type MapEnd struct {
 	// MissingBytes lie past the end of their file, which was cut. They are shown as what reading
 	// them gives.
 	MissingBytes int64 `json:"missing_bytes"`
+	// Notes say what is not as it should be with the images, and did not hinder the map.
+	Notes []string `json:"notes"`
 	// Changed are the files of the chain that a program changed meanwhile.
 	Changed []string `json:"changed"`
 	// Complete: the map was read to its end; otherwise Error says where it broke off.
@@ -130,7 +132,7 @@ type MapRange struct {
 
 // mapEnd says how a map ended.
 func mapEnd(c *disk.Chain, totals MapTotals, err error) MapEnd {
-	end := MapEnd{Totals: totals, Changed: c.Changed(), Complete: err == nil}
+	end := MapEnd{Totals: totals, Notes: c.Notes(), Changed: c.Changed(), Complete: err == nil}
 	var applies []int
 	switch {
 	case err == nil:
@@ -267,6 +269,9 @@ func mapTotals(end *MapEnd, size int64) string {
 	text := "of " + Bytes(size) + ": " + cmp.Or(strings.Join(parts, ", "), "nothing was mapped")
 	if end.MissingBytes > 0 {
 		text += "\n" + Bytes(end.MissingBytes) + " of it would lie past the end of a file, which was cut: shown as it reads"
+	}
+	for _, note := range end.Notes {
+		text += "\nnote: " + Text(note)
 	}
 	for _, path := range end.Changed {
 		text += "\n" + Name(path) + " was written to meanwhile: the map may never have been true as a whole"
