@@ -179,14 +179,7 @@ func posixACL(value []byte) ([]byte, error) {
 
 // locate gives the place of a block of the fork on the volume.
 func (w *attrWalk) locate(block uint64) (int64, error) {
-	low, high := 0, len(w.extents)
-	for low < high {
-		if m := (low + high) / 2; w.extents[m].end() <= block {
-			low = m + 1
-		} else {
-			high = m
-		}
-	}
+	low := behind(w.extents, block)
 	if low == len(w.extents) || w.extents[low].file > block {
 		return 0, fmt.Errorf("block %d of the fork is not there", block)
 	}

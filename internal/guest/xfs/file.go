@@ -115,42 +115,56 @@ func (n *file) content(p []byte, off int64) (int, error) {
 
 // eachExtent calls fn for the extents of the data fork that end behind the block from.
 func (n *file) eachExtent(ctx context.Context, from uint64, fn func(*extent) error) error {
-	w := forkWalk{n: n.inode, fork: n.dataFork(), from: from, fn: fn}
 	if n.extents > keptExtents {
+		w := forkWalk{n: n.inode, fork: n.dataFork(), from: from, fn: fn}
 		return w.walk(ctx)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if !n.have {
-		var list []extent
-		w.from = 0
-		w.fn = func(e *extent) error {
-			if len(list) == keptExtents {
-				return n.f.fail(fmt.Sprintf("inode %d", n.ino), n.off, n.ino,
-					fmt.Errorf("has more than %d extents", n.extents))
-			}
-			list = append(list, *e)
-			return nil
-		}
-		if err := w.walk(ctx); err != nil {
+	list, err := n.list(ctx)
+	if err != nil {
+		return err
+	}
+	for i := behind(list, from); i < len(list); i++ {
+		if err := fn(&list[i]); err != nil {
 			return err
 		}
-		n.kept, n.have = list, true
 	}
-	low, high := 0, len(n.kept)
+	return nil
+}
+
+// list gives all extents, which are kept from then on.
+func (n *file) list(ctx context.Context) ([]extent, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.have {
+		return n.kept, nil
+	}
+	var list []extent
+	w := forkWalk{n: n.inode, fork: n.dataFork(), fn: func(e *extent) error {
+		if len(list) == keptExtents {
+			return n.f.fail(fmt.Sprintf("inode %d", n.ino), n.off, n.ino,
+				fmt.Errorf("has more than %d extents", n.extents))
+		}
+		list = append(list, *e)
+		return nil
+	}}
+	if err := w.walk(ctx); err != nil {
+		return nil, err
+	}
+	n.kept, n.have = list, true
+	return list, nil
+}
+
+// behind finds the first extent that ends behind a block, by halving.
+func behind(list []extent, block uint64) int {
+	low, high := 0, len(list)
 	for low < high {
-		if m := (low + high) / 2; n.kept[m].end() <= from {
+		if m := (low + high) / 2; list[m].end() <= block {
 			low = m + 1
 		} else {
 			high = m
 		}
 	}
-	for i := low; i < len(n.kept); i++ {
-		if err := fn(&n.kept[i]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return low
 }
 
 // readLink reads the target of a symbolic link.

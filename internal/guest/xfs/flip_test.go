@@ -28,7 +28,7 @@ func TestFlips(t *testing.T) {
 		rounds = 1500
 	}
 	for _, v := range variants() {
-		if v.name != "v5" && v.name != "v4" && !testenv.Long() {
+		if !v.short() || v.name == "v5 small log" {
 			continue
 		}
 		t.Run(v.name, func(t *testing.T) {

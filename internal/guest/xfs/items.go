@@ -127,7 +127,7 @@ func (r *replay) buffer(it *item, lsn uint64) error {
 		err = r.unlinked(it, &k, b)
 	} else {
 		err = r.regions(it, &k, b)
-		f.stamp(b, lsn)
+		f.reseal(b)
 	}
 	if err != nil {
 		return err
@@ -225,13 +225,13 @@ func (f *FS) lsnOf(b []byte) uint64 {
 	return be64(b, k.lsn)
 }
 
-// stamp gives a block its LSN and makes its checksum right, as the kernel does when it writes it.
-func (f *FS) stamp(b []byte, lsn uint64) {
+// reseal makes the checksums of a block right after it was changed. Its LSN stays: the kernel gives
+// it the new one only when all transactions of that LSN were replayed, since there can be several.
+func (f *FS) reseal(b []byte) {
 	if !f.v5 {
 		return
 	}
 	if k, ok := f.formOf(b); ok {
-		binary.BigEndian.PutUint64(b[k.lsn:], lsn)
 		setChecksum(b, k.crc)
 		return
 	}
