@@ -101,5 +101,8 @@ func (l *look) copied(s *stdio, json bool, to string, done *inside.Copied, err e
 	if err := render.GuestCopy(s.out, doc, render.Style{Width: s.width, Color: s.colour}); err != nil {
 		return err
 	}
+	if errors.As(err, new(*fs.PathError)) {
+		return withStatus(end.Status[0], err) // with its hint
+	}
 	return l.finish(s, end, true)
 }
