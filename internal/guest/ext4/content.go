@@ -97,11 +97,8 @@ func (n *inode) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (n *inode) readBlocks(ctx context.Context, p []byte, off int64) error {
 	size := n.fs.super.blockBytes
 	done := int64(0) // of p
-	err := n.runs(ctx, off/size, func(r run) error {
+	err := n.runs(ctx, off/size, (off+int64(len(p))+size-1)/size, func(r run) error {
 		begin := max(r.logical*size-off, 0) // in p
-		if begin >= int64(len(p)) {
-			return errEnough
-		}
 		clear(p[done:begin])
 		done = min((r.logical+r.count)*size-off, int64(len(p)))
 		if r.unwritten {
@@ -111,9 +108,6 @@ func (n *inode) readBlocks(ctx context.Context, p []byte, off int64) error {
 		at := r.physical*size + (off + begin - r.logical*size)
 		if err := readFull(n.fs.meta.volume, p[begin:done], at); err != nil {
 			return n.fs.note("content of "+n.name(), at, n.stat.Ino, err)
-		}
-		if done == int64(len(p)) {
-			return errEnough
 		}
 		return nil
 	})

@@ -21,8 +21,8 @@ import (
 //
 // A tree of hashes (htree) lies in blocks that read as one entry without a name, or as "." and
 // "..": its names are in the leaves, which are plain. So all blocks are read in their order, as
-// for a directory without a tree. The block of a tree has its checksum behind the last entry that there
-// is room for.
+// for a directory without a tree. The block of a tree has its checksum behind the last entry that
+// there is room for.
 const (
 	minEntry  = 12
 	tailBytes = 12
@@ -73,7 +73,7 @@ func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
 	s := n.fs.super
 	blocks := (n.stat.Size + s.blockBytes - 1) / s.blockBytes
 	next := int64(0)
-	err := n.runs(ctx, 0, func(r run) error {
+	err := n.runs(ctx, 0, maxLogical, func(r run) error {
 		if r.logical >= blocks {
 			return errEnough
 		}

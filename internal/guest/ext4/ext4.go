@@ -24,6 +24,7 @@ type FS struct {
 	meta    *cache // the volume with the journal replayed
 	super   *super
 	groups  []group
+	zones   []run // blocks of metadata, ascending; only where no checksum guards the maps
 	orphans map[files.Ino]bool
 	notes   *files.Notes
 }
@@ -58,6 +59,7 @@ func Open(ctx context.Context, volume io.ReaderAt, size int64) (*FS, error) {
 	if err := fs.readGroups(ctx, fs.super.groups); err != nil {
 		return nil, err
 	}
+	fs.findZones()
 	if err := fs.checkMMP(ctx); err != nil {
 		return nil, err
 	}

@@ -4,10 +4,13 @@
 package ext4
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
+	"sort"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -247,6 +250,57 @@ func (fs *FS) blockBitmap(ctx context.Context, number int64) ([]byte, error) {
 		return nil, fs.note(what, g.blockBitmap*s.blockBytes, 0, err)
 	}
 	return b, nil
+}
+
+// findZones collects where the metadata of all groups lies. No file has blocks there, and without
+// checksums that is what shows a map that is damaged (fs/ext4/block_validity.c).
+func (fs *FS) findZones() {
+	s := fs.super
+	if s.sums {
+		return
+	}
+	add := func(block, count int64) {
+		fs.zones = append(fs.zones, run{physical: block, count: count})
+	}
+	flat := s.descBlocks()
+	if s.incompat&incompatMetaGroups != 0 {
+		flat = min(flat, s.metaFrom)
+		for n := flat; n < s.descBlocks(); n++ {
+			for _, place := range s.descPlaces(n) {
+				add(place, 1)
+			}
+		}
+	}
+	for i := range fs.groups {
+		if s.hasSuper(int64(i)) {
+			add(s.superOf(int64(i)), 1+flat)
+		}
+		if g := &fs.groups[i]; g.state != groupLost {
+			add(g.blockBitmap, 1)
+			add(g.inodeBitmap, 1)
+			add(g.table, s.tableBlocks())
+		}
+	}
+	slices.SortFunc(fs.zones, func(a, b run) int { return cmp.Compare(a.physical, b.physical) })
+	n := 0
+	for _, z := range fs.zones {
+		if n > 0 && z.physical <= fs.zones[n-1].physical+fs.zones[n-1].count {
+			last := &fs.zones[n-1]
+			last.count = max(last.count, z.physical+z.count-last.physical)
+			continue
+		}
+		fs.zones[n] = z
+		n++
+	}
+	fs.zones = slices.Clip(fs.zones[:n])
+}
+
+// inZone tells whether one of count blocks is metadata of the file system as a whole.
+func (fs *FS) inZone(block, count int64) bool {
+	i := sort.Search(len(fs.zones), func(i int) bool {
+		return fs.zones[i].physical+fs.zones[i].count > block
+	})
+	return i < len(fs.zones) && fs.zones[i].physical < block+count
 }
 
 // bit tells whether a bit of a bitmap is set.

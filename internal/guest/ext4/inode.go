@@ -119,7 +119,7 @@ func (fs *FS) parse(n *inode, ino files.Ino, raw []byte, at int64) error {
 		return err
 	}
 	n.fillStat(ino)
-	if n.stat.Size < 0 {
+	if n.stat.Size < 0 || n.stat.Size > maxLogical*fs.super.blockBytes {
 		return fmt.Errorf("size is 0x%x", uint64(n.stat.Size))
 	}
 	return nil

@@ -232,7 +232,7 @@ func (fs *FS) readOrphanFile(ctx context.Context) error {
 	if err != nil {
 		return ctx.Err()
 	}
-	err = n.runs(ctx, 0, func(r run) error {
+	err = n.runs(ctx, 0, maxLogical, func(r run) error {
 		for i := range r.count {
 			if len(fs.orphans) >= maxOrphans || (r.logical+i)*s.blockBytes >= n.stat.Size {
 				return errEnough

@@ -90,7 +90,7 @@ func (fs *FS) openJournal(ctx context.Context) (*journal, error) {
 	}
 	j := &journal{fs: fs}
 	next := int64(0)
-	err = n.runs(ctx, 0, func(r run) error {
+	err = n.runs(ctx, 0, maxLogical, func(r run) error {
 		if len(j.runs) == maxJournalRuns {
 			return errors.New("it lies in too many pieces")
 		}

@@ -80,7 +80,7 @@ func patchLog(t *testing.T, disk string, block int64, change func([]byte)) {
 		t.Fatal(err)
 	}
 	at := int64(-1)
-	if err := n.runs(t.Context(), block, func(r run) error {
+	if err := n.runs(t.Context(), block, maxLogical, func(r run) error {
 		at = r.physical * fs.super.blockBytes
 		return errEnough
 	}); err != nil || at < 0 {

@@ -59,7 +59,8 @@ func patch(t testing.TB, disk string, at int64, b []byte) {
 
 // TestBlocksOf64K reads blocks that no kernel here mounts; debugfs is the judge.
 func TestBlocksOf64K(t *testing.T) {
-	for _, mkfs := range []string{"-b 65536", "-b 16384 -O ^metadata_csum"} {
+	for _, mkfs := range []string{"-b 65536", "-b 16384 -O ^metadata_csum",
+		"-b 4096 -O casefold,verity -E encoding=utf8"} {
 		t.Run(mkfs, func(t *testing.T) {
 			disk := made(t, 512*mib, mkfs)
 			fs := openDisk(t, disk)
@@ -119,6 +120,95 @@ func TestCopies(t *testing.T) {
 				t.Error(line)
 			}
 		})
+	}
+}
+
+// TestResized reads a file system that was made larger, and smaller again.
+func TestResized(t *testing.T) {
+	testenv.Need(t, "resize2fs")
+	for _, mkfs := range []string{"-b 1024", "-b 1024 -O meta_bg,^resize_inode,^metadata_csum",
+		"-b 4096 -O ^resize_inode,^flex_bg"} {
+		t.Run(mkfs, func(t *testing.T) {
+			disk := made(t, 30*mib, mkfs)
+			want, _, err := filestest.ReadView(t.Context(), openDisk(t, disk))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(disk, 700*mib); err != nil {
+				t.Fatal(err)
+			}
+			for _, size := range []string{"700M", "100M"} {
+				out, err := exec.Command("resize2fs", "-f", disk, size).CombinedOutput()
+				if err != nil {
+					t.Fatalf("resize2fs: %v %s", err, out)
+				}
+				fs := openDisk(t, disk)
+				got, view, err := filestest.ReadView(t.Context(), fs)
+				if err != nil || view.State != files.Clean || len(view.Problems) > 0 {
+					t.Errorf("at %s: %v, the view is %+v", size, err, view)
+				}
+				for _, line := range filestest.Differences(got, want, filestest.Loose{}) {
+					t.Error(line)
+				}
+				for _, o := range allOwners(t, fs, []files.Range{{Length: 700 * mib}}, 700*mib) {
+					if o.Use == files.UseUnknown {
+						t.Errorf("at %s: nobody has %+v", size, o)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestHoleInMap reads a file one of whose extents leads nowhere: what it is for is an error, and the
+// rest is as before.
+func TestHoleInMap(t *testing.T) {
+	disk := made(t, 16*mib, "-b 1024 -O ^metadata_csum")
+	fs := openDisk(t, disk)
+	find := func(fs *FS) *inode {
+		var found *inode
+		if err := files.Walk(t.Context(), fs, rootIno, "/", func(f *files.Found) error {
+			if f.Path == "/fragmented" {
+				found = f.File.(*inode)
+			}
+			return nil
+		}); err != nil || found == nil {
+			t.Fatal("no such file", err)
+		}
+		return found
+	}
+	n := find(fs)
+	want := make([]byte, n.stat.Size)
+	if _, err := n.ReadAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	leaf := int64(-1)
+	if err := (&mapWalk{ctx: t.Context(), n: n, to: maxLogical, each: func(run) error { return nil },
+		tree: func(block int64) error {
+			leaf = max(leaf, block)
+			return nil
+		}}).walk(); err != nil || leaf < 0 {
+		t.Fatal("no extent block", err)
+	}
+	const broken = 20 // of the extents in the block
+	patch(t, disk, leaf*1024+12*(broken+1)+6, []byte{1})
+	fs = openDisk(t, disk)
+	n = find(fs)
+	got := make([]byte, len(want))
+	if k, err := n.ReadAt(got, 0); err == nil {
+		t.Errorf("ReadAt of all = %d, nil", k)
+	}
+	bad := 0
+	for off := int64(0); off < n.stat.Size; off += 1024 {
+		piece := got[:min(1024, n.stat.Size-off)]
+		if _, err := n.ReadAt(piece, off); err != nil {
+			bad++
+		} else if !bytes.Equal(piece, want[off:off+int64(len(piece))]) {
+			t.Errorf("0x%x differs", off)
+		}
+	}
+	if bad != 1 || fs.View().State != files.Incomplete {
+		t.Errorf("%d blocks cannot be read, want 1; the view is %s", bad, fs.View().State)
 	}
 }
 

@@ -44,6 +44,7 @@ type mapWalk struct {
 	ctx  context.Context
 	n    *inode
 	from int64 // the first logical block that is wanted
+	to   int64 // and the one behind the last
 	// each is called for each run; its error ends the walk.
 	each func(run) error
 	// tree, if there, is called for each block of the map itself.
@@ -57,10 +58,12 @@ type mapWalk struct {
 // errEnough ends a walk that has found what it is for.
 var errEnough = errors.New("enough")
 
-// runs calls each for the runs of the content from a logical block on, clipped to it. It ends with
-// the error of each, or the first damage.
-func (n *inode) runs(ctx context.Context, from int64, each func(run) error) error {
-	w := &mapWalk{ctx: ctx, n: n, from: from, each: each}
+var errTooMany = errors.New("more blocks than the file system has")
+
+// runs calls each for the runs of the content that have one of the logical blocks [from, to); they
+// are clipped to from. It ends with the error of each, or the first damage.
+func (n *inode) runs(ctx context.Context, from, to int64, each func(run) error) error {
+	w := &mapWalk{ctx: ctx, n: n, from: from, to: to, each: each}
 	return w.walk()
 }
 
@@ -77,10 +80,7 @@ func (w *mapWalk) walk() error {
 	} else {
 		err = w.blockMap(area)
 	}
-	switch {
-	case errors.Is(err, errEnough):
-		return nil
-	case err != nil:
+	if err != nil && !errors.Is(err, errEnough) {
 		return err
 	}
 	return w.damage
@@ -127,6 +127,9 @@ func (w *mapWalk) extents(b []byte, depth int, lo, hi, at int64) error {
 		e := b[extentBytes*(i+1) : extentBytes*(i+2)]
 		place := at + int64(extentBytes*(i+1))
 		logical := int64(le32(e, 0))
+		if logical >= w.to {
+			return errEnough
+		}
 		if logical < next || logical >= hi {
 			return w.bad(place, fmt.Errorf("extent %d begins at block %d, not within %d to %d", i,
 				logical, next, hi))
@@ -178,10 +181,20 @@ func (w *mapWalk) leaf(e []byte, hi, at int64) (int64, error) {
 // pass verifies a run, and hands it on.
 func (w *mapWalk) pass(r run, at int64) error {
 	s := w.n.fs.super
-	w.blocks += r.count
+	if w.blocks += r.count; w.blocks > s.blocks {
+		// Extents that lead to the same blocks again and again would keep a reader busy for good.
+		if err := w.bad(at, errTooMany); err != nil {
+			return err
+		}
+		return errEnough
+	}
 	if !s.hasBlock(r.physical, r.count) {
 		return w.bad(at, fmt.Errorf("blocks %d to %d, of %d", r.physical, r.physical+r.count-1,
 			s.blocks))
+	}
+	if w.n.stat.Ino >= firstFile && w.n.fs.inZone(r.physical, r.count) {
+		return w.bad(at, fmt.Errorf("blocks %d to %d are metadata of the file system", r.physical,
+			r.physical+r.count-1))
 	}
 	if cut := w.from - r.logical; cut > 0 {
 		r.logical += cut
@@ -226,8 +239,11 @@ func (w *mapWalk) treeBlock(block, at int64) ([]byte, error) {
 	if !s.hasBlock(block, 1) {
 		return nil, w.bad(at, fmt.Errorf("block %d of the map, of %d", block, s.blocks))
 	}
+	if w.n.stat.Ino >= firstFile && w.n.fs.inZone(block, 1) {
+		return nil, w.bad(at, fmt.Errorf("block %d of the map is metadata of the file system", block))
+	}
 	if w.blocks++; w.blocks > s.blocks {
-		return nil, w.bad(at, errors.New("more blocks than the file system has"))
+		return nil, w.bad(at, errTooMany)
 	}
 	if w.tree != nil {
 		if err := w.tree(block); err != nil {
@@ -266,7 +282,7 @@ func (w *mapWalk) blockMap(area []byte) error {
 // mapped adds a block of the file, by its entry, to the run that is pending.
 func (w *mapWalk) mapped(logical int64, entry []byte, at int64) error {
 	block := int64(le32(entry, 0))
-	if block == 0 || logical < w.from {
+	if block == 0 || logical < w.from || logical >= w.to {
 		return nil
 	}
 	if !w.n.fs.super.hasBlock(block, 1) {
@@ -297,7 +313,7 @@ func (w *mapWalk) flush() error {
 // indirect goes through a block of numbers of blocks. It stands for span logical blocks.
 func (w *mapWalk) indirect(entry []byte, level int, logical, span, at int64) error {
 	block := int64(le32(entry, 0))
-	if block == 0 || logical+span <= w.from || logical >= maxLogical {
+	if block == 0 || logical+span <= w.from || logical >= w.to {
 		return nil
 	}
 	b, err := w.treeBlock(block, at)
@@ -343,7 +359,7 @@ func (n *inode) Extents(ctx context.Context, fn func(files.Extent) error) error 
 		return nil
 	}
 	size := n.fs.super.blockBytes
-	return n.runs(ctx, 0, func(r run) error {
+	return n.runs(ctx, 0, maxLogical, func(r run) error {
 		return fn(files.Extent{Offset: r.logical * size, Length: r.count * size,
 			Volume: r.physical * size, Unwritten: r.unwritten,
 			Shared: n.fs.super.ro&roShared != 0})

@@ -257,7 +257,7 @@ func (w *ownerSearch) inode(n *inode) error {
 	tree := base
 	tree.use, tree.what, tree.file = files.UseInode, "map", -1
 	n.use(&base, &tree)
-	walk := &mapWalk{ctx: w.ctx, n: n, each: func(r run) error {
+	walk := &mapWalk{ctx: w.ctx, n: n, to: maxLogical, each: func(r run) error {
 		c := base
 		c.offset, c.length, c.file = r.physical*size, r.count*size, r.logical*size
 		if c.use != files.UseData {
