@@ -39,10 +39,10 @@ type partition struct {
 func usualStarts() []int64 { return []int64{1 << 20, 63 * mbrSector} }
 
 // Volumes finds the partition table of a guest's disk of size bytes, and the file systems at the
-// starts of its partitions, of the logical volumes in them, and of the disk itself. Parts of the
-// disk may be missing: where they read as zeros, copies of what they held are looked for at the
-// places that a format has for them, and where they cannot be read, that is in the blind spots too.
-// The error is that of ctx alone. It may block as long as reading the disk does.
+// starts of its partitions, of the logical volumes and arrays in them, and of the disk itself.
+// Parts of the disk may be missing: where they read as zeros, copies of what they held are looked
+// for at the places that a format has for them, and where they cannot be read, that is in the
+// blind spots too. The error is that of ctx alone. It may block as long as reading the disk does.
 func Volumes(ctx context.Context, disk io.ReaderAt, size int64) ([]Volume, []finding.Blind, error) {
 	s := &source{ctx: ctx, disk: disk, size: min(max(size, 0), maxBytes)}
 	vols := s.volumes()

@@ -42,7 +42,7 @@ func newLVM(t *testing.T, n int) *lvmWorld {
 		l.disks = append(l.disks, w)
 		l.devs = append(l.devs, w.loop(t))
 	}
-	conf := fmt.Sprintf(`devices { filter=[%s"r|.*|"] use_devicesfile=0 obtain_device_list_from_udev=0 }
+	conf := fmt.Sprintf(`devices { filter=[%s"r|.*|"] use_devicesfile=0 hints="none" obtain_device_list_from_udev=0 }
 global { locking_dir="%s" use_lvmpolld=0 }
 backup { backup=0 archive=0 }
 activation { udev_sync=0 udev_rules=0 monitoring=0 }

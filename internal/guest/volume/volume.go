@@ -239,24 +239,28 @@ func (f *finder) examine(v *Volume) {
 	}
 	if t == nil || undivided && len(found) > 0 {
 		// No table, or an empty one in a boot sector that something else begins with.
-		f.take(v, found)
-		switch {
-		case pv != nil:
-			f.physicalVolume(v, pv)
-			return
-		case v.Kind == LVM2Member:
-			v.NotExamined = "a physical volume whose label is broken: what is in it is not known"
-		}
-		if v.Kind == Unknown && !v.root {
-			f.inner(v)
-		}
-		if (v.Kind == Unknown || v.Kind == Empty) && v.PartType == biosBootType {
-			v.Kind, v.NotExamined = BIOSBoot, ""
-		}
-		f.list(v)
+		f.undivided(v, pv, found)
 		return
 	}
 	f.divided(v, pv, t, parts, found)
+}
+
+// undivided lists v, which has no table, with what was found on it.
+func (f *finder) undivided(v *Volume, pv *physical, found []match) {
+	f.take(v, found)
+	switch {
+	case pv != nil:
+		f.physicalVolume(v, pv)
+		return
+	case v.Kind == LVM2Member:
+		v.NotExamined = "a physical volume whose label is broken: what is in it is not known"
+	case v.Kind == Unknown && !v.root:
+		f.inner(v)
+	}
+	if (v.Kind == Unknown || v.Kind == Empty) && v.PartType == biosBootType {
+		v.Kind, v.NotExamined = BIOSBoot, ""
+	}
+	f.list(v)
 }
 
 // withoutEnd takes away what is recognised by the last bytes of v, if a partition ends there too: it
