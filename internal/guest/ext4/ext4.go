@@ -134,6 +134,10 @@ func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
 		problem(err)
 		return volume, nil
 	}
+	if j.damaged != nil {
+		notes.Note(files.Problem{What: fmt.Sprintf("journal: %v; the copy of its map in the superblock "+
+			"is used", j.damaged), Offset: -1, Ino: s.journal()})
+	}
 	if j.errno != 0 {
 		notes.Note(files.Problem{What: fmt.Sprintf("the journal was given up by the kernel, error %d",
 			j.errno), Offset: -1, Ino: s.journal()})

@@ -243,7 +243,7 @@ func (fs *FS) own(ino files.Ino) bool {
 		return false
 	}
 	s := fs.super
-	return ino < firstFile ||
+	return ino < firstFile || ino == s.journal() ||
 		s.compat&compatOrphanFile != 0 && ino == files.Ino(le32(s.raw, 640)) ||
 		ino == files.Ino(le32(s.raw, 620)) // of the project quota
 }

@@ -61,6 +61,8 @@ type journal struct {
 	fs    *FS
 	runs  []run
 	total int64 // blocks, with the superblock and fast commits
+	// damaged says what is wrong with its inode, where the copy of the map was used.
+	damaged error
 
 	compat, incompat uint32
 	first, last      int64 // of the log: the first block, and the one behind the last
@@ -83,12 +85,12 @@ func (fs *FS) openJournal(ctx context.Context) (*journal, error) {
 	if err == nil && (n.typ() != files.TypeRegular || n.stat.Links == 0) {
 		err = fmt.Errorf("inode %d is not a journal", n.stat.Ino)
 	}
+	j := &journal{fs: fs, damaged: err}
 	if err != nil {
 		if n = fs.journalCopy(); n == nil {
 			return nil, err
 		}
 	}
-	j := &journal{fs: fs}
 	next := int64(0)
 	err = n.runs(ctx, 0, maxLogical, func(r run) error {
 		if len(j.runs) == maxJournalRuns {

@@ -223,3 +223,24 @@ func TestLogs(t *testing.T) {
 		})
 	}
 }
+
+// TestJournalCopy replays a log whose inode is gone: the superblock has its map.
+func TestJournalCopy(t *testing.T) {
+	for _, mkfs := range []string{"-b 1024", "-b 1024 -O ^extents,^64bit,^metadata_csum"} {
+		t.Run(mkfs, func(t *testing.T) {
+			disk := writeLog(t, mkfs+" -N 64 -J size=2", "jo", 0, plainLog...)
+			want, _ := fsckReplays(t, disk, 1024)
+			debugfs(t, disk, "clri <8>")
+			fs := openDisk(t, disk)
+			if view := fs.View(); view.Transactions != 4 || view.State != files.Recovered ||
+				!strings.Contains(fmt.Sprint(view.Problems), "the copy of its map") {
+				t.Errorf("the view is %+v, want 4 transactions by the copy", view)
+			}
+			for i, got := range readLogged(t, fs.meta.volume, 1024) {
+				if !bytes.Equal(got, want[i]) {
+					t.Errorf("block %d begins %x, want %x", logFirst+i, got[:8], want[i][:8])
+				}
+			}
+		})
+	}
+}

@@ -160,8 +160,8 @@ func TestResized(t *testing.T) {
 	}
 }
 
-// TestHoleInMap reads a file one of whose extents leads nowhere: what it is for is an error, and the
-// rest is as before.
+// TestHoleInMap reads a file one of whose extents leads nowhere: what it is for is an error, and
+// the rest is as before.
 func TestHoleInMap(t *testing.T) {
 	disk := made(t, 16*mib, "-b 1024 -O ^metadata_csum")
 	fs := openDisk(t, disk)

@@ -4,8 +4,14 @@
 package ext4
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
@@ -50,5 +56,54 @@ func TestCrash(t *testing.T) {
 				})
 			t.Logf("%d of %d copies had something to replay", recovered, copies)
 		})
+	}
+}
+
+// TestFastCommits: what the journal has as fast commits is not replayed, and that is said.
+func TestFastCommits(t *testing.T) {
+	dir := t.TempDir()
+	disk := filestest.Make(t, dir, 64*mib, "mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "fast_commit",
+		"DISK")
+	mounted, unmount := filestest.Mount(t, disk, "ext4")
+	synced := func(name string) {
+		t.Helper()
+		f, err := os.Create(filepath.Join(mounted, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteString(name)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	synced("first")
+	unix.Sync()
+	copied := func(name string) *FS {
+		t.Helper()
+		b, err := os.ReadFile(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := filepath.Join(dir, name)
+		if err := os.WriteFile(second, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return openDisk(t, second)
+	}
+	before := copied("before").View()
+	if before.State != files.Recovered {
+		t.Errorf("before a fast commit the view is %+v", before)
+	}
+	for i := range 5 {
+		synced(fmt.Sprintf("file%d", i))
+	}
+	after := copied("after").View()
+	if text := fmt.Sprint(after.Problems); after.State != files.Incomplete ||
+		!strings.Contains(text, "fast commits of") {
+		t.Errorf("after fast commits the view is %+v", after)
+	}
+	unmount()
+	if end := openDisk(t, disk).View(); end.State != files.Clean || len(end.Problems) > 0 {
+		t.Errorf("after the end the view is %+v", end)
 	}
 }
