@@ -124,11 +124,15 @@ func (r *record) stop(ctx context.Context, pidfd int) error {
 	if r.Kind == kindKernel {
 		// What is mounted is in its own namespace. It ends the programs there, and takes all away.
 		err = unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0)
-	} else if err = unmount(string(r.Dir), false); err != nil && notMounted(err) {
-		err = nil // it is just ending
+	} else if err = r.isTop(string(r.Dir)); err == nil {
+		err = unmount(string(r.Dir), false)
 	}
 	switch {
+	case err != nil && notMounted(err): // it is just ending
 	case errors.Is(err, unix.EBUSY):
+		if all := usersOf(string(r.Dir)); len(all) > 0 {
+			return fmt.Errorf("%w by %s", ErrBusy, strings.Join(all, ", "))
+		}
 		return ErrBusy
 	case err != nil:
 		return err
@@ -172,7 +176,14 @@ func (r *record) cleanAlone() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(r.clean(), unlock())
+	now, err := readRecord(r.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil // another process was faster
+	case err == nil && now.PID == r.PID && now.Start == r.Start && now.Boot == r.Boot:
+		err = now.clean()
+	}
+	return errors.Join(err, unlock())
 }
 
 // lock keeps other processes from changing the records.
@@ -215,8 +226,9 @@ func (r *record) clean() error {
 	return r.remove()
 }
 
-// cleanMount takes away our FUSE file system on a directory if nobody serves it any more.
-func (r *record) cleanMount(dir string) error {
+// isTop tells whether our FUSE file system is what was mounted last on a directory. The error is
+// EINVAL, as of umount(2), if it is not there at all.
+func (r *record) isTop(dir string) error {
 	all, err := mounts()
 	if err != nil {
 		return err
@@ -233,9 +245,21 @@ func (r *record) cleanMount(dir string) error {
 	}
 	switch {
 	case ours == nil:
-		return nil
+		return unix.EINVAL
 	case ours != last:
 		return fmt.Errorf("a %s is mounted over it: unmount that first", last.kind)
+	}
+	return nil
+}
+
+// cleanMount takes away our FUSE file system on a directory if nobody serves it any more.
+func (r *record) cleanMount(dir string) error {
+	err := r.isTop(dir)
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	// Somebody may have unmounted ours and mounted another, with the same number. That one answers;
 	// what stat(2) gives the kernel may still remember of ours.
@@ -279,6 +303,29 @@ func inNamespace(name string) []string {
 	for _, pid := range namespaceOf(name) {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // "" if it ended
 		all = append(all, fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(comm)), pid))
+	}
+	return all
+}
+
+// usersOf names the processes that can be seen to use what is mounted on a directory.
+func usersOf(dir string) []string {
+	var all []string
+	seen := map[string]bool{}
+	for _, what := range []string{"cwd", "root", "exe", "fd/*"} {
+		links, err := filepath.Glob("/proc/[0-9]*/" + what)
+		if err != nil {
+			return nil
+		}
+		for _, link := range links {
+			to, err := os.Readlink(link)
+			pid := strings.Split(link, "/")[2]
+			if err != nil || seen[pid] || to != dir && !strings.HasPrefix(to, dir+"/") {
+				continue // others it has, or it is another's
+			}
+			seen[pid] = true
+			comm, _ := os.ReadFile("/proc/" + pid + "/comm") // "" if it ended
+			all = append(all, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(comm)), pid))
+		}
 	}
 	return all
 }

@@ -126,10 +126,21 @@ func TestUnmount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Unmount(t.Context(), s.state, s.dir); !errors.Is(err, ErrBusy) {
-		t.Errorf("Unmount in use = %v, want %v", err, ErrBusy)
+	who := fmt.Sprintf("in use by mount.test (process %d)", os.Getpid())
+	if _, err := Unmount(t.Context(), s.state, s.dir); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), who) {
+		t.Errorf("Unmount in use = %v, want %v, %s", err, ErrBusy, who)
 	}
 	f.Close()
+	// Covered by another mount it stays, and so does the other one.
+	if err := unix.Mount("cover", s.dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unmount(t.Context(), s.state, s.dir); err == nil || !strings.Contains(err.Error(), "tmpfs") {
+		t.Errorf("Unmount under a cover = %v, want an error that names it", err)
+	}
+	if err := unix.Unmount(s.dir, 0); err != nil {
+		t.Fatal(err)
+	}
 	if gone, err := Recover(s.state); err != nil || len(gone) > 0 {
 		t.Errorf("Recover = %+v, %v, want nothing: its process is alive", gone, err)
 	}

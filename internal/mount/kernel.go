@@ -240,6 +240,11 @@ func (k *kernelMount) mount(l *loopDevice) error {
 
 // program runs the command in the thread's namespace.
 func (k *kernelMount) program(ctx context.Context) (status int, err error) {
+	// A program in what was mounted cannot be run. To find that out in the new process would hang: until
+	// it runs it holds up this one, which has to serve the disk.
+	if _, err := exec.LookPath(k.o.Command[0]); err != nil {
+		return 0, fmt.Errorf("run %w", err)
+	}
 	c := exec.CommandContext(ctx, k.o.Command[0], k.o.Command[1:]...)
 	c.Env = k.o.Env
 	c.Stdin, c.Stdout, c.Stderr = k.o.Stdin, k.o.Stdout, k.o.Stderr

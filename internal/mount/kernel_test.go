@@ -223,6 +223,11 @@ func TestKernelProgram(t *testing.T) {
 		t.Errorf("Kernel with no program = %v, want %v", err, os.ErrNotExist)
 	}
 	nothingLeft(t, w.state, w.dir)
+	if _, err := Kernel(t.Context(), v, w.dir, KernelOptions{StateDir: w.state,
+		Command: []string{w.dir + "/lost+found"}}); !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.EISDIR) {
+		t.Errorf("Kernel with a program of the guest = %v, want %v", err, os.ErrPermission)
+	}
+	nothingLeft(t, w.state, w.dir)
 	v.Kind = "btrfs"
 	if _, err := w.run(t.Context(), v, "true", 0); !errors.Is(err, ErrKind) {
 		t.Errorf("Kernel with btrfs = %v, want %v", err, ErrKind)

@@ -21,3 +21,15 @@ func TestMain(m *testing.M) {
 	}
 	testenv.Main(m)
 }
+
+// top is what was mounted last on a directory; nil if nothing is.
+func top(dir string) (*entry, error) {
+	all, err := mounts()
+	var last *entry
+	for i := range all {
+		if all[i].dir == dir {
+			last = &all[i]
+		}
+	}
+	return last, err
+}

@@ -45,18 +45,6 @@ func decoded(text string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(text)
 }
 
-// top is what was mounted last on a directory; nil if nothing is.
-func top(dir string) (*entry, error) {
-	all, err := mounts()
-	var last *entry
-	for i := range all {
-		if all[i].dir == dir {
-			last = &all[i]
-		}
-	}
-	return last, err
-}
-
 // device writes the number of a device as mountinfo does.
 func device(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
