@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -45,14 +46,10 @@ type claims struct {
 func (f *FS) Owners(ctx context.Context, ranges []files.Range, fn func(files.Owner) error) error {
 	ranges = tidy(ranges)
 	for len(ranges) > 0 {
-		c := &claims{f: f, ranges: ranges, limit: math.MaxInt64}
-		if err := c.collect(ctx); err != nil {
+		c, err := f.claims(ctx, ranges)
+		if err != nil {
 			return err
 		}
-		slices.SortFunc(c.list, func(a, b claim) int {
-			return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.end, b.end),
-				cmp.Compare(a.ino, b.ino), cmp.Compare(a.what, b.what))
-		})
 		for _, r := range ranges {
 			end := min(r.Offset+r.Length, c.limit)
 			if r.Offset >= end {
@@ -65,6 +62,95 @@ func (f *FS) Owners(ctx context.Context, ranges []files.Range, fn func(files.Own
 		ranges = from(ranges, c.limit)
 	}
 	return nil
+}
+
+// claims collects what is claimed within the ranges, in order. Where the reverse map is whole, only
+// the inodes that it names are read.
+func (f *FS) claims(ctx context.Context, ranges []files.Range) (*claims, error) {
+	c := &claims{f: f, ranges: ranges, limit: math.MaxInt64}
+	inodes, err := f.mapped(ctx, ranges)
+	if err == nil && inodes != nil {
+		if err = c.collect(ctx, inodes); err == nil && c.limit == math.MaxInt64 {
+			c.sort()
+			if c.covered() {
+				return c, nil
+			}
+		}
+		c = &claims{f: f, ranges: ranges, limit: math.MaxInt64}
+	}
+	if err != nil && !damage(err) {
+		return nil, err
+	}
+	if err := c.collect(ctx, nil); err != nil {
+		return nil, err
+	}
+	c.sort()
+	return c, nil
+}
+
+func (c *claims) sort() {
+	slices.SortFunc(c.list, func(a, b claim) int {
+		return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.end, b.end),
+			cmp.Compare(a.ino, b.ino), cmp.Compare(a.what, b.what))
+	})
+}
+
+// covered tells whether somebody claims each part of the ranges.
+func (c *claims) covered() bool {
+	i, reach := 0, int64(0)
+	for _, r := range c.ranges {
+		reach = max(reach, r.Offset)
+		for ; i < len(c.list) && c.list[i].off <= reach; i++ {
+			reach = max(reach, c.list[i].end)
+		}
+		if reach < r.Offset+r.Length {
+			return false
+		}
+	}
+	return true
+}
+
+// maxMapped is how many inodes are read one by one; beyond, reading all in order is faster.
+const maxMapped = 16 << 10
+
+// mapped gives the inodes that the reverse map btrees name in the ranges; nil if there is
+// no such map, or it names too many. Its records have 0 first block  4 blocks  8 owner (negative:
+// the file system itself)  16 position.
+func (f *FS) mapped(ctx context.Context, ranges []files.Range) ([]uint64, error) {
+	if f.ro&roRmapbt == 0 || f.staleMap {
+		return nil, nil
+	}
+	found := map[uint64]bool{}
+	for _, r := range ranges {
+		first := r.Offset / f.block
+		last := min((r.Offset+r.Length-1)/f.block, f.blocks-1)
+		for group := first / f.groupBlocks; group <= last/f.groupBlocks && first <= last; group++ {
+			a, err := f.agf(group)
+			if err != nil {
+				return nil, err
+			}
+			low := max(first-group*f.groupBlocks, 0)
+			high := min(last-group*f.groupBlocks, f.groupBlocks-1)
+			w := treeWalk{f: f, kind: rmapTree(), group: group, from: uint32(low)}
+			w.fn = func(b []byte) error {
+				start, owner := int64(be32(b, 0)), be64(b, 8)
+				if start > high || len(found) > maxMapped {
+					return errEnough
+				}
+				if start+int64(be32(b, 4)) > low && owner>>63 == 0 {
+					found[owner] = true
+				}
+				return nil
+			}
+			if err := given(w.walk(ctx, a.rmap)); err != nil {
+				return nil, err
+			}
+			if len(found) > maxMapped {
+				return nil, nil
+			}
+		}
+	}
+	return slices.AppendSeq(make([]uint64, 0, len(found)), maps.Keys(found)), nil
 }
 
 // tidy sorts ranges and joins those that overlap or touch.
@@ -148,8 +234,8 @@ func (c *claims) failed(err error) error {
 	return nil
 }
 
-// collect makes one pass over the groups and their inodes.
-func (c *claims) collect(ctx context.Context) error {
+// collect makes one pass over the groups and over some inodes; nil stands for all.
+func (c *claims) collect(ctx context.Context, inodes []uint64) error {
 	f := c.f
 	end := f.blocks * f.block
 	c.add(claim{off: end, end: math.MaxInt64, use: files.UseOutside, file: -1,
@@ -181,15 +267,31 @@ func (c *claims) collect(ctx context.Context) error {
 				what: "freed by the log"})
 		}
 	}
-	return c.failed(f.eachInode(ctx, func(n *inode) error {
-		if err := c.fork(ctx, n, n.dataFork()); err != nil {
+	if inodes == nil {
+		return c.failed(f.eachInode(ctx, func(n *inode) error { return c.forks(ctx, n) }))
+	}
+	slices.Sort(inodes)
+	for _, ino := range inodes {
+		n, err := f.inode(ctx, ino)
+		if err == nil {
+			err = c.forks(ctx, n)
+		}
+		if err := c.failed(err); err != nil {
 			return err
 		}
-		if k, ok := n.attrFork(); ok {
-			return c.fork(ctx, n, k)
-		}
-		return nil
-	}))
+	}
+	return nil
+}
+
+// forks collects what an inode has.
+func (c *claims) forks(ctx context.Context, n *inode) error {
+	if err := c.fork(ctx, n, n.dataFork()); err != nil {
+		return err
+	}
+	if k, ok := n.attrFork(); ok {
+		return c.fork(ctx, n, k)
+	}
+	return nil
 }
 
 // group collects what a group needs for itself, and what is free in it.

@@ -160,6 +160,17 @@ func compareOwners(t *testing.T, f *FS, size int64) {
 	for _, r := range data {
 		ranges = append(ranges, files.Range{Offset: r.Offset + 1, Length: 1})
 	}
+	owners := map[files.Ino]bool{}
+	for k := range data {
+		owners[k.ino] = true
+	}
+	if inodes, err := f.mapped(t.Context(), tidy(ranges)); err != nil || f.ro&roRmapbt != 0 &&
+		len(inodes) != len(owners) {
+		t.Errorf("the reverse map names %d inodes, want %d: %v", len(inodes), len(owners), err)
+	}
+	if c, err := f.claims(t.Context(), tidy(ranges)); err != nil || !c.covered() {
+		t.Errorf("not all is claimed: %v", err)
+	}
 	found := map[key]bool{}
 	if err := f.Owners(t.Context(), ranges, func(o files.Owner) error {
 		if o.Use == files.UseData {

@@ -392,6 +392,8 @@ func (r *replay) pending() {
 		switch it.kind {
 		case itemEFI:
 			r.free(b)
+		case itemRUI:
+			r.j.f.staleMap = true
 		case itemBUI:
 			for at := 16; at+32 <= len(b); at += 32 {
 				r.hurt(le.Uint64(b[at:]), "a change of its extents")

@@ -30,7 +30,9 @@ type FS struct {
 	cache  cache
 	chunks chunkCache
 	freed  []extent // by the log, but not in the btrees of free space
-	copied bool     // the superblock is a copy, whose counts are of long ago
+	// staleMap: the log has changes of the reverse map that were not carried out.
+	staleMap bool
+	copied   bool // the superblock is a copy, whose counts are of long ago
 }
 
 // Open opens the file system on a volume of size bytes. The log is replayed in memory, which reads
