@@ -34,6 +34,7 @@ var layer = map[string]int{
 	"internal/image":           2,
 	"internal/image/qcow2":     2,
 	"internal/image/raw":       2,
+	"internal/image/vdi":       2,
 	"internal/image/vhdx":      2,
 	"internal/image/vmdk":      2,
 	"internal/image/vpc":       2,

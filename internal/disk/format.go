@@ -15,6 +15,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/image/raw"
+	"github.com/shisa-vm/shisa/internal/image/vdi"
 	"github.com/shisa-vm/shisa/internal/image/vhdx"
 	"github.com/shisa-vm/shisa/internal/image/vmdk"
 	"github.com/shisa-vm/shisa/internal/image/vpc"
@@ -27,6 +28,7 @@ const (
 	formatVMDK  = string(image.VMDK)
 	formatVHDX  = string(image.VHDX)
 	formatVPC   = string(image.VPC)
+	formatVDI   = string(image.VDI)
 	formatLUKS  = string(image.LUKS)
 )
 
@@ -55,6 +57,8 @@ func driverOf(format string) driver {
 		return driver{(*Layer).headVHDX, (*Layer).openVHDX, (*Layer).vhdxInfo}
 	case formatVPC:
 		return driver{(*Layer).headVPC, (*Layer).openVPC, (*Layer).vpcInfo}
+	case formatVDI:
+		d.head, d.open = (*Layer).headVDI, (*Layer).openVDI
 	case formatLUKS:
 		d.info = (*Layer).luksInfo
 	}
@@ -84,6 +88,7 @@ type other struct {
 	vmdk *vmdk.Image
 	vhdx *vhdx.Disk
 	vpc  *vpc.Disk
+	vdi  *vdi.Disk
 	// flat tells for each extent of a vmdk image whether its file holds the disk as it is.
 	flat []bool
 }
@@ -254,6 +259,22 @@ func (l *Layer) headVPC() error {
 
 func (l *Layer) openVPC(context.Context, Options) error {
 	if l.disk = l.vpc; l.vpc.Kind() == vpc.Fixed {
+		l.rec = l.newRecursion()
+	}
+	return nil
+}
+
+func (l *Layer) headVDI() error {
+	d, err := vdi.Open(l.file, l.file.Size())
+	if err != nil {
+		return l.keep(err)
+	}
+	l.vdi, l.SizeBytes, l.ClusterBytes = d, d.Size(), d.BlockBytes()
+	return nil
+}
+
+func (l *Layer) openVDI(context.Context, Options) error {
+	if l.disk = l.vdi; l.vdi.Fixed() {
 		l.rec = l.newRecursion()
 	}
 	return nil

@@ -33,6 +33,8 @@ var kinds = []struct{ name, format, options string }{
 	{"vhdx", "vhdx", "block_size=1M"},
 	{"vpc", "vpc", "force_size=on"},
 	{"fixed", "vpc", "subformat=fixed,force_size=on"},
+	{"vdi", "vdi", "static=off"},
+	{"fixed-vdi", "vdi", "static=on"},
 }
 
 // files gives all files in dir.

@@ -19,7 +19,7 @@ import (
 // qemu asks the file system for holes behind the data of a qcow2 image only if the image looks as
 // if its metadata were preallocated: there, all clusters have a place, and most places are holes.
 // The map of such an image says zero for them. So do we, and under the same condition. In the files of
-// flat vmdk images and in fixed vpc images it always asks.
+// flat vmdk images and in fixed vpc and vdi images it always asks.
 
 // recursion is what is known of a layer for that.
 type recursion struct {
