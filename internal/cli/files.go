@@ -15,7 +15,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/inside"
+	"github.com/shisa-vm/shisa/internal/plan"
 )
 
 // filesTime is how long naming files may take where nobody asked for it.
@@ -44,37 +46,55 @@ func (n namesFiles) ready(c *cobra.Command) error {
 	return nil
 }
 
+// within gives the time that naming files may take.
+func (n namesFiles) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if n == "auto" || n == "" {
+		return context.WithTimeout(ctx, filesTime)
+	}
+	return context.WithCancel(ctx)
+}
+
+// image tells what the guest ranges of findings about one image are for; limited is what within gave
+// for ctx.
+func (n namesFiles) image(ctx, limited context.Context, path, format string, policy disk.Policy,
+	fs []finding.Finding,
+) ([]finding.Owner, string) {
+	owners := []finding.Owner{}
+	if n == "never" || ctx.Err() != nil || len(inside.Hurting(fs)) == 0 {
+		return owners, ""
+	}
+	found, note, err := inside.NameImage(limited, path, inside.Options{Policy: policy, Format: format}, fs)
+	owners = append(owners, found...)
+	switch {
+	case err == nil:
+	case errors.Is(err, context.DeadlineExceeded):
+		note = "which files are hurt was not told within two seconds: --files tells"
+	case ctx.Err() != nil:
+		note = "interrupted"
+	default:
+		note = "which files are hurt could not be told: " + err.Error()
+	}
+	return owners, note
+}
+
 // name tells for each image what the guest ranges of its findings are for.
 func (n namesFiles) name(ctx context.Context, images []check.Image, policy disk.Policy) {
-	for i := range images {
-		images[i].Hurt = []finding.Owner{}
-	}
-	if n == "never" || ctx.Err() != nil {
-		return
-	}
-	limited := ctx
-	if n == "auto" || n == "" {
-		var cancel context.CancelFunc
-		limited, cancel = context.WithTimeout(ctx, filesTime)
-		defer cancel()
-	}
+	limited, cancel := n.within(ctx)
+	defer cancel()
 	for i := range images {
 		img := &images[i]
-		if len(inside.Hurting(img.Findings)) == 0 {
-			continue
-		}
-		owners, note, err := inside.NameImage(limited, img.Path,
-			inside.Options{Policy: policy, Format: img.Format}, img.Findings)
-		img.Hurt = append(img.Hurt, owners...)
-		img.HurtNote = note
-		switch {
-		case err == nil:
-		case errors.Is(err, context.DeadlineExceeded):
-			img.HurtNote = "which files are hurt was not told within two seconds: --files tells"
-		case ctx.Err() != nil:
-			img.HurtNote = "interrupted"
-		default:
-			img.HurtNote = "which files are hurt could not be told: " + err.Error()
-		}
+		img.Hurt, img.HurtNote = n.image(ctx, limited, img.Path, img.Format, policy, img.Findings)
 	}
+}
+
+// plan tells what the guest ranges are for that a plan leaves wrong.
+func (n namesFiles) plan(ctx context.Context, p *plan.Plan, path string, policy disk.Policy) {
+	limited, cancel := n.within(ctx)
+	defer cancel()
+	wrong := slices.Clone(p.Remains)
+	for _, h := range p.Hurt {
+		wrong = append(wrong, finding.Finding{Code: h.Code, Severity: finding.Lost, Guest: h.Guest,
+			Snapshot: h.Snapshot})
+	}
+	p.Files, p.FilesNote = n.image(ctx, limited, path, string(image.Qcow2), policy, wrong)
 }

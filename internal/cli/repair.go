@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,7 @@ type repairOptions struct {
 	workers     int
 	memory      byteSize
 	readTimeout time.Duration
+	files       namesFiles
 
 	places map[int64]int64 // from place
 	line   string          // the command line that applies what is planned
@@ -145,6 +147,7 @@ func (o *repairOptions) flags(c *cobra.Command) {
 		"changed (0 is 1G and 4G)")
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
 		"give the image up when no read of it completes for `TIME`, such as 90s")
+	o.files.flag(c)
 	c.MarkFlagsMutuallyExclusive("out", "apply")
 	for _, other := range []string{"reclaim", "only", "split", "forgotten-snapshots", "zero-lost",
 		"subclusters", "place"} {
@@ -221,7 +224,7 @@ func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
 				strings.Join(other, ", "))
 		}
 	}
-	if err := o.rebuild.ready(c); err != nil {
+	if err := cmp.Or(o.rebuild.ready(c), o.files.ready(c)); err != nil {
 		return nil, err
 	}
 	o.line = applyLine(c, o.out, image)

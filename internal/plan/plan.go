@@ -73,6 +73,10 @@ type Plan struct {
 	Blind   []finding.Blind   `json:"blind"`
 	// Hurt are guest ranges whose data is known to be wrong whatever the tables say afterwards.
 	Hurt []Hurt `json:"hurt"`
+	// Files are what the guest ranges of Hurt and Remains are for, where that was looked for;
+	// FilesNote says why it was not, or what could not be told.
+	Files     []finding.Owner `json:"files"`
+	FilesNote string          `json:"files_note"`
 	// Relies are the ranges of the file that the plan was made from.
 	Relies []Digest `json:"relies"`
 	// Below are the ranges of the guest's disk that it was made from as well: what the backing files hold

@@ -104,7 +104,7 @@ func (o *out) image(img *check.Image, numbers bool) {
 		o.line()
 		o.findings(img.Findings, "  ")
 	}
-	o.hurt(img)
+	o.files(img.Hurt, img.HurtNote)
 	if len(img.Blind) > 0 {
 		o.line()
 		o.blind(img.Blind, "  ", false)

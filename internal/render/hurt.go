@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -22,13 +21,13 @@ var useWords = map[string]string{
 	string(files.UseOutside): "outside of every part", string(files.UseUnknown): "not known",
 }
 
-// hurt tells which files of the guest the findings hurt.
-func (o *out) hurt(img *check.Image) {
-	owners := worstOwners(img.Hurt)
+// files tells which files of the guest are hurt, and what note says of that.
+func (o *out) files(all []finding.Owner, note string) {
+	owners := worstOwners(all)
 	if !slices.ContainsFunc(owners, func(x finding.Owner) bool { return x.Use != string(files.UseUnknown) }) {
 		owners = nil // the disk holds nothing that is read: there is no file to name
 	}
-	if len(owners) == 0 && img.HurtNote == "" {
+	if len(owners) == 0 && note == "" {
 		return
 	}
 	o.line()
@@ -45,8 +44,8 @@ func (o *out) hurt(img *check.Image) {
 		}
 		o.prose("    "+o.paint(color, head)+"  ", text)
 	}
-	if img.HurtNote != "" {
-		o.prose("    ", Text(img.HurtNote))
+	if note != "" {
+		o.prose("    ", Text(note))
 	}
 }
 

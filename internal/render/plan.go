@@ -35,6 +35,7 @@ func Plan(w io.Writer, p *plan.Plan, name, saved string, next Commands, s Style)
 		o.steps(p.Steps, "    ", true)
 	}
 	o.left(p.Remains, p.Blind, "what will still be wrong:", "what there is to know besides:")
+	o.files(p.Files, p.FilesNote)
 	o.line()
 	if !p.Empty() && p.Fence == nil {
 		o.prose("", "Warning: an image of version 2 has no mark that keeps programs from opening it in the middle of a "+

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/inside"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// TestHurtFiles takes away the cluster in which a file lies, and has check and repair name the file.
+func TestHurtFiles(t *testing.T) {
+	testenv.Need(t, "mkfs.ext4", "qemu-img")
+	dir := t.TempDir()
+	tree, raw := filepath.Join(dir, "tree"), filepath.Join(dir, "disk.raw")
+	img := filepath.Join(dir, "disk.qcow2")
+	content := bytes.Repeat([]byte("lost "), 60_000)
+	for name, b := range map[string][]byte{"var/lib/db": content, "etc/fstab": []byte("x")} {
+		if err := os.MkdirAll(filepath.Join(tree, filepath.Dir(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tree, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"mkfs.ext4", "-q", "-F", "-d", tree, raw, "64M"},
+		{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, img}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v %s", args, err, out)
+		}
+	}
+	loseCluster(t, img, placeOf(t, img, "/var/lib/db")+100_000)
+
+	for _, tc := range []struct {
+		name string
+		args []string
+		says bool
+	}{
+		{"check", []string{"check", img}, true},
+		{"check always", []string{"check", "--files", img}, true},
+		{"check never", []string{"check", "--files=never", img}, false},
+		{"check json", []string{"check", "--json", img}, true},
+		{"repair", []string{"repair", "--state", dir, "--zero-lost", img}, true},
+		{"repair never", []string{"repair", "--state", dir, "--files=never", img}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			status, stdout, stderr := call(tc.args...)
+			if status != 3 || strings.Contains(stdout, "/var/lib/db") != tc.says {
+				t.Errorf("status %d\n%s%s\nwant the file's name: %v", status, stdout, stderr, tc.says)
+			}
+			if strings.Contains(stdout, "/etc/fstab") {
+				t.Errorf("a file that is whole is named:\n%s", stdout)
+			}
+		})
+	}
+	if status, _, stderr := call("check", "--files=perhaps", img); status != 64 {
+		t.Errorf("--files=perhaps: status %d, %s", status, stderr)
+	}
+}
+
+// placeOf gives where a file of the guest begins on its disk.
+func placeOf(t *testing.T, img, path string) int64 {
+	t.Helper()
+	ctx := t.Context()
+	g, err := inside.Open(ctx, inside.Name{Disk: img}, inside.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	fs, err := g.FS(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := inside.Lookup(ctx, fs, path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := int64(-1)
+	if err := f.File.Extents(ctx, func(e files.Extent) error {
+		if e.Offset == 0 {
+			at = e.Volume
+		}
+		return nil
+	}); err != nil || at < 0 {
+		t.Fatalf("%s lies at %d, %v", path, at, err)
+	}
+	return at
+}
+
+// loseCluster makes the entry that maps a guest offset point far past the end of the file.
+func loseCluster(t *testing.T, img string, guest int64) {
+	t.Helper()
+	f, err := os.OpenFile(img, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := qcow2.ReadHeader(f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	span := h.ClusterSize() * h.ClusterSize() / 8
+	var word [8]byte
+	if _, err := f.ReadAt(word[:], int64(h.L1Off)+guest/span*8); err != nil {
+		t.Fatal(err)
+	}
+	table := int64(binary.BigEndian.Uint64(word[:]) & 0x00fffffffffffe00)
+	binary.BigEndian.PutUint64(word[:], 1<<63|1<<40)
+	if _, err := f.WriteAt(word[:], table+guest%span/h.ClusterSize()*8); err != nil {
+		t.Fatal(err)
+	}
+}
