@@ -182,7 +182,36 @@ func (fs *FS) readDescriptors(ctx context.Context, n int64, groups []group) erro
 			}
 		}
 		if left == 0 {
+			if copied == 0 && !s.groupSums {
+				return fs.compareCopy(ctx, n, groups)
+			}
 			return nil
+		}
+	}
+	return nil
+}
+
+// compareCopy holds descriptors that have no checksums against their first copy: with a wrong place
+// of an inode table every file of the group would be another one.
+func (fs *FS) compareCopy(ctx context.Context, n int64, groups []group) error {
+	s := fs.super
+	places := s.descPlaces(n)
+	if len(places) < 2 {
+		return nil
+	}
+	b, err := fs.block(ctx, places[1])
+	if err != nil {
+		return ctx.Err() // a copy that cannot be read says nothing
+	}
+	for i := range groups {
+		at := int64(i) * s.descBytes
+		number := n*s.perDescBlock() + int64(i)
+		g, err := s.parseGroup(number, b[at:at+s.descBytes])
+		if o := &groups[i]; err == nil && (g.blockBitmap != o.blockBitmap ||
+			g.inodeBitmap != o.inodeBitmap || g.table != o.table) {
+			_ = fs.note(fmt.Sprintf("descriptor of group %d", number), places[0]*s.blockBytes+at, 0,
+				fmt.Errorf("bitmaps and inode table at blocks %d, %d, %d, in its copy at %d, %d, %d",
+					o.blockBitmap, o.inodeBitmap, o.table, g.blockBitmap, g.inodeBitmap, g.table))
 		}
 	}
 	return nil

@@ -123,6 +123,17 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// TestCopyDiffers: where no checksum guards a descriptor, its copy tells that it was changed.
+func TestCopyDiffers(t *testing.T) {
+	disk := made(t, 64*mib, "-b 1024 -O ^metadata_csum")
+	table := openDisk(t, disk).groups[0].table
+	patch(t, disk, 2048+8, []byte{byte(table + 1), byte((table + 1) >> 8)})
+	if view := openDisk(t, disk).View(); view.State != files.Incomplete ||
+		!strings.Contains(fmt.Sprint(view.Problems), "in its copy at") {
+		t.Errorf("the view is %+v", view)
+	}
+}
+
 // TestResized reads a file system that was made larger, and smaller again.
 func TestResized(t *testing.T) {
 	testenv.Need(t, "resize2fs")
