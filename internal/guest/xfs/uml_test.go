@@ -109,6 +109,7 @@ func TestInGuest(t *testing.T) {
 		big, err := strconv.Atoi(os.Getenv(guestFill))
 		must(err)
 		filestest.Populate(t, at, filestest.Fill{BigDirectory: big, ACLs: true, SmallTimes: true})
+		more(t, at)
 		must(unix.Unmount(at, 0))
 		must(unix.Mount(dir+"/disk", at, "xfs", unix.MS_NOATIME, ""))
 	}

@@ -4,9 +4,15 @@
 package xfs
 
 import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
@@ -38,6 +44,7 @@ type variant struct {
 	name string
 	mkfs []string // options
 	fill filestest.Fill
+	opts []string // of the mount
 }
 
 func variants() []variant {
@@ -45,18 +52,18 @@ func variants() []variant {
 	v5 := filestest.Fill{ACLs: true, Reflink: true}
 	old := filestest.Fill{ACLs: true, SmallTimes: true}
 	return []variant{
-		{"v5", nil, v5},
-		{"v5 1k rmapbt", []string{"-b", "size=1024", "-m", "rmapbt=1"}, v5},
-		{"v5 64k directory blocks", []string{"-n", "size=65536"}, v5},
-		{"v5 old", []string{"-m", "finobt=0,bigtime=0,reflink=0", "-i", "sparse=0"}, old},
-		{"v5 nrext64 2k inodes", []string{"-i", "nrext64=1,size=2048"}, v5},
-		{"v5 4k sectors many groups", []string{"-s", "size=4096", "-d", "agcount=30"}, v5},
-		{"v5 small log", []string{"--unsupported", "-m", "reflink=0", "-l", "size=6m"}, old}, // it wraps
-		{"v5 log stripe", []string{"-l", "su=256k", "-i", "size=1024"}, v5},
-		{"v4", []string{"-m", "crc=0"}, v4},
-		{"v4 512", []string{"-m", "crc=0,finobt=0", "-b", "size=512", "-n", "ftype=0"}, v4},
+		{"v5", nil, v5, nil},
+		{"v5 1k rmapbt", []string{"-b", "size=1024", "-m", "rmapbt=1"}, v5, nil},
+		{"v5 64k directory blocks", []string{"-n", "size=65536"}, v5, nil},
+		{"v5 old", []string{"-m", "finobt=0,bigtime=0,reflink=0", "-i", "sparse=0"}, old, nil},
+		{"v5 nrext64 2k inodes", []string{"-i", "nrext64=1,size=2048"}, v5, []string{"uquota", "pquota"}},
+		{"v5 4k sectors many groups", []string{"-s", "size=4096", "-d", "agcount=30"}, v5, nil},
+		{"v5 small log", []string{"--unsupported", "-m", "reflink=0", "-l", "size=6m"}, old, nil}, // it wraps
+		{"v5 log stripe", []string{"-l", "su=256k", "-i", "size=1024"}, v5, nil},
+		{"v4", []string{"-m", "crc=0"}, v4, nil},
+		{"v4 512", []string{"-m", "crc=0,finobt=0", "-b", "size=512", "-n", "ftype=0"}, v4, nil},
 		{"v4 1k log version 1", []string{"-m", "crc=0", "-b", "size=1024", "-l", "version=1",
-			"-i", "size=512"}, v4},
+			"-i", "size=512"}, v4, nil},
 	}
 }
 
@@ -78,8 +85,9 @@ func TestMounted(t *testing.T) {
 			if v.v4() {
 				want = kernelTree(t, disk, "fill", v)
 			} else {
-				dir, unmount := filestest.Mount(t, disk, "xfs")
+				dir, unmount := filestest.Mount(t, disk, "xfs", v.opts...)
 				filestest.Populate(t, dir, v.fill)
+				more(t, dir)
 				unmount()
 				dir, unmount = filestest.Mount(t, disk, "xfs", "ro")
 				want = filestest.ReadMounted(t, dir)
@@ -87,6 +95,38 @@ func TestMounted(t *testing.T) {
 			}
 			same(t, open(t, disk), want, files.Clean)
 		})
+	}
+}
+
+// more makes what makes btrees of two levels and more: a file in thousands of pieces, attributes in
+// hundreds of blocks, of which some are removed again.
+func more(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "pieces"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4096)
+	for i := range int64(4000) {
+		binary.BigEndian.PutUint64(b, uint64(i))
+		if _, err := f.WriteAt(b, i*16384); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	big := bytes.Repeat([]byte("a value of an attribute "), 65536/24)
+	for i := range 250 {
+		name := fmt.Sprintf("user.%0*d", 1+i%200, i)
+		if err := unix.Setxattr(f.Name(), name, big[:i*i%len(big)], 0); err != nil {
+			t.Fatal(err)
+		}
+		if i%5 == 4 {
+			if err := unix.Removexattr(f.Name(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
