@@ -62,7 +62,12 @@ func replayed(t testing.TB, disk, kind string) Tree {
 	t.Helper()
 	second := disk + ".kernel"
 	Clone(t, disk, second)
-	dir, unmount := Mount(t, second, kind)
+	var options []string
+	if kind == "xfs" {
+		// The mount of another copy may live on for a moment, in somebody's namespace.
+		options = append(options, "nouuid")
+	}
+	dir, unmount := Mount(t, second, kind, options...)
 	tree := ReadMounted(t, dir)
 	unmount()
 	if err := os.Remove(second); err != nil {
