@@ -252,7 +252,12 @@ func runKernelMount(ctx context.Context, o diskMountOptions, args []string, s *s
 	command := args[2:]
 	if len(command) == 0 {
 		command = []string{cmp.Or(os.Getenv("SHELL"), "/bin/sh")}
-		warn(s)(fmt.Sprintf("%s of %s is at %s in this shell alone; leave it with exit", v.Kind, l.source(), args[1]))
+	}
+	mounted := func() {
+		if len(args) == 2 {
+			warn(s)(fmt.Sprintf("%s of %s is at %s in this shell alone; leave it with exit", v.Kind, l.source(),
+				args[1]))
+		}
 	}
 	if err := s.flush(); err != nil {
 		return err
@@ -264,7 +269,7 @@ func runKernelMount(ctx context.Context, o diskMountOptions, args []string, s *s
 	signal.Notify(quit, syscall.SIGQUIT)
 	status, err := mount.Kernel(ctx, v, args[1], mount.KernelOptions{StateDir: state, Source: l.source(),
 		LayerBytes: int64(o.layer), Command: command, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout,
-		Stderr: os.Stderr, Interrupt: interrupt, Log: warn(s)})
+		Stderr: os.Stderr, Mounted: mounted, Interrupt: interrupt, Log: warn(s)})
 	if err != nil {
 		return mountError(err, args[1])
 	}

@@ -219,6 +219,24 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// TestKilledJustNow: who is being killed is waited for, and not taken for alive or for gone.
+func TestKilledJustNow(t *testing.T) {
+	for range 5 {
+		s := startServer(t, "files")
+		if err := s.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if gone, err := Recover(s.state); err != nil || len(gone) != 1 {
+			// It may not have begun to end.
+			waitFor(t, func() bool { gone, err = Recover(s.state); return err != nil || len(gone) == 1 })
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		nothingLeft(t, s.state, s.dir)
+	}
+}
+
 // TestOnlyOurs: what a record does not prove to be ours stays.
 func TestOnlyOurs(t *testing.T) {
 	s := startServer(t, "files")

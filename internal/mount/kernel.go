@@ -62,6 +62,8 @@ type KernelOptions struct {
 	// Stdin, Stdout and Stderr are those of the program. Files are handed on as they are.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Mounted, if set, is called before the program is run.
+	Mounted func()
 	// Interrupt gives the signals that a terminal sends to the program as well. They are the program's
 	// as long as it runs, and end the waiting for others behind it.
 	Interrupt <-chan os.Signal
@@ -186,6 +188,9 @@ func (k *kernelMount) run(ctx context.Context) (status int, err error) {
 		return 0, err
 	}
 	undo = append(undo, func() error { return k.leave(ctx) })
+	if k.o.Mounted != nil {
+		k.o.Mounted()
+	}
 	return k.program(ctx)
 }
 

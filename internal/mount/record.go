@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -269,15 +270,22 @@ func (r *record) alive() (bool, error) {
 	if r.PID <= 0 || r.Boot != boot {
 		return false, nil
 	}
-	start, err := startOf(r.PID)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
-		return false, nil
-	case err != nil:
-		return false, err
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		start, err := startOf(r.PID)
+		switch {
+		case errors.Is(err, errDying) && time.Now().Before(end):
+			continue // until then it may still answer
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		return start == r.Start, nil
 	}
-	return start == r.Start, nil
 }
+
+// errDying: a process was killed, and not all of its threads have ended.
+var errDying = errors.New("it was killed, and its threads do not end")
 
 // bootID names this boot of the host.
 func bootID() (string, error) {
@@ -298,6 +306,11 @@ func startOf(pid int) (uint64, error) {
 		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
 	if slices.Contains([]string{"Z", "X"}, string(fields[0])) {
+		// That is its first thread; others may hold its files.
+		threads, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
+		if err == nil && len(threads) > 1 {
+			return 0, errDying
+		}
 		return 0, fs.ErrNotExist
 	}
 	return strconv.ParseUint(string(fields[19]), 10, 64)

@@ -61,7 +61,11 @@ func unmount(dir string, lazily bool) error {
 	if lazily {
 		args = append(args, "-z")
 	}
-	out, err := exec.Command("fusermount3", append(args, "--", dir)...).CombinedOutput()
+	program, err := exec.LookPath("fusermount3")
+	if err != nil {
+		program = "/bin/fusermount3" // as when it mounted
+	}
+	out, err := exec.Command(program, append(args, "--", dir)...).CombinedOutput()
 	switch text := strings.TrimSpace(string(out)); {
 	case err == nil:
 		return nil
