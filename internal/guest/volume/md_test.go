@@ -373,6 +373,43 @@ func TestArrayMembers(t *testing.T) {
 	}
 }
 
+// TestOldArrayMembers: in version 0.90 only a member that is active and in sync is read, and the newest
+// superblock says which those are.
+func TestOldArrayMembers(t *testing.T) {
+	const size = 4 * mib
+	for _, state := range []uint32{0, 1, 2, 4, 6} {
+		for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+			r := raid{version: "0.90", level: 1, disks: 2, used: size - 64*kib}
+			r.change = func(n int, b []byte) { binary.LittleEndian.PutUint32(b[4*(128+4):], state) }
+			var given []Disk
+			for i := range 2 {
+				w := newWorld(t, size)
+				w.stamp(t, i)
+				b := r.old(i)
+				if order == binary.BigEndian { // each word turned, and the halves of the events with them
+					for at := 0; at < len(b); at += 4 {
+						binary.BigEndian.PutUint32(b[at:], le32(b, at))
+					}
+					events := append([]byte{}, b[39*4:41*4]...)
+					copy(b[39*4:], events[4:])
+					copy(b[40*4:], events[:4])
+				}
+				w.write(t, size-64*kib, b)
+				given = append(given, w.disk(fmt.Sprint(i)))
+			}
+			b := make([]byte, 8)
+			_, err := volume(t, find(t, given...), "md3").ReadAt(b, 0)
+			want := stampAt(1, 0)
+			if state == 6 {
+				want = stampAt(0, 0)
+			}
+			if err != nil || le64(b, 0) != want {
+				t.Errorf("%v, state %d: ReadAt() = %#x, %v, want %#x", order, state, le64(b, 0), err, want)
+			}
+		}
+	}
+}
+
 func notExamined(l *Layout) (s string) {
 	for _, v := range l.Volumes {
 		s += v.NotExamined + "\n"
