@@ -49,11 +49,7 @@ func (f *FS) tryCopy(off int64, broken error) bool {
 	if off <= 0 || off >= f.size {
 		return false
 	}
-	b, err := f.read(off, min(maxSector, f.size-off))
-	if err != nil {
-		return false
-	}
-	s, err := parseSuper(b, f.size)
+	s, _, err := f.superAt(off)
 	if err != nil || off%(s.groupBlocks*s.block) != 0 || off/(s.groupBlocks*s.block) >= s.groups {
 		return false
 	}

@@ -84,6 +84,7 @@ func TestCrashed(t *testing.T) {
 				f := open(t, disk)
 				// One that was taken before the first change is clean.
 				same(t, f, want, files.Recovered, files.Clean)
+				wholeMap(t, f)
 				view := f.View()
 				t.Logf("%d names, %d transactions, %d blocks", len(want), view.Transactions, view.Blocks)
 			}
@@ -94,6 +95,22 @@ func TestCrashed(t *testing.T) {
 				filestest.Crash(t, "xfs", 3<<30, mkfs, copies, 1, judge)
 			}
 		})
+	}
+}
+
+// wholeMap requires that each part of a recovered volume has an owner, and none two by mistake.
+func wholeMap(t *testing.T, f *FS) {
+	t.Helper()
+	if err := f.Owners(t.Context(), []files.Range{{Length: f.size}}, func(o files.Owner) error {
+		if o.Use == files.UseUnknown {
+			t.Errorf("nobody owns %+v", o)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if v := f.View(); len(v.Problems) > 0 {
+		t.Errorf("problems: %+v", v.Problems)
 	}
 }
 

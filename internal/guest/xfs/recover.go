@@ -155,11 +155,7 @@ func (f *FS) readAgain() error {
 	if f.copied {
 		return nil // the one in its place was broken before
 	}
-	b, err := f.read(0, min(maxSector, f.size))
-	if err != nil {
-		return err
-	}
-	s, err := parseSuper(b, f.size)
+	s, _, err := f.superAt(0)
 	if err != nil {
 		return fmt.Errorf("superblock after that: %w", err)
 	}

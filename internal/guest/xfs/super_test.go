@@ -6,13 +6,21 @@ package xfs
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // TestBrokenSuperblock takes the superblock away: a copy must do, and be said.
@@ -127,4 +135,118 @@ func TestInfo(t *testing.T) {
 				f.info.Inodes, i.FreeBytes, i.Inodes)
 		}
 	}
+}
+
+// TestLogEnds compares where the log begins and ends with what xfs_logprint says.
+func TestLogEnds(t *testing.T) {
+	testenv.Need(t, "xfs_logprint")
+	ends := regexp.MustCompile(`log tail: (\d+) head: (\d+) state: <(\w+)>`)
+	for _, name := range []string{"v4.gz", "v5.gz", "crashed4.gz", "crashed5.gz"} {
+		img := image(t, "testdata/"+name)
+		disk := filepath.Join(t.TempDir(), "disk")
+		if err := os.WriteFile(disk, img, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("xfs_logprint", "-t", disk).CombinedOutput()
+		m := ends.FindStringSubmatch(string(out))
+		if m == nil {
+			t.Fatalf("xfs_logprint: %v\n%s", err, out)
+		}
+		f := openBytes(t, img)
+		f.volume = bytes.NewReader(img)
+		f.cache.drop()
+		j := &journal{f: f, blocks: f.logBlocks << f.blockLog / basicBlock}
+		j.off, _ = f.extentPlace(f.logStart, f.logBlocks)
+		empty, err := j.findHead()
+		if err != nil || empty {
+			t.Fatal(empty, err)
+		}
+		clean, err := j.findTail(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprintf("log tail: %d head: %d state: <DIRTY>", j.tail, j.head)
+		if clean { // then nobody needs the tail
+			got = fmt.Sprintf("log tail: %s head: %d state: <CLEAN>", m[1], j.head)
+		}
+		if got != m[0] {
+			t.Errorf("%s: %s, want %s", name, got, m[0])
+		}
+	}
+}
+
+// hurt is a volume with a part that cannot be read.
+type hurt struct {
+	io.ReaderAt
+	at, end int64
+}
+
+func (v hurt) ReadAt(p []byte, off int64) (int, error) {
+	if off < v.end && off+int64(len(p)) > v.at {
+		return 0, errors.New("input/output error")
+	}
+	return v.ReaderAt.ReadAt(p, off)
+}
+
+// TestUnreadable makes one block unreadable at a time: what is missing then must be said, and nothing
+// else may be.
+func TestUnreadable(t *testing.T) {
+	for _, name := range []string{"v4.gz", "v5.gz", "crashed5.gz"} {
+		img := image(t, "testdata/"+name)
+		whole := openBytes(t, img)
+		want, _, err := filestest.ReadView(t.Context(), whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var places []files.Owner
+		if err := whole.Owners(t.Context(), []files.Range{{Length: whole.size}}, func(o files.Owner) error {
+			if o.Use != files.UseFree && o.Use != files.UseReserved && o.Range.Offset > 0 {
+				places = append(places, o)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		said := 0
+		for _, o := range places {
+			v := hurt{bytes.NewReader(img), o.Range.Offset, o.Range.Offset + 1}
+			f, err := Open(t.Context(), v, whole.size)
+			if err != nil {
+				t.Errorf("%s, without %+v: %v", name, o, err)
+				continue
+			}
+			got, view, err := filestest.ReadView(t.Context(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if view.State == files.Incomplete {
+				said++
+			} else if d := filestest.Differences(got, want, filestest.Loose{}); len(d) > 0 {
+				t.Errorf("%s, without %+v: %s", name, o, d[0])
+			}
+		}
+		if said < len(places)/3 {
+			t.Errorf("%s: %d of %d blocks are missed, want most", name, said, len(places))
+		}
+	}
+}
+
+// TestAtOnce uses one file system from several goroutines.
+func TestAtOnce(t *testing.T) {
+	f := openBytes(t, image(t, "testdata/crashed5.gz"))
+	want, _, err := filestest.ReadView(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			got, _, err := filestest.ReadView(t.Context(), f)
+			if d := filestest.Differences(got, want, filestest.Loose{}); err != nil || len(d) > 0 {
+				t.Errorf("%v, %q", err, d)
+			}
+			wholeMap(t, f)
+		})
+	}
+	all.Wait()
 }

@@ -58,11 +58,7 @@ func Open(ctx context.Context, volume io.ReaderAt, size int64) (*FS, error) {
 
 // findSuper reads the superblock, or a copy of it.
 func (f *FS) findSuper(ctx context.Context) error {
-	b, err := f.read(0, min(maxSector, f.size))
-	if err != nil {
-		return err
-	}
-	s, err := parseSuper(b, f.size)
+	s, b, err := f.superAt(0)
 	if err == nil {
 		f.super = s
 		return nil
@@ -71,6 +67,23 @@ func (f *FS) findSuper(ctx context.Context) error {
 		return err
 	}
 	return f.findCopy(ctx, b, err)
+}
+
+// superAt reads the superblock at off, and no more than its own sector. What was read is given even
+// if it is none.
+func (f *FS) superAt(off int64) (*super, []byte, error) {
+	b, err := f.read(off, basicBlock)
+	if err != nil {
+		return nil, make([]byte, basicBlock), err
+	}
+	if sector := int64(be16(b, 102)); be32(b, 0) == superMagic && sector > basicBlock &&
+		powerOfTwo(sector, basicBlock, maxSector) {
+		if whole, err := f.read(off, sector); err == nil {
+			b = whole
+		}
+	}
+	s, err := parseSuper(b, f.size)
+	return s, b, err
 }
 
 // checkSuper notes what the superblock says that contradicts something else.
@@ -96,18 +109,14 @@ func (f *FS) checkSuper() {
 func (f *FS) compareCopy() {
 	off := f.place(1, 0)
 	what := "superblock copy of group 1"
-	b, err := f.read(off, f.sector)
-	if err != nil {
-		f.notes.Note(files.Problem{What: fmt.Sprintf("%s: %v", what, err), Offset: off, Length: f.sector})
-		return
-	}
-	s, err := parseSuper(b, f.size)
-	if err == nil && !s.sameGeometry(f.super) {
+	s, _, err := f.superAt(off)
+	differs := err == nil && !s.sameGeometry(f.super)
+	if differs {
 		err = errors.New("differs from the superblock")
 	}
 	if err != nil {
 		f.notes.Note(files.Problem{What: fmt.Sprintf("%s: %v", what, err), Offset: off, Length: f.sector,
-			Hides: true})
+			Hides: differs})
 	}
 }
 
