@@ -22,7 +22,7 @@ LDFLAGS := -s -w -X $(shell sed -n 's/^module //p' go.mod)/internal/cli.version=
 # What the tests call, and the Debian packages that have it. gcc is for the race detector.
 TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc groff:groff-base \
 	zsh:zsh fish:fish setpriv:util-linux losetup:mount mount:mount \
-	mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs linux.uml:user-mode-linux mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk parted:parted \
+	fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs linux.uml:user-mode-linux mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk parted:parted \
 	blkid:util-linux partx:util-linux pvcreate:lvm2 mdadm:mdadm cryptsetup:cryptsetup-bin \
 	mkfs.fat:dosfstools mkfs.exfat:exfatprogs mkntfs:ntfs-3g mkfs.f2fs:f2fs-tools \
 	make-bcache:bcache-tools mkfs.jfs:jfsutils mkfs.nilfs2:nilfs-tools mkudffs:udftools \

@@ -245,6 +245,10 @@ func runKernelMount(ctx context.Context, o diskMountOptions, args []string, s *s
 	if err := errors.Join(wholePart(name.Path), o.accepts(name.Disk)); err != nil {
 		return err
 	}
+	// A disk that changes below a driver of the kernel is worse than one that was made to do harm.
+	if err := unused(ctx, name.Disk, 0); err != nil {
+		return err
+	}
 	v, err := l.volume(ctx, name.Part)
 	if err != nil {
 		return err
