@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -19,7 +20,11 @@ import (
 	"github.com/shisa-vm/shisa/internal/vault"
 )
 
-type applyOptions struct{ changeOptions }
+type applyOptions struct {
+	changeOptions
+	follow bool
+	pools  []string
+}
 
 func newApply(s *stdio) *cobra.Command {
 	var o applyOptions
@@ -52,7 +57,10 @@ checked; if that does not end as the plan says, the image gets its old bytes bac
 			return runApply(c.Context(), o, risks, args[0], s)
 		},
 	}
-	o.flags(c)
+	f := o.flags(c)
+	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are, where the plan rests on them")
+	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
+	complete(c, map[string]cobra.CompletionFunc{"pool": directories})
 	return c
 }
 
@@ -72,7 +80,7 @@ func runApply(ctx context.Context, o applyOptions, risks []risk, name string, s 
 		}
 		return exitWith(p.Status[0])
 	}
-	if err := sameBelow(ctx, p, image); err != nil {
+	if err := sameBelow(ctx, p, image, disk.Policy{Dirs: o.pools, Follow: o.follow}); err != nil {
 		return err
 	}
 	return o.carryOut(ctx, p, risks, image, s)

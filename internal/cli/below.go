@@ -5,6 +5,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/shisa-vm/shisa/internal/disk"
@@ -14,11 +15,11 @@ import (
 
 // sameBelow refuses a saved plan for an image if it was made from what the backing files held, and they
 // hold something else by now, or cannot be asked.
-func sameBelow(ctx context.Context, p *plan.Plan, image string) error {
+func sameBelow(ctx context.Context, p *plan.Plan, image string, policy disk.Policy) error {
 	if len(p.Below) == 0 {
 		return nil
 	}
-	chain, err := disk.Open(ctx, image, disk.Options{})
+	chain, err := disk.Open(ctx, image, disk.Options{Policy: policy})
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -29,7 +30,10 @@ func sameBelow(ctx context.Context, p *plan.Plan, image string) error {
 	if err == nil {
 		return nil
 	}
+	hint := "make the plan anew, and carry it out at once: shisa repair --apply"
+	if errors.Is(err, disk.ErrNotFollowed) {
+		hint = "name the directories that the plan was made with: --pool DIR, or --follow"
+	}
 	return withStatus(finding.StatusRefused, finding.WithHint(
-		fmt.Errorf("%s: the plan was made from what its backing files hold: %w", image, err),
-		"make the plan anew, and carry it out at once: shisa repair --apply"))
+		fmt.Errorf("%s: the plan was made from what its backing files hold: %w", image, err), hint))
 }
