@@ -227,7 +227,11 @@ func mountError(err error, dir string) error {
 	case errors.Is(err, mount.ErrRoot):
 		return hint("run it as root")
 	case errors.Is(err, mount.ErrKind):
-		return hint("it mounts " + strings.Join(mount.KernelKinds(), ", ") + "; try without --kernel")
+		return hint("--kernel mounts " + strings.Join(mount.KernelKinds(), ", "))
+	case errors.Is(err, mount.ErrFull):
+		return hint("let it keep more with --cow-limit")
+	case errors.Is(err, syscall.ENODEV):
+		return hint("the kernel of this host has no such driver, or may not load it")
 	}
 	return oneLine{err}
 }

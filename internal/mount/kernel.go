@@ -238,7 +238,7 @@ func (k *kernelMount) mount(l *loopDevice) error {
 	}
 	err = fmt.Errorf("mount %s as %s: %w", k.o.Source, k.driver.name, err)
 	if k.disk.layer.full.Load() {
-		return fmt.Errorf("%w: %w (%d bytes)", err, errFull, k.o.LayerBytes)
+		return fmt.Errorf("%w: %w (%d bytes)", err, ErrFull, k.o.LayerBytes)
 	}
 	return err
 }

@@ -176,8 +176,8 @@ func TestKernel(t *testing.T) {
 			}
 			nothingLeft(t, w.state, w.dir)
 			// A layer that is too small says so.
-			if _, err := w.run(t.Context(), v, "true", 8192); !errors.Is(err, errFull) {
-				t.Errorf("Kernel with 8 KiB = %v, want %v", err, errFull)
+			if _, err := w.run(t.Context(), v, "true", 8192); !errors.Is(err, ErrFull) {
+				t.Errorf("Kernel with 8 KiB = %v, want %v", err, ErrFull)
 			}
 			nothingLeft(t, w.state, w.dir)
 		})
@@ -327,8 +327,8 @@ func TestLayer(t *testing.T) {
 		t.Error("what lies under the layer was changed")
 	}
 	small := newLayer(bytes.NewReader(under), int64(len(under)), 3*pageBytes)
-	if n, err := small.WriteAt(make([]byte, 5*pageBytes), 0); n != 3*pageBytes || !errors.Is(err, errFull) {
-		t.Errorf("WriteAt beyond the limit = %d, %v, want %d, %v", n, err, 3*pageBytes, errFull)
+	if n, err := small.WriteAt(make([]byte, 5*pageBytes), 0); n != 3*pageBytes || !errors.Is(err, ErrFull) {
+		t.Errorf("WriteAt beyond the limit = %d, %v, want %d, %v", n, err, 3*pageBytes, ErrFull)
 	}
 	if _, err := small.WriteAt([]byte{1}, int64(len(under))); err == nil {
 		t.Error("WriteAt beyond the end = no error")

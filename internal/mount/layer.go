@@ -17,8 +17,8 @@ import (
 // pageBytes is the unit in which a layer keeps what is written.
 const pageBytes = 4096
 
-// errFull: more was written to a layer than it may hold.
-var errFull = errors.New("the layer in memory is full")
+// ErrFull: the kernel's driver wrote more than the layer in memory may hold.
+var ErrFull = errors.New("the layer in memory is full")
 
 // layer is a volume that can be written to: what is written stays in memory.
 type layer struct {
@@ -78,7 +78,7 @@ func readFull(r io.ReaderAt, p []byte, off int64) (int, error) {
 	return n, fmt.Errorf("read %d bytes at %#x of the volume: %w", len(p), off, err)
 }
 
-// WriteAt is io.WriterAt. The errors are errFull and those of reading.
+// WriteAt is io.WriterAt. The errors are ErrFull and those of reading.
 func (l *layer) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > l.size || int64(len(p)) > l.size-off {
 		return 0, io.ErrShortWrite
@@ -92,7 +92,7 @@ func (l *layer) WriteAt(p []byte, off int64) (int, error) {
 		if page == nil {
 			if int64(len(l.pages)+1)*pageBytes > l.limit {
 				l.full.Store(true)
-				return done, errFull
+				return done, ErrFull
 			}
 			page = new([pageBytes]byte)
 			if at%pageBytes != 0 || len(p)-done < pageBytes {
@@ -174,7 +174,7 @@ func (d *diskFile) Read(_ stop, in *fuse.ReadIn, p []byte) (fuse.ReadResult, fus
 func (d *diskFile) Write(_ stop, in *fuse.WriteIn, p []byte) (uint32, fuse.Status) {
 	n, err := d.layer.WriteAt(p, int64(in.Offset))
 	switch {
-	case errors.Is(err, errFull):
+	case errors.Is(err, ErrFull):
 		return uint32(n), fuse.Status(unix.ENOSPC)
 	case err != nil:
 		d.notes.add("the disk", err)
