@@ -206,7 +206,7 @@ func TestKernelProgram(t *testing.T) {
 	}{
 		{"done", "exit 0", 0},
 		{"killed", "kill -9 $$", 137},
-		{"leaves another behind", `(cd "$1"; sleep 1) >&- 2>&- & exit 3`, 3},
+		{"leaves another behind", `cd "$1"; sleep 1 >&- 2>&- & exit 3`, 3},
 		{"unmounts itself", `umount "$1"`, 0},
 	} {
 		status, err := w.run(t.Context(), v, tc.script, 0)
