@@ -23,7 +23,7 @@ import (
 //	123 inodes in a block          124 blocks of a group
 //	128 inodes    136 free inodes  144 free blocks    160 user quota  168 group quota
 //	192 log2 of blocks in a directory block  193 log2 of the log's sector  194 the log's sector
-//	196 stripe unit of the log     200 features2
+//	196 stripe unit of the log     200 features2     204 the same, by mistake
 //	208 compatible  212 read-only compatible  216 incompatible  220 log-incompatible features
 //	224 CRC       232 project quota          240 LSN           248 UUID in all other blocks
 const (
@@ -126,8 +126,9 @@ func parseSuper(b []byte, size int64) (*super, error) {
 		return nil, errNoSuper
 	}
 	s := &super{
-		raw:     bytes.Clone(b[:superBytes]),
-		version: be16(b, 100), features2: be32(b, 200),
+		raw: bytes.Clone(b[:superBytes]),
+		// Kernels of long ago wrote the second word at 204; that of today takes both.
+		version: be16(b, 100), features2: be32(b, 200) | be32(b, 204),
 		block: int64(be32(b, 4)), sector: int64(be16(b, 102)), inode: int64(be16(b, 104)),
 		groupBlocks: int64(be32(b, 84)), groups: int64(be32(b, 88)),
 		blockLog: b[120], inopLog: b[123], groupLog: b[124],
