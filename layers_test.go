@@ -46,6 +46,7 @@ var layer = map[string]int{
 	"internal/guest/files":     1,
 	"internal/guest/volume":    1,
 	"internal/guest/filestest": 2,
+	"internal/guest/busy":      1,
 	"internal/hypervisor":      2,
 	"internal/diskio":          1,
 	"internal/plan":            1,
@@ -62,6 +63,7 @@ var onlyBy = map[string][]string{
 	"internal/lab/cut":         {},                                              // for tests
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
+	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files
 	"internal/testenv":         {"internal/image/imagetest", "internal/guest/filestest"},
 	"internal/cli":             {"cmd/shisa"},
 	"internal/apply":           {"internal/cli"}, // it changes images
@@ -76,7 +78,8 @@ var budget = map[string][]string{
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
-		"internal/testenv", "internal/lab/cutfs", "internal/guest/filestest", "internal/jail", "internal/mount"},
+		"internal/testenv", "internal/lab/cutfs", "internal/guest/filestest",
+		"internal/guest/busy", "internal/jail", "internal/mount"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

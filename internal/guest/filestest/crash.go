@@ -4,7 +4,6 @@
 package filestest
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -13,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/shisa-vm/shisa/internal/guest/busy"
 )
 
 // Crash makes a file system of a kind and takes copies of its disk while programs change what is in
@@ -32,9 +31,8 @@ func Crash(t testing.TB, kind string, sizeBytes int64, mkfs []string, copies int
 		failed  = make(chan error, 2)
 	)
 	for n := range uint64(2) {
-		l := &load{dir: filepath.Join(dir, fmt.Sprintf("worker%d", n)), kind: kind,
-			rng: rand.New(rand.NewPCG(seed, n))}
-		workers.Go(func() { failed <- l.run(stop) })
+		own := filepath.Join(dir, fmt.Sprintf("worker%d", n))
+		workers.Go(func() { failed <- busy.Change(own, rand.New(rand.NewPCG(seed, n)), stop) })
 	}
 	rng := rand.New(rand.NewPCG(seed, 99))
 	names := make([]string, copies)
@@ -74,142 +72,4 @@ func replayed(t testing.TB, disk, kind string) Tree {
 		t.Fatal(err)
 	}
 	return tree
-}
-
-// load is a program that changes files at random.
-type load struct {
-	dir  string
-	kind string
-	rng  *rand.Rand
-}
-
-// run works until stop is closed.
-func (l *load) run(stop chan struct{}) error {
-	if err := os.Mkdir(l.dir, 0o755); err != nil {
-		return err
-	}
-	for {
-		select {
-		case <-stop:
-			return nil
-		default:
-		}
-		err := l.step()
-		switch {
-		case err == nil, errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrExist),
-			errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSPC),
-			errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EINVAL),
-			errors.Is(err, unix.ELOOP), errors.Is(err, unix.EPERM):
-			// Names are chosen at random.
-		default:
-			return err
-		}
-	}
-}
-
-// name gives one of a few hundred names, some of which exist.
-func (l *load) name() string {
-	d := l.rng.IntN(12)
-	if d == 0 {
-		return filepath.Join(l.dir, fmt.Sprintf("name%d", l.rng.IntN(60)))
-	}
-	return filepath.Join(l.dir, fmt.Sprintf("dir%d", d), fmt.Sprintf("name%d", l.rng.IntN(25)))
-}
-
-// step does one thing.
-func (l *load) step() error {
-	switch n := l.rng.IntN(100); {
-	case n < 8:
-		return os.Mkdir(filepath.Join(l.dir, fmt.Sprintf("dir%d", l.rng.IntN(12))), 0o755)
-	case n < 45:
-		return l.write()
-	case n < 57:
-		return os.Remove(l.name())
-	case n < 68:
-		return os.Rename(l.name(), l.name())
-	case n < 73:
-		return os.Link(l.name(), l.name())
-	case n < 78:
-		return os.Symlink(fmt.Sprintf("target %0*d", l.rng.IntN(200), 1), l.name())
-	case n < 84:
-		return os.Truncate(l.name(), int64(l.rng.IntN(200_000)))
-	case n < 90:
-		return unix.Setxattr(l.name(), fmt.Sprintf("user.n%d", l.rng.IntN(5)),
-			make([]byte, l.rng.IntN(300)), 0)
-	case n < 93:
-		return os.Chmod(l.name(), os.FileMode(l.rng.IntN(0o777)))
-	case n < 96:
-		return l.many()
-	case n < 98:
-		return l.clone()
-	default:
-		return l.held()
-	}
-}
-
-// write writes somewhere into a file, and sometimes waits until it is on the disk.
-func (l *load) write() error {
-	f, err := os.OpenFile(l.name(), os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	content := make([]byte, l.rng.IntN(20_000))
-	for i := range content {
-		content[i] = byte(l.rng.Uint32())
-	}
-	_, err = f.WriteAt(content, int64(l.rng.IntN(100_000)))
-	if l.rng.IntN(4) == 0 {
-		err = errors.Join(err, f.Sync())
-	}
-	return errors.Join(err, f.Close())
-}
-
-// many makes a directory large, or takes it away again.
-func (l *load) many() error {
-	dir := filepath.Join(l.dir, fmt.Sprintf("many%d", l.rng.IntN(2)))
-	if l.rng.IntN(3) == 0 {
-		return os.RemoveAll(dir)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	for range 150 {
-		f, err := os.Create(filepath.Join(dir, fmt.Sprintf("one of many %d", l.rng.IntN(1000))))
-		if err != nil {
-			return err
-		}
-		if err := f.Close(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// clone shares the bytes of a file with another.
-func (l *load) clone() error {
-	src, err := os.Open(l.name())
-	if err != nil {
-		return err
-	}
-	dst, err := os.OpenFile(l.name(), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return errors.Join(err, src.Close())
-	}
-	err = unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
-	return errors.Join(err, src.Close(), dst.Close())
-}
-
-// held removes a file that is still open, so that a crash finds an inode without a name.
-func (l *load) held() error {
-	f, err := os.OpenFile(l.name(), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	err = os.Remove(f.Name())
-	for range 20 {
-		if err == nil {
-			err = l.write()
-		}
-	}
-	return errors.Join(err, f.Close())
 }
