@@ -49,6 +49,7 @@ check: format vet static cross race ## format, vet, staticcheck, cross-build, te
 test: packages ## install what tests need, then check everything and skip nothing
 	SHISA_TEST_ALL=1 $(MAKE) check
 	SHISA_TEST_ALL=1 $(MAKE) footprint
+	SHISA_TEST_ALL=1 $(MAKE) zoo
 
 .PHONY: format
 format:
@@ -70,6 +71,11 @@ cross:
 .PHONY: race
 race:
 	$(GO) test -race -timeout 15m ./...
+
+# All of the random faults that repair has to stand; -race would take many times as long.
+.PHONY: zoo
+zoo: ## repair a thousand random images with random faults
+	SHISA_LONG=1 $(GO) test -count=1 -timeout 15m -run '^TestZoo$$' ./internal/repair
 
 # The real program's start and size in memory, which -race would change.
 .PHONY: footprint

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -78,9 +79,11 @@ func TestZoo(t *testing.T) {
 	}
 	outcome := map[string]int{}
 	one := func(seed uint64) {
-		if x, ok := breakOne(t, seed); ok {
-			outcome[repairOne(t, x)]++
-		}
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { // each gives its files back at its end
+			if x, ok := breakOne(t, seed); ok {
+				outcome[repairOne(t, x)]++
+			}
+		})
 	}
 	for seed := range seeds {
 		one(seed)
