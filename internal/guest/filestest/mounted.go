@@ -65,6 +65,7 @@ func Mount(t testing.TB, disk, kind string, options ...string) (dir string, unmo
 		for try := 0; ; try++ {
 			err := unix.Unmount(dir, 0)
 			if err == nil {
+				released(t, disk)
 				return
 			}
 			if !errors.Is(err, unix.EBUSY) || try == 100 {
@@ -76,6 +77,33 @@ func Mount(t testing.TB, disk, kind string, options ...string) (dir string, unmo
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
+}
+
+// released waits until no loop device has a file any more. A program that was started meanwhile in a
+// mount namespace of its own, by other tests, keeps a file system mounted until it ends; until then
+// what was written need not be in the file.
+func released(t testing.TB, disk string) {
+	t.Helper()
+	for try := 0; ; try++ {
+		busy := false
+		names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range names {
+			// One whose file is gone has no file.
+			file, err := os.ReadFile(n)
+			busy = busy || err == nil && strings.TrimSpace(string(file)) == disk
+		}
+		if !busy {
+			return
+		}
+		if try == 1000 {
+			t.Errorf("%s is still mounted somewhere", disk)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // Clone copies a file by sharing its blocks, which takes no time in which the file could change.
