@@ -45,17 +45,20 @@ func newDiskMount(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "mount DISK[:PART] DIR [-- COMMAND...]",
 		Short: "show a file system of the guest at a directory",
-		Long: `mount shows a file system of the guest at a directory, read-only, by FUSE: our own reader serves it, and no
-driver of this host's kernel sees a byte of the guest. It works without root where fusermount3 is installed, and is
-seen by the user alone who mounted it. The command returns when the directory can be looked at; a process in the
-background serves it until it is unmounted. What cannot be read is an error where it is met; umount says why.
+		Long: `mount shows a file system of the guest at a directory, read-only, by FUSE: our own reader
+serves it, and no driver of this host's kernel sees a byte of the guest. It works without root where
+fusermount3 is installed, and is seen by the user alone who mounted it. The command returns when the
+directory can be looked at; a process in the background serves it until it is unmounted. What cannot be
+read is an error where it is met; umount says why.
 
-If the view is incomplete, that is said, the directory is mounted all the same, and the exit status is 4.
+If the view is incomplete, that is said, the directory is mounted all the same, and the exit status
+is 4.
 
-With --kernel the kernel's own driver mounts it instead, over a layer in memory that takes all writes, and
-replays the journal into that. COMMAND (or a shell) sees it at DIR, nobody else does, and nothing is left when it has
-ended; the exit status is that of COMMAND. The drivers of a kernel are made for disks that one trusts: a disk whose
-owner means harm can take over this host. So this needs root, and --accept-risk=kernel-mount:IMAGE.`,
+With --kernel the kernel's own driver mounts it instead, over a layer in memory that takes all writes,
+and replays the journal into that. COMMAND (or a shell) sees it at DIR, nobody else does, and nothing is
+left when it has ended; the exit status is that of COMMAND. The drivers of a kernel are made for disks
+that one trusts: a disk whose owner means harm can take over this host. So this needs root, and
+--accept-risk=kernel-mount:IMAGE.`,
 		Example: `  shisa disk mount vm.qcow2 /mnt
   shisa disk mount vm.qcow2:2 /mnt
   shisa disk umount /mnt
@@ -84,7 +87,8 @@ owner means harm can take over this host. So this needs root, and --accept-risk=
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users look too, as far as the guest's modes "+
 		"allow (for root)")
 	f.BoolVar(&o.kernel, "kernel", false, "mount with the kernel's driver, for COMMAND alone (for root)")
-	f.Var(&o.layer, "cow-limit", "with --kernel: keep at most `SIZE` of what the driver writes, in memory (default 512M)")
+	f.Var(&o.layer, "cow-limit", "with --kernel: keep at most `SIZE` of what the driver writes, in memory "+
+		"(default 512M)")
 	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
 		"kernel-mount: the kernel's driver reads what the guest wrote (may be repeated)")
 	f.BoolVar(&o.background, "background", false, "be the process that serves in the background")
@@ -114,15 +118,17 @@ func (o *diskMountOptions) ready(c *cobra.Command, args []string) error {
 	for _, text := range o.risks {
 		switch name, image, _ := strings.Cut(text, ":"); {
 		case name != kernelRisk:
-			return usageError(c, "--accept-risk %s: there is no risk of that name, known is: %s", text, kernelRisk)
+			return usageError(c, "--accept-risk %s: there is no risk of that name, known is: %s", text,
+				kernelRisk)
 		case image == "":
-			return usageError(c, "--accept-risk %s: it does not say for which image, want %s:IMAGE", text, kernelRisk)
+			return usageError(c, "--accept-risk %s: it does not say for which image, want %s:IMAGE", text,
+				kernelRisk)
 		}
 	}
 	switch {
 	case o.kernel && (o.json || o.foreground || o.allowOther || o.background):
-		return usageError(c, "--kernel runs a command that alone sees the mount: it goes with neither of --json, "+
-			"--foreground, --allow-other")
+		return usageError(c, "--kernel runs a command that alone sees the mount: it goes with neither of "+
+			"--json, --foreground, --allow-other")
 	case o.foreground && o.background:
 		return usageError(c, "--foreground and --background, want one of them")
 	case !o.kernel && len(args) > 2:
@@ -165,10 +171,12 @@ func runDiskMount(ctx context.Context, o diskMountOptions, arg, dir string, s *s
 	}
 	defer func() { err = errors.Join(err, m.Unmount()) }()
 	end := l.end(0, nil)
-	if err := o.show(s, &render.GuestMountDocument{GuestHead: l.head, Directory: m.Dir(), GuestEnd: end}); err != nil {
+	doc := &render.GuestMountDocument{GuestHead: l.head, Directory: m.Dir(), GuestEnd: end}
+	if err := o.show(s, doc); err != nil {
 		return err
 	}
-	if err := errors.Join(l.finish(s, end, !o.json), s.flush()); err != nil && !errors.As(err, new(*statusError)) {
+	err = errors.Join(l.finish(s, end, !o.json), s.flush())
+	if err != nil && !errors.As(err, new(*statusError)) {
 		return err
 	}
 	if o.background {
@@ -219,11 +227,11 @@ func mountError(err error, dir string) error {
 	case errors.Is(err, mount.ErrMounted):
 		return withStatus(finding.StatusRefused, hint("take it away with: shisa disk umount "+operand(dir)))
 	case errors.Is(err, mount.ErrBusy):
-		return withStatus(finding.StatusRefused, hint("end the programs that use it, or leave the directory, "+
-			"and try again"))
+		return withStatus(finding.StatusRefused, hint("end the programs that use it, or leave the "+
+			"directory, and try again"))
 	case errors.Is(err, mount.ErrNotOurs):
-		return hint("name the state directory that it was mounted with (--state), or take it away with: umount " +
-			operand(dir))
+		return hint("name the state directory that it was mounted with (--state), or take it away with: " +
+			"umount " + operand(dir))
 	case errors.Is(err, mount.ErrRoot):
 		return hint("run it as root")
 	case errors.Is(err, mount.ErrKind):
@@ -294,9 +302,10 @@ func (o *diskMountOptions) accepts(image string) error {
 	if accepted(all, kernelRisk, image) {
 		return nil
 	}
-	return withStatus(finding.StatusRefused, finding.WithHint(fmt.Errorf("%s: the kernel's driver would read "+
-		"what the guest wrote: a disk whose owner means harm can take over this host", image),
-		"if you trust it: --accept-risk="+kernelRisk+":"+render.Word(image)+"; without --kernel nothing of that can happen"))
+	err := fmt.Errorf("%s: the kernel's driver would read what the guest wrote: a disk whose owner means "+
+		"harm can take over this host", image)
+	return withStatus(finding.StatusRefused, finding.WithHint(err, "if you trust it: --accept-risk="+
+		kernelRisk+":"+render.Word(image)+"; without --kernel nothing of that can happen"))
 }
 
 // volume gives a part of a disk that the kernel can be given.
@@ -309,8 +318,9 @@ func (l *look) volume(ctx context.Context, name string) (mount.Volume, error) {
 	l.head.Part = v.Name
 	if v.Disk < 0 || v.Start < 0 || len(v.In) > 0 || !slices.Contains([]volume.Class{volume.Whole,
 		volume.Partition}, v.Class) {
-		return mount.Volume{}, finding.WithHint(fmt.Errorf("part %s is put together of others, and not given to the "+
-			"kernel", v.Name), "logical volumes and arrays can be mounted without --kernel")
+		err := fmt.Errorf("part %s is put together of others, and not given to the kernel", v.Name)
+		return mount.Volume{}, finding.WithHint(err, "logical volumes and arrays can be mounted without "+
+			"--kernel")
 	}
 	data := io.NewSectionReader(l.Layout.Disks[v.Disk].Data, v.Start, v.Size)
 	return mount.Volume{Reader: data, SizeBytes: v.Size, Kind: string(v.Kind)}, nil
@@ -326,9 +336,10 @@ func newDiskUmount(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "umount DIR",
 		Short: "take away what mount shows at a directory",
-		Long: `umount takes away what "shisa disk mount" shows at a directory, and waits until nothing is left of it: no
-mount, no process, no loop device. It does so also after the process that served it was killed. While programs use
-the directory it is refused. A command that runs with --kernel is told to end.
+		Long: `umount takes away what "shisa disk mount" shows at a directory, and waits until nothing is
+left of it: no mount, no process, no loop device. It does so also after the process that served it was
+killed. While programs use the directory it is refused. A command that runs with --kernel is told to
+end.
 
 What could not be read while it was mounted is told, and the exit status is 4 then.`,
 		Example: "  shisa disk umount /mnt",

@@ -61,8 +61,9 @@ func Ready(status int) error {
 	for fd := range 3 {
 		err = errors.Join(err, unix.Dup3(null, fd, 0))
 	}
+	err = errors.Join(err, unix.Close(null), os.Chdir("/"))
 	_, werr := unix.Write(ReadyFD, []byte{byte(status)})
-	err = errors.Join(err, unix.Close(null), os.Chdir("/"), werr, unix.Close(ReadyFD))
+	err = errors.Join(err, werr, unix.Close(ReadyFD))
 	if err != nil {
 		return fmt.Errorf("go to the background: %w", err)
 	}

@@ -339,7 +339,8 @@ func namespaceOf(name string) []int {
 	var all []int
 	for _, n := range names {
 		// This process has a thread in it at most.
-		if pid, err := strconv.Atoi(n.Name()); err == nil && pid != os.Getpid() && namespace(pid) == name {
+		pid, err := strconv.Atoi(n.Name())
+		if err == nil && pid != os.Getpid() && namespace(pid) == name {
 			all = append(all, pid)
 		}
 	}

@@ -127,7 +127,8 @@ func TestUnmount(t *testing.T) {
 		t.Fatal(err)
 	}
 	who := fmt.Sprintf("in use by mount.test (process %d)", os.Getpid())
-	if _, err := Unmount(t.Context(), s.state, s.dir); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), who) {
+	_, err = Unmount(t.Context(), s.state, s.dir)
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), who) {
 		t.Errorf("Unmount in use = %v, want %v, %s", err, ErrBusy, who)
 	}
 	f.Close()

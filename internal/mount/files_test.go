@@ -92,7 +92,8 @@ func odd() *memory {
 	f := m.file(300, "owned", next(), "x")
 	f.stat.Mode, f.stat.UID, f.stat.GID, f.stat.Sectors = files.TypeRegular|0o4750, 70_000, 4_000_000_000, 99
 	f.xattrs = []xattr{{"user.empty", nil}, {"user.large", make([]byte, files.MaxXattrBytes)},
-		{"trusted.x", []byte("1")}, {"security.capability", []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
+		{"trusted.x", []byte("1")},
+		{"security.capability", []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
 		{"user.\xff" + strings.Repeat("k", 249), []byte("long name")},
 		{"system.posix_acl_access", []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 4, 0, 4, 0, 255, 255, 255, 255,
 			0x20, 0, 0, 0, 255, 255, 255, 255}}}
@@ -187,7 +188,8 @@ func TestFlags(t *testing.T) {
 		if err != nil || got != want {
 			t.Errorf("flags of %s = %#x, %v, want %#x", name, got, err, want)
 		}
-		if _, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GET_ENCRYPTION_KEY_STATUS); !errors.Is(err, unix.ENOTTY) {
+		_, err = unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GET_ENCRYPTION_KEY_STATUS)
+		if !errors.Is(err, unix.ENOTTY) {
 			t.Errorf("another ioctl = %v, want %v", err, unix.ENOTTY)
 		}
 		f.Close()
@@ -247,7 +249,8 @@ func TestManySpans(t *testing.T) {
 	}
 	f.stat.Size = count * 8192
 	n := &node{file: f}
-	for _, i := range []int64{0, 5, maxSpans - 2, maxSpans - 1, maxSpans, maxSpans + 1, 2*maxSpans + 3, count - 1, 3} {
+	for _, i := range []int64{0, 5, maxSpans - 2, maxSpans - 1, maxSpans, maxSpans + 1, 2*maxSpans + 3,
+		count - 1, 3} {
 		for off, want := range map[int64]span{i * 8192: {i * 8192, i*8192 + 4096},
 			i*8192 - 1: {i * 8192, i*8192 + 4096}} {
 			if off < 0 {
@@ -545,7 +548,8 @@ func TestOthers(t *testing.T) {
 func TestTimes(t *testing.T) {
 	dir, _ := shown(t, odd())
 	var st syscall.Stat_t
-	if err := syscall.Stat(dir+"/dir/time3", &st); err != nil || st.Mtim.Sec != -1<<33 || st.Mtim.Nsec != 123456789 {
+	err := syscall.Stat(dir+"/dir/time3", &st)
+	if err != nil || st.Mtim.Sec != -1<<33 || st.Mtim.Nsec != 123456789 {
 		t.Errorf("mtime = %+v, %v, want %d", st.Mtim, err, -1<<33)
 	}
 }

@@ -30,7 +30,8 @@ func serve(
 	raw fuse.RawFileSystem, dir, source string, flags uintptr, allowOther bool,
 ) (*fuse.Server, error) {
 	opts := &fuse.MountOptions{
-		Name: fuseName, FsName: cmp.Or(printable(source), fuseName), AllowOther: allowOther, EnableAcl: allowOther,
+		Name: fuseName, FsName: cmp.Or(printable(source), fuseName),
+		AllowOther: allowOther, EnableAcl: allowOther,
 		MaxWrite: maxReadBytes, MaxBackground: maxBackground,
 		// Nothing changes: the kernel may keep what it has.
 		ExplicitDataCacheControl: true, EnableSymlinkCaching: true, DisableSplice: true,
