@@ -28,7 +28,8 @@ func (f *FS) Inodes(ctx context.Context, fn func(*files.Stat) error) error {
 // error in that case.
 func (f *FS) eachInode(ctx context.Context, fn func(*inode) error) error {
 	var first error
-	for group := range f.groups {
+	there := f.groupsThere()
+	for group := range there {
 		err := f.groupInodes(ctx, group, fn)
 		if err != nil && !damage(err) {
 			return err
@@ -37,7 +38,16 @@ func (f *FS) eachInode(ctx context.Context, fn func(*inode) error) error {
 			first = err
 		}
 	}
+	if there < f.groups && first == nil {
+		first = f.fail(fmt.Sprintf("inodes of group %d and those behind it", there), f.size, 0, errCut)
+	}
 	return first
+}
+
+// groupsThere is how many groups begin within the volume, which may be cut off.
+func (f *FS) groupsThere() int64 {
+	length := f.groupBlocks * f.block
+	return min(f.groups, (f.size+length-1)/length)
 }
 
 // groupInodes reads the inodes of one group.

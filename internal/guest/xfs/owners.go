@@ -34,6 +34,8 @@ type claims struct {
 	f      *FS
 	ranges []files.Range // sorted, not overlapping
 	limit  int64         // nothing is kept from here on: there is too much
+	most   int           // that may be kept
+	crowd  bool          // more claim one place than may be kept
 	list   []claim
 	broken string // why something may be missing
 	next   int    // of the list, when it is given
@@ -44,9 +46,14 @@ type claims struct {
 // once, or several times if there is much in the ranges. What could not be read is noted, and makes
 // parts unknown.
 func (f *FS) Owners(ctx context.Context, ranges []files.Range, fn func(files.Owner) error) error {
-	ranges = tidy(ranges)
+	return f.owners(ctx, tidy(ranges), maxClaims, fn)
+}
+
+// owners is Owners, with at most so many claims in one pass.
+func (f *FS) owners(ctx context.Context, ranges []files.Range, most int,
+	fn func(files.Owner) error) error {
 	for len(ranges) > 0 {
-		c, err := f.claims(ctx, ranges)
+		c, err := f.claims(ctx, ranges, most)
 		if err != nil {
 			return err
 		}
@@ -66,8 +73,8 @@ func (f *FS) Owners(ctx context.Context, ranges []files.Range, fn func(files.Own
 
 // claims collects what is claimed within the ranges, in order. Where the reverse map is whole, only
 // the inodes that it names are read.
-func (f *FS) claims(ctx context.Context, ranges []files.Range) (*claims, error) {
-	c := &claims{f: f, ranges: ranges, limit: math.MaxInt64}
+func (f *FS) claims(ctx context.Context, ranges []files.Range, most int) (*claims, error) {
+	c := &claims{f: f, ranges: ranges, limit: math.MaxInt64, most: most}
 	inodes, err := f.mapped(ctx, ranges)
 	if err == nil && inodes != nil {
 		if err = c.collect(ctx, inodes); err == nil && c.limit == math.MaxInt64 {
@@ -76,7 +83,7 @@ func (f *FS) claims(ctx context.Context, ranges []files.Range) (*claims, error) 
 				return c, nil
 			}
 		}
-		c = &claims{f: f, ranges: ranges, limit: math.MaxInt64}
+		c = &claims{f: f, ranges: ranges, limit: math.MaxInt64, most: most}
 	}
 	if err != nil && !damage(err) {
 		return nil, err
@@ -205,21 +212,30 @@ func (c *claims) add(n claim) {
 	if n.off >= n.end || !c.touches(n.off, n.end) {
 		return
 	}
-	if len(c.list) == maxClaims {
-		// The later half is for another pass.
-		slices.SortFunc(c.list, func(a, b claim) int { return cmp.Compare(a.off, b.off) })
-		half := c.list[maxClaims/2].off
-		if half == c.list[0].off {
-			half++ // so many claim the same: they are given without the others
-		}
-		c.limit = min(c.limit, half)
-		c.list = slices.DeleteFunc(c.list, func(n claim) bool { return n.off >= c.limit })
+	if len(c.list) >= c.most {
+		c.halve()
 		if n.off >= c.limit {
 			return
 		}
 	}
-	if len(c.list) < maxClaims {
+	if len(c.list) < c.most {
 		c.list = append(c.list, n)
+	}
+}
+
+// halve leaves the later half of what was collected to another pass.
+func (c *claims) halve() {
+	if c.crowd {
+		return
+	}
+	slices.SortFunc(c.list, func(a, b claim) int { return cmp.Compare(a.off, b.off) })
+	// A pass must come to an end behind the beginning of the first range.
+	c.limit = min(c.limit, max(c.list[c.most/2].off, c.ranges[0].Offset+1))
+	c.list = slices.DeleteFunc(c.list, func(n claim) bool { return n.off >= c.limit })
+	if len(c.list) > c.most*3/4 {
+		c.crowd = true
+		c.broken = fmt.Sprintf("more than %d owners of one place", c.most*3/4)
+		c.f.notes.Note(files.Problem{What: c.broken, Offset: c.ranges[0].Offset, Length: 1, Hides: true})
 	}
 }
 
@@ -249,7 +265,7 @@ func (c *claims) collect(ctx context.Context, inodes []uint64) error {
 	if !c.touches(0, end) {
 		return ctx.Err()
 	}
-	for group := range f.groups {
+	for group := range f.groupsThere() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -168,7 +168,7 @@ func compareOwners(t *testing.T, f *FS, size int64) {
 		len(inodes) != len(owners) {
 		t.Errorf("the reverse map names %d inodes, want %d: %v", len(inodes), len(owners), err)
 	}
-	if c, err := f.claims(t.Context(), tidy(ranges)); err != nil || !c.covered() {
+	if c, err := f.claims(t.Context(), tidy(ranges), maxClaims); err != nil || !c.covered() {
 		t.Errorf("not all is claimed: %v", err)
 	}
 	found := map[key]bool{}
@@ -253,4 +253,39 @@ func saysSame(o files.Owner, name string) bool {
 		return o.Use == files.UseMetadata || strings.HasPrefix(o.What, "kept for the btrees")
 	}
 	return fmt.Sprint(o.Ino) == name
+}
+
+// TestPasses has Owners keep little at a time, which must not change what it says.
+func TestPasses(t *testing.T) {
+	for _, name := range []string{"v4.gz", "crashed5.gz"} {
+		f := openBytes(t, image(t, "testdata/"+name))
+		all := []files.Range{{Length: f.size}}
+		list := func(most int) (list []files.Owner) {
+			if err := f.owners(t.Context(), all, most, func(o files.Owner) error {
+				if n := len(list); n > 0 {
+					last := &list[n-1]
+					end := last.Range.Offset + last.Range.Length
+					if o.Range.Offset == end && o.Use == last.Use && o.Ino == last.Ino &&
+						o.What == last.What && (o.File < 0 || o.File == last.File+last.Range.Length) {
+						last.Range.Length += o.Range.Length // it was cut in two
+						return nil
+					}
+				}
+				list = append(list, o)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return list
+		}
+		want := list(maxClaims)
+		for _, most := range []int{8, 50, 301} {
+			if got := list(most); fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("%s: with %d at a time there are %d parts, want %d", name, most, len(got), len(want))
+			}
+		}
+		if v := f.View(); len(v.Problems) > 0 {
+			t.Errorf("%s: %+v", name, v.Problems)
+		}
+	}
 }

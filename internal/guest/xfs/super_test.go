@@ -5,6 +5,7 @@ package xfs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -85,10 +86,29 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}
 	}
-	cut := whole[:len(whole)/2]
-	f, err := Open(t.Context(), bytes.NewReader(cut), int64(len(cut)))
-	if err == nil && f.View().State != files.Incomplete {
-		t.Errorf("of half a volume the view is %+v, want incomplete", f.View())
+	// So many groups that going through them would never end.
+	vast := bytes.Clone(whole)
+	binary.BigEndian.PutUint64(vast[8:], 1<<43)
+	for i, cut := range [][]byte{vast, whole[:len(whole)/2], whole[:len(whole)-4096]} {
+		agblocks := int64(be32(cut, 84))
+		if i == 0 {
+			binary.BigEndian.PutUint32(cut[88:], uint32((1<<43+agblocks-1)/agblocks))
+			setChecksum(cut[:basicBlock], 224)
+		}
+		f, err := Open(t.Context(), bytes.NewReader(cut), int64(len(cut)))
+		if err != nil {
+			t.Errorf("%d: %v", i, err)
+			continue
+		}
+		_, view, err := files.Survey(t.Context(), f, nil)
+		if err != nil || view.State != files.Incomplete {
+			t.Errorf("%d: of a part of a volume the view is %s, want incomplete: %v", i, view.State, err)
+		}
+		if err := f.Owners(t.Context(), []files.Range{{Length: 1 << 62}}, func(files.Owner) error {
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
