@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -135,6 +136,8 @@ func TestTable(t *testing.T) {
 		{"the disk's limit", result{goals: []outcome{{goal: wallRatio(25, 40), got: 9, ceiling: 10}}}, 3,
 			"wall 9x less; the disk alone allows 10x less"},
 		{"excused by no disk", result{goals: []outcome{{goal: wallRatio(25, 40), got: 9, ceiling: 10}}}, 3, "**no**"},
+		{"nothing required", result{goals: []outcome{{goal: goal{what: "wall", unit: "x", shown: true}, got: 3}}}, 0,
+			"| wall 3x  |            |     | -       |"},
 		{"failed", result{goals: []outcome{good}, failed: "it crashed"}, 3, "**no**"},
 		{"not measured", result{missing: "no space"}, 4, "not measured"},
 	} {
@@ -208,5 +211,53 @@ func TestJudgeLive(t *testing.T) {
 		if (bad != "") != c.bad || unseen != c.unseen {
 			t.Errorf("judgeLive(%s) = %q, %v, want bad %v, unseen %v", name, bad, unseen, c.bad, c.unseen)
 		}
+	}
+}
+
+// TestCrashViews: what the kernel shows of a directory and what shisa's documents say are compared
+// name by name, with content.
+func TestCrashViews(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("to", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := kernelTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(before) != 3 || !strings.Contains(before["/file"], "mode 0640 ") ||
+		!strings.HasSuffix(before["/file"], " ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73") ||
+		!strings.HasSuffix(before["/link"], " to") {
+		t.Errorf("kernelTree = %q", before)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("CONTENT"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	after, err := kernelTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := firstDifference(after, before); !strings.HasPrefix(d, `"/file" is "file inode`) {
+		t.Errorf("firstDifference = %s, want that of /file", d)
+	}
+	if d := firstDifference(after, after); d != "none" {
+		t.Errorf("firstDifference of the same = %s", d)
+	}
+}
+
+func TestFamilyPeak(t *testing.T) {
+	parent, child, err := familyPeak(t.Context(), []string{"/bin/sh", "-c",
+		"/bin/sh -c 'x=$(head -c 30000000 /dev/zero | tr \\\\0 x); sleep .3'; :"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if parent > 16<<20 || child < 28<<20 {
+		t.Errorf("familyPeak = %d and %d, want little and 30 MB or more", parent, child)
+	}
+	if _, _, err := familyPeak(t.Context(), []string{"/bin/false"}); err == nil {
+		t.Error("familyPeak of a program that fails succeeded")
 	}
 }

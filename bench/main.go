@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: The shisa authors
 
-// Command bench holds shisa against qemu-img on the same files in one run and prints a table:
+// Command bench holds shisa against qemu-img, libguestfs and the kernel on the same disks in one run
+// and prints a table:
 // processor time, wall time, memory, and whether what is required was reached. The images are made
 // in a scratch directory and removed at the end.
 //

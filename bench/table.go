@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -77,6 +78,9 @@ func (t *table) add(name string, r result) {
 		}
 	default:
 		aims, aimed := 0, 0
+		if len(r.goals) > 0 && !slices.ContainsFunc(r.goals, func(o outcome) bool { return !o.shown }) {
+			verdict = "-" // nothing is required
+		}
 		for _, o := range r.goals {
 			if !o.met() {
 				verdict = "**no**"
@@ -106,6 +110,9 @@ func (t *table) add(name string, r result) {
 			text += fmt.Sprintf("; the disk alone allows %s%s", number(o.ceiling), o.unit)
 		}
 		got = append(got, text)
+		if o.shown {
+			continue
+		}
 		must = append(must, fmt.Sprintf("%s %s%s%s", o.what, sign, number(o.must), o.unit))
 		if o.aim != 0 {
 			aim = append(aim, fmt.Sprintf("%s %s%s", o.what, number(o.aim), o.unit))
@@ -154,7 +161,7 @@ func (t *table) status() int { return t.worst }
 
 // print writes the table with columns of even width, as people read it in a terminal too.
 func (t *table) print(w io.Writer) {
-	lines := append([][]string{{"image", "qemu-img: CPU / wall / memory", "shisa: CPU / wall / memory",
+	lines := append([][]string{{"image", "qemu-img or other: CPU / wall / memory", "shisa: CPU / wall / memory",
 		"measured", "must reach", "aim", "reached"}}, t.lines...)
 	width := make([]int, len(lines[0]))
 	for _, l := range lines {
