@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -129,7 +130,8 @@ func (j *journal) replay(ctx context.Context) error {
 	if unknown := f.logIn &^ logKnown; f.v5 && unknown != 0 {
 		return fmt.Errorf("it has features that are not known: 0x%x", unknown)
 	}
-	r := &replay{j: j, overlay: files.NewOverlay(f.volume, basicBlock, maxOverlayBytes),
+	under := &source{f: f, volume: f.volume, pieces: true}
+	r := &replay{j: j, overlay: files.NewOverlay(under, basicBlock, maxOverlayBytes),
 		cancelled: make(map[bufferKey]int), intents: make(map[uint64]item)}
 	for _, r.second = range []bool{false, true} {
 		r.open, r.bytes = make(map[uint32]*transaction), 0
@@ -141,6 +143,7 @@ func (j *journal) replay(ctx context.Context) error {
 		return ctx.Err()
 	}
 	f.notes.Replayed(r.committed, r.written)
+	under.pieces = false
 	f.volume = r.overlay
 	f.cache.drop()
 	r.pending()
@@ -148,6 +151,25 @@ func (j *journal) replay(ctx context.Context) error {
 		return errors.Join(err, again)
 	}
 	return err
+}
+
+// source is the volume under what is replayed. What is changed lies together mostly, so that during
+// the replay it is read in pieces.
+type source struct {
+	f      *FS
+	volume io.ReaderAt
+	pieces bool
+}
+
+func (s *source) ReadAt(p []byte, off int64) (int, error) {
+	if !s.pieces {
+		return s.volume.ReadAt(p, off)
+	}
+	b, err := s.f.read(off, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	return copy(p, b), nil
 }
 
 // readAgain reads the superblock after the log was replayed over it.
