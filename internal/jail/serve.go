@@ -4,12 +4,15 @@
 package jail
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/volume"
@@ -54,6 +57,8 @@ type server struct {
 	mounts map[int64]*mounted
 	lists  map[int64]*list
 	last   int64
+
+	batched atomic.Int64 // entries in all batches
 }
 
 // mounted is a file system, opened at most once.
@@ -309,25 +314,120 @@ func (s *server) entries(m *message) iter.Seq[[]byte] {
 		if err != nil {
 			return err
 		}
-		return dir.Entries(ctx, func(e files.Entry) error {
-			var f files.File
-			if plus && e.Name != "." && e.Name != ".." {
-				f, err = fs.Open(ctx, e.Ino)
+		b := &batch{s: s, fs: fs, plus: plus, item: item}
+		defer b.drop()
+		if err := dir.Entries(ctx, b.add); err != nil {
+			if b.stop != nil {
+				return err
 			}
-			return item(func(p *message) {
-				p.putString(e.Name)
-				p.putUint(uint64(e.Ino))
-				p.putInt(int64(e.Type))
-				p.putBool(f != nil)
-				switch {
-				case f != nil:
-					p.putStat(f.Stat())
-				default:
-					p.putError(err)
-				}
-			})
-		})
+			return errors.Join(b.flush(), err)
+		}
+		return b.flush()
 	})
+}
+
+// The entries of a directory are collected before their inodes are read. A batch of one directory
+// has up to batchEntries, all of them together maxBatched; beyond that, batches are short.
+const (
+	batchEntries = 16 << 10
+	batchShort   = 64
+	maxBatched   = 128 << 10
+)
+
+// batch collects entries, reads their inodes in the order of their numbers, which is that of the disk,
+// and gives them on in the order of the directory. A directory's order may be that of a hash: each
+// inode would then lie elsewhere than the one before, and be read again and again.
+type batch struct {
+	s     *server
+	fs    files.FS
+	plus  bool
+	item  func(func(*message)) error
+	named []named
+	held  int64 // how many of s.batched are this one's
+	stop  error // what ended the list
+}
+
+type named struct {
+	files.Entry
+	stat *files.Stat
+	err  error
+}
+
+// add takes an entry.
+func (b *batch) add(e files.Entry) error {
+	b.named = append(b.named, named{Entry: e})
+	if n := len(b.named); b.plus && n < batchEntries {
+		if int64(n) <= max(b.held, batchShort) || b.hold(int64(n)) {
+			return nil
+		}
+	}
+	return b.flush()
+}
+
+// hold asks for room for more than n entries.
+func (b *batch) hold(n int64) bool {
+	if b.s.batched.Add(n) > maxBatched {
+		b.s.batched.Add(-n)
+		return false
+	}
+	b.held += n
+	return true
+}
+
+// drop gives the room back.
+func (b *batch) drop() {
+	b.s.batched.Add(-b.held)
+	b.held = 0
+}
+
+// flush gives on what was collected.
+func (b *batch) flush() error {
+	if b.plus {
+		b.open()
+	}
+	for i := range b.named {
+		e := &b.named[i]
+		if b.stop = b.item(e.put); b.stop != nil {
+			return b.stop
+		}
+	}
+	b.named = b.named[:0]
+	return nil
+}
+
+// open reads the inodes.
+func (b *batch) open() {
+	order := make([]int, len(b.named))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(x, y int) int { return cmp.Compare(b.named[x].Ino, b.named[y].Ino) })
+	for _, i := range order {
+		e := &b.named[i]
+		if e.Name == "." || e.Name == ".." {
+			continue
+		}
+		f, err := b.fs.Open(context.Background(), e.Ino)
+		if err != nil {
+			e.err = err
+			continue
+		}
+		st := *f.Stat() // the file itself would keep what it was read from
+		e.stat = &st
+	}
+}
+
+// put writes an entry with what is behind it.
+func (e *named) put(p *message) {
+	p.putString(e.Name)
+	p.putUint(uint64(e.Ino))
+	p.putInt(int64(e.Type))
+	p.putBool(e.stat != nil)
+	if e.stat != nil {
+		p.putStat(e.stat)
+		return
+	}
+	p.putError(e.err)
 }
 
 // owners lists what ranges of a volume are for.
