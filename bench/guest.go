@@ -26,6 +26,7 @@ const (
 	guestSystem     = 9_400   // files as below /usr
 	guestFileBytes  = 60_000
 	guestSpace      = 2 << 30
+	manyBytes       = 2 << 30 // for ext4 to have 100,000 inodes
 	partitionStart  = 1 << 20
 	partitionBehind = 1 << 20 // the second table of a GPT lies there
 )
@@ -54,8 +55,8 @@ func (b *bench) guest(ctx context.Context, dir, kind string) (guest, error) {
 // many makes a disk with 100,000 names in one directory.
 func (b *bench) many(ctx context.Context, dir, kind string) (guest, error) {
 	g := guest{raw: filepath.Join(dir, "many-"+kind+".raw"), kind: kind, start: partitionStart,
-		size: 1<<30 - partitionStart - partitionBehind}
-	return g, b.once(ctx, g, 1<<30, func(top string) error {
+		size: manyBytes - partitionStart - partitionBehind}
+	return g, b.once(ctx, g, manyBytes, func(top string) error {
 		if err := os.Mkdir(filepath.Join(top, "many"), 0o755); err != nil {
 			return err
 		}
