@@ -43,6 +43,8 @@ const (
 var (
 	errLog      = errors.New("the log contradicts itself")
 	errChecksum = errors.New("checksum of a log record is wrong")
+	// errForeign is nothing that a write which was cut off leaves.
+	errForeign = errors.New("the log is of another file system or machine")
 )
 
 // journal is the log as an area of the volume.
@@ -62,6 +64,7 @@ type record struct {
 	operations           int
 	size                 int64 // the longest record, as it says
 	data                 []byte
+	bad                  error // its head contradicts itself: only its place and the tail are known
 }
 
 // wrap brings a block number back into the ring.
@@ -233,17 +236,20 @@ func (j *journal) wholeRecord() error {
 	if err != nil {
 		return err
 	}
+	if errors.Is(r.bad, errForeign) {
+		return r.bad
+	}
 	length := j.head - r.start
 	if length < 0 {
 		length += j.blocks
 	}
-	if length != r.heads+r.blocks {
+	if r.bad != nil || length != r.heads+r.blocks {
 		j.head = r.start
 	}
 	return nil
 }
 
-// before finds the last record that begins in the n blocks before a block.
+// before finds the last record that begins in the n blocks before a block. Its head may be bad.
 func (j *journal) before(block, n int64) (*record, error) {
 	for i := int64(1); i <= min(n, j.blocks); i++ {
 		at := j.wrap(block - i)
@@ -252,7 +258,9 @@ func (j *journal) before(block, n int64) (*record, error) {
 			return nil, err
 		}
 		if be32(b, 0) == recordMagic {
-			return j.parseHead(b, at)
+			r, err := j.parseHead(b, at)
+			r.bad = err
+			return r, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: no record begins in the %d blocks before block %d", errLog, n, block)
@@ -272,13 +280,13 @@ func (j *journal) after(block int64) (int64, error) {
 	return 0, fmt.Errorf("%w: no record begins from block %d to the head at %d", errLog, block, j.head)
 }
 
-// parseHead reads the first block of a record.
+// parseHead reads the first block of a record, which is given even if it is bad.
 func (j *journal) parseHead(b []byte, at int64) (*record, error) {
 	r := &record{start: at, heads: 1, cycle: be32(b, 4), lsn: be64(b, 16), tail: be64(b, 24),
 		operations: int(be32(b, 40))}
 	version, length := be32(b, 8), int64(be32(b, 12))
 	bad := func(what string, n any) (*record, error) {
-		return nil, fmt.Errorf("%w: record at block %d has %s %v", errLog, at, what, n)
+		return r, fmt.Errorf("%w: record at block %d has %s %v", errLog, at, what, n)
 	}
 	switch {
 	case be32(b, 0) != recordMagic:
@@ -288,9 +296,9 @@ func (j *journal) parseHead(b []byte, at int64) (*record, error) {
 	case length <= 0 || length > maxRecordBytes || version == 1 && length > recordStep:
 		return bad("length", length)
 	case !bytes.Equal(b[304:320], j.f.uuid[:]) && !bytes.Equal(b[304:320], make([]byte, 16)):
-		return bad("UUID", fmt.Sprintf("%x", b[304:320]))
+		return r, fmt.Errorf("%w: record at block %d has UUID %x", errForeign, at, b[304:320])
 	case be32(b, 300) != formatLittle:
-		return bad("byte order", be32(b, 300))
+		return r, fmt.Errorf("%w: record at block %d has byte order %d", errForeign, at, be32(b, 300))
 	}
 	r.size = recordStep
 	if size := int64(be32(b, 320)); version == 2 && size > recordStep {
@@ -408,7 +416,7 @@ func (j *journal) findTail(ctx context.Context) (clean bool, err error) {
 
 // unmounted tells whether the record is the last one and says that the file system was unmounted.
 func (j *journal) unmounted(last *record) (bool, error) {
-	if j.wrap(last.start+last.heads+last.blocks) != j.head || last.operations != 1 {
+	if last.bad != nil || j.wrap(last.start+last.heads+last.blocks) != j.head || last.operations != 1 {
 		return false, nil
 	}
 	r, err := j.record(last.start)

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package xfs
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+)
+
+// TestTorn spoils records of a log: what the kernel takes for a write that was cut off must be taken
+// for one, and where it refuses, the view must be incomplete.
+func TestTorn(t *testing.T) {
+	whole := image(t, "testdata/crashed5.gz")
+	f := openBytes(t, whole)
+	f.volume = bytes.NewReader(whole)
+	f.cache.drop()
+	j := &journal{f: f, blocks: f.logBlocks << f.blockLog / basicBlock}
+	j.off, _ = f.extentPlace(f.logStart, f.logBlocks)
+	if _, err := j.findHead(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.findTail(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var records []record
+	if _, err := j.each(t.Context(), j.tail, func(r *record) error {
+		records = append(records, *r)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(records) < 20 {
+		t.Fatalf("%d records, want more", len(records))
+	}
+	for _, tc := range []struct {
+		name string
+		last int // counted from the end, 1 is the last record
+		what string
+	}{
+		{"data of the last", 1, "data"}, {"head of the last", 1, "head"}, {"cycle of the last", 1, "cycle"},
+		{"magic of the last", 1, "magic"}, {"UUID of the last", 1, "uuid"}, {"third's head", 3, "head"},
+		{"third", 3, "data"}, {"sixth", 6, "cycle"}, {"eighth", 8, "data"}, {"middle", len(records) / 2, "data"},
+		{"first", len(records), "data"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			img := bytes.Clone(whole)
+			r := records[len(records)-tc.last]
+			at := j.off + r.start*basicBlock
+			switch tc.what {
+			case "data":
+				img[at+r.heads*basicBlock+5] ^= 1
+			case "magic":
+				img[at+1] ^= 1
+			case "uuid":
+				img[at+310] ^= 1
+			case "head":
+				img[at+13] ^= 1
+			case "cycle": // the last block of the record is of the turn before
+				img[at+(r.heads+r.blocks-1)*basicBlock+3]--
+			}
+			disk := filepath.Join(t.TempDir(), "disk")
+			if err := os.WriteFile(disk, img, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			g := openBytes(t, img)
+			probe := t.TempDir()
+			if out, err := exec.Command("mount", "-t", "xfs", "-o", "loop,nouuid", disk, probe).
+				CombinedOutput(); err != nil {
+				if v := g.View(); v.State != files.Incomplete {
+					t.Errorf("the kernel refuses it (%s), the view is %s", out, v.State)
+				}
+				return
+			}
+			if out, err := exec.Command("umount", probe).CombinedOutput(); err != nil {
+				t.Fatalf("umount: %s", out)
+			}
+			dir, _ := filestest.Mount(t, disk, "xfs", "nouuid", "ro")
+			same(t, g, filestest.ReadMounted(t, dir), files.Recovered)
+			t.Log(fmt.Sprint(g.View().Transactions, " transactions"))
+		})
+	}
+}
