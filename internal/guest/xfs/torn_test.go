@@ -13,6 +13,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // TestTorn spoils records of a log: what the kernel takes for a write that was cut off must be taken
@@ -71,6 +72,7 @@ func TestTorn(t *testing.T) {
 				t.Fatal(err)
 			}
 			g := openBytes(t, img)
+			testenv.NeedRoot(t)
 			probe := t.TempDir()
 			if out, err := exec.Command("mount", "-t", "xfs", "-o", "loop,nouuid", disk, probe).
 				CombinedOutput(); err != nil {
@@ -87,4 +89,32 @@ func TestTorn(t *testing.T) {
 			t.Log(fmt.Sprint(g.View().Transactions, " transactions"))
 		})
 	}
+}
+
+// TestAnotherUUID gives a file system another UUID, which version 5 then has besides the one in all
+// its blocks.
+func TestAnotherUUID(t *testing.T) {
+	testenv.Need(t, "xfs_admin")
+	disk := filestest.Make(t, t.TempDir(), 1<<30, "mkfs.xfs", "-q", "DISK")
+	if out, err := exec.Command("xfs_admin", "-U", "generate", disk).CombinedOutput(); err != nil {
+		t.Fatalf("xfs_admin: %v\n%s", err, out)
+	}
+	dir, unmount := filestest.Mount(t, disk, "xfs")
+	few(t, dir, true)
+	img, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := filestest.ReadMounted(t, dir)
+	f := openBytes(t, img)
+	if f.meta == f.uuid {
+		t.Error("the UUIDs are the same")
+	}
+	got, view, err := filestest.ReadView(t.Context(), f)
+	if err != nil || len(got) != len(want) || view.State != files.Recovered {
+		t.Errorf("%d names, want %d; the view is %+v: %v", len(got), len(want), view, err)
+	}
+	unmount()
+	dir, _ = filestest.Mount(t, disk, "xfs", "ro")
+	same(t, open(t, disk), filestest.ReadMounted(t, dir), files.Clean)
 }
