@@ -112,7 +112,8 @@ func (b *bench) newGuest(ctx context.Context, g guest, size int64, fill func(top
 	return g.mounted(ctx, "rw", fill)
 }
 
-// mounted mounts the file system for as long as do takes.
+// mounted mounts the file system for as long as do takes. Afterwards all is in the disk's file, and
+// the next mount is a new one.
 func (g guest) mounted(ctx context.Context, options string, do func(top string) error) error {
 	top, err := os.MkdirTemp(filepath.Dir(g.raw), "mounted-")
 	if err != nil {
@@ -121,13 +122,12 @@ func (g guest) mounted(ctx context.Context, options string, do func(top string) 
 	options = fmt.Sprintf("loop,noatime,%s,offset=%d,sizelimit=%d", options, g.start, g.size)
 	_, err = command(ctx, "mount", "-t", g.kind, "-o", options, g.raw, top)
 	if err == nil {
-		err = errors.Join(do(top), unmount(top))
+		err = errors.Join(do(top), unmount(top), g.released(context.WithoutCancel(ctx)))
 	}
 	return errors.Join(err, os.Remove(top))
 }
 
-// unmount waits until nobody is busy there and the loop device is gone too, so that the next mount
-// is a new one.
+// unmount waits until nobody is busy there.
 func unmount(top string) error {
 	var err error
 	for range 100 {
@@ -250,9 +250,6 @@ func okRun(ctx context.Context, exits []int, argv ...string) (cost, error) {
 // kernelRun runs a program on a new mount of the disk, of which nothing is cached. The time is that of
 // the program alone, without that of mounting.
 func kernelRun(ctx context.Context, g guest, argv func(top string) []string) (c cost, err error) {
-	if err := g.released(ctx); err != nil {
-		return c, err
-	}
 	if err := cool(g.raw); err != nil {
 		return c, err
 	}
@@ -260,5 +257,5 @@ func kernelRun(ctx context.Context, g guest, argv func(top string) []string) (c 
 		c, err = okRun(ctx, []int{0}, argv(top)...)
 		return err
 	})
-	return c, errors.Join(err, g.released(ctx))
+	return c, err
 }
