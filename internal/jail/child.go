@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -117,13 +118,14 @@ func drop(memory int64) error {
 		}
 	}
 	if os.Geteuid() == 0 {
-		// Those of the syscall package act on all threads.
-		if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(nobody, nobody, nobody),
-			syscall.Setresuid(nobody, nobody, nobody)); err != nil {
+		if err := becomeNobody(); err != nil {
 			return fmt.Errorf("become nobody: %w", err)
 		}
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return err
+	}
+	if err := dieWithParent(); err != nil {
 		return err
 	}
 	// It is one thread that has it when the filter asks; seccomp's TSYNC gives it to all.
@@ -133,6 +135,40 @@ func drop(memory int64) error {
 		return fmt.Errorf("no new privileges: %w", err)
 	}
 	return confine()
+}
+
+// becomeNobody gives up root's identity; in a user namespace that has only root, its capabilities.
+func becomeNobody() error {
+	// Those of the syscall package act on all threads.
+	err := syscall.Setresgid(nobody, nobody, nobody)
+	if errors.Is(err, syscall.EINVAL) {
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)),
+			uintptr(unsafe.Pointer(&none[0])), 0)
+		if errno != 0 {
+			return fmt.Errorf("%w, and %w", err, errno)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(syscall.Setgroups(nil), syscall.Setresuid(nobody, nobody, nobody))
+}
+
+// dieWithParent has the kernel end the child with its parent, even if who took it over does not
+// look at its sockets. Another user than before has to say so again.
+func dieWithParent() error {
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG,
+		uintptr(unix.SIGKILL), 0)
+	if errors.Is(errno, unix.ENOTSUP) { // built with cgo, as for the race detector
+		return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	}
+	if errno != 0 {
+		return fmt.Errorf("die with the parent: %w", errno)
+	}
+	return nil
 }
 
 // feeder has the parent read the disks.

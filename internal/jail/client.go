@@ -31,8 +31,8 @@ func (j *Jail) FS(ctx context.Context, vol int) (*FS, error) {
 	f := &FS{j: j, vol: int64(vol)}
 	var failed error
 	err := j.call(ctx, f.query(opMount), func(a *message, _ []byte) {
-		if failed = a.error(); failed == nil && json.Unmarshal([]byte(a.string()), &f.info) != nil {
-			a.bad = true
+		if failed = a.error(); failed == nil {
+			a.bad = json.Unmarshal([]byte(a.string()), &f.info) != nil || !saneInfo(&f.info)
 		}
 	})
 	if err != nil {
@@ -58,7 +58,11 @@ func (f *FS) Info() files.Info { return f.info }
 // View gives the state of what was read so far. If the child is gone, that is what it says.
 func (f *FS) View() files.View {
 	var v files.View
-	if err := f.j.value(context.Background(), f.query(opView), &v); err != nil {
+	err := f.j.value(context.Background(), f.query(opView), &v)
+	if err == nil && !saneView(&v) {
+		err = f.j.gone(errMessage)
+	}
+	if err != nil {
 		return files.View{State: files.Incomplete,
 			Problems: []files.Problem{{What: err.Error(), Offset: -1, Hides: true}}}
 	}
@@ -84,7 +88,7 @@ func (f *FS) Open(ctx context.Context, ino files.Ino) (files.File, error) {
 
 // Inodes gives all inodes in use.
 func (f *FS) Inodes(ctx context.Context, fn func(*files.Stat) error) error {
-	return f.j.list(ctx, f.query(opInodes), func(m *message) error { return fn(m.stat()) })
+	return each(ctx, f.j, f.query(opInodes), (*message).stat, fn)
 }
 
 // Owners tells what parts of the volume are for.
@@ -99,7 +103,7 @@ func (f *FS) Owners(ctx context.Context, ranges []files.Range, fn func(files.Own
 			q.putInt(r.Offset)
 			q.putInt(r.Length)
 		}
-		if err := f.j.list(ctx, q, func(m *message) error { return fn(m.owner()) }); err != nil {
+		if err := each(ctx, f.j, q, (*message).owner, fn); err != nil {
 			return err
 		}
 	}
@@ -127,6 +131,11 @@ func (f *FS) entries(ctx context.Context, dir files.Ino, plus bool,
 			behind = &file{fs: f, stat: m.stat()}
 		} else {
 			failed = m.error()
+		}
+		// A name that stands for nothing has a reason.
+		m.bad = m.bad || plus && behind == nil && failed == nil && e.Name != "." && e.Name != ".."
+		if m.bad {
+			return nil
 		}
 		if e.Name == "" || len(e.Name) > files.MaxNameBytes || strings.ContainsAny(e.Name, "/\x00") {
 			return &files.Error{What: fmt.Sprintf("directory %d: %q", dir, clip(e.Name)), Offset: -1,
@@ -182,7 +191,7 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *file) Extents(ctx context.Context, fn func(files.Extent) error) error {
-	return f.fs.j.list(ctx, f.query(opExtents), func(m *message) error { return fn(m.extent()) })
+	return each(ctx, f.fs.j, f.query(opExtents), (*message).extent, fn)
 }
 
 func (f *file) Entries(ctx context.Context, fn func(files.Entry) error) error {
@@ -192,7 +201,32 @@ func (f *file) Entries(ctx context.Context, fn func(files.Entry) error) error {
 }
 
 func (f *file) Xattrs(ctx context.Context, fn func(name string, value []byte) error) error {
+	total := 0
 	return f.fs.j.list(ctx, f.query(opXattrs), func(m *message) error {
-		return fn(m.string(), []byte(m.string()))
+		name, value := m.string(), m.string()
+		if m.bad {
+			return nil
+		}
+		if total += len(name) + len(value); total > maxXattrs {
+			return fmt.Errorf("the extended attributes of inode %d are more than %d bytes", f.stat.Ino, maxXattrs)
+		}
+		return fn(name, []byte(value))
+	})
+}
+
+// maxXattrs bounds the extended attributes of one inode, which are often kept together. ext4 has
+// room for a block and 64 KiB for each large value, XFS for as many as anybody sets.
+const maxXattrs = 16 << 20
+
+// each makes a call whose answer is a list of values.
+func each[T any](ctx context.Context, j *Jail, q *message, read func(*message) T,
+	fn func(T) error,
+) error {
+	return j.list(ctx, q, func(m *message) error {
+		v := read(m)
+		if m.bad {
+			return nil
+		}
+		return fn(v)
 	})
 }

@@ -19,13 +19,17 @@
 package jail
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,12 +51,19 @@ const (
 	// MemoryBytes bounds what a child may use.
 	MemoryBytes = 512 << 20
 	// patience is how long a child may compute without reading or answering. Nothing that a reader
-	// does between two reads of the disk takes a second.
+	// does between two reads of the disk takes a second. It is counted in looks, and not with a
+	// clock, which goes on while this program is stopped or the machine sleeps.
 	patience = time.Minute
+	// look is how often who waits for an answer looks up, at the context and at patience.
+	look = 200 * time.Millisecond
 	// grace is how long Close waits for reads of the disk that are under way.
 	grace = 2 * time.Second
 	// maxLayout bounds what a child may tell at once about the disks or a view, as JSON.
 	maxLayout = 16 << 20
+	// maxObjects bounds the objects in that; volume.Find and files.View list some thousands.
+	maxObjects = 1 << 17
+	// maxHits bounds the parts of volumes in one range of a disk: those of a striped volume.
+	maxHits = 1 << 20
 	// maxWords bounds what is kept of its last words.
 	maxWords = 8 << 10
 )
@@ -83,8 +94,9 @@ type Jail struct {
 	windows []byte
 	words   *words
 
+	volumes atomic.Int64 // how many the layout has
 	reading atomic.Int64 // reads of the disks that are under way
-	moved   atomic.Int64 // when something last happened, in nanoseconds since 1970
+	moved   atomic.Int64 // how often something happened
 
 	mu    sync.Mutex
 	cause error         // why the child was ended, nil if it ended by itself
@@ -122,7 +134,7 @@ func (j *Jail) start(ctx context.Context) (err error) {
 			err = errors.Join(err, f.Close())
 		}
 		if err != nil {
-			for _, f := range ours {
+			for _, f := range ours { // of a child that was never there
 				err = errors.Join(err, f.Close())
 			}
 		}
@@ -154,38 +166,71 @@ func (j *Jail) start(ctx context.Context) (err error) {
 			feedSocks = append(feedSocks, sock)
 			continue
 		}
-		// Who waits for an answer looks up from time to time, at the context and the clock.
-		tv := unix.NsecToTimeval(int64(200 * time.Millisecond))
-		if err := unix.SetsockoptTimeval(int(sock.Fd()), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		if err := waits(sock, look); err != nil {
 			return err
 		}
 		j.free <- &lane{sock: sock, window: j.windows[i*windowBytes:][:windowBytes],
 			buf: make([]byte, maxMessage)}
 	}
-	if err := j.spawn(theirs); err != nil {
+	if err := waits(j.life, patience); err != nil {
 		return err
 	}
-	j.moved.Store(time.Now().UnixNano())
+	if err := j.launch(theirs, ours); err != nil {
+		return err
+	}
+	ours = nil // they are given back with the child
 	for i, sock := range feedSocks {
 		window := j.windows[(lanes+i)*windowBytes:][:windowBytes]
 		j.feeds.Go(func() { j.feed(sock, window) })
 	}
-	go j.wait(ours)
-	if err := j.greet(); err != nil {
+	if err := cmp.Or(j.greet(), ctx.Err()); err != nil {
 		return errors.Join(err, j.Close())
 	}
-	return ctx.Err()
+	return nil
+}
+
+// waits bounds how long a receive on a socket takes, and a send: a child that was taken over may
+// answer and never read.
+func waits(sock *os.File, receive time.Duration) error {
+	for what, d := range map[int]time.Duration{unix.SO_RCVTIMEO: receive, unix.SO_SNDTIMEO: patience} {
+		tv := unix.NsecToTimeval(int64(d))
+		if err := unix.SetsockoptTimeval(int(sock.Fd()), unix.SOL_SOCKET, what, &tv); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// launch starts the child, and has it waited for.
+func (j *Jail) launch(inherit, ours []*os.File) error {
+	started := make(chan error)
+	go func() {
+		// The kernel ends the child with the thread that started it, so that thread has to stay.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := j.spawn(inherit)
+		started <- err
+		if err == nil {
+			j.wait(ours)
+		}
+	}()
+	return <-started
 }
 
 // memory makes the memory that both share.
 func (j *Jail) memory() (*os.File, error) {
-	fd, err := unix.MemfdCreate(childName, unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(childName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), childName)
 	size := (lanes + feeds) * windowBytes
 	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	// Who shortens memory that another has mapped ends that one with SIGBUS.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS,
+		unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	j.windows, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -197,13 +242,14 @@ func (j *Jail) memory() (*os.File, error) {
 
 // spawn starts the child, in namespaces of its own where the kernel lets us.
 func (j *Jail) spawn(inherit []*os.File) error {
+	keepDescriptors()
 	flags := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNS)
 	attempt := func(attr *syscall.SysProcAttr) error {
 		j.cmd = &exec.Cmd{Path: "/proc/self/exe", Args: []string{childName}, Env: []string{},
 			Dir: "/", Stderr: j.words, ExtraFiles: inherit, SysProcAttr: attr}
 		return j.cmd.Start()
 	}
-	attr := &syscall.SysProcAttr{Cloneflags: flags, Setpgid: true}
+	attr := &syscall.SysProcAttr{Cloneflags: flags, Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
 		attr.Cloneflags |= unix.CLONE_NEWUSER
 		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: nobody, HostID: os.Getuid(), Size: 1}}
@@ -214,7 +260,23 @@ func (j *Jail) spawn(inherit []*os.File) error {
 	}
 	// Containers and hardened kernels allow no namespaces. The filter of system calls, which the
 	// child does not run without, leaves nothing for them to hide.
-	return attempt(&syscall.SysProcAttr{Setpgid: true})
+	return attempt(&syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL})
+}
+
+// keepDescriptors keeps what this program was started with (a lock that a script holds, a pipe of
+// another program) from the child. What this program opens itself is closed there anyway.
+func keepDescriptors() {
+	const first = 3
+	if unix.CloseRange(first, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	var most unix.Rlimit // Linux before 5.11
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &most) != nil {
+		most.Cur = 1024
+	}
+	for fd := first; fd < int(min(most.Cur, 1<<16)); fd++ {
+		unix.CloseOnExec(fd)
+	}
 }
 
 // greet tells the child what it is for, and waits until it is confined.
@@ -284,12 +346,17 @@ func (j *Jail) end(cause error) {
 	_ = j.cmd.Process.Kill() // it may have ended already
 }
 
-// gone gives the reason why the child is gone, after it was seen that it is.
+// gone gives the reason why the child is gone, after it was seen that it is, or has to be.
 func (j *Jail) gone(err error) error {
 	if !errors.Is(err, io.EOF) {
-		j.end(err)
+		j.end(&CrashError{How: "it was ended: " + err.Error()})
 	}
-	<-j.done
+	select {
+	case <-j.done:
+	case <-time.After(grace):
+		j.end(&CrashError{How: "it was ended since it closed its socket"})
+		<-j.done
+	}
 	return j.ended
 }
 
@@ -315,18 +382,18 @@ func (j *Jail) feed(sock *os.File, window []byte) {
 			return
 		}
 		if err != nil {
-			j.end(err)
+			j.end(&CrashError{How: "it was ended: " + err.Error()})
 			return
 		}
 		disk, off, want := m.int(), m.int(), m.int()
 		if m.bad || disk < 0 || disk >= int64(len(j.disks)) || off < 0 || want < 0 || want > windowBytes {
-			j.end(errMessage)
+			j.end(&CrashError{How: "it was ended: " + errMessage.Error()})
 			return
 		}
 		j.reading.Add(1)
-		n, err := j.disks[disk].Data.ReadAt(window[:want], off)
+		n, err := readDisk(&j.disks[disk], window[:want], off)
 		j.reading.Add(-1)
-		j.moved.Store(time.Now().UnixNano())
+		j.moved.Add(1)
 		a := message{b: buf[:0]}
 		a.putInt(int64(n))
 		if n == int(want) {
@@ -342,6 +409,21 @@ func (j *Jail) feed(sock *os.File, window []byte) {
 	}
 }
 
+// readDisk reads a disk up to its end; where that is, the child may not know.
+func readDisk(d *volume.Disk, p []byte, off int64) (int, error) {
+	if left := max(d.Size-off, 0); int64(len(p)) > left {
+		if left == 0 {
+			return 0, io.EOF
+		}
+		n, err := d.Data.ReadAt(p[:left], off)
+		if int64(n) == left {
+			err = io.EOF
+		}
+		return n, err
+	}
+	return d.Data.ReadAt(p, off)
+}
+
 // call sends a call and gives the answer, which use reads before the lane is free for others.
 func (j *Jail) call(ctx context.Context, q *message, use func(a *message, window []byte)) error {
 	var l *lane
@@ -355,10 +437,10 @@ func (j *Jail) call(ctx context.Context, q *message, use func(a *message, window
 		return ctx.Err()
 	}
 	defer func() { j.free <- l }()
-	j.moved.Store(time.Now().UnixNano())
 	if err := send(int(l.sock.Fd()), q.b); err != nil {
 		return j.gone(err)
 	}
+	moved, quiet := j.moved.Add(1), time.Duration(0)
 	for {
 		a, err := receive(int(l.sock.Fd()), l.buf)
 		switch {
@@ -368,13 +450,17 @@ func (j *Jail) call(ctx context.Context, q *message, use func(a *message, window
 				j.end(ctx.Err())
 				return ctx.Err()
 			}
-			if j.reading.Load() == 0 && time.Since(time.Unix(0, j.moved.Load())) > patience {
+			quiet += look
+			if now := j.moved.Load(); now != moved || j.reading.Load() > 0 {
+				moved, quiet = now, 0
+			}
+			if quiet > patience {
 				j.end(&CrashError{How: fmt.Sprintf("it was ended since it computed for %v", patience)})
 			}
 		case err != nil:
 			return j.gone(err)
 		default:
-			j.moved.Store(time.Now().UnixNano())
+			j.moved.Add(1)
 			use(a, l.window)
 			if a.bad {
 				return j.gone(errMessage)
@@ -396,17 +482,20 @@ func (j *Jail) list(ctx context.Context, q *message, item func(*message) error) 
 		if err != nil {
 			return err
 		}
-		for mark := page.int(); mark == markItem; mark = page.int() {
-			if err := item(&page); err != nil {
+		mark, items := page.int(), 0
+		for ; mark == markItem; mark = page.int() {
+			err := item(&page)
+			if page.bad {
+				break // what item was given is nothing that the child said
+			}
+			if err != nil {
 				return errors.Join(err, j.forget(ctx, id))
 			}
-			if page.bad {
-				break
-			}
+			items++
 		}
 		switch {
-		case page.bad:
-			return j.gone(errMessage)
+		case page.bad, id != 0 && (mark != markMore || items == 0), id == 0 && mark != markEnd:
+			return j.gone(errMessage) // pages of nothing would go on for ever
 		case id == 0:
 			err := page.error()
 			if page.bad {
@@ -444,7 +533,8 @@ func (j *Jail) value(ctx context.Context, q *message, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(all, v); err != nil {
+	// Each object takes more memory than its text.
+	if bytes.Count(all, []byte("{")) > maxObjects || json.Unmarshal(all, v) != nil {
 		return j.gone(errMessage)
 	}
 	return nil
@@ -458,7 +548,11 @@ func (j *Jail) Layout(ctx context.Context) (*volume.Layout, error) {
 	if err := j.value(ctx, q, l); err != nil {
 		return nil, err
 	}
+	if !sane(l, len(j.disks)) {
+		return nil, j.gone(errMessage)
+	}
 	l.Disks = j.disks
+	j.volumes.Store(int64(len(l.Volumes)))
 	return l, nil
 }
 
@@ -473,7 +567,16 @@ func (j *Jail) Within(ctx context.Context, disk int, off, length int64) ([]volum
 	err := j.list(ctx, q, func(m *message) error {
 		var h volume.Hit
 		if err := json.Unmarshal([]byte(m.string()), &h); err != nil {
-			return j.gone(errMessage)
+			m.bad = true
+			return nil
+		}
+		switch {
+		case h.Volume < 0 || int64(h.Volume) >= j.volumes.Load() || !inside(h.Offset, h.Length) ||
+			!inside(h.At, h.Length):
+			m.bad = true
+			return nil
+		case len(hits) == maxHits:
+			return fmt.Errorf("more than %d pieces of volumes are in one range: ask for less", maxHits)
 		}
 		hits = append(hits, h)
 		return nil

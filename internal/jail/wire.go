@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,7 @@ import (
 // the other: what does not parse ends the child.
 //
 //	call      op, numbers of the op               parent to child, on a lane
-//	answer    answerOK, results                   child to parent
-//	          answerError, an error
+//	answer    results, or an error                child to parent
 //	read      disk, offset, length                child to parent, on a feed
 //	fed       bytes that were read, an error      parent to child; the bytes are in shared memory
 const (
@@ -154,6 +154,7 @@ func (m *message) stat() *files.Stat {
 		*t = m.time()
 	}
 	s.Generation, s.Flags, s.Project = uint32(m.int()), uint32(m.int()), uint32(m.int())
+	m.bad = m.bad || s.Size < 0 || s.Sectors < 0 || s.Sectors > math.MaxInt64/512
 	return s
 }
 
@@ -166,8 +167,10 @@ func (m *message) putExtent(e files.Extent) {
 }
 
 func (m *message) extent() files.Extent {
-	return files.Extent{Offset: m.int(), Length: m.int(), Volume: m.int(), Unwritten: m.bool(),
+	e := files.Extent{Offset: m.int(), Length: m.int(), Volume: m.int(), Unwritten: m.bool(),
 		Shared: m.bool()}
+	m.bad = m.bad || !inside(e.Offset, e.Length)
+	return e
 }
 
 func (m *message) putOwner(o files.Owner) {
@@ -180,8 +183,15 @@ func (m *message) putOwner(o files.Owner) {
 }
 
 func (m *message) owner() files.Owner {
-	return files.Owner{Range: files.Range{Offset: m.int(), Length: m.int()},
+	o := files.Owner{Range: files.Range{Offset: m.int(), Length: m.int()},
 		Use: files.Use(m.string()), Ino: files.Ino(m.uint()), File: m.int(), What: m.string()}
+	m.bad = m.bad || !inside(o.Range.Offset, o.Range.Length)
+	return o
+}
+
+// inside reports whether a range begins and ends where something can be.
+func inside(off, length int64) bool {
+	return off >= 0 && length >= 0 && off <= math.MaxInt64-length
 }
 
 // send sends a message over a socket, and receive takes one; both wait. Receive gives io.EOF when
