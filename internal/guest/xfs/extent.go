@@ -61,7 +61,7 @@ type forkWalk struct {
 // walk reads the extents in order. It reads on after a block that cannot be read, and ends with
 // the first error in that case.
 func (w *forkWalk) walk(ctx context.Context) error {
-	w.whole, w.max = true, w.n.f.blocks
+	w.whole, w.max = true, min(w.n.f.blocks, w.n.f.size/w.n.f.block)
 	var err error
 	switch w.fork.format {
 	case formatExtents:

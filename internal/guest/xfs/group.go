@@ -211,13 +211,14 @@ type treeWalk struct {
 	block func(int64) error  // is told each block of the btree, if not nil
 	fn    func([]byte) error // gets the records in order
 	max   int64              // blocks that may still be read
+	top   int                // level of the root, which alone may be empty
 }
 
 // walk reads the records of a btree in order, without those of blocks that end before the key
 // from; the last record before from is among them. It reads on after a block that cannot be read,
 // and ends with the first error in that case.
 func (w *treeWalk) walk(ctx context.Context, r root) error {
-	w.max = w.f.groupLength(w.group)
+	w.max, w.top = min(w.f.groupLength(w.group), w.f.size/w.f.block), r.levels-1
 	if r.levels < 1 || r.levels > maxLevels {
 		off := w.f.place(w.group, 0)
 		return w.f.fail(fmt.Sprintf("%s of group %d", w.kind.name, w.group), off, 0,
@@ -225,6 +226,9 @@ func (w *treeWalk) walk(ctx context.Context, r root) error {
 	}
 	return w.node(ctx, r.block, r.levels-1, 0, math.MaxUint32+1)
 }
+
+// loose tells whether the first 32 bits are not all that a btree is sorted by.
+func (k *treeKind) loose() bool { return k.overlapping || k.name == bySizeTree().name }
 
 // order is what a btree is sorted by, its first 32 bits; the tree by size is sorted by those of the
 // size and is only ever walked for its blocks.
@@ -258,7 +262,8 @@ func (w *treeWalk) node(ctx context.Context, block int64, level int, low, high i
 	last := low
 	for i := range records {
 		key := w.order(b[head+i*size:])
-		if key < last || key > high || key == high && !w.kind.overlapping && high != low {
+		// Equal ones are possible where that is not all that the tree is sorted by.
+		if key < last || key > high || !w.kind.loose() && (key == high || i > 0 && key == last) {
 			return w.f.fail(what, w.f.place(w.group, block), 0, fmt.Errorf(
 				"key %d of %d in level %d is %d, which is not from %d to %d", i, records, level, key,
 				last, high))
@@ -346,7 +351,8 @@ func (w *treeWalk) load(block int64, level int) (b []byte, records int, err erro
 	if got := int(be16(b, 4)); got != level {
 		return nil, 0, fmt.Errorf("has level %d, want %d", got, level)
 	}
-	if most := (int(f.block) - w.headBytes()) / size; records > most {
+	most := (int(f.block) - w.headBytes()) / size
+	if records > most || records == 0 && (level > 0 || w.top > 0) {
 		return nil, 0, fmt.Errorf("has %d records, at most %d fit", records, most)
 	}
 	return b, records, nil
