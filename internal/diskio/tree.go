@@ -4,12 +4,12 @@
 package diskio
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,9 +68,14 @@ func (t *Tree) Mknod(p string, mode, major, minor uint32) error {
 	})
 }
 
+// open opens a directory. What somebody put in its place is neither followed nor waited for.
+func (t *Tree) open(p string) (*os.File, error) {
+	return t.root.OpenFile(p, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+}
+
 // in calls fn with the directory that holds p and the last part of it.
 func (t *Tree) in(p string, fn func(dir int, base string) error) error {
-	d, err := t.root.Open(path.Dir(p))
+	d, err := t.open(path.Dir(p))
 	if err != nil {
 		return err
 	}
@@ -95,10 +100,13 @@ func (t *Tree) SetAttributes(p string, a Attributes) []error {
 		}
 	}
 	if a.Owner {
-		keep(t.root.Lchown(p, a.UID, a.GID))
+		if err := t.root.Lchown(p, a.UID, a.GID); err != nil {
+			not = append(not, err)
+			a.Mode &^= unix.S_ISUID | unix.S_ISGID
+		}
 	}
 	if st.IsDir() {
-		d, err := t.root.Open(p)
+		d, err := t.open(p)
 		if err != nil {
 			return append(not, err)
 		}
@@ -158,25 +166,35 @@ func fileMode(mode uint32) fs.FileMode {
 // NewFile is a file that is being written. It has its name only when it is whole.
 type NewFile struct {
 	*os.File
-	tree       *Tree
-	part, name string
+	tree *Tree
+	name string
+	// part is its name until then; "" where the file system has files without a name.
+	part string
 }
 
-// partName begins the names of files that are not whole yet.
+// partName begins the names of files that are not whole yet, and have to have one.
 const partName = ".shisa-part-"
 
-// Create makes a file that will be called p. Until Commit it has another name in the same directory,
-// from key, which no other file there may have; what an earlier run left behind under that name is
-// made anew.
-func (t *Tree) Create(p string, key uint64) (*NewFile, error) {
-	n := &NewFile{tree: t, name: p,
-		part: path.Join(path.Dir(p), partName+strconv.FormatUint(key, 10))}
-	if st, err := t.root.Lstat(n.part); err == nil && st.Mode().IsRegular() {
-		if err := t.root.Remove(n.part); err != nil {
-			return nil, err
+// Create makes a file that will be called p. Until Commit it has no name, so that nothing is left of
+// it if we are killed, or one that nobody else chooses.
+func (t *Tree) Create(p string) (*NewFile, error) {
+	n := &NewFile{tree: t, name: p}
+	err := t.in(p, func(dir int, _ string) error {
+		fd, err := unix.Openat(dir, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			n.File = os.NewFile(uintptr(fd), path.Join(t.dir, p))
 		}
+		return err
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		return t.createNamed(p)
 	}
-	var err error
+	return n, err
+}
+
+// createNamed is Create where every file has to have a name.
+func (t *Tree) createNamed(p string) (n *NewFile, err error) {
+	n = &NewFile{tree: t, name: p, part: path.Join(path.Dir(p), partName+rand.Text())}
 	n.File, err = t.root.OpenFile(n.part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return n, err
 }
@@ -187,9 +205,14 @@ func (n *NewFile) Commit(a Attributes) (not []error, err error) {
 	if a.Owner {
 		if err := n.Chown(a.UID, a.GID); err != nil {
 			not = append(not, err)
+			a.Mode &^= unix.S_ISUID | unix.S_ISGID // they would make it a program of ours
 		}
 	}
 	not = append(not, setAttributes(n.File, a)...)
+	if n.part == "" {
+		err = n.tree.in(n.name, func(dir int, base string) error { return linkOpen(n.File, dir, base) })
+		return not, errors.Join(err, n.Close())
+	}
 	if err := n.Close(); err != nil {
 		return not, errors.Join(err, n.tree.root.Remove(n.part))
 	}
@@ -209,7 +232,20 @@ func (n *NewFile) Commit(a Attributes) (not []error, err error) {
 	return not, nil
 }
 
+// linkOpen gives a file without a name one, which must not exist (open(2), "O_TMPFILE").
+func linkOpen(f *os.File, dir int, base string) error {
+	err := unix.Linkat(int(f.Fd()), "", dir, base, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.ENOENT) { // only root may do it so
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), dir, base,
+			unix.AT_SYMLINK_FOLLOW)
+	}
+	return err
+}
+
 // Discard takes the file away again.
 func (n *NewFile) Discard() error {
+	if n.part == "" {
+		return n.Close()
+	}
 	return errors.Join(n.Close(), n.tree.root.Remove(n.part))
 }

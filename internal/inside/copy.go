@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -61,10 +63,7 @@ func Copy(ctx context.Context, from *files.Found, fsys files.FS, tree *diskio.Tr
 	if err != nil {
 		return c.done, err
 	}
-	// Directories get their attributes when nothing changes in them any more, the deepest first.
-	for i := len(c.dirs) - 1; i >= 0; i-- {
-		c.unset(c.dirs[i].path, tree.SetAttributes(c.dirs[i].path, c.dirs[i].attributes))
-	}
+	c.leave("")
 	return c.done, nil
 }
 
@@ -75,12 +74,38 @@ type copier struct {
 	done     *Copied
 	from, to string
 	first    map[files.Ino]string
-	dirs     []copiedDir
+	dirs     []copiedDir // those that the walk is in
 }
 
 type copiedDir struct {
-	path       string
+	path, to   string
 	attributes diskio.Attributes
+}
+
+// leave gives directories their attributes in which nothing changes any more, the deepest first:
+// those that next does not lie in.
+func (c *copier) leave(next string) {
+	for n := len(c.dirs) - 1; n >= 0; n-- {
+		d := c.dirs[n]
+		if next == d.path || strings.HasPrefix(next, strings.TrimSuffix(d.path, "/")+"/") {
+			return
+		}
+		c.unset(d.path, c.tree.SetAttributes(d.to, d.attributes))
+		c.dirs = c.dirs[:n]
+	}
+}
+
+// only tells whether an error of making something concerns its name or size alone: the target takes
+// no such names, no file so long, or has that name already, as where case does not count or a
+// broken directory has it twice.
+func only(err error) bool {
+	for _, of := range []error{unix.EEXIST, unix.ENAMETOOLONG, unix.EINVAL, unix.EILSEQ, unix.EFBIG,
+		unix.EMLINK, unix.ENOTSUP} {
+		if errors.Is(err, of) {
+			return true
+		}
+	}
+	return false
 }
 
 // target is where a path of the guest goes.
@@ -107,8 +132,19 @@ func (c *copier) unset(p string, not []error) {
 	}
 }
 
-// one copies one name.
+// one copies one name. What only that name does not allow is lost, with what is below it.
 func (c *copier) one(f *files.Found) error {
+	c.leave(f.Path)
+	err := c.make(f)
+	top := !strings.Contains(c.target(f.Path), "/") // what is there already was not made by this copy
+	if only(err) && (!top || c.o.Resume || !errors.Is(err, fs.ErrExist)) {
+		c.lost(f.Path, err)
+		return files.ErrSkip
+	}
+	return err
+}
+
+func (c *copier) make(f *files.Found) error {
 	if f.Err != nil {
 		c.lost(f.Path, f.Err)
 		return nil
@@ -120,26 +156,35 @@ func (c *copier) one(f *files.Found) error {
 		return err
 	}
 	if first, linked := c.first[st.Ino]; linked {
+		if err := c.tree.Link(first, to); err != nil {
+			return err
+		}
 		c.done.Links++
-		return c.tree.Link(first, to)
+		return nil
 	}
 	a := c.attributes(f)
 	switch st.Mode & files.TypeMask {
 	case files.TypeDir:
+		if err := c.tree.Mkdir(to); err != nil {
+			return err
+		}
 		c.done.Directories++
-		c.dirs = append(c.dirs, copiedDir{to, a})
-		return c.tree.Mkdir(to)
+		c.dirs = append(c.dirs, copiedDir{f.Path, to, a})
+		return nil
 	case files.TypeRegular:
 		err = c.file(f, to, a)
 	case files.TypeLink:
 		err = c.link(f, to, a)
-	default:
+	case files.TypeChar, files.TypeBlock, files.TypeFIFO, files.TypeSocket:
 		if err = c.tree.Mknod(to, st.Mode, st.Major, st.Minor); err != nil {
 			c.lost(f.Path, err) // only root makes devices
 			return nil
 		}
 		c.done.Nodes++
 		c.unset(f.Path, c.tree.SetAttributes(to, a))
+	default:
+		c.lost(f.Path, fmt.Errorf("its mode %#o names no type", st.Mode))
+		return nil
 	}
 	if err == nil {
 		c.remember(st, to)
@@ -182,13 +227,13 @@ func (c *copier) there(f *files.Found, to string) (kept bool, err error) {
 	}
 	if st.IsDir() && have.IsDir() && c.o.Resume {
 		c.done.Kept++
-		c.dirs = append(c.dirs, copiedDir{to, c.attributes(f)})
+		c.dirs = append(c.dirs, copiedDir{f.Path, to, c.attributes(f)})
 		return true, nil
 	}
 	same := have.Mode().Type() == typeOf(st.Mode) && (have.Mode()&os.ModeSymlink != 0 ||
 		(!have.Mode().IsRegular() || have.Size() == st.Size) && have.ModTime().Equal(Time(st.Mtime)))
 	if !c.o.Resume || !same {
-		return false, &fs.PathError{Op: "create", Path: to, Err: fs.ErrExist}
+		return false, &fs.PathError{Op: "create", Path: to, Err: unix.EEXIST}
 	}
 	c.done.Kept++
 	c.remember(st, to)
@@ -224,6 +269,11 @@ func (c *copier) attributes(f *files.Found) diskio.Attributes {
 	st := f.File.Stat()
 	a := diskio.Attributes{Mode: st.Mode &^ files.TypeMask, Owner: c.o.Owner, UID: int(st.UID),
 		GID: int(st.GID), Atime: Time(st.Atime), Mtime: Time(st.Mtime)}
+	if !c.o.Owner && !st.IsDir() && a.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		// It would be a stranger's program that anybody runs as whoever makes this copy.
+		a.Mode &^= unix.S_ISUID | unix.S_ISGID
+		c.unset(f.Path, []error{errors.New("the set-user-ID bits, without its owner")})
+	}
 	err := f.File.Xattrs(c.ctx, func(name string, value []byte) error {
 		if a.Xattrs == nil {
 			a.Xattrs = make(map[string][]byte)
@@ -254,7 +304,7 @@ func (c *copier) link(f *files.Found, to string, a diskio.Attributes) error {
 
 // file copies a regular file. One that cannot be read to its end is not left behind half.
 func (c *copier) file(f *files.Found, to string, a diskio.Attributes) error {
-	n, err := c.tree.Create(to, uint64(f.Entry.Ino))
+	n, err := c.tree.Create(to)
 	if err != nil {
 		return err
 	}

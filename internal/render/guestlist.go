@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -138,7 +139,7 @@ func NewGuestEnd(view files.View, unread int64, missing int64, changed []string,
 	switch {
 	case errors.Is(err, context.Canceled):
 		e.Error, applies = "interrupted", append(applies, finding.StatusInterrupted)
-	case errors.As(err, new(*fs.PathError)):
+	case errors.As(err, new(*fs.PathError)), errors.As(err, new(*os.LinkError)):
 		// It is not the guest that is at fault: something could not be written.
 		e.Error, applies = err.Error(), append(applies, finding.StatusFailed)
 	case err != nil:
