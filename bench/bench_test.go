@@ -261,3 +261,25 @@ func TestFamilyPeak(t *testing.T) {
 		t.Error("familyPeak of a program that fails succeeded")
 	}
 }
+
+func TestRoom(t *testing.T) {
+	b := &bench{options: options{dir: "here"}}
+	dir := t.TempDir()
+	for _, c := range []struct {
+		name   string
+		r      row
+		quick  bool
+		enough bool
+	}{
+		{"nothing", row{}, false, true},
+		{"too much", row{space: 1 << 60}, false, false},
+		{"quick and small", row{space: 1 << 30, scales: true}, true, true},
+		{"quick and all the same", row{space: 1 << 60}, true, false},
+	} {
+		b.quick = c.quick
+		res, err := b.room(dir, c.r)
+		if err != nil || (res.missing == "") != c.enough {
+			t.Errorf("room(%s) = %q, %v, want enough %v", c.name, res.missing, err, c.enough)
+		}
+	}
+}

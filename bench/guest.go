@@ -112,6 +112,8 @@ func (b *bench) newGuest(ctx context.Context, g guest, size int64, fill func(top
 	return g.mounted(ctx, "rw", fill)
 }
 
+var errMount = errors.New("the kernel here does not mount this file system, or not for this user")
+
 // mounted mounts the file system for as long as do takes. Afterwards all is in the disk's file, and
 // the next mount is a new one.
 func (g guest) mounted(ctx context.Context, options string, do func(top string) error) error {
@@ -120,8 +122,9 @@ func (g guest) mounted(ctx context.Context, options string, do func(top string) 
 		return err
 	}
 	options = fmt.Sprintf("loop,noatime,%s,offset=%d,sizelimit=%d", options, g.start, g.size)
-	_, err = command(ctx, "mount", "-t", g.kind, "-o", options, g.raw, top)
-	if err == nil {
+	if _, err = command(ctx, "mount", "-t", g.kind, "-o", options, g.raw, top); err != nil {
+		err = fmt.Errorf("%w: %w", errMount, err)
+	} else {
 		err = errors.Join(do(top), unmount(top), g.released(context.WithoutCancel(ctx)))
 	}
 	return errors.Join(err, os.Remove(top))

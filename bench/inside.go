@@ -17,11 +17,11 @@ import (
 // Both sides begin with the disk out of the page cache, in turn. The time of mounting is not counted.
 func insideRows() []row {
 	rows := []row{
-		{name: "disk cat: one file of a 10 GiB guest", space: 2 * guestSpace, special: catRow},
-		{name: "disk ls -lR of a 10 GiB guest", space: 2 * guestSpace, special: listGuestfsRow},
+		{name: "disk cat: one file of a 10 GiB guest", space: 2 * guestSpace, scales: true, special: catRow},
+		{name: "disk ls -lR of a 10 GiB guest", space: 2 * guestSpace, scales: true, special: listGuestfsRow},
 	}
 	add := func(name string, space int64, measure func(context.Context, *bench, string) (result, error)) {
-		rows = append(rows, row{name: name, space: space,
+		rows = append(rows, row{name: name, space: space, scales: true,
 			special: func(ctx context.Context, b *bench, dir string) result {
 				res, err := measure(ctx, b, dir)
 				if err != nil {
@@ -32,16 +32,16 @@ func insideRows() []row {
 	}
 	for _, kind := range []string{"ext4", "xfs"} {
 		for _, format := range []string{"raw", "qcow2"} {
-			add("disk find: 30,000 names, "+kind+", "+format, 4*guestSpace,
+			add("disk find: 30,000 names, "+kind+", "+format, 2*guestSpace,
 				func(ctx context.Context, b *bench, dir string) (result, error) {
 					return b.find(ctx, dir, kind, format)
 				})
 		}
-		add("disk cp: one file of 1 GiB, "+kind, 5*guestSpace,
+		add("disk cp: one file of 1 GiB, "+kind, 2*guestSpace,
 			func(ctx context.Context, b *bench, dir string) (result, error) {
 				return b.copyOut(ctx, dir, kind, "/srv/big", false)
 			})
-		add("disk cp: 20,000 files, "+kind, 5*guestSpace,
+		add("disk cp: 20,000 files, "+kind, 2*guestSpace,
 			func(ctx context.Context, b *bench, dir string) (result, error) {
 				return b.copyOut(ctx, dir, kind, "/srv/small", true)
 			})

@@ -126,13 +126,19 @@ func (b *bench) run(ctx context.Context) (status int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := b.prepare(ctx, dir, rows); err != nil {
+	if err := b.prepare(ctx, dir); err != nil {
 		return 0, err
 	}
 	t := newTable(b)
 	for i, r := range rows {
 		fmt.Fprintf(b.log, "[%d/%d] %s\n", i+1, len(rows), r.name)
-		res := r.measure(ctx, b, dir)
+		res, err := b.room(dir, r)
+		if err != nil {
+			return 0, err
+		}
+		if res.missing == "" {
+			res = r.measure(ctx, b, dir)
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -145,31 +151,34 @@ func (b *bench) run(ctx context.Context) (status int, err error) {
 	return t.status(), nil
 }
 
-// prepare looks for the programs and the space, and builds shisa.
-func (b *bench) prepare(ctx context.Context, dir string, rows []row) (err error) {
+// room tells whether there is space for a row. What another row left is counted as taken.
+func (b *bench) room(dir string, r row) (res result, err error) {
+	const spare = 256 << 20
+	need := spare + r.space
+	if r.scales && b.quick {
+		need = spare + r.space/16
+	}
+	if r.image != nil {
+		need += r.image.bytesOnDisk(b.quick)
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return res, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		res.missing = fmt.Sprintf("%s has %d MiB free, %d MiB are needed; name another place with --dir",
+			b.dir, free>>20, need>>20)
+	}
+	return res, nil
+}
+
+// prepare looks for the programs, and builds shisa.
+func (b *bench) prepare(ctx context.Context, dir string) (err error) {
 	if b.qemuImg, err = exec.LookPath("qemu-img"); err != nil {
 		return fmt.Errorf("%w (on Debian: apt-get install qemu-utils)", err)
 	}
 	if b.qemuIO, err = exec.LookPath("qemu-io"); err != nil {
 		return fmt.Errorf("%w (on Debian: apt-get install qemu-utils)", err)
-	}
-	// One image is there at a time.
-	const spare = 256 << 20
-	need := int64(spare)
-	for _, r := range rows {
-		own := spare + r.space
-		if r.image != nil {
-			own += r.image.bytesOnDisk(b.quick)
-		}
-		need = max(need, own)
-	}
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("free space of %s: %w", dir, err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < need {
-		return fmt.Errorf("%s has %d MiB free, %d MiB are needed; name another place with --dir",
-			b.dir, free>>20, need>>20)
 	}
 	if b.binary != "" {
 		b.shisa, err = filepath.Abs(b.binary)

@@ -21,20 +21,20 @@ const (
 	manyInodesQuick = 200_000
 	inodesEach      = 10_000 // in a directory
 	inodesBytes     = 8 << 30
-	inodesSpace     = 3<<30 + 4*guestSpace // beside the guests
+	inodesSpace     = 3 << 30
 	memoryMiB       = 256
 )
 
 func memoryRows() []row {
 	name := "memory: disk %s, 5 million inodes"
 	return []row{
-		{name: fmt.Sprintf(name, "find"), space: inodesSpace,
+		{name: fmt.Sprintf(name, "find"), space: inodesSpace, scales: true,
 			special: func(ctx context.Context, b *bench, dir string) result {
 				return b.memory(ctx, dir, func(disk string) ([]string, error) {
 					return []string{b.shisa, "disk", "find", disk}, nil
 				})
 			}},
-		{name: fmt.Sprintf(name, "who"), space: inodesSpace,
+		{name: fmt.Sprintf(name, "who"), space: inodesSpace, scales: true,
 			special: func(ctx context.Context, b *bench, dir string) result {
 				return b.memory(ctx, dir, func(disk string) ([]string, error) {
 					sector, err := sectorOf(ctx, disk, "/last")

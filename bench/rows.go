@@ -15,6 +15,8 @@ type row struct {
 	name  string
 	image *disk // nil where the row makes its own
 	space int64 // what it takes on disk beside the image
+	// scales: a quick run takes a sixteenth of that.
+	scales bool
 	// ours and theirs are the arguments behind the program's name; theirs may be empty.
 	ours, theirs func(path string) []string
 	// exits are the exit statuses that each may have.
