@@ -71,7 +71,7 @@ func load(dir string, seed uint64) {
 // TestCrashed copies file systems while they are written to and compares each copy with what the
 // kernel makes of it.
 func TestCrashed(t *testing.T) {
-	copies := 4
+	copies := 3
 	if testenv.Long() {
 		copies = 20
 	}

@@ -23,7 +23,7 @@ func openFS(ctx context.Context, volume io.ReaderAt, size int64) (files.FS, erro
 
 // TestFlips turns bits of the metadata around: whatever is missing then must be said.
 func TestFlips(t *testing.T) {
-	rounds := 25
+	rounds := 12
 	if testenv.Long() {
 		rounds = 400
 	}
