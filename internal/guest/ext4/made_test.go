@@ -176,35 +176,16 @@ func TestResized(t *testing.T) {
 func TestHoleInMap(t *testing.T) {
 	disk := made(t, 16*mib, "-b 1024 -O ^metadata_csum")
 	fs := openDisk(t, disk)
-	find := func(fs *FS) *inode {
-		var found *inode
-		if err := files.Walk(t.Context(), fs, rootIno, "/", func(f *files.Found) error {
-			if f.Path == "/fragmented" {
-				found = f.File.(*inode)
-			}
-			return nil
-		}); err != nil || found == nil {
-			t.Fatal("no such file", err)
-		}
-		return found
-	}
-	n := find(fs)
+	n := named(t, fs, "/fragmented")
 	want := make([]byte, n.stat.Size)
 	if _, err := n.ReadAt(want, 0); err != nil {
 		t.Fatal(err)
 	}
-	leaf := int64(-1)
-	if err := (&mapWalk{ctx: t.Context(), n: n, to: maxLogical, each: func(run) error { return nil },
-		tree: func(block int64) error {
-			leaf = max(leaf, block)
-			return nil
-		}}).walk(); err != nil || leaf < 0 {
-		t.Fatal("no extent block", err)
-	}
+	leaf := leafOf(t, n)
 	const broken = 20 // of the extents in the block
 	patch(t, disk, leaf*1024+12*(broken+1)+6, []byte{1})
 	fs = openDisk(t, disk)
-	n = find(fs)
+	n = named(t, fs, "/fragmented")
 	got := make([]byte, len(want))
 	if k, err := n.ReadAt(got, 0); err == nil {
 		t.Errorf("ReadAt of all = %d, nil", k)
