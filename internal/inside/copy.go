@@ -12,9 +12,8 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -99,8 +98,8 @@ func (c *copier) leave(next string) {
 // no such names, no file so long, or has that name already, as where case does not count or a
 // broken directory has it twice.
 func only(err error) bool {
-	for _, of := range []error{unix.EEXIST, unix.ENAMETOOLONG, unix.EINVAL, unix.EILSEQ, unix.EFBIG,
-		unix.EMLINK, unix.ENOTSUP} {
+	for _, of := range []error{syscall.EEXIST, syscall.ENAMETOOLONG, syscall.EINVAL, syscall.EILSEQ, syscall.EFBIG,
+		syscall.EMLINK, syscall.ENOTSUP} {
 		if errors.Is(err, of) {
 			return true
 		}
@@ -233,7 +232,7 @@ func (c *copier) there(f *files.Found, to string) (kept bool, err error) {
 	same := have.Mode().Type() == typeOf(st.Mode) && (have.Mode()&os.ModeSymlink != 0 ||
 		(!have.Mode().IsRegular() || have.Size() == st.Size) && have.ModTime().Equal(Time(st.Mtime)))
 	if !c.o.Resume || !same {
-		return false, &fs.PathError{Op: "create", Path: to, Err: unix.EEXIST}
+		return false, &fs.PathError{Op: "create", Path: to, Err: syscall.EEXIST}
 	}
 	c.done.Kept++
 	c.remember(st, to)
@@ -269,9 +268,9 @@ func (c *copier) attributes(f *files.Found) diskio.Attributes {
 	st := f.File.Stat()
 	a := diskio.Attributes{Mode: st.Mode &^ files.TypeMask, Owner: c.o.Owner, UID: int(st.UID),
 		GID: int(st.GID), Atime: Time(st.Atime), Mtime: Time(st.Mtime)}
-	if !c.o.Owner && !st.IsDir() && a.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+	if !c.o.Owner && !st.IsDir() && a.Mode&(syscall.S_ISUID|syscall.S_ISGID) != 0 {
 		// It would be a stranger's program that anybody runs as whoever makes this copy.
-		a.Mode &^= unix.S_ISUID | unix.S_ISGID
+		a.Mode &^= syscall.S_ISUID | syscall.S_ISGID
 		c.unset(f.Path, []error{errors.New("the set-user-ID bits, without its owner")})
 	}
 	err := f.File.Xattrs(c.ctx, func(name string, value []byte) error {
