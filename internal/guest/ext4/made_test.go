@@ -348,3 +348,16 @@ func TestTorn(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestSeed reads a file system whose checksums do not follow from its UUID any more.
+func TestSeed(t *testing.T) {
+	testenv.Need(t, "tune2fs")
+	disk := made(t, 16*mib, "-b 1024 -O metadata_csum_seed")
+	if out, err := exec.Command("tune2fs", "-U", "random", disk).CombinedOutput(); err != nil {
+		t.Fatalf("tune2fs: %v %s", err, out)
+	}
+	count, view, err := files.Survey(t.Context(), openDisk(t, disk), nil)
+	if err != nil || view.State != files.Clean || count.Names < 100 {
+		t.Errorf("%d names, %v, the view is %+v", count.Names, err, view)
+	}
+}
