@@ -159,6 +159,7 @@ func TestGuest(t *testing.T) {
 	t.Run("copy", func(t *testing.T) { testCopy(t, fs, w.want) })
 	t.Run("tar", func(t *testing.T) { testTar(t, fs, w.want) })
 	t.Run("who", func(t *testing.T) { testWho(t, g, w) })
+	t.Run("who between", func(t *testing.T) { testWhoBetween(t, g, w) })
 }
 
 func testParts(t *testing.T, g *Guest) {
@@ -381,6 +382,26 @@ func testWho(t *testing.T, g *Guest, w *world) {
 	owners, err := g.Who(t.Context(), 0, []finding.Range{{Offset: 0, Length: 512}, {Offset: w.start + 1024, Length: 1}})
 	if err != nil || len(owners) != 2 || owners[0].Part != "" || owners[1].Use != string(files.UseMetadata) {
 		t.Errorf("Who of the table and the superblock = %+v, %v", owners, err)
+	}
+}
+
+// testWhoBetween asks for a range of which only a part lies in a partition: all of it is told.
+func testWhoBetween(t *testing.T, g *Guest, w *world) {
+	size := g.Layout.Disks[0].Size
+	owners, err := g.Who(t.Context(), 0, []finding.Range{{Offset: w.start - 4096, Length: 8192},
+		{Offset: size - 512, Length: 512}, {Offset: 0, Length: 512}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := int64(0)
+	for _, o := range owners {
+		told += o.Bytes
+		if o.Use == string(files.UseUnknown) && o.Part == "2" {
+			t.Errorf("%+v", o)
+		}
+	}
+	if told != 8192+1024 {
+		t.Errorf("%d bytes are told of, want %d: %+v", told, 8192+1024, owners)
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -22,6 +24,8 @@ const (
 	maxOwners = 10_000
 	// maxPaths is how many names of one file are listed; a file may have thousands.
 	maxPaths = 16
+	// maxRanges is how many pieces are told apart, over all owners.
+	maxRanges = 1 << 20
 )
 
 // Who tells what ranges of a disk are for, by the index of the disk. It asks every file system that
@@ -36,18 +40,57 @@ func (g *Guest) Who(ctx context.Context, disk int, ranges []finding.Range) ([]fi
 			return nil, err
 		}
 		for _, h := range hits {
-			inner[h.Volume] = append(inner[h.Volume], h)
+			if !g.holds(h.Volume) {
+				inner[h.Volume] = append(inner[h.Volume], h)
+			}
 		}
-		if len(hits) == 0 {
-			w.add(owner{part: -1, use: files.UseOutside}, r, g.table(disk, r))
-		}
+		w.between(disk, r, hits)
 	}
-	for part, places := range inner {
-		if err := w.part(part, places); err != nil {
+	for _, part := range slices.Sorted(maps.Keys(inner)) {
+		if err := w.part(part, inner[part]); err != nil {
 			return nil, err
 		}
 	}
 	return w.sorted(), nil
+}
+
+// holds tells whether a volume only holds others, which are asked themselves.
+func (g *Guest) holds(part int) bool {
+	switch g.Layout.Volumes[part].Kind {
+	case volume.LVM2Member, volume.RAIDMember, volume.Extended:
+		return true
+	}
+	return slices.ContainsFunc(g.Layout.Volumes, func(v *volume.Volume) bool {
+		return slices.Contains(v.In, part)
+	})
+}
+
+// between notes what of a range lies in no part that could be asked.
+func (w *who) between(disk int, r finding.Range, hits []volume.Hit) {
+	slices.SortFunc(hits, func(a, b volume.Hit) int { return cmp.Compare(a.At, b.At) })
+	at := r.Offset
+	gap := func(end int64) {
+		if at >= end {
+			return
+		}
+		r := finding.Range{Offset: at, Length: end - at}
+		for _, h := range slices.Backward(hits) { // the innermost that holds it
+			if h.At <= at && at < h.At+h.Length && w.g.holds(h.Volume) {
+				w.add(owner{part: h.Volume, use: files.UseUnknown}, r, "its own tables, or space that is "+
+					"free or not read there")
+				return
+			}
+		}
+		what := w.g.table(disk, r)
+		w.add(owner{part: -1, use: files.UseOutside, what: what}, r, what)
+	}
+	for _, h := range hits {
+		if !w.g.holds(h.Volume) {
+			gap(min(h.At, r.End()))
+			at = max(at, h.At+h.Length)
+		}
+	}
+	gap(r.End())
 }
 
 // owner is what ranges are put together by.
@@ -59,9 +102,10 @@ type owner struct {
 }
 
 type who struct {
-	g    *Guest
-	ctx  context.Context
-	hurt map[owner]*finding.Owner
+	g      *Guest
+	ctx    context.Context
+	hurt   map[owner]*finding.Owner
+	ranges int // in all of hurt
 }
 
 // table says what lies at a range that belongs to no volume.
@@ -84,8 +128,12 @@ func (w *who) add(o owner, r finding.Range, what string) {
 	h := w.hurt[o]
 	if h == nil {
 		if len(w.hurt) >= maxOwners {
-			return
+			o = owner{part: -1, use: files.UseUnknown, what: "cut"}
+			what = fmt.Sprintf("of more than %d files and others: ask for less at once", maxOwners)
+			h = w.hurt[o]
 		}
+	}
+	if h == nil {
 		h = &finding.Owner{Use: string(o.use), What: what, Paths: []string{}, Codes: []string{},
 			Snapshot: w.g.snapshot}
 		if o.part >= 0 {
@@ -94,21 +142,18 @@ func (w *who) add(o owner, r finding.Range, what string) {
 		}
 		w.hurt[o] = h
 	}
-	h.Ranges = append(h.Ranges, r)
 	h.Bytes += r.Length
-}
-
-// holds are volumes that only hold others, which are asked themselves.
-func holds(k volume.Kind) bool {
-	return k == volume.LVM2Member || k == volume.RAIDMember || k == volume.Extended
+	if n := len(h.Ranges); n > 0 && h.Ranges[n-1].End() == r.Offset {
+		h.Ranges[n-1].Length += r.Length
+		return
+	}
+	h.Ranges = append(h.Ranges, r)
+	w.ranges++
 }
 
 // part asks the file system of one volume.
 func (w *who) part(part int, places []volume.Hit) error {
 	v := w.g.Layout.Volumes[part]
-	if holds(v.Kind) {
-		return nil
-	}
 	slices.SortFunc(places, func(a, b volume.Hit) int { return cmp.Compare(a.Offset, b.Offset) })
 	if !readable(v) {
 		for _, p := range places {
@@ -141,15 +186,35 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 	var wanted []files.Ino
 	for _, p := range places {
 		ask := []files.Range{{Offset: p.Offset, Length: p.Length}}
+		at, end := p.Offset, p.Offset+p.Length
+		silent := func(to int64) {
+			if at < to {
+				w.add(owner{part: part, use: files.UseUnknown}, onDisk(p, at, to-at),
+					"the file system says nothing of it")
+			}
+			at = max(at, to)
+		}
 		err := fs.Owners(w.ctx, ask, func(o files.Owner) error {
+			// What is said of other places was not asked for.
+			from, to := max(o.Range.Offset, p.Offset), min(o.Range.Offset+o.Range.Length, end)
+			if from >= to {
+				return nil
+			}
+			if w.ranges >= maxRanges {
+				return fmt.Errorf("more than %d pieces: ask for less at once", maxRanges)
+			}
+			silent(from)
+			at = max(at, to)
 			if o.Ino != 0 && inos.Add(o.Ino) {
 				wanted = append(wanted, o.Ino)
 			}
 			key := owner{part: part, use: o.Use, ino: o.Ino, what: o.What}
-			w.add(key, onDisk(p, o.Range.Offset, o.Range.Length), o.What)
+			w.add(key, onDisk(p, from, to-from), o.What)
 			return nil
 		})
-		if err != nil {
+		if err == nil {
+			silent(end)
+		} else {
 			if w.ctx.Err() != nil {
 				return w.ctx.Err()
 			}
@@ -226,6 +291,12 @@ func NameImage(ctx context.Context, path string, o Options, fs []finding.Finding
 ) {
 	var snapshots []string
 	cut := false
+	var notes []string
+	say := func(text string) {
+		if !slices.Contains(notes, text) {
+			notes = append(notes, text)
+		}
+	}
 	fs = Hurting(fs)
 	for _, f := range fs {
 		if !slices.Contains(snapshots, f.Snapshot) {
@@ -234,7 +305,7 @@ func NameImage(ctx context.Context, path string, o Options, fs []finding.Finding
 		cut = cut || f.GuestCut > 0
 	}
 	if cut {
-		note = "the findings do not list all of their ranges (--all does): more may be hurt"
+		say("the findings do not list all of their ranges (--all does): more may be hurt")
 	}
 	for _, snapshot := range snapshots {
 		err := func() (err error) {
@@ -246,15 +317,21 @@ func NameImage(ctx context.Context, path string, o Options, fs []finding.Finding
 			more, err := g.name(ctx, fs)
 			owners = append(owners, more...)
 			if g.View().State == files.Incomplete {
-				note = "the guest's file system could not be read wholly: more may be hurt"
+				say("the guest's file system could not be read wholly: more may be hurt")
+			}
+			if len(g.Changed()) > 0 {
+				say("a program wrote to the image meanwhile: the names may be those of another moment")
+			}
+			if g.Missing() > 0 {
+				say("the image was cut: what lies past its end reads as zeros, and more may be hurt")
 			}
 			return err
 		}()
 		if err != nil {
-			return owners, note, err
+			return owners, strings.Join(notes, "; "), err
 		}
 	}
-	return owners, note, nil
+	return owners, strings.Join(notes, "; "), nil
 }
 
 // Hurting gives the findings that stand for hurt parts of the guest's disk.
