@@ -24,6 +24,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -174,6 +175,10 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 		return finding.StatusClean
 	}
 	status, text, hint := finding.StatusFailed, err.Error(), hintFor(err)
+	if crash := inside.Crashed("", err); len(crash) > 0 {
+		err = withStatus(finding.StatusFound, err)
+		text, hint = crash[0].Code+" "+text, crash[0].Next
+	}
 	changed := new(apply.ChangedError)
 	errors.As(err, &changed)
 	var se *statusError

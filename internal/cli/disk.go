@@ -161,7 +161,7 @@ func (l *look) end(unread int64, err error) render.GuestEnd {
 	if l.view != nil {
 		view = *l.view
 	}
-	return render.NewGuestEnd(view, unread, l.Missing(), l.Changed(), err)
+	return render.NewGuestEnd(view, unread, l.Missing(), l.Changed(), err).WithFindings(l.Crash())
 }
 
 // finish says what is not whole, and turns it into an exit status. Without text the result said it.

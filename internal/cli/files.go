@@ -58,10 +58,10 @@ func (n namesFiles) within(ctx context.Context) (context.Context, context.Cancel
 // for ctx.
 func (n namesFiles) image(ctx, limited context.Context, path, format string, policy disk.Policy,
 	fs []finding.Finding,
-) ([]finding.Owner, string) {
-	owners := []finding.Owner{}
+) (owners []finding.Owner, note string, crash []finding.Finding) {
+	owners = []finding.Owner{}
 	if n == "never" || ctx.Err() != nil || len(inside.Hurting(fs)) == 0 {
-		return owners, ""
+		return owners, "", nil
 	}
 	found, note, err := inside.NameImage(limited, path, inside.Options{Policy: policy, Format: format}, fs)
 	owners = append(owners, found...)
@@ -74,7 +74,7 @@ func (n namesFiles) image(ctx, limited context.Context, path, format string, pol
 	default:
 		note = "which files are hurt could not be told: " + err.Error()
 	}
-	return owners, note
+	return owners, note, inside.Crashed(path, err)
 }
 
 // name tells for each image what the guest ranges of its findings are for.
@@ -83,7 +83,9 @@ func (n namesFiles) name(ctx context.Context, images []check.Image, policy disk.
 	defer cancel()
 	for i := range images {
 		img := &images[i]
-		img.Hurt, img.HurtNote = n.image(ctx, limited, img.Path, img.Format, policy, img.Findings)
+		var crash []finding.Finding
+		img.Hurt, img.HurtNote, crash = n.image(ctx, limited, img.Path, img.Format, policy, img.Findings)
+		img.Findings = append(img.Findings, crash...)
 	}
 }
 
@@ -96,5 +98,5 @@ func (n namesFiles) plan(ctx context.Context, p *plan.Plan, path string, policy 
 		wrong = append(wrong, finding.Finding{Code: h.Code, Severity: finding.Lost, Guest: h.Guest,
 			Snapshot: h.Snapshot})
 	}
-	p.Files, p.FilesNote = n.image(ctx, limited, path, string(image.Qcow2), policy, wrong)
+	p.Files, p.FilesNote, _ = n.image(ctx, limited, path, string(image.Qcow2), policy, wrong)
 }

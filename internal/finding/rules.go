@@ -100,10 +100,18 @@ var (
 		"name its directory too, or use --follow"}
 )
 
+// The rules about reading what guests wrote.
+var (
+	GR01 = Rule{"GR01", "guest-reader-crash", Warning, "the reader of the guest's disk ended before its time",
+		"keep the disk and report it with the message; do not mount it on a host: what ends a reader may " +
+			"be made to"}
+)
+
 // Rules lists every rule in the order of its code, for documents and tests.
 func Rules() []Rule {
 	return []Rule{
 		CH01, CH02, CH03, CH04, CH05, CH06,
+		GR01,
 		QC01, QC02, QC03, QC04, QC05, QC06, QC07, QC08, QC09, QC10, QC11, QC12,
 		QC13, QC14, QC15, QC16, QC17, QC18, QC19, QC20, QC21, QC22, QC23, QC24,
 		QC25, QC26,

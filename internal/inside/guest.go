@@ -115,6 +115,30 @@ func (g *Guest) Missing() int64 {
 	return n
 }
 
+// Crash is the finding that the child crashed, none if it did not.
+func (g *Guest) Crash() []finding.Finding {
+	if crash := g.jail.Crash(); crash != nil {
+		return []finding.Finding{crashed(g.Layout.Disks[0].Name, crash)}
+	}
+	return []finding.Finding{}
+}
+
+// crashed is the finding about a disk whose reader crashed.
+func crashed(path string, crash *jail.CrashError) finding.Finding {
+	f := finding.New(finding.GR01, path, finding.Sure, "crash", crash.Error())
+	f.Evidence = append(f.Evidence, finding.Evidence{Source: "child process", Offset: -1, Text: crash.How})
+	return f
+}
+
+// Crashed gives the finding that an error about a disk stands for, none if it is none.
+func Crashed(path string, err error) []finding.Finding {
+	crash := new(jail.CrashError)
+	if !errors.As(err, &crash) {
+		return nil
+	}
+	return []finding.Finding{crashed(path, crash)}
+}
+
 // readable tells whether a volume has a file system with a reader.
 func readable(v *volume.Volume) bool {
 	return slices.Contains([]volume.Kind{volume.Ext2, volume.Ext3, volume.Ext4, volume.XFS}, v.Kind)

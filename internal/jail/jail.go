@@ -360,6 +360,20 @@ func (j *Jail) gone(err error) error {
 	return j.ended
 }
 
+// Crash tells how the child ended, nil if it is there or was ended for no fault of its own.
+func (j *Jail) Crash() *CrashError {
+	select {
+	case <-j.done:
+	default:
+		return nil
+	}
+	crash := new(CrashError)
+	if !errors.As(j.ended, &crash) {
+		return nil
+	}
+	return crash
+}
+
 // Close ends the child. Calls that are under way end with ErrClosed. A read of a disk that hangs is
 // not waited for: what it needs is given back when it ends.
 func (j *Jail) Close() error {

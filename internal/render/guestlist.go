@@ -121,6 +121,8 @@ type GuestEnd struct {
 	MissingBytes int64 `json:"missing_bytes"`
 	// Changed are the images that a program changed meanwhile.
 	Changed []string `json:"changed"`
+	// Findings are that the reader crashed; nothing else is looked for.
+	Findings []finding.Finding `json:"findings"`
 	// Complete: nothing is missing that should have been listed.
 	Complete bool   `json:"complete"`
 	Error    string `json:"error"`
@@ -134,7 +136,8 @@ func NewGuestEnd(view files.View, unread int64, missing int64, changed []string,
 	if view.Problems == nil {
 		view.Problems = []files.Problem{}
 	}
-	e := GuestEnd{View: view, Unread: unread, MissingBytes: missing, Changed: changed}
+	e := GuestEnd{View: view, Unread: unread, MissingBytes: missing, Changed: changed,
+		Findings: []finding.Finding{}}
 	var applies []int
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -153,6 +156,16 @@ func NewGuestEnd(view files.View, unread int64, missing int64, changed []string,
 	}
 	e.Complete = len(applies) == 0
 	e.Status = finding.OrderStatus(applies...)
+	return e
+}
+
+// WithFindings adds findings, which are a reason to end with 3.
+func (e GuestEnd) WithFindings(fs []finding.Finding) GuestEnd {
+	if len(fs) > 0 {
+		e.Findings = fs
+		e.Complete = false
+		e.Status = finding.OrderStatus(append([]int{finding.StatusFound, finding.StatusCannotTell}, e.Status...)...)
+	}
 	return e
 }
 
@@ -489,6 +502,10 @@ func GuestTrouble(w io.Writer, e GuestEnd, s Style) error {
 			break
 		}
 		o.prose("  - ", Text(p.What))
+	}
+	for _, f := range e.Findings {
+		o.prose("shisa: ", Text(f.Code+" "+f.Summary))
+		o.prose("  next: ", Text(f.Next))
 	}
 	if e.MissingBytes > 0 {
 		o.prose("shisa: ", Bytes(e.MissingBytes)+" that were read lie past the end of an image that was cut:"+
