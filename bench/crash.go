@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -40,6 +39,8 @@ const (
 type crashed struct {
 	name, kind, mkfs, mount string
 	shown                   bool
+	// old: kernels of today are built without it, an older one as a program mounts it.
+	old bool
 }
 
 func crashRows() []row {
@@ -50,7 +51,7 @@ func crashRows() []row {
 		{name: "ext4, blocks of 1 KiB", kind: "ext4", mkfs: "-b 1024 -J size=8", shown: true},
 		{name: "ext4, data in the journal", kind: "ext4", mkfs: "-b 4096", mount: "data=journal",
 			shown: true},
-		{name: "xfs version 4", kind: "xfs", mkfs: "-m crc=0,reflink=0", shown: true},
+		{name: "xfs version 4", kind: "xfs", mkfs: "-m crc=0,reflink=0", shown: true, old: true},
 	} {
 		rows = append(rows, row{name: "crashed: " + c.name, space: crashSpace,
 			special: func(ctx context.Context, b *bench, dir string) result { return b.crash(ctx, dir, c) }})
@@ -121,20 +122,12 @@ func (b *bench) crashAt(ctx context.Context, top string, c crashed, n *crashCoun
 		strings.Fields(c.mkfs)...), g.raw)...); err != nil {
 		return err
 	}
-	options := "rw"
-	if c.mount != "" {
-		options += "," + c.mount
-	}
-	var copies []guest
-	err := g.mounted(ctx, options, func(mounted string) (err error) {
-		copies, err = copiesUnderLoad(ctx, g, mounted, b.crashCopies())
-		return err
-	})
+	copies, err := b.copiesUnderLoad(ctx, g, c)
 	if err != nil {
 		return err
 	}
 	for _, one := range copies {
-		if err := b.crashCopy(ctx, one, n); err != nil {
+		if err := b.crashCopy(ctx, one, c, n); err != nil {
 			return err
 		}
 		if err := os.Remove(one.raw); err != nil {
@@ -145,30 +138,55 @@ func (b *bench) crashAt(ctx context.Context, top string, c crashed, n *crashCoun
 }
 
 // copiesUnderLoad clones the disk again and again while writers are at it.
-func copiesUnderLoad(ctx context.Context, g guest, top string, copies int) (all []guest, err error) {
-	var writers sync.WaitGroup
-	stop, failed := make(chan struct{}), make(chan error, crashWriters)
+func (b *bench) copiesUnderLoad(ctx context.Context, g guest, c crashed) (copies []guest, err error) {
+	if c.old {
+		end, err := oldLoad(ctx, g)
+		if err != nil {
+			return nil, err
+		}
+		copies, err = b.copies(ctx, g)
+		return copies, errors.Join(err, end())
+	}
+	options := "rw"
+	if c.mount != "" {
+		options += "," + c.mount
+	}
+	return copies, g.mounted(ctx, options, func(top string) (err error) {
+		stop, failed := make(chan struct{}), make(chan error, 1)
+		go func() { failed <- write(top, stop) }()
+		copies, err = b.copies(ctx, g)
+		close(stop)
+		return errors.Join(err, <-failed)
+	})
+}
+
+// write changes files below top until it is told to stop.
+func write(top string, stop <-chan struct{}) error {
+	failed := make(chan error, crashWriters)
 	for i := range uint64(crashWriters) {
 		at := filepath.Join(top, fmt.Sprintf("writer%d", i))
-		writers.Go(func() { failed <- busy.Change(at, rand.New(rand.NewPCG(4, i)), stop) })
+		go func() { failed <- busy.Change(at, rand.New(rand.NewPCG(4, i)), stop) }()
 	}
+	var err error
+	for range crashWriters {
+		err = errors.Join(err, <-failed)
+	}
+	return err
+}
+
+// copies clones the disk at random moments.
+func (b *bench) copies(ctx context.Context, g guest) (all []guest, err error) {
 	moments := rand.New(rand.NewPCG(4, 99))
-	for i := range copies {
+	for i := range b.crashCopies() {
 		time.Sleep(time.Duration(20+moments.IntN(180)) * time.Millisecond)
 		one := g
 		one.raw = fmt.Sprintf("%s.%d", g.raw, i)
-		if err = clone(ctx, g.raw, one.raw); err != nil {
-			break
+		if err := clone(ctx, g.raw, one.raw); err != nil {
+			return all, err
 		}
 		all = append(all, one)
 	}
-	close(stop)
-	writers.Wait()
-	close(failed)
-	for e := range failed {
-		err = errors.Join(err, e)
-	}
-	return all, err
+	return all, nil
 }
 
 // clone copies a file in a moment, in which it cannot change.
@@ -178,18 +196,15 @@ func clone(ctx context.Context, from, to string) error {
 }
 
 // crashCopy judges one copy.
-func (b *bench) crashCopy(ctx context.Context, g guest, n *crashCount) error {
+func (b *bench) crashCopy(ctx context.Context, g guest, c crashed, n *crashCount) error {
 	second := g
 	second.raw += ".kernel"
 	if err := clone(ctx, g.raw, second.raw); err != nil {
 		return err
 	}
 	defer os.Remove(second.raw)
-	var want map[string]string
-	if err := second.mounted(ctx, "rw,nodev", func(top string) (err error) {
-		want, err = kernelTree(top)
-		return err
-	}); err != nil {
+	want, err := replayed(ctx, second, c)
+	if err != nil {
 		return err
 	}
 	got, state, err := b.ourTree(ctx, g.raw)
@@ -209,6 +224,17 @@ func (b *bench) crashCopy(ctx context.Context, g guest, n *crashCount) error {
 		n.replayed++
 	}
 	return nil
+}
+
+// replayed is what the kernel shows of a disk that it mounted.
+func replayed(ctx context.Context, g guest, c crashed) (tree map[string]string, err error) {
+	if c.old {
+		return oldTree(ctx, g)
+	}
+	return tree, g.mounted(ctx, "rw,nodev", func(top string) (err error) {
+		tree, err = kernelTree(top)
+		return err
+	})
 }
 
 func firstDifference(got, want map[string]string) string {

@@ -109,13 +109,12 @@ func (b *bench) newGuest(ctx context.Context, g guest, size int64, fill func(top
 	if _, gone := command(context.WithoutCancel(ctx), "losetup", "-d", loop); err != nil || gone != nil {
 		return errors.Join(err, gone)
 	}
-	return g.mounted(ctx, "rw", fill)
+	return errors.Join(g.mounted(ctx, "rw", fill), g.released(ctx))
 }
 
 var errMount = errors.New("the kernel here does not mount this file system, or not for this user")
 
-// mounted mounts the file system for as long as do takes. Afterwards all is in the disk's file, and
-// the next mount is a new one.
+// mounted mounts the file system for as long as do takes.
 func (g guest) mounted(ctx context.Context, options string, do func(top string) error) error {
 	top, err := os.MkdirTemp(filepath.Dir(g.raw), "mounted-")
 	if err != nil {
@@ -125,7 +124,7 @@ func (g guest) mounted(ctx context.Context, options string, do func(top string) 
 	if _, err = command(ctx, "mount", "-t", g.kind, "-o", options, g.raw, top); err != nil {
 		err = fmt.Errorf("%w: %w", errMount, err)
 	} else {
-		err = errors.Join(do(top), unmount(top), g.released(context.WithoutCancel(ctx)))
+		err = errors.Join(do(top), unmount(top))
 	}
 	return errors.Join(err, os.Remove(top))
 }
@@ -146,9 +145,10 @@ func unmount(top string) error {
 }
 
 // released waits until no loop device has the disk open: the kernel takes them away a moment after
-// the file system.
+// the file system. Then all is in the disk's file, and the next mount is a new one. A program that took
+// a copy of all mounts for itself meanwhile delays that until it ends.
 func (g guest) released(ctx context.Context) error {
-	for range 200 {
+	for range 600 {
 		left, err := command(ctx, "losetup", "-j", g.raw)
 		if err != nil || left == "" {
 			return err
@@ -260,5 +260,5 @@ func kernelRun(ctx context.Context, g guest, argv func(top string) []string) (c 
 		c, err = okRun(ctx, []int{0}, argv(top)...)
 		return err
 	})
-	return c, err
+	return c, errors.Join(err, g.released(ctx))
 }

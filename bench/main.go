@@ -50,6 +50,9 @@ func run(args []string, out, log io.Writer) int {
 	if len(args) == 3 && args[0] == makeCommand {
 		return makeImage(args[1], args[2], log)
 	}
+	if os.Getpid() == 1 && os.Getenv(oldDoes) != "" {
+		return oldMain()
+	}
 	o, err := parse(args, log)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0

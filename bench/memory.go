@@ -91,6 +91,7 @@ func (b *bench) inodesDisk(ctx context.Context, dir string, inodes int) (string,
 	}
 	if err == nil {
 		err = g.mounted(ctx, "rw", func(top string) error { return fillInodes(ctx, top, inodes) })
+		err = errors.Join(err, g.released(ctx))
 	}
 	if err != nil {
 		return "", errors.Join(err, os.Remove(g.raw))
