@@ -68,14 +68,14 @@ func oldLoad(ctx context.Context, g guest) (end func() error, err error) {
 	}
 	if err != nil {
 		cancel()
-		return nil, err
+		return nil, errors.Join(err, os.RemoveAll(own))
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- c.Wait() }()
 	select {
 	case err := <-ended:
 		cancel()
-		return nil, fmt.Errorf("%s ended at once: %w", oldKernel, errors.Join(err, ctx.Err()))
+		return nil, errors.Join(fmt.Errorf("%s ended at once: %w", oldKernel, err), os.RemoveAll(own))
 	case <-time.After(oldStart):
 	}
 	return func() error {
