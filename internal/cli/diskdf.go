@@ -6,10 +6,10 @@ package cli
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/spf13/cobra"
 
-	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -18,9 +18,10 @@ import (
 func newDiskDf(s *stdio) *cobra.Command {
 	var o guestOptions
 	c := &cobra.Command{
-		Use:     "df DISK[:PART]",
-		Short:   "show how full the guest's file systems are",
-		Long:    "df shows size, use and free inodes of each file system of the guest that can be read.",
+		Use:   "df DISK[:PART]",
+		Short: "show how full the guest's file systems are",
+		Long: "df shows size, use and free inodes of each file system of the guest that can be read. " +
+			"What else\nis recognised is listed with the reason why it is not read; the exit status is 4 if nothing can be.",
 		Example: "  shisa disk df vm.qcow2\n  shisa disk df --json root.qcow2 --disk data.qcow2",
 		Args:    wantArgs(1, 1),
 		RunE:    func(c *cobra.Command, args []string) error { return runDiskDf(c.Context(), o, args[0], s) },
@@ -44,27 +45,31 @@ func runDiskDf(ctx context.Context, o guestOptions, arg string, s *stdio) (err e
 		parts = []int{part}
 	}
 	doc := &render.GuestSpaceDocument{FileSystems: []render.GuestSpace{}}
-	var applies []int
+	unread := int64(0)
 	for _, part := range parts {
-		row := render.GuestSpace{Part: l.Layout.Volumes[part].Name,
-			FileSystem: render.NewGuestFileSystem(files.Info{})}
+		row := render.GuestSpace{Part: l.Layout.Volumes[part].Name, FileSystem: render.NewGuestFileSystem(
+			files.Info{Kind: string(l.Layout.Volumes[part].Kind)})}
 		fs, err := l.FS(ctx, part)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
 			row.Error = err.Error()
-			applies = append(applies, finding.StatusCannotTell)
+			unread++
 		default:
 			row.FileSystem = render.NewGuestFileSystem(fs.Info())
 			row.State = string(fs.View().State)
-			if row.State == string(files.Incomplete) {
-				applies = append(applies, finding.StatusCannotTell)
-			}
 		}
 		doc.FileSystems = append(doc.FileSystems, row)
 	}
-	doc.Status = finding.OrderStatus(applies...)
+	if name.Part == "" {
+		others := notExamined(l.Guest)
+		doc.FileSystems = append(doc.FileSystems, others...)
+		if len(parts) == 0 {
+			unread += int64(len(others)) // nothing at all is known of this disk
+		}
+	}
+	doc.GuestEnd = render.NewGuestEnd(l.View(), unread, l.Missing(), l.Changed(), nil).WithFindings(l.Crash())
 	if o.json {
 		err = render.JSON(s.out, render.GuestSpaceSchema, doc)
 	} else {
@@ -73,5 +78,18 @@ func runDiskDf(ctx context.Context, o guestOptions, arg string, s *stdio) (err e
 	if err != nil {
 		return err
 	}
-	return exitWith(doc.Status[0])
+	return l.finish(s, doc.GuestEnd, !o.json)
+}
+
+// notExamined lists what a guest has beside the file systems that can be read.
+func notExamined(g *inside.Guest) []render.GuestSpace {
+	var rows []render.GuestSpace
+	can := inside.Readable(g)
+	for i, v := range g.Layout.Volumes {
+		if v.NotExamined != "" && !slices.Contains(can, i) {
+			rows = append(rows, render.GuestSpace{Part: v.Name, Error: v.NotExamined,
+				FileSystem: render.NewGuestFileSystem(files.Info{Kind: string(v.Kind)})})
+		}
+	}
+	return rows
 }

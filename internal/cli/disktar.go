@@ -56,7 +56,7 @@ func runDiskTar(ctx context.Context, o guestOptions, arg string, s *stdio) (err 
 	done, err := inside.Tar(ctx, from, l.fs, s.out, func(bytes, _ int64) { p.Set(min(bytes, used), used) })
 	p.Done()
 	end := l.end(done.Lost, err)
-	if done.Lost > 0 {
+	if done.Lost+done.Unset > 0 {
 		doc := render.NewGuestCopy(l.head, "the archive", done, end)
 		if err := render.GuestCopy(s.err, doc, render.Style{Width: s.width}); err != nil {
 			return err

@@ -110,8 +110,10 @@ func (t *archiver) header(f *files.Found) (*tar.Header, error) {
 	case files.TypeFIFO:
 		t.done.Nodes++
 		h.Typeflag = tar.TypeFifo
-	default:
+	case files.TypeSocket:
 		return nil, errors.New("an archive does not hold sockets")
+	default:
+		return nil, fmt.Errorf("its mode %#o names no type", st.Mode)
 	}
 	if !st.IsDir() && st.Links > 1 && len(t.first) < maxLinked {
 		t.first[st.Ino] = h.Name
@@ -125,6 +127,10 @@ func (t *archiver) xattrs(f *files.Found, h *tar.Header) error {
 		// An empty value would take the record away.
 		if len(value) == 0 || strings.ContainsAny(name, "=\x00") {
 			t.done.Unset++
+			if len(t.done.Problems) < files.MaxProblems {
+				t.done.Problems = append(t.done.Problems, f.Path+": extended attribute "+name+
+					": an archive holds none without a value, or of such a name")
+			}
 			return nil
 		}
 		if h.PAXRecords == nil {

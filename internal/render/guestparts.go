@@ -143,7 +143,7 @@ func NewGuestParts(g *inside.Guest) *GuestPartsDocument {
 func GuestParts(w io.Writer, d *GuestPartsDocument, s Style) error {
 	o := newOut(w, s)
 	for _, t := range d.Tables {
-		text := fmt.Sprintf("%s: partition table %s, sectors of %d bytes", Text(t.Disk), t.Kind, t.Sector)
+		text := fmt.Sprintf("%s: partition table %s, sectors of %d bytes", Text(t.Disk), Text(t.Kind), t.Sector)
 		if t.In != "" {
 			text = "in " + Text(t.In) + " of " + text
 		}
@@ -151,7 +151,7 @@ func GuestParts(w io.Writer, d *GuestPartsDocument, s Style) error {
 			text += ", read from its backup"
 		}
 		if t.NotRead != "" {
-			text += ": " + t.NotRead
+			text += ": " + Text(t.NotRead)
 		}
 		o.prose("", text)
 	}
@@ -162,7 +162,7 @@ func GuestParts(w io.Writer, d *GuestPartsDocument, s Style) error {
 		if p.Start >= 0 {
 			start = Place(p.Start)
 		}
-		rows = append(rows, []string{Text(p.Name), p.Kind, Bytes(p.Size), start, Text(p.Label), Text(p.UUID),
+		rows = append(rows, []string{Text(p.Name), Text(p.Kind), Bytes(p.Size), start, Text(p.Label), Text(p.UUID),
 			Text(p.PartName), Text(cmp.Or(p.NotExamined, p.Note))})
 	}
 	o.table(head, rows, make([]string, len(rows)), []string{"uuid", "name", "start"})
@@ -179,13 +179,14 @@ func GuestParts(w io.Writer, d *GuestPartsDocument, s Style) error {
 // GuestSpaceDocument tells how full the file systems are.
 type GuestSpaceDocument struct {
 	FileSystems []GuestSpace `json:"file_systems"`
-	Status      []int        `json:"status"`
+	GuestEnd
 }
 
 // GuestSpace is one file system.
 type GuestSpace struct {
 	Part string `json:"part"`
-	// FileSystem is all zeros if it could not be opened, as Error says.
+	// FileSystem is all zeros but for its kind if it could not be opened, or has no reader, as Error
+	// says.
 	FileSystem GuestFileSystem `json:"file_system"`
 	// State is that of the view, "" if it could not be opened.
 	State string `json:"state"`
@@ -200,14 +201,14 @@ func GuestSpaces(w io.Writer, d *GuestSpaceDocument, s Style) error {
 	for _, f := range d.FileSystems {
 		i := f.FileSystem
 		if f.Error != "" {
-			rows = append(rows, []string{Text(f.Part), "", "", "", "", "", "", "", "", Text(f.Error)})
+			rows = append(rows, []string{Text(f.Part), Text(i.Kind), "", "", "", "", "", "", "", Text(f.Error)})
 			continue
 		}
 		use := "0 %"
 		if i.SizeBytes > 0 {
 			use = fmt.Sprintf("%d %%", (100*(i.SizeBytes-i.FreeBytes)+i.SizeBytes-1)/i.SizeBytes)
 		}
-		rows = append(rows, []string{Text(f.Part), i.Kind, Bytes(i.SizeBytes), Bytes(i.SizeBytes - i.FreeBytes),
+		rows = append(rows, []string{Text(f.Part), Text(i.Kind), Bytes(i.SizeBytes), Bytes(i.SizeBytes - i.FreeBytes),
 			Bytes(i.FreeBytes), use, fmt.Sprint(i.Inodes), fmt.Sprint(i.FreeInodes), Text(i.Label), f.State})
 	}
 	o.table(head, rows, make([]string, len(rows)), []string{"label"})
