@@ -21,11 +21,14 @@ import (
 // of the disk, which needs no memory.
 const maxSorted = 200_000
 
+// maxSortedBytes bounds the paths of those names: of a directory that lies deep, each is long.
+const maxSortedBytes = 256 << 20
+
 // Directory calls fn for each name in a directory but "." and "..", in the order of their bytes (see
 // maxSorted). What could not be read of the directory is the error, after all that could.
 func Directory(ctx context.Context, fs files.FS, dir *files.Found, fn func(*files.Found) error) error {
 	var names []*files.Found
-	large := false
+	large, size := false, 0
 	first := true
 	var read, stop error
 	err := files.Walk(ctx, fs, dir.Entry.Ino, dir.Path, func(f *files.Found) error {
@@ -43,7 +46,8 @@ func Directory(ctx context.Context, fs files.FS, dir *files.Found, fn func(*file
 			}
 		default:
 			names = append(names, f)
-			large = len(names) == maxSorted
+			size += len(f.Path)
+			large = len(names) == maxSorted || size > maxSortedBytes
 			if large {
 				if stop = each(names, fn); stop != nil {
 					return stop

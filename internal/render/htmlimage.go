@@ -363,6 +363,7 @@ func (s *sheet) imageCard(p *page, i int, img *check.Image) {
 	if s.causes != nil && len(img.Findings) > 0 {
 		p.end()
 	}
+	p.hurtFiles(img.Hurt, img.HurtNote)
 	if len(img.Blind) > 0 {
 		p.el("p", "", "Not looked at:")
 		p.blind(img.Blind, false)

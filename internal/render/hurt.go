@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -46,6 +47,39 @@ func (o *out) files(all []finding.Owner, note string) {
 	}
 	if note != "" {
 		o.prose("    ", Text(note))
+	}
+}
+
+// hurtFiles tells the same on a page.
+func (p *page) hurtFiles(all []finding.Owner, note string) {
+	owners := worstOwners(all)
+	if len(owners) == 0 && note == "" {
+		return
+	}
+	p.el("p", "", "In the guest:")
+	list := func(some []finding.Owner) {
+		p.start("dl")
+		for _, x := range some {
+			head, text := ownerLine(x)
+			p.el("dt", "mono", head)
+			p.el("dd", "", text)
+		}
+		p.end()
+	}
+	if some := owners[:min(len(owners), maxOfAKind)]; len(some) > 0 {
+		list(some)
+	}
+	if rest := owners[min(len(owners), maxOfAKind):]; len(rest) > 0 {
+		p.start("details")
+		p.el("summary", "", strconv.Itoa(len(rest))+" more")
+		list(rest[:min(len(rest), maxRows)])
+		if n := len(rest) - maxRows; n > 0 {
+			p.el("p", "soft", fmt.Sprintf("and %d more, which --json lists", n))
+		}
+		p.end()
+	}
+	if note != "" {
+		p.el("p", "soft", sentence(note))
 	}
 }
 
