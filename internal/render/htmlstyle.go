@@ -50,6 +50,7 @@ font-weight:700;letter-spacing:.03em;white-space:nowrap}
 .rule{color:var(--soft);font-size:.87rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.6rem 0 0}
 dt{color:var(--soft);font-size:.87rem;padding-top:.1rem}dd{margin:0;overflow-wrap:anywhere;min-width:0}
+dl.files{grid-template-columns:minmax(0,1fr);gap:0}.files dt{color:inherit;overflow-wrap:anywhere;padding-top:.4rem}
 ul.names{margin:0;padding:0;list-style:none}
 ul.many{columns:24rem;column-gap:1.5rem}
 .next{margin:.8rem 0 0;padding:.5rem .8rem;background:var(--g);border-radius:5px}

@@ -58,7 +58,7 @@ func (p *page) hurtFiles(all []finding.Owner, note string) {
 	}
 	p.el("p", "", "In the guest:")
 	list := func(some []finding.Owner) {
-		p.start("dl")
+		p.start("dl", "class", "files")
 		for _, x := range some {
 			head, text := ownerLine(x)
 			p.el("dt", "mono", head)
