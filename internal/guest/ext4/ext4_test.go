@@ -64,9 +64,11 @@ type variant struct {
 	name string
 	mkfs string // the options
 	kind string // ext4 if empty
-	sums bool   // metadata_csum
-	size int64  // 256 MiB if 0
-	long bool   // only in long sweeps
+	// tune are options of tune2fs for when it is filled: of features that not every kernel writes.
+	tune string
+	sums bool  // metadata_csum
+	size int64 // 256 MiB if 0
+	long bool  // only in long sweeps
 }
 
 var variants = []variant{
@@ -87,7 +89,7 @@ var variants = []variant{
 	{name: "bigalloc", long: true, mkfs: "-b 4096 -O bigalloc -C 65536", sums: true},
 	{name: "orphan_file", long: true, mkfs: "-b 4096 -O orphan_file,metadata_csum_seed", sums: true},
 	{name: "quota", long: true, sums: true,
-		mkfs: "-b 4096 -O quota,project -E quotatype=usrquota:grpquota:prjquota"},
+		mkfs: "-b 4096", tune: "-O quota,project -Q usrquota,grpquota,prjquota"},
 	{name: "mmp", long: true, mkfs: "-b 4096 -O mmp", sums: true},
 	{name: "I128", long: true, mkfs: "-b 4096 -I 128", sums: true},
 	{name: "few-groups", long: true, mkfs: "-b 4096 -g 2048 -N 40000", sums: true},
@@ -114,6 +116,12 @@ func (v *variant) make(t testing.TB, fill func(dir string)) (disk string) {
 	dir, unmount := filestest.Mount(t, disk, kind)
 	fill(dir)
 	unmount()
+	if v.tune != "" {
+		args := append(strings.Fields(v.tune), disk)
+		if out, err := exec.Command("tune2fs", args...).CombinedOutput(); err != nil {
+			t.Fatalf("tune2fs %s: %v %s", v.tune, err, out)
+		}
+	}
 	return disk
 }
 
@@ -172,7 +180,8 @@ const getVersion = 0x80087601
 
 // TestFlags holds flags, generations and projects against what the kernel says.
 func TestFlags(t *testing.T) {
-	v := variant{mkfs: "-b 4096 -O project,quota", size: 64 * mib}
+	testenv.Need(t, "tune2fs", "debugfs")
+	v := variant{mkfs: "-b 4096", tune: "-O quota,project -Q prjquota", size: 64 * mib}
 	disk := v.make(t, func(dir string) {
 		fillSmall(t, dir)
 		for _, attrs := range []string{"+A", "+d", "+S", "=e"} {
@@ -180,11 +189,17 @@ func TestFlags(t *testing.T) {
 			if err := os.WriteFile(name, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if out, err := exec.Command("chattr", "-p", "77", attrs, name).CombinedOutput(); err != nil {
+			if out, err := exec.Command("chattr", attrs, name).CombinedOutput(); err != nil {
 				t.Fatalf("chattr: %v %s", err, out)
 			}
 		}
 	})
+	for _, attrs := range []string{"+A", "+d", "+S", "=e"} {
+		set := "set_inode_field /file" + attrs + " projid 77"
+		if out, err := exec.Command("debugfs", "-w", "-R", set, disk).CombinedOutput(); err != nil {
+			t.Fatalf("debugfs: %v %s", err, out)
+		}
+	}
 	fs := openDisk(t, disk)
 	dir, _ := filestest.Mount(t, disk, "ext4", "ro")
 	err := files.Walk(t.Context(), fs, rootIno, "/", func(f *files.Found) error {
