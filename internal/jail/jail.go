@@ -175,13 +175,14 @@ func (j *Jail) start(ctx context.Context) (err error) {
 	if err := waits(j.life, patience); err != nil {
 		return err
 	}
+	j.feeds.Add(len(feedSocks)) // before anybody waits for them
 	if err := j.launch(theirs, ours); err != nil {
 		return err
 	}
 	ours = nil // they are given back with the child
 	for i, sock := range feedSocks {
 		window := j.windows[(lanes+i)*windowBytes:][:windowBytes]
-		j.feeds.Go(func() { j.feed(sock, window) })
+		go func() { defer j.feeds.Done(); j.feed(sock, window) }()
 	}
 	if err := cmp.Or(j.greet(), ctx.Err()); err != nil {
 		return errors.Join(err, j.Close())
@@ -243,7 +244,8 @@ func (j *Jail) memory() (*os.File, error) {
 // spawn starts the child, in namespaces of its own where the kernel lets us.
 func (j *Jail) spawn(inherit []*os.File) error {
 	keepDescriptors()
-	flags := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNS)
+	// None for mounts: it would keep what others unmount meanwhile busy, and nothing is opened by name.
+	flags := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS)
 	attempt := func(attr *syscall.SysProcAttr) error {
 		j.cmd = &exec.Cmd{Path: "/proc/self/exe", Args: []string{childName}, Env: []string{},
 			Dir: "/", Stderr: j.words, ExtraFiles: inherit, SysProcAttr: attr}
