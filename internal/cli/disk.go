@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -124,35 +125,76 @@ func (o *guestOptions) open(ctx context.Context, arg string) (*look, inside.Name
 		FileSystem: render.NewGuestFileSystem(files.Info{})}}, name, nil
 }
 
-// into opens the file system that an argument means; the path is "/" if none was said.
-func (o *guestOptions) into(ctx context.Context, arg string) (*look, error) {
+// fileSystem opens the file system that an argument means; the path is "/" if none was said.
+func (o *guestOptions) fileSystem(ctx context.Context, arg string) (*look, error) {
 	l, name, err := o.open(ctx, arg)
 	if err != nil {
 		return nil, err
 	}
 	part, err := l.Part(ctx, name.Part)
 	if err == nil {
-		l.head.Part = l.Layout.Volumes[part].Name
 		l.fs, err = l.FS(ctx, part)
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	l.head.Part, l.head.Path = l.Layout.Volumes[part].Name, cmp.Or(name.Path, "/")
 	l.head.FileSystem = render.NewGuestFileSystem(l.fs.Info())
-	l.head.Path = name.Path
-	if name.Path == "" {
-		l.head.Path = "/"
-	}
 	return l, nil
 }
 
-// at finds the path that was meant.
-func (l *look) at(ctx context.Context, follow bool) (*files.Found, error) {
-	f, err := inside.Lookup(ctx, l.fs, l.head.Path, follow)
-	if err != nil && !errors.Is(err, inside.ErrPath) {
-		err = withStatus(finding.StatusCannotTell, err)
+// into opens the file system that an argument means, and calls fn with what is at its path. follow: a
+// symbolic link leads on.
+func (o *guestOptions) into(ctx context.Context, arg string, follow bool,
+	fn func(l *look, at *files.Found) error,
+) (err error) {
+	l, err := o.fileSystem(ctx, arg)
+	if err != nil {
+		return err
 	}
-	return f, err
+	defer func() { err = errors.Join(err, l.Close()) }()
+	at, err := inside.Lookup(ctx, l.fs, l.head.Path, follow)
+	switch {
+	case errors.Is(err, inside.ErrPath):
+		return err
+	case err != nil:
+		return withStatus(finding.StatusCannotTell, err)
+	}
+	return fn(l, at)
+}
+
+// used is how much of the file system is in use, in bytes: what copying all of it has to read at most.
+func (l *look) used() int64 { return l.head.FileSystem.SizeBytes - l.head.FileSystem.FreeBytes }
+
+// list shows the entries that run gives.
+func (l *look) list(s *stdio, json bool, form render.GuestListText,
+	run func(each func(render.GuestEntry, inside.Level) error) error,
+) error {
+	form.Raw = s.width == 0
+	list := render.NewGuestListText(s.out, form, render.Style{Width: s.width, Color: s.colour})
+	if json {
+		var err error
+		if list, err = render.NewGuestListJSON(s.out, l.head); err != nil {
+			return err
+		}
+	}
+	unread := int64(0)
+	var write error
+	err := run(func(e render.GuestEntry, at inside.Level) error {
+		if e.Error != "" {
+			unread++
+		}
+		write = list.Entry(e, at)
+		return write
+	})
+	if write != nil {
+		return write
+	}
+	end := l.end(unread, err)
+	if err := list.End(end); err != nil {
+		return err
+	}
+	return l.finish(s, end, !json)
 }
 
 // end judges what was read so far. unread counts what could not be, err is what ended it.

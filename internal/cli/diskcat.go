@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/inside"
 )
 
@@ -39,29 +40,18 @@ func runDiskCat(ctx context.Context, o guestOptions, args []string, s *stdio) er
 		return withStatus(finding.StatusUsage, errors.New("cat prints the file itself, which is no JSON"))
 	}
 	for _, arg := range args {
-		if err := catOne(ctx, o, arg, s); err != nil {
+		if err := o.into(ctx, arg, true, func(l *look, f *files.Found) error {
+			err := inside.Cat(ctx, f, s.out)
+			switch {
+			case errors.Is(err, inside.ErrNotFile):
+				return err
+			case err != nil:
+				return withStatus(finding.StatusCannotTell, fmt.Errorf("%s: %w", f.Path, err))
+			}
+			return l.finish(s, l.end(0, nil), true)
+		}); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func catOne(ctx context.Context, o guestOptions, arg string, s *stdio) (err error) {
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	f, err := l.at(ctx, true)
-	if err != nil {
-		return err
-	}
-	if err := inside.Cat(ctx, f, s.out); err != nil {
-		if errors.Is(err, inside.ErrNotFile) {
-			return err
-		}
-		return withStatus(finding.StatusCannotTell, fmt.Errorf("%s: %w", f.Path, err))
-	}
-	end := l.end(0, nil)
-	return l.finish(s, end, true)
 }

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/render"
 )
@@ -51,16 +53,15 @@ The exit status is 4 if something could not be read or made; the rest is copied 
 	return c
 }
 
-func runDiskCp(ctx context.Context, o diskCpOptions, arg, target string, s *stdio) (err error) {
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	from, err := l.at(ctx, true)
-	if err != nil {
-		return err
-	}
+func runDiskCp(ctx context.Context, o diskCpOptions, arg, target string, s *stdio) error {
+	return o.into(ctx, arg, true, func(l *look, from *files.Found) error {
+		return o.copy(ctx, l, from, target, s)
+	})
+}
+
+func (o *diskCpOptions) copy(ctx context.Context, l *look, from *files.Found, target string,
+	s *stdio,
+) (err error) {
 	dir, name := filepath.Split(filepath.Clean(target))
 	if st, err := os.Stat(target); err == nil && st.IsDir() {
 		dir, name = target, path.Base(from.Path)
@@ -68,19 +69,16 @@ func runDiskCp(ctx context.Context, o diskCpOptions, arg, target string, s *stdi
 			name = "."
 		}
 	}
-	if dir == "" {
-		dir = "."
-	}
+	dir = cmp.Or(dir, ".")
 	tree, err := diskio.NewTree(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, tree.Close()) }()
 	p := newProgress(s, "copying")
-	used := l.head.FileSystem.SizeBytes - l.head.FileSystem.FreeBytes
 	done, err := inside.Copy(ctx, from, l.fs, tree, name, inside.CopyOptions{Resume: o.resume,
 		Owner:    os.Geteuid() == 0,
-		Progress: func(bytes, _ int64) { p.Set(min(bytes, used), used) }})
+		Progress: func(bytes, _ int64) { p.Set(min(bytes, l.used()), l.used()) }})
 	p.Done()
 	if errors.Is(err, fs.ErrExist) {
 		err = finding.WithHint(err, "copy to another place, or go on with an earlier copy: --resume")

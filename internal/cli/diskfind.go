@@ -5,7 +5,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -104,46 +103,26 @@ func timeOf(flag, text string, now time.Time) (time.Time, error) {
 		flag, text)
 }
 
-func runDiskFind(ctx context.Context, o diskFindOptions, arg string, s *stdio) (err error) {
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	from, err := l.at(ctx, true)
-	if err != nil {
-		return err
-	}
+func runDiskFind(ctx context.Context, o diskFindOptions, arg string, s *stdio) error {
 	form := render.GuestListText{Form: render.GuestNames}
 	if o.zero {
 		form.Form = render.GuestZero
 	}
-	return l.walk(ctx, s, o.json, form, from, func(f *files.Found) bool {
-		return f.Err != nil || o.Takes(f)
-	})
-}
-
-// walk lists what is below from, as far as it is wanted. Of a whole file system it is a survey.
-func (l *look) walk(ctx context.Context, s *stdio, json bool, form render.GuestListText,
-	from *files.Found, wanted func(*files.Found) bool,
-) error {
-	var view files.View
-	whole := from.Entry.Ino == l.fs.Info().Root
-	run := func(each func(*files.Found, inside.Level) error) (err error) {
-		one := func(f *files.Found) error {
-			if !wanted(f) {
-				return nil
+	return o.into(ctx, arg, true, func(l *look, from *files.Found) error {
+		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) (err error) {
+			one := func(f *files.Found) error {
+				if f.Err == nil && !o.Takes(f) {
+					return nil
+				}
+				return each(render.NewGuestEntry(f), inside.Level{Found: f})
 			}
-			return each(f, inside.Level{Found: f})
-		}
-		if whole {
-			_, view, err = files.Survey(ctx, l.fs, one)
+			if from.Entry.Ino != l.fs.Info().Root {
+				return files.Walk(ctx, l.fs, from.Entry.Ino, from.Path, one)
+			}
+			// Of a whole file system it can be told whether all was seen.
+			l.view = new(files.View)
+			_, *l.view, err = files.Survey(ctx, l.fs, one)
 			return err
-		}
-		return files.Walk(ctx, l.fs, from.Entry.Ino, from.Path, one)
-	}
-	if whole {
-		l.view = &view
-	}
-	return l.list(s, json, form, run)
+		})
+	})
 }

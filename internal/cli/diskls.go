@@ -5,7 +5,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -42,60 +41,21 @@ The exit status is 4 if something could not be read, so that more may be there t
 	return c
 }
 
-func runDiskLs(ctx context.Context, o diskLsOptions, arg string, s *stdio) (err error) {
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	from, err := l.at(ctx, !o.long)
-	if err != nil {
-		return err
-	}
+func runDiskLs(ctx context.Context, o diskLsOptions, arg string, s *stdio) error {
 	form := render.GuestListText{Base: true, Headings: o.recursive}
 	if o.long {
 		form.Form = render.GuestLong
 	}
-	return l.list(s, o.json, form, func(each func(*files.Found, inside.Level) error) error {
-		one := func(f *files.Found) error { return each(f, inside.Level{Found: f}) }
-		switch {
-		case o.directory || !from.File.Stat().IsDir():
-			return one(from)
-		case !o.recursive:
-			return inside.Directory(ctx, l.fs, from, one)
-		}
-		return inside.Recursive(ctx, l.fs, from, one)
+	return o.into(ctx, arg, !o.long, func(l *look, from *files.Found) error {
+		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
+			one := func(f *files.Found) error { return each(render.NewGuestEntry(f), inside.Level{Found: f}) }
+			switch {
+			case o.directory || !from.File.Stat().IsDir():
+				return one(from)
+			case !o.recursive:
+				return inside.Directory(ctx, l.fs, from, one)
+			}
+			return inside.Recursive(ctx, l.fs, from, one)
+		})
 	})
-}
-
-// list runs what finds names, and shows them.
-func (l *look) list(s *stdio, json bool, form render.GuestListText,
-	run func(each func(*files.Found, inside.Level) error) error,
-) error {
-	form.Raw = s.width == 0
-	list := render.NewGuestListText(s.out, form, render.Style{Width: s.width, Color: s.colour})
-	if json {
-		var err error
-		if list, err = render.NewGuestListJSON(s.out, l.head); err != nil {
-			return err
-		}
-	}
-	unread := int64(0)
-	var write error
-	err := run(func(f *files.Found, at inside.Level) error {
-		e := render.NewGuestEntry(f)
-		if e.Error != "" {
-			unread++
-		}
-		write = list.Entry(e, at)
-		return write
-	})
-	if write != nil {
-		return write
-	}
-	end := l.end(unread, err)
-	if err := list.End(end); err != nil {
-		return err
-	}
-	return l.finish(s, end, !json)
 }

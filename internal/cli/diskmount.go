@@ -153,7 +153,7 @@ func runDiskMount(ctx context.Context, o diskMountOptions, arg, dir string, s *s
 	if err != nil {
 		return err
 	}
-	l, err := o.into(ctx, arg)
+	l, err := o.fileSystem(ctx, arg)
 	if err != nil {
 		return err
 	}

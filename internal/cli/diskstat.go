@@ -37,41 +37,30 @@ lies. A symbolic link is shown itself.`,
 	return c
 }
 
-func runDiskStat(ctx context.Context, o diskStatOptions, arg string, s *stdio) (err error) {
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	f, err := l.at(ctx, o.follow)
-	if err != nil {
-		return err
-	}
-	list := render.NewGuestListText(s.out, render.GuestListText{Form: render.GuestStat},
-		render.Style{Width: s.width, Color: s.colour})
-	if o.json {
-		if list, err = render.NewGuestListJSON(s.out, l.head); err != nil {
-			return err
-		}
-	}
+func runDiskStat(ctx context.Context, o diskStatOptions, arg string, s *stdio) error {
+	form := render.GuestListText{Form: render.GuestStat}
+	return o.into(ctx, arg, o.follow, func(l *look, f *files.Found) error {
+		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
+			e, err := statEntry(ctx, f)
+			return errors.Join(each(e, inside.Level{Found: f}), err)
+		})
+	})
+}
+
+// statEntry describes a file with its extended attributes and extents. What could be read of them is
+// there also with an error.
+func statEntry(ctx context.Context, f *files.Found) (render.GuestEntry, error) {
 	e := render.NewGuestEntry(f)
-	err = f.File.Xattrs(ctx, func(name string, value []byte) error {
+	err := f.File.Xattrs(ctx, func(name string, value []byte) error {
 		e.Xattrs = append(e.Xattrs, render.GuestXattr{Name: name, Value: string(value)})
 		return nil
 	})
-	if f.File.Stat().Mode&files.TypeMask == files.TypeRegular || f.File.Stat().IsDir() {
+	if st := f.File.Stat(); st.IsRegular() || st.IsDir() {
 		err = errors.Join(err, f.File.Extents(ctx, func(x files.Extent) error {
 			e.Extents = append(e.Extents, render.GuestExtent{Offset: x.Offset, Length: x.Length,
 				Place: x.Volume, Unwritten: x.Unwritten, Shared: x.Shared})
 			return nil
 		}))
 	}
-	if err := list.Entry(e, inside.Level{Found: f}); err != nil {
-		return err
-	}
-	end := l.end(0, err)
-	if err := list.End(end); err != nil {
-		return err
-	}
-	return l.finish(s, end, !o.json)
+	return e, err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/render"
 )
@@ -34,7 +35,7 @@ A file that cannot be read to its end is filled up with zeros, which is said, an
 	return c
 }
 
-func runDiskTar(ctx context.Context, o guestOptions, arg string, s *stdio) (err error) {
+func runDiskTar(ctx context.Context, o guestOptions, arg string, s *stdio) error {
 	switch {
 	case o.json:
 		return withStatus(finding.StatusUsage, errors.New("tar writes an archive, which is no JSON"))
@@ -42,25 +43,19 @@ func runDiskTar(ctx context.Context, o guestOptions, arg string, s *stdio) (err 
 		return withStatus(finding.StatusUsage, finding.WithHint(errors.New("an archive is nothing for a terminal"),
 			"send it to a file or a program, as: shisa disk tar "+arg+" >FILE"))
 	}
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	from, err := l.at(ctx, true)
-	if err != nil {
-		return err
-	}
-	p := newProgress(s, "archiving")
-	used := l.head.FileSystem.SizeBytes - l.head.FileSystem.FreeBytes
-	done, err := inside.Tar(ctx, from, l.fs, s.out, func(bytes, _ int64) { p.Set(min(bytes, used), used) })
-	p.Done()
-	end := l.end(done.Lost, err)
-	if done.Lost+done.Unset > 0 {
-		doc := render.NewGuestCopy(l.head, "the archive", done, end)
-		if err := render.GuestCopy(s.err, doc, render.Style{Width: s.width}); err != nil {
-			return err
+	return o.into(ctx, arg, true, func(l *look, from *files.Found) error {
+		p := newProgress(s, "archiving")
+		done, err := inside.Tar(ctx, from, l.fs, s.out, func(bytes, _ int64) {
+			p.Set(min(bytes, l.used()), l.used())
+		})
+		p.Done()
+		end := l.end(done.Lost, err)
+		if done.Lost+done.Unset > 0 {
+			doc := render.NewGuestCopy(l.head, "the archive", done, end)
+			if err := render.GuestCopy(s.err, doc, render.Style{Width: s.width}); err != nil {
+				return err
+			}
 		}
-	}
-	return l.finish(s, end, true)
+		return l.finish(s, end, true)
+	})
 }

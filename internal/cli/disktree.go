@@ -5,7 +5,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -42,19 +41,14 @@ func newDiskTree(s *stdio) *cobra.Command {
 	return c
 }
 
-func runDiskTree(ctx context.Context, o diskTreeOptions, arg string, s *stdio) (err error) {
-	l, err := o.into(ctx, arg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	from, err := l.at(ctx, true)
-	if err != nil {
-		return err
-	}
-	return l.list(s, o.json, render.GuestListText{Form: render.GuestTree},
-		func(each func(*files.Found, inside.Level) error) error {
-			w := inside.SortedOptions{Depth: o.depth, Directories: o.dirs}
-			return inside.Sorted(ctx, l.fs, from, w, func(at inside.Level) error { return each(at.Found, at) })
+func runDiskTree(ctx context.Context, o diskTreeOptions, arg string, s *stdio) error {
+	form := render.GuestListText{Form: render.GuestTree}
+	way := inside.SortedOptions{Depth: o.depth, Directories: o.dirs}
+	return o.into(ctx, arg, true, func(l *look, from *files.Found) error {
+		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
+			return inside.Sorted(ctx, l.fs, from, way, func(at inside.Level) error {
+				return each(render.NewGuestEntry(at.Found), at)
+			})
 		})
+	})
 }
