@@ -40,6 +40,7 @@ type lookOptions struct {
 	ioLimit     byteSize
 	readTimeout time.Duration
 	state       string
+	files       namesFiles
 }
 
 func (o *lookOptions) flags(c *cobra.Command) {
@@ -59,6 +60,7 @@ func (o *lookOptions) flags(c *cobra.Command) {
 	f.DurationVar(&o.readTimeout, "read-timeout", check.DefaultReadTimeout,
 		"give an image up when no read of it completes for `TIME`, such as 90s")
 	stateFlag(c, &o.state, "look for receipts of earlier repairs below `DIR`")
+	o.files.flag(c)
 }
 
 // options gives the options of the examination, which tells p how far it is.
@@ -100,6 +102,9 @@ func (o *lookOptions) poolReady(ctx context.Context, pool string) error {
 func (o *lookOptions) ready(c *cobra.Command) error {
 	if o.workers < 0 {
 		return usageError(c, "--workers %d, want 0 or more", o.workers)
+	}
+	if err := o.files.ready(c); err != nil {
+		return err
 	}
 	if o.readTimeout <= 0 {
 		return usageError(c, "--read-timeout %v, want more than 0", o.readTimeout)
@@ -163,14 +168,8 @@ func (o *lookOptions) style(s *stdio) render.Style {
 	return render.Style{Width: s.width, Color: s.colour, All: o.all}
 }
 
-// checkOptions are those of check alone.
-type checkOptions struct {
-	lookOptions
-	files namesFiles
-}
-
 func newCheck(s *stdio) *cobra.Command {
-	var o checkOptions
+	var o lookOptions
 	c := &cobra.Command{
 		Use:   "check IMAGE|DIR...",
 		Short: "check the consistency of disk images",
@@ -191,18 +190,17 @@ names them however long it takes.`,
   shisa check --json --all vm.qcow2`,
 		Args: wantArgs(1, -1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := cmp.Or(o.ready(c), o.files.ready(c)); err != nil {
+			if err := o.ready(c); err != nil {
 				return err
 			}
 			return runCheck(c.Context(), o, args, s)
 		},
 	}
 	o.flags(c)
-	o.files.flag(c)
 	return c
 }
 
-func runCheck(ctx context.Context, o checkOptions, paths []string, s *stdio) error {
+func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) error {
 	p := newProgress(s, "checking")
 	opts := o.options(p)
 	if err := remember(ctx, o.state, &opts); err != nil {
@@ -210,7 +208,7 @@ func runCheck(ctx context.Context, o checkOptions, paths []string, s *stdio) err
 	}
 	r, err := check.Run(ctx, paths, opts)
 	if partial(ctx, err, len(r.Images)) {
-		o.files.name(ctx, r.Images, disk.Policy{Dirs: append(slices.Clone(paths), o.pools...), Follow: o.follow})
+		o.files.name(ctx, r.Images, o.beside(r.Images))
 	}
 	p.Done()
 	if !partial(ctx, err, len(r.Images)) {
@@ -228,6 +226,17 @@ func runCheck(ctx context.Context, o checkOptions, paths []string, s *stdio) err
 		return err
 	}
 	return exitWith(r.Status[0])
+}
+
+// beside lets what was examined be opened again, with all that lies beside it.
+func (o *lookOptions) beside(images []check.Image) disk.Policy {
+	dirs := slices.Clone(o.pools)
+	for _, img := range images {
+		if dir := filepath.Dir(img.Path); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return disk.Policy{Dirs: dirs, Follow: o.follow}
 }
 
 // withPage counts a page that could not be written among the statuses of a result, and lets the

@@ -40,7 +40,7 @@ func (n *namesFiles) flag(c *cobra.Command) {
 
 // ready refuses other values.
 func (n namesFiles) ready(c *cobra.Command) error {
-	if !slices.Contains(filesModes, string(n)) {
+	if n != "" && !slices.Contains(filesModes, string(n)) {
 		return usageError(c, "--files=%s, want one of %s", string(n), strings.Join(filesModes, ", "))
 	}
 	return nil

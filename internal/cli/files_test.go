@@ -49,6 +49,8 @@ func TestHurtFiles(t *testing.T) {
 		{"check", []string{"check", img}, true},
 		{"check always", []string{"check", "--files", img}, true},
 		{"check never", []string{"check", "--files=never", img}, false},
+		{"scan", []string{"scan", dir}, true},
+		{"scan never", []string{"scan", "--files=never", dir}, false},
 		{"check json", []string{"check", "--json", img}, true},
 		{"repair", []string{"repair", "--state", dir, "--zero-lost", img}, true},
 		{"repair never", []string{"repair", "--state", dir, "--files=never", img}, false},

@@ -52,6 +52,9 @@ func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error
 	// A user without a home has no machines there.
 	opts.Home, _ = os.UserHomeDir()
 	r, err := scan.Run(ctx, paths, opts)
+	if partial(ctx, err, len(r.Images)) {
+		o.files.name(ctx, r.Images, o.beside(r.Images))
+	}
 	p.Done()
 	if !partial(ctx, err, len(r.Images)) {
 		return err

@@ -5,6 +5,7 @@ package render
 
 import (
 	"io"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +33,7 @@ func Scan(w io.Writer, r *scan.Report, s Style) error {
 			left++
 		default:
 			n++
-			o.cause(n, c)
+			o.cause(n, c, r.Images)
 		}
 	}
 	if left > 0 {
@@ -56,7 +57,7 @@ func Scan(w io.Writer, r *scan.Report, s Style) error {
 }
 
 // cause tells one cause with all that hangs on it.
-func (o *out) cause(number int, c scan.Cause) {
+func (o *out) cause(number int, c scan.Cause, images []check.Image) {
 	first := strconv.Itoa(number) + ". "
 	one := finding.Finding{}
 	if len(c.Findings) == 1 {
@@ -68,6 +69,7 @@ func (o *out) cause(number int, c scan.Cause) {
 	o.names(label(in, "where"), c.Objects)
 	o.names(label(in, "affects"), c.Affects)
 	o.names(label(in, "machines"), c.Machines)
+	o.names(label(in, "files"), hurtPaths(c, images))
 	if one.Code != "" {
 		o.details(one, in)
 	} else if !alike(c.Findings) {
@@ -80,6 +82,26 @@ func (o *out) cause(number int, c scan.Cause) {
 		o.prose(label(in, "next"), Text(c.Next))
 	}
 	o.line()
+}
+
+// hurtPaths gives the guests' files that what a cause found hurts, each behind the name of its image.
+func hurtPaths(c scan.Cause, images []check.Image) []string {
+	codes := map[string]bool{c.Code: true}
+	for _, f := range c.Findings {
+		codes[f.Code] = true
+	}
+	var paths []string
+	for i := range images {
+		if !slices.Contains(c.Objects, images[i].Path) {
+			continue
+		}
+		for _, x := range images[i].Hurt {
+			if len(x.Paths) > 0 && slices.ContainsFunc(x.Codes, func(code string) bool { return codes[code] }) {
+				paths = append(paths, filepath.Base(images[i].Path)+":"+x.Paths[0])
+			}
+		}
+	}
+	return paths
 }
 
 // names lists names of files or machines, at most maxOfAKind.
