@@ -19,7 +19,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) { os.Exit(testenv.Checked(withGuest{m}).Run()) }
 
 // open opens the file system in a file, which stays open until the end of the test.
 func open(t testing.TB, name string) *FS {
