@@ -81,7 +81,7 @@ func TestEveryPackageLooksForLeaks(t *testing.T) {
 	for _, s := range sources(t) {
 		tests[s.dir] = tests[s.dir] || s.test
 		guarded[s.dir] = guarded[s.dir] || s.test && strings.Contains(s.text, "func TestMain(") &&
-			(strings.Contains(s.text, "testenv.Main(m)") || strings.Contains(s.text, "testenv.Checked(m)") ||
+			(strings.Contains(s.text, "testenv.Main(m)") || strings.Contains(s.text, "testenv.Checked(") ||
 				s.dir == "internal/testenv")
 	}
 	for dir, has := range tests {
