@@ -163,6 +163,17 @@ func (o *guestOptions) into(ctx context.Context, arg string, follow bool,
 	return fn(l, at)
 }
 
+// compare holds what has names against what is in use, where all of a file system was gone through:
+// without checksums nothing else tells that a directory lost names. What it finds is part of the end.
+func (l *look) compare(ctx context.Context, from *files.Found) error {
+	if from.Entry.Ino != l.fs.Info().Root {
+		return nil
+	}
+	_, view, err := files.Survey(ctx, l.fs, nil)
+	l.view = &view
+	return err
+}
+
 // used is how much of the file system is in use, in bytes: what copying all of it has to read at most.
 func (l *look) used() int64 { return l.head.FileSystem.SizeBytes - l.head.FileSystem.FreeBytes }
 

@@ -80,6 +80,9 @@ func (o *diskCpOptions) copy(ctx context.Context, l *look, from *files.Found, ta
 		Owner:    os.Geteuid() == 0,
 		Progress: func(bytes, _ int64) { p.Set(min(bytes, l.used()), l.used()) }})
 	p.Done()
+	if err == nil {
+		err = l.compare(ctx, from)
+	}
 	if errors.Is(err, fs.ErrExist) {
 		err = finding.WithHint(err, "copy to another place, or go on with an earlier copy: --resume")
 	}

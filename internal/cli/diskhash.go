@@ -37,7 +37,7 @@ func runDiskHash(ctx context.Context, o guestOptions, arg string, s *stdio) erro
 		tell := func(n int64) { done += n; p.Set(min(done, l.used()), l.used()) }
 		form := render.GuestListText{Form: render.GuestHash}
 		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
-			return inside.Sorted(ctx, l.fs, from, inside.SortedOptions{}, func(at inside.Level) error {
+			err := inside.Sorted(ctx, l.fs, from, inside.SortedOptions{}, func(at inside.Level) error {
 				if at.Err == nil && !at.File.Stat().IsRegular() {
 					return nil
 				}
@@ -53,6 +53,10 @@ func runDiskHash(ctx context.Context, o guestOptions, arg string, s *stdio) erro
 				}
 				return each(e, at)
 			})
+			if err != nil {
+				return err
+			}
+			return l.compare(ctx, from)
 		})
 	})
 }

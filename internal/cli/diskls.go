@@ -55,7 +55,10 @@ func runDiskLs(ctx context.Context, o diskLsOptions, arg string, s *stdio) error
 			case !o.recursive:
 				return inside.Directory(ctx, l.fs, from, one)
 			}
-			return inside.Recursive(ctx, l.fs, from, one)
+			if err := inside.Recursive(ctx, l.fs, from, one); err != nil {
+				return err
+			}
+			return l.compare(ctx, from)
 		})
 	})
 }

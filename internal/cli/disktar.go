@@ -49,6 +49,9 @@ func runDiskTar(ctx context.Context, o guestOptions, arg string, s *stdio) error
 			p.Set(min(bytes, l.used()), l.used())
 		})
 		p.Done()
+		if err == nil {
+			err = l.compare(ctx, from)
+		}
 		end := l.end(done.Lost, err)
 		if done.Lost+done.Unset > 0 {
 			doc := render.NewGuestCopy(l.head, "the archive", done, end)

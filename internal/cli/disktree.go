@@ -46,9 +46,13 @@ func runDiskTree(ctx context.Context, o diskTreeOptions, arg string, s *stdio) e
 	way := inside.SortedOptions{Depth: o.depth, Directories: o.dirs}
 	return o.into(ctx, arg, true, func(l *look, from *files.Found) error {
 		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
-			return inside.Sorted(ctx, l.fs, from, way, func(at inside.Level) error {
+			err := inside.Sorted(ctx, l.fs, from, way, func(at inside.Level) error {
 				return each(render.NewGuestEntry(at.Found), at)
 			})
+			if err != nil || o.depth > 0 {
+				return err
+			}
+			return l.compare(ctx, from)
 		})
 	})
 }
