@@ -184,43 +184,54 @@ func onDisk(h volume.Hit, off, length int64) finding.Range {
 func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 	var inos files.Set
 	var wanted []files.Ino
-	for _, p := range places {
-		ask := []files.Range{{Offset: p.Offset, Length: p.Length}}
-		at, end := p.Offset, p.Offset+p.Length
-		silent := func(to int64) {
-			if at < to {
-				w.add(owner{part: part, use: files.UseUnknown}, onDisk(p, at, to-at),
-					"the file system says nothing of it")
-			}
-			at = max(at, to)
+	// All at once: the file system may have to go through its inodes for each time that it is asked.
+	ask := make([]files.Range, len(places))
+	told := make([]int64, len(places)) // how far each was told of
+	for i, p := range places {
+		ask[i], told[i] = files.Range{Offset: p.Offset, Length: p.Length}, p.Offset
+	}
+	silent := func(i int, to int64) {
+		if p := places[i]; told[i] < to {
+			w.add(owner{part: part, use: files.UseUnknown}, onDisk(p, told[i], to-told[i]),
+				"the file system says nothing of it")
 		}
-		err := fs.Owners(w.ctx, ask, func(o files.Owner) error {
+		told[i] = max(told[i], to)
+	}
+	first := 0 // the first place that is not passed
+	err := fs.Owners(w.ctx, ask, func(o files.Owner) error {
+		end := o.Range.Offset + o.Range.Length
+		for first < len(places) && places[first].Offset+places[first].Length <= o.Range.Offset {
+			first++
+		}
+		for i := first; i < len(places) && places[i].Offset < end; i++ {
 			// What is said of other places was not asked for.
-			from, to := max(o.Range.Offset, p.Offset), min(o.Range.Offset+o.Range.Length, end)
+			p := places[i]
+			from, to := max(o.Range.Offset, p.Offset), min(end, p.Offset+p.Length)
 			if from >= to {
-				return nil
+				continue
 			}
 			if w.ranges >= maxRanges {
 				return fmt.Errorf("more than %d pieces: ask for less at once", maxRanges)
 			}
-			silent(from)
-			at = max(at, to)
+			silent(i, from)
+			told[i] = max(told[i], to)
 			if o.Ino != 0 && inos.Add(o.Ino) {
 				wanted = append(wanted, o.Ino)
 			}
-			key := owner{part: part, use: o.Use, ino: o.Ino, what: o.What}
-			w.add(key, onDisk(p, from, to-from), o.What)
-			return nil
-		})
-		if err == nil {
-			silent(end)
-		} else {
-			if w.ctx.Err() != nil {
-				return w.ctx.Err()
-			}
-			w.add(owner{part: part, use: files.UseUnknown, what: err.Error()},
-				onDisk(p, p.Offset, p.Length), err.Error())
+			w.add(owner{part: part, use: o.Use, ino: o.Ino, what: o.What}, onDisk(p, from, to-from), o.What)
 		}
+		return nil
+	})
+	if w.ctx.Err() != nil {
+		return w.ctx.Err()
+	}
+	for i, p := range places {
+		if err == nil {
+			silent(i, p.Offset+p.Length)
+			continue
+		}
+		w.add(owner{part: part, use: files.UseUnknown, what: err.Error()}, onDisk(p, p.Offset, p.Length),
+			err.Error())
 	}
 	if len(wanted) == 0 {
 		return nil
