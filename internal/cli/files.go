@@ -98,5 +98,7 @@ func (n namesFiles) plan(ctx context.Context, p *plan.Plan, path string, policy 
 		wrong = append(wrong, finding.Finding{Code: h.Code, Severity: finding.Lost, Guest: h.Guest,
 			Snapshot: h.Snapshot})
 	}
-	p.Files, p.FilesNote, _ = n.image(ctx, limited, path, string(image.Qcow2), policy, wrong)
+	var crash []finding.Finding
+	p.Files, p.FilesNote, crash = n.image(ctx, limited, path, string(image.Qcow2), policy, wrong)
+	p.Remains = append(p.Remains, crash...)
 }

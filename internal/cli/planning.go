@@ -75,11 +75,11 @@ func makePlan(ctx context.Context, o *repairOptions, name string, s *stdio) (*pl
 	}
 	p.Remains = append(p.Remains, known.findings...)
 	p.Blind = append(p.Blind, known.blind...)
-	p.Status = leftStatuses(p.Remains, p.Blind, !p.Empty() || len(p.Hurt) > 0)
 	o.files.plan(ctx, p, real, disk.Policy{Dirs: o.pools, Follow: o.follow})
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	p.Status = leftStatuses(p.Remains, p.Blind, !p.Empty() || len(p.Hurt) > 0)
 	return p, p.Seal()
 }
 
