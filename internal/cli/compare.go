@@ -55,8 +55,8 @@ its end.`,
 	f := o.flags(c)
 	f.StringVarP(&o.formatA, "format", "f", "", "take the first image for one of format `FMT`")
 	f.StringVarP(&o.formatB, "second-format", "F", "", "take the second image for one of format `FMT`")
-	f.StringVar(&o.snapshotA, "snapshot-a", "", "of the first image, compare the internal snapshot with that id or `NAME`")
-	f.StringVar(&o.snapshotB, "snapshot-b", "", "of the second image, the one with that id or `NAME`")
+	f.Var((*given)(&o.snapshotA), "snapshot-a", "of the first image, compare the internal snapshot with that id or `NAME`")
+	f.Var((*given)(&o.snapshotB), "snapshot-b", "of the second image, the one with that id or `NAME`")
 	f.StringVarP(&o.cache, "cache", "T", cacheModes[0],
 		"qemu-img's cache `MODE` for reading: none and directsync read past the page cache")
 	f.BoolVarP(&o.strict, "strict", "s", false, "sizes and allocation must be the same too")

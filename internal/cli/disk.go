@@ -74,14 +74,14 @@ func (o *guestOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	f := o.diskOptions.flags(c)
 	f.StringVarP(&o.format, "format", "f", "", "take the image for one of format `FMT`")
 	f.StringArrayVar(&o.more, "disk", nil, "`IMAGE` is another disk of the same guest (may be repeated)")
-	f.StringVar(&o.snapshot, "snapshot", "", "look into the internal snapshot with that id or `NAME`")
-	f.StringVar(&o.part, "part", "", "look into the part `NAME`, as parts lists them")
+	f.Var((*given)(&o.snapshot), "snapshot", "look into the internal snapshot with that id or `NAME`")
+	f.Var((*given)(&o.part), "part", "look into the part `NAME`, as parts lists them")
 	return f
 }
 
 // pathFlag adds --path, where one path is looked at.
 func (o *guestOptions) pathFlag(f *pflag.FlagSet) {
-	f.StringVar(&o.path, "path", "", "look at `PATH` in the guest")
+	f.Var((*given)(&o.path), "path", "look at `PATH` in the guest")
 }
 
 // look is a guest that is opened, and the part of it that was meant.
@@ -105,6 +105,9 @@ func (o *guestOptions) open(ctx context.Context, arg string) (*look, inside.Name
 	var err error
 	if o.part == "" || o.path == "" || !exists(arg) {
 		if name, err = inside.ParseName(arg, exists); err != nil {
+			if errors.Is(err, inside.ErrForm) {
+				err = withStatus(finding.StatusUsage, err)
+			}
 			return nil, name, err
 		}
 	}

@@ -11,6 +11,25 @@ import (
 	"strings"
 )
 
+// given is the value of a flag that names something: an empty one, as of a variable of a script that
+// was not set, would silently mean another thing than was meant.
+type given string
+
+// String is pflag.Value.
+func (g *given) String() string { return string(*g) }
+
+// Type is pflag.Value.
+func (g *given) Type() string { return "string" }
+
+// Set is pflag.Value.
+func (g *given) Set(text string) error {
+	if text == "" {
+		return errors.New("it is empty")
+	}
+	*g = given(text)
+	return nil
+}
+
 // byteSize is the value of a flag that takes a number of bytes: 4096, 64K, 1.5G, 20MiB. The units
 // are powers of 1024, as everywhere about disks.
 type byteSize int64

@@ -53,7 +53,7 @@ directory or a --pool; --follow opens them anywhere.
 	f := o.flags(c)
 	f.BoolVar(&o.chain, "backing-chain", false, "describe the images below as well")
 	f.StringVarP(&o.format, "format", "f", "", "take the image for one of format `FMT` instead of looking at its content")
-	f.StringVar(&o.snapshot, "snapshot", "", "of the internal snapshots, show the one with that id or `NAME` only")
+	f.Var((*given)(&o.snapshot), "snapshot", "of the internal snapshots, show the one with that id or `NAME` only")
 	f.BoolVar(&o.all, "all", false, "list every snapshot and bitmap instead of at most 20")
 	o.output.flag(c)
 	return c

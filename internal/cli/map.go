@@ -49,7 +49,7 @@ anywhere.
 	}
 	f := o.flags(c)
 	f.StringVarP(&o.format, "format", "f", "", "take the image for one of format `FMT` instead of looking at its content")
-	f.StringVar(&o.snapshot, "snapshot", "", "map the internal snapshot with that id or `NAME`")
+	f.Var((*given)(&o.snapshot), "snapshot", "map the internal snapshot with that id or `NAME`")
 	f.VarP(&o.start, "start-offset", "s", "begin at this place of the disk")
 	f.VarP(&o.length, "max-length", "l", "map at most so many bytes")
 	f.Lookup("max-length").DefValue = ""

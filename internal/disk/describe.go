@@ -84,30 +84,42 @@ func noSnapshot(path, want string) error {
 }
 
 // statusOfChain tells what an unfinished chain and unreadable parts mean for the exit status. A
-// chain that was not asked for is not missed.
+// chain that was not asked for is not missed; the files that hold the image's own bytes are.
 func statusOfChain(chain []Info, o Options) []int {
 	var applies []int
 	for _, n := range chain {
 		if len(n.Blind) > 0 {
 			applies = append(applies, finding.StatusCannotTell)
 		}
-		links := []*LinkInfo{n.Backing, n.DataFile}
+		if n.Backing != nil && !o.Single {
+			applies = append(applies, statusOfLink(n.Backing, o)...)
+		}
+		own := []*LinkInfo{n.DataFile}
 		if n.VMDK != nil {
 			for _, e := range n.VMDK.Extents {
-				links = append(links, e.File)
+				own = append(own, e.File)
 			}
 		}
-		for _, l := range links {
-			if l == nil || o.Single {
-				continue
-			}
-			switch l.State {
-			case LinkMissing, LinkUnreadable, LinkLoop:
-				applies = append(applies, finding.StatusFound)
-			case LinkNotFollowed, LinkTooDeep, LinkProtocol:
-				applies = append(applies, finding.StatusCannotTell)
-			}
+		for _, l := range own {
+			applies = append(applies, statusOfLink(l, o)...)
 		}
 	}
 	return applies
+}
+
+// statusOfLink tells what became of a file that was named, which may be nil. To leave one alone is no
+// failure where nothing is read of it.
+func statusOfLink(l *LinkInfo, o Options) []int {
+	if l == nil {
+		return nil
+	}
+	switch l.State {
+	case LinkMissing, LinkUnreadable, LinkLoop:
+		return []int{finding.StatusFound}
+	case LinkNotFollowed, LinkTooDeep, LinkProtocol:
+		if !o.Single {
+			return []int{finding.StatusCannotTell}
+		}
+	}
+	return nil
 }

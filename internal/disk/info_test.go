@@ -288,6 +288,15 @@ func TestDescribeStatus(t *testing.T) {
 	overlay(t, in("loop"), "loop", "qcow2")
 	overlay(t, in("other/out"), "../base", "raw")
 	overlay(t, in("nbd"), "nbd:x:1", "raw")
+	testenv.Need(t, "qemu-img")
+	for _, args := range []string{"-f vmdk -o subformat=monolithicFlat extent 1M", "-f qcow2 -o data_file=data.raw data 1M"} {
+		run(t, dir, "qemu-img", append([]string{"create", "-q"}, strings.Fields(args)...)...)
+	}
+	for _, name := range []string{"extent-flat", "data.raw"} {
+		if err := os.Remove(in(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	tests := []struct {
 		name  string
 		paths []string
@@ -297,6 +306,9 @@ func TestDescribeStatus(t *testing.T) {
 		{"sound", []string{"good"}, true, []int{0}},
 		{"missing, not asked for", []string{"missing"}, false, []int{0}},
 		{"missing", []string{"missing"}, true, []int{3}},
+		{"a part of itself is missing", []string{"extent"}, false, []int{3}},
+		{"its data are missing", []string{"data"}, false, []int{3}},
+		{"outside, not asked for", []string{"other/out"}, false, []int{0}},
 		{"loop", []string{"loop"}, true, []int{3}},
 		{"outside", []string{"other/out"}, true, []int{4}},
 		{"protocol", []string{"nbd"}, true, []int{4}},

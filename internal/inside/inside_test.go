@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestParseName(t *testing.T) {
-	there := []string{"vm.qcow2", "odd:name.raw", "a@b", "dir", "x:y:/z"}
+	there := []string{"vm.qcow2", "odd:name.raw", "a@b", "dir", "x:y:/z", "empty@"}
 	exists := func(name string) bool { return slices.Contains(there, name) }
 	for _, tc := range []struct {
 		arg  string
@@ -47,6 +47,10 @@ func TestParseName(t *testing.T) {
 		{"vm.qcow2:LABEL=a b", Name{Disk: "vm.qcow2", Part: "LABEL=a b"}},
 		{"vm.qcow2@monday", Name{Disk: "vm.qcow2", Snapshot: "monday"}},
 		{"vm.qcow2@a@b:1:/x", Name{}},
+		{"vm.qcow2@", Name{}},
+		{"vm.qcow2@:1:/etc", Name{}},
+		{"empty@", Name{Disk: "empty@"}},
+		{"empty@@monday", Name{Disk: "empty@", Snapshot: "monday"}},
 		{"vm.qcow2@monday:1:/x", Name{Disk: "vm.qcow2", Snapshot: "monday", Part: "1", Path: "/x"}},
 		{"odd:name.raw", Name{Disk: "odd:name.raw"}},
 		{"odd:name.raw:3", Name{Disk: "odd:name.raw", Part: "3"}},

@@ -9,8 +9,14 @@ import (
 	"strings"
 )
 
-// ErrName: a name on the command line means nothing that exists.
-var ErrName = errors.New("no such image")
+// Errors of names on the command line, for errors.Is.
+var (
+	// ErrName: it means nothing that exists.
+	ErrName = errors.New("no such image")
+	// ErrForm: a part of it is empty, as where a variable of a script was not set. The present is not
+	// meant where a snapshot was to be named.
+	ErrForm = errors.New("a name is missing")
+)
 
 // Name is DISK[:PART][:/path] in its parts.
 type Name struct {
@@ -23,7 +29,7 @@ type Name struct {
 
 // ParseName takes a name apart: DISK, DISK:PART, DISK:/path, DISK:PART:/path, where DISK may be
 // IMAGE@SNAPSHOT. exists tells whether a file or directory has a name: what exists wins over every
-// colon and every @ in it, the longest name first.
+// colon and every @ in it, the longest name first. The error is ErrName or ErrForm.
 func ParseName(arg string, exists func(string) bool) (Name, error) {
 	for end := len(arg); end > 0; end = strings.LastIndexByte(arg[:end], ':') {
 		n := Name{Disk: arg[:end]}
@@ -33,6 +39,9 @@ func ParseName(arg string, exists func(string) bool) (Name, error) {
 				continue
 			}
 			n.Disk, n.Snapshot = n.Disk[:at], n.Disk[at+1:]
+			if n.Snapshot == "" {
+				return n, fmt.Errorf("%q: %w: no snapshot stands behind the @", arg, ErrForm)
+			}
 		}
 		if end == len(arg) {
 			return n, nil
@@ -48,7 +57,7 @@ func ParseName(arg string, exists func(string) bool) (Name, error) {
 			n.Part = rest
 		}
 		if n.Part == "" {
-			return n, fmt.Errorf("%q: nothing stands between the colons", arg)
+			return n, fmt.Errorf("%q: %w: no part or path stands behind the colon", arg, ErrForm)
 		}
 		return n, nil
 	}

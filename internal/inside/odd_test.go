@@ -146,13 +146,16 @@ func TestParseNameAny(t *testing.T) {
 		}
 		n, err := ParseName(arg, func(name string) bool { return have[name] })
 		if err != nil {
+			if !errors.Is(err, ErrName) && !errors.Is(err, ErrForm) {
+				t.Fatalf("ParseName(%q) = %v", arg, err)
+			}
 			if have[arg] {
 				t.Fatalf("%q exists, and is not found: %v", arg, err)
 			}
 			return
 		}
 		whole := n.Disk
-		if n.Snapshot != "" || strings.HasPrefix(arg, n.Disk+"@") && !have[arg] && whole != arg {
+		if n.Snapshot != "" {
 			whole += "@" + n.Snapshot
 		}
 		if n.Part != "" {
