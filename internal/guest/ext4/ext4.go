@@ -104,10 +104,15 @@ func noteErrors(s *super, notes *files.Notes) {
 // replay. Damage of the journal is noted.
 func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
 	notes *files.Notes) (io.ReaderAt, error) {
+	needed := s.incompat&incompatRecover != 0
 	if s.compat&compatJournal == 0 {
+		if needed {
+			notes.Note(files.Problem{What: "the superblock says that the journal is to be replayed, and " +
+				"that there is none: what it holds was not replayed", Offset: s.at, Length: superBytes,
+				Hides: true})
+		}
 		return volume, nil
 	}
-	needed := s.incompat&incompatRecover != 0
 	problem := func(err error) {
 		what := fmt.Sprintf("journal: %v", err)
 		if needed {

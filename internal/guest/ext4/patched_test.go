@@ -51,6 +51,11 @@ func TestPatched(t *testing.T) {
 			func(t *testing.T, disk string, _ *FS, short, _ *inode) {
 				patch(t, disk, short.attrBlock()*1024+1020, []byte("x"))
 			}, "extended attributes of inode"},
+		{"journal-without-feature", "-O ^metadata_csum", nil,
+			func(t *testing.T, disk string, fs *FS, _, _ *inode) {
+				patch(t, disk, superAt+92, []byte{fs.super.raw[92] &^ compatJournal})
+				patch(t, disk, superAt+96, []byte{fs.super.raw[96] | incompatRecover})
+			}, "is to be replayed, and that there is none"},
 		{"attribute-inode", "-O ea_inode", far,
 			func(t *testing.T, disk string, _ *FS, _, _ *inode) {
 				b, err := os.ReadFile(disk)
