@@ -7,7 +7,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -89,8 +91,10 @@ type look struct {
 	*inside.Guest
 	head render.GuestHead
 	fs   files.FS
-	// view is where a survey leaves its view; nil: that of the file system.
-	view *files.View
+	// view is where a survey leaves its view; nil: that of the file system. below: a directory was
+	// gone through without one.
+	view  *files.View
+	below bool
 }
 
 // exists tells whether something has a name.
@@ -159,17 +163,32 @@ func (o *guestOptions) into(ctx context.Context, arg string, follow bool,
 	at, err := inside.Lookup(ctx, l.fs, l.head.Path, follow)
 	switch {
 	case errors.Is(err, inside.ErrPath):
-		return err
+		return l.absent(err)
 	case err != nil:
 		return withStatus(finding.StatusCannotTell, err)
 	}
 	return fn(l, at)
 }
 
+// absent judges that nothing has a path. It is so only if all that was read on the way could be: a
+// journal that was not replayed may hold the name.
+func (l *look) absent(err error) error {
+	end := l.end(0, nil)
+	if end.Complete {
+		return err
+	}
+	err = fmt.Errorf("%w, as far as can be told", err)
+	if i := slices.IndexFunc(end.View.Problems, func(p files.Problem) bool { return p.Hides }); i >= 0 {
+		err = fmt.Errorf("%w: %s", err, end.View.Problems[i].What)
+	}
+	return withStatus(end.Status[0], err)
+}
+
 // compare holds what has names against what is in use, where all of a file system was gone through:
 // without checksums nothing else tells that a directory lost names. What it finds is part of the end.
 func (l *look) compare(ctx context.Context, from *files.Found) error {
 	if from.Entry.Ino != l.fs.Info().Root {
+		l.below = from.File.Stat().IsDir()
 		return nil
 	}
 	_, view, err := files.Survey(ctx, l.fs, nil)
@@ -217,7 +236,14 @@ func (l *look) end(unread int64, err error) render.GuestEnd {
 	if l.view != nil {
 		view = *l.view
 	}
-	return render.NewGuestEnd(view, unread, l.Missing(), l.Changed(), err).WithFindings(l.Crash())
+	end := render.NewGuestEnd(l.Guest, view, unread, err)
+	end.Compared = l.view != nil && err == nil
+	if l.below && end.Complete && !inside.Checksums(l.fs) {
+		end.Notes = append(end.Notes, "only "+l.head.Path+" was gone through, and the directories of this "+
+			"file system have no checksums: names that one lost are missed over the whole of it only, as "+
+			"by: shisa disk find "+operand(l.source()))
+	}
+	return end
 }
 
 // finish says what is not whole, and turns it into an exit status. Without text the result said it.
