@@ -223,7 +223,11 @@ func (n *inode) fillStat() error {
 	if size > math.MaxInt64 {
 		return fmt.Errorf("has a size of %d bytes", size)
 	}
-	if n.blocks > uint64(n.f.blocks)+uint64(n.f.realtime) {
+	most := uint64(n.f.blocks) + uint64(n.f.realtime)
+	if n.flags2&flag2Reflink != 0 {
+		most = uint64(maxVolume / n.f.block) // a block that it has several times counts each time
+	}
+	if n.blocks > most {
 		return fmt.Errorf("has %d blocks, which is more than the file system", n.blocks)
 	}
 	*s = files.Stat{

@@ -6,6 +6,7 @@ package xfs
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -128,6 +129,38 @@ func more(t *testing.T, dir string) {
 			}
 		}
 	}
+}
+
+// TestShared has a file whose blocks, each counted as often as it is there, are more than those of the
+// file system.
+func TestShared(t *testing.T) {
+	disk := filestest.Make(t, t.TempDir(), 300<<20, "mkfs.xfs", "-q", "-m", "reflink=1", "DISK")
+	dir, unmount := filestest.Mount(t, disk, "xfs")
+	const size = 40 << 20
+	one := bytes.Repeat([]byte("0123456789abcdef"), size/16)
+	if err := os.WriteFile(filepath.Join(dir, "one"), one, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	from, err := os.Open(filepath.Join(dir, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := os.Create(filepath.Join(dir, "many"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(10) {
+		r := unix.FileCloneRange{Src_fd: int64(from.Fd()), Src_length: size, Dest_offset: i * size}
+		if err := unix.IoctlFileCloneRange(int(to.Fd()), &r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(from.Close(), to.Close()); err != nil {
+		t.Fatal(err)
+	}
+	want := filestest.ReadMounted(t, dir)
+	unmount()
+	same(t, open(t, disk), want, files.Clean)
 }
 
 // TestFresh opens file systems that were never mounted.
