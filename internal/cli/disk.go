@@ -91,10 +91,10 @@ type look struct {
 	*inside.Guest
 	head render.GuestHead
 	fs   files.FS
-	// view is where a survey leaves its view; nil: that of the file system. below: a directory was
+	// view is where a survey leaves its view; nil: that of the file system. below says what alone was
 	// gone through without one.
 	view  *files.View
-	below bool
+	below string
 }
 
 // exists tells whether something has a name.
@@ -188,12 +188,19 @@ func (l *look) absent(err error) error {
 // without checksums nothing else tells that a directory lost names. What it finds is part of the end.
 func (l *look) compare(ctx context.Context, from *files.Found) error {
 	if from.Entry.Ino != l.fs.Info().Root {
-		l.below = from.File.Stat().IsDir()
+		l.only(from, "")
 		return nil
 	}
 	_, view, err := files.Survey(ctx, l.fs, nil)
 	l.view = &view
 	return err
+}
+
+// only notes that no more than what is below a directory was gone through.
+func (l *look) only(from *files.Found, levels string) {
+	if from.File.Stat().IsDir() {
+		l.below = levels + from.Path
+	}
 }
 
 // used is how much of the file system is in use, in bytes: what copying all of it has to read at most.
@@ -238,8 +245,8 @@ func (l *look) end(unread int64, err error) render.GuestEnd {
 	}
 	end := render.NewGuestEnd(l.Guest, view, unread, err)
 	end.Compared = l.view != nil && err == nil
-	if l.below && end.Complete && !inside.Checksums(l.fs) {
-		end.Notes = append(end.Notes, "only "+l.head.Path+" was gone through, and the directories of this "+
+	if l.below != "" && end.Complete && !inside.Checksums(l.fs) {
+		end.Notes = append(end.Notes, "only "+l.below+" was gone through, and the directories of this "+
 			"file system have no checksums: names that one lost are missed over the whole of it only, as "+
 			"by: shisa disk find "+operand(l.source()))
 	}

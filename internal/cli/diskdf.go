@@ -68,8 +68,9 @@ func runDiskDf(ctx context.Context, o guestOptions, arg string, s *stdio) (err e
 		if len(parts) == 0 {
 			unread += int64(len(others)) // nothing at all is known of this disk
 		}
+		unread += int64(len(l.Layout.Blind)) // there may be more than was found
 	}
-	doc.GuestEnd = render.NewGuestEnd(l.View(), unread, l.Missing(), l.Changed(), nil).WithFindings(l.Crash())
+	doc.GuestEnd = render.NewGuestEnd(l.Guest, l.View(), unread, nil)
 	if o.json {
 		err = render.JSON(s.out, render.GuestSpaceSchema, doc)
 	} else {

@@ -117,6 +117,7 @@ func runDiskFind(ctx context.Context, o diskFindOptions, arg string, s *stdio) e
 				return each(render.NewGuestEntry(f), inside.Level{Found: f})
 			}
 			if from.Entry.Ino != l.fs.Info().Root {
+				l.only(from, "")
 				return files.Walk(ctx, l.fs, from.Entry.Ino, from.Path, one)
 			}
 			// Of a whole file system it can be told whether all was seen.

@@ -49,8 +49,12 @@ func runDiskTree(ctx context.Context, o diskTreeOptions, arg string, s *stdio) e
 			err := inside.Sorted(ctx, l.fs, from, way, func(at inside.Level) error {
 				return each(render.NewGuestEntry(at.Found), at)
 			})
-			if err != nil || o.depth > 0 {
+			if err != nil {
 				return err
+			}
+			if o.depth > 0 {
+				l.only(from, render.Count(int64(o.depth), "level", "levels")+" below ")
+				return nil
 			}
 			return l.compare(ctx, from)
 		})

@@ -214,7 +214,7 @@ func runDiskWho(ctx context.Context, o diskWhoOptions, arg string, ranges []find
 		return withStatus(finding.StatusCannotTell, err)
 	}
 	view := l.View()
-	end := render.NewGuestEnd(view, inside.Unknown(hurt), l.Missing(), l.Changed(), nil).WithFindings(l.Crash())
+	end := render.NewGuestEnd(l.Guest, view, inside.Unknown(hurt), nil)
 	doc := &render.GuestWhoDocument{Disk: l.head.Disk, Ranges: ranges,
 		Owners: hurt, GuestEnd: end}
 	if o.json {

@@ -105,6 +105,42 @@ func (g *Guest) Changed() []string {
 	return slices.Compact(all)
 }
 
+// Notes are what is not as it should be with the images and did not hinder reading them, as a log
+// that was replayed in memory or a copy that stands in for a damaged header.
+func (g *Guest) Notes() []string {
+	all := []string{}
+	for _, c := range g.chains {
+		all = append(all, c.Notes()...)
+	}
+	return all
+}
+
+// Divided says in a line or two what is wrong with how the disks are divided: it hinders no reading,
+// and what is read may not be what the guest sees. It is empty where all is well.
+func (g *Guest) Divided() []string {
+	all := []string{}
+	say := func(n int, one, many, first string) {
+		if n > 1 {
+			one = fmt.Sprintf("%d %s", n, many)
+		}
+		all = append(all, fmt.Sprintf("%s (shisa disk parts tells all): %s", one, first))
+	}
+	if p := g.Layout.Problems; len(p) > 0 {
+		text := p[0].String()
+		if p[0].Disk >= 0 {
+			text = g.Layout.Disks[p[0].Disk].Name + ": " + text
+		}
+		say(len(p), "something is broken in how the disk is divided",
+			"things are broken in how the disk is divided", text)
+	}
+	if b := g.Layout.Blind; len(b) > 0 {
+		say(len(b), "a place that tells how the disk is divided could not be read",
+			"places that tell how the disk is divided could not be read",
+			b[0].Object+": "+b[0].What+": "+b[0].Reason)
+	}
+	return all
+}
+
 // Missing is how many bytes were read so far that lie past the end of a file which was cut; they
 // read as zeros.
 func (g *Guest) Missing() int64 {
@@ -156,14 +192,15 @@ func Readable(g *Guest) []int {
 }
 
 // Part gives the index of a volume: by its name, or by LABEL=, UUID=, PARTLABEL= or PARTUUID= as in
-// fstab. With no name it is the only one with a file system that can be read, or the only one of
+// fstab. Where there are several disks, the number that a partition has on its own disk is enough if
+// only one has it. With no name it is the only one with a file system that can be read, or the only one of
 // those that holds a Linux system. The error is ErrPart.
 func (g *Guest) Part(ctx context.Context, name string) (int, error) {
 	if name == "" {
 		return g.only(ctx)
 	}
 	key, value, tagged := strings.Cut(name, "=")
-	var found []int
+	var found, short []int
 	for i, v := range g.Layout.Volumes {
 		is := v.Name
 		if tagged {
@@ -175,13 +212,21 @@ func (g *Guest) Part(ctx context.Context, name string) (int, error) {
 			found = append(found, i)
 		}
 	}
+	for i, v := range g.Layout.Volumes {
+		if v.Short() == name {
+			short = append(short, i)
+		}
+	}
+	if len(found) == 0 {
+		found = short
+	}
 	switch len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
 		return 0, fmt.Errorf("%w: there is no part %q; there are: %s", ErrPart, name, g.names(nil))
 	}
-	return 0, fmt.Errorf("%w: %d parts are called %q", ErrPart, len(found), name)
+	return 0, fmt.Errorf("%w: %d parts are called %q: %s", ErrPart, len(found), name, g.names(found))
 }
 
 // names lists volumes for a message, all of them for nil.

@@ -304,6 +304,13 @@ func matches(pattern, name string) bool {
 	return ok && err == nil
 }
 
+// Checksums tells whether each directory has a checksum, so that what it lost is seen when it is read.
+func Checksums(fs files.FS) bool {
+	return slices.ContainsFunc(fs.Info().Features, func(name string) bool {
+		return name == "metadata_csum" || name == "v5"
+	})
+}
+
 // TypeLetter gives the letter that find(1) and ls(1) have for a type; f for a regular file.
 func TypeLetter(mode uint32) byte {
 	switch mode & files.TypeMask {

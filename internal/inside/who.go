@@ -81,8 +81,12 @@ func (w *who) between(disk int, r finding.Range, hits []volume.Hit) {
 				return
 			}
 		}
-		what := w.g.table(disk, r)
-		w.add(owner{part: -1, use: files.UseOutside, what: what}, r, what)
+		what, use := w.g.table(disk, r), files.UseOutside
+		if what == "" && len(w.g.Layout.Blind) > 0 {
+			what, use = "not all that tells how the disk is divided could be read", files.UseUnknown
+		}
+		what = cmp.Or(what, "no part of the disk")
+		w.add(owner{part: -1, use: use, what: what}, r, what)
 	}
 	for _, h := range hits {
 		if !w.g.holds(h.Volume) {
@@ -108,7 +112,7 @@ type who struct {
 	ranges int // in all of hurt
 }
 
-// table says what lies at a range that belongs to no volume.
+// table says which table lies at a range that belongs to no volume, "" for none.
 func (g *Guest) table(disk int, r finding.Range) string {
 	for _, t := range g.Layout.Tables {
 		if t.Disk != disk || t.In >= 0 {
@@ -120,7 +124,7 @@ func (g *Guest) table(disk int, r finding.Range) string {
 			}
 		}
 	}
-	return "no part of the disk"
+	return ""
 }
 
 // add notes a range of a disk for an owner.

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,23 +122,30 @@ type GuestEnd struct {
 	MissingBytes int64 `json:"missing_bytes"`
 	// Changed are the images that a program changed meanwhile.
 	Changed []string `json:"changed"`
+	// Notes are what is not as it should be with the images, or with how they are divided, and did not
+	// hinder reading.
+	Notes []string `json:"notes"`
 	// Findings are that the reader crashed; nothing else is looked for.
 	Findings []finding.Finding `json:"findings"`
-	// Complete: nothing is missing that should have been listed.
+	// Compared: all of the file system was gone through, and its names were held against the inodes in
+	// use. Otherwise nothing tells that a directory without a checksum lost names.
+	Compared bool `json:"compared"`
+	// Complete: nothing is known to be missing that should have been listed.
 	Complete bool   `json:"complete"`
 	Error    string `json:"error"`
 	// Status lists every exit status that applies, the one that is returned first.
 	Status []int `json:"status"`
 }
 
-// NewGuestEnd judges how much could be read: of a whole walk view is the one of the survey, and err
-// what ended it, nil at its end.
-func NewGuestEnd(view files.View, unread int64, missing int64, changed []string, err error) GuestEnd {
+// NewGuestEnd judges how much could be read of g: of a whole walk view is the one of the survey, and
+// err what ended it, nil at its end.
+func NewGuestEnd(g *inside.Guest, view files.View, unread int64, err error) GuestEnd {
 	if view.Problems == nil {
 		view.Problems = []files.Problem{}
 	}
+	missing, changed := g.Missing(), g.Changed()
 	e := GuestEnd{View: view, Unread: unread, MissingBytes: missing, Changed: changed,
-		Findings: []finding.Finding{}}
+		Notes: slices.Concat(g.Notes(), g.Divided()), Findings: []finding.Finding{}}
 	var applies []int
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -154,18 +162,12 @@ func NewGuestEnd(view files.View, unread int64, missing int64, changed []string,
 	if len(changed) > 0 {
 		applies = append(applies, finding.StatusRefused)
 	}
+	if crash := g.Crash(); len(crash) > 0 {
+		e.Findings = crash
+		applies = append(applies, finding.StatusFound, finding.StatusCannotTell)
+	}
 	e.Complete = len(applies) == 0
 	e.Status = finding.OrderStatus(applies...)
-	return e
-}
-
-// WithFindings adds findings, which are a reason to end with 3.
-func (e GuestEnd) WithFindings(fs []finding.Finding) GuestEnd {
-	if len(fs) > 0 {
-		e.Findings = fs
-		e.Complete = false
-		e.Status = finding.OrderStatus(append([]int{finding.StatusFound, finding.StatusCannotTell}, e.Status...)...)
-	}
 	return e
 }
 
@@ -487,6 +489,9 @@ func (g *guestText) End(GuestEnd) error { return g.flush() }
 // GuestTrouble says, for stderr, why a list may not be whole; nothing if it is.
 func GuestTrouble(w io.Writer, e GuestEnd, s Style) error {
 	o := newOut(w, s)
+	for _, n := range e.Notes {
+		o.prose("shisa: ", Text(n))
+	}
 	switch {
 	case e.View.State == files.Recovered:
 		o.prose("shisa: ", fmt.Sprintf("the guest was not shut down: %s of its journal replayed in memory",

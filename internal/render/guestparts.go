@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 	"github.com/shisa-vm/shisa/internal/inside"
 )
 
@@ -31,13 +32,16 @@ type GuestPartsDocument struct {
 	// MissingBytes and Changed are as in shisa.disk-list/1.
 	MissingBytes int64    `json:"missing_bytes"`
 	Changed      []string `json:"changed"`
+	Notes        []string `json:"notes"`
 	// Status lists every exit status that applies, the one that is returned first.
 	Status []int `json:"status"`
 }
 
 // GuestDisk is a disk that was given.
 type GuestDisk struct {
-	Path  string `json:"path"`
+	Path string `json:"path"`
+	// Name is what the names of its parts begin with where there are several disks, "" where not.
+	Name  string `json:"name"`
 	Bytes int64  `json:"virtual_bytes"`
 }
 
@@ -88,7 +92,8 @@ type GuestProblem struct {
 func NewGuestParts(g *inside.Guest) *GuestPartsDocument {
 	l := g.Layout
 	d := &GuestPartsDocument{Disks: []GuestDisk{}, Tables: []GuestTable{}, Parts: []GuestPart{},
-		Problems: []GuestProblem{}, Blind: l.Blind, MissingBytes: g.Missing(), Changed: g.Changed()}
+		Problems: []GuestProblem{}, Blind: l.Blind, MissingBytes: g.Missing(), Changed: g.Changed(),
+		Notes: g.Notes()}
 	if d.Blind == nil {
 		d.Blind = []finding.Blind{}
 	}
@@ -98,8 +103,12 @@ func NewGuestParts(g *inside.Guest) *GuestPartsDocument {
 		}
 		return l.Disks[i].Name
 	}
-	for _, x := range l.Disks {
-		d.Disks = append(d.Disks, GuestDisk{x.Name, x.Size})
+	for i, x := range l.Disks {
+		n := GuestDisk{Path: x.Name, Bytes: x.Size}
+		if len(l.Disks) > 1 {
+			n.Name = volume.DiskName(i)
+		}
+		d.Disks = append(d.Disks, n)
 	}
 	for _, t := range l.Tables {
 		in := ""
@@ -142,6 +151,11 @@ func NewGuestParts(g *inside.Guest) *GuestPartsDocument {
 // GuestParts writes the document for people.
 func GuestParts(w io.Writer, d *GuestPartsDocument, s Style) error {
 	o := newOut(w, s)
+	if len(d.Disks) > 1 {
+		for _, x := range d.Disks {
+			o.prose(x.Name+"  ", fmt.Sprintf("%s, %s", Text(x.Path), Bytes(x.Bytes)))
+		}
+	}
 	for _, t := range d.Tables {
 		text := fmt.Sprintf("%s: partition table %s, sectors of %d bytes", Text(t.Disk), Text(t.Kind), t.Sector)
 		if t.In != "" {
@@ -165,15 +179,59 @@ func GuestParts(w io.Writer, d *GuestPartsDocument, s Style) error {
 		rows = append(rows, []string{Text(p.Name), Text(p.Kind), Bytes(p.Size), start, Text(p.Label), Text(p.UUID),
 			Text(p.PartName), Text(cmp.Or(p.NotExamined, p.Note))})
 	}
-	o.table(head, rows, make([]string, len(rows)), []string{"uuid", "name", "start"})
+	o.noted(head, rows, []string{"uuid", "name", "start"})
 	for _, p := range d.Problems {
-		o.prose(o.paint(yellow, "broken")+"  ", Text(p.Text))
+		text := p.Text
+		if p.Disk != "" && len(d.Disks) > 1 {
+			text = p.Disk + ": " + text
+		}
+		o.prose(o.paint(yellow, "broken")+"  ", Text(text))
 	}
 	o.blind(d.Blind, "", true)
-	if err := o.flush(); err != nil {
-		return err
+	for _, n := range d.Notes {
+		o.prose(o.paint(dim, "note")+"  ", Text(n))
 	}
-	return nil
+	return o.flush()
+}
+
+// noted writes a table whose last column are notes, which may be whole sentences. Where they make a
+// line too long for the page they stand below the table, each behind the first cell of its row.
+func (o *out) noted(head []string, rows [][]string, drop []string) {
+	last := len(head) - 1
+	widths := make([]int, len(head))
+	for i, h := range head {
+		if !emptyColumn(rows, i) {
+			widths[i] = columns(h) + 2
+		}
+	}
+	for _, r := range rows {
+		for i, c := range r {
+			if c != "" {
+				widths[i] = max(widths[i], columns(c)+2)
+			}
+		}
+	}
+	total := -2
+	for _, w := range widths {
+		total += w
+	}
+	colors := make([]string, len(rows))
+	if o.s.Width == 0 || total <= o.s.Width {
+		o.table(head, rows, colors, drop)
+		return
+	}
+	var notes [][2]string
+	short := make([][]string, len(rows))
+	for i, r := range rows {
+		short[i] = r[:last]
+		if r[last] != "" {
+			notes = append(notes, [2]string{r[0], r[last]})
+		}
+	}
+	o.table(head[:last], short, colors, drop)
+	for _, n := range notes {
+		o.prose(o.paint(dim, "part "+n[0])+"  ", n[1])
+	}
 }
 
 // GuestSpaceDocument tells how full the file systems are.
@@ -196,12 +254,12 @@ type GuestSpace struct {
 // GuestSpaces writes the document for people.
 func GuestSpaces(w io.Writer, d *GuestSpaceDocument, s Style) error {
 	o := newOut(w, s)
-	head := []string{"part", "kind", "size", "used", "free", "use", "inodes", "free", "label", "state"}
+	head := []string{"part", "kind", "size", "used", "free", "use", "inodes", "free", "label", "state", "note"}
 	var rows [][]string
 	for _, f := range d.FileSystems {
 		i := f.FileSystem
 		if f.Error != "" {
-			rows = append(rows, []string{Text(f.Part), Text(i.Kind), "", "", "", "", "", "", "", Text(f.Error)})
+			rows = append(rows, []string{Text(f.Part), Text(i.Kind), "", "", "", "", "", "", "", "", Text(f.Error)})
 			continue
 		}
 		use := "0 %"
@@ -209,9 +267,9 @@ func GuestSpaces(w io.Writer, d *GuestSpaceDocument, s Style) error {
 			use = fmt.Sprintf("%d %%", (100*(i.SizeBytes-i.FreeBytes)+i.SizeBytes-1)/i.SizeBytes)
 		}
 		rows = append(rows, []string{Text(f.Part), Text(i.Kind), Bytes(i.SizeBytes), Bytes(i.SizeBytes - i.FreeBytes),
-			Bytes(i.FreeBytes), use, fmt.Sprint(i.Inodes), fmt.Sprint(i.FreeInodes), Text(i.Label), f.State})
+			Bytes(i.FreeBytes), use, fmt.Sprint(i.Inodes), fmt.Sprint(i.FreeInodes), Text(i.Label), f.State, ""})
 	}
-	o.table(head, rows, make([]string, len(rows)), []string{"label"})
+	o.noted(head, rows, []string{"label"})
 	return o.flush()
 }
 

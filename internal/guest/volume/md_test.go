@@ -441,11 +441,18 @@ func TestNested(t *testing.T) {
 		}
 		l := find(t, given...)
 		got := l.text()
-		want := "1 empty 1048576+4194304\n2 linux_raid_member 5242880+20971520\n" +
-			"1 empty 1048576+4194304\n2 linux_raid_member 5242880+20971520\n" +
+		want := "disk1p1 empty 1048576+4194304\ndisk1p2 linux_raid_member 5242880+20971520\n" +
+			"disk2p1 empty 1048576+4194304\ndisk2p2 linux_raid_member 5242880+20971520\n" +
 			"md0 LVM2_member -1+12582912\nvg/root ext4 -1+5242880\n"
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("Find() (-want +got)\n%s", diff)
+		}
+		var short []string
+		for _, v := range l.Volumes {
+			short = append(short, v.Short())
+		}
+		if diff := cmp.Diff([]string{"1", "2", "1", "2", "", ""}, short); diff != "" {
+			t.Errorf("Short() (-want +got)\n%s", diff)
 		}
 		v := volume(t, l, "vg/root")
 		if v.Label != "top" {
@@ -459,7 +466,7 @@ func TestNested(t *testing.T) {
 		for h := range l.Within(1, 6*mib+128*kib+1024, 512) {
 			hits = append(hits, fmt.Sprintf("%s %d+%d", l.Volumes[h.Volume].Name, h.Offset, h.Length))
 		}
-		if diff := cmp.Diff([]string{"2 1180672+512", "md0 132096+512", "vg/root 1024+512"}, hits); diff != "" {
+		if diff := cmp.Diff([]string{"disk2p2 1180672+512", "md0 132096+512", "vg/root 1024+512"}, hits); diff != "" {
 			t.Errorf("Within() (-want +got)\n%s", diff)
 		}
 		given[0].Data = dead{given[0].Data, 6 * mib, size}
@@ -495,7 +502,7 @@ func TestNested(t *testing.T) {
 				r.write(t, w, 0, size, i)
 				given = append(given, w.disk(fmt.Sprint("disk", i)))
 			}
-			want := "0 linux_raid_member 0+50331648\n0 linux_raid_member 0+50331648\nmd3 dos -1+49283072\n" +
+			want := "disk1 linux_raid_member 0+50331648\ndisk2 linux_raid_member 0+50331648\nmd3 dos -1+49283072\n" +
 				"md3p1 empty -1+4194304\nmd3p2 empty -1+20971520\n"
 			l := find(t, given...)
 			if diff := cmp.Diff(want, l.text()); diff != "" {

@@ -119,7 +119,7 @@ func (f *finder) parts(v *Volume, in int, t *Table, parts []entry) {
 	f.layout.Tables = append(f.layout.Tables, *t)
 	f.checkParts(v, parts)
 	for _, p := range parts {
-		child := &Volume{Class: Partition, Name: fmt.Sprint(p.number), Disk: v.Disk, Start: v.Start,
+		child := &Volume{Class: Partition, Name: f.nameOn(v.Disk, p.number), Disk: v.Disk, Start: v.Start,
 			Size: p.length, Part: p.number, PartName: p.name, PartType: p.kind, PartUUID: p.uuid,
 			Kind: Unknown, disks: v.disks, depth: v.depth + 1}
 		if v.onDisk() && in < 0 {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 )
@@ -103,9 +104,9 @@ const (
 // disk without a table.
 type Volume struct {
 	Class Class
-	// Name is the number of a partition as Linux counts, "0" for a whole disk, "vg/lv" for a logical
-	// volume, "md0" or "md/name" for an array, "md0p1" and "vg/lvp1" for a partition of these. It is
-	// unique among those of one Disk.
+	// Name is the number of a partition as Linux counts, "0" for a whole disk; of several disks that
+	// are taken together "disk2p1" and "disk2", counted from 1. It is "vg/lv" for a logical volume,
+	// "md0" or "md/name" for an array, "md0p1" and "vg/lvp1" for a partition of these.
 	Name string
 	// Disk is the index of the disk that it lies on, -1 for several. Start is where it begins there,
 	// -1 for several or if its beginning cannot be read. Size is its length; all in bytes.
@@ -169,7 +170,7 @@ func Find(ctx context.Context, disks []Disk) (*Layout, error) {
 		lvmParts: maxLVMParts}
 	for i := range disks {
 		size := min(max(disks[i].Size, 0), maxBytes)
-		f.examine(&Volume{Class: Whole, Name: "0", Disk: i, Size: size, Kind: Unknown, disks: disks,
+		f.examine(&Volume{Class: Whole, Name: f.nameOn(i, 0), Disk: i, Size: size, Kind: Unknown, disks: disks,
 			root: true, segments: []segment{{length: size, legs: []leg{{disk: i}}}}})
 	}
 	f.build()
@@ -177,6 +178,34 @@ func Find(ctx context.Context, disks []Disk) (*Layout, error) {
 		return nil, fmt.Errorf("look at the volumes of the guest: %w", err)
 	}
 	return f.layout, nil
+}
+
+// DiskName is what the names of the volumes on a disk begin with, by its index, where several are
+// taken together.
+func DiskName(disk int) string { return fmt.Sprintf("disk%d", disk+1) }
+
+// nameOn names a partition of a disk by its number, and the disk itself by 0.
+func (f *finder) nameOn(disk, number int) string {
+	switch {
+	case len(f.layout.Disks) == 1:
+		return fmt.Sprint(number)
+	case number == 0:
+		return DiskName(disk)
+	}
+	return fmt.Sprintf("%sp%d", DiskName(disk), number)
+}
+
+// Short is what the volume is called where its disk is the only one, "" for what lies on no one disk
+// by its own number.
+func (v *Volume) Short() string {
+	number, of := strings.CutPrefix(v.Name, DiskName(v.Disk))
+	switch {
+	case v.Disk < 0 || !of:
+		return ""
+	case number == "":
+		return "0"
+	}
+	return strings.TrimPrefix(number, "p")
 }
 
 // finder does the work of Find.
