@@ -237,13 +237,14 @@ func (n *inode) mapped() bool {
 	return n.stat.Ino < firstFile && n.typ() == 0
 }
 
-// own tells whether an inode is the file system's own, so that no directory names it.
+// own tells whether an inode is the file system's own, so that no directory names it. A journal that
+// tune2fs made while the file system was mounted is "/.journal", until e2fsck moves it to inode 8.
 func (fs *FS) own(ino files.Ino) bool {
 	if ino == rootIno {
 		return false
 	}
 	s := fs.super
-	return ino < firstFile || ino == s.journal() ||
+	return ino < firstFile ||
 		s.compat&compatOrphanFile != 0 && ino == files.Ino(le32(s.raw, 640)) ||
 		ino == files.Ino(le32(s.raw, 620)) // of the project quota
 }

@@ -244,3 +244,27 @@ func TestJournalCopy(t *testing.T) {
 		})
 	}
 }
+
+// TestNamedJournal has tune2fs add a journal to a file system that is mounted: it is a file then.
+func TestNamedJournal(t *testing.T) {
+	testenv.Need(t, "tune2fs", "findmnt")
+	disk := filestest.Make(t, t.TempDir(), 32*mib, "mkfs.ext2", "-q", "DISK")
+	dir, unmount := filestest.Mount(t, disk, "ext2")
+	device, err := exec.Command("findmnt", "-n", "-o", "SOURCE", dir).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("tune2fs", "-j", strings.TrimSpace(string(device))).CombinedOutput()
+	if err != nil {
+		t.Fatalf("tune2fs: %v\n%s", err, out)
+	}
+	unmount()
+	fs := openDisk(t, disk)
+	count, view, err := files.Survey(t.Context(), fs, nil)
+	if err != nil || view.State != files.Clean || count.Reached != count.Inodes {
+		t.Errorf("%+v, %+v, %v; want clean", count, view, err)
+	}
+	if journal := named(t, fs, "/.journal"); journal.stat.Ino != fs.super.journal() {
+		t.Errorf("/.journal is inode %d, the journal is %d", journal.stat.Ino, fs.super.journal())
+	}
+}
