@@ -4,12 +4,8 @@
 package linux
 
 import (
-	"bytes"
-	"fmt"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // maxMountBytes bounds the list of mounts that is read: a host of containers has thousands.
@@ -25,24 +21,21 @@ func (h *Host) LocalLocks(dev uint64) (why string, err error) {
 	if err != nil {
 		return "", err
 	}
-	want := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
-	for line := range bytes.Lines(raw) {
-		// 36 35 0:52 / /mnt rw,relatime shared:1 - nfs server:/export rw,vers=3,nolock (proc(5))
-		head, tail, ok := strings.Cut(string(line), " - ")
-		mount, fs := strings.Fields(head), strings.Fields(tail)
-		if !ok || len(mount) < 6 || len(fs) < 3 || mount[2] != want {
+	mounts, _ := ParseMounts(raw) // a line that is none names no device
+	for _, m := range mounts {
+		if m.Dev != dev {
 			continue
 		}
 		local := map[string][]string{
 			"nfs": {"nolock", "local_lock=all", "local_lock=posix"}, "cifs": {"nobrl"}, "smb3": {"nobrl"},
 			"gfs2": {"localflocks"}, "lustre": {"localflock"},
-		}[fs[0]]
-		if fs[0] == "fuse.sshfs" {
+		}[m.Type]
+		if m.Type == "fuse.sshfs" {
 			return "sshfs", nil
 		}
-		for _, option := range strings.Split(fs[2], ",") {
+		for _, option := range strings.Split(m.Super, ",") {
 			if slices.Contains(local, option) {
-				return fs[0] + " mounted with " + option, nil
+				return m.Type + " mounted with " + option, nil
 			}
 		}
 	}
