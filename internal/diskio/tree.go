@@ -51,6 +51,9 @@ type Attributes struct {
 // Existing gives what is at a path, fs.ErrNotExist if nothing is. A symbolic link is not followed.
 func (t *Tree) Existing(p string) (fs.FileInfo, error) { return t.root.Lstat(p) }
 
+// Readlink gives the target of the symbolic link at a path.
+func (t *Tree) Readlink(p string) (string, error) { return t.root.Readlink(p) }
+
 // Mkdir makes a directory that only we can use, until it gets its attributes. It is an error if
 // something is there.
 func (t *Tree) Mkdir(p string) error { return t.root.Mkdir(p, 0o700) }
@@ -86,8 +89,8 @@ func (t *Tree) in(p string, fn func(dir int, base string) error) error {
 	return nil
 }
 
-// SetAttributes gives a directory or node its attributes, a symbolic link all but mode and extended
-// ones. What the file system or our rights do not allow is in the list, the rest is done.
+// SetAttributes gives a directory or node its attributes, a symbolic link all but the mode. What the
+// file system or our rights do not allow is in the list, the rest is done.
 func (t *Tree) SetAttributes(p string, a Attributes) []error {
 	st, err := t.root.Lstat(p)
 	if err != nil {
@@ -113,6 +116,14 @@ func (t *Tree) SetAttributes(p string, a Attributes) []error {
 		not = append(not, setAttributes(d, a)...)
 		keep(d.Close())
 		return not
+	}
+	for name, value := range a.Xattrs {
+		// Neither can be opened: the directory that holds it is.
+		if err := t.in(p, func(dir int, base string) error {
+			return unix.Lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir, base), name, value, 0)
+		}); err != nil {
+			not = append(not, fmt.Errorf("extended attribute %s: %w", name, err))
+		}
 	}
 	if st.Mode()&fs.ModeSymlink == 0 {
 		keep(t.root.Chmod(p, fileMode(a.Mode)))

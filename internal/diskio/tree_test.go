@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // newTree gives a tree in a directory next to which lies another.
@@ -129,5 +131,27 @@ func TestTreeStaysInside(t *testing.T) {
 	after, err := os.Stat(outside)
 	if err != nil || before.Mode() != after.Mode() || !before.ModTime().Equal(after.ModTime()) {
 		t.Errorf("%v, %v", after, err)
+	}
+}
+
+// TestNodeXattrs gives a link, a FIFO and a device extended attributes, and tells what cannot be given.
+func TestNodeXattrs(t *testing.T) {
+	testenv.NeedRoot(t)
+	tree, dir, _ := newTree(t)
+	if err := errors.Join(tree.Symlink("fifo", "link"), tree.Mknod("fifo", unix.S_IFIFO, 0, 0),
+		tree.Mknod("device", unix.S_IFCHR, 1, 3)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"link", "fifo", "device"} {
+		not := tree.SetAttributes(name, Attributes{Mode: 0o600, Atime: time.Unix(1, 0), Mtime: time.Unix(1, 0),
+			Xattrs: map[string][]byte{"trusted.of": []byte(name), "user.none": []byte("such")}})
+		if len(not) != 1 || !errors.Is(not[0], unix.EPERM) {
+			t.Errorf("not set of %s is %v, want user.none", name, not)
+		}
+		b := make([]byte, 100)
+		n, err := unix.Lgetxattr(filepath.Join(dir, name), "trusted.of", b)
+		if err != nil || string(b[:n]) != name {
+			t.Errorf("%s has the attribute %q, %v", name, b[:max(n, 0)], err)
+		}
 	}
 }

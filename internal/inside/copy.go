@@ -9,11 +9,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -229,14 +230,32 @@ func (c *copier) there(f *files.Found, to string) (kept bool, err error) {
 		c.dirs = append(c.dirs, copiedDir{f.Path, to, c.attributes(f)})
 		return true, nil
 	}
-	same := have.Mode().Type() == typeOf(st.Mode) && (have.Mode()&os.ModeSymlink != 0 ||
-		(!have.Mode().IsRegular() || have.Size() == st.Size) && have.ModTime().Equal(Time(st.Mtime)))
-	if !c.o.Resume || !same {
+	if !c.o.Resume || !c.same(f.File, to, have) {
 		return false, &fs.PathError{Op: "create", Path: to, Err: syscall.EEXIST}
 	}
 	c.done.Kept++
 	c.remember(st, to)
 	return true, nil
+}
+
+// same tells whether what is there is what an earlier copy made.
+func (c *copier) same(f files.File, to string, have fs.FileInfo) bool {
+	st := f.Stat()
+	timed := have.ModTime().Equal(Time(st.Mtime))
+	switch typ := have.Mode().Type(); {
+	case typ != typeOf(st.Mode):
+		return false
+	case typ == fs.ModeSymlink: // its time was set only after it was made
+		want, err := ReadLink(f)
+		is, err2 := c.tree.Readlink(to)
+		return err == nil && err2 == nil && is == want
+	case typ&fs.ModeDevice != 0:
+		sys, ok := have.Sys().(*syscall.Stat_t)
+		return ok && timed && sys.Rdev == unix.Mkdev(st.Major, st.Minor)
+	case typ == 0:
+		return timed && have.Size() == st.Size
+	}
+	return timed
 }
 
 // typeOf gives Go's word for the type in st_mode.

@@ -127,9 +127,16 @@ func TestCopyOdd(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "copy", "after"), []byte("of somebody else"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	link := filepath.Join(dir, "copy", "dir", "link")
+	if err := errors.Join(os.Remove(link), os.Symlink("elsewhere", link)); err != nil {
+		t.Fatal(err)
+	}
 	done, err = Copy(t.Context(), root, guest, tree, "copy", CopyOptions{Resume: true})
-	if err != nil || done.Lost != 8 {
-		t.Errorf("Copy, resumed = %+v, %v; want 8 lost", done, err)
+	if err != nil || done.Lost != 9 {
+		t.Errorf("Copy, resumed = %+v, %v; want 9 lost", done, err)
+	}
+	if to, err := os.Readlink(link); to != "elsewhere" {
+		t.Errorf("the link that was there leads to %q, %v", to, err)
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "copy", "after")); string(b) != "of somebody else" {
 		t.Errorf("what was there is %q, %v", b, err)
