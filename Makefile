@@ -26,7 +26,8 @@ TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc groff:groff-base \
 	blkid:util-linux partx:util-linux pvcreate:lvm2 mdadm:mdadm cryptsetup:cryptsetup-bin \
 	mkfs.fat:dosfstools mkfs.exfat:exfatprogs mkntfs:ntfs-3g mkfs.f2fs:f2fs-tools \
 	make-bcache:bcache-tools mkfs.jfs:jfsutils mkfs.nilfs2:nilfs-tools mkudffs:udftools \
-	genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils
+	genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils \
+	clang-14:clang-14 llvm-strip-14:llvm-14
 # What is looked for as a file: a library, and a program that the shell has a word for.
 FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time /usr/share/zoneinfo/UTC:tzdata
 
@@ -43,7 +44,7 @@ demo: build ## make a small broken world in a scratch directory and scan it
 	@build/shisa demo || { status=$$?; test $$status -eq 3 || exit $$status; }
 
 .PHONY: check
-check: format vet static cross race ## format, vet, staticcheck, cross-build, tests with -race, fuzz seeds, scripts
+check: format vet static cross bpf race ## format, vet, staticcheck, cross-build, tests with -race, fuzz seeds, scripts
 
 .PHONY: test
 test: packages ## install what tests need, then check everything and skip nothing
@@ -67,6 +68,23 @@ static:
 .PHONY: cross
 cross:
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/shisa
+
+# The programs for the kernel are kept as objects. The same compiler makes the same bytes of the same
+# sources; where it is not installed, "make test" installs it.
+.PHONY: bpf
+bpf: ## compare the kept BPF objects with what their sources give
+	@if ! command -v clang-14 >/dev/null || ! command -v llvm-strip-14 >/dev/null; then \
+		if [ -n "$(SHISA_TEST_ALL)" ]; then echo "bpf: no clang-14 or llvm-strip-14" >&2; exit 1; fi; \
+		echo "bpf: not compared, for want of clang-14 or llvm-strip-14"; exit 0; \
+	fi; \
+	mkdir -p build && dir=$$(mktemp -d build/_bpf.XXXXXX) && trap 'rm -rf "$$dir"' EXIT; \
+	cp internal/linux/probe/*.[ch] internal/linux/probe/*.go "$$dir"; \
+	rm -f "$$dir"/*_test.go "$$dir"/*_bpfel.go; \
+	$(GO) generate "./$$dir"; \
+	for f in internal/linux/probe/*_bpfel.go internal/linux/probe/*_bpfel.o "$$dir"/*_bpfel.*; do \
+		cmp "internal/linux/probe/$${f##*/}" "$$dir/$${f##*/}" || { \
+			echo "bpf: run: go generate ./internal/linux/probe" >&2; exit 1; }; \
+	done
 
 .PHONY: race
 race:

@@ -40,6 +40,7 @@ var layer = map[string]int{
 	"internal/image/vpc":       2,
 	"internal/image/imagetest": 2,
 	"internal/linux":           2,
+	"internal/linux/probe":     2,
 	"internal/guest":           2,
 	"internal/guest/xfs":       2,
 	"internal/guest/ext4":      2,
@@ -72,6 +73,7 @@ var onlyBy = map[string][]string{
 // budget names every outside module and the packages that may use it, here and in their tests.
 // A new one needs a record in doc/decisions.
 var budget = map[string][]string{
+	"github.com/cilium/ebpf":        {"internal/linux/probe"},
 	"github.com/hanwen/go-fuse/v2":  {"internal/lab/cutfs", "internal/mount"},
 	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab"},
 	"github.com/spf13/cobra":        {"internal/cli"},
@@ -79,7 +81,7 @@ var budget = map[string][]string{
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
 		"internal/testenv", "internal/lab/cutfs", "internal/guest/filestest",
-		"internal/guest/busy", "internal/jail", "internal/mount"},
+		"internal/guest/busy", "internal/jail", "internal/mount", "internal/linux/probe"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

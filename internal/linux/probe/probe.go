@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package probe asks the kernel itself, by programs that the kernel checks before it runs them
+// (BPF): who refers to a mount, and who takes and drops such references. The programs are the C
+// files of this directory; the objects made of them are kept beside them, so that a build needs no
+// compiler of C. Only this package loads BPF.
+//
+// Each object is loaded by itself: where the kernel refuses one, the others still work.
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+)
+
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type question refs refs.c -- -O2 -Wall -Werror
+
+// ErrRefused means that this kernel does not load the programs, or not for this user.
+var ErrRefused = errors.New("the kernel refuses the program")
+
+// load gives the programs and maps of spec to the kernel and fills objects, a pointer to one of the
+// structs that bpf2go makes. What it gives back matches ErrRefused where the kernel said no.
+func load(name string, spec *ebpf.CollectionSpec, objects any) error {
+	err := spec.LoadAndAssign(objects, nil)
+	if err == nil {
+		return nil
+	}
+	// The verifier's log has as many lines as it looked at.
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return fmt.Errorf("load %s: %w: %w", name, ErrRefused, &oneLine{line, err})
+}
+
+// oneLine is an error of which only the first line is shown.
+type oneLine struct {
+	line string
+	err  error
+}
+
+func (o *oneLine) Error() string { return o.line }
+func (o *oneLine) Unwrap() error { return o.err }
