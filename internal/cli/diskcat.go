@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,7 @@ func runDiskCat(ctx context.Context, o guestOptions, args []string, s *stdio) er
 	if o.json {
 		return withStatus(finding.StatusUsage, errors.New("cat prints the file itself, which is no JSON"))
 	}
+	var unsure error // what was printed may not be all or not true, but another file may be
 	for _, arg := range args {
 		if err := o.into(ctx, arg, true, func(l *look, f *files.Found) error {
 			err := inside.Cat(ctx, f, s.out)
@@ -48,10 +50,11 @@ func runDiskCat(ctx context.Context, o guestOptions, args []string, s *stdio) er
 			case err != nil:
 				return withStatus(finding.StatusCannotTell, fmt.Errorf("%s: %w", f.Path, err))
 			}
-			return l.finish(s, l.end(0, nil), true)
+			unsure = cmp.Or(unsure, l.finish(s, l.end(0, nil), true))
+			return nil
 		}); err != nil {
 			return err
 		}
 	}
-	return nil
+	return unsure
 }

@@ -4,8 +4,11 @@
 package inside
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -23,6 +26,8 @@ import (
 type oddFS struct {
 	stats   map[files.Ino]files.Stat
 	entries map[files.Ino][]files.Entry
+	// noXattrs: no extended attributes can be read.
+	noXattrs error
 }
 
 func (o *oddFS) Info() files.Info { return files.Info{Root: 2} }
@@ -81,7 +86,31 @@ func (f *oddFile) Entries(_ context.Context, fn func(files.Entry) error) error {
 	return nil
 }
 
-func (f *oddFile) Xattrs(context.Context, func(string, []byte) error) error { return nil }
+func (f *oddFile) Xattrs(context.Context, func(string, []byte) error) error { return f.fs.noXattrs }
+
+// TestTarWithoutXattrs archives a file whose extended attributes cannot be read, by both of its names.
+func TestTarWithoutXattrs(t *testing.T) {
+	guest := &oddFS{noXattrs: errors.New("are broken"),
+		stats: map[files.Ino]files.Stat{2: {Mode: files.TypeDir | 0o755},
+			3: {Mode: files.TypeRegular | 0o644, Size: 3, Links: 2}},
+		entries: map[files.Ino][]files.Entry{2: {{Name: "one", Ino: 3}, {Name: "two", Ino: 3}}}}
+	var archive bytes.Buffer
+	done, err := Tar(t.Context(), found(t, guest, "/", true), guest, &archive, nil)
+	if err != nil || done.Lost != 2 {
+		t.Errorf("Tar = %+v, %v; want the attributes of two lost", done, err)
+	}
+	var got []string
+	for r := tar.NewReader(&archive); ; {
+		h, err := r.Next()
+		if err != nil {
+			break
+		}
+		got = append(got, fmt.Sprintf("%s %d %s", h.Name, h.Size, h.Linkname))
+	}
+	if want := "[./ 0  one 3  two 0 one]"; fmt.Sprint(got) != want {
+		t.Errorf("the archive has %v, want %s", got, want)
+	}
+}
 
 // TestCopyOdd copies what no healthy guest has: what cannot be made is lost, and the rest is there.
 func TestCopyOdd(t *testing.T) {

@@ -118,7 +118,10 @@ func (t *archiver) header(f *files.Found) (*tar.Header, error) {
 	if !st.IsDir() && st.Links > 1 && len(t.first) < maxLinked {
 		t.first[st.Ino] = h.Name
 	}
-	return h, t.xattrs(f, h)
+	if err := t.xattrs(f, h); err != nil {
+		t.lost(f.Path, fmt.Errorf("extended attributes: %w", err)) // the rest of it is in the archive
+	}
+	return h, nil
 }
 
 // xattrs adds the extended attributes, as GNU tar and libarchive name them.
