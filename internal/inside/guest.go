@@ -298,16 +298,24 @@ func (g *Guest) FS(ctx context.Context, part int) (files.FS, error) {
 func (g *Guest) View() files.View {
 	var n files.Notes
 	for _, part := range slices.Sorted(maps.Keys(g.opened)) {
-		v := g.opened[part].View()
-		if v.State == files.Recovered || v.Transactions > 0 {
-			n.Replayed(v.Transactions, v.Blocks)
-		}
-		for _, p := range v.Problems {
-			p.What = "part " + g.Layout.Volumes[part].Name + ": " + p.What
-			n.Note(p)
-		}
+		join(&n, "part "+g.Layout.Volumes[part].Name, g.opened[part].View())
 	}
 	return n.View()
+}
+
+// join notes what the view of one file system says.
+func join(n *files.Notes, name string, v files.View) {
+	if v.State == files.Recovered || v.Transactions > 0 {
+		n.Replayed(v.Transactions, v.Blocks)
+	}
+	for _, p := range v.Problems {
+		p.What = name + ": " + p.What
+		n.Note(p)
+	}
+	if v.More > 0 { // what makes it incomplete may be among those that are not kept
+		n.Note(files.Problem{What: fmt.Sprintf("%s: %d problems more, which are not listed", name, v.More),
+			Offset: -1, Hides: v.State == files.Incomplete})
+	}
 }
 
 // Lookup finds a path in a file system. Symbolic links lead to where they would in the guest, all

@@ -208,3 +208,16 @@ func TestParseNameAny(t *testing.T) {
 		}
 	})
 }
+
+// TestJoinedView joins the view of a file system whose reason to be incomplete was not kept.
+func TestJoinedView(t *testing.T) {
+	var one, all files.Notes
+	for i := range files.MaxProblems {
+		one.Note(files.Problem{What: fmt.Sprint(i), Offset: -1})
+	}
+	one.Note(files.Problem{What: "a directory could not be read", Offset: -1, Hides: true})
+	join(&all, "part 1", one.View())
+	if v := all.View(); v.State != files.Incomplete {
+		t.Errorf("the view is %s, want incomplete", v.State)
+	}
+}
