@@ -251,6 +251,8 @@ type Error struct {
 	Offset int64
 	Ino    Ino
 	Err    error
+
+	noted bool // by Notes.Fail
 }
 
 func (e *Error) Error() string {

@@ -80,6 +80,10 @@ func (s *survey) name(f *Found) {
 	s.count.Names++
 	first := s.reached.Add(f.Entry.Ino)
 	st := f.File.Stat()
+	if t := f.Entry.Type; t != 0 && t != st.Mode&TypeMask {
+		s.notes.Note(Problem{What: fmt.Sprintf("inode %d has mode 0%o, its name in directory %d says "+
+			"type 0%o", st.Ino, st.Mode, f.Dir, t), Offset: -1, Ino: st.Ino, Hides: true})
+	}
 	if st.IsDir() || st.Links < 2 && first {
 		return
 	}

@@ -53,13 +53,14 @@ func (n *Notes) Note(p Problem) {
 	n.view.Problems = append(n.view.Problems, p)
 }
 
-// Fail notes a part that could not be read, which hides something, and gives the error for it.
+// Fail notes a part that could not be read, which hides something, and gives the error for it. What
+// was noted where it was met is not noted again.
 func (n *Notes) Fail(what string, offset int64, ino Ino, err error) error {
-	if known := new(Error); errors.As(err, &known) {
-		return err // noted where it was met
+	if known := new(Error); errors.As(err, &known) && known.noted {
+		return err
 	}
 	n.Note(Problem{What: fmt.Sprintf("%s: %v", what, err), Offset: offset, Ino: ino, Hides: true})
-	return &Error{What: what, Offset: offset, Ino: ino, Err: err}
+	return &Error{What: what, Offset: offset, Ino: ino, Err: err, noted: true}
 }
 
 // View gives what was noted so far.
