@@ -20,7 +20,7 @@ LDFLAGS := -s -w -X $(shell sed -n 's/^module //p' go.mod)/internal/cli.version=
 	-X $(shell sed -n 's/^module //p' go.mod)/internal/cli.commit=$(COMMIT)
 
 # What the tests call, and the Debian packages that have it. gcc is for the race detector.
-TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc groff:groff-base \
+TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc gdb:gdb python3:python3-minimal groff:groff-base \
 	zsh:zsh fish:fish setpriv:util-linux losetup:mount mount:mount \
 	fusermount3:fuse3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs linux.uml:user-mode-linux mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk parted:parted \
 	blkid:util-linux partx:util-linux pvcreate:lvm2 mdadm:mdadm cryptsetup:cryptsetup-bin \

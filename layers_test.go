@@ -40,6 +40,7 @@ var layer = map[string]int{
 	"internal/image/vpc":       2,
 	"internal/image/imagetest": 2,
 	"internal/linux":           2,
+	"internal/linux/stack":     2,
 	"internal/linux/probe":     2,
 	"internal/guest":           2,
 	"internal/guest/xfs":       2,
@@ -79,7 +80,7 @@ var budget = map[string][]string{
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
-	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/hypervisor", "internal/cli",
+	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/hypervisor", "internal/cli",
 		"internal/testenv", "internal/lab/cutfs", "internal/guest/filestest",
 		"internal/guest/busy", "internal/jail", "internal/mount", "internal/linux/probe"},
 	"golang.org/x/term":  {"internal/cli"},
