@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -47,6 +48,9 @@ func runDiskStat(ctx context.Context, o diskStatOptions, arg string, s *stdio) e
 	})
 }
 
+// maxExtents is how many extents of a file are listed: a disk image in a guest may have some 100,000.
+const maxExtents = 1 << 20
+
 // statEntry describes a file with its extended attributes and extents. What could be read of them is
 // there also with an error.
 func statEntry(ctx context.Context, f *files.Found) (render.GuestEntry, error) {
@@ -57,6 +61,9 @@ func statEntry(ctx context.Context, f *files.Found) (render.GuestEntry, error) {
 	})
 	if st := f.File.Stat(); st.IsRegular() || st.IsDir() {
 		err = errors.Join(err, f.File.Extents(ctx, func(x files.Extent) error {
+			if len(e.Extents) == maxExtents {
+				return fmt.Errorf("%w: more than %d extents", files.ErrMany, maxExtents)
+			}
 			e.Extents = append(e.Extents, render.GuestExtent{Offset: x.Offset, Length: x.Length,
 				Place: x.Volume, Unwritten: x.Unwritten, Shared: x.Shared})
 			return nil

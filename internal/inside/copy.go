@@ -20,9 +20,37 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
 
-// maxLinked is how many files with several names are remembered while copying. Of more, each name
-// becomes a file of its own, which the result says.
-const maxLinked = 1 << 20
+// How many files with several names are remembered while copying, with how long names. Of more, each
+// name becomes a file of its own, which the result says.
+const (
+	maxLinked      = 1 << 20
+	maxLinkedBytes = 64 << 20
+)
+
+// links are the first names of files that have several.
+type links struct {
+	first map[files.Ino]string
+	bytes int
+}
+
+// remember keeps the first name of a file that has several, and tells whether it could.
+func (l *links) remember(st *files.Stat, name string) bool {
+	if _, known := l.first[st.Ino]; known || st.IsDir() || st.Links < 2 {
+		return true
+	}
+	if len(l.first) == maxLinked || l.bytes+len(name) > maxLinkedBytes {
+		return false
+	}
+	if l.first == nil {
+		l.first = make(map[files.Ino]string)
+	}
+	l.first[st.Ino] = name
+	l.bytes += len(name)
+	return true
+}
+
+// errLinks: a file becomes several.
+var errLinks = errors.New("more files have several names than are followed: this one becomes several files")
 
 // blockBytes is how much of a file is read at once.
 const blockBytes = 1 << 20
@@ -57,8 +85,7 @@ type CopyOptions struct {
 func Copy(ctx context.Context, from *files.Found, fsys files.FS, tree *diskio.Tree, name string,
 	o CopyOptions,
 ) (*Copied, error) {
-	c := &copier{ctx: ctx, tree: tree, o: o, done: new(Copied), first: make(map[files.Ino]string),
-		from: from.Path, to: name}
+	c := &copier{ctx: ctx, tree: tree, o: o, done: new(Copied), from: from.Path, to: name}
 	err := files.Walk(ctx, fsys, from.Entry.Ino, from.Path, c.one)
 	if err != nil {
 		return c.done, err
@@ -73,13 +100,15 @@ type copier struct {
 	o        CopyOptions
 	done     *Copied
 	from, to string
-	first    map[files.Ino]string
+	links    links
 	dirs     []copiedDir // those that the walk is in
 }
 
+// copiedDir is a directory that the copy is in. Its attributes are read when it is left: those of
+// each level at once could be too many to keep.
 type copiedDir struct {
-	path, to   string
-	attributes diskio.Attributes
+	from *files.Found
+	to   string
 }
 
 // leave gives directories their attributes in which nothing changes any more, the deepest first:
@@ -87,10 +116,10 @@ type copiedDir struct {
 func (c *copier) leave(next string) {
 	for n := len(c.dirs) - 1; n >= 0; n-- {
 		d := c.dirs[n]
-		if next == d.path || strings.HasPrefix(next, strings.TrimSuffix(d.path, "/")+"/") {
+		if next == d.from.Path || strings.HasPrefix(next, strings.TrimSuffix(d.from.Path, "/")+"/") {
 			return
 		}
-		c.unset(d.path, c.tree.SetAttributes(d.to, d.attributes))
+		c.unset(d.from.Path, c.tree.SetAttributes(d.to, c.attributes(d.from)))
 		c.dirs = c.dirs[:n]
 	}
 }
@@ -155,54 +184,48 @@ func (c *copier) make(f *files.Found) error {
 	if err != nil || kept {
 		return err
 	}
-	if first, linked := c.first[st.Ino]; linked {
+	if first, linked := c.links.first[st.Ino]; linked {
 		if err := c.tree.Link(first, to); err != nil {
 			return err
 		}
 		c.done.Links++
 		return nil
 	}
-	a := c.attributes(f)
 	switch st.Mode & files.TypeMask {
 	case files.TypeDir:
 		if err := c.tree.Mkdir(to); err != nil {
 			return err
 		}
 		c.done.Directories++
-		c.dirs = append(c.dirs, copiedDir{f.Path, to, a})
+		c.dirs = append(c.dirs, copiedDir{f, to})
 		return nil
 	case files.TypeRegular:
-		err = c.file(f, to, a)
+		err = c.file(f, to, c.attributes(f))
 	case files.TypeLink:
-		err = c.link(f, to, a)
+		err = c.link(f, to, c.attributes(f))
 	case files.TypeChar, files.TypeBlock, files.TypeFIFO, files.TypeSocket:
 		if err = c.tree.Mknod(to, st.Mode, st.Major, st.Minor); err != nil {
 			c.lost(f.Path, err) // only root makes devices
 			return nil
 		}
 		c.done.Nodes++
-		c.unset(f.Path, c.tree.SetAttributes(to, a))
+		c.unset(f.Path, c.tree.SetAttributes(to, c.attributes(f)))
 	default:
 		c.lost(f.Path, fmt.Errorf("its mode %#o names no type", st.Mode))
 		return nil
 	}
 	if err == nil {
-		c.remember(st, to)
+		c.remember(f, to)
 	}
 	c.tell()
 	return err
 }
 
 // remember keeps the first name of a file that has several.
-func (c *copier) remember(st *files.Stat, to string) {
-	if st.IsDir() || st.Links < 2 {
-		return
+func (c *copier) remember(f *files.Found, to string) {
+	if !c.links.remember(f.File.Stat(), to) {
+		c.unset(f.Path, []error{errLinks})
 	}
-	if len(c.first) == maxLinked {
-		c.problem(to, "more files have several names than are followed: this one becomes several files")
-		return
-	}
-	c.first[st.Ino] = to
 }
 
 func (c *copier) tell() {
@@ -227,14 +250,14 @@ func (c *copier) there(f *files.Found, to string) (kept bool, err error) {
 	}
 	if st.IsDir() && have.IsDir() && c.o.Resume {
 		c.done.Kept++
-		c.dirs = append(c.dirs, copiedDir{f.Path, to, c.attributes(f)})
+		c.dirs = append(c.dirs, copiedDir{f, to})
 		return true, nil
 	}
 	if !c.o.Resume || !c.same(f.File, to, have) {
 		return false, &fs.PathError{Op: "create", Path: to, Err: syscall.EEXIST}
 	}
 	c.done.Kept++
-	c.remember(st, to)
+	c.remember(f, to)
 	return true, nil
 }
 

@@ -17,18 +17,57 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
 
-// maxSorted is how many names of one directory are put in order. A larger one is given in the order
-// of the disk, which needs no memory.
-const maxSorted = 200_000
+// The bounds of putting names in order. They hold for all directories together that a walk is in; a
+// directory gets half of what is left, so that those below it find room too. One that has more names
+// is given in the order of the disk, which needs no memory.
+const (
+	// maxSorted names take some 70 MiB; a directory by itself gets 100,000.
+	maxSorted = 200_000
+	// maxSortedBytes bounds their paths: of a directory that lies deep, each is long.
+	maxSortedBytes = 64 << 20
+)
 
-// maxSortedBytes bounds the paths of those names: of a directory that lies deep, each is long.
-const maxSortedBytes = 256 << 20
+// room is what names that are put in order may still take.
+type room struct{ names, bytes int }
+
+// newRoom is that of a walk that has not begun.
+func newRoom() *room { return &room{maxSorted, maxSortedBytes} }
 
 // Directory calls fn for each name in a directory but "." and "..", in the order of their bytes (see
 // maxSorted). What could not be read of the directory is the error, after all that could.
 func Directory(ctx context.Context, fs files.FS, dir *files.Found, fn func(*files.Found) error) error {
-	var names []*files.Found
-	large, size := false, 0
+	return newRoom().directory(ctx, fs, dir, fn)
+}
+
+// ordered are names of one directory that wait to be put in order.
+type ordered struct {
+	fn    func(*files.Found) error
+	names []*files.Found
+	left  room // what they may still take
+	large bool // they do not fit: names are given on as they come
+}
+
+func (o *ordered) add(f *files.Found) error {
+	if o.large {
+		return o.fn(f)
+	}
+	o.names = append(o.names, f)
+	o.left.names--
+	o.left.bytes -= len(f.Path)
+	if o.left.names > 0 && o.left.bytes > 0 {
+		return nil
+	}
+	o.large = true
+	return each(o.names, o.fn)
+}
+
+func (r *room) directory(ctx context.Context, fs files.FS, dir *files.Found,
+	fn func(*files.Found) error,
+) error {
+	mine := room{r.names / 2, r.bytes / 2}
+	r.names, r.bytes = r.names-mine.names, r.bytes-mine.bytes
+	defer func() { r.names, r.bytes = r.names+mine.names, r.bytes+mine.bytes }()
+	o := ordered{fn: fn, left: mine, large: mine.names == 0 || mine.bytes == 0}
 	first := true
 	var read, stop error
 	err := files.Walk(ctx, fs, dir.Entry.Ino, dir.Path, func(f *files.Found) error {
@@ -40,20 +79,9 @@ func Directory(ctx context.Context, fs files.FS, dir *files.Found, fn func(*file
 		case f.Entry.Ino == dir.Entry.Ino && f.Path == dir.Path:
 			read = f.Err // it could not be read to its end
 			return nil
-		case large:
-			if stop = fn(f); stop != nil {
-				return stop
-			}
-		default:
-			names = append(names, f)
-			size += len(f.Path)
-			large = len(names) == maxSorted || size > maxSortedBytes
-			if large {
-				if stop = each(names, fn); stop != nil {
-					return stop
-				}
-				names = nil
-			}
+		}
+		if stop = o.add(f); stop != nil {
+			return stop
 		}
 		if f.File != nil && f.File.Stat().IsDir() {
 			return files.ErrSkip
@@ -63,9 +91,11 @@ func Directory(ctx context.Context, fs files.FS, dir *files.Found, fn func(*file
 	if stop != nil || err != nil {
 		return errors.Join(stop, err)
 	}
-	slices.SortFunc(names, func(a, b *files.Found) int { return strings.Compare(a.Path, b.Path) })
-	if err := each(names, fn); err != nil {
-		return err
+	if !o.large {
+		slices.SortFunc(o.names, func(a, b *files.Found) int { return strings.Compare(a.Path, b.Path) })
+		if err := each(o.names, fn); err != nil {
+			return err
+		}
 	}
 	if read != nil {
 		return fmt.Errorf("%s: %w", dir.Path, read)
@@ -84,45 +114,92 @@ func each(all []*files.Found, fn func(*files.Found) error) error {
 
 // Recursive calls fn for what is in a directory, as Directory does, and then for what is in each
 // directory there, and so on. What could not be read of a directory comes as that directory, with
-// Err. The error is that of ctx or of fn.
+// Err. The error is that of ctx or of fn, or files.ErrMany.
 func Recursive(ctx context.Context, fs files.FS, dir *files.Found, fn func(*files.Found) error) error {
-	seen := new(files.Set)
-	seen.Add(dir.Entry.Ino)
-	return recursive(ctx, fs, dir, seen, 0, fn)
+	r := &recursion{ctx: ctx, fs: fs, room: newRoom(), fn: fn, left: room{maxWaiting, maxWaitingBytes}}
+	r.seen.Add(dir.Entry.Ino)
+	return r.list(dir, 0)
 }
 
-func recursive(ctx context.Context, fs files.FS, dir *files.Found, seen *files.Set, depth int,
-	fn func(*files.Found) error,
-) error {
+// How many directories of all levels are kept in mind until their turn comes, with how long paths.
+// Where there are more, the directory that they are in is read once more instead.
+const (
+	maxWaiting      = 100_000
+	maxWaitingBytes = 32 << 20
+)
+
+type recursion struct {
+	ctx  context.Context
+	fs   files.FS
+	room *room
+	fn   func(*files.Found) error
+	// seen are all directories that were met, entered those whose turn came.
+	seen, entered files.Set
+	left          room // for directories that wait for their turn
+}
+
+// list gives what is in a directory, and then what is below it.
+func (r *recursion) list(dir *files.Found, depth int) error {
 	var below []*files.Found
+	bytes := 0 // of their paths
+	defer func() { r.left.names += len(below); r.left.bytes += bytes }()
+	again := false // there were too many to keep
 	var stop error
-	err := Directory(ctx, fs, dir, func(f *files.Found) error {
+	err := r.room.directory(r.ctx, r.fs, dir, func(f *files.Found) error {
 		if f.File != nil && f.File.Stat().IsDir() {
-			if depth == files.MaxDepth || !seen.Add(f.Entry.Ino) {
+			follow, err := r.seen.Follow(f, depth+1)
+			switch {
+			case err != nil:
+				stop = err
+				return stop
+			case !follow:
 				f.Err = files.ErrLoop
-			} else {
+			case r.left.names > 0 && r.left.bytes >= len(f.Path):
+				r.left.names--
+				r.left.bytes -= len(f.Path)
+				bytes += len(f.Path)
 				below = append(below, f)
+			default:
+				again = true
 			}
 		}
-		stop = fn(f)
+		stop = r.fn(f)
 		return stop
 	})
-	if stop != nil || ctx.Err() != nil {
-		return errors.Join(stop, ctx.Err())
+	if stop != nil || r.ctx.Err() != nil {
+		return errors.Join(stop, r.ctx.Err())
 	}
 	if err != nil {
-		again := *dir
-		again.Err = err
-		if err := fn(&again); err != nil {
+		once := *dir
+		once.Err = err
+		if err := r.fn(&once); err != nil {
 			return err
 		}
 	}
 	for _, f := range below {
-		if err := recursive(ctx, fs, f, seen, depth+1, fn); err != nil {
+		if err := r.enter(f, depth); err != nil {
 			return err
 		}
 	}
-	return nil
+	if !again {
+		return nil
+	}
+	// What could not be read of it was said the first time.
+	_ = r.room.directory(r.ctx, r.fs, dir, func(f *files.Found) error {
+		if f.File != nil && f.File.Stat().IsDir() && r.seen.Has(f.Entry.Ino) {
+			stop = r.enter(f, depth)
+		}
+		return stop
+	})
+	return errors.Join(stop, r.ctx.Err())
+}
+
+// enter lists a directory when its turn has come, and not a second time.
+func (r *recursion) enter(dir *files.Found, depth int) error {
+	if follow, err := r.entered.Follow(dir, depth+1); err != nil || !follow {
+		return err
+	}
+	return r.list(dir, depth+1)
 }
 
 // Level is a name of a sorted walk with its place.
@@ -142,11 +219,11 @@ type SortedOptions struct {
 
 // Sorted calls fn for a file or directory and all below it: each directory before what it holds, in
 // the order of names. What could not be read of a directory comes once more as that directory, with
-// Err. The error is that of ctx or of fn.
+// Err. The error is that of ctx or of fn, or files.ErrMany.
 func Sorted(ctx context.Context, fs files.FS, from *files.Found, o SortedOptions,
 	fn func(Level) error,
 ) error {
-	s := &sorted{ctx: ctx, fs: fs, o: o, fn: fn}
+	s := &sorted{ctx: ctx, fs: fs, o: o, fn: fn, room: newRoom()}
 	return s.one(Level{Found: from, Last: true})
 }
 
@@ -156,6 +233,7 @@ type sorted struct {
 	o    SortedOptions
 	fn   func(Level) error
 	dirs files.Set
+	room *room
 }
 
 func (s *sorted) one(l Level) error {
@@ -163,7 +241,11 @@ func (s *sorted) one(l Level) error {
 		return err
 	}
 	dir := l.Err == nil && l.File.Stat().IsDir()
-	if dir && (l.Depth > files.MaxDepth || !s.dirs.Add(l.Entry.Ino)) {
+	follow, err := s.dirs.Follow(l.Found, l.Depth)
+	if err != nil {
+		return err
+	}
+	if dir && !follow {
 		dir, l.Err = false, files.ErrLoop
 	}
 	if err := s.fn(l); err != nil || !dir || s.o.Depth > 0 && l.Depth == s.o.Depth {
@@ -176,7 +258,7 @@ func (s *sorted) one(l Level) error {
 		stop = s.one(Level{Found: f, Depth: l.Depth + 1, Last: last})
 		return stop
 	}
-	err := Directory(s.ctx, s.fs, l.Found, func(f *files.Found) error {
+	err = s.room.directory(s.ctx, s.fs, l.Found, func(f *files.Found) error {
 		if s.o.Directories && f.File != nil && !f.File.Stat().IsDir() {
 			return nil
 		}

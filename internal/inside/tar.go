@@ -21,8 +21,7 @@ import (
 func Tar(ctx context.Context, from *files.Found, fsys files.FS, w io.Writer,
 	progress func(bytes, names int64),
 ) (*Copied, error) {
-	t := &archiver{ctx: ctx, w: tar.NewWriter(w), done: new(Copied), progress: progress,
-		first: make(map[files.Ino]string)}
+	t := &archiver{ctx: ctx, w: tar.NewWriter(w), done: new(Copied), progress: progress}
 	if err := files.Walk(ctx, fsys, from.Entry.Ino, from.Path, t.one); err != nil {
 		return t.done, err
 	}
@@ -33,7 +32,7 @@ type archiver struct {
 	ctx      context.Context
 	w        *tar.Writer
 	done     *Copied
-	first    map[files.Ino]string
+	links    links
 	progress func(bytes, names int64)
 }
 
@@ -41,6 +40,13 @@ func (t *archiver) lost(p string, err error) {
 	t.done.Lost++
 	if len(t.done.Problems) < files.MaxProblems {
 		t.done.Problems = append(t.done.Problems, p+": "+err.Error())
+	}
+}
+
+func (t *archiver) unset(p, what string) {
+	t.done.Unset++
+	if len(t.done.Problems) < files.MaxProblems {
+		t.done.Problems = append(t.done.Problems, p+": "+what)
 	}
 }
 
@@ -79,7 +85,7 @@ func (t *archiver) header(f *files.Found) (*tar.Header, error) {
 	h := &tar.Header{Format: tar.FormatPAX, Name: strings.TrimPrefix(f.Path, "/"),
 		Mode: int64(st.Mode &^ files.TypeMask), Uid: int(st.UID), Gid: int(st.GID),
 		ModTime: Time(st.Mtime), AccessTime: Time(st.Atime), ChangeTime: Time(st.Ctime)}
-	if first, linked := t.first[st.Ino]; linked {
+	if first, linked := t.links.first[st.Ino]; linked {
 		t.done.Links++
 		h.Typeflag, h.Linkname = tar.TypeLink, first
 		return h, nil
@@ -115,8 +121,8 @@ func (t *archiver) header(f *files.Found) (*tar.Header, error) {
 	default:
 		return nil, fmt.Errorf("its mode %#o names no type", st.Mode)
 	}
-	if !st.IsDir() && st.Links > 1 && len(t.first) < maxLinked {
-		t.first[st.Ino] = h.Name
+	if !t.links.remember(st, h.Name) {
+		t.unset(f.Path, errLinks.Error())
 	}
 	if err := t.xattrs(f, h); err != nil {
 		t.lost(f.Path, fmt.Errorf("extended attributes: %w", err)) // the rest of it is in the archive
@@ -129,11 +135,7 @@ func (t *archiver) xattrs(f *files.Found, h *tar.Header) error {
 	return f.File.Xattrs(t.ctx, func(name string, value []byte) error {
 		// An empty value would take the record away.
 		if len(value) == 0 || strings.ContainsAny(name, "=\x00") {
-			t.done.Unset++
-			if len(t.done.Problems) < files.MaxProblems {
-				t.done.Problems = append(t.done.Problems, f.Path+": extended attribute "+name+
-					": an archive holds none without a value, or of such a name")
-			}
+			t.unset(f.Path, "extended attribute "+name+": an archive holds none without a value, or of such a name")
 			return nil
 		}
 		if h.PAXRecords == nil {

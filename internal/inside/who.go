@@ -24,6 +24,8 @@ const (
 	maxOwners = 10_000
 	// maxPaths is how many names of one file are listed; a file may have thousands.
 	maxPaths = 16
+	// maxPathBytes bounds all names of all files together; those beyond are counted.
+	maxPathBytes = 16 << 20
 	// maxRanges is how many pieces are told apart, over all owners.
 	maxRanges = 1 << 20
 )
@@ -34,10 +36,14 @@ const (
 func (g *Guest) Who(ctx context.Context, disk int, ranges []finding.Range) ([]finding.Owner, error) {
 	w := &who{g: g, ctx: ctx, hurt: make(map[owner]*finding.Owner)}
 	inner := make(map[int][]volume.Hit)
+	asked := 0
 	for _, r := range ranges {
 		hits, err := g.jail.Within(ctx, disk, r.Offset, r.Length)
 		if err != nil {
 			return nil, err
+		}
+		if asked += len(hits); asked > maxRanges {
+			return nil, fmt.Errorf("more than %d pieces of parts: ask for less at once", maxRanges)
 		}
 		for _, h := range hits {
 			if !g.holds(h.Volume) {
@@ -249,8 +255,9 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 			continue
 		}
 		h.Inode = uint64(key.ino)
-		h.Paths = append(h.Paths, paths[key.ino][:min(len(paths[key.ino]), maxPaths)]...)
-		h.PathsCut = int64(len(paths[key.ino]) - len(h.Paths))
+		if names := paths[key.ino]; names != nil {
+			h.Paths, h.PathsCut = append(h.Paths, names.Paths...), names.Cut
+		}
 		f, err := fs.Open(w.ctx, key.ino)
 		if err != nil {
 			h.What = cmp.Or(h.What, fmt.Sprint(err))
@@ -261,14 +268,33 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 	return nil
 }
 
-// Paths gives the names of inodes. What is not in the result has no name, or its directory could not
-// be read; the view of fs says so then. The error is that of ctx.
-func Paths(ctx context.Context, fs files.FS, inos *files.Set) (map[files.Ino][]string, error) {
-	paths := make(map[files.Ino][]string)
+// Names are the first names of an inode; Cut counts the others.
+type Names struct {
+	Paths []string
+	Cut   int64
+}
+
+// Paths gives the names of inodes, the first maxPaths of each. What is not in the result has no name,
+// or its directory could not be read; the view of fs says so then. The error is that of ctx, or
+// files.ErrMany.
+func Paths(ctx context.Context, fs files.FS, inos *files.Set) (map[files.Ino]*Names, error) {
+	paths := make(map[files.Ino]*Names)
+	left := maxPathBytes
 	err := files.Walk(ctx, fs, fs.Info().Root, "/", func(f *files.Found) error {
-		if inos.Has(f.Entry.Ino) && f.Err == nil {
-			paths[f.Entry.Ino] = append(paths[f.Entry.Ino], f.Path)
+		if !inos.Has(f.Entry.Ino) || f.Err != nil {
+			return nil
 		}
+		n := paths[f.Entry.Ino]
+		if n == nil {
+			n = new(Names)
+			paths[f.Entry.Ino] = n
+		}
+		if len(n.Paths) == maxPaths || len(f.Path) > left {
+			n.Cut++
+			return nil
+		}
+		left -= len(f.Path)
+		n.Paths = append(n.Paths, f.Path)
 		return nil
 	})
 	return paths, err

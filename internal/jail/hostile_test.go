@@ -28,7 +28,7 @@ import (
 func fake(t *testing.T, play func(fd int)) *Jail {
 	t.Helper()
 	j := &Jail{disks: []volume.Disk{{Name: "disk"}}, free: make(chan *lane, lanes), words: new(words),
-		done: make(chan struct{}), freed: make(chan struct{}), cmd: exec.Command("sleep", "600")}
+		most: maxItems, done: make(chan struct{}), freed: make(chan struct{}), cmd: exec.Command("sleep", "600")}
 	window, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -179,6 +179,22 @@ func manyObjects(m *message) {
 		m.putString(strings.Repeat("{", 8<<10))
 	}
 	m.putInt(markMore)
+}
+
+// TestListWithoutEnd: a child that goes on listing is not listened to for ever.
+func TestListWithoutEnd(t *testing.T) {
+	j := fake(t, answers(func(m *message) {
+		m.putInt(5)
+		m.putInt(markItem)
+		m.putStat(&files.Stat{Ino: 12})
+		m.putInt(markMore)
+	}))
+	j.most = 1000
+	n := int64(0)
+	err := (&FS{j: j}).Inodes(t.Context(), func(*files.Stat) error { n++; return nil })
+	if !errors.As(err, new(*CrashError)) || n != j.most+1 {
+		t.Errorf("%d inodes, %v; want %d and a crash", n, err, j.most+1)
+	}
 }
 
 // TestHostileView: a view that contradicts itself is incomplete.

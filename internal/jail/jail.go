@@ -38,6 +38,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/volume"
 )
 
@@ -62,6 +63,8 @@ const (
 	maxLayout = 16 << 20
 	// maxObjects bounds the objects in that; volume.Find and files.View list some thousands.
 	maxObjects = 1 << 17
+	// maxItems bounds a list, as of all inodes: a child that was taken over could go on for ever.
+	maxItems = files.MaxNames
 	// maxHits bounds the parts of volumes in one range of a disk: those of a striped volume.
 	maxHits = 1 << 20
 	// maxWords bounds what is kept of its last words.
@@ -93,6 +96,7 @@ type Jail struct {
 	free    chan *lane
 	windows []byte
 	words   *words
+	most    int64 // items in one list: maxItems
 
 	volumes atomic.Int64 // how many the layout has
 	reading atomic.Int64 // reads of the disks that are under way
@@ -120,7 +124,7 @@ type lane struct {
 // It is an error if the child cannot be confined.
 func Start(ctx context.Context, disks []volume.Disk) (*Jail, error) {
 	j := &Jail{disks: disks, free: make(chan *lane, lanes), words: new(words),
-		done: make(chan struct{}), freed: make(chan struct{})}
+		most: maxItems, done: make(chan struct{}), freed: make(chan struct{})}
 	if err := j.start(ctx); err != nil {
 		return nil, fmt.Errorf("start the reader of the guest's disk: %w", err)
 	}
@@ -488,6 +492,7 @@ func (j *Jail) call(ctx context.Context, q *message, use func(a *message, window
 
 // list makes a call whose answer is a list, and calls item for each of it.
 func (j *Jail) list(ctx context.Context, q *message, item func(*message) error) error {
+	left := j.most
 	for {
 		var page message
 		var id int64
@@ -509,8 +514,9 @@ func (j *Jail) list(ctx context.Context, q *message, item func(*message) error) 
 			}
 			items++
 		}
+		left -= int64(items)
 		switch {
-		case page.bad, id != 0 && (mark != markMore || items == 0), id == 0 && mark != markEnd:
+		case page.bad, left < 0, id != 0 && (mark != markMore || items == 0), id == 0 && mark != markEnd:
 			return j.gone(errMessage) // pages of nothing would go on for ever
 		case id == 0:
 			err := page.error()

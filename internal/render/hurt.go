@@ -102,9 +102,14 @@ func worstOwners(all []finding.Owner) []finding.Owner {
 // ownerLine says what is hurt, and how much of it for which reason.
 func ownerLine(x finding.Owner) (head, text string) {
 	word := cmp.Or(useWords[x.Use], Text(x.Use))
+	if x.Use == string(files.UseJournal) && len(x.Paths) == 0 {
+		x.Inode, x.What = 0, strings.TrimPrefix(x.What, "journal") // its inode is nobody's file
+	}
 	switch {
 	case len(x.Paths) > 0:
 		head = Text(x.Paths[0])
+	case x.PathsCut > 0:
+		head = fmt.Sprintf("inode %d (its names are too many to list)", x.Inode)
 	case x.Inode != 0:
 		head = fmt.Sprintf("inode %d (no name)", x.Inode)
 	default:

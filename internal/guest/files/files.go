@@ -46,6 +46,14 @@ const (
 	// MaxDepth is how deep directories are followed. The kernel has no bound, but a path of this
 	// many names is longer than any system call takes.
 	MaxDepth = 4096
+	// MaxPathBytes is how long the path of a directory is that is followed: a walk keeps that of each
+	// level, and Linux takes 4096 bytes at once.
+	MaxPathBytes = 64 << 10
+	// MaxNames is how many names a walk comes to: no disk holds more that somebody waits for, and a
+	// reader that was taken over could go on for ever.
+	MaxNames = 1 << 32
+	// MaxSetWords is how many words a Set has, of 64 inodes each. It takes 80 MiB then.
+	MaxSetWords = 2 << 20
 	// MaxXattrBytes is the longest value of an extended attribute that Linux allows.
 	MaxXattrBytes = 64 << 10
 	// MaxLinkBytes is the longest target of a symbolic link that Linux allows.

@@ -5,8 +5,10 @@ package files
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"testing"
 
@@ -91,3 +93,50 @@ func TestNotes(t *testing.T) {
 			MaxProblems)
 	}
 }
+
+// TestSetIsBounded fills a set with inodes that lie as far apart as they can.
+func TestSetIsBounded(t *testing.T) {
+	var s Set
+	for i := range Ino(MaxSetWords) {
+		if !s.Add((i + 1) << 20) {
+			t.Fatalf("inode %d is not taken", i)
+		}
+	}
+	if s.Add(1) || s.Has(1) || !s.Full() || s.Len() != MaxSetWords {
+		t.Errorf("a full set takes more: %d", s.Len())
+	}
+	if s.Add(1<<20) || !s.Add(1<<20+1) || !s.Has(1<<20+1) {
+		t.Error("a full set does not take what lies beside what it has")
+	}
+	dir := &Found{Path: "/d", Entry: Entry{Ino: 3}, File: stat{Mode: TypeDir}}
+	if follow, err := s.Follow(dir, 0); follow || !errors.Is(err, ErrMany) {
+		t.Errorf("Follow() of a full set = %v, %v; want ErrMany", follow, err)
+	}
+	all := survey{count: new(Count), left: make(map[Ino]int64), reached: s}
+	all.name(dir)
+	all.inode(&Stat{Ino: 3, Links: 1})
+	all.judge()
+	if v := all.notes.View(); v.State != Incomplete || all.count.Unreached != 0 {
+		t.Errorf("a survey of more inodes than can be kept is %s, with %d unreached", v.State, all.count.Unreached)
+	}
+}
+
+// TestWalkIsBounded has a walk come to more names than it goes through.
+func TestWalkIsBounded(t *testing.T) {
+	w := &walk{ctx: t.Context(), fn: func(*Found) error { return nil }, left: 3}
+	for i := range 4 {
+		err := w.name(&Found{Path: "/f", Entry: Entry{Ino: Ino(i)}, File: stat{Mode: TypeRegular}}, 1)
+		if errors.Is(err, ErrMany) != (i == 3) {
+			t.Errorf("name %d: %v", i, err)
+		}
+	}
+}
+
+// stat is a file of which only Stat is known.
+type stat Stat
+
+func (s stat) Stat() *Stat                                            { return (*Stat)(&s) }
+func (stat) ReadAt([]byte, int64) (int, error)                        { return 0, io.EOF }
+func (stat) Extents(context.Context, func(Extent) error) error        { return nil }
+func (stat) Entries(context.Context, func(Entry) error) error         { return nil }
+func (stat) Xattrs(context.Context, func(string, []byte) error) error { return nil }

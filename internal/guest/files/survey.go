@@ -50,7 +50,12 @@ func Survey(ctx context.Context, fs FS, fn func(*Found) error) (*Count, View, er
 	if err != nil {
 		return s.count, s.view(fs), err
 	}
-	err = fs.Inodes(ctx, func(st *Stat) error { s.inode(st); return ctx.Err() })
+	err = fs.Inodes(ctx, func(st *Stat) error {
+		if s.inode(st); s.count.Inodes > MaxNames {
+			return fmt.Errorf("%w: more than %d inodes", ErrMany, int64(MaxNames))
+		}
+		return ctx.Err()
+	})
 	if ctx.Err() != nil {
 		return s.count, s.view(fs), ctx.Err()
 	}
@@ -66,6 +71,7 @@ type survey struct {
 	reached Set
 	left    map[Ino]int64 // inodes with several links: how many names are still to come
 	skipped bool          // there were too many of those
+	many    bool          // there were too many inodes to keep in mind
 	notes   Notes
 }
 
@@ -79,6 +85,10 @@ func (s *survey) name(f *Found) {
 	}
 	s.count.Names++
 	first := s.reached.Add(f.Entry.Ino)
+	if !first && !s.reached.Has(f.Entry.Ino) {
+		s.many = true // what is not kept in mind is not compared
+		return
+	}
 	st := f.File.Stat()
 	if t := f.Entry.Type; t != 0 && t != st.Mode&TypeMask {
 		s.notes.Note(Problem{What: fmt.Sprintf("inode %d has mode 0%o, its name in directory %d says "+
@@ -113,6 +123,7 @@ func (s *survey) fail(what string, err error) {
 func (s *survey) inode(st *Stat) {
 	s.count.Inodes++
 	switch {
+	case s.many && !s.reached.Has(st.Ino):
 	case s.reached.Has(st.Ino):
 		s.count.Reached++
 	case st.Links == 0:
@@ -129,11 +140,15 @@ func (s *survey) inode(st *Stat) {
 
 // judge notes what does not fit together.
 func (s *survey) judge() {
+	if s.many {
+		s.notes.Note(Problem{What: "the inodes in use lie too far apart to keep all in mind: names were not " +
+			"held against them", Offset: -1, Hides: true})
+	}
 	if n := s.count.Unreached; n > 0 {
 		s.notes.Note(Problem{What: fmt.Sprintf("%d inodes are in use and have no name, the first is "+
 			"%d", n, s.count.UnreachedInos[0]), Offset: -1, Ino: s.count.UnreachedInos[0], Hides: true})
 	}
-	if n := s.reached.Len() - s.count.Reached; n > 0 {
+	if n := s.reached.Len() - s.count.Reached; n > 0 && !s.many {
 		s.notes.Note(Problem{What: fmt.Sprintf("%d inodes have names and are not in use", n),
 			Offset: -1, Hides: true})
 	}

@@ -26,6 +26,9 @@ type Found struct {
 // ErrSkip makes a walk leave out what is below the directory that was given.
 var ErrSkip = errors.New("skip this directory")
 
+// ErrMany: there is more than is gone through in a walk (MaxNames), or kept of it (MaxSetWords).
+var ErrMany = errors.New("more is there than is followed")
+
 // ErrLoop: a directory was come to a second time, or directories are deeper than MaxDepth.
 var ErrLoop = errors.New("directories lead back into themselves, or deeper than is followed")
 
@@ -33,9 +36,9 @@ var ErrLoop = errors.New("directories lead back into themselves, or deeper than 
 // the order of the disk, a directory before what it holds. It keeps no list: it needs memory for a
 // bit for each directory, and for a block for each level. What could not be read is given to fn
 // with Err: a name that cannot be opened, or once more a directory whose entries could not all be
-// read. The error is that of ctx or of fn.
+// read. The error is that of ctx or of fn, or ErrMany.
 func Walk(ctx context.Context, fs FS, from Ino, at string, fn func(*Found) error) error {
-	w := &walk{ctx: ctx, fs: fs, fn: fn}
+	w := &walk{ctx: ctx, fs: fs, fn: fn, left: MaxNames}
 	w.names, _ = fs.(Namer)
 	f := &Found{Path: at, Entry: Entry{Name: path.Base(at), Ino: from}}
 	f.File, f.Err = fs.Open(ctx, from)
@@ -55,6 +58,7 @@ type walk struct {
 	names Namer // nil if fs is none
 	fn    func(*Found) error
 	dirs  Set
+	left  int64 // how many names more are gone through
 }
 
 // name gives one name, and what is below it.
@@ -62,8 +66,15 @@ func (w *walk) name(f *Found, depth int) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
+	if w.left--; w.left < 0 {
+		return fmt.Errorf("%w: more than %d names", ErrMany, int64(MaxNames))
+	}
 	dir := f.Err == nil && f.File.Stat().IsDir()
-	if dir && (!w.dirs.Add(f.Entry.Ino) || depth > MaxDepth) {
+	follow, err := w.dirs.Follow(f, depth)
+	if err != nil {
+		return err
+	}
+	if dir && !follow {
 		dir, f.Err = false, &Error{What: fmt.Sprintf("directory %d", f.Entry.Ino), Offset: -1,
 			Ino: f.Entry.Ino, Err: ErrLoop}
 	}
@@ -118,6 +129,21 @@ func (w *walk) entries(dir *Found, fn func(Entry, File, error) error) error {
 	})
 }
 
+// Follow notes that a walk goes down into a directory, and tells whether it does: not a second time,
+// not deeper than MaxDepth, and not along a path longer than MaxPathBytes. What is no directory is not
+// followed. The error is ErrMany.
+func (s *Set) Follow(f *Found, depth int) (bool, error) {
+	switch {
+	case f.Err != nil || f.File == nil || !f.File.Stat().IsDir() || s.Has(f.Entry.Ino):
+		return false, nil
+	case depth > MaxDepth || len(f.Path) > MaxPathBytes:
+		return false, nil
+	case !s.Add(f.Entry.Ino):
+		return false, fmt.Errorf("%w: more directories than are kept in mind", ErrMany)
+	}
+	return true, nil
+}
+
 // Set is a set of inodes that takes a bit for each where their numbers lie close together, as they
 // do on a disk. The zero value is empty.
 type Set struct {
@@ -125,9 +151,10 @@ type Set struct {
 	n     int64
 }
 
-// Add reports whether ino was not in the set yet.
+// Add reports whether ino was not in the set yet. A set that is full takes no more: see Full.
 func (s *Set) Add(ino Ino) bool {
-	if s.Has(ino) {
+	word, known := s.words[ino>>6]
+	if word>>(ino&63)&1 != 0 || !known && s.Full() {
 		return false
 	}
 	if s.words == nil {
@@ -137,6 +164,9 @@ func (s *Set) Add(ino Ino) bool {
 	s.n++
 	return true
 }
+
+// Full reports whether the set has all the words that it may have (MaxSetWords).
+func (s *Set) Full() bool { return len(s.words) >= MaxSetWords }
 
 // Has reports whether ino is in the set.
 func (s *Set) Has(ino Ino) bool { return s.words[ino>>6]>>(ino&63)&1 != 0 }
