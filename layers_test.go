@@ -28,6 +28,7 @@ var layer = map[string]int{
 	"internal/jail":            3,
 	"internal/lab":             3,
 	"internal/lab/cut":         3,
+	"internal/lab/hold":        3,
 	"internal/lab/zoo":         4,
 	"internal/lab/sweep":       4,
 	"internal/lab/cutfs":       3,
@@ -63,6 +64,7 @@ var onlyBy = map[string][]string{
 	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                 // it mounts
 	"internal/lab/sweep":       {"bench"},                                       // it runs programs on broken images
 	"internal/lab/cut":         {},                                              // for tests
+	"internal/lab/hold":        {"bench"},                                       // it keeps mounts busy
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
 	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files
@@ -81,7 +83,7 @@ var budget = map[string][]string{
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/hypervisor", "internal/cli",
-		"internal/testenv", "internal/lab/cutfs", "internal/guest/filestest",
+		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/guest/filestest",
 		"internal/guest/busy", "internal/jail", "internal/mount", "internal/linux/probe"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},

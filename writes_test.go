@@ -17,6 +17,7 @@ var writers = []string{
 	"internal/lab/zoo",         // tests only
 	"internal/lab/sweep",       // tests and the bench: breaks images that it made
 	"internal/lab/cutfs",       // tests and the bench: a directory of its own, mounted for one thread
+	"internal/lab/hold",        // tests and the bench: keeps mounts busy in a mount namespace of its own
 	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
@@ -27,7 +28,8 @@ var writers = []string{
 }
 
 // runners may start other programs: what the program itself knows, it knows from reading.
-var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/testenv",
+var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/lab/hold",
+	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/mount", // fusermount3, and the program that is to see a mount,
 	"internal/guest/filestest",
