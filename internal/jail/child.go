@@ -101,10 +101,19 @@ type limit struct {
 	value uint64
 }
 
+// maxThreads keeps a child that was taken over from using up the numbers that a host has for threads,
+// 32768 on many. All of its user count, where the kernel gave it no namespace of its own.
+const maxThreads = 4096
+
 // drop gives up what the child does not need, for ever.
 func drop(memory int64) error {
+	var threads unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &threads); err != nil {
+		return fmt.Errorf("limit of threads: %w", err)
+	}
 	limits := []limit{
 		{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_FSIZE, 0}, {unix.RLIMIT_NOFILE, 64},
+		{unix.RLIMIT_NPROC, min(threads.Max, maxThreads)},
 	}
 	if !raceDetector {
 		// The runtime takes its heap from the kernel in arenas of 64 MiB; half of the limit is for that

@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +167,24 @@ func TestConfined(t *testing.T) {
 	out, err := c.CombinedOutput()
 	if err != nil || string(out) != "tried\n" {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestThreads has a child that may make so many threads and no more.
+func TestThreads(t *testing.T) {
+	j := start(t, bytes.NewReader(make([]byte, 4096)), 4096)
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", j.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	most := regexp.MustCompile(`(?m)^Max processes +([0-9]+) +([0-9]+) `).FindStringSubmatch(string(limits))
+	if most == nil {
+		t.Fatalf("a child may have any number of threads:\n%s", limits)
+	}
+	for _, text := range most[1:] {
+		if n, err := strconv.Atoi(text); err != nil || n > maxThreads {
+			t.Errorf("a child may have %s threads, want at most %d", text, maxThreads)
+		}
 	}
 }
 
