@@ -191,6 +191,12 @@ func TestThreads(t *testing.T) {
 // confinedEnv makes a test program try to break out.
 const confinedEnv = "SHISA_TEST_CONFINED"
 
+// mapping asks for memory of a kind.
+func mapping(kind int) error {
+	_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, kind|unix.MAP_ANON)
+	return err
+}
+
 // breakOut tries what a child must not be able to do, and prints what it could.
 func breakOut() int {
 	if err := drop(MemoryBytes); err != nil {
@@ -209,6 +215,8 @@ func breakOut() int {
 		"tgkill": func() error { return unix.Tgkill(os.Getppid(), os.Getppid(), 0) },
 		"owner":  func() error { _, err := unix.FcntlInt(1, unix.F_SETOWN, os.Getppid()); return err },
 		"shrink": func() error { return unix.Ftruncate(1, 0) },
+		"shared": func() error { return mapping(unix.MAP_SHARED) },
+		"stack":  func() error { return mapping(unix.MAP_PRIVATE | unix.MAP_GROWSDOWN) },
 		"x32":    func() error { _, _, e := unix.RawSyscall(bitsX32|unix.SYS_GETPID, 0, 0, 0); return e },
 	} {
 		// It is the filter that says no, not that this user may not.

@@ -15,6 +15,7 @@ const (
 	seccompNumber = 0
 	seccompArch   = 4
 	seccompFirst  = 16 // the low half of the first argument, of which pids and flags have no more
+	seccompFourth = 40 // and of the fourth
 	// bitsX32 is set in the numbers of amd64's x32 calls, which are none of ours.
 	bitsX32 = 0x40000000
 )
@@ -25,7 +26,7 @@ const (
 // architecture has beyond are in allowedHere.
 var allowed = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_CLOSE,
-	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MPROTECT, unix.SYS_BRK,
+	unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MPROTECT, unix.SYS_BRK,
 	unix.SYS_FUTEX, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_SET_ROBUST_LIST,
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK,
 	unix.SYS_GETPID, unix.SYS_GETEUID, unix.SYS_GETTID, unix.SYS_RESTART_SYSCALL,
@@ -51,15 +52,19 @@ func filter(pid int) []unix.SockFilter {
 		{Code: jeq, Jt: 1, K: auditArch},
 		{Code: ret, K: unix.SECCOMP_RET_KILL_PROCESS},
 		{Code: load, K: seccompNumber},
-		{Code: jge, Jt: uint8(len(calls) + 6), K: bitsX32},
+		{Code: jge, Jt: uint8(len(calls) + 9), K: bitsX32},
 		// A clone is a thread, never a process.
 		{Code: jeq, Jf: 2, K: unix.SYS_CLONE},
 		{Code: load, K: seccompFirst},
-		{Code: jset, Jt: uint8(len(calls) + 4), Jf: uint8(len(calls) + 3), K: unix.CLONE_THREAD},
+		{Code: jset, Jt: uint8(len(calls) + 7), Jf: uint8(len(calls) + 6), K: unix.CLONE_THREAD},
 		// The runtime sends signals to its own threads; others may be processes of the same user.
 		{Code: jeq, Jf: 2, K: unix.SYS_TGKILL},
 		{Code: load, K: seccompFirst},
-		{Code: jeq, Jt: uint8(len(calls) + 1), Jf: uint8(len(calls)), K: uint32(pid)},
+		{Code: jeq, Jt: uint8(len(calls) + 4), Jf: uint8(len(calls) + 3), K: uint32(pid)},
+		// RLIMIT_DATA counts all other memory that can be written.
+		{Code: jeq, Jf: 2, K: unix.SYS_MMAP},
+		{Code: load, K: seccompFourth},
+		{Code: jset, Jt: uint8(len(calls)), Jf: uint8(len(calls) + 1), K: unix.MAP_SHARED | unix.MAP_GROWSDOWN},
 	}
 	for i, nr := range calls {
 		p = append(p, unix.SockFilter{Code: jeq, Jt: uint8(len(calls) - i), K: nr})
