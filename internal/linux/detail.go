@@ -47,15 +47,20 @@ func (h *Host) Detail(ctx context.Context, pid int) (Detail, error) {
 		err = statErr
 	}
 	// What is missing of these is not known: a process may hide them from other users.
-	status, _ := readSome(dir+"/status", maxStatBytes)
-	d.UID = effectiveUser(status)
-	d.Exe, _ = os.Readlink(dir + "/exe")
-	group, _ := readSome(dir+"/cgroup", maxCgroupBytes)
-	d.Place = ParseCgroup(string(group))
-	ns, _ := os.Readlink(dir + "/ns/mnt")
-	d.MountNamespace, _ = namespaceID(ns, "mnt")
+	read := func(path string, limit int64) []byte {
+		text, _ := readSome(path, limit) // nothing, where it is hidden
+		return text
+	}
+	link := func(path string) string {
+		text, _ := os.Readlink(path) // "", where it is hidden
+		return text
+	}
+	d.UID = effectiveUser(read(dir+"/status", maxStatBytes))
+	d.Exe = link(dir + "/exe")
+	d.Place = ParseCgroup(string(read(dir+"/cgroup", maxCgroupBytes)))
+	d.MountNamespace, _ = namespaceID(link(dir+"/ns/mnt"), "mnt")
 	if d.Parent > 0 {
-		comm, _ := readSome(fmt.Sprintf("%s/proc/%d/comm", h.root, d.Parent), 64)
+		comm := read(fmt.Sprintf("%s/proc/%d/comm", h.root, d.Parent), 64)
 		d.ParentComm = strings.TrimSuffix(string(comm), "\n")
 	}
 	return d, err
@@ -99,4 +104,9 @@ func namespaceID(text, kind string) (uint64, bool) {
 	}
 	n, err := strconv.ParseUint(number, 10, 64)
 	return n, err == nil
+}
+
+// RootOf gives the root directory of a process or thread as a text.
+func (h *Host) RootOf(pid int) (string, error) {
+	return os.Readlink(h.root + "/proc/" + strconv.Itoa(pid) + "/root")
 }

@@ -50,7 +50,7 @@ func ParseFdinfo(text []byte) Fdinfo {
 		}
 		// "    3: /path" follows "UserFiles:\t4", and "UserBufs:" ends that.
 		if files && strings.HasPrefix(key, " ") {
-			name := decode(strings.TrimSuffix(strings.TrimPrefix(value, " "), " (deleted)"))
+			name := Decode(strings.TrimSuffix(strings.TrimPrefix(value, " "), " (deleted)"))
 			if strings.HasPrefix(name, "/") && len(f.Registered) < maxRegistered {
 				f.Registered = append(f.Registered, name)
 			}

@@ -252,7 +252,7 @@ func TestTasks(t *testing.T) {
 			}
 			d, err := h.Detail(t.Context(), pid)
 			if err != nil || d.Parent != os.Getpid() || d.UID != os.Geteuid() || d.Zombie ||
-				!slices.Contains(got.Namespaces[d.MountNamespace], pid) {
+				!slices.Contains(got.Namespaces[d.MountNamespace], Thread{pid, pid}) {
 				t.Errorf("Detail = %+v, %v", d, err)
 			}
 		})

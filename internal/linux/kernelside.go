@@ -91,7 +91,7 @@ func (h *Host) Swaps(ctx context.Context) ([]Swap, error) {
 		if len(fields) < 5 || !strings.HasPrefix(fields[0], "/") {
 			continue // the heading
 		}
-		name := decode(fields[0])
+		name := Decode(fields[0])
 		s := Swap{Device: fields[1] == "partition"}
 		s.Path, s.Deleted = strings.CutSuffix(name, " (deleted)")
 		all = append(all, s)
@@ -259,4 +259,22 @@ func compactFields(words []string, n int) []string {
 		}
 	}
 	return out
+}
+
+// Exports gives the directories that the NFS server exports (fs/nfsd/export.c, svc_export_show); where
+// there is no server, none.
+func (h *Host) Exports(ctx context.Context) ([]string, error) {
+	text, err := h.list(ctx, "/proc/fs/nfsd/exports")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var all []string
+	for line := range strings.Lines(string(text)) {
+		if path, _, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t"); ok && strings.HasPrefix(path, "/") {
+			all = append(all, Decode(path))
+		}
+	}
+	return all, nil
 }

@@ -79,7 +79,7 @@ func parseMount(line string) (m Mount, ok bool) {
 	if m.Dev, ok = parseDevice(left[2], 10); !ok {
 		return m, false
 	}
-	m.Root, m.Point, m.Options = decode(left[3]), decode(left[4]), left[5]
+	m.Root, m.Point, m.Options = Decode(left[3]), Decode(left[4]), left[5]
 	for _, tag := range left[6:] {
 		name, value, _ := strings.Cut(tag, ":")
 		n, err := strconv.Atoi(value)
@@ -91,7 +91,7 @@ func parseMount(line string) (m Mount, ok bool) {
 			m.Master = n
 		}
 	}
-	m.Type, m.Source, m.Super = decode(right[0]), decode(right[1]), right[2]
+	m.Type, m.Source, m.Super = Decode(right[0]), Decode(right[1]), right[2]
 	return m, true
 }
 
@@ -103,8 +103,8 @@ func parseDevice(text string, base int) (dev uint64, ok bool) {
 	return unix.Mkdev(uint32(major), uint32(minor)), err1 == nil && err2 == nil
 }
 
-// decode puts back the bytes that the kernel writes as a backslash and three octal digits.
-func decode(text string) string {
+// Decode puts back the bytes that the kernel writes as a backslash and three octal digits.
+func Decode(text string) string {
 	if !strings.Contains(text, `\`) {
 		return text
 	}

@@ -69,9 +69,9 @@ type Use struct {
 // Tasks is what threads held while the list was made.
 type Tasks struct {
 	Uses []Use
-	// Namespaces are the processes in each mount namespace, in the order of their numbers. A thread
-	// that left its process's namespace stands there with its own number.
-	Namespaces map[uint64][]int
+	// Namespaces are the processes in each mount namespace, in the order of their numbers. Threads that
+	// are in another one than the first of their process stand there too.
+	Namespaces map[uint64][]Thread
 	// Net has one process of each network namespace.
 	Net map[uint64]int
 	// Protected are the processes that do not let themselves be looked at.
@@ -80,6 +80,9 @@ type Tasks struct {
 	// Gaps says in sentences what else was not seen.
 	Gaps []string
 }
+
+// Thread is a thread of a process.
+type Thread struct{ PID, TID int }
 
 // TasksOptions say what is looked for.
 type TasksOptions struct {
@@ -105,7 +108,7 @@ func (h *Host) tasks(ctx context.Context, o TasksOptions) (*Tasks, error) {
 	}
 	defer unix.Close(proc)
 	w := &walker{h: h, ctx: ctx, o: o, proc: proc, end: time.Now().Add(tasksBudget),
-		out: &Tasks{Namespaces: map[uint64][]int{}, Net: map[uint64]int{}}}
+		out: &Tasks{Namespaces: map[uint64][]Thread{}, Net: map[uint64]int{}}}
 	first := false // whether process 1 was seen
 	err = eachName(proc, func(name string) error {
 		pid, err := strconv.Atoi(name)
@@ -214,7 +217,7 @@ func (w *walker) thread(pid, tid int, dir string, seen *held) error {
 		return endedThread(err)
 	}
 	if id, ok := namespaceID(ns, "mnt"); ok && !slices.Contains(seen.namespaces, id) {
-		w.out.Namespaces[id] = append(w.out.Namespaces[id], tid)
+		w.out.Namespaces[id] = append(w.out.Namespaces[id], Thread{pid, tid})
 		seen.namespaces = append(seen.namespaces, id)
 	}
 	if seen.fds == nil {

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package holders
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/linux"
+)
+
+// pins lists what keeps the file system after the umount: its other mounts, wherever they are.
+func (s *scan) pins(ctx context.Context) {
+	layers := s.overlays()
+	for _, m := range s.mounts {
+		if m.Asked || m.Follows || m.internal {
+			continue
+		}
+		h := Holder{Kind: Bind, Path: m.Point, FD: -1, Process: s.process(ctx, 0, 0, "")}.on(m)
+		switch {
+		case m.Namespace == 0:
+			if s.heldOn(m) {
+				continue // who has it is listed
+			}
+			h.Kind = Detached
+		case s.t.Kind != TargetMount:
+			h.Kind, h.Process = Mounted, s.inNamespace(ctx, m.Namespace)
+		case m.Namespace != s.own:
+			h.Kind = Namespace
+			h.Process, h.FD = s.keeper(ctx, m.Namespace)
+		}
+		s.add(h)
+	}
+	for _, l := range layers {
+		s.add(l)
+	}
+	if n := s.internals() - len(layers); n > 0 && len(layers) == 0 {
+		s.add(Holder{Kind: Overlay, FD: -1, Process: s.process(ctx, 0, 0, ""), Blocks: BlocksSuperblock,
+			Device: fmt.Sprintf("%d copies that a file system made for itself", n)})
+	}
+}
+
+// internals is how many copies of the mount file systems made for themselves.
+func (s *scan) internals() int {
+	n := 0
+	for _, m := range s.mounts {
+		if m.internal {
+			n++
+		}
+	}
+	return n
+}
+
+// heldOn reports whether a holder of the mount is listed.
+func (s *scan) heldOn(m Mount) bool {
+	return slices.ContainsFunc(s.holders, func(h Holder) bool { return h.MountID == m.ID })
+}
+
+// keeper is who keeps a namespace: a process in it, or one with a descriptor of it.
+func (s *scan) keeper(ctx context.Context, ns uint64) (Process, int) {
+	if len(s.tasks.Namespaces[ns]) > 0 {
+		return s.inNamespace(ctx, ns), -1
+	}
+	for _, u := range s.tasks.Uses {
+		if u.Kind == linux.UseNamespace && u.Inode == ns {
+			return s.process(ctx, u.PID, u.TID, ""), u.FD
+		}
+	}
+	p := s.process(ctx, 0, 0, "")
+	text := fmt.Sprintf("mnt:[%d]", ns)
+	for _, other := range slices.Sorted(keys(s.tables)) {
+		for _, m := range s.tables[other] {
+			if m.Type == "nsfs" && m.Root == text {
+				s.note(fmt.Sprintf("the mount namespace %d is kept by the mount on %s", ns, m.Point))
+			}
+		}
+	}
+	return p, -1
+}
+
+// note adds a note once.
+func (s *scan) note(text string) {
+	if !slices.Contains(s.notes, text) {
+		s.notes = append(s.notes, text)
+	}
+}
+
+// overlays lists the overlays that have a directory of the file system as a layer, each once: their
+// options name the directories (Documentation/filesystems/overlayfs.rst).
+func (s *scan) overlays() []Holder {
+	var out []Holder
+	seen := map[uint64]bool{}
+	for _, ns := range slices.Sorted(keys(s.tables)) {
+		for _, m := range s.tables[ns] {
+			if m.Type != "overlay" || seen[m.Dev] {
+				continue
+			}
+			for _, dir := range layersOf(m.Super) {
+				on, ok := s.locate(ns, dir)
+				if !ok {
+					continue
+				}
+				seen[m.Dev] = true
+				h := Holder{Kind: Overlay, Path: dir, Device: "overlay on " + m.Point, FD: -1,
+					Process: Process{Comm: "kernel", Cmdline: []string{}}}.on(on)
+				h.SameMount, h.Blocks = false, BlocksSuperblock // it has a copy of the mount for itself
+				out = append(out, h)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// layersOf takes the directories out of the options of an overlay: "lowerdir=/a:/b,upperdir=/c" and
+// since Linux 6.5 "lowerdir+=/a". A comma or colon in a name has a backslash before it.
+func layersOf(options string) []string {
+	var out []string
+	for _, option := range splitEscaped(options, ',') {
+		key, value, _ := strings.Cut(option, "=")
+		switch strings.TrimSuffix(key, "+") {
+		case "upperdir", "workdir":
+			out = append(out, linux.Decode(unescape(value)))
+		case "lowerdir", "datadir":
+			for _, dir := range splitEscaped(value, ':') {
+				if dir != "" {
+					out = append(out, linux.Decode(unescape(dir)))
+				}
+			}
+		}
+	}
+	return out
+}
+
+// splitEscaped splits at sep where no backslash stands before it.
+func splitEscaped(text string, sep byte) []string {
+	var out []string
+	begin := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case sep:
+			out = append(out, text[begin:i])
+			begin = i + 1
+		}
+	}
+	return append(out, text[min(begin, len(text)):])
+}
+
+// unescape takes away the backslashes that stand before commas and colons.
+func unescape(text string) string {
+	return strings.NewReplacer(`\,`, ",", `\:`, ":").Replace(text)
+}
