@@ -132,7 +132,18 @@ func (r *replay) buffer(it *item, lsn uint64) error {
 	if err != nil {
 		return err
 	}
+	if k.key.block == 0 {
+		f.grow(b)
+	}
 	return r.store(b, k.key.block)
+}
+
+// grow takes over a superblock that the log brings: the file system may have grown, and what follows
+// may lie in groups that the one on the disk does not know.
+func (f *FS) grow(b []byte) {
+	if s, err := parseSuper(b, f.size); err == nil && s.sameGeometry(f.super) && s.blocks >= f.blocks {
+		f.super = s
+	}
 }
 
 // regions copies what was changed into the buffer.
