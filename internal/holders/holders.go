@@ -13,6 +13,8 @@ package holders
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
@@ -151,6 +153,15 @@ type Frame struct {
 	// Offset is the distance in bytes from the symbol, from the begin of the file where there is none.
 	Offset  int64  `json:"offset"`
 	BuildID string `json:"build_id"`
+}
+
+// String is the frame on one line: "libc.so.6`fstatat+0xa".
+func (f Frame) String() string {
+	name := f.Symbol
+	if f.Module != "" {
+		name = filepath.Base(f.Module) + "`" + f.Symbol
+	}
+	return fmt.Sprintf("%s+0x%x", name, f.Offset)
 }
 
 // Process is who holds. PID 0 is the kernel.

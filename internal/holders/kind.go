@@ -56,13 +56,13 @@ func (h *Holder) release() string {
 	switch h.Kind {
 	case NestedMount, Mounted, Bind:
 		if h.Process.PID == 0 {
-			return "umount " + h.Path
+			return "umount " + quote(h.Path)
 		}
-		return fmt.Sprintf("nsenter -t %d -m umount %s", h.Process.PID, h.Path)
+		return fmt.Sprintf("nsenter -t %d -m umount %s", h.Process.PID, quote(h.Path))
 	case Loop:
 		return "unmount what is on /dev/" + h.Device + ", then: losetup -d /dev/" + h.Device
 	case Swap:
-		return "swapoff " + h.Path
+		return "swapoff " + quote(h.Path)
 	case Uprobe:
 		return fmt.Sprintf("echo '-:%s' >> uprobe_events (in tracefs)", h.Device)
 	case BinfmtMisc:
@@ -88,7 +88,7 @@ func (h *Holder) releaseNamespace() string {
 	case h.FD >= 0:
 		return stop(h.Process) + ": its descriptor keeps a namespace without processes"
 	}
-	return fmt.Sprintf("nsenter -t %d -m umount %s, or %s", h.Process.PID, cmp.Or(h.Path, "PATH"),
+	return fmt.Sprintf("nsenter -t %d -m umount %s, or %s", h.Process.PID, quote(cmp.Or(h.Path, "PATH")),
 		stop(h.Process))
 }
 
@@ -132,4 +132,13 @@ func shortContainer(name string) string {
 		return name[:i+1+short]
 	}
 	return name
+}
+
+// quote gives a name as it can be pasted into a command line.
+func quote(name string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%"
+	if name != "" && strings.Trim(name, plain) == "" {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }

@@ -27,7 +27,7 @@ func (s *scan) pins(ctx context.Context) {
 			}
 			h.Kind = Detached
 		case s.t.Kind != TargetMount:
-			h.Kind, h.Process = Mounted, s.inNamespace(ctx, m.Namespace)
+			h.Kind, h.Blocks, h.Process = Mounted, BlocksDevice, s.inNamespace(ctx, m.Namespace)
 		case m.Namespace != s.own:
 			h.Kind = Namespace
 			h.Process, h.FD = s.keeper(ctx, m.Namespace)

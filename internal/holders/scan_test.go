@@ -59,6 +59,17 @@ func ask(ctx context.Context, h Host, name string) (hold.Answer, *Report, error)
 	return a, r, nil
 }
 
+// byText is this host without the kernel's own lists.
+func byText() Host {
+	return Host{Linux: linux.Open(""), Self: os.Getpid(), NoKernel: errors.New("not asked")}
+}
+
+// hosts are the ways to look at this host.
+func hosts(t *testing.T) map[string]Host {
+	t.Helper()
+	return map[string]Host{"text": byText()}
+}
+
 // about is what is asked about where a kind is made.
 func about(d *hold.Disk, k hold.Kind) string {
 	if k.Effect == hold.Hides {
@@ -71,7 +82,7 @@ func about(d *hold.Disk, k hold.Kind) string {
 func TestKindsByText(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.Need(t, "mkfs.ext4", "mkfs.erofs")
-	h := Host{Linux: linux.Open(""), Self: os.Getpid(), NoKernel: errors.New("not asked")}
+	h := byText()
 	// What no text tells of: it is not named, and the answer is that it cannot be told.
 	hidden := []string{"fd-in-flight", "fd-in-flight-net-namespace", "fanotify-event", "detached-mount", "lazy-fd",
 		"namespace-empty", "namespace-bound"}
