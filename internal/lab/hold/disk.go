@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,7 +47,10 @@ func Apart() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("keep mounts apart: %w", err)
 	}
-	env := append(os.Environ(), apartMark+"="+strconv.Itoa(os.Getpid()))
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, apartMark+"=") // of the process that started this one
+	})
+	env = append(env, apartMark+"="+strconv.Itoa(os.Getpid()))
 	return fmt.Errorf("start over: %w", syscall.Exec("/proc/self/exe", os.Args, env))
 }
 
@@ -61,11 +65,11 @@ type Disk struct {
 	loop  int    // the device, open: the kernel takes it away with the last who has it open
 }
 
-// NewDisk makes a disk at dir, an existing directory, and mounts it. It is ErrUnavailable where this
-// process is not apart.
+// NewDisk makes a disk at dir, an existing directory, and mounts it. It is ErrUnavailable where
+// this process is not apart.
 func NewDisk(ctx context.Context, dir string) (*Disk, error) {
 	if !apart() {
-		return nil, fmt.Errorf("a disk to keep busy, outside a mount namespace of its own: %w", ErrUnavailable)
+		return nil, fmt.Errorf("a disk, outside a mount namespace of its own: %w", ErrUnavailable)
 	}
 	d := &Disk{stage: dir, loop: -1, Image: dir + "/disk.img",
 		Place: Place{Mount: dir + "/mnt", Aside: dir + "/aside"}}
@@ -151,8 +155,8 @@ func umount(at string, want error) error {
 	}
 }
 
-// Free reports whether the device can be had for itself: no file system of it is left in the kernel.
-// want is what is waited for, as others may look at the device for a moment.
+// Free reports whether the device can be had for itself: no file system of it is left in the
+// kernel. want is what is waited for, as others may look at the device for a moment.
 func (d *Disk) Free(want bool) (bool, error) {
 	for end := time.Now().Add(settling); ; time.Sleep(10 * time.Millisecond) {
 		fd, err := unix.Open(d.Device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)

@@ -2,8 +2,8 @@
 // SPDX-FileCopyrightText: The shisa authors
 
 // Package hold keeps mounts busy on purpose, in every way that the kernel knows of, and holds what
-// programs say about it against the kernel's own answer: what umount(2) says, and whether the device
-// can be had for itself afterwards.
+// programs say about it against the kernel's own answer: what umount(2) says, and whether the
+// device can be had for itself afterwards.
 //
 // A holder lives in a child process: it is released by ending that, and goes when the program that
 // made it is killed. A program that makes any begins with

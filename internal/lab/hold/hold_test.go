@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/testenv"
@@ -19,60 +20,90 @@ func TestMain(m *testing.M) {
 	if err := Apart(); err != nil {
 		fmt.Fprintln(os.Stderr, err) // the tests that need it say so, too
 	}
+	if dir := os.Getenv(victimDir); dir != "" {
+		fmt.Fprintln(os.Stderr, beVictim(dir))
+		os.Exit(1)
+	}
 	testenv.Main(m)
 }
 
-// newDisk is a disk that goes with the test.
-func newDisk(t *testing.T) *Disk {
+// needs is what all of these tests need.
+func needs(t *testing.T) {
 	t.Helper()
 	testenv.NeedRoot(t)
-	testenv.Need(t, "mkfs.ext4", "mkfs.erofs")
-	d, err := NewDisk(t.Context(), t.TempDir())
+	testenv.Need(t, "mkfs.ext4", "mkfs.erofs", "fuser", "lsof")
+}
+
+// measured is a row of the table, where this machine has what the kind needs.
+func measured(t *testing.T, k Kind, ask ...Looker) Row {
+	t.Helper()
+	needs(t)
+	row, err := Measure(t.Context(), k, t.TempDir(), ask...)
 	if errors.Is(err, ErrUnavailable) {
 		testenv.Lacks(t, err.Error())
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return d
+	return row
 }
 
-// TestKinds holds that each kind does to umount(2) and to the device what it is said to, and nothing
-// once it is released.
+// named are the kinds of which fuser(1) of psmisc 23.6 and lsof(8) 4.95 name the process. They
+// compare devices, so of those in blamed they name one that keeps no umount from succeeding.
+var (
+	named = map[string]string{"open-fd": "fuser lsof", "open-fd-deleted": "fuser lsof",
+		"open-fd-thrice": "fuser lsof", "open-fd-pid-namespace": "fuser lsof", "o-path": "fuser lsof",
+		"cwd": "fuser lsof", "cwd-deleted": "fuser lsof", "chroot": "fuser lsof", "exe": "fuser lsof",
+		"mapping": "fuser lsof", "unix-socket": "fuser", "peer": "fuser lsof",
+		"peer-slave": "fuser lsof", "peer-user-namespace": "fuser lsof",
+		"lazy-fd": "fuser"}
+	blamed = map[string]string{"namespace-fd": "fuser lsof", "namespace-root": "fuser lsof",
+		"detached-mount": "fuser lsof"}
+)
+
+// TestKinds holds that each kind does to umount(2) and to the device what it is said to, and
+// nothing once it is released. What others say of it is the reason why there is shisa holders.
 func TestKinds(t *testing.T) {
+	ask := []Looker{Fuser(), Lsof()}
 	for _, k := range Kinds() {
 		t.Run(k.Name, func(t *testing.T) {
-			d := newDisk(t)
-			h, err := Make(t.Context(), k, d.Place)
-			if errors.Is(err, ErrUnavailable) {
-				testenv.Lacks(t, err.Error())
+			row := measured(t, k, ask...)
+			if !row.True() {
+				t.Errorf("Measure(%s) = %s, want it to be what %q says", k.Name, row, k.Effect)
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := d.Umount(k.Effect.Errno()); got != k.Effect.Errno() {
-				t.Errorf("umount(2) = %v, want %v", got, k.Effect.Errno())
-			}
-			want := k.Effect == Harmless
-			if free, err := d.Free(want); err != nil || free != want {
-				t.Errorf("Free() = %t, %v, want %t", free, err, want)
-			}
-			if err := h.Release(); err != nil {
-				t.Error(err)
-			}
-			if k.Effect == Blocks {
-				if err := d.Umount(nil); err != nil {
-					t.Errorf("umount(2) after the release = %v, want success", err)
+			for i, l := range ask {
+				want := Missed
+				switch {
+				case k.Effect == Harmless:
+					want = Silent
+				case strings.Contains(named[k.Name], l.Name):
+					want = Named
+				case strings.Contains(blamed[k.Name], l.Name):
+					want = Blamed
+				}
+				if row.Said[i] != want {
+					t.Errorf("%s of %s = %q, want %q", l.Name, k.Name, row.Said[i], want)
 				}
 			}
-			if free, err := d.Free(true); err != nil || !free {
-				t.Errorf("Free() after the release = %t, %v, want true", free, err)
-			}
 		})
+	}
+}
+
+// TestNames holds that a name stands for one kind.
+func TestNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, k := range Kinds() {
+		if seen[k.Name] || k.make == nil {
+			t.Errorf("the kind %s is there twice, or cannot be made", k.Name)
+		}
+		seen[k.Name] = true
+	}
+}
+
+// TestUnknownKind holds that what a child says of its failure gets through.
+func TestUnknownKind(t *testing.T) {
+	_, err := Make(t.Context(), Kind{Name: "no-such"}, Place{Mount: "/nowhere"})
+	if err == nil || !strings.Contains(err.Error(), `"no-such"`) || errors.Is(err, ErrUnavailable) {
+		t.Errorf("Make(no-such) = %v, want an error that names it", err)
 	}
 }

@@ -151,7 +151,8 @@ func erofsImage(c *child) error {
 	}
 	c.nobody()
 	c.hold.Path = c.Mount + "/image.erofs"
-	if out, err := exec.Command("mkfs.erofs", "--quiet", c.hold.Path, from).CombinedOutput(); err != nil {
+	out, err := exec.Command("mkfs.erofs", "--quiet", c.hold.Path, from).CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("mkfs.erofs: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	err = c.mount(c.hold.Path, at, "erofs", unix.MS_RDONLY, "")
@@ -206,7 +207,8 @@ func fuseBacking(c *child) error {
 		fd, flags int32
 		padding   uint64
 	}{fd: int32(fd)}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(dev), fuseBackingOpen, uintptr(unsafe.Pointer(&backing)))
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(dev), fuseBackingOpen,
+		uintptr(unsafe.Pointer(&backing)))
 	if errno == unix.ENOTTY {
 		return fmt.Errorf("hand a file to the kernel: %w: %w", errno, ErrUnavailable)
 	}

@@ -45,8 +45,8 @@ type Kind struct {
 	namespaces uintptr
 	// ownProgram: the child runs a copy of the program on the mount.
 	ownProgram bool
-	// outlives: what the child makes goes neither with it nor with the mount namespace, so the child has
-	// to live to undo it.
+	// outlives: what the child makes goes neither with it nor with the mount namespace, so the child
+	// has to live to undo it.
 	outlives bool
 }
 
@@ -113,8 +113,10 @@ func requests() []Kind {
 		{Name: "io-uring-request", Effect: Blocks, make: ringRequest},
 		{Name: "aio-request", Effect: Blocks, make: aioRequest},
 		{Name: "fanotify-event", Effect: Blocks, Word: "fanotify", Unnamed: true, make: unreadEvent},
-		{Name: "fanotify-permission", Effect: Blocks, Word: "fanotify", Unnamed: true, make: unansweredEvent},
+		{Name: "fanotify-permission", Effect: Blocks, Word: "fanotify", Unnamed: true,
+			make: unansweredEvent},
 		{Name: "perf-uprobe", Effect: Blocks, Word: "uprobe", Unnamed: true, make: perfUprobe},
+		{Name: "bpf-uprobe", Effect: Blocks, Word: "uprobe", Unnamed: true, make: bpfUprobe},
 	}
 }
 
@@ -135,8 +137,8 @@ func mounts() []Kind {
 	const own = unix.CLONE_NEWNS
 	return []Kind{
 		{Name: "nested", Effect: Blocks, Word: "nested_mount", make: nested},
-		{Name: "peer", Effect: Blocks, Word: "peer", make: peer, namespaces: own},
-		{Name: "peer-slave", Effect: Blocks, Word: "peer", make: slave, namespaces: own},
+		{Name: "peer", Effect: Blocks, Word: "open_fd", make: peer, namespaces: own},
+		{Name: "peer-slave", Effect: Blocks, Word: "open_fd", make: slave, namespaces: own},
 		{Name: "peer-user-namespace", Effect: Blocks, Word: "peer", make: peer,
 			namespaces: own | unix.CLONE_NEWUSER},
 		{Name: "peer-nested", Effect: Pins, Word: "namespace", make: peerNested, namespaces: own},

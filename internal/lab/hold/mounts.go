@@ -28,8 +28,8 @@ func (c *child) within() (err error) {
 	return err
 }
 
-// peer opens a file in a copy of the mount. The mounts that both are on are peers: what is unmounted
-// here, is there.
+// peer opens a file in a copy of the mount. The mounts that both are on are peers: what is
+// unmounted here, is there.
 func peer(c *child) error { return errors.Join(c.within(), openFD(c)) }
 
 func slave(c *child) error {
@@ -108,9 +108,9 @@ func container(c *child) error {
 		return err
 	}
 	c.hold.Path = "/"
-	// With both the same, the old root ends up below the new one: pivot_root(2), "pivot_root(".", ".")".
-	return errors.Join(unix.Chdir(c.Mount), unix.PivotRoot(".", "."), unix.Unmount(".", unix.MNT_DETACH),
-		unix.Chdir("/"))
+	// The old root ends up on top of the new one: pivot_root(2), "pivot_root(".", ".")".
+	return errors.Join(unix.Chdir(c.Mount), unix.PivotRoot(".", "."),
+		unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/"))
 }
 
 // idleThread puts one thread of many into a namespace, as container runtimes written in Go do.
@@ -180,7 +180,6 @@ func (c *child) overlayOn(lower, upper string) error {
 		return err
 	}
 	c.nobody()
-	c.hold.Path = at
 	data := "lowerdir=" + lower
 	if upper != "" {
 		data += ",upperdir=" + upper + ",workdir=" + c.Mount + "/work"
@@ -193,6 +192,7 @@ func overlayLower(c *child) error {
 	if err != nil {
 		return err
 	}
+	c.hold.Path = layer
 	other, err := dir(c.Aside, "layer")
 	return errors.Join(err, c.overlayOn(layer+":"+other, ""))
 }
@@ -202,6 +202,7 @@ func overlayUpper(c *child) error {
 	if err != nil {
 		return err
 	}
+	c.hold.Path = layer
 	_, err = dir(c.Mount, "work")
 	other, err2 := dir(c.Aside, "layer")
 	return errors.Join(err, err2, c.overlayOn(other, layer))
@@ -280,7 +281,8 @@ func accounting(c *child) error {
 // landlockRule allows something below the mount, by landlock(7): that goes with the file system.
 func landlockRule(c *child) error {
 	access := uint64(unix.LANDLOCK_ACCESS_FS_WRITE_FILE)
-	ruleset, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&access)), 8, 0)
+	ruleset, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET,
+		uintptr(unsafe.Pointer(&access)), unsafe.Sizeof(access), 0)
 	if errno != 0 {
 		return fmt.Errorf("landlock_create_ruleset: %w", errno)
 	}

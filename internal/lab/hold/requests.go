@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -33,7 +34,8 @@ const (
 // ring makes an io_uring and gives what the kernel says of it.
 func ring() (int, []byte, error) {
 	params := make([]byte, ringParamsBytes)
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, ringEntries, uintptr(unsafe.Pointer(&params[0])), 0)
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, ringEntries,
+		uintptr(unsafe.Pointer(&params[0])), 0)
 	if errno != 0 {
 		return -1, nil, fmt.Errorf("set up an io_uring: %w", errno)
 	}
@@ -130,7 +132,8 @@ func notify(c *child, class uint, mark uint, events uint64) (err error) {
 	if err != nil {
 		return fmt.Errorf("fanotify_init: %w", err)
 	}
-	if err := unix.FanotifyMark(c.hold.FD, unix.FAN_MARK_ADD|mark, events, unix.AT_FDCWD, c.Mount); err != nil {
+	err = unix.FanotifyMark(c.hold.FD, unix.FAN_MARK_ADD|mark, events, unix.AT_FDCWD, c.Mount)
+	if err != nil {
 		return fmt.Errorf("fanotify_mark: %w", err)
 	}
 	return nil
@@ -216,6 +219,9 @@ func perfUprobe(c *child) error {
 	if err != nil {
 		return err
 	}
+	var pin runtime.Pinner // the kernel reads what is only known by its address here
+	defer pin.Unpin()
+	pin.Pin(name)
 	// config1 is the path, config2 the offset: perf_event_open(2), "dynamic PMU".
 	attr := unix.PerfEventAttr{Type: uint32(number), Ext1: uint64(uintptr(unsafe.Pointer(name)))}
 	attr.Size = uint32(unsafe.Sizeof(attr))
@@ -225,4 +231,61 @@ func perfUprobe(c *child) error {
 		return fmt.Errorf("perf_event_open: %w", err)
 	}
 	return nil
+}
+
+// The parts of linux/bpf.h (Linux 6.6) that are used here.
+const (
+	bpfProgLoad          = 5
+	bpfLinkCreate        = 28
+	bpfProgTypeKprobe    = 2
+	bpfTraceUprobeMulti  = 48
+	bpfProgLoadAttrBytes = 72 // to expected_attach_type
+)
+
+// bpf is bpf(2), with its argument as bytes.
+func bpf(cmd uintptr, attr []byte) (int, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(unsafe.Pointer(&attr[0])),
+		uintptr(len(attr)))
+	if errno != 0 {
+		return -1, fmt.Errorf("bpf(2), command %d: %w", cmd, errno)
+	}
+	return int(fd), nil
+}
+
+// bpfUprobe attaches a program that does nothing to a probe of the newer kind (Linux 6.6), as tools
+// do that watch programs from outside.
+func bpfUprobe(c *child) error {
+	path, err := c.file("program")
+	if err != nil {
+		return err
+	}
+	c.hold.Path = path
+	var pin runtime.Pinner // the kernel reads what is only known by its address here
+	defer pin.Unpin()
+	address := func(b []byte) uint64 {
+		pin.Pin(&b[0])
+		return uint64(uintptr(unsafe.Pointer(&b[0])))
+	}
+	// r0 = 0; exit
+	program := []byte{0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0}
+	load := make([]byte, bpfProgLoadAttrBytes)
+	binary.NativeEndian.PutUint32(load, bpfProgTypeKprobe)
+	binary.NativeEndian.PutUint32(load[4:], uint32(len(program)/8))
+	binary.NativeEndian.PutUint64(load[8:], address(program))
+	binary.NativeEndian.PutUint64(load[16:], address([]byte("GPL\x00")))
+	binary.NativeEndian.PutUint32(load[68:], bpfTraceUprobeMulti)
+	fd, err := bpf(bpfProgLoad, load)
+	if err != nil {
+		return err
+	}
+	// link_create: program, no target, type, flags; then the path, the offsets in it (one, 0), two
+	// lists that are not there, how many, flags, process.
+	link := make([]byte, 64)
+	binary.NativeEndian.PutUint32(link, uint32(fd))
+	binary.NativeEndian.PutUint32(link[8:], bpfTraceUprobeMulti)
+	binary.NativeEndian.PutUint64(link[16:], address(append([]byte(path), 0)))
+	binary.NativeEndian.PutUint64(link[24:], address(make([]byte, 8)))
+	binary.NativeEndian.PutUint32(link[48:], 1)
+	c.hold.FD, err = bpf(bpfLinkCreate, link)
+	return errors.Join(err, unix.Close(fd))
 }

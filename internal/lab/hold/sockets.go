@@ -47,8 +47,8 @@ func inFlight(c *child) error {
 	return pass(from, fd)
 }
 
-// inFlightUnaccepted sends a file to a connection that is not accepted: the socket that has it is in
-// no process' table.
+// inFlightUnaccepted sends a file to a connection that is not accepted: the socket that has it is
+// in no process' table.
 func inFlightUnaccepted(c *child) (err error) {
 	c.hold.FD, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
