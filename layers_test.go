@@ -85,7 +85,8 @@ var budget = map[string][]string{
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/hypervisor", "internal/cli",
 		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/guest/filestest",
-		"internal/guest/busy", "internal/jail", "internal/mount", "internal/holders", "internal/linux/probe"},
+		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
+		"internal/linux/probe"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }
