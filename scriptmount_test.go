@@ -14,7 +14,7 @@ import (
 // TestMountScript runs scripts that mount: they need root, FUSE and loop devices.
 func TestMountScript(t *testing.T) {
 	testenv.NeedRoot(t)
-	testenv.Need(t, "mkfs.ext4", "debugfs", "losetup", "umount")
+	testenv.Need(t, "mkfs.ext4", "mkfs.vfat", "debugfs", "losetup", "umount")
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/mount",
 		RequireUniqueNames: true,

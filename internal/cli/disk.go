@@ -91,6 +91,7 @@ type look struct {
 	*inside.Guest
 	head render.GuestHead
 	fs   files.FS
+	part int // the index of its volume
 	// view is where a survey leaves its view; nil: that of the file system. below says what alone was
 	// gone through without one.
 	view  *files.View
@@ -140,11 +141,14 @@ func (o *guestOptions) fileSystem(ctx context.Context, arg string) (*look, error
 	}
 	part, err := l.Part(ctx, name.Part)
 	if err == nil {
-		l.fs, err = l.FS(ctx, part)
+		if l.fs, err = l.FS(ctx, part); err != nil {
+			err = l.kernelHint(part, err)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	l.part = part
 	l.head.Part, l.head.Path = l.Layout.Volumes[part].Name, cmp.Or(name.Path, "/")
 	l.head.FileSystem = render.NewGuestFileSystem(l.fs.Info())
 	return l, nil

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest/volume"
+	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/mount"
 	"github.com/shisa-vm/shisa/internal/render"
 )
@@ -63,7 +64,8 @@ that one trusts: a disk whose owner means harm can take over this host. So this 
   shisa disk mount vm.qcow2:2 /mnt
   shisa disk umount /mnt
   shisa disk mount --kernel --accept-risk=kernel-mount:vm.raw vm.raw:1 /mnt -- ls -l /mnt`,
-		Args: wantArgs(2, -1),
+		Args:              wantArgs(2, -1),
+		ValidArgsFunction: diskThenDirectory,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := o.ready(c, args); err != nil {
 				return err
@@ -95,7 +97,17 @@ that one trusts: a disk whose owner means harm can take over this host. So this 
 	if err := f.MarkHidden("background"); err != nil {
 		panic(err) // the flag was added above
 	}
+	complete(c, map[string]cobra.CompletionFunc{"accept-risk": cobra.FixedCompletions(
+		[]string{kernelRisk + ":"}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)})
 	return c
+}
+
+// diskThenDirectory completes a disk, a directory, and the words of a command.
+func diskThenDirectory(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 1 {
+		return directories(c, args, word)
+	}
+	return nil, cobra.ShellCompDirectiveDefault
 }
 
 // again gives the command line of c with one more flag.
@@ -161,10 +173,16 @@ func runDiskMount(ctx context.Context, o diskMountOptions, arg, dir string, s *s
 	if err := wholePart(l.head.Path); err != nil {
 		return err
 	}
-	opts := mount.Options{StateDir: state, Source: l.source(), AllowOther: o.allowOther}
+	opts := mount.Options{StateDir: state, Source: l.source(), AllowOther: o.allowOther, Ended: l.ended}
 	if o.foreground {
-		opts.Log = warn(s)
+		say := warn(s)
+		opts.Log = func(line mount.Line) { say(render.MountLine(line)) }
 	}
+	lasting, err := l.Lasting(ctx, l.part)
+	if err != nil {
+		return err
+	}
+	l.fs = lasting
 	m, err := mount.Files(l.fs, dir, opts)
 	if err != nil {
 		return mountError(err, dir)
@@ -188,7 +206,22 @@ func runDiskMount(ctx context.Context, o diskMountOptions, arg, dir string, s *s
 	case <-m.Done():
 	case <-ctx.Done():
 	}
+	if err := m.Unmount(); err != nil {
+		return err
+	}
 	return exitWith(l.end(0, nil).Status[0]) // more may have been met since
+}
+
+// ended tells what became of the images while a file system was shown.
+func (l *look) ended() []mount.Line {
+	var all []mount.Line
+	for _, name := range l.Changed() {
+		all = append(all, mount.Line{About: mount.Changed, Text: name})
+	}
+	if n := l.Missing(); n > 0 {
+		all = append(all, mount.Line{About: mount.Unread, Text: render.MissingText(n)})
+	}
+	return all
 }
 
 // show prints what is mounted.
@@ -310,7 +343,15 @@ func (o *diskMountOptions) accepts(image string) error {
 
 // volume gives a part of a disk that the kernel can be given.
 func (l *look) volume(ctx context.Context, name string) (mount.Volume, error) {
-	part, err := l.Part(ctx, name)
+	part := -1
+	if name == "" {
+		// More kinds can be mounted so than are read here.
+		part = l.onlyFor(mount.KernelKinds())
+	}
+	var err error
+	if part < 0 {
+		part, err = l.Part(ctx, name)
+	}
 	if err != nil {
 		return mount.Volume{}, err
 	}
@@ -326,76 +367,27 @@ func (l *look) volume(ctx context.Context, name string) (mount.Volume, error) {
 	return mount.Volume{Reader: data, SizeBytes: v.Size, Kind: string(v.Kind)}, nil
 }
 
-type diskUmountOptions struct {
-	json  bool
-	state string
-}
-
-func newDiskUmount(s *stdio) *cobra.Command {
-	var o diskUmountOptions
-	c := &cobra.Command{
-		Use:   "umount DIR",
-		Short: "take away what mount shows at a directory",
-		Long: `umount takes away what "shisa disk mount" shows at a directory, and waits until nothing is
-left of it: no mount, no process, no loop device. It does so also after the process that served it was
-killed. While programs use the directory it is refused. A command that runs with --kernel is told to
-end.
-
-What could not be read while it was mounted is told, and the exit status is 4 then.`,
-		Example: "  shisa disk umount /mnt",
-		Args:    wantArgs(1, 1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return runDiskUmount(c.Context(), o, args[0], s)
-		},
+// onlyFor gives the only volume of some kinds, -1 if there is none, or several.
+func (l *look) onlyFor(kinds []string) int {
+	found := -1
+	for i, v := range l.Layout.Volumes {
+		switch {
+		case !slices.Contains(kinds, string(v.Kind)):
+		case found >= 0:
+			return -1
+		default:
+			found = i
+		}
 	}
-	jsonFlag(c, &o.json)
-	stateFlag(c, &o.state, "the record of the mount is below `DIR`")
-	return c
+	return found
 }
 
-func runDiskUmount(ctx context.Context, o diskUmountOptions, dir string, s *stdio) error {
-	state, err := stateDir(o.state)
-	if err != nil {
+// kernelHint says to an error about a part that is not read here what else may read it.
+func (l *look) kernelHint(part int, err error) error {
+	kind := string(l.Layout.Volumes[part].Kind)
+	if slices.Contains(inside.Readable(l.Guest), part) || !slices.Contains(mount.KernelKinds(), kind) {
 		return err
 	}
-	gone, err := mount.Unmount(ctx, state, dir)
-	if err != nil {
-		return mountError(err, dir)
-	}
-	doc := &render.GuestUmountDocument{Directory: gone.Dir, Killed: gone.Killed, Unread: gone.Log,
-		Status: finding.OrderStatus()}
-	if len(gone.Log) > 0 {
-		doc.Status = finding.OrderStatus(finding.StatusCannotTell)
-	}
-	if o.json {
-		err = render.JSON(s.out, render.GuestUmountSchema, doc)
-	} else {
-		err = render.GuestUmount(s.err, doc, render.Style{Width: s.width})
-	}
-	if err != nil {
-		return err
-	}
-	return exitWith(doc.Status[0])
-}
-
-// mounts takes away what processes that were killed left mounted, and gives the statuses.
-func (o *recoverOptions) mounts(doc *render.RecoverDocument, s *stdio) []int {
-	state, err := stateDir(o.state)
-	if err != nil {
-		return nil // recover has said so
-	}
-	say := warn(s)
-	gone, err := mount.Recover(state)
-	for _, g := range gone {
-		say("took away the mount on " + g.Dir + ", whose process had been killed")
-	}
-	if err == nil {
-		return nil
-	}
-	for text := range strings.Lines(err.Error()) {
-		text = strings.TrimSuffix(text, "\n")
-		say(text)
-		doc.Errors = append(doc.Errors, text)
-	}
-	return []int{finding.StatusHalfDone}
+	return finding.WithHint(err, "if you trust the disk, the kernel's driver may read it: shisa disk mount --kernel "+
+		operand(l.head.Disk+":"+l.Layout.Volumes[part].Name)+" DIR")
 }

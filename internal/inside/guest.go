@@ -7,6 +7,7 @@
 package inside
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,7 @@ type Guest struct {
 	chains   []*disk.Chain
 	jail     *jail.Jail
 	opened   map[int]*jail.FS
+	crash    *jail.CrashError // of a reader that was started again
 }
 
 // Open opens the disk that a name means, and further ones. The errors are those of disk.Open, and of
@@ -153,7 +155,7 @@ func (g *Guest) Missing() int64 {
 
 // Crash is the finding that the child crashed, none if it did not.
 func (g *Guest) Crash() []finding.Finding {
-	if crash := g.jail.Crash(); crash != nil {
+	if crash := cmp.Or(g.crash, g.jail.Crash()); crash != nil {
 		return []finding.Finding{crashed(g.Layout.Disks[0].Name, crash)}
 	}
 	return []finding.Finding{}
@@ -251,8 +253,7 @@ func (g *Guest) only(ctx context.Context) (int, error) {
 	case 1:
 		return can[0], nil
 	case 0:
-		return 0, fmt.Errorf("%w: no file system here can be read; there are: %s", ErrPart,
-			g.names(nil))
+		return 0, fmt.Errorf("%w: of what is there none can be read: %s", ErrPart, g.names(nil))
 	}
 	for _, i := range can {
 		if g.holdsSystem(ctx, i) {

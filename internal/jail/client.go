@@ -86,6 +86,9 @@ func (f *FS) Open(ctx context.Context, ino files.Ino) (files.File, error) {
 	return &file{fs: f, stat: st}, nil
 }
 
+// File gives an inode that was opened before, also by an earlier reader of the same disk.
+func (f *FS) File(st *files.Stat) files.File { return &file{fs: f, stat: st} }
+
 // Inodes gives all inodes in use.
 func (f *FS) Inodes(ctx context.Context, fn func(*files.Stat) error) error {
 	return each(ctx, f.j, f.query(opInodes), (*message).stat, fn)

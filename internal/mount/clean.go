@@ -35,8 +35,8 @@ type Gone struct {
 	Dir string
 	// Killed: its process had ended without doing so.
 	Killed bool
-	// Log is what a process in the background could not read, a line each.
-	Log []string
+	// Log is what a process in the background could not read, and what else it has to tell.
+	Log []Line
 }
 
 // Unmount takes away what this or another process mounted on a directory with Files or Kernel, and
@@ -53,11 +53,30 @@ func Unmount(ctx context.Context, stateDir, dir string) (*Gone, error) {
 	if err != nil {
 		return nil, fmt.Errorf("unmount %s: %w", dir, err)
 	}
-	g := &Gone{Dir: real, Log: r.log()}
-	if g.Killed, err = r.end(ctx); err != nil {
+	log := r.openLog()
+	g := &Gone{Dir: real}
+	g.Killed, err = r.end(ctx)
+	g.Log = lines(log)
+	if err != nil {
 		return nil, fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return g, nil
+}
+
+// Point is a directory that something is mounted on, by a record, and what that is.
+type Point struct{ Dir, Source string }
+
+// Points gives what records there are of mounts, also of those whose process was killed, and an error
+// for each that cannot be read.
+func Points(stateDir string) ([]Point, error) {
+	all, errs := records(stateDir)
+	var points []Point
+	for _, r := range all {
+		if len(r.Dir) > 0 { // else it was killed before it made anything
+			points = append(points, Point{string(r.Dir), string(r.Source)})
+		}
+	}
+	return points, errors.Join(errs...)
 }
 
 // Recover takes away what processes left that were killed. An error is given for each that could
@@ -68,7 +87,7 @@ func Recover(stateDir string) ([]Gone, error) {
 	for _, r := range all {
 		alive, err := r.alive()
 		if err == nil && !alive {
-			g := Gone{Dir: string(r.Dir), Killed: true, Log: r.log()}
+			g := Gone{Dir: string(r.Dir), Killed: true, Log: lines(r.openLog())}
 			if err = r.cleanAlone(); err == nil {
 				done = append(done, g)
 			}
@@ -156,18 +175,6 @@ func (r *record) stop(ctx context.Context, pidfd int) error {
 		}
 	}
 	return fmt.Errorf("process %d does not end", r.PID)
-}
-
-// log reads what the process of the record had to tell.
-func (r *record) log() []string {
-	f, err := os.Open(r.logPath())
-	if err != nil {
-		return nil // only one in the background has a log
-	}
-	defer f.Close()
-	text := make([]byte, maxLogBytes)
-	n, _ := f.Read(text)
-	return strings.FieldsFunc(string(text[:n]), func(c rune) bool { return c == '\n' })
 }
 
 // cleanAlone cleans up while no other process writes a record or cleans up.

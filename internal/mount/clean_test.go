@@ -30,7 +30,8 @@ func serveFor(args []string) error {
 	how, state, dir := args[0], args[1], args[2]
 	switch how {
 	case "files", "background":
-		m, err := Files(broken(), dir, Options{StateDir: state, Source: "broken"})
+		m, err := Files(broken(), dir, Options{StateDir: state, Source: "broken",
+			Ended: func() []Line { return []Line{{Changed, "an\nimage"}} }})
 		if err != nil {
 			return err
 		}
@@ -156,8 +157,9 @@ func TestUnmount(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone, err := Unmount(t.Context(), s.state, link)
-	if err != nil || gone.Killed || len(gone.Log) != 1 || !strings.Contains(gone.Log[0], `"dangling"`) {
-		t.Errorf("Unmount = %+v, %v, want a line of what could not be read", gone, err)
+	if err != nil || gone.Killed || len(gone.Log) != 2 || gone.Log[0].About != Unread ||
+		!strings.Contains(gone.Log[0].Text, `"dangling"`) || gone.Log[1] != (Line{Changed, "an?image"}) {
+		t.Errorf("Unmount = %+v, %v, want what could not be read, and what was told in the end", gone, err)
 	}
 	if err := s.Wait(); err != nil {
 		t.Errorf("the process ends with %v", err)

@@ -33,10 +33,10 @@ func shown(tb testing.TB, fsys files.FS) (dir string, logged func() []string) {
 	dir = tb.TempDir()
 	var mu sync.Mutex
 	var lines []string
-	m, err := Files(fsys, dir, Options{StateDir: tb.TempDir(), Source: "test, of\nfiles", Log: func(text string) {
+	m, err := Files(fsys, dir, Options{StateDir: tb.TempDir(), Source: "test, of\nfiles", Log: func(l Line) {
 		mu.Lock()
 		defer mu.Unlock()
-		lines = append(lines, text)
+		lines = append(lines, l.Text)
 	}})
 	if errors.Is(err, unix.EPERM) {
 		testenv.Lacks(tb, "the right to mount")

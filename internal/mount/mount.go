@@ -51,10 +51,35 @@ type Options struct {
 	// the guest's files let them. For root only. Without it no other user gets in, and for the one who
 	// mounts every file is readable: the whole image is.
 	AllowOther bool
-	// Log gets a line for what could not be read, each once. It is called by several goroutines. With
-	// nil the lines are kept beside the record, and Unmount gives them.
-	Log func(text string)
+	// Log gets a line for what could not be read, each once, and for what else is worth knowing. It is
+	// called by several goroutines. With nil the lines are kept beside the record, and Unmount gives
+	// them.
+	Log func(Line)
+	// Ended, if set, gives what is to be told when it was unmounted.
+	Ended func() []Line
 }
+
+// Line is something that happened while a file system was shown.
+type Line struct {
+	About About
+	Text  string
+}
+
+// About says what a line is about.
+type About string
+
+// What lines are about.
+const (
+	// Unread: something could not be read.
+	Unread About = "unread"
+	// Crashed: the reader of the guest's disk crashed, and what became of it.
+	Crashed About = "crashed"
+	// Changed: the text is the name of an image that was changed while it was shown.
+	Changed About = "changed"
+)
+
+// teller is a file system that has something to tell beside errors.
+type teller interface{ Tell(func(text string)) }
 
 // Mounted is a file system that is being shown.
 type Mounted struct {
@@ -83,14 +108,26 @@ func Files(fsys files.FS, dir string, o Options) (*Mounted, error) {
 	}
 	if o.Log == nil {
 		o.Log = m.record.keep
+		if err := m.record.beginLog(); err != nil {
+			return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), m.record.remove())
+		}
 	}
-	server, err := serve(newServed(fsys, o.Log), real, o.Source, quiet|unix.MS_RDONLY, o.AllowOther)
+	if t, ok := fsys.(teller); ok {
+		t.Tell(func(text string) { o.Log(Line{Crashed, text}) })
+	}
+	unread := func(text string) { o.Log(Line{Unread, text}) }
+	server, err := serve(newServed(fsys, unread), real, o.Source, quiet|unix.MS_RDONLY, o.AllowOther)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), m.record.remove())
 	}
 	go func() {
 		defer close(m.done)
 		server.Wait()
+		if o.Ended != nil {
+			for _, line := range o.Ended() {
+				o.Log(line)
+			}
+		}
 		m.err = m.record.remove()
 	}()
 	if err := m.record.serves(real); err != nil {

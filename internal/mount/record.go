@@ -190,14 +190,53 @@ func (r *record) serves(dir string) error {
 	return r.write()
 }
 
+// beginLog makes the log, so that it can be opened before the end and read after it.
+func (r *record) beginLog() error {
+	f, err := os.OpenFile(r.logPath(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // keep adds a line to the log. Those who read it are told an error too.
-func (r *record) keep(text string) {
-	f, err := os.OpenFile(r.logPath(), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+func (r *record) keep(l Line) {
+	f, err := os.OpenFile(r.logPath(), os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return
 	}
-	_, _ = f.WriteString(strings.ReplaceAll(text, "\n", "?") + "\n")
+	_, _ = f.WriteString(string(l.About) + "\t" + strings.ReplaceAll(l.Text, "\n", "?") + "\n")
 	_ = f.Close()
+}
+
+// openLog opens the log, which outlives its name then; nil if there is none.
+func (r *record) openLog() *os.File {
+	f, err := os.Open(r.logPath())
+	if err != nil {
+		return nil // only one in the background has a log
+	}
+	return f
+}
+
+// lines reads a log, and closes it.
+func lines(log *os.File) []Line {
+	if log == nil {
+		return nil
+	}
+	defer log.Close()
+	text, err := io.ReadAll(io.LimitReader(log, maxLogBytes))
+	var all []Line
+	for _, line := range strings.FieldsFunc(string(text), func(c rune) bool { return c == '\n' }) {
+		about, said, found := strings.Cut(line, "\t")
+		if !found {
+			about, said = string(Unread), line
+		}
+		all = append(all, Line{About(about), said})
+	}
+	if err != nil {
+		all = append(all, Line{Unread, "the log of the mount: " + err.Error()})
+	}
+	return all
 }
 
 // private is the directory that a kernel mount has for itself.

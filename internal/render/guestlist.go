@@ -513,12 +513,21 @@ func GuestTrouble(w io.Writer, e GuestEnd, s Style) error {
 		o.prose("  next: ", Text(f.Next))
 	}
 	if e.MissingBytes > 0 {
-		o.prose("shisa: ", Bytes(e.MissingBytes)+" that were read lie past the end of an image that was cut:"+
-			" they are zeros here")
+		o.prose("shisa: ", MissingText(e.MissingBytes))
 	}
 	for _, c := range e.Changed {
-		o.prose("shisa: ", Text(c)+" was changed while it was read: what is shown may never have been true at"+
-			" one time; read a snapshot instead")
+		o.prose("shisa: ", Text(changedText(c)))
 	}
 	return o.flush()
+}
+
+// MissingText says what it means that bytes were read past the end of an image.
+func MissingText(bytes int64) string {
+	return Bytes(bytes) + " that were read lie past the end of an image that was cut: they are zeros here"
+}
+
+// changedText says of an image what a change of it means.
+func changedText(name string) string {
+	return name + " was changed while it was read: what is shown may never have been true at one time; read a " +
+		"snapshot instead"
 }
