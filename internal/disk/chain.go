@@ -291,7 +291,7 @@ func (c *Chain) Changed() []string {
 		if f == nil {
 			return
 		}
-		if now, err := f.StatNow(); err != nil || changedSince(now, f.Stat()) {
+		if now, err := f.StatNow(); err != nil || changedSince(now, f.Stat()) || f.Written() {
 			changed = append(changed, path)
 		}
 	}

@@ -51,6 +51,7 @@ type File struct {
 	stat Stat
 	// direct: opened past the page cache.
 	direct bool
+	writes int64 // to a block device, when it was opened
 }
 
 // Look says what path is without opening it, following symbolic links. Beside the errors of stat
@@ -132,7 +133,7 @@ func open(path string, flags int, opener func(at int, name string, flags int) (i
 			f.f.Close()
 			return nil, fmt.Errorf("size of %s: %w", path, err)
 		}
-		f.stat.SizeBytes = end
+		f.stat.SizeBytes, f.writes = end, writesOf(got.Device)
 	}
 	return f, nil
 }
