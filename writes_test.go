@@ -24,6 +24,7 @@ var writers = []string{
 	"internal/guest/filestest", // tests only
 	"internal/guest/busy",      // tests and the bench: the files of a mounted disk that they made
 	"internal/jail",            // shared memory and the filter of system calls: no file is opened
+	"internal/linux/probe",     // ioctl on events of perf: no file is opened
 	"bench",                    // not part of the program
 }
 

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR MIT)
+// SPDX-FileCopyrightText: The shisa authors
+
+//go:build ignore
+
+// The syscall engine: which system calls overlap a umount. It needs no more than two tracepoints
+// that every kernel has, and knows a call's file system by the device number in its result, by the
+// file behind a descriptor, or by the path. What it tells of are suspects: that a call overlapped a
+// umount does not prove that it held the mount; a file or directory that was let go afterwards does.
+#include "engine.h"
+
+#define TARGETS 8
+
+// devices are those that are asked for.
+struct {
+	UINT(type, MAP_HASH);
+	UINT(max_entries, TARGETS);
+	TYPE(key, u32);
+	TYPE(value, u32);
+} devices SEC(".maps");
+
+struct prefix {
+	u32 bits;
+	u8 text[TEXT];
+};
+
+struct place {
+	u32 dev, len;
+};
+
+// places are where they are mounted. The longest that a path begins with is found.
+struct {
+	UINT(type, 11 /* BPF_MAP_TYPE_LPM_TRIE */);
+	UINT(max_entries, TARGETS);
+	UINT(map_flags, 1 /* BPF_F_NO_PREALLOC */);
+	TYPE(key, struct prefix);
+	TYPE(value, struct place);
+} places SEC(".maps");
+
+const volatile u32 any = 0; // tell of all devices
+
+// umounted is what umounts there were.
+struct umounted {
+	u64 active;  // under way
+	u64 from;    // begin of the last that began
+	u64 failed;  // end of the last that failed
+	u64 number;  // of the last
+};
+
+struct {
+	UINT(type, MAP_ARRAY);
+	UINT(max_entries, 1);
+	TYPE(key, u32);
+	TYPE(value, struct umounted);
+} umounted SEC(".maps");
+
+struct entered {
+	u64 ts;
+	s64 nr;
+	u64 args[6];
+	u64 number; // umount: its own
+};
+
+struct {
+	UINT(type, MAP_LRU_HASH);
+	UINT(max_entries, 16384);
+	TYPE(key, u32);
+	TYPE(value, struct entered);
+} calls SEC(".maps");
+
+struct {
+	UINT(type, MAP_HASH);
+	UINT(max_entries, 1024);
+	TYPE(key, u32);
+	TYPE(value, struct entered);
+} umounts SEC(".maps");
+
+// told has what was told of a task in which umount: once is enough.
+struct telling {
+	u32 tid, dev;
+};
+
+struct {
+	UINT(type, MAP_LRU_HASH);
+	UINT(max_entries, 8192);
+	TYPE(key, struct telling);
+	TYPE(value, u64);
+} told SEC(".maps");
+
+// young tells when files were opened: one opened after a umount failed did not make it fail.
+struct {
+	UINT(type, MAP_LRU_HASH);
+	UINT(max_entries, 8192);
+	TYPE(key, u64);
+	TYPE(value, u64);
+} young SEC(".maps");
+
+INLINE struct umounted *state(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&umounted, &zero);
+}
+
+// opened_later tells of a file that no umount can have met.
+INLINE int opened_later(struct file *f, struct umounted *u)
+{
+	u64 k = (u64)f, *ts = bpf_map_lookup_elem(&young, &k);
+
+	return ts && !u->active && *ts > u->failed;
+}
+
+INLINE u32 dev_of(struct vfsmount *v)
+{
+	return v ? get(get(v, mnt_sb), s_dev) : 0;
+}
+
+// wanted tells whether a device is one that was asked for.
+INLINE int wanted(u32 dev)
+{
+	return any || bpf_map_lookup_elem(&devices, &dev);
+}
+
+struct {
+	UINT(type, MAP_PERCPU_ARRAY);
+	UINT(max_entries, 1);
+	TYPE(key, u32);
+	TYPE(value, struct prefix);
+} scratch SEC(".maps");
+
+// recent tells whether a umount is under way, or failed a moment ago.
+INLINE int recent(struct umounted *u, u64 now)
+{
+	return u->active || (u->failed && now - u->failed < SETTLE) || tells_all();
+}
+
+// encoded gives the kernel's own form of a device number from that of a struct stat.
+INLINE u32 encoded(u64 major, u64 minor)
+{
+	return (u32)(major << 20 | minor);
+}
+
+// concerns gives the device that a call that ended was about, 0: not known.
+NOINLINE u32 concerns(struct entered *c, s64 ret)
+{
+	u32 class, zero = 0;
+
+	if (!c)
+		return 0;
+	class = class_of(c->nr);
+	u64 n = (class & C_BUF) >> 9;
+
+	if (ret == 0 && n < 6 && class & C_STAT) {
+		u64 dev = 0;
+
+		bpf_probe_read_user(&dev, sizeof(dev), (void *)c->args[n]);
+		// new_encode_dev: the minor number has its upper bits above the major one.
+		return encoded((dev & 0xfff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xfff00));
+	}
+	if (ret == 0 && n < 6 && class & C_STATX) {
+		u32 dev[2] = {}; // stx_dev_major and stx_dev_minor: include/uapi/linux/stat.h
+
+		bpf_probe_read_user(dev, sizeof(dev), (void *)(c->args[n] + 0x88));
+		return encoded(dev[0], dev[1]);
+	}
+	u64 fd = (class & C_FD) >> 3;
+	struct file *f = NULL;
+
+	if (class & C_OPEN && ret >= 0)
+		f = file_of(ret);
+	else if (fd && fd < 7)
+		f = file_of(c->args[fd - 1]);
+	if (f)
+		return dev_of(get(f, f_path.mnt));
+	u32 text = class & C_TEXT;
+
+	if (!text || text > 6)
+		return 0;
+	struct prefix *s = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (!s)
+		return 0;
+	s->text[0] = 0;
+	bpf_probe_read_user_str(s->text, TEXT, (void *)c->args[text - 1]);
+	if (s->text[0] != '/')
+		return s->text[0] ? dev_of(get(get(me(), fs), pwd.mnt)) : 0;
+	s->bits = TEXT * 8;
+	struct place *p = bpf_map_lookup_elem(&places, s);
+
+	if (!p || p->len >= TEXT || (s->text[p->len] && s->text[p->len] != '/'))
+		return 0;
+	return p->dev;
+}
+
+// tell gives the current task as a suspect, once for each umount and device.
+NOINLINE int tell(void *ctx, struct entered *c, u32 dev, u32 flags, struct path *what)
+{
+	struct umounted *u = state();
+	struct telling k = {(u32)bpf_get_current_pid_tgid(), dev};
+	struct full *f;
+
+	if (!u || !c)
+		return 0;
+	u64 number = u->number, *last = bpf_map_lookup_elem(&told, &k);
+
+	// What it let go proves more than that it made a call.
+	number = number << 1 | !!(flags & F_RELEASE);
+	if (last && *last >= number && !tells_all())
+		return 0;
+	bpf_map_update_elem(&told, &k, &number, 0);
+	f = new_event(EV_SUSPECT);
+	if (!f)
+		return 0;
+	f->e.flags = flags | (u->active ? F_IN_FLIGHT : 0);
+	f->e.since = c->ts;
+	f->e.dev = dev;
+	about(&f->e);
+	read_call(&f->e.got);
+	f->e.let.nr = -1;
+	if (what) {
+		struct vfsmount *v = get(what, mnt);
+		struct mount *m = mount_of(v);
+
+		mounted(&f->e, m);
+		names(f->e.where, v, get(what, dentry));
+	}
+	user_stack(f);
+	bpf_ringbuf_submit(f, 0);
+	return 0;
+}
+
+// held tells whether a path is in a mount that was asked for.
+INLINE int held(struct path *p)
+{
+	struct vfsmount *v = get(p, mnt);
+
+	return v && wanted(dev_of(v));
+}
+
+// held_file gives the path of a file that is, by its descriptor.
+NOINLINE struct path *held_file(struct umounted *u, u64 fd)
+{
+	struct file *f = file_of(fd);
+
+	return f && u && held(&f->f_path) && !opened_later(f, u) ? &f->f_path : NULL;
+}
+
+// lets_go finds what a call of the class drops, before it is dropped.
+NOINLINE struct path *lets_go(struct umounted *u, u32 class, u64 fd)
+{
+	struct path *p = NULL;
+
+	if (class & C_CLOSE)
+		return held_file(u, fd);
+	struct fs_struct *fs = get(me(), fs);
+
+	if (fs && held(&fs->pwd))
+		return &fs->pwd;
+	if (!(class & C_EXIT))
+		return NULL;
+	struct mm_struct *mm = get(me(), mm);
+	struct file *exe = mm ? get(mm, exe_file) : NULL;
+
+	if (exe && held(&exe->f_path))
+		return &exe->f_path;
+	for (u64 i = 0; i < 64 && !p; i++) // more descriptors than short programs have
+		p = held_file(u, i);
+	return p;
+}
+
+INLINE int drops(void *ctx, struct umounted *u, struct entered *c, u32 class)
+{
+	u64 fd = (class & C_FD) >> 3;
+	struct path *p = lets_go(u, class, fd && fd < 7 ? c->args[fd - 1] : 0);
+
+	if (p)
+		tell(ctx, c, dev_of(get(p, mnt)), F_RELEASE, p);
+	return 0;
+}
+
+SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
+{
+	s64 nr = ctx->args[1];
+	u32 class = class_of(nr), tid = bpf_get_current_pid_tgid();
+	struct umounted *u = state();
+	struct entered c = {};
+
+	if (!u)
+		return 0;
+	if (compat()) {
+		// Their numbers mean other calls; only umounts of theirs are known.
+		if (nr == compat_umount || nr == compat_oldumount)
+			class = C_UMOUNT | 1;
+		else if (u->active) {
+			count_lost(LOST_COMPAT, 1);
+			return 0;
+		} else
+			return 0;
+	}
+	if (!class)
+		return 0;
+	c.ts = bpf_ktime_get_ns();
+	c.nr = nr;
+	call_args(c.args, (void *)ctx->args[0]);
+	if (class & C_UMOUNT) {
+		c.number = __sync_fetch_and_add(&u->number, 1) + 1;
+		u->from = c.ts;
+		// Counted off by the task that counted it on, and by none else.
+		__sync_fetch_and_add(&u->active, 1);
+		if (bpf_map_update_elem(&umounts, &tid, &c, 1)) {
+			__sync_fetch_and_add(&u->active, -1);
+			count_lost(LOST_TABLE, 1);
+		}
+		return 0;
+	}
+	if (class & (C_CLOSE | C_CHDIR | C_EXIT) && recent(u, c.ts))
+		drops(ctx, u, &c, class);
+	if (class & (C_CLOSE | C_EXIT))
+		return 0;
+	bpf_map_update_elem(&calls, &tid, &c, 0);
+	return 0;
+}
+
+INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
+{
+	struct entered *c = bpf_map_lookup_elem(&umounts, &tid);
+	struct full *f;
+
+	if (!c)
+		return 0; // it began before we did
+	u64 from = c->ts, now = bpf_ktime_get_ns(), number = c->number;
+
+	bpf_map_delete_elem(&umounts, &tid);
+	__sync_fetch_and_add(&u->active, -1);
+	if (ret < 0)
+		u->failed = now;
+	f = new_event(EV_UMOUNT);
+	if (!f)
+		return 0;
+	f->e.ts = now;
+	f->e.since = from;
+	f->e.ret = ret;
+	f->e.flags = F_RET | (compat() ? F_COMPAT : 0);
+	f->e.unique = number;
+	about(&f->e);
+	read_call(&f->e.got);
+	struct fs_struct *fs = get(me(), fs);
+
+	// Where a relative path begins.
+	if (fs)
+		names(f->e.where, get(fs, pwd.mnt), get(fs, pwd.dentry));
+	f->e.let.nr = -1;
+	user_stack(f);
+	bpf_ringbuf_submit(f, 0);
+	return 0;
+}
+
+SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
+{
+	s64 nr = call_number((void *)ctx->args[0]), ret = ctx->args[1];
+	u32 class = class_of(nr), tid = bpf_get_current_pid_tgid();
+	struct umounted *u;
+
+	if (compat())
+		class = nr == compat_umount || nr == compat_oldumount ? C_UMOUNT : 0;
+	if (!class || class & (C_CLOSE | C_EXIT) || !(u = state()))
+		return 0;
+	if (class & C_UMOUNT)
+		return umount_ends(ctx, u, tid, ret);
+	if (!u->active && !u->failed && !tells_all())
+		return 0;
+	struct entered *c = bpf_map_lookup_elem(&calls, &tid);
+
+	if (!c || c->nr != nr)
+		return 0;
+	if (class & C_OPEN && ret >= 0) {
+		u64 k = (u64)file_of(ret), v = c->ts;
+
+		bpf_map_update_elem(&young, &k, &v, 0);
+	}
+	if (!u->active && c->ts > u->failed && !tells_all())
+		return 0;
+	u32 dev = concerns(c, ret);
+
+	if (dev && wanted(dev))
+		tell(ctx, c, dev, 0, NULL);
+	return 0;
+}
+
+// A task that is killed makes no call that says so.
+SEC("raw_tp/sched_process_exit") int gone(struct raw *ctx)
+{
+	struct umounted *u = state();
+	struct entered c = {};
+	u32 tid = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&calls, &tid);
+	if (!u)
+		return 0;
+	c.ts = bpf_ktime_get_ns();
+	c.nr = -1;
+	if (bpf_map_lookup_elem(&umounts, &tid)) { // killed within umount
+		bpf_map_delete_elem(&umounts, &tid);
+		__sync_fetch_and_add(&u->active, -1);
+	}
+	if (recent(u, c.ts))
+		drops(ctx, u, &c, C_EXIT);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";
