@@ -32,7 +32,7 @@ func (n *inode) inlinePieces() ([]inlinePiece, error) {
 	}
 	found := false
 	err := n.inodeAttrs(func(a attr) error {
-		if a.index == attrSystem && string(a.name) == "data" && a.inum == 0 {
+		if a.isInline() && a.inum == 0 {
 			found = true
 			pieces = append(pieces, inlinePiece{a.value, a.at})
 		}
@@ -97,8 +97,15 @@ func (n *inode) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (n *inode) readBlocks(ctx context.Context, p []byte, off int64) error {
 	size := n.fs.super.blockBytes
 	done := int64(0) // of p
+	lacks := n.lacks(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	err := n.runs(ctx, off/size, (off+int64(len(p))+size-1)/size, func(r run) error {
 		begin := max(r.logical*size-off, 0) // in p
+		if done < begin && lacks != nil {
+			return lacks // this may be no hole
+		}
 		clear(p[done:begin])
 		done = min((r.logical+r.count)*size-off, int64(len(p)))
 		if r.unwritten {
@@ -111,9 +118,9 @@ func (n *inode) readBlocks(ctx context.Context, p []byte, off int64) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil && done < int64(len(p)) {
+		err = lacks
 	}
 	clear(p[done:])
-	return nil
+	return err
 }

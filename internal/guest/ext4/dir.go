@@ -74,8 +74,12 @@ func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
 	blocks := (n.stat.Size + s.blockBytes - 1) / s.blockBytes
 	next := int64(0)
 	err := n.runs(ctx, 0, maxLogical, func(r run) error {
-		if r.logical >= blocks {
-			return errEnough
+		if r.logical+r.count > blocks {
+			at := r.physical * s.blockBytes
+			if err := w.bad(at, fmt.Errorf("has %d blocks by its size, and blocks from %d to %d", blocks,
+				r.logical, r.logical+r.count-1)); err != nil || r.logical >= blocks {
+				return err
+			}
 		}
 		if err := w.hole(next, r.logical); err != nil {
 			return err

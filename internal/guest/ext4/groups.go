@@ -278,7 +278,33 @@ func (fs *FS) blockBitmap(ctx context.Context, number int64) ([]byte, error) {
 	if err := fs.bitmapSum(g, b, g.blockSum); err != nil {
 		return nil, fs.note(what, g.blockBitmap*s.blockBytes, 0, err)
 	}
+	if err := fs.bitmapFits(number, b); err != nil {
+		return nil, fs.note(what, g.blockBitmap*s.blockBytes, 0, err)
+	}
 	return b, nil
+}
+
+// bitmapFits holds the block bitmap of a group against what is known to be in use in it, where no
+// checksum guards it: with a wrong place in the descriptor it would be any other block.
+func (fs *FS) bitmapFits(number int64, b []byte) error {
+	s, g := fs.super, &fs.groups[number]
+	if s.sums || g.state != groupGood {
+		return nil
+	}
+	first := s.firstBlock(number)
+	end := min(first+s.perGroup, s.blocks)
+	for i := fs.zoneAt(first); i < len(fs.zones) && fs.zones[i].physical < end; i++ {
+		z := fs.zones[i]
+		for block := max(z.physical, first); block < min(z.physical+z.count, end); block++ {
+			if !bit(b, (block-first)/s.clusterBlocks) {
+				return fmt.Errorf("block %d is free, which is metadata of the file system", block)
+			}
+		}
+	}
+	if free := int64(len(b))*8 - countBits(b); free != int64(g.freeBlocks) {
+		return fmt.Errorf("%d clusters are free, its descriptor says %d", free, g.freeBlocks)
+	}
+	return nil
 }
 
 // findZones collects where the metadata of all groups lies. No file has blocks there, and without
@@ -326,10 +352,15 @@ func (fs *FS) findZones() {
 
 // inZone tells whether one of count blocks is metadata of the file system as a whole.
 func (fs *FS) inZone(block, count int64) bool {
-	i := sort.Search(len(fs.zones), func(i int) bool {
+	i := fs.zoneAt(block)
+	return i < len(fs.zones) && fs.zones[i].physical < block+count
+}
+
+// zoneAt finds the first zone that ends behind a block.
+func (fs *FS) zoneAt(block int64) int {
+	return sort.Search(len(fs.zones), func(i int) bool {
 		return fs.zones[i].physical+fs.zones[i].count > block
 	})
-	return i < len(fs.zones) && fs.zones[i].physical < block+count
 }
 
 // bit tells whether a bit of a bitmap is set.

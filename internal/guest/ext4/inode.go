@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync/atomic"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -56,6 +57,10 @@ type inode struct {
 	flags uint32 // all of them
 	extra int64  // bytes behind oldInodeBytes that fields may use
 	stat  files.Stat
+	// sectors is what it has by its own count, in units of 512 bytes.
+	sectors int64
+	// walked is what lacks found.
+	walked atomic.Int32
 }
 
 // place gives where an inode stands, in bytes.
@@ -176,6 +181,7 @@ func (n *inode) fillStat(ino files.Ino) {
 			st.Sectors *= s.blockBytes / 512
 		}
 	}
+	n.sectors = st.Sectors
 	if st.IsRegular() {
 		st.Flags &^= flagProjects
 	}
@@ -293,6 +299,9 @@ func (n *inode) plausible() error {
 	}
 	if n.inline() && n.fs.super.incompat&incompatInline == 0 {
 		return errors.New("inline data without the feature")
+	}
+	if !n.mapped() {
+		return n.hasBlocks(0)
 	}
 	return nil
 }

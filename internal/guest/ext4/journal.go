@@ -166,13 +166,12 @@ func (j *journal) parse(b []byte, room int64) error {
 		if b[80] != journalCRC32CKind {
 			return fmt.Errorf("the journal has checksums of kind %d", b[80])
 		}
-		crc := sum32(^uint32(0), b[:journalSuperSumAt])
-		crc = sum32(crc, []byte{0, 0, 0, 0})
-		crc = sum32(crc, b[journalSuperSumAt+4:journalSuperMinimum])
-		if have := be32(b, journalSuperSumAt); have != crc {
+		if have, crc := be32(b, journalSuperSumAt), superSum(b); have != crc {
 			return fmt.Errorf("checksum of the journal's superblock is 0x%x, want 0x%x", have, crc)
 		}
 		j.seed = sum32(^uint32(0), b[48:64])
+	} else if sum := be32(b, journalSuperSumAt); j.fs.super.sums && sum != 0 && sum != superSum(b) {
+		return errors.New("the journal has no checksums by its features, and a wrong one")
 	}
 	if j.incompat&journalFast != 0 {
 		fast := int64(be32(b, 84))
@@ -189,6 +188,13 @@ func (j *journal) parse(b []byte, room int64) error {
 		}
 	}
 	return nil
+}
+
+// superSum is the checksum of the superblock of a journal.
+func superSum(b []byte) uint32 {
+	crc := sum32(^uint32(0), b[:journalSuperSumAt])
+	crc = sum32(crc, []byte{0, 0, 0, 0})
+	return sum32(crc, b[journalSuperSumAt+4:journalSuperMinimum])
 }
 
 // place gives where a block of the journal stands on the volume, in bytes.

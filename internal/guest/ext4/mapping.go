@@ -53,6 +53,9 @@ type mapWalk struct {
 	pending run   // of a block map, not yet passed on
 	blocks  int64 // that were met
 	damage  error // the first one
+
+	clusters int64 // that the blocks are in
+	last     int64 // the number of the last one, +1
 }
 
 // errEnough ends a walk that has found what it is for.
@@ -83,7 +86,60 @@ func (w *mapWalk) walk() error {
 	if err != nil && !errors.Is(err, errEnough) {
 		return err
 	}
+	if err == nil && w.damage == nil && w.from == 0 && w.to == maxLogical && w.ctx.Err() == nil {
+		if err := w.n.hasBlocks(w.clusters); err != nil {
+			_ = w.bad(w.n.at, err)
+		}
+	}
 	return w.damage
+}
+
+// errShort: the map of an inode has not as many blocks as the inode says.
+var errShort = errors.New("by its own count")
+
+// hasBlocks holds the clusters of the map of an inode against what it says itself that it has, where
+// no checksum tells that the map is as it was written.
+func (n *inode) hasBlocks(clusters int64) error {
+	s := n.fs.super
+	if s.sums || n.fs.own(n.stat.Ino) {
+		return nil
+	}
+	if n.attrBlock() != 0 {
+		clusters++
+	}
+	if want := clusters * s.clusterBlocks * s.blockBytes / 512; n.sectors != want {
+		return fmt.Errorf("has %d sectors of 512 bytes by its map, %d %w", want, n.sectors, errShort)
+	}
+	return nil
+}
+
+// lacks goes through all of the map once, where no checksum tells that nothing of it is missing. The
+// error is errShort, which was noted, or that of ctx: what is broken elsewhere in the map does not
+// make other holes doubtful.
+func (n *inode) lacks(ctx context.Context) error {
+	const whole, short, damaged = 1, 2, 3
+	if n.fs.super.sums {
+		return nil
+	}
+	state := n.walked.Load()
+	if state == 0 {
+		err := n.runs(ctx, 0, maxLogical, func(run) error { return nil })
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil:
+			state = whole
+		case errors.Is(err, errShort):
+			state = short
+		default:
+			state = damaged
+		}
+		n.walked.Store(state)
+	}
+	if state == short {
+		return n.fs.note("map of "+n.name(), n.at, n.stat.Ino, errShort)
+	}
+	return nil
 }
 
 // bad notes damage of the map at a place in bytes, and has the walk go on.
@@ -196,6 +252,12 @@ func (w *mapWalk) pass(r run, at int64) error {
 		return w.bad(at, fmt.Errorf("blocks %d to %d are metadata of the file system", r.physical,
 			r.physical+r.count-1))
 	}
+	first, last := r.physical/s.clusterBlocks, (r.physical+r.count-1)/s.clusterBlocks
+	w.clusters += last - first + 1
+	if first+1 == w.last {
+		w.clusters-- // two runs in one cluster
+	}
+	w.last = last + 1
 	if cut := w.from - r.logical; cut > 0 {
 		r.logical += cut
 		r.physical += cut
@@ -245,6 +307,7 @@ func (w *mapWalk) treeBlock(block, at int64) ([]byte, error) {
 	if w.blocks++; w.blocks > s.blocks {
 		return nil, w.bad(at, errTooMany)
 	}
+	w.clusters++
 	if w.tree != nil {
 		if err := w.tree(block); err != nil {
 			return nil, err

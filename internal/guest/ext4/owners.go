@@ -52,6 +52,10 @@ type ownerSearch struct {
 	limit  int  // of claims
 	over   bool // there were more
 	damage error
+
+	group     int64 // whose block bitmap is at hand, +1
+	bitmap    []byte
+	bitmapErr error
 }
 
 // Owners calls fn with what each part of the ranges is for.
@@ -426,25 +430,28 @@ func (w *ownerSearch) bitmapSays(pos, to int64) (claim, int64, error) {
 	number := (pos - base) / (s.perGroup * s.blockBytes)
 	groupAt := s.firstBlock(number) * s.blockBytes
 	until := min(to, end, groupAt+s.perGroup*s.blockBytes)
-	bitmap, err := w.fs.blockBitmap(w.ctx, number)
+	if w.group != number+1 {
+		w.bitmap, w.bitmapErr = w.fs.blockBitmap(w.ctx, number)
+		w.group = number + 1
+	}
 	if w.ctx.Err() != nil {
 		return claim{}, 0, w.ctx.Err()
 	}
-	if err != nil {
+	if w.bitmapErr != nil {
 		if w.damage == nil {
-			w.damage = err
+			w.damage = w.bitmapErr
 		}
 		return claim{use: files.UseUnknown, what: "the block bitmap of its group could not be read"},
 			until, nil
 	}
 	cluster := s.blockBytes * s.clusterBlocks
-	used := bit(bitmap, (pos-groupAt)/cluster)
+	used := bit(w.bitmap, (pos-groupAt)/cluster)
 	if used && s.clusterBlocks > 1 {
 		start := pos - (pos-groupAt)%cluster
 		return w.restOfCluster(start, start+cluster), min(until, start+cluster), nil
 	}
 	at := pos
-	for at < until && bit(bitmap, (at-groupAt)/cluster) == used {
+	for at < until && bit(w.bitmap, (at-groupAt)/cluster) == used {
 		at += cluster - (at-groupAt)%cluster
 	}
 	if used {

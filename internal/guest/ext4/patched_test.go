@@ -81,6 +81,43 @@ func TestPatched(t *testing.T) {
 				patch(t, disk, at+2, []byte{3, 0})
 				patch(t, disk, at+12*2, b)
 			}, errTooMany.Error()},
+		{"attribute-hash", "-O ^metadata_csum", near,
+			func(t *testing.T, disk string, _ *FS, short, _ *inode) {
+				patch(t, disk, short.attrBlock()*1024+1020, []byte("x"))
+			}, "does not fit its hash"},
+		{"attribute-elsewhere", "-O ^metadata_csum", near,
+			func(t *testing.T, disk string, _ *FS, short, _ *inode) {
+				patch(t, disk, short.attrBlock()*1024+attrHeader+6, []byte{0x10})
+			}, "extended attributes of inode"},
+		{"attribute-magic", "-O ^metadata_csum", []string{"ea_set /short user.here v"},
+			func(t *testing.T, disk string, _ *FS, short, _ *inode) {
+				patch(t, disk, short.at+oldInodeBytes+short.extra, []byte{1})
+			}, "magic in the inode is 0xea020001"},
+		{"fewer-extents", "-O ^metadata_csum", nil,
+			func(t *testing.T, disk string, _ *FS, _, fragmented *inode) {
+				patch(t, disk, leafOf(t, fragmented)*1024+2, []byte{50})
+			}, "by its own count"},
+		{"socket", "-O ^metadata_csum", nil,
+			func(t *testing.T, disk string, _ *FS, _, fragmented *inode) {
+				patch(t, disk, fragmented.at+1, []byte{0xc1})
+			}, "by its own count"},
+		{"type", "-O ^metadata_csum", nil,
+			func(t *testing.T, disk string, _ *FS, short, _ *inode) {
+				patch(t, disk, short.at+1, []byte{0x61})
+			}, "its name in directory 2 says type 0120000"},
+		{"directory-size", "-O ^metadata_csum,^dir_index", nil,
+			func(t *testing.T, disk string, fs *FS, _, _ *inode) {
+				patch(t, disk, named(t, fs, "/dir3").at+5, []byte{4})
+			}, "blocks by its size, and blocks from"},
+		{"bitmap-place", "-O ^metadata_csum", nil,
+			func(t *testing.T, disk string, fs *FS, _, _ *inode) {
+				elsewhere := uint32(fs.groups[0].table + fs.super.tableBlocks())
+				patch(t, disk, 2048, binary.LittleEndian.AppendUint32(nil, elsewhere))
+			}, "block bitmap of group 0: block"},
+		{"bitmap-count", "-O ^metadata_csum", nil,
+			func(t *testing.T, disk string, fs *FS, _, _ *inode) {
+				patch(t, disk, fs.groups[1].blockBitmap*1024+1000, []byte{1})
+			}, "clusters are free, its descriptor says"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			disk := made(t, 16*mib, tc.mkfs+" -b 1024", tc.commands...)
@@ -127,10 +164,10 @@ func leafOf(t *testing.T, n *inode) int64 {
 	return leaf
 }
 
-// readMaps reads all names, maps and attributes, and gives what was noted.
+// readMaps reads all names, maps, attributes and owners, and gives what was noted.
 func readMaps(t *testing.T, fs *FS) []files.Problem {
 	t.Helper()
-	_, view, err := files.Survey(t.Context(), fs, func(f *files.Found) error {
+	_, survey, err := files.Survey(t.Context(), fs, func(f *files.Found) error {
 		if f.File != nil {
 			_ = f.File.Extents(t.Context(), func(files.Extent) error { return nil })
 			_ = f.File.Xattrs(t.Context(), func(string, []byte) error { return nil })
@@ -140,5 +177,7 @@ func readMaps(t *testing.T, fs *FS) []files.Problem {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return view.Problems
+	all := []files.Range{{Length: fs.super.blocks * fs.super.blockBytes}}
+	_ = fs.Owners(t.Context(), all, func(files.Owner) error { return nil })
+	return append(survey.Problems, fs.View().Problems...)
 }

@@ -43,8 +43,10 @@ type recovery struct {
 	blocks  map[int64]logged
 
 	transactions, count int64
-	failed              bool // a commit is damaged that is not the last one
-	problems            []files.Problem
+	// began is where the transaction begins that the log ended in, stop the block that ended it.
+	began, stop int64
+	failed      bool // a commit is damaged that is not the last one
+	problems    []files.Problem
 }
 
 type pass int
@@ -70,8 +72,9 @@ func (r *recovery) recover() error {
 	if r.failed {
 		r.problem(-1, fmt.Sprintf("transaction %d of the journal is damaged; it and what follows was "+
 			"not replayed", r.end))
+		return nil
 	}
-	return nil
+	return r.j.lost(r, r.began, r.stop, r.end)
 }
 
 // problem keeps what is wrong with a part of the log.
@@ -99,9 +102,15 @@ var errLogEnd = errors.New("end of the log")
 // pass goes over the log once.
 func (r *recovery) pass(p pass) error {
 	w := &logWalk{recovery: r, pass: p, next: r.j.sequence, at: r.j.start, crc: ^uint32(0)}
+	if p == passScan {
+		r.began, r.stop = w.at, w.at
+	}
 	for {
 		if p != passScan && !later(r.end, w.next) {
 			break
+		}
+		if p == passScan {
+			r.stop = w.at
 		}
 		err := w.block()
 		if errors.Is(err, errLogEnd) {
@@ -315,6 +324,9 @@ func (w *logWalk) commit(b []byte) error {
 		w.transactions++
 	}
 	w.next++
+	if w.pass == passScan {
+		w.began = w.at
+	}
 	return nil
 }
 
@@ -330,9 +342,7 @@ func (w *logWalk) commitFits(b []byte) bool {
 	if !w.j.sums() {
 		return true
 	}
-	crc := sum32(w.j.seed, b[:16])
-	crc = sum32(crc, []byte{0, 0, 0, 0})
-	return sum32(crc, b[20:]) == have
+	return w.j.commitSum(b) == have
 }
 
 // revoke keeps which blocks of earlier transactions are not to be put in place.

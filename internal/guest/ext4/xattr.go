@@ -52,7 +52,15 @@ type attr struct {
 // inodeAttrs calls fn for the attributes that are kept in the inode.
 func (n *inode) inodeAttrs(fn func(attr) error) error {
 	start := oldInodeBytes + n.extra
-	if start+8 > int64(len(n.raw)) || le32(n.raw, int(start)) != attrMagic {
+	if start+8 > int64(len(n.raw)) {
+		return nil
+	}
+	switch magic := le32(n.raw, int(start)); {
+	case magic == attrMagic:
+	case magic != 0 && !n.fs.super.sums:
+		// The kernel makes nothing of it, but writes either the magic or zeros there.
+		return fmt.Errorf("magic in the inode is 0x%x", magic)
+	default:
 		return nil
 	}
 	return attrs(n.raw[start+4:], 0, n.at+start+4, fn)
@@ -175,12 +183,36 @@ func (n *inode) Xattrs(ctx context.Context, fn func(name string, value []byte) e
 // encryption are not shown.
 func (a *attr) fullName() (string, bool) {
 	switch {
-	case a.index == attrSystem && string(a.name) == "data", a.index == attrEncryption:
+	case a.isInline(), a.index == attrEncryption && string(a.name) == "c":
 		return "", false
 	case int(a.index) >= len(attrPrefixes) || attrPrefixes[a.index] == "":
 		return fmt.Sprintf("index%d.%s", a.index, a.name), true
 	}
 	return attrPrefixes[a.index] + string(a.name), true
+}
+
+// isInline tells whether it holds content of the file.
+func (a *attr) isInline() bool { return a.index == attrSystem && string(a.name) == "data" }
+
+// fits verifies the hash of an attribute where there is no other checksum (fs/ext4/xattr.c,
+// ext4_xattr_hash_entry). Old kernels wrote none in inodes, those of some machines took bytes for
+// signed, and content in an inode changes without it.
+func (a *attr) fits(value []byte) bool {
+	if a.hash == 0 || a.isInline() {
+		return true
+	}
+	hash, signed := uint32(0), uint32(0)
+	for _, c := range a.name {
+		hash = hash<<5 ^ hash>>27 ^ uint32(c)
+		signed = signed<<5 ^ signed>>27 ^ uint32(int32(int8(c)))
+	}
+	for ; len(value) > 0; value = value[min(4, len(value)):] {
+		var word [4]byte
+		copy(word[:], value)
+		hash = hash<<16 ^ hash>>16 ^ le32(word[:], 0)
+		signed = signed<<16 ^ signed>>16 ^ le32(word[:], 0)
+	}
+	return hash == a.hash || signed == a.hash
 }
 
 // attrValue gives the value of an attribute in the form of getxattr(2).
@@ -191,6 +223,8 @@ func (n *inode) attrValue(ctx context.Context, a attr) ([]byte, error) {
 		if value, err = n.farValue(ctx, a); err != nil {
 			return nil, err
 		}
+	} else if !n.fs.super.sums && !a.fits(value) {
+		return nil, fmt.Errorf("an attribute of %d bytes does not fit its hash", a.size)
 	}
 	if a.index == attrACL || a.index == attrDefaultACL {
 		return aclValue(value)

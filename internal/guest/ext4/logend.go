@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package ext4
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+)
+
+// The kernel takes whatever does not go on with the log for its end: what follows is left over from
+// an older turn of it, or from a transaction whose commit was not written any more. So does replay.
+// But numbers of transactions only ever grow, and blocks of files that look like blocks of the journal
+// are escaped: where the commit of the transaction that the log ended in is found nevertheless, or a
+// later one, the log did not end there, and what it holds is lost.
+
+// maxAhead bounds the blocks that are searched for what goes on with a log.
+const maxAhead = 16 << 10
+
+// errGoesOn: the log goes on behind a block that is damaged.
+var errGoesOn = errors.New("the log goes on behind its end: something in it is damaged, and what " +
+	"follows was not replayed")
+
+// lost looks for what goes on with the log from a block on, where transaction next was to begin. stop
+// is the block that did not go on.
+func (j *journal) lost(r *recovery, from, stop int64, next uint32) error {
+	if from < j.first || from >= j.last {
+		from = j.first
+	}
+	b, err := j.read(r.ctx, stop)
+	if err != nil {
+		return err
+	}
+	if j.almost(b, next, stop == j.start) {
+		return fmt.Errorf("%w: block %d", errGoesOn, stop)
+	}
+	at := from
+	for range min(j.last-j.first, maxAhead) {
+		if b, err = j.read(r.ctx, at); err != nil {
+			return err
+		}
+		kind, sequence := be32(b, 4), be32(b, 8)
+		switch {
+		case be32(b, 0) != journalMagic || !known(kind):
+		case sequence == next && kind == journalCommit, later(sequence, next):
+			return fmt.Errorf("%w: block %d", errGoesOn, at)
+		}
+		if at++; at >= j.last {
+			at = j.first
+		}
+	}
+	return nil
+}
+
+// known tells whether the log has such blocks.
+func known(kind uint32) bool {
+	return kind == journalDescriptor || kind == journalCommit || kind == journalRevoke
+}
+
+// almost tells whether a block would be the commit of a transaction, or the first block of a log, but
+// for one bit of its header.
+func (j *journal) almost(b []byte, next uint32, first bool) bool {
+	magic, kind, sequence := be32(b, 0), be32(b, 4), be32(b, 8)
+	off := bits.OnesCount32(magic^journalMagic) + bits.OnesCount32(sequence^next)
+	if !known(kind) {
+		off += bits.OnesCount32(kind ^ journalCommit)
+	}
+	switch {
+	case off != 1:
+		return false
+	case sequence == next:
+		return kind == journalCommit || !known(kind) || first
+	case j.sums(): // a checksum of the number that it would have tells it from an older block
+		fixed := append([]byte(nil), b...)
+		fixed[8], fixed[9], fixed[10], fixed[11] = byte(next>>24), byte(next>>16), byte(next>>8), byte(next)
+		return kind == journalCommit && j.commitSum(fixed) == be32(b, 16)
+	}
+	return kind == journalCommit || first
+}
+
+// commitSum is the checksum of a commit, of versions 2 and 3.
+func (j *journal) commitSum(b []byte) uint32 {
+	crc := sum32(j.seed, b[:16])
+	crc = sum32(crc, []byte{0, 0, 0, 0})
+	return sum32(crc, b[20:])
+}
