@@ -124,6 +124,9 @@ func (w *attrWalk) short(k fork) error {
 // give hands out an attribute by the names that listxattr(2) gives to root.
 func (w *attrWalk) give(name []byte, flags byte, value []byte, off int64) error {
 	if flags&attrParent != 0 {
+		if w.n.f.in&inParent == 0 {
+			return w.bad(off, fmt.Errorf("entry %q has flags 0x%x without the feature", name, flags))
+		}
 		return nil // tells the directory that the inode is in
 	}
 	if len(name) == 0 {
@@ -268,8 +271,13 @@ func (w *attrWalk) leaf(b []byte, off int64) error {
 		}
 		hash = be32(e, 0)
 		name, value, err := w.leafEntry(b, int(be16(e, 4)), e[6], head+8*count, hash)
-		if err == nil && e[6]&attrIncomplete == 0 {
+		switch {
+		case err != nil:
+		case e[6]&attrIncomplete == 0:
 			err = w.give(name, e[6], value, off)
+		case !w.n.f.v5:
+			// It is not shown, as in the kernel; no checksum tells that this is how it was written.
+			err = fmt.Errorf("entry %q was begun and not ended", name)
 		}
 		if err != nil {
 			if err := w.bad(off, err); err != nil {

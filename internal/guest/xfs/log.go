@@ -162,7 +162,7 @@ func (j *journal) findHead() (empty bool, err error) {
 	scan := min(j.blocks, maxRecordsOpen*j.longest())
 	switch {
 	case first == 0:
-		return true, nil
+		return true, j.emptied(last)
 	case last == 0: // in its first turn
 		head, err := j.firstOf(0, 0, j.blocks-1)
 		if err != nil {

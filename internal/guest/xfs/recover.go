@@ -4,6 +4,7 @@
 package xfs
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -124,8 +125,12 @@ func (j *journal) replay(ctx context.Context) error {
 		return err
 	}
 	clean, err := j.findTail(ctx)
-	if err != nil || clean {
+	if err != nil {
 		return err
+	}
+	lost := j.lost()
+	if clean {
+		return lost
 	}
 	if unknown := f.logIn &^ logKnown; f.v5 && unknown != 0 {
 		return fmt.Errorf("it has features that are not known: 0x%x", unknown)
@@ -147,10 +152,7 @@ func (j *journal) replay(ctx context.Context) error {
 	f.volume = r.overlay
 	f.cache.drop()
 	r.pending()
-	if again := f.readAgain(); again != nil {
-		return errors.Join(err, again)
-	}
-	return err
+	return cmp.Or(err, f.readAgain(), lost)
 }
 
 // source is the volume under what is replayed. What is changed lies together mostly, so that during

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -16,8 +17,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-// TestTorn spoils records of a log: what the kernel takes for a write that was cut off must be taken
-// for one, and where it refuses, the view must be incomplete.
+// TestTorn spoils records of a log. What the kernel takes for a write that was cut off is taken for
+// one, and the view is whole only where it was one: where a block of the record is of before. Where the
+// kernel refuses, the view is incomplete.
 func TestTorn(t *testing.T) {
 	whole := image(t, "testdata/crashed5.gz")
 	f := openBytes(t, whole)
@@ -64,7 +66,13 @@ func TestTorn(t *testing.T) {
 				img[at+310] ^= 1
 			case "head":
 				img[at+13] ^= 1
-			case "cycle": // the last block of the record is of the turn before
+			case "length":
+				img[at+14] ^= 2
+			case "torn": // the last block is of before
+				clear(img[at+(r.heads+r.blocks-1)*basicBlock:][:basicBlock])
+			case "torn head":
+				clear(img[at:][:basicBlock])
+			case "cycle": // the number of the last block of the record is of the turn before
 				img[at+(r.heads+r.blocks-1)*basicBlock+3]--
 			}
 			disk := filepath.Join(t.TempDir(), "disk")
@@ -85,7 +93,11 @@ func TestTorn(t *testing.T) {
 				t.Fatalf("umount: %s", out)
 			}
 			dir, _ := filestest.Mount(t, disk, "xfs", "nouuid", "ro")
-			same(t, g, filestest.ReadMounted(t, dir), files.Recovered)
+			want := files.Incomplete
+			if strings.HasPrefix(tc.what, "torn") {
+				want = files.Recovered
+			}
+			same(t, g, filestest.ReadMounted(t, dir), want)
 			t.Log(fmt.Sprint(g.View().Transactions, " transactions"))
 		})
 	}
