@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux"
 )
 
 const (
@@ -36,7 +39,7 @@ const (
 // called before anything else is done. Where it returns nil, the process is apart.
 func Apart() error {
 	if apart() {
-		return nil
+		return letGo()
 	}
 	// The namespace is of one thread, the program of that thread.
 	runtime.LockOSThread()
@@ -55,6 +58,44 @@ func Apart() error {
 }
 
 func apart() bool { return os.Getenv(apartMark) == strconv.Itoa(os.Getpid()) }
+
+// letGo unmounts here what is not needed. A new namespace has copies of all mounts: what others
+// unmount meanwhile would stay in the kernel for as long as this process lives.
+func letGo() error {
+	mounts, err := linux.Open("").Mounts(context.Background(), 0)
+	if err != nil {
+		return err
+	}
+	slices.Reverse(mounts) // what is on another one first
+	for _, m := range mounts {
+		if needed(m.Point) {
+			continue
+		}
+		err := unix.Unmount(m.Point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		// It may have gone with the one that it was on, or be out of reach below another.
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			return fmt.Errorf("let go of %s: %w", m.Point, err)
+		}
+	}
+	return nil
+}
+
+// needed reports whether a mount has what programs need that are run here.
+func needed(point string) bool {
+	keep := append(filepath.SplitList(os.Getenv("PATH")), os.TempDir(), "/etc", "/var/tmp")
+	for _, link := range []string{"/proc/self/exe", "/proc/self/cwd"} {
+		if to, err := os.Readlink(link); err == nil {
+			keep = append(keep, to)
+		}
+	}
+	return slices.ContainsFunc(keep, func(path string) bool { return within(point, path) }) ||
+		within("/proc", point) || within("/sys", point) || within("/dev", point)
+}
+
+// within reports whether a path is dir or below it.
+func within(dir, path string) bool {
+	return dir == "/" || path == dir || strings.HasPrefix(path, dir+"/")
+}
 
 // Disk is an ext4 file system on a loop device, mounted below a shared mount, as is usual where
 // systemd runs.

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -105,5 +108,36 @@ func TestUnknownKind(t *testing.T) {
 	_, err := Make(t.Context(), Kind{Name: "no-such"}, Place{Mount: "/nowhere"})
 	if err == nil || !strings.Contains(err.Error(), `"no-such"`) || errors.Is(err, ErrUnavailable) {
 		t.Errorf("Make(no-such) = %v, want an error that names it", err)
+	}
+}
+
+// TestApart holds that what others have mounted is let go of: of what is not needed to run programs
+// nothing is left.
+func TestApart(t *testing.T) {
+	needs(t)
+	if !apart() {
+		testenv.Lacks(t, "a mount namespace of its own")
+	}
+	at := "/mnt"
+	for point, want := range map[string]bool{"/": true, "/dev/pts": true, os.TempDir(): true,
+		t.TempDir(): false, at: false} {
+		if got := needed(point); got != want {
+			t.Errorf("needed(%s) = %t, want %t", point, got, want)
+		}
+	}
+	if err := unix.Mount("others", at, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := Apart(); err != nil {
+		t.Errorf("Apart() = %v, want nil", err)
+	}
+	mounts, err := linux.Open("").Mounts(t.Context(), 0)
+	if err != nil || len(mounts) == 0 {
+		t.Fatal(len(mounts), err)
+	}
+	for _, m := range mounts {
+		if !needed(m.Point) {
+			t.Errorf("%s is still mounted", m.Point)
+		}
 	}
 }

@@ -45,15 +45,17 @@ func (h *Hold) Judge(a Answer) []string {
 	var wrong []string
 	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	named := slices.ContainsFunc(a.Holders, h.is)
-	switch {
-	case k.Effect == Harmless && (len(a.Holders) > 0 || !a.Free):
+	if k.Effect == Harmless && (len(a.Holders) > 0 || !a.Free) {
 		say("is said to be held, and nobody does")
-	case k.Effect != Harmless && a.Free:
+	}
+	if k.Effect != Harmless && a.Free {
 		say("is said to be free")
-	case k.Effect == Blocks && !named && a.Unexplained == 0:
-		say("is missed without a word: want %s", h.want())
-	case k.Effect != Harmless && k.Word != "" && !named && !k.Unnamed:
+	}
+	if k.Word != "" && !named && !k.Unnamed {
 		say("is not told as %s", h.want())
+	}
+	if k.Effect == Blocks && !named && a.Unexplained == 0 {
+		say("is missed without a word")
 	}
 	if !a.Audited && k.Effect != Hides {
 		say("is not audited")

@@ -37,16 +37,18 @@ func TestJudge(t *testing.T) {
 	}{
 		{"right", blocks, func(*Answer) {}, ""},
 		{"deleted", blocks, func(a *Answer) { a.Holders[0].Path += " (deleted)" }, ""},
-		{"another kind", blocks, func(a *Answer) { a.Holders[0].Word = "cwd" }, "word: want open_fd of 7/8"},
-		{"another process", blocks, func(a *Answer) { a.Holders[0].PID = 9 }, "word: want"},
+		{"another kind", blocks, func(a *Answer) { a.Holders[0].Word = "cwd" },
+			"is not told as open_fd of 7/8"},
+		{"another process", blocks, func(a *Answer) { a.Holders[0].PID = 9 }, "is not told"},
 		{"somebody else too", blocks, func(a *Answer) {
 			a.Holders = append(a.Holders, Seen{Word: "cwd", PID: 9, Blocks: "umount"})
 		}, "is blamed on cwd of 9/0"},
-		{"another thread", blocks, func(a *Answer) { a.Holders[0].TID = 9 }, "word: want"},
-		{"another descriptor", blocks, func(a *Answer) { a.Holders[0].FDs = []int{1} }, "word: want"},
-		{"another path", blocks, func(a *Answer) { a.Holders[0].Path = "/mnt" }, "word: want"},
-		{"another namespace", blocks, func(a *Answer) { a.Holders[0].Namespace = 6 }, "word: want"},
-		{"said to block nothing", blocks, func(a *Answer) { a.Holders[0].Blocks = "superblock" }, "word: want"},
+		{"another thread", blocks, func(a *Answer) { a.Holders[0].TID = 9 }, "is not told"},
+		{"another descriptor", blocks, func(a *Answer) { a.Holders[0].FDs = []int{1} }, "is not told"},
+		{"another path", blocks, func(a *Answer) { a.Holders[0].Path = "/mnt" }, "is not told"},
+		{"another namespace", blocks, func(a *Answer) { a.Holders[0].Namespace = 6 }, "is not told"},
+		{"said to block nothing", blocks, func(a *Answer) { a.Holders[0].Blocks = "superblock" },
+			"is not told"},
 		{"one more unexplained", blocks, func(a *Answer) { a.Unexplained = 1 }, "has 1 references"},
 		{"too much explained", blocks, func(a *Answer) { a.Unexplained = -1 }, "has -1 references"},
 		{"no audit", blocks, func(a *Answer) { a.Audited = false }, "is not audited"},
@@ -84,7 +86,8 @@ func TestJudgeReleased(t *testing.T) {
 		t.Errorf("JudgeReleased(free) = %q, want nothing", got)
 	}
 	for _, a := range []Answer{{Free: true}, {Audited: true},
-		{Free: true, Audited: true, Unexplained: 1}, {Free: true, Audited: true, Holders: []Seen{{Word: "cwd"}}}} {
+		{Free: true, Audited: true, Unexplained: 1},
+		{Free: true, Audited: true, Holders: []Seen{{Word: "cwd"}}}} {
 		if got := JudgeReleased(a); len(got) != 1 {
 			t.Errorf("JudgeReleased(%+v) = %q, want one sentence", a, got)
 		}
