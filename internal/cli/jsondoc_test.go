@@ -21,6 +21,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
@@ -46,6 +47,7 @@ func jsonDocuments() map[string]any {
 		render.GuestCopySchema:   render.GuestCopyDocument{},
 		render.GuestMountSchema:  render.GuestMountDocument{},
 		render.GuestUmountSchema: render.GuestUmountDocument{},
+		render.HoldersSchema:     holders.Report{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}
@@ -209,6 +211,9 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 			return "time"
 		}
 		name := objectName(typ.Name())
+		if typ == reflect.TypeFor[holders.Holder]() {
+			name = "mount_holder" // a check has holders of images
+		}
 		d.object(t, name, typ)
 		return fmt.Sprintf("[%s](#%s)", name, name)
 	}

@@ -29,6 +29,7 @@ func groups(s *stdio) []group {
 			newMap(s),
 			newCompare(s),
 			newDisk(s),
+			newHolders(s),
 			newQemuImg(s),
 		}},
 		{"Mending them, so that it can be taken back", []*cobra.Command{

@@ -109,9 +109,16 @@ const (
 // Certainty says how a holder was found.
 type Certainty string
 
-// Static: it was there when it was looked for, and what is there that way stays until it is released.
-// Those who trace have other words.
-const Static Certainty = "static"
+// The certainties. Only tracing knows the last two.
+const (
+	// Static: it was there when it was looked for, and what is there that way stays until it is
+	// released.
+	Static Certainty = "static"
+	// HeldAtCheck: it held when the kernel decided that the mount is busy.
+	HeldAtCheck Certainty = "held_at_check"
+	// Overlap: it was in a system call on the mount meanwhile.
+	Overlap Certainty = "overlap"
+)
 
 // Holder is one reference, or several of one process to the same open file.
 type Holder struct {

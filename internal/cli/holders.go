@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/render"
+)
+
+type holdersOptions struct {
+	json bool
+	all  bool
+	holders.Options
+}
+
+func newHolders(s *stdio) *cobra.Command {
+	var o holdersOptions
+	c := &cobra.Command{
+		Use:   "holders PATH|DEV|IMAGE",
+		Short: "tell who keeps a mount, a device or an image busy",
+		Long: `holders tells who keeps something busy: processes and threads in every mount namespace, what the
+kernel holds for nobody (loop devices, swap, probes, sockets), copies of the mount elsewhere, and how each is
+released.
+
+Of a mount it reads the kernel's own count of references, and takes off what was found. What is left is said:
+an empty list means nobody only where nothing is left. What keeps the file system after the umount is told
+too; with --all-superblock that counts as holding it.
+
+Nothing in the file system is looked at, so one that hangs holds nobody up.`,
+		Example: `  shisa holders /mnt
+  shisa holders /dev/sdb1
+  shisa holders /var/lib/libvirt/images/vm.qcow2
+  shisa holders --json --all-superblock /mnt`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return runHolders(c.Context(), o, args[0], s)
+		},
+	}
+	f := c.Flags()
+	jsonFlag(c, &o.json)
+	f.BoolVar(&o.AllSuperblock, "all-superblock", false, "what only keeps the file system after the umount "+
+		"counts as well")
+	f.BoolVar(&o.all, "all", false, "list every holder instead of at most 20 lines of a kind")
+	return c
+}
+
+// holdersHost is this host with the kernel's own lists, as far as they can be read; done gives them
+// back.
+func holdersHost(context.Context) (h holders.Host, done func() error) {
+	return holders.Host{Linux: linux.Open(""), Self: holders.Self(),
+		NoKernel: errors.New("not built in")}, func() error { return nil }
+}
+
+func runHolders(ctx context.Context, o holdersOptions, name string, s *stdio) (err error) {
+	h, done := holdersHost(ctx)
+	defer func() { err = errors.Join(err, done()) }()
+	t, err := holders.Resolve(ctx, h, name)
+	if err == nil {
+		return askHolders(ctx, o, h, t, s)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = withStatus(finding.StatusRefused, err)
+	}
+	return err
+}
+
+func askHolders(ctx context.Context, o holdersOptions, h holders.Host, t holders.Target, s *stdio) error {
+	r, err := holders.Scan(ctx, h, t, o.Options)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		err = render.JSON(s.out, render.HoldersSchema, r)
+	} else {
+		err = render.Holders(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.all})
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(r.Status[0])
+}
