@@ -208,7 +208,7 @@ func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) erro
 	}
 	r, err := check.Run(ctx, paths, opts)
 	if partial(ctx, err, len(r.Images)) {
-		o.files.name(ctx, r.Images, o.beside(r.Images))
+		o.files.name(ctx, r.Images, o.beside(r.Images), s)
 	}
 	p.Done()
 	if !partial(ctx, err, len(r.Images)) {

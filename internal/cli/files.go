@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/render"
 )
 
 // filesTime is how long naming files may take where nobody asked for it.
@@ -68,7 +70,7 @@ func (n namesFiles) image(ctx, limited context.Context, path, format string, pol
 	switch {
 	case err == nil:
 	case errors.Is(err, context.DeadlineExceeded):
-		note = "which files are hurt was not told within two seconds: --files tells"
+		note = lateNote
 	case ctx.Err() != nil:
 		note = "interrupted"
 	default:
@@ -77,17 +79,33 @@ func (n namesFiles) image(ctx, limited context.Context, path, format string, pol
 	return owners, note, inside.Crashed(path, err)
 }
 
-// name tells for each image what the guest ranges of its findings are for.
-func (n namesFiles) name(ctx context.Context, images []check.Image, policy disk.Policy) {
+// name tells for each image what the guest ranges of its findings are for. Where there are many, those
+// are not all shown that it had no time for, so that their number is said.
+func (n namesFiles) name(ctx context.Context, images []check.Image, policy disk.Policy, s *stdio) {
 	limited, cancel := n.within(ctx)
 	defer cancel()
+	if late := n.nameWithin(ctx, limited, images, policy); late > 0 && len(images) > 1 {
+		fmt.Fprintf(s.err, "shisa: which files are hurt was not told of %s, for want of time: --files tells\n",
+			render.Count(late, "image", "images"))
+	}
+}
+
+// nameWithin is name within the time of limited; late is how many images there was no time for.
+func (n namesFiles) nameWithin(ctx, limited context.Context, images []check.Image, policy disk.Policy) (late int64) {
 	for i := range images {
 		img := &images[i]
 		var crash []finding.Finding
 		img.Hurt, img.HurtNote, crash = n.image(ctx, limited, img.Path, img.Format, policy, img.Findings)
 		img.Findings = append(img.Findings, crash...)
+		if img.HurtNote == lateNote {
+			late++
+		}
 	}
+	return late
 }
+
+// lateNote is said of an image where there was no time to tell which files are hurt.
+const lateNote = "which files are hurt was not told within two seconds: --files tells"
 
 // plan tells what the guest ranges are for that a plan leaves wrong.
 func (n namesFiles) plan(ctx context.Context, p *plan.Plan, path string, policy disk.Policy) {

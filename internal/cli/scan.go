@@ -53,7 +53,7 @@ func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error
 	opts.Home, _ = os.UserHomeDir()
 	r, err := scan.Run(ctx, paths, opts)
 	if partial(ctx, err, len(r.Images)) {
-		o.files.name(ctx, r.Images, o.beside(r.Images))
+		o.files.name(ctx, r.Images, o.beside(r.Images), s)
 	}
 	p.Done()
 	if !partial(ctx, err, len(r.Images)) {

@@ -348,7 +348,11 @@ func NameImage(ctx context.Context, path string, o Options, fs []finding.Finding
 	if cut {
 		say("the findings do not list all of their ranges (--all does): more may be hurt")
 	}
-	for _, snapshot := range snapshots {
+	for i, snapshot := range snapshots {
+		if len(owners) > maxOwners {
+			say(fmt.Sprintf("more than %d files are hurt: %d snapshots were not looked into", maxOwners, len(snapshots)-i))
+			break
+		}
 		err := func() (err error) {
 			g, err := Open(ctx, Name{Disk: path, Snapshot: snapshot}, o)
 			if err != nil {

@@ -111,7 +111,7 @@ func ownerLine(x finding.Owner) (head, text string) {
 	case x.PathsCut > 0:
 		head = fmt.Sprintf("inode %d (its names are too many to list)", x.Inode)
 	case x.Inode != 0:
-		head = fmt.Sprintf("inode %d (no name)", x.Inode)
+		head = fmt.Sprintf("inode %d (no name found)", x.Inode)
 	default:
 		head = word
 	}
