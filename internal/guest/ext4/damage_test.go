@@ -9,9 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/shisa-vm/shisa/internal/guest/filestest"
-	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // fillSmall makes few files of all kinds, so that damage often hits one.
@@ -41,26 +38,4 @@ func fillSmall(t testing.TB, dir string) {
 	must(f.Close())
 	must(os.Symlink(strings.Repeat("long/", 40), filepath.Join(dir, "link")))
 	must(os.Symlink("short", filepath.Join(dir, "short")))
-}
-
-// TestFlips turns bits of the metadata over.
-func TestFlips(t *testing.T) {
-	for _, v := range []variant{
-		{name: "4k", mkfs: "-b 4096", sums: true},
-		{name: "inline", mkfs: "-b 1024 -O inline_data", sums: true},
-		{name: "no-csum", mkfs: "-b 1024 -O ^metadata_csum"},
-		{name: "ext3", mkfs: "-b 1024", kind: "ext3"},
-		{name: "ext2", mkfs: "-b 2048", kind: "ext2"},
-	} {
-		t.Run(v.name, func(t *testing.T) {
-			rounds := 40
-			if testenv.Long() {
-				rounds = 10_000
-			}
-			v.size = 32 * mib
-			v.mkfs += " -N 1024 -O ^resize_inode"
-			disk := v.make(t, func(dir string) { fillSmall(t, dir) })
-			filestest.Flips(t, disk, openFS, filestest.Flip{Rounds: rounds, Seed: 1, Checked: v.sums})
-		})
-	}
 }

@@ -236,12 +236,17 @@ func (p *populate) xattrs(acls bool) {
 	if !acls {
 		return
 	}
+	p.acl("attributes", "attributes/20")
+	p.write("attributes/inherited", 0, nil)
+}
+
+// acl sets access control lists, of a file and the one that a directory gives to what is made in it.
+func (p *populate) acl(dir, file string) {
 	// Version 2; a user, a named user, the group, the mask, others.
 	acl := []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 0x39, 0x30, 0, 0,
 		4, 0, 4, 0, 255, 255, 255, 255, 0x10, 0, 6, 0, 255, 255, 255, 255, 0x20, 0, 0, 0, 255, 255, 255, 255}
-	p.must(unix.Setxattr(p.at("attributes/20"), "system.posix_acl_access", acl, 0))
-	p.must(unix.Setxattr(p.at("attributes"), "system.posix_acl_default", acl, 0))
-	p.write("attributes/inherited", 0, nil)
+	p.must(unix.Setxattr(p.at(file), "system.posix_acl_access", acl, 0))
+	p.must(unix.Setxattr(p.at(dir), "system.posix_acl_default", acl, 0))
 }
 
 // times sets times that are not of today.

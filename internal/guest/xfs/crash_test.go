@@ -89,7 +89,7 @@ func TestCrashed(t *testing.T) {
 				t.Logf("%d names, %d transactions, %d blocks", len(want), view.Transactions, view.Blocks)
 			}
 			mkfs := append(append([]string{"mkfs.xfs", "-q"}, v.mkfs...), "DISK")
-			if v.v4() {
+			if v.foreign() {
 				crashed(t, v, mkfs, copies, judge)
 			} else {
 				filestest.Crash(t, "xfs", 3<<30, mkfs, copies, 1, judge)
@@ -114,7 +114,7 @@ func wholeMap(t *testing.T, f *FS) {
 	}
 }
 
-// crashed is filestest.Crash for version 4.
+// crashed is filestest.Crash for what the kernel here does not know.
 func crashed(t *testing.T, v variant, mkfs []string, copies int, judge func(string, filestest.Tree)) {
 	dir := filestest.CloneDir(t, 4<<30)
 	disk := filestest.Make(t, dir, 3<<30, mkfs...)

@@ -5,19 +5,16 @@ package xfs
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
-	"encoding/binary"
-	"io"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
 )
 
-// The seeds are file systems of 34 MiB with a few of everything, of which testdata has the blocks
-// that are not zero: 8 bytes position in units of 512 bytes, then 512 bytes.
+// The seeds are file systems of 34 MiB with a few of everything, packed in testdata.
 func seeds(f *testing.F) map[string][]byte {
 	f.Helper()
 	images := map[string][]byte{}
@@ -27,32 +24,7 @@ func seeds(f *testing.F) map[string][]byte {
 	return images
 }
 
-func image(t testing.TB, name string) []byte {
-	t.Helper()
-	file, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	z, err := gzip.NewReader(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var img []byte
-	for {
-		var b [8 + basicBlock]byte
-		if _, err := io.ReadFull(z, b[:]); err == io.EOF {
-			return img
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		at := int(binary.BigEndian.Uint64(b[:8])) * basicBlock
-		if grow := at + basicBlock - len(img); grow > 0 {
-			img = append(img, make([]byte, grow)...)
-		}
-		copy(img[at:], b[8:])
-	}
-}
+func image(t testing.TB, name string) []byte { return filestest.Unpack(t, name).Bytes() }
 
 // change lays the bytes of a fuzzer over an image: 3 bytes of position, 1 of value each, and makes
 // the checksums of version 5 right again, so that what is behind them is reached.

@@ -4,9 +4,6 @@
 package xfs
 
 import (
-	"bytes"
-	"compress/gzip"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -47,7 +44,7 @@ func makeSeeds(t *testing.T) {
 					unmount()
 				}
 			}
-			pack(t, disk, fmt.Sprintf("testdata/%s%d.gz", name, version))
+			filestest.Pack(t, disk, fmt.Sprintf("testdata/%s%d.gz", name, version))
 		}
 	}
 }
@@ -97,32 +94,4 @@ func few(t *testing.T, dir string, log bool) {
 		must(os.RemoveAll(filepath.Join(dir, "a/leaf")))
 		write("last", 0, 1)
 	}
-}
-
-// pack writes the blocks of a disk that are not zero, as image reads them.
-func pack(t *testing.T, disk, name string) {
-	t.Helper()
-	all, err := os.ReadFile(disk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := new(bytes.Buffer)
-	z, err := gzip.NewWriterLevel(out, gzip.BestCompression)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for at := 0; at+basicBlock <= len(all); at += basicBlock {
-		b := all[at:][:basicBlock]
-		if last := at+basicBlock == len(all); last || !bytes.Equal(b, make([]byte, basicBlock)) {
-			_, err = z.Write(append(binary.BigEndian.AppendUint64(nil, uint64(at/basicBlock)), b...))
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := errors.Join(z.Close(), os.MkdirAll("testdata", 0o755),
-		os.WriteFile(name, out.Bytes(), 0o644)); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s: %d bytes", name, out.Len())
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ const (
 	guestDoes = "SHISA_XFS_GUEST" // what the guest is to do
 	guestOut  = "SHISA_XFS_OUT"   // where it leaves what it saw
 	guestFill = "SHISA_XFS_FILL"
+	guestOpts = "SHISA_XFS_OPTS" // of its mount
 )
 
 // kernelTree has a kernel with version 4 mount a file system, do something in it, and tell what it
@@ -62,7 +64,8 @@ func guest(t *testing.T, disk, does string, v variant, out string) *exec.Cmd {
 	return exec.Command("linux.uml", "mem=400M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/",
 		"rw", "ubd0="+disk, "con=null", "con0=null,fd:1", "uml_dir="+dir, "quiet", "init="+self,
 		"TMPDIR="+dir, guestDoes+"="+does, guestOut+"="+out,
-		fmt.Sprintf("%s=%d", guestFill, v.fill.BigDirectory), "--", "-test.run=^TestInGuest$")
+		fmt.Sprintf("%s=%d", guestFill, v.fill.BigDirectory),
+		guestOpts+"="+strings.Join(v.opts, ","), "--", "-test.run=^TestInGuest$")
 }
 
 // inGuest gives the program that runs in the guest: these tests, without the race detector.
@@ -115,7 +118,7 @@ func TestInGuest(t *testing.T) {
 	must(unix.Mknod(dir+"/disk", unix.S_IFBLK|0o600, int(unix.Mkdev(98, 0))))
 	at := dir + "/at"
 	must(os.Mkdir(at, 0o755))
-	must(unix.Mount(dir+"/disk", at, "xfs", unix.MS_NOATIME, ""))
+	must(unix.Mount(dir+"/disk", at, "xfs", unix.MS_NOATIME, os.Getenv(guestOpts)))
 	switch does {
 	case "load":
 		for seed := range uint64(2) {
@@ -131,6 +134,16 @@ func TestInGuest(t *testing.T) {
 		return
 	case "crash":
 		few(t, at, true)
+		return
+	case "small", "later":
+		big, err := strconv.Atoi(os.Getenv(guestFill))
+		must(err)
+		filestest.Small(t, at, filestest.Fill{BigDirectory: big, ACLs: true, SmallTimes: true})
+		if does == "small" {
+			must(unix.Unmount(at, 0))
+			return
+		}
+		filestest.Later(t, at)
 		return
 	case "fill":
 		big, err := strconv.Atoi(os.Getenv(guestFill))

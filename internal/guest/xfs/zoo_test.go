@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package xfs
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/filestest"
+)
+
+func openFS(ctx context.Context, volume io.ReaderAt, size int64) (files.FS, error) {
+	f, err := Open(ctx, volume, size)
+	if err != nil {
+		return nil, err // not a nil of another type
+	}
+	return f, nil
+}
+
+// animal is a small file system of the zoo, which is packed in testdata/zoo.
+type animal struct {
+	variant
+	size int64
+	// crashed: it was not unmounted, and its log has something to replay.
+	crashed bool
+}
+
+// zoo has each of variants, made smaller, and those that crashed.
+func zoo() []animal {
+	var list []animal
+	for _, v := range variants() {
+		a := animal{variant: v, size: 40 << 20}
+		switch v.name {
+		case "v5 4k sectors many groups":
+			a.size, a.mkfs = 128<<20, []string{"-s", "size=4096", "-d", "agcount=8"}
+		case "v5 log stripe":
+			a.size = 120 << 20
+		default:
+			a.mkfs = append([]string{"-d", "agcount=2"}, v.mkfs...)
+		}
+		list = append(list, a)
+	}
+	list[len(list)-2].fill.BigDirectory = 300 // in blocks of 512 bytes that takes a tree of hashes
+	big := list[0]
+	big.name, big.fill.BigDirectory = "v5 big directory", 900
+	list = append(list, big)
+	for _, i := range []int{0, 1, 8, 9} {
+		a := list[i]
+		a.name, a.crashed = a.name+" crashed", true
+		list = append(list, a)
+	}
+	return list
+}
+
+func (a *animal) file() string {
+	return filepath.Join("testdata", "zoo", strings.ReplaceAll(a.name, " ", "-")+".gz")
+}
+
+// make packs the file system.
+func (a *animal) make(t *testing.T) {
+	t.Helper()
+	args := append([]string{"mkfs.xfs", "-q", "--unsupported"}, a.mkfs...)
+	disk := filestest.Make(t, t.TempDir(), a.size, append(args, "DISK")...)
+	if a.foreign() {
+		does := "small"
+		if a.crashed {
+			does = "later"
+		}
+		c := guest(t, disk, does, a.variant, filepath.Join(t.TempDir(), "none"))
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		filestest.Pack(t, disk, a.file())
+		return
+	}
+	dir, unmount := filestest.Mount(t, disk, "xfs", a.opts...)
+	filestest.Small(t, dir, a.fill)
+	if a.crashed {
+		filestest.Later(t, dir)
+	} else {
+		unmount()
+	}
+	filestest.Pack(t, disk, a.file())
+}
+
+// TestZoo holds that each file system of the zoo is what it is there for. With SHISA_UPDATE=1 it
+// makes them anew.
+func TestZoo(t *testing.T) {
+	for _, a := range zoo() {
+		t.Run(a.name, func(t *testing.T) {
+			if os.Getenv("SHISA_UPDATE") == "1" {
+				a.make(t)
+			}
+			d := filestest.Unpack(t, a.file())
+			f, err := Open(t.Context(), d, d.Size())
+			if err != nil {
+				t.Fatal(err)
+			}
+			count, view, err := files.Survey(t.Context(), f, nil)
+			state := files.Clean
+			if a.crashed {
+				state = files.Recovered
+			}
+			if err != nil || view.State != state || len(view.Problems) > 0 || count.Names < 300 ||
+				f.v5 == a.v4() {
+				t.Errorf("%+v, %+v, %v", count, view, err)
+			}
+		})
+	}
+}
+
+// TestFlips turns bits of the metadata over.
+func TestFlips(t *testing.T) {
+	for _, a := range zoo() {
+		t.Run(a.name, func(t *testing.T) {
+			filestest.Flips(t, filestest.Unpack(t, a.file()), openFS,
+				filestest.Flip{Short: 10, Long: 10_000, Checked: !a.v4()})
+		})
+	}
+}
+
+// TestHiddenAttributes turns over, in version 4, the flags that hide an attribute.
+func TestHiddenAttributes(t *testing.T) {
+	for bit, want := range map[byte]string{attrParent: "without the feature",
+		attrIncomplete: "was begun and not ended"} {
+		img := image(t, "testdata/zoo/v4.gz")
+		turned := 0
+		if err := openBytes(t, img).Owners(t.Context(), []files.Range{{Length: int64(len(img))}},
+			func(o files.Owner) error {
+				if b := img[o.Range.Offset:]; o.What == "extended attributes" && be16(b, 8) == attrLeafMagic {
+					b[32+6] ^= bit // of its first entry
+					turned++
+				}
+				return nil
+			}); err != nil || turned == 0 {
+			t.Fatalf("%d leaves, %v", turned, err)
+		}
+		f := openBytes(t, img)
+		if _, _, err := filestest.ReadView(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+		if v := f.View(); v.State != files.Incomplete || len(v.Problems) != turned ||
+			!strings.Contains(v.Problems[0].What, want) {
+			t.Errorf("flag 0x%x: the view is %+v, want %d problems with %q", bit, v, turned, want)
+		}
+	}
+}
