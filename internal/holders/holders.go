@@ -13,11 +13,10 @@ package holders
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path/filepath"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/stack"
 )
 
 // Report says who keeps a mount, a device or an image busy.
@@ -153,23 +152,7 @@ type Holder struct {
 }
 
 // Frame is one function of a stack.
-type Frame struct {
-	// Module is the file of the program or library, "" for the kernel itself.
-	Module string `json:"module"`
-	Symbol string `json:"symbol"` // "" if not known
-	// Offset is the distance in bytes from the symbol, from the begin of the file where there is none.
-	Offset  int64  `json:"offset"`
-	BuildID string `json:"build_id"`
-}
-
-// String is the frame on one line: "libc.so.6`fstatat+0xa".
-func (f Frame) String() string {
-	name := f.Symbol
-	if f.Module != "" {
-		name = filepath.Base(f.Module) + "`" + f.Symbol
-	}
-	return fmt.Sprintf("%s+0x%x", name, f.Offset)
-}
+type Frame = stack.Frame
 
 // Process is who holds. PID 0 is the kernel.
 type Process struct {
