@@ -14,8 +14,7 @@ const (
 	Ext4  Kind = "ext4"
 	XFS   Kind = "xfs"
 	Btrfs Kind = "btrfs"
-	// Empty: it was read and is all zeros at the places where signatures are; Note says how much that
-	// was. Unknown: it is not, and nothing is recognised, or it could not be read.
+	// Empty: all of it was read and is zeros. Unknown: nothing is recognised, or it could not be read.
 	Empty   Kind = "empty"
 	Unknown Kind = "unknown"
 	// Extended is the partition that holds the logical ones, BIOSBoot one for a boot loader.

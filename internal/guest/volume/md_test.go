@@ -441,8 +441,8 @@ func TestNested(t *testing.T) {
 		}
 		l := find(t, given...)
 		got := l.text()
-		want := "disk1p1 empty 1048576+4194304\ndisk1p2 linux_raid_member 5242880+20971520\n" +
-			"disk2p1 empty 1048576+4194304\ndisk2p2 linux_raid_member 5242880+20971520\n" +
+		want := "disk1p1 unknown 1048576+4194304\ndisk1p2 linux_raid_member 5242880+20971520\n" +
+			"disk2p1 unknown 1048576+4194304\ndisk2p2 linux_raid_member 5242880+20971520\n" +
 			"md0 LVM2_member -1+12582912\nvg/root ext4 -1+5242880\n"
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("Find() (-want +got)\n%s", diff)
@@ -503,7 +503,7 @@ func TestNested(t *testing.T) {
 				given = append(given, w.disk(fmt.Sprint("disk", i)))
 			}
 			want := "disk1 linux_raid_member 0+50331648\ndisk2 linux_raid_member 0+50331648\nmd3 dos -1+49283072\n" +
-				"md3p1 empty -1+4194304\nmd3p2 empty -1+20971520\n"
+				"md3p1 unknown -1+4194304\nmd3p2 unknown -1+20971520\n"
 			l := find(t, given...)
 			if diff := cmp.Diff(want, l.text()); diff != "" {
 				t.Errorf("Find() (-want +got)\n%s", diff)
@@ -518,7 +518,7 @@ func TestNested(t *testing.T) {
 		w.run(t, "label: dos\nsize=4M\n-\n", "sfdisk -q DISK")
 		r := raid{version: "0.90", level: 1, disks: 2, used: 40 * mib}
 		r.write(t, w, 5*mib, size-5*mib, 0)
-		want := "1 empty 1048576+4194304\n2 linux_raid_member 5242880+45088768\nmd3 empty 5242880+41943040\n"
+		want := "1 unknown 1048576+4194304\n2 linux_raid_member 5242880+45088768\nmd3 unknown 5242880+41943040\n"
 		if diff := cmp.Diff(want, find(t, w.disk("d")).text()); diff != "" {
 			t.Errorf("Find() (-want +got)\n%s", diff)
 		}

@@ -99,6 +99,10 @@ func (f *finder) take(v *Volume, found []match) {
 	m := found[0]
 	v.Kind, v.Label, v.UUID, v.Version, v.Note = m.kind, m.label, m.uuid, m.version, m.note
 	v.NotExamined = m.kind.notExamined(m.version)
+	if m.kind == Empty && v.Size > headBytes+tailBytes {
+		// Who wiped its beginning may have left all the rest.
+		v.Kind, v.NotExamined, v.Note = Unknown, m.note, ""
+	}
 	var others []string
 	for _, o := range found[1:] {
 		others = append(others, string(o.kind))

@@ -311,7 +311,7 @@ func TestTableBeside(t *testing.T) {
 		{"drbd in the last partition", func(t *testing.T, w *world) {
 			w.run(t, "label: dos\nsize=10M\n-\n", "sfdisk -q DISK")
 			w.write(t, w.size-4096+60, []byte("\x83\x74\x02\x67"))
-		}, []string{"1 empty", "2 drbd"}, "", true},
+		}, []string{"1 unknown", "2 drbd"}, "", true},
 		{"two file systems", func(t *testing.T, w *world) {
 			w.run(t, "", "mkfs.ext4 -q DISK")
 			w.write(t, 65536+64, []byte("_BHRfS_M"))
@@ -320,7 +320,7 @@ func TestTableBeside(t *testing.T) {
 			w.run(t, "", "sgdisk -n 1:0:+10M -h 1 DISK")
 			w.write(t, 512, make([]byte, 512))
 			w.write(t, w.size-512, make([]byte, 512))
-		}, []string{"0 dos", "2 empty"}, "neither header is there", false},
+		}, []string{"0 dos", "2 unknown"}, "neither header is there", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, 64*mib)
