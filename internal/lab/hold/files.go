@@ -28,6 +28,26 @@ func openThrice(c *child) error {
 	return errors.Join(err, mapped(c.hold.FD))
 }
 
+// openMany opens many files, each of them twice.
+func openMany(c *child) error {
+	const many = 500
+	for i := range many {
+		fd, err := c.open(fmt.Sprintf("held-%d", i), unix.O_RDONLY)
+		if err == nil {
+			_, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return openFD(c)
+}
+
+// openAndThere has a file open, works there and has its root there: each is a reference.
+func openAndThere(c *child) error {
+	return errors.Join(openFD(c), unix.Chdir(c.Mount), unix.Chroot(c.Mount))
+}
+
 func openPath(c *child) (err error) {
 	c.hold.FD, err = c.open("held", unix.O_PATH)
 	return err

@@ -55,13 +55,15 @@ func measured(t *testing.T, k Kind, ask ...Looker) Row {
 // compare devices, so of those in blamed they name one that keeps no umount from succeeding.
 var (
 	named = map[string]string{"open-fd": "fuser lsof", "open-fd-deleted": "fuser lsof",
-		"open-fd-thrice": "fuser lsof", "open-fd-pid-namespace": "fuser lsof", "o-path": "fuser lsof",
+		"open-fd-thrice": "fuser lsof", "open-fds": "fuser lsof", "open-fd-cwd-root": "fuser lsof",
+		"fd-in-flight-open": "fuser lsof", "unix-socket-pending": "fuser",
+		"open-fd-pid-namespace": "fuser lsof", "o-path": "fuser lsof",
 		"cwd": "fuser lsof", "cwd-deleted": "fuser lsof", "chroot": "fuser lsof", "exe": "fuser lsof",
 		"mapping": "fuser lsof", "unix-socket": "fuser", "peer": "fuser lsof",
 		"peer-slave": "fuser lsof", "peer-user-namespace": "fuser lsof",
 		"lazy-fd": "fuser"}
 	blamed = map[string]string{"namespace-fd": "fuser lsof", "namespace-root": "fuser lsof",
-		"detached-mount": "fuser lsof"}
+		"detached-mount": "fuser lsof", "bind-lazy-fd": "lsof"}
 )
 
 // TestKinds holds that each kind does to umount(2) and to the device what it is said to, and

@@ -60,7 +60,7 @@ func (h *Hold) Judge(a Answer) []string {
 	if !a.Audited && k.Effect != Hides {
 		say("is not audited")
 	}
-	if a.Unexplained < 0 || a.Unexplained > 0 && (named || k.Effect != Blocks) {
+	if a.Unexplained < 0 || a.Unexplained > 0 && (named && !k.Unnamed || k.Effect != Blocks) {
 		say("has %d references unexplained", a.Unexplained)
 	}
 	for _, s := range a.Holders {

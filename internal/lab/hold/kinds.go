@@ -67,6 +67,8 @@ func files() []Kind {
 		{Name: "open-fd-deleted", Effect: Blocks, Word: "open_fd", make: openDeleted},
 		// One open file in three places is one reference.
 		{Name: "open-fd-thrice", Effect: Blocks, Word: "open_fd", make: openThrice},
+		{Name: "open-fds", Effect: Blocks, Word: "open_fd", make: openMany},
+		{Name: "open-fd-cwd-root", Effect: Blocks, Word: "open_fd", make: openAndThere},
 		{Name: "open-fd-pid-namespace", Effect: Blocks, Word: "open_fd", make: openFD,
 			namespaces: unix.CLONE_NEWPID},
 		{Name: "o-path", Effect: Blocks, Word: "o_path", make: openPath},
@@ -94,9 +96,14 @@ func sockets() []Kind {
 	return []Kind{
 		{Name: "unix-socket", Effect: Blocks, Word: "unix_socket", make: bound},
 		{Name: "unix-socket-deleted", Effect: Blocks, Word: "unix_socket", make: boundDeleted},
+		{Name: "unix-socket-relative", Effect: Blocks, Word: "unix_socket", make: boundRelative},
+		{Name: "unix-socket-accepted", Effect: Blocks, Word: "unix_socket", make: accepted},
+		// The one that waits is no process' yet.
+		{Name: "unix-socket-pending", Effect: Blocks, Word: "unix_socket", make: pending, Unnamed: true},
 		{Name: "unix-socket-net-namespace", Effect: Blocks, Word: "unix_socket", make: bound,
 			namespaces: unix.CLONE_NEWNET},
 		{Name: "fd-in-flight", Effect: Blocks, Word: "fd_in_flight", make: inFlight},
+		{Name: "fd-in-flight-open", Effect: Blocks, Word: "open_fd", make: inFlightOpen},
 		{Name: "fd-in-flight-net-namespace", Effect: Blocks, Word: "fd_in_flight", make: inFlight,
 			namespaces: unix.CLONE_NEWNET},
 		{Name: "fd-in-flight-unaccepted", Effect: Blocks, Word: "fd_in_flight", make: inFlightUnaccepted,
@@ -145,6 +152,7 @@ func mounts() []Kind {
 		{Name: "bind", Effect: Pins, Word: "bind", make: bind},
 		{Name: "bind-file", Effect: Pins, Word: "bind", make: bindFile},
 		{Name: "bind-fd", Effect: Pins, Word: "bind", make: bindFD},
+		{Name: "bind-lazy-fd", Effect: Pins, Word: "open_fd", make: bindLazy},
 		{Name: "namespace", Effect: Pins, Word: "namespace", make: idle, namespaces: own},
 		{Name: "namespace-fd", Effect: Pins, Word: "namespace", make: idleWithFD, namespaces: own},
 		{Name: "namespace-root", Effect: Pins, Word: "namespace", make: container, namespaces: own},
@@ -159,6 +167,7 @@ func superblocks() []Kind {
 	return []Kind{
 		{Name: "overlay-lower", Effect: Pins, Word: "overlay", make: overlayLower},
 		{Name: "overlay-upper", Effect: Pins, Word: "overlay", make: overlayUpper},
+		{Name: "overlay-lazy-fd", Effect: Pins, Word: "overlay", make: overlayLazy},
 		{Name: "detached-mount", Effect: Pins, Word: "detached_mount", make: detached},
 		{Name: "mount-context", Effect: Pins, make: mountContext},
 		{Name: "frozen", Effect: Pins, make: frozen, outlives: true},
@@ -173,6 +182,7 @@ func harmless() []Kind {
 		{Name: "fanotify-fid-event", Effect: Harmless, make: unreadHandle},
 		{Name: "inotify-watch", Effect: Harmless, make: inotifyWatch},
 		{Name: "open-device", Effect: Harmless, make: openDevice},
+		{Name: "abstract-socket", Effect: Harmless, make: abstract},
 		{Name: "accounting", Effect: Harmless, make: accounting, namespaces: unix.CLONE_NEWPID},
 		{Name: "landlock-rule", Effect: Harmless, make: landlockRule},
 	}

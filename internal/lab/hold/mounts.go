@@ -84,6 +84,19 @@ func bindFD(c *child) error {
 	return nil
 }
 
+// bindLazy binds the mount elsewhere, opens a file there, and unmounts that as umount -l does.
+func bindLazy(c *child) (err error) {
+	at, err := dir(c.Aside, "bind")
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(c.Mount, at, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	c.hold.FD, err = unix.Open(at+"/held", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	return errors.Join(err, unix.Unmount(at, unix.MNT_DETACH))
+}
+
 // ownMounts makes the mounts of the calling thread's namespace nobody's peers, as PrivateMounts= of
 // systemd all but does.
 func (c *child) ownMounts() error {
@@ -206,6 +219,33 @@ func overlayUpper(c *child) error {
 	_, err = dir(c.Mount, "work")
 	other, err2 := dir(c.Aside, "layer")
 	return errors.Join(err, err2, c.overlayOn(other, layer))
+}
+
+// overlayLazy opens a file of an overlay and unmounts that as umount -l does: no table of mounts has
+// it any more, and it has its layers.
+func overlayLazy(c *child) error {
+	layer, err := dir(c.Mount, "layer")
+	if err != nil {
+		return err
+	}
+	other, err := dir(c.Aside, "layer")
+	if err != nil {
+		return err
+	}
+	at, err := dir(c.Aside, "merged")
+	if err != nil {
+		return err
+	}
+	c.nobody()
+	if err := os.WriteFile(layer+"/held", nil, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+layer+":"+other); err != nil {
+		return err
+	}
+	// A directory: a file of an overlay has that of the layer open, too.
+	_, err = unix.Open(at, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return errors.Join(err, unix.Unmount(at, unix.MNT_DETACH))
 }
 
 func detached(c *child) (err error) {

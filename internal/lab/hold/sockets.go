@@ -23,6 +23,58 @@ func boundDeleted(c *child) error {
 	return errors.Join(bound(c), os.Remove(c.hold.Path))
 }
 
+// boundRelative binds a name without a directory, as programs do whose directory is deep.
+func boundRelative(c *child) (err error) {
+	c.hold.Path = c.Mount + "/socket"
+	c.hold.FD, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Chdir(c.Mount), unix.Bind(c.hold.FD, &unix.SockaddrUnix{Name: "socket"}),
+		unix.Chdir("/"))
+}
+
+// abstract binds a name that is in no file system, and looks as if it were.
+func abstract(c *child) (err error) {
+	c.hold.FD, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Bind(c.hold.FD, &unix.SockaddrUnix{Name: "@" + c.Mount + "/socket"})
+}
+
+// connected binds a name, listens, and connects to it.
+func connected(c *child) (client int, err error) {
+	if err := errors.Join(bound(c), unix.Listen(c.hold.FD, 1)); err != nil {
+		return -1, err
+	}
+	client, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return client, unix.Connect(client, &unix.SockaddrUnix{Name: c.hold.Path})
+}
+
+// accepted has a connection to a socket that is gone, with its name: the connection has the name.
+func accepted(c *child) error {
+	if _, err := connected(c); err != nil {
+		return err
+	}
+	fd, _, err := unix.Accept4(c.hold.FD, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(unix.Close(c.hold.FD), os.Remove(c.hold.Path))
+	c.hold.FD = fd
+	return err
+}
+
+// pending does not accept a connection.
+func pending(c *child) error {
+	_, err := connected(c)
+	return err
+}
+
 // pair makes two sockets that are connected.
 func pair() (a, b int, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -45,6 +97,20 @@ func inFlight(c *child) error {
 	}
 	c.hold.FD = to
 	return pass(from, fd)
+}
+
+// inFlightOpen sends a file twice, and has it open: that is one reference.
+func inFlightOpen(c *child) error {
+	if err := openFD(c); err != nil {
+		return err
+	}
+	from, _, err := pair()
+	if err != nil {
+		return err
+	}
+	rights := unix.UnixRights(c.hold.FD)
+	return errors.Join(unix.Sendmsg(from, []byte{0}, rights, nil, 0),
+		unix.Sendmsg(from, []byte{0}, rights, nil, 0))
 }
 
 // inFlightUnaccepted sends a file to a connection that is not accepted: the socket that has it is
