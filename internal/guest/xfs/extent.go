@@ -54,6 +54,7 @@ type forkWalk struct {
 	fn    func(*extent) error // gets the extents in order
 	last  uint64              // where the extent before ended
 	count uint64
+	total int64 // blocks of the extents
 	whole bool  // nothing was left out
 	max   int64 // blocks that may still be read
 }
@@ -109,6 +110,11 @@ func (w *forkWalk) records(b []byte, count int, off int64, low, high uint64) err
 					e.start))
 			}
 		}
+		// Extents that lead to the same blocks again and again would keep a reader busy for good.
+		if w.total += e.count; w.total > f.blocks && !w.shares() {
+			return w.fail(off, fmt.Errorf("extents of %d blocks and more, the file system has %d", w.total,
+				f.blocks))
+		}
 		last = e.end()
 		w.last = last
 		w.count++
@@ -121,6 +127,13 @@ func (w *forkWalk) records(b []byte, count int, off int64, low, high uint64) err
 		}
 	}
 	return nil
+}
+
+// shares tells whether a fork may have the same blocks several times, or others than those of the
+// file system. Then only how many extents there are is bounded.
+func (w *forkWalk) shares() bool {
+	return w.n.onRealtime(w.fork) ||
+		w.fork.data && w.n.stat.IsRegular() && w.n.flags2&flag2Reflink != 0
 }
 
 // onRealtime tells whether the extents of a fork are blocks of the realtime device.

@@ -5,6 +5,7 @@ package xfs
 
 import (
 	"context"
+	"encoding/binary"
 	"io"
 	"os"
 	"path/filepath"
@@ -149,5 +150,46 @@ func TestHiddenAttributes(t *testing.T) {
 			!strings.Contains(v.Problems[0].What, want) {
 			t.Errorf("flag 0x%x: the view is %+v, want %d problems with %q", bit, v, turned, want)
 		}
+	}
+}
+
+// TestDirectoryOfSameBlocks has a directory whose extents lead to the same blocks again and again.
+func TestDirectoryOfSameBlocks(t *testing.T) {
+	img := image(t, "testdata/zoo/v4.gz")
+	f := openBytes(t, img)
+	dir, err := f.inode(t.Context(), f.root)
+	if err == nil {
+		err = files.Walk(t.Context(), f, files.Ino(f.root), "/", func(n *files.Found) error {
+			if n.Path == "/directories/1" {
+				dir = n.File.(*file).inode
+			}
+			return nil
+		})
+	}
+	if err != nil || dir.format != formatExtents {
+		t.Fatalf("format %d, %v", dir.format, err)
+	}
+	const count = 5
+	length := f.groupLength(0)
+	raw := img[dir.off:][:f.super.inode]
+	binary.BigEndian.PutUint32(raw[76:], count)
+	raw[82] = 0 // no attribute fork
+	for i := range uint64(count) {
+		e := raw[dir.head()+extentBytes*int(i):]
+		binary.BigEndian.PutUint64(e, i*uint64(length)<<9)
+		binary.BigEndian.PutUint64(e[8:], uint64(length))
+	}
+	f = openBytes(t, img)
+	if dir, err = f.inode(t.Context(), dir.ino); err != nil {
+		t.Fatal(err)
+	}
+	blocks := int64(0)
+	w := forkWalk{n: dir, fork: dir.dataFork(), fn: func(e *extent) error {
+		blocks += e.count
+		return nil
+	}}
+	err = w.walk(t.Context())
+	if err == nil || blocks > f.blocks || !strings.Contains(err.Error(), "the file system has") {
+		t.Errorf("%d blocks are walked over, of %d: %v", blocks, f.blocks, err)
 	}
 }
