@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package trace tells who made a umount fail when nobody is there any more to be found: it watches,
+// from before the umount on, who takes and drops references of a mount, and says whose they were at the
+// moment when the kernel counted them. It also tells, before anything fails, who looks at mounts again
+// and again.
+//
+// There are four ways to watch, package probe's engines. None works on every kernel, so each is tried
+// on a mount of its own first; what it missed there is said with every result.
+package trace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
+)
+
+const (
+	// Auto is the engine that is not named: the first that works.
+	Auto = "auto"
+	// openTimeout is how long a mount is waited for when it is opened by its name, which the watch
+	// engine needs for a moment.
+	openTimeout = 2 * time.Second
+	// maxRecent bounds the events that are kept for umounts to come: some 16 KiB each.
+	maxRecent = 2048
+	// maxPending bounds the failed umounts that are waited with, and those that nobody takes.
+	maxPending = 1024
+)
+
+// ErrEnded: nothing is watched any more, for errors.Is.
+var ErrEnded = errors.New("nothing is watched any more")
+
+// Options say what is watched. The zero value watches every umount of the host.
+type Options struct {
+	Host *linux.Host
+	// Mounts are those of this process's namespace that are watched, all if there are none.
+	Mounts []linux.Mount
+	// Engine is one of package probe's, or Auto.
+	Engine string
+	// Scan looks who holds a mount, by its number, at the moment when its umount failed. It may be
+	// nil; then those who hold it for good are only counted.
+	Scan func(ctx context.Context, mountID int) (*holders.Report, error)
+	// Stacks names the frames of stacks, nil for none.
+	Stacks Stacks
+	// Moment is called as soon as a umount failed, with what is known then: no holders yet. One call
+	// at a time; a failure that comes meanwhile has a note.
+	Moment func(ctx context.Context, f Failure)
+	// Ring is the size of the kernel's buffer in bytes, a power of two; 0 is 8 MiB.
+	Ring uint32
+}
+
+// Trace watches.
+type Trace struct {
+	o      Options
+	engine *probe.Engine
+	state  EngineState
+	tried  []EngineState
+	clock  clock
+	own    uint64 // inode of this process's mount namespace
+
+	events  chan probe.Event
+	out     chan Failure
+	tell    chan chan []Failure
+	done    chan struct{} // the loop has ended
+	cancel  context.CancelFunc
+	readErr error
+	readers chan struct{}
+
+	// Only the loop uses these.
+	mounts  []linux.Mount
+	recent  []probe.Event
+	pending []*pending
+	ready   []Failure
+	cut     int64 // events and failures that were dropped here
+	moments *moments
+}
+
+// Start tries the engines and begins to watch with the first that works, or the one that is named. It
+// takes up to some seconds. The error says of each why it does not work.
+func Start(ctx context.Context, o Options) (*Trace, error) {
+	t := &Trace{o: o, events: make(chan probe.Event, 64), out: make(chan Failure),
+		tell: make(chan chan []Failure), done: make(chan struct{}), readers: make(chan struct{}),
+		mounts: slices.Clone(o.Mounts)}
+	var err error
+	if t.clock, err = newClock(); err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/mnt", &st); err == nil {
+		t.own = st.Ino
+	}
+	if err := t.choose(ctx); err != nil {
+		return nil, err
+	}
+	// What is watched goes on after the call that began it: Close ends it.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	t.cancel = cancel
+	t.moments = newMoments(run, o)
+	go t.read(run)
+	go t.loop(run)
+	return t, nil
+}
+
+// Engine says what it is watched with, and what that sees; Tried has those that do not work.
+func (t *Trace) Engine() EngineState  { return t.state }
+func (t *Trace) Tried() []EngineState { return t.tried }
+
+// choose opens the first engine that passes its trial.
+func (t *Trace) choose(ctx context.Context) error {
+	names := []string{t.o.Engine}
+	if t.o.Engine == "" || t.o.Engine == Auto {
+		names = Names()
+	}
+	var errs []error
+	for _, name := range names {
+		s := Try(ctx, name)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if s.Usable {
+			e, err := t.open(ctx, name)
+			if err == nil {
+				t.engine, t.state = e, s
+				return nil
+			}
+			s.Usable, s.Reason = false, err.Error()
+		}
+		t.tried = append(t.tried, s)
+		errs = append(errs, fmt.Errorf("%s: %s", name, s.Reason))
+	}
+	return &NoEngineError{errs}
+}
+
+// NoEngineError says of each engine why it does not work here.
+type NoEngineError struct{ Reasons []error }
+
+func (e *NoEngineError) Error() string {
+	text := "no engine works here"
+	for _, r := range e.Reasons {
+		text += "; " + r.Error()
+	}
+	return text
+}
+
+// open attaches an engine to the mounts that are asked for.
+func (t *Trace) open(ctx context.Context, name string) (*probe.Engine, error) {
+	var targets []probe.Target
+	defer func() {
+		for _, x := range targets {
+			if x.File != nil {
+				x.File.Close() // it is only open for its number
+			}
+		}
+	}()
+	for _, m := range t.mounts {
+		x := probe.Target{ID: m.ID, Dev: m.Dev, Path: m.Point}
+		if name == probe.Watch {
+			var err error
+			x.File, err = diskio.Within(ctx, openTimeout, func() (*os.File, error) {
+				return pathOnly(m.Point)
+			}, func(f *os.File) { f.Close() })
+			if err != nil {
+				return nil, fmt.Errorf("open %s: %w", m.Point, err)
+			}
+		}
+		targets = append(targets, x)
+	}
+	return probe.Open(name, targets, t.o.Ring)
+}
+
+// pathOnly opens a name without opening what it stands for.
+func pathOnly(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// read takes the events out of the kernel's buffer, so that it does not run over while the loop
+// works.
+func (t *Trace) read(ctx context.Context) {
+	defer close(t.readers)
+	defer close(t.events)
+	for {
+		e, err := t.engine.Read()
+		if err != nil {
+			if !errors.Is(err, probe.ErrClosed) {
+				t.readErr = err
+			}
+			return
+		}
+		select {
+		case t.events <- e:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Next waits for a failed umount. It is ErrEnded once all mounts are unmounted that were asked for, or
+// after Close.
+func (t *Trace) Next(ctx context.Context) (Failure, error) {
+	select {
+	case f, ok := <-t.out:
+		if !ok {
+			return Failure{}, errors.Join(ErrEnded, t.readErr)
+		}
+		return f, nil
+	case <-ctx.Done():
+		return Failure{}, ctx.Err()
+	}
+}
+
+// Tell waits a moment for those who are just letting go, and gives all failures that Next did not. It
+// is for those who are done with their umounts.
+func (t *Trace) Tell(ctx context.Context) []Failure {
+	timer := time.NewTimer(tellWait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-t.done:
+	case <-ctx.Done():
+	}
+	answer := make(chan []Failure, 1)
+	select {
+	case t.tell <- answer:
+		return <-answer
+	case <-t.done:
+		return t.ready
+	}
+}
+
+// Lost says how much was not told of, since the kernel's buffers or our own were full.
+func (t *Trace) Lost() (Lost, error) {
+	c, err := t.engine.Counters()
+	return Lost{Drops: c.Drops, Tables: c.Full, Compat: c.Compat}, err
+}
+
+// Lost is what an engine could not tell of.
+type Lost struct {
+	// Drops are events that did not fit into the kernel's buffer, Tables what did not fit into its
+	// tables, Compat 32-bit system calls that were not looked at.
+	Drops  int64 `json:"drops"`
+	Tables int64 `json:"tables"`
+	Compat int64 `json:"compat"`
+}
+
+// Close ends the watching.
+func (t *Trace) Close() error {
+	t.cancel()
+	err := t.engine.Close()
+	<-t.readers
+	<-t.done
+	t.moments.wait()
+	return err
+}
