@@ -18,6 +18,7 @@ var layer = map[string]int{
 	"internal/render":          7,
 	"internal/qemuimg":         7,
 	"internal/scan":            6,
+	"internal/umount":          6,
 	"internal/apply":           5,
 	"internal/inside":          5,
 	"internal/mount":           5,
@@ -83,7 +84,7 @@ var budget = map[string][]string{
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
-	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/hypervisor", "internal/cli",
+	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli",
 		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/guest/filestest",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/linux/probe"},

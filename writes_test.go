@@ -25,6 +25,7 @@ var writers = []string{
 	"internal/guest/busy",      // tests and the bench: the files of a mounted disk that they made
 	"internal/jail",            // shared memory and the filter of system calls: no file is opened
 	"internal/linux/probe",     // ioctl on events of perf: no file is opened
+	"internal/umount",          // umount(2), and cgroup.freeze of a unit
 	"bench",                    // not part of the program
 }
 
@@ -34,7 +35,8 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/image/imagetest",
 	"internal/mount", // fusermount3, and the program that is to see a mount,
 	"internal/guest/filestest",
-	"internal/jail", // starts this program again, with fewer rights
+	"internal/jail",   // starts this program again, with fewer rights
+	"internal/umount", // starts this program again, to continue what was stopped
 }
 
 // opening are flags that open a file for writing, in each of the packages that have them.

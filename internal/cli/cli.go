@@ -28,6 +28,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/umount"
 )
 
 // Main runs the program with argv, argv[0] being the name that it was called by, and returns its
@@ -35,6 +36,9 @@ import (
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if jail.IsChild(argv) {
 		return jail.Serve()
+	}
+	if umount.IsGuard(argv) {
+		return umount.RunGuard(argv)
 	}
 	// A second signal ends the program at once: the first one gives the signals back.
 	ctx, stop := signal.NotifyContext(context.Background(), endings()...)

@@ -25,6 +25,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
+	"github.com/shisa-vm/shisa/internal/umount"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
 
@@ -48,6 +49,7 @@ func jsonDocuments() map[string]any {
 		render.GuestMountSchema:  render.GuestMountDocument{},
 		render.GuestUmountSchema: render.GuestUmountDocument{},
 		render.HoldersSchema:     holders.Report{},
+		render.UmountSchema:      umount.Result{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

@@ -30,6 +30,7 @@ func groups(s *stdio) []group {
 			newCompare(s),
 			newDisk(s),
 			newHolders(s),
+			newUmount(s),
 			newQemuImg(s),
 		}},
 		{"Mending them, so that it can be taken back", []*cobra.Command{

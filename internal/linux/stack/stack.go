@@ -13,6 +13,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"path/filepath"
 )
 
 const (
@@ -38,18 +39,16 @@ type Frame struct {
 	pc uint64 // the address in memory
 }
 
-// String is module`symbol+0xoffset.
+// String is the frame on one line, as "libc.so.6`fstatat+0xa".
 func (f Frame) String() string {
-	guess := ""
+	text := filepath.Base(f.Module)
+	if f.Symbol != "" {
+		text += "`" + f.Symbol
+	}
 	if f.Guessed {
-		guess = "? "
+		text = "? " + text
 	}
-	switch {
-	case f.Symbol == "":
-		return fmt.Sprintf("%s%s+0x%x", guess, f.Module, f.Offset)
-	default:
-		return fmt.Sprintf("%s%s`%s+0x%x", guess, f.Module, f.Symbol, f.Offset)
-	}
+	return fmt.Sprintf("%s+0x%x", text, f.Offset)
 }
 
 // Sample is what was copied of a thread at one moment.
