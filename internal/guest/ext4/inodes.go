@@ -28,8 +28,16 @@ func (fs *FS) Inodes(ctx context.Context, fn func(*files.Stat) error) error {
 // call. It ends with an error of fn at once, otherwise with the first that was met.
 func (fs *FS) eachInode(ctx context.Context, fn func(*inode) error) error {
 	w := &tableWalk{fs: fs, ctx: ctx, fn: fn, buf: make([]byte, tableRead)}
-	for number := range fs.super.groups {
+	there := int64(len(fs.groups))
+	for number := range there {
 		if err := w.group(number); err != nil {
+			return err
+		}
+	}
+	if there < fs.super.groups {
+		// They may be so many that one problem for each would take longer than all the rest.
+		what := fmt.Sprintf("inodes of groups %d to %d", there, fs.super.groups-1)
+		if err := w.bad(what, -1, 0, errLost); err != nil {
 			return err
 		}
 	}
@@ -70,7 +78,7 @@ func (w *tableWalk) group(number int64) error {
 	if err != nil && w.damage == nil {
 		w.damage = err
 	}
-	if number >= int64(len(w.fs.groups)) || w.fs.groups[number].state == groupLost {
+	if w.fs.groups[number].state == groupLost {
 		return nil
 	}
 	w.bitmap, w.blind = bitmap, err != nil
