@@ -28,12 +28,13 @@ func (s *scan) hints(ctx context.Context) {
 		}
 	}
 	for _, u := range s.tasks.Uses {
-		p := s.process(ctx, u.PID, 0, "")
-		if u.Kind == linux.UseFanotify && slices.ContainsFunc(u.Info.Marks, s.marks) {
+		switch {
+		case u.Kind == linux.UseFanotify && slices.ContainsFunc(u.Info.Marks, s.marks):
+			p := s.process(ctx, u.PID, 0, "")
 			hint("an event of fanotify that %s (%d) has not read: it watches this file system with descriptor %d",
 				p.Comm, u.PID, u.FD)
-		}
-		if u.Kind == linux.UseSocket && u.Info.InFlight > 0 {
+		case u.Kind == linux.UseSocket && u.Info.InFlight > 0:
+			p := s.process(ctx, u.PID, 0, "")
 			hint("a descriptor sent to %s (%d) over its socket %d, which it has not received", p.Comm, u.PID, u.FD)
 		}
 	}

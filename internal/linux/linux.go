@@ -49,6 +49,9 @@ func Open(root string) *Host {
 	return &Host{root: strings.TrimSuffix(root, "/"), live: live}
 }
 
+// Root is the directory that the host's / is at, "" for the running system.
+func (h *Host) Root() string { return h.root }
+
 // Process is a program that runs.
 type Process struct {
 	PID int

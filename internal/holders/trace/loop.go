@@ -92,7 +92,7 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 		t.recent = append(t.recent, e)
 		return
 	}
-	m, known := t.mountOf(ctx, e)
+	m, dev, known := t.mountOf(ctx, e)
 	if ended(e) {
 		t.mounts = slices.DeleteFunc(t.mounts, func(o linux.Mount) bool { return o.ID == m.ID && known })
 		return
@@ -112,7 +112,7 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 		p.notes = append(p.notes, fmt.Sprintf("which mount %q names is not known: who is named had to do with "+
 			"a mount that is watched", e.Got.Text))
 	} else if e.Dev == 0 {
-		p.u.Dev, p.u.MountID = devOf(t, m), m.ID
+		p.u.Dev, p.u.MountID = dev, m.ID
 	}
 	p.moment = t.moments.begin(t.failure(p, nil))
 	t.pending = append(t.pending, p)
@@ -144,8 +144,8 @@ func (t *Trace) failed(e probe.Event) bool {
 // gone tells whether all mounts are unmounted that were asked for.
 func (t *Trace) gone() bool { return len(t.o.Mounts) > 0 && len(t.mounts) == 0 }
 
-// mountOf tells which mount a umount was about.
-func (t *Trace) mountOf(ctx context.Context, e probe.Event) (Mount, bool) {
+// mountOf tells which mount a umount was about, and on which device it is.
+func (t *Trace) mountOf(ctx context.Context, e probe.Event) (m Mount, dev uint64, known bool) {
 	table := t.mounts
 	if len(t.o.Mounts) == 0 || e.Namespace != t.own {
 		pid := e.PID
@@ -160,30 +160,24 @@ func (t *Trace) mountOf(ctx context.Context, e probe.Event) (Mount, bool) {
 		named = path.Join(e.Where, named)
 	}
 	at := -1
-	for i, m := range table {
-		if e.MountID != 0 && m.ID == e.MountID || e.MountID == 0 && m.Point == path.Clean(named) {
+	for i, o := range table {
+		if e.MountID != 0 && o.ID == e.MountID || e.MountID == 0 && o.Point == path.Clean(named) {
 			at = i // of two at one place the later one covers the other
 		}
 	}
 	if at >= 0 {
-		m := table[at]
-		return Mount{ID: m.ID, UniqueID: e.UniqueID, Path: m.Point, Source: m.Source, Type: m.Type,
-			Device: device(m.Dev), Namespace: cmp.Or(e.MountNamespace, e.Namespace)}, true
+		o := table[at]
+		return Mount{ID: o.ID, UniqueID: e.UniqueID, Path: o.Point, Source: o.Source, Type: o.Type,
+			Device: device(o.Dev), Namespace: cmp.Or(e.MountNamespace, e.Namespace)}, o.Dev, true
 	}
-	m := Mount{ID: e.MountID, UniqueID: e.UniqueID, Path: cmp.Or(e.Where, named), Namespace: e.MountNamespace}
+	m = Mount{ID: e.MountID, UniqueID: e.UniqueID, Path: cmp.Or(e.Where, named), Namespace: e.MountNamespace}
 	if e.Dev != 0 {
 		m.Device = device(e.Dev)
 	}
-	return m, e.MountID != 0
+	return m, e.Dev, e.MountID != 0
 }
 
 func device(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
-
-func devOf(t *Trace, m Mount) uint64 {
-	var major, minor uint32
-	fmt.Sscanf(m.Device, "%d:%d", &major, &minor)
-	return unix.Mkdev(major, minor)
-}
 
 // settle makes failures of the umounts that were waited with for long enough, or of all.
 func (t *Trace) settle(ctx context.Context, all bool) {

@@ -67,10 +67,10 @@ func (m *moments) begin(f Failure) *moment {
 	x := &moment{note: note, done: make(chan struct{})}
 	m.busy = true
 	m.running.Go(func() {
-		defer close(x.done)
 		if scan {
 			x.r, x.err = m.o.Scan(m.ctx, f.Mount.ID)
 		}
+		close(x.done)
 		if m.o.Moment != nil {
 			m.o.Moment(m.ctx, f)
 		}
