@@ -58,7 +58,7 @@ is refused while somebody may write to it.`,
 	}
 	f := c.Flags()
 	f.BoolVar(&o.json, "json", false, "print one JSON document")
-	f.DurationVar(&o.Wait, "wait", 10*time.Second, "try for so `LONG`; 0 tries once")
+	f.DurationVar(&o.Wait, "wait", 10*time.Second, "try for at most `TIME`; 0 tries once")
 	f.BoolVar(&o.explain, "explain", false, "show the stacks of those who were in the way")
 	f.StringVar(&o.Freeze, "freeze", "", "stop `UNIT` from running at each try")
 	f.BoolVar(&o.DeviceFree, "then-device-free", false, "wait until the file system is gone and its device free")

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -301,11 +302,13 @@ func (u *unmount) done() *Result {
 	var status []int
 	switch u.r.State {
 	case Held, Pinned:
-		status = append(status, finding.StatusFound)
-		if u.r.Report == nil || !named(u.r.Report) && len(u.r.Failed) == 0 {
-			status = []int{finding.StatusCannotTell}
+		if u.r.Report != nil {
+			status = slices.Clone(u.r.Report.Status)
 		}
-		if u.r.Report != nil && u.r.Report.Audit.Unexplained != 0 {
+		// Whoever was in the way is named, by the look or by the watch; else it cannot be told.
+		if named(u.r.Report) || len(u.r.Failed) > 0 {
+			status = append(status, finding.StatusFound)
+		} else {
 			status = append(status, finding.StatusCannotTell)
 		}
 	case Unknown:
@@ -316,7 +319,7 @@ func (u *unmount) done() *Result {
 }
 
 // named tells whether a report has anybody.
-func named(r *holders.Report) bool { return len(r.Holders) > 0 }
+func named(r *holders.Report) bool { return r != nil && len(r.Holders) > 0 }
 
 // pauseAfter is the pause after so many tries.
 func pauseAfter(tries int) time.Duration {
