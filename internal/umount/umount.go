@@ -90,7 +90,7 @@ type Result struct {
 	// Failed are the tries that failed for somebody was in the way, as far as they were watched;
 	// FailedCut counts those left out.
 	Failed    []Try `json:"failed"`
-	FailedCut int       `json:"failed_cut"`
+	FailedCut int   `json:"failed_cut"`
 	// Watched says by which means they were watched, "" for none; NotWatched why not.
 	Watched    string `json:"watched"`
 	NotWatched string `json:"not_watched"`

@@ -182,9 +182,9 @@ type watched struct {
 	closed bool
 }
 
-func (w *watched) Engine() string            { return "watch" }
+func (w *watched) Engine() string        { return "watch" }
 func (w *watched) Tell() ([]Try, uint64) { return w.failed, 2 }
-func (w *watched) Close() error              { w.closed = true; return nil }
+func (w *watched) Close() error          { w.closed = true; return nil }
 
 func TestWatched(t *testing.T) {
 	dir := mount(t)
