@@ -21,7 +21,7 @@ import (
 const patience = time.Minute
 
 // mute mounts a file system whose server never answers anything, as that of a dead NFS server.
-func mute(t *testing.T) (dir string) {
+func mute(t testing.TB) (dir string) {
 	t.Helper()
 	testenv.NeedRoot(t)
 	dir = t.TempDir()

@@ -36,7 +36,8 @@ type scan struct {
 	// tasks are the threads of the host; tables the mounts of each namespace that some process is in.
 	tasks  *linux.Tasks
 	tables map[uint64][]linux.Mount
-	own    uint64 // the namespace of this process
+	trees  map[uint64]*tree // made of the tables
+	own    uint64           // the namespace of this process
 	// inside is the namespace of each thread that tasks tells one of.
 	inside map[linux.Thread]uint64
 	// where tells of each mount in those tables which namespace it is in.
@@ -62,7 +63,7 @@ type located struct {
 
 // newScan reads what every question needs.
 func newScan(ctx context.Context, h Host, t Target, o Options) (*scan, error) {
-	s := &scan{h: h, t: t, o: o, tables: map[uint64][]linux.Mount{}, byID: map[int]int{}, where: map[int]located{},
+	s := &scan{h: h, t: t, o: o, tables: map[uint64][]linux.Mount{}, trees: map[uint64]*tree{}, byID: map[int]int{}, where: map[int]located{},
 		details: map[int]Process{}, audit: Audit{Hints: []string{}},
 		mounts: []Mount{}, holders: []Holder{}, notes: []string{}, blind: []finding.Blind{}}
 	var err error
@@ -230,7 +231,12 @@ func (s *scan) process(ctx context.Context, pid, tid int, comm string) Process {
 
 // locate gives the mount that a path of a namespace is on, by its text.
 func (s *scan) locate(ns uint64, path string) (Mount, bool) {
-	m, ok := walk(s.tables[ns], path)
+	t := s.trees[ns]
+	if t == nil {
+		t = newTree(s.tables[ns])
+		s.trees[ns] = t
+	}
+	m, ok := t.at(path)
 	if !ok {
 		return Mount{}, false
 	}

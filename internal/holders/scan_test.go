@@ -65,7 +65,7 @@ func byText() Host {
 }
 
 // hosts are the ways to look at this host.
-func hosts(t *testing.T) map[string]Host {
+func hosts(t testing.TB) map[string]Host {
 	t.Helper()
 	return map[string]Host{"text": byText()}
 }

@@ -134,41 +134,52 @@ func absolute(name string) (string, error) {
 	return path.Join(text, name), nil
 }
 
-// walk gives the mount that a name without symbolic links is in, as the kernel finds it: from the root
-// on, stepping onto what is mounted on each directory.
-func walk(mounts []linux.Mount, full string) (linux.Mount, bool) {
-	byParent := map[int][]linux.Mount{}
+// tree is a table of mounts as a path meets them.
+type tree struct {
+	on   map[int][]linux.Mount // what is mounted on each
+	root linux.Mount
+	ok   bool // there is a root
+	size int
+}
+
+func newTree(mounts []linux.Mount) *tree {
+	t := &tree{on: map[int][]linux.Mount{}, size: len(mounts)}
 	ids := map[int]bool{}
 	for _, m := range mounts {
-		byParent[m.Parent] = append(byParent[m.Parent], m)
+		t.on[m.Parent] = append(t.on[m.Parent], m)
 		ids[m.ID] = true
 	}
-	var at linux.Mount
-	found := false
 	for _, m := range mounts {
 		// The root is mounted on nothing that this process sees.
 		if m.Point == "/" && (!ids[m.Parent] || m.Parent == m.ID) {
-			at, found = m, true
+			t.root, t.ok = m, true
 		}
 	}
-	if !found {
-		return at, false
-	}
-	for range len(mounts) { // each step goes to another mount
+	return t
+}
+
+// at gives the mount that a name without symbolic links is in, as the kernel finds it: from the root
+// on, stepping onto what is mounted on each directory.
+func (t *tree) at(full string) (linux.Mount, bool) {
+	at := t.root
+	for range t.size { // each step goes to another mount
 		next, deeper := linux.Mount{}, false
-		for _, m := range byParent[at.ID] {
+		for _, m := range t.on[at.ID] {
 			// Of several on the way the nearest is stepped on first.
 			if m.ID != at.ID && below(m.Point, full) && (!deeper || len(m.Point) <= len(next.Point)) {
 				next, deeper = m, true
 			}
 		}
 		if !deeper {
-			return at, true
+			break
 		}
 		at = next
 	}
-	return at, true
+	return at, t.ok
 }
+
+// walk gives the mount that a name is in.
+func walk(mounts []linux.Mount, full string) (linux.Mount, bool) { return newTree(mounts).at(full) }
 
 // below reports whether full is the directory point or in it.
 func below(point, full string) bool {

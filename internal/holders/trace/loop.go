@@ -23,6 +23,8 @@ const (
 	margin = 100 * time.Millisecond
 	// tick is how often failures are looked at that are ready.
 	tick = 50 * time.Millisecond
+	// followTicks is how many of these pass between looks for what is mounted again.
+	followTicks = 20
 	// tellWait is how long Tell waits for those who are just letting go.
 	tellWait = 20 * time.Millisecond
 )
@@ -43,7 +45,7 @@ func (t *Trace) loop(ctx context.Context) {
 	defer close(t.out)
 	timer := time.NewTicker(tick)
 	defer timer.Stop()
-	events := t.events
+	events, ticks := t.events, 0
 	for {
 		var out chan Failure
 		var next Failure
@@ -65,12 +67,15 @@ func (t *Trace) loop(ctx context.Context) {
 			if t.o.Stacks != nil {
 				t.o.Stacks.Tick()
 			}
-			t.settle(ctx, false)
-			if t.gone() && len(t.pending) == 0 {
-				events = nil
+			t.settle(false)
+			if ticks++; ticks%followTicks == 0 && len(t.away) > 0 {
+				// What cannot be followed now may be there in a second.
+				_ = t.follow(ctx) // Unwatched tells it
 			}
+		case answer := <-t.look:
+			answer <- t.follow(ctx)
 		case answer := <-t.tell:
-			t.settle(ctx, true)
+			t.settle(true)
 			answer <- t.ready
 			t.ready = nil
 		case <-ctx.Done():
@@ -93,14 +98,17 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 		return
 	}
 	m, dev, known := t.mountOf(ctx, e)
+	target := slices.ContainsFunc(t.places, func(o linux.Mount) bool { return o.ID == m.ID })
 	if ended(e) {
-		t.mounts = slices.DeleteFunc(t.mounts, func(o linux.Mount) bool { return o.ID == m.ID && known })
+		if known && target {
+			t.away[m.ID] = true
+		}
 		return
 	}
 	if !t.failed(e) {
 		return
 	}
-	if len(t.o.Mounts) > 0 && known && !slices.ContainsFunc(t.mounts, func(o linux.Mount) bool { return o.ID == m.ID }) {
+	if len(t.o.Mounts) > 0 && known && !target {
 		return
 	}
 	if len(t.pending) == maxPending {
@@ -141,12 +149,9 @@ func (t *Trace) failed(e probe.Event) bool {
 	})
 }
 
-// gone tells whether all mounts are unmounted that were asked for.
-func (t *Trace) gone() bool { return len(t.o.Mounts) > 0 && len(t.mounts) == 0 }
-
 // mountOf tells which mount a umount was about, and on which device it is.
 func (t *Trace) mountOf(ctx context.Context, e probe.Event) (m Mount, dev uint64, known bool) {
-	table := t.mounts
+	table := t.places
 	if len(t.o.Mounts) == 0 || e.Namespace != t.own {
 		pid := e.PID
 		if e.Namespace == t.own {
@@ -180,7 +185,7 @@ func (t *Trace) mountOf(ctx context.Context, e probe.Event) (m Mount, dev uint64
 func device(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
 // settle makes failures of the umounts that were waited with for long enough, or of all.
-func (t *Trace) settle(ctx context.Context, all bool) {
+func (t *Trace) settle(all bool) {
 	now, err := monotonic()
 	if err != nil {
 		return // it cannot fail twice: newClock has read it

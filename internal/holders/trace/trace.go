@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,13 +73,15 @@ type Trace struct {
 	events  chan probe.Event
 	out     chan Failure
 	tell    chan chan []Failure
+	look    chan chan error
 	done    chan struct{} // the loop has ended
 	cancel  context.CancelFunc
 	readErr error
 	readers chan struct{}
 
 	// Only the loop uses these.
-	mounts  []linux.Mount
+	places  []linux.Mount // the engine's targets
+	away    map[int]bool  // those that were unmounted
 	recent  []probe.Event
 	pending []*pending
 	ready   []Failure
@@ -90,8 +93,8 @@ type Trace struct {
 // takes up to some seconds. The error says of each why it does not work.
 func Start(ctx context.Context, o Options) (*Trace, error) {
 	t := &Trace{o: o, events: make(chan probe.Event, 64), out: make(chan Failure),
-		tell: make(chan chan []Failure), done: make(chan struct{}), readers: make(chan struct{}),
-		mounts: slices.Clone(o.Mounts)}
+		tell: make(chan chan []Failure), look: make(chan chan error), done: make(chan struct{}), readers: make(chan struct{}),
+		places: slices.Clone(o.Mounts)}
 	var err error
 	if t.clock, err = newClock(); err != nil {
 		return nil, err
@@ -104,6 +107,7 @@ func Start(ctx context.Context, o Options) (*Trace, error) {
 		return nil, err
 	}
 	// What is watched goes on after the call that began it: Close ends it.
+	t.away = map[int]bool{}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	t.cancel = cancel
 	t.moments = newMoments(run, o)
@@ -156,27 +160,33 @@ func (e *NoEngineError) Error() string {
 // open attaches an engine to the mounts that are asked for.
 func (t *Trace) open(ctx context.Context, name string) (*probe.Engine, error) {
 	var targets []probe.Target
-	defer func() {
-		for _, x := range targets {
-			if x.File != nil {
-				x.File.Close() // it is only open for its number
-			}
+	for _, m := range t.places {
+		x, err := target(ctx, name, m)
+		if err != nil {
+			return nil, err
 		}
-	}()
-	for _, m := range t.mounts {
-		x := probe.Target{ID: m.ID, Dev: m.Dev, Path: m.Point}
-		if name == probe.Watch {
-			var err error
-			x.File, err = diskio.Within(ctx, openTimeout, func() (*os.File, error) {
-				return pathOnly(m.Point)
-			}, func(f *os.File) { f.Close() })
-			if err != nil {
-				return nil, fmt.Errorf("open %s: %w", m.Point, err)
-			}
+		if x.File != nil {
+			defer x.File.Close() // it is only open for its number
 		}
 		targets = append(targets, x)
 	}
 	return probe.Open(name, targets, t.o.Ring)
+}
+
+// target is a mount as an engine wants it.
+func target(ctx context.Context, engine string, m linux.Mount) (probe.Target, error) {
+	x := probe.Target{ID: m.ID, Dev: m.Dev, Path: m.Point}
+	if engine != probe.Watch {
+		return x, nil
+	}
+	var err error
+	x.File, err = diskio.Within(ctx, openTimeout, func() (*os.File, error) {
+		return pathOnly(m.Point)
+	}, func(f *os.File) { f.Close() })
+	if err != nil {
+		return x, fmt.Errorf("open %s: %w", m.Point, err)
+	}
+	return x, nil
 }
 
 // pathOnly opens a name without opening what it stands for.
@@ -209,8 +219,7 @@ func (t *Trace) read(ctx context.Context) {
 	}
 }
 
-// Next waits for a failed umount. It is ErrEnded once all mounts are unmounted that were asked for, or
-// after Close.
+// Next waits for a failed umount. It is ErrEnded after Close.
 func (t *Trace) Next(ctx context.Context) (Failure, error) {
 	select {
 	case f, ok := <-t.out:
@@ -240,6 +249,65 @@ func (t *Trace) Tell(ctx context.Context) []Failure {
 	case <-t.done:
 		return t.ready
 	}
+}
+
+// Follow looks at once whether something is mounted again where a mount was unmounted, and watches it
+// from then on. By itself that is done every second.
+func (t *Trace) Follow(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case t.look <- answer:
+		return <-answer
+	case <-t.done:
+		return ErrEnded
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Unwatched says why a mount that came back is not watched, nil if all are.
+func (t *Trace) Unwatched() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.followed
+}
+
+// follow watches what is mounted now where a target was.
+func (t *Trace) follow(ctx context.Context) (err error) {
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.followed = err
+	}()
+	table, err := t.o.Host.Mounts(ctx, 0)
+	if err != nil {
+		return err
+	}
+	for i, old := range t.places {
+		at := -1
+		for j, m := range table {
+			if m.Point == old.Point {
+				at = j // of several the last covers the others
+			}
+		}
+		if at < 0 || table[at].ID == old.ID {
+			continue
+		}
+		x, err := target(ctx, t.engine.Name(), table[at])
+		if err != nil {
+			return err
+		}
+		err = t.engine.Follow(i, x)
+		if x.File != nil {
+			x.File.Close()
+		}
+		if err != nil {
+			return err
+		}
+		t.places[i] = table[at]
+		delete(t.away, old.ID)
+	}
+	return nil
 }
 
 // Lost says how much was not told of, since the kernel's buffers or our own were full.
