@@ -207,6 +207,11 @@ func (w *dirWalk) entries(b []byte, at int64, first bool) error {
 				return err
 			}
 		}
+		if first && pos == minEntry && (ino == 0 || name != 2 || b[pos+8] != '.' || b[pos+9] != '.') {
+			if err := w.bad(place, errors.New(`the second entry is not ".."`)); err != nil {
+				return err
+			}
+		}
 		if ino != 0 {
 			e := files.Entry{Name: string(b[pos+8 : pos+8+name]), Ino: ino}
 			if s.incompat&incompatFileType != 0 && int(b[pos+7]) < len(dirTypes) {
@@ -280,6 +285,16 @@ func (w *dirWalk) inline() error {
 	pieces, err := w.n.inlinePieces()
 	if err != nil {
 		return w.n.fs.note(fmt.Sprintf("directory inode %d", w.n.stat.Ino), w.n.at, w.n.stat.Ino, err)
+	}
+	room := int64(0)
+	for _, p := range pieces {
+		room += int64(len(p.data))
+	}
+	if room != w.n.stat.Size {
+		if err := w.bad(w.n.at, fmt.Errorf("size is %d, of inline data of %d", w.n.stat.Size,
+			room)); err != nil {
+			return err
+		}
 	}
 	for i, p := range pieces {
 		if i == 0 {

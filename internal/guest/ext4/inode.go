@@ -41,6 +41,7 @@ const (
 	flagVerity     = 0x100000
 	flagEAInode    = 0x200000
 	flagInline     = 0x10000000
+	flagCasefold   = 0x40000000
 	flagsVisible   = 0x725bdfff // EXT4_FL_USER_VISIBLE
 	flagProjects   = 0x20000000 // not shown of files
 )
@@ -124,10 +125,19 @@ func (fs *FS) parse(n *inode, ino files.Ino, raw []byte, at int64) error {
 		return err
 	}
 	n.fillStat(ino)
-	if n.stat.Size < 0 || n.stat.Size > maxLogical*fs.super.blockBytes {
+	if n.stat.Size < 0 || n.stat.Size > n.maxSize() {
 		return fmt.Errorf("size is 0x%x", uint64(n.stat.Size))
 	}
 	return nil
+}
+
+// maxSize is how long the file can be by its map.
+func (n *inode) maxSize() int64 {
+	size := n.fs.super.blockBytes
+	if per := size / 4; n.flags&flagExtents == 0 {
+		return min(directs+per+per*per+per*per*per, maxLogical) * size
+	}
+	return maxLogical * size
 }
 
 // verify holds the checksum against the inode (fs/ext4/inode.c, ext4_inode_csum).
@@ -252,7 +262,7 @@ func (fs *FS) own(ino files.Ino) bool {
 	s := fs.super
 	return ino < firstFile ||
 		s.compat&compatOrphanFile != 0 && ino == files.Ino(le32(s.raw, 640)) ||
-		ino == files.Ino(le32(s.raw, 620)) // of the project quota
+		s.ro&roProject != 0 && ino == files.Ino(le32(s.raw, 620)) // of the project quota
 }
 
 // Open gives an inode. The errors are those of ctx, ErrUnused and *files.Error.
@@ -286,6 +296,13 @@ func (fs *FS) open(ctx context.Context, ino files.Ino) (*inode, error) {
 
 // plausible tells whether the inode can be one that is in use.
 func (n *inode) plausible() error {
+	// The first two as in the kernel, fs/ext4/inode.c, check_igot_inode and __ext4_iget.
+	switch {
+	case n.inline() && n.flags&flagExtents != 0:
+		return errors.New("inline data and extents at once")
+	case n.flags&flagCasefold != 0 && n.fs.super.incompat&incompatCasefold == 0:
+		return errors.New("casefolded without the feature")
+	}
 	switch n.typ() {
 	case files.TypeSocket, files.TypeLink, files.TypeRegular, files.TypeBlock, files.TypeDir,
 		files.TypeChar, files.TypeFIFO:

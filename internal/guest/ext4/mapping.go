@@ -244,6 +244,7 @@ func (w *mapWalk) pass(r run, at int64) error {
 		}
 		return errEnough
 	}
+	w.beyond(r, at)
 	if !s.hasBlock(r.physical, r.count) {
 		return w.bad(at, fmt.Errorf("blocks %d to %d, of %d", r.physical, r.physical+r.count-1,
 			s.blocks))
@@ -264,6 +265,20 @@ func (w *mapWalk) pass(r run, at int64) error {
 		r.count -= cut
 	}
 	return w.each(r)
+}
+
+// beyond notes blocks that were written behind the end of the file: either the size is wrong, or they
+// belong elsewhere in it. What a truncation left, which is in the list of orphans, and the hashes of
+// verity are there rightly (e2fsck/pass1.c, check_blocks).
+func (w *mapWalk) beyond(r run, at int64) {
+	n := w.n
+	last := r.logical + r.count - 1
+	if n.typ() == files.TypeDir || r.unwritten || last*n.fs.super.blockBytes <= n.stat.Size ||
+		n.flags&flagVerity != 0 || n.fs.own(n.stat.Ino) || n.fs.orphans[n.stat.Ino] {
+		return
+	}
+	n.fs.notes.Note(files.Problem{What: fmt.Sprintf("map of %s: block %d was written, and the file ends at "+
+		"byte %d", n.name(), last, n.stat.Size), Offset: at, Ino: n.stat.Ino, Hides: true})
 }
 
 // child reads a block of an extent tree and goes through it.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -56,6 +57,14 @@ type ownerSearch struct {
 	group     int64 // whose block bitmap is at hand, +1
 	bitmap    []byte
 	bitmapErr error
+	// free has, by group, the blocks that inodes have and that are free in the block bitmap.
+	free map[int64]*freeInUse
+}
+
+// freeInUse counts blocks that are in use and free at once.
+type freeInUse struct {
+	first, count int64
+	ino          files.Ino // that has the first one
 }
 
 // Owners calls fn with what each part of the ranges is for.
@@ -104,7 +113,8 @@ func tidyRanges(ranges []files.Range) ([]files.Range, error) {
 // damaged on the way, the second one ends the search.
 func (fs *FS) owners(ctx context.Context, ranges []files.Range, limit int,
 	fn func(files.Owner) error) (damage, err error) {
-	w := &ownerSearch{fs: fs, ctx: ctx, ranges: ranges, limit: limit}
+	w := &ownerSearch{fs: fs, ctx: ctx, ranges: ranges, limit: limit,
+		free: make(map[int64]*freeInUse)}
 	unit := fs.super.blockBytes * fs.super.clusterBlocks
 	total := int64(0)
 	for _, r := range ranges {
@@ -139,7 +149,47 @@ func (fs *FS) owners(ctx context.Context, ranges []files.Range, limit int,
 		}
 		w.sort()
 	}
-	return w.damage, w.emit(fn)
+	if err := w.emit(fn); err != nil {
+		return w.damage, err
+	}
+	for _, number := range slices.Sorted(maps.Keys(w.free)) {
+		f := w.free[number]
+		fs.notes.Note(files.Problem{What: fmt.Sprintf("group %d: %d blocks that inodes have are free in its "+
+			"block bitmap, the first is %d of inode %d", number, f.count, f.first, f.ino),
+			Offset: f.first * fs.super.blockBytes, Ino: f.ino, Hides: true})
+	}
+	return w.damage, nil
+}
+
+// holdFree holds a part that an inode has against the block bitmap: a map that was changed leads to
+// blocks that are free. What cannot be read of the bitmap, was noted.
+func (w *ownerSearch) holdFree(ino files.Ino, from, to int64) error {
+	s := w.fs.super
+	for pos := from - from%s.blockBytes; pos < to; pos += s.blockBytes {
+		block := pos / s.blockBytes
+		number := (block - s.firstData) / s.perGroup
+		if err := w.readBitmap(number); err != nil {
+			return err
+		}
+		if w.bitmapErr != nil || bit(w.bitmap, (block-s.firstBlock(number))/s.clusterBlocks) {
+			continue
+		}
+		if w.free[number] == nil {
+			w.free[number] = &freeInUse{first: block, ino: ino}
+		}
+		w.free[number].count++
+	}
+	return nil
+}
+
+// readBitmap has the block bitmap of a group at hand, or the reason why it cannot be read. The error
+// is that of ctx.
+func (w *ownerSearch) readBitmap(number int64) error {
+	if w.group != number+1 {
+		w.bitmap, w.bitmapErr = w.fs.blockBitmap(w.ctx, number)
+		w.group = number + 1
+	}
+	return w.ctx.Err()
 }
 
 // firstOf gives the first error that is one.
@@ -372,6 +422,11 @@ func (w *ownerSearch) part(active []*claim, from, to int64, fn func(files.Owner)
 			return err
 		}
 	}
+	for _, c := range active {
+		if c.ino != 0 {
+			return w.holdFree(c.ino, from, to)
+		}
+	}
 	return nil
 }
 
@@ -430,12 +485,8 @@ func (w *ownerSearch) bitmapSays(pos, to int64) (claim, int64, error) {
 	number := (pos - base) / (s.perGroup * s.blockBytes)
 	groupAt := s.firstBlock(number) * s.blockBytes
 	until := min(to, end, groupAt+s.perGroup*s.blockBytes)
-	if w.group != number+1 {
-		w.bitmap, w.bitmapErr = w.fs.blockBitmap(w.ctx, number)
-		w.group = number + 1
-	}
-	if w.ctx.Err() != nil {
-		return claim{}, 0, w.ctx.Err()
+	if err := w.readBitmap(number); err != nil {
+		return claim{}, 0, err
 	}
 	if w.bitmapErr != nil {
 		if w.damage == nil {

@@ -66,6 +66,7 @@ const (
 	roGroupSums     = 0x10
 	roBigalloc      = 0x200
 	roChecksums     = 0x400
+	roProject       = 0x2000
 	roShared        = 0x4000 // several files may have the same blocks
 	roOrphanPresent = 0x10000
 	roOf4           = 0x8 | 0x10 | 0x20 | 0x40 | 0x200 | 0x400

@@ -39,18 +39,22 @@ type Count struct {
 // fn.
 func Survey(ctx context.Context, fs FS, fn func(*Found) error) (*Count, View, error) {
 	s := survey{count: new(Count), left: make(map[Ino]int64)}
-	var stop error
-	err := Walk(ctx, fs, fs.Info().Root, "/", func(f *Found) error {
+	w := &walk{ctx: ctx, fs: fs, up: s.up, left: MaxNames, fn: func(f *Found) error {
 		s.name(f)
-		if fn != nil {
-			stop = fn(f)
+		if fn == nil {
+			return nil
 		}
-		return stop
-	})
-	if err != nil {
+		err := fn(f)
+		if errors.Is(err, ErrSkip) && len(s.open) > 0 {
+			s.open[len(s.open)-1].partial = true
+		}
+		return err
+	}}
+	if err := w.start(fs.Info().Root, "/"); err != nil {
 		return s.count, s.view(fs), err
 	}
-	err = fs.Inodes(ctx, func(st *Stat) error {
+	s.leave(0)
+	err := fs.Inodes(ctx, func(st *Stat) error {
 		if s.inode(st); s.count.Inodes > MaxNames {
 			return fmt.Errorf("%w: more than %d inodes", ErrMany, int64(MaxNames))
 		}
@@ -72,11 +76,72 @@ type survey struct {
 	left    map[Ino]int64 // inodes with several links: how many names are still to come
 	skipped bool          // there were too many of those
 	many    bool          // there were too many inodes to keep in mind
+	open    []openDir     // the directories that the walk is in, the root first
 	notes   Notes
+}
+
+// openDir is a directory whose names are being read.
+type openDir struct {
+	ino     Ino
+	links   uint32
+	subs    int64 // directories in it
+	partial bool  // not all of its names are known
+}
+
+// enter notes that the walk came to a name.
+func (s *survey) enter(f *Found) {
+	if f.File == nil {
+		// A name that cannot be opened may be a directory; or it is a directory once more whose names
+		// could not all be read.
+		for i := range s.open {
+			if d := &s.open[i]; d.ino == f.Dir || d.ino == f.Entry.Ino {
+				d.partial = true
+			}
+		}
+		return
+	}
+	depth := len(s.open)
+	for depth > 0 && s.open[depth-1].ino != f.Dir {
+		depth--
+	}
+	s.leave(depth)
+	if st := f.File.Stat(); st.IsDir() {
+		if depth > 0 {
+			s.open[depth-1].subs++
+		}
+		s.open = append(s.open, openDir{ino: st.Ino, links: st.Links, partial: f.Err != nil})
+	}
+}
+
+// leave notes that the walk is done with the directories from a depth on. Each has a link by its
+// name, one by its own ".", and one by ".." of each directory in it; ext4 counts 1 where that is
+// more than it can count.
+func (s *survey) leave(depth int) {
+	for _, d := range s.open[depth:] {
+		if !d.partial && int64(d.links) != d.subs+2 && d.links != 1 {
+			s.notes.Note(Problem{What: fmt.Sprintf("directory inode %d has %d links, and holds %d "+
+				"directories", d.ino, d.links, d.subs), Offset: -1, Ino: d.ino})
+		}
+	}
+	s.open = s.open[:depth]
+}
+
+// up is told where ".." of a directory leads: to the one that holds its name, and of the root to
+// itself.
+func (s *survey) up(dir *Found, parent Ino) {
+	want := dir.Dir
+	if want == 0 {
+		want = dir.Entry.Ino
+	}
+	if parent != want {
+		s.notes.Note(Problem{What: fmt.Sprintf("directory inode %d: %q leads to inode %d, and its name is "+
+			"in inode %d", dir.Entry.Ino, "..", parent, want), Offset: -1, Ino: dir.Entry.Ino})
+	}
 }
 
 // name counts a name that the walk came to.
 func (s *survey) name(f *Found) {
+	s.enter(f)
 	if f.Err != nil {
 		s.fail(fmt.Sprintf("%q", f.Path), f.Err)
 	}

@@ -39,9 +39,13 @@ var ErrLoop = errors.New("directories lead back into themselves, or deeper than 
 // read. The error is that of ctx or of fn, or ErrMany.
 func Walk(ctx context.Context, fs FS, from Ino, at string, fn func(*Found) error) error {
 	w := &walk{ctx: ctx, fs: fs, fn: fn, left: MaxNames}
-	w.names, _ = fs.(Namer)
+	return w.start(from, at)
+}
+
+func (w *walk) start(from Ino, at string) error {
+	w.names, _ = w.fs.(Namer)
 	f := &Found{Path: at, Entry: Entry{Name: path.Base(at), Ino: from}}
-	f.File, f.Err = fs.Open(ctx, from)
+	f.File, f.Err = w.fs.Open(w.ctx, from)
 	return w.name(f, 0)
 }
 
@@ -57,6 +61,7 @@ type walk struct {
 	fs    FS
 	names Namer // nil if fs is none
 	fn    func(*Found) error
+	up    func(dir *Found, parent Ino) // is told where ".." of a directory leads, if not nil
 	dirs  Set
 	left  int64 // how many names more are gone through
 }
@@ -112,16 +117,22 @@ func (w *walk) below(dir *Found, depth int) error {
 
 // entries calls fn for each name in a directory but "." and "..".
 func (w *walk) entries(dir *Found, fn func(Entry, File, error) error) error {
+	dots := func(e Entry) bool {
+		if e.Name == ".." && w.up != nil {
+			w.up(dir, e.Ino)
+		}
+		return e.Name == "." || e.Name == ".."
+	}
 	if w.names != nil {
 		return w.names.Names(w.ctx, dir.Entry.Ino, func(e Entry, f File, err error) error {
-			if e.Name == "." || e.Name == ".." {
+			if dots(e) {
 				return nil
 			}
 			return fn(e, f, err)
 		})
 	}
 	return dir.File.Entries(w.ctx, func(e Entry) error {
-		if e.Name == "." || e.Name == ".." {
+		if dots(e) {
 			return nil
 		}
 		f, err := w.fs.Open(w.ctx, e.Ino)
