@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -17,6 +18,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/render"
 )
@@ -92,6 +94,8 @@ type look struct {
 	head render.GuestHead
 	fs   files.FS
 	part int // the index of its volume
+	// others are the parts that may hold files too, where nobody said which part is meant.
+	others string
 	// view is where a survey leaves its view; nil: that of the file system. below says what alone was
 	// gone through without one.
 	view  *files.View
@@ -148,7 +152,9 @@ func (o *guestOptions) fileSystem(ctx context.Context, arg string) (*look, error
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	l.part = part
+	if l.part = part; name.Part == "" {
+		l.others = l.otherParts()
+	}
 	l.head.Part, l.head.Path = l.Layout.Volumes[part].Name, cmp.Or(name.Path, "/")
 	l.head.FileSystem = render.NewGuestFileSystem(l.fs.Info())
 	return l, nil
@@ -177,6 +183,10 @@ func (o *guestOptions) into(ctx context.Context, arg string, follow bool,
 // absent judges that nothing has a path. It is so only if all that was read on the way could be: a
 // journal that was not replayed may hold the name.
 func (l *look) absent(err error) error {
+	if l.others != "" {
+		err = finding.WithHint(err, fmt.Sprintf("only part %s was looked into; it may be in another: %s", l.head.Part,
+			l.others))
+	}
 	end := l.end(0, nil)
 	if end.Complete {
 		return err
@@ -186,6 +196,18 @@ func (l *look) absent(err error) error {
 		err = fmt.Errorf("%w: %s", err, end.View.Problems[i].What)
 	}
 	return withStatus(end.Status[0], err)
+}
+
+// otherParts names the parts beside the one that is looked into that may hold files of the guest.
+func (l *look) otherParts() string {
+	var names []string
+	can := inside.Readable(l.Guest)
+	for i, v := range l.Layout.Volumes {
+		if i != l.part && (slices.Contains(can, i) || v.NotExamined != "" && v.Kind != volume.Unknown) {
+			names = append(names, fmt.Sprintf("%s (%s)", v.Name, v.Kind))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // compare holds what has names against what is in use, where all of a file system was gone through:
@@ -249,6 +271,10 @@ func (l *look) end(unread int64, err error) render.GuestEnd {
 	}
 	end := render.NewGuestEnd(l.Guest, view, unread, err)
 	end.Compared = l.view != nil && err == nil
+	if l.others != "" && l.view != nil {
+		end.Notes = append(end.Notes, fmt.Sprintf("only part %s was gone through, since none was named; there are "+
+			"also %s", l.head.Part, l.others))
+	}
 	if l.below != "" && end.Complete && !inside.Checksums(l.fs) {
 		end.Notes = append(end.Notes, "only "+l.below+" was gone through, and the directories of this "+
 			"file system have no checksums: names that one lost are missed over the whole of it only, as "+
