@@ -19,6 +19,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/guest/volume"
 	"github.com/shisa-vm/shisa/internal/inside"
 )
 
@@ -156,7 +157,8 @@ func NewGuestEnd(g *inside.Guest, view files.View, unread int64, err error) Gues
 	case err != nil:
 		e.Error, applies = err.Error(), append(applies, finding.StatusCannotTell)
 	}
-	if view.State == files.Incomplete || unread > 0 || missing > 0 {
+	doubt := slices.ContainsFunc(g.Layout.Problems, func(p volume.Problem) bool { return p.Doubt })
+	if view.State == files.Incomplete || unread > 0 || missing > 0 || doubt {
 		applies = append(applies, finding.StatusCannotTell)
 	}
 	if len(changed) > 0 {

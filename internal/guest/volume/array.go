@@ -150,13 +150,15 @@ func (f *finder) activeMembers(v *Volume, a *array) {
 
 // absent says what of the array is not there.
 func (f *finder) absent(v *Volume, a *array) {
-	missing := 0
+	missing, doubt := 0, false
 	degraded := 0
 	for place, m := range a.active {
+		given := func(m *member) bool { return a.best.roleOf(m.number) == place }
 		switch {
 		case m != nil:
 		case slices.Contains(a.best.roles, place):
 			missing++
+			doubt = doubt || a.best.level == 1 && !slices.ContainsFunc(a.members, given)
 		default:
 			degraded++
 		}
@@ -164,10 +166,11 @@ func (f *finder) absent(v *Volume, a *array) {
 	p := Problem{Disk: -1, In: v.Name, What: "array " + v.Name}
 	if missing > 0 {
 		p.Text = fmt.Sprintf("%d of %d members are not given or cannot be used", missing, len(a.active))
-		if a.best.level == 1 {
+		if p.Doubt = doubt; doubt {
 			p.Text += ": whether one of them is newer cannot be told"
 		}
 		f.add(p)
+		p.Doubt = false
 	}
 	if degraded > 0 {
 		p.Text = fmt.Sprintf("it is degraded: it has no member in %d of its %d places",

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -352,6 +353,10 @@ func TestArrayMembers(t *testing.T) {
 			}
 			if tc.problem == "" && len(l.Problems) > 0 {
 				t.Errorf("Find() says %v, want nothing", l.Problems)
+			}
+			doubt := slices.ContainsFunc(l.Problems, func(p Problem) bool { return p.Doubt })
+			if doubt != (tc.name == "one of two") {
+				t.Errorf("in doubt: %v, %v", doubt, l.Problems)
 			}
 			v := volume(t, l, "md/m")
 			b := make([]byte, 8)

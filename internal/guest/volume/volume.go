@@ -84,6 +84,8 @@ type Problem struct {
 	finding.Range
 	// What is what is broken, as "primary GPT header", and Text what is wrong and what follows.
 	What, Text string
+	// Doubt: whether what is read is the present cannot be told.
+	Doubt bool
 }
 
 // String gives the problem as one line.
