@@ -68,13 +68,12 @@ static void *(*bpf_map_lookup_percpu_elem)(void *map, const void *key, u32 cpu) 
 // container is the struct whose field is at ptr.
 #define container(ptr, type, field) ((type *)((char *)(ptr) - field_offset(type, field)))
 
-// get reads a field through a pointer that the verifier knows nothing of; 0 where it cannot be
-// read, which is what a pointer that went stale gives.
+// get reads a field through a pointer that the verifier knows nothing of. Where that cannot be read
+// the helper gives zeros; to look at its verdict would double what the verifier has to follow.
 #define get(ptr, field)                                                                            \
 	({                                                                                         \
 		typeof((ptr)->field) got_;                                                         \
-		if (bpf_probe_read_kernel(&got_, sizeof(got_), &(ptr)->field))                     \
-			__builtin_memset(&got_, 0, sizeof(got_));                                  \
+		bpf_probe_read_kernel(&got_, sizeof(got_), &(ptr)->field);                         \
 		got_;                                                                              \
 	})
 
@@ -82,8 +81,7 @@ static void *(*bpf_map_lookup_percpu_elem)(void *map, const void *key, u32 cpu) 
 #define peek(ptr)                                                                                  \
 	({                                                                                         \
 		typeof(*(ptr)) got_;                                                               \
-		if (bpf_probe_read_kernel(&got_, sizeof(got_), ptr))                               \
-			__builtin_memset(&got_, 0, sizeof(got_));                                  \
+		bpf_probe_read_kernel(&got_, sizeof(got_), ptr);                                   \
 		got_;                                                                              \
 	})
 
@@ -213,6 +211,12 @@ struct mount___node { // 6.8
 	struct rb_node mnt_node;
 };
 
+// 6.17, which also no longer counts a mount as a reference to its parent ("don't have mounts pin
+// their parents").
+struct mount___over {
+	struct mount *overmount;
+};
+
 struct ns_common {
 	u32 inum;
 };
@@ -286,6 +290,10 @@ struct task_struct {
 	char comm[16];
 };
 
+#pragma clang attribute pop
+
+// What iterators are called with. The verifier knows these by their offsets, so the loader is not to
+// move them.
 struct bpf_map;
 struct seq_file;
 
@@ -304,8 +312,6 @@ struct bpf_iter__bpf_map_elem {
 	void *key;
 	void *value;
 };
-
-#pragma clang attribute pop
 
 // mount_of is the mount that a path names by its part that the whole kernel sees.
 INLINE struct mount *mount_of(struct vfsmount *v)

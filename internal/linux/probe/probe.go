@@ -17,7 +17,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type question refs refs.c -- -O2 -Wall -Werror
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type question -type found -type mount_found -type super_found -type found_kind -type mount_flag -type path_flag -type inode_flag mounts mounts.c -- -O2 -Wall -Werror
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type held -type task_found refs refs.c -- -O2 -Wall -Werror
 
 // ErrRefused means that this kernel does not load the programs, or not for this user.
 var ErrRefused = errors.New("the kernel refuses the program")

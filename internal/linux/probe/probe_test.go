@@ -5,32 +5,73 @@ package probe
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if hold.IsChild(os.Args) {
+		hold.Serve()
+	}
+	if err := hold.Apart(); err != nil {
+		fmt.Fprintln(os.Stderr, err) // the tests that need it say so, too
+	}
+	testenv.Main(m)
+}
 
-// TestLoad holds that the kernel of this machine takes the objects.
-func TestLoad(t *testing.T) {
+func openRefs(t testing.TB) *Refs {
+	t.Helper()
+	return openEdited(t, nil)
+}
+
+// openEdited loads the programs of mounts.c as edit makes them.
+func openEdited(t testing.TB, edit func(*ebpf.CollectionSpec) error) *Refs {
+	t.Helper()
 	testenv.NeedRoot(t)
-	spec, err := loadRefs()
+	r, err := openWith(edit)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var o refsObjects
-	if err := load("refs", spec, &o); err != nil {
+	if err := r.Uncounted(); err != nil {
 		t.Fatal(err)
 	}
-	defer o.Close()
-	if err := o.Questions.Put(uint32(0), refsQuestion{Kind: 1}); err != nil {
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// mounted is a line of mountinfo.
+type mounted struct {
+	id, parent  int
+	dev         string
+	root, point string
+}
+
+func mountinfo(t testing.TB) []mounted {
+	t.Helper()
+	text, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := answers(o.Cpus, o.Questions)
-	if err != nil || len(data) != 8 {
-		t.Errorf("answers(cpus) = %d bytes, %v, want one offset", len(data), err)
+	var ms []mounted
+	for l := range strings.Lines(string(text)) {
+		var m mounted
+		if _, err := fmt.Sscan(l, &m.id, &m.parent, &m.dev, &m.root, &m.point); err != nil {
+			t.Fatal(err)
+		}
+		ms = append(ms, m)
 	}
+	return ms
 }
 
 // TestRefused holds that without rights there is an error that says so.
@@ -38,13 +79,8 @@ func TestRefused(t *testing.T) {
 	if testenv.AsUser(t) {
 		return
 	}
-	spec, err := loadRefs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var o refsObjects
-	if err := load("refs", spec, &o); !errors.Is(err, ErrRefused) {
-		t.Errorf("load without rights = %v, want %v", err, ErrRefused)
+	if r, err := OpenRefs(); !errors.Is(err, ErrRefused) {
+		t.Errorf("OpenRefs without rights = %v, %v, want %v", r, err, ErrRefused)
 	} else {
 		t.Log(err)
 	}

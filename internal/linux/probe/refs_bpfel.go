@@ -13,20 +13,76 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type refsHeld struct {
+	_      structs.HostLayout
+	File   uint64
+	Mnt    uint64
+	Dentry uint64
+	Super  uint64
+}
+
+type refsNode struct {
+	_     structs.HostLayout
+	Words [32]uint64
+	Last  uint64
+}
+
 type refsQuestion struct {
+	_     structs.HostLayout
+	Addr  uint64
+	Super uint64
+	From  uint64
+	Also  uint64
+	Of    uint64
+	Want  uint32
+	Flags uint32
+}
+
+type refsTaskFound struct {
 	_    structs.HostLayout
-	Kind uint64
-	Addr uint64
+	Head struct {
+		_        structs.HostLayout
+		Question uint32
+		Kind     uint16
+		Size     uint16
+	}
+	Task  uint64
+	Files uint64
+	Fs    uint64
+	Mm    uint64
+	Ns    uint64
+	Root  refsHeld
+	Pwd   refsHeld
+	Exe   refsHeld
+	Pid   int32
+	Tid   int32
+	Tgid  int32
+	Flags uint32
+	Inum  uint32
+	Pad   uint32
+	Comm  [16]uint8
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	refsMapAnchor    = "anchor"
-	refsMapQuestions = "questions"
-	refsProgCpus     = "cpus"
-	refsVarOnlyHere  = "only_here"
+	refsMapNodes          = "nodes"
+	refsMapQuestions      = "questions"
+	refsProgAreas         = "areas"
+	refsProgContexts      = "contexts"
+	refsProgEvents        = "events"
+	refsProgFiles         = "files"
+	refsProgMessages      = "messages"
+	refsProgPassed        = "passed"
+	refsProgRings         = "rings"
+	refsProgTasks         = "tasks"
+	refsProgUprobes       = "uprobes"
+	refsVarAsked          = "asked"
+	refsVarShownFound     = "shown_found"
+	refsVarShownFoundKind = "shown_found_kind"
+	refsVarShownHeld      = "shown_held"
+	refsVarShownTaskFound = "shown_task_found"
 )
 
 // loadRefs returns the embedded CollectionSpec for refs.
@@ -71,14 +127,22 @@ type refsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refsProgramSpecs struct {
-	Cpus *ebpf.ProgramSpec `ebpf:"cpus"`
+	Areas    *ebpf.ProgramSpec `ebpf:"areas"`
+	Contexts *ebpf.ProgramSpec `ebpf:"contexts"`
+	Events   *ebpf.ProgramSpec `ebpf:"events"`
+	Files    *ebpf.ProgramSpec `ebpf:"files"`
+	Messages *ebpf.ProgramSpec `ebpf:"messages"`
+	Passed   *ebpf.ProgramSpec `ebpf:"passed"`
+	Rings    *ebpf.ProgramSpec `ebpf:"rings"`
+	Tasks    *ebpf.ProgramSpec `ebpf:"tasks"`
+	Uprobes  *ebpf.ProgramSpec `ebpf:"uprobes"`
 }
 
 // refsMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refsMapSpecs struct {
-	Anchor    *ebpf.MapSpec `ebpf:"anchor"`
+	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
 	Questions *ebpf.MapSpec `ebpf:"questions"`
 }
 
@@ -86,7 +150,11 @@ type refsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refsVariableSpecs struct {
-	OnlyHere *ebpf.VariableSpec `ebpf:"only_here"`
+	Asked          *ebpf.VariableSpec `ebpf:"asked"`
+	ShownFound     *ebpf.VariableSpec `ebpf:"shown_found"`
+	ShownFoundKind *ebpf.VariableSpec `ebpf:"shown_found_kind"`
+	ShownHeld      *ebpf.VariableSpec `ebpf:"shown_held"`
+	ShownTaskFound *ebpf.VariableSpec `ebpf:"shown_task_found"`
 }
 
 // refsObjects contains all objects after they have been loaded into the kernel.
@@ -109,13 +177,13 @@ func (o *refsObjects) Close() error {
 //
 // It can be passed to loadRefsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refsMaps struct {
-	Anchor    *ebpf.Map `ebpf:"anchor"`
+	Nodes     *ebpf.Map `ebpf:"nodes"`
 	Questions *ebpf.Map `ebpf:"questions"`
 }
 
 func (m *refsMaps) Close() error {
 	return _RefsClose(
-		m.Anchor,
+		m.Nodes,
 		m.Questions,
 	)
 }
@@ -124,19 +192,39 @@ func (m *refsMaps) Close() error {
 //
 // It can be passed to loadRefsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refsVariables struct {
-	OnlyHere *ebpf.Variable `ebpf:"only_here"`
+	Asked          *ebpf.Variable `ebpf:"asked"`
+	ShownFound     *ebpf.Variable `ebpf:"shown_found"`
+	ShownFoundKind *ebpf.Variable `ebpf:"shown_found_kind"`
+	ShownHeld      *ebpf.Variable `ebpf:"shown_held"`
+	ShownTaskFound *ebpf.Variable `ebpf:"shown_task_found"`
 }
 
 // refsPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadRefsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refsPrograms struct {
-	Cpus *ebpf.Program `ebpf:"cpus"`
+	Areas    *ebpf.Program `ebpf:"areas"`
+	Contexts *ebpf.Program `ebpf:"contexts"`
+	Events   *ebpf.Program `ebpf:"events"`
+	Files    *ebpf.Program `ebpf:"files"`
+	Messages *ebpf.Program `ebpf:"messages"`
+	Passed   *ebpf.Program `ebpf:"passed"`
+	Rings    *ebpf.Program `ebpf:"rings"`
+	Tasks    *ebpf.Program `ebpf:"tasks"`
+	Uprobes  *ebpf.Program `ebpf:"uprobes"`
 }
 
 func (p *refsPrograms) Close() error {
 	return _RefsClose(
-		p.Cpus,
+		p.Areas,
+		p.Contexts,
+		p.Events,
+		p.Files,
+		p.Messages,
+		p.Passed,
+		p.Rings,
+		p.Tasks,
+		p.Uprobes,
 	)
 }
 
