@@ -85,7 +85,8 @@ func TestKindsByText(t *testing.T) {
 	h := byText()
 	// What no text tells of: it is not named, and the answer is that it cannot be told.
 	hidden := []string{"fd-in-flight", "fd-in-flight-net-namespace", "fanotify-event", "detached-mount", "lazy-fd",
-		"namespace-empty", "namespace-bound", "unix-socket-relative", "bind-lazy-fd", "overlay-lazy-fd"}
+		"namespace-empty", "namespace-bound", "unix-socket-relative", "bind-lazy-fd", "overlay-lazy-fd",
+		"mount-context", "frozen"}
 	for _, k := range hold.Kinds() {
 		t.Run(k.Name, func(t *testing.T) {
 			d, err := hold.NewDisk(t.Context(), t.TempDir())

@@ -169,8 +169,8 @@ func superblocks() []Kind {
 		{Name: "overlay-upper", Effect: Pins, Word: "overlay", make: overlayUpper},
 		{Name: "overlay-lazy-fd", Effect: Pins, Word: "overlay", make: overlayLazy},
 		{Name: "detached-mount", Effect: Pins, Word: "detached_mount", make: detached},
-		{Name: "mount-context", Effect: Pins, make: mountContext},
-		{Name: "frozen", Effect: Pins, make: frozen, outlives: true},
+		{Name: "mount-context", Effect: Pins, Word: "mount_context", make: mountContext},
+		{Name: "frozen", Effect: Pins, Word: "frozen", make: frozen, outlives: true},
 		{Name: "lazy-fd", Effect: Hides, Word: "open_fd", make: lazy},
 	}
 }

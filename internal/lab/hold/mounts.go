@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -249,7 +250,6 @@ func overlayLazy(c *child) error {
 }
 
 func detached(c *child) (err error) {
-	c.hold.Path = c.Mount
 	c.hold.FD, err = unix.OpenTree(unix.AT_FDCWD, c.Mount, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("open_tree: %w", err)
@@ -301,9 +301,11 @@ func freezing(at string, what uint) error {
 	return errors.Join(unix.IoctlSetInt(fd, what, 0), unix.Close(fd))
 }
 
-// lazy unmounts the mount as umount -l does, with a file open.
+// lazy unmounts the mount as umount -l does, with a file open: its path begins at the mount then.
 func lazy(c *child) error {
-	return errors.Join(openFD(c), unix.Unmount(c.Mount, unix.MNT_DETACH))
+	err := errors.Join(openFD(c), unix.Unmount(c.Mount, unix.MNT_DETACH))
+	c.hold.Path = strings.TrimPrefix(c.hold.Path, c.Mount)
+	return err
 }
 
 func openDevice(c *child) (err error) {
