@@ -141,6 +141,10 @@ type Options struct {
 	Patience time.Duration
 	// Forward makes Recover finish a change that was cut off, instead of taking it back.
 	Forward bool
+	// LeaveAsIs tells whether the user accepts that an image which somebody wrote to after a change of
+	// it was cut off stays as it is: then Recover gives that change up, and keeps its undo file under
+	// another name. nil accepts it of none.
+	LeaveAsIs func(image string) bool
 	// Looked is told by Recover where it looked for changes; nil for nobody.
 	Looked func(Place)
 }
@@ -160,6 +164,7 @@ const (
 	DidRollBack   = "rolled_back" // the image has its old bytes
 	DidCommit     = "committed"   // the image has its new bytes
 	DidUndo       = "undone"      // an undo that was cut off is finished
+	DidSetAside   = "set_aside"   // the change was given up, and the image is left as it is
 	DidNotRecover = "failed"      // see Err
 )
 

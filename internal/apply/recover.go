@@ -132,11 +132,33 @@ func (e *engine) recover(ctx context.Context, j job, out *Outcome) error {
 		}
 		err = u.Confirm()
 	}
+	if err != nil && e.mayLeave(ctx, c, j.image, err) {
+		return e.setAside(u, out)
+	}
 	if err != nil {
 		return c.again(err)
 	}
 	out.Receipt, err = c.record(failure)
 	return err
+}
+
+// mayLeave tells whether a change may be given up: where the user accepts that, and the image holds what
+// is neither from before the change nor from after it. It is looked at once more, for what failed may
+// have been a write.
+func (e *engine) mayLeave(ctx context.Context, c *change, image string, why error) bool {
+	return e.o.LeaveAsIs != nil && errors.Is(why, ErrChanged) && c.u.State().Unfinished() &&
+		e.o.LeaveAsIs(image) && errors.Is(c.survey(ctx, wantEither), ErrChanged)
+}
+
+// setAside gives a change up.
+func (e *engine) setAside(u *vault.Undo, out *Outcome) error {
+	path, kept, err := e.v.SetAside(u, "it was given up by a recovery, as the image was written to after it was cut off",
+		e.o.Now())
+	if err != nil {
+		return err
+	}
+	out.Did, out.UndoPath, out.Receipt = DidSetAside, path, kept
+	return nil
 }
 
 // removePartial removes an undo file that was never finished. It is nobody's in this moment: who

@@ -6,6 +6,7 @@ package apply
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -309,5 +310,70 @@ func TestUndoneAndChangedSince(t *testing.T) {
 	poke(t, d, imagePath, lowAt)
 	if _, err := Undo(t.Context(), imagePath, "", options(d)); !errors.Is(err, ErrChanged) {
 		t.Errorf("Undo of what was undone, and changed since = %v, want %v", err, ErrChanged)
+	}
+}
+
+// TestSetAside gives a change up that was cut off, of an image that was written to since: cut off at each
+// operation it is as before, or done, and done again it ends.
+func TestSetAside(t *testing.T) {
+	d, p, _, _ := world(t)
+	fault(t, d, "crash after op "+lastBefore(t))
+	if _, err := Apply(t.Context(), p, options(d)); err == nil {
+		t.Fatal("the power was not cut")
+	}
+	for s := range d.Survivors(1) {
+		d = s
+		break
+	}
+	poke(t, d, imagePath, countAt)
+	w, err := d.OpenWithoutLocks(imagePath)
+	if err == nil {
+		err = errors.Join(w.Sync(), w.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := content(t, d)
+	undo, ok := d.Get(imagePath + vault.Suffix)
+	if !ok {
+		t.Fatal("there is no undo file")
+	}
+	accept := func(d *cut.Disk, accepted bool) Options {
+		o := options(d)
+		o.LeaveAsIs = func(image string) bool { return accepted && image == imagePath }
+		return o
+	}
+	if _, err := Recover(t.Context(), imagePath, accept(d, false)); !errors.Is(err, ErrChanged) {
+		t.Fatalf("Recover, not accepted = %v, want %v", err, ErrChanged)
+	}
+	aside := imagePath + vault.Suffix + ".aside-" + p.ID
+	for k := 0; ; k++ {
+		s := clone(t, d)
+		fault(t, s, "crash after op "+strconv.Itoa(k))
+		out, err := Recover(t.Context(), imagePath, accept(s, true))
+		if err == nil {
+			if k < 3 || len(out) != 1 || out[0].Did != DidSetAside || out[0].UndoPath != aside ||
+				out[0].Receipt.State != vault.SetAside {
+				t.Errorf("Recover, accepted = %+v after %d operations", out, k)
+			}
+			fault(t, s, "")
+			_, err := Undo(t.Context(), imagePath, "", options(s))
+			if !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "was given up") {
+				t.Errorf("Undo of what was given up = %v, want %v", err, ErrNothing)
+			}
+			return
+		}
+		survivors(s, k, func(n int, s *cut.Disk) {
+			what := fmt.Sprintf("cut after %d, state %d", k, n)
+			if _, err := Recover(t.Context(), imagePath, accept(s, true)); err != nil {
+				t.Errorf("%s: Recover = %v", what, err)
+			}
+			if kept, _ := s.Get(aside); !bytes.Equal(kept, undo) || !bytes.Equal(content(t, s), was) {
+				t.Errorf("%s: the undo file or the image is another", what)
+			}
+			if err := Finished(t.Context(), imagePath, options(s)); err != nil {
+				t.Errorf("%s: Finished = %v", what, err)
+			}
+		})
 	}
 }

@@ -246,6 +246,9 @@ func nothing(path, id string, known *vault.Candidate) error {
 	case known.State == vault.RolledBack:
 		return fmt.Errorf("%w in %s: its change %s was rolled back, and is not in force", ErrNothing, path,
 			known.ID)
+	case known.State == vault.SetAside:
+		return fmt.Errorf("%w in %s: its change %s was given up, and its undo file is kept as %s", ErrNothing, path,
+			known.ID, known.Receipt.Undo())
 	case known.State == vault.Prepared || known.State == vault.Partial:
 		return fmt.Errorf("%w in %s: its change was prepared and never begun (undo file %s)", ErrNothing,
 			path, known.UndoPath)

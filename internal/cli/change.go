@@ -40,6 +40,8 @@ type changeOptions struct {
 	state   string
 	journal string
 	risks   []string
+	// more are risks that only this command knows, each with what is accepted.
+	more [][2]string
 }
 
 func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
@@ -49,11 +51,15 @@ func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 		"most 20 of a kind")
 	stateFlag(c, &o.state, "keep receipts below `DIR`")
 	f.StringVar(&o.journal, "journal", "", "keep undo files in `DIR` instead of beside the image")
-	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
-		"no-locks: its file system keeps no locks, and nobody else uses it (may be repeated)")
+	text, names := "accept a risk for one image, as `RISK:IMAGE`", []string{}
+	for _, r := range o.knownRisks() {
+		text += "; " + r[0] + ": " + r[1]
+		names = append(names, r[0]+":")
+	}
+	f.StringArrayVar(&o.risks, "accept-risk", nil, text+" (may be repeated)")
 	complete(c, map[string]cobra.CompletionFunc{
 		"journal": directories,
-		"accept-risk": cobra.FixedCompletions([]string{"no-locks:"},
+		"accept-risk": cobra.FixedCompletions(names,
 			cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace),
 	})
 	return f
@@ -79,8 +85,10 @@ func stateDir(named string) (string, error) {
 	return dir, err
 }
 
-// risks are those that can be accepted by name.
-var risks = []string{"no-locks"}
+// knownRisks are those that can be accepted by name, each with what is accepted.
+func (o *changeOptions) knownRisks() [][2]string {
+	return append([][2]string{{"no-locks", "its file system keeps no locks, and nobody else uses it"}}, o.more...)
+}
 
 // risk is one that the user accepts, for one image.
 type risk struct{ name, image string }
@@ -88,12 +96,16 @@ type risk struct{ name, image string }
 // ready refuses command lines that would fail after the work only, and gives the risks.
 func (o *changeOptions) ready(c *cobra.Command) ([]risk, error) {
 	var all []risk
+	var known []string
+	for _, r := range o.knownRisks() {
+		known = append(known, r[0])
+	}
 	for _, text := range o.risks {
 		name, image, ok := strings.Cut(text, ":")
 		switch {
-		case !slices.Contains(risks, name):
+		case !slices.Contains(known, name):
 			return nil, usageError(c, "--accept-risk %s: there is no risk of that name, known are: %s", text,
-				strings.Join(risks, ", "))
+				strings.Join(known, ", "))
 		case !ok || image == "":
 			return nil, usageError(c, "--accept-risk %s: it does not say for which image, want %s:IMAGE",
 				text, name)

@@ -20,6 +20,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/vault"
 )
 
+// leaveRisk is what is accepted where a change is given up.
+const leaveRisk = "leave-as-is"
+
 type recoverOptions struct {
 	changeOptions
 	forward bool
@@ -38,7 +41,8 @@ found by their image only. It also takes away what processes of "shisa disk moun
 killed.
 
 Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
-told of.`,
+told of; --accept-risk=leave-as-is:IMAGE then gives the change up, so that the image can be used and repaired as
+it is. Its undo file keeps the old bytes, under another name.`,
 		Example: `  shisa recover vm.qcow2
   shisa recover                                      all that this host knows of
   shisa recover /var/lib/libvirt/images              all undo files below it
@@ -52,6 +56,8 @@ told of.`,
 			return runRecover(c.Context(), o, risks, args, s)
 		},
 	}
+	o.more = [][2]string{{leaveRisk, "it was written to after a change of it was cut off, and stays as it is now: " +
+		"the change is given up, and its undo file kept under another name"}}
 	o.flags(c).BoolVar(&o.forward, "forward", false, "finish changes instead of taking them back")
 	return c
 }
@@ -76,6 +82,7 @@ func runRecover(
 			return err
 		}
 		opts.Forward = o.forward
+		opts.LeaveAsIs = func(image string) bool { return accepted(risks, leaveRisk, image) }
 		opts.Looked = func(p apply.Place) { lookedAt(doc, p) }
 		opts.VerifyOf = func(r *vault.Receipt) verifier {
 			return verify(r.Image(), &plan.Plan{After: r.After, SizeAfterBytes: r.SizeAfterBytes}, bar)
@@ -165,7 +172,8 @@ func (o *recoverOptions) openNext(out apply.Outcome) string {
 			render.Word(out.Image) + " " + operand(out.Image)
 	case errors.Is(out.Err, apply.ErrChanged):
 		return "the file was written to since, or replaced; doc/repair.md, \"When a recovery is refused\", " +
-			"says how to go on"
+			"says how to go on; in the end shisa recover --accept-risk=" + leaveRisk + ":" + render.Word(out.Image) + " " +
+			operand(out.Image) + " leaves it as it is"
 	case errors.Is(out.Err, vault.ErrDamaged), errors.Is(out.Err, fs.ErrNotExist):
 		return "look for the undo file, or a copy of it, and put it back in its place; then: " + again
 	case errors.Is(out.Err, fs.ErrPermission):

@@ -36,6 +36,10 @@ func Receipt(w io.Writer, r *vault.Receipt, name string, next Commands, s Style)
 			", and is as hurt as it was then")
 		o.prose("  now         ", tallies(r.Before))
 		o.undoFile(r)
+	case vault.SetAside:
+		o.line(o.paint(yellow, "GIVEN UP"), "  ", o.paint(bold, Name(name)))
+		o.prose("  ", Text(r.Failure))
+		o.undoFile(r)
 	default:
 		o.line(o.paint(red, "UNFINISHED"), "  ", o.paint(bold, Name(name)))
 		o.undoFile(r)
@@ -111,7 +115,8 @@ type Recovered struct {
 	ID       string `json:"id"` // "" where it was never finished
 	Image    string `json:"image"`
 	UndoPath string `json:"undo_path"`
-	// Did is what was done: "nothing", "removed", "rolled_back", "committed", "undone" or "failed".
+	// Did is what was done: "nothing", "removed", "rolled_back", "committed", "undone", "set_aside" or
+	// "failed".
 	Did   string `json:"did"`
 	Error string `json:"error"` // why it is still open
 	Next  string `json:"next"`  // what to do about that
@@ -141,6 +146,10 @@ func Recover(w io.Writer, d *RecoverDocument, host bool, s Style) error {
 			text = "the image has its old bytes again"
 		case "committed":
 			text = "the change is finished: the image has its new bytes"
+		case "set_aside":
+			word, color = "given up", yellow
+			text = "the change is given up, and the image stays as it is now: shisa check tells what that is, and " +
+				"shisa repair plans anew. The undo file is kept, with the old bytes"
 		case "undone":
 			text = "the undo is finished: the image has its old bytes again"
 		default:

@@ -187,7 +187,7 @@ func (m *mender) raise(ctx context.Context) (changed bool, err error) {
 		m.at(st, int64(s.First)<<m.h.ClusterBits, s.N<<m.h.ClusterBits)
 		if m.roomFor(st) {
 			m.proof(st, "refcount", int64(s.First)<<m.h.ClusterBits, fmt.Sprint(s.Refcount),
-				fmt.Sprintf("%d references were counted", s.References))
+				counted(int64(s.References)))
 		}
 		m.guestsOf(st, int64(s.First), s.N)
 	}
@@ -384,4 +384,12 @@ func (m *mender) refcountNow(cluster int64) (uint64, bool) {
 		return 0, false
 	}
 	return qcow2.RefcountAt(b, cluster%per, m.h.RefcountOrder), true
+}
+
+// counted says how many references there are to a cluster.
+func counted(references int64) string {
+	if references == 1 {
+		return "1 reference was counted"
+	}
+	return fmt.Sprintf("%d references were counted", references)
 }

@@ -17,6 +17,7 @@ import (
 	"math"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -150,6 +151,50 @@ func (v *Vault) Discard(path string) error {
 		return fmt.Errorf("remove the undo file of a change that was not begun: %w", err)
 	}
 	return nil
+}
+
+// asideSuffix comes behind the name of an undo file that was set aside, and before the name of its plan.
+const asideSuffix = ".aside-"
+
+// SetAside gives up a change that was left in the middle: its undo file gets a name that is no undo
+// file's, and its receipt says so. Nothing is removed, and the image is not touched. It returns the new
+// name when all is on the disk, and the receipt, nil if there is none. Done again after it was cut
+// off, it is finished.
+func (v *Vault) SetAside(u *Undo, why string, now time.Time) (path string, kept *Receipt, err error) {
+	fail := func(err error) (string, *Receipt, error) {
+		return "", nil, fmt.Errorf("set the undo file %s aside: %w", u.Path(), err)
+	}
+	path = u.Path() + asideSuffix + u.ID()
+	switch f, err := v.disk.Open(path); {
+	case err == nil:
+		return fail(errors.Join(&fs.PathError{Op: "rename", Path: path, Err: fs.ErrExist}, f.Close()))
+	case !errors.Is(err, fs.ErrNotExist):
+		return fail(err)
+	}
+	// The receipt first: until the undo file has its new name, it speaks for the change.
+	kept, err = v.Receipt(u.ID())
+	switch {
+	case errors.Is(err, ErrNotFound):
+		kept = nil
+	case err != nil:
+		return fail(err)
+	case !v.Speaks(kept, u.Path()):
+		kept = nil // it tells of another copy of the image
+	default:
+		now = now.UTC()
+		kept.State, kept.Finished, kept.Failure = SetAside, &now, why
+		kept.setUndo(path)
+		if err := v.Put(kept); err != nil {
+			return fail(err)
+		}
+	}
+	if err := v.disk.Rename(u.Path(), path); err != nil {
+		return fail(err)
+	}
+	if err := v.disk.SyncDir(filepath.Dir(path)); err != nil {
+		return fail(err)
+	}
+	return path, kept, nil
 }
 
 // freeName makes the first of path, path.2, path.3 and so on that is not there.

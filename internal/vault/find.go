@@ -154,7 +154,7 @@ func (v *Vault) FindOf(ctx context.Context, i *Image) ([]*Candidate, error) {
 	for _, r := range receipts {
 		byID[r.ID] = r
 		// Those of other images are not looked for: their storage may be one that does not answer.
-		if r.names(i) != NoMatch && v.exists(r.Undo()) {
+		if r.State != SetAside && r.names(i) != NoMatch && v.exists(r.Undo()) {
 			paths = append(paths, r.Undo())
 			byUndo[r.Undo()] = r
 		}

@@ -51,6 +51,9 @@ const (
 	Undoing State = "undoing"
 	// Undone: the image holds the old bytes again.
 	Undone State = "undone"
+	// SetAside: an interrupted change was given up. The image holds what it holds, and the undo file
+	// has another name: see Vault.SetAside. It is a state of receipts alone.
+	SetAside State = "set_aside"
 	// Partial is the state of an undo file that was never finished.
 	Partial State = "partial"
 )
