@@ -13,6 +13,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -56,8 +57,14 @@ Nothing in the file system is looked at, so one that hangs holds nobody up.`,
 // holdersHost is this host with the kernel's own lists, as far as they can be read; done gives them
 // back.
 func holdersHost(context.Context) (h holders.Host, done func() error) {
-	return holders.Host{Linux: linux.Open(""), Self: holders.Self(),
-		NoKernel: errors.New("not built in")}, func() error { return nil }
+	h = holders.Host{Linux: linux.Open(""), Self: holders.Self()}
+	refs, err := probe.OpenRefs()
+	if err != nil {
+		h.NoKernel = err
+		return h, func() error { return nil }
+	}
+	h.Kernel = refs
+	return h, refs.Close
 }
 
 func runHolders(ctx context.Context, o holdersOptions, name string, s *stdio) (err error) {

@@ -20,6 +20,14 @@ func (s *scan) device(ctx context.Context) error {
 	if err := s.stack(ctx, s.t.Device); err != nil {
 		return err
 	}
+	if s.h.Kernel != nil && s.t.MountID != 0 {
+		// Protected processes are known by the kernel's list of the node that was named.
+		mounts, byID := s.mounts, s.byID
+		if err := s.ofInode(ctx); err != nil {
+			s.unread("open files", err)
+		}
+		s.mounts, s.byID = mounts, byID
+	}
 	s.opened(ctx, s.t.stat, s.t.Path)
 	return ctx.Err()
 }
@@ -146,23 +154,25 @@ func (s *scan) system(ctx context.Context, dev uint64) error {
 		s.unseen(s.t.Path, "file systems that are not mounted any more", err.Error())
 		return s.systemByText(ctx, dev)
 	}
-	for _, super := range supers {
-		mounts, err := s.h.Kernel.Mounts(ctx, super)
+	for _, u := range supers {
+		mounts, err := s.h.Kernel.MountsOf(ctx, u.Addr)
 		if err != nil {
 			return err
 		}
-		refs, err := s.h.Kernel.References(ctx, super)
+		refs, err := s.references(ctx, u.Addr, mounts)
 		if err != nil {
 			return err
 		}
-		had := s.mounts
-		s.setMounts(mounts, 0)
+		had, listed := s.mounts, len(s.holders)
+		s.setMounts(mounts)
 		s.fromReferences(ctx, refs)
+		s.blindSpots()
 		s.pins(ctx)
+		s.frozen(ctx, u, s.twin(Mount{Root: "/"}))
 		s.mounts = append(had, s.mounts...)
-		if len(mounts) == 0 {
-			s.note("a file system on it is still in the kernel and has no mount any more: it ends with the last " +
-				"open file")
+		if len(s.holders) == listed {
+			s.add(Holder{Kind: Internal, FD: -1, Blocks: BlocksDevice, Process: s.process(ctx, 0, 0, ""),
+				Device: u.Type + ", a file system that nothing shows the use of", Path: "/dev/" + s.t.Device})
 		}
 	}
 	return nil
@@ -196,12 +206,16 @@ func (s *scan) opened(ctx context.Context, st diskio.Stat, name string) {
 		s.unread("open files", err)
 		return
 	}
-	for _, gap := range census.Gaps() {
-		s.unseen("processes", "open files", gap)
+	if !s.counted {
+		for _, gap := range census.Gaps() {
+			s.unseen("processes", "open files", gap)
+		}
 	}
 	for _, o := range census.Holders(ctx, st, name) {
-		if o.PID == 0 {
-			continue // a loop device, which is listed by itself
+		if o.PID == 0 || slices.ContainsFunc(s.holders, func(h Holder) bool {
+			return h.Process.PID == o.PID && h.Blocks == BlocksDevice
+		}) {
+			continue // a loop device, or a process that is listed already
 		}
 		s.add(Holder{Kind: OpenFD, Path: name, FD: -1, Blocks: BlocksDevice,
 			Process: s.process(ctx, o.PID, 0, o.Comm)})

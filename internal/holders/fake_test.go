@@ -18,38 +18,55 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // fakeKernel answers from lists.
 type fakeKernel struct {
-	mounts []KernelMount
-	refs   []Reference
+	mounts []probe.Mount
+	refs   []probe.Reference
 	// counts are what the counter of mount 40 says at each look; the last stays.
 	counts []int64
 	fails  error
+	// uncounted: there are no counters; unread is what the references lack.
+	uncounted error
+	unread    []probe.Unread
+	frozen    bool
 }
 
-func (k *fakeKernel) Mount(_ context.Context, id int) (KernelMount, error) {
+func (k *fakeKernel) Mount(_ context.Context, id int) (probe.Mount, error) {
 	for _, m := range k.mounts {
 		if m.ID == id {
-			if id == 40 && len(k.counts) > 0 {
-				m.Count = k.counts[0]
-				if len(k.counts) > 1 {
-					k.counts = k.counts[1:]
-				}
-			}
 			return m, k.fails
 		}
 	}
-	return KernelMount{}, fs.ErrNotExist
+	return probe.Mount{}, fs.ErrNotExist
 }
 
-func (k *fakeKernel) Supers(context.Context, uint64) ([]uint64, error) { return []uint64{9}, k.fails }
+func (k *fakeKernel) Supers(context.Context, uint64) ([]probe.Super, error) {
+	return []probe.Super{{Addr: 9, Frozen: k.frozen}}, k.fails
+}
 
-func (k *fakeKernel) Mounts(context.Context, uint64) ([]KernelMount, error) { return k.mounts, k.fails }
+func (k *fakeKernel) MountsOf(context.Context, uint64) ([]probe.Mount, error) {
+	all := slices.Clone(k.mounts)
+	if len(k.counts) > 0 {
+		all[0].Count = k.counts[0]
+		if len(k.counts) > 1 {
+			k.counts = k.counts[1:]
+		}
+	}
+	return all, k.fails
+}
 
-func (k *fakeKernel) References(context.Context, uint64) ([]Reference, error) { return k.refs, k.fails }
+func (k *fakeKernel) References(context.Context, uint64, ...uint64) ([]probe.Reference, error) {
+	if k.fails == nil && len(k.unread) > 0 {
+		return k.refs, &probe.Incomplete{Unread: k.unread}
+	}
+	return k.refs, k.fails
+}
+
+func (k *fakeKernel) Uncounted() error { return k.uncounted }
 
 // world is a host of three processes, whose /proc is below a new directory: 10 is alone in namespace
 // 100, 11 and this program (99) are in 200. A file system is mounted on /mnt, and in the other namespace
@@ -104,22 +121,24 @@ func world(t *testing.T, more map[string]string) *linux.Host {
 }
 
 // The mounts of world as the kernel has them.
-func kernelMounts(count, copies int64) []KernelMount {
-	return []KernelMount{
-		{Addr: 0x40, Super: 9, ID: 40, Count: count, Namespace: 200, Root: "/", Peer: 2},
-		{Addr: 0x140, Super: 9, ID: 140, Count: copies, Namespace: 100, Root: "/", Peer: 2},
+func kernelMounts(count, copies int64) []probe.Mount {
+	return []probe.Mount{
+		{Addr: 0x40, Super: 9, ID: 40, Count: count, Baseline: 1, Namespace: 200, Root: "/", Group: 2, ParentGroup: 1,
+			PointAddr: 7},
+		{Addr: 0x140, Super: 9, ID: 140, Count: copies, Baseline: 1, Namespace: 100, Root: "/", Group: 2,
+			ParentGroup: 1, PointAddr: 7},
 	}
 }
 
-// withChild says that something is mounted on the first.
-func withChild(m []KernelMount) []KernelMount {
-	m[0].Children = 1
+// based sets what the first counts when nobody uses it.
+func based(m []probe.Mount, baseline int64) []probe.Mount {
+	m[0].Baseline = baseline
 	return m
 }
 
 func TestAudit(t *testing.T) {
-	file := func(pid, fd int, holder, mount uint64) Reference {
-		return Reference{Kind: OpenFD, PID: pid, TID: pid, FD: fd, Holder: holder, Mount: mount, Path: "/a"}
+	file := func(pid, fd int, holder, mount uint64) probe.Reference {
+		return probe.Reference{Kind: probe.OpenFD, Count: 1, PID: pid, TID: pid, FD: fd, Holder: holder, Mount: mount, Path: "/mnt/a"}
 	}
 	nestedMount := map[string]string{"proc/self/mountinfo": `20 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
 40 20 7:3 / /mnt rw shared:2 - ext4 /dev/loop3 rw
@@ -133,37 +152,42 @@ func TestAudit(t *testing.T) {
 		list   []string
 	}{
 		{"free", fakeKernel{mounts: kernelMounts(1, 1)}, nil, "free [0] 1 0 0 0", nil},
-		{"one", fakeKernel{mounts: kernelMounts(2, 1), refs: []Reference{file(11, 3, 1, 0x40)}}, nil,
+		{"one", fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{file(11, 3, 1, 0x40)}}, nil,
 			"busy [3] 2 1 0 0", []string{"open_fd 11 3 [] 1 umount /mnt/a"}},
 		{"an open file of two processes and three descriptors",
-			fakeKernel{mounts: kernelMounts(2, 1), refs: []Reference{file(11, 7, 1, 0x40), file(10, 3, 1, 0x40), file(11, 3, 1, 0x40)}},
+			fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{file(11, 7, 1, 0x40), file(10, 3, 1, 0x40), file(11, 3, 1, 0x40)}},
 			nil, "busy [3] 2 1 0 0", []string{"open_fd 10 3 [] 1 umount /mnt/a", "open_fd 11 3 [7] 0 umount /mnt/a"}},
-		{"both directories of a process", fakeKernel{mounts: kernelMounts(3, 1), refs: []Reference{
-			{Kind: Cwd, PID: 11, FD: -1, Holder: 5, Mount: 0x40, Path: "/"}, {Kind: Root, PID: 11, FD: -1, Holder: 5, Mount: 0x40, Path: "/"}}},
+		{"both directories of a process", fakeKernel{mounts: kernelMounts(3, 1), refs: []probe.Reference{
+			{Kind: probe.Cwd, PID: 11, FD: -1, Holder: 5, Mount: 0x40, Count: 1, Path: "/mnt"},
+			{Kind: probe.Root, PID: 11, FD: -1, Holder: 6, Mount: 0x40, Count: 1, Path: "/mnt"}}},
 			nil, "busy [3] 3 2 0 0", []string{"cwd 11 -1 [] 1 umount /mnt", "root 11 -1 [] 1 umount /mnt"}},
-		{"a program and its mapping", fakeKernel{mounts: kernelMounts(2, 1), refs: []Reference{
-			{Kind: Mapping, PID: 11, FD: -1, Holder: 5, Mount: 0x40}, {Kind: Exe, PID: 11, FD: -1, Holder: 5, Mount: 0x40}}},
+		{"a program and its mapping", fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{
+			{Kind: probe.Mapping, PID: 11, FD: -1, Holder: 5, Mount: 0x40, Count: 1},
+			{Kind: probe.Exe, PID: 11, FD: -1, Holder: 5, Mount: 0x40, Count: 1}}},
 			nil, "busy [3] 2 1 0 0", []string{"exe 11 -1 [] 1 umount "}},
 		{"one unexplained", fakeKernel{mounts: kernelMounts(2, 1)}, nil, "unknown [4] 2 0 1 0", nil},
-		{"one of two unexplained", fakeKernel{mounts: kernelMounts(3, 1), refs: []Reference{file(11, 3, 1, 0x40)}}, nil,
+		{"one of two unexplained", fakeKernel{mounts: kernelMounts(3, 1), refs: []probe.Reference{file(11, 3, 1, 0x40)}}, nil,
 			"busy [3 4] 3 1 1 0", []string{"open_fd 11 3 [] 1 umount /mnt/a"}},
-		{"this process alone", fakeKernel{mounts: kernelMounts(2, 1), refs: []Reference{file(99, 3, 1, 0x40)}}, nil,
+		{"this process alone", fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{file(99, 3, 1, 0x40)}}, nil,
 			"free [0] 2 0 0 1", nil},
-		{"this process and another", fakeKernel{mounts: kernelMounts(2, 1), refs: []Reference{file(99, 3, 1, 0x40), file(11, 0, 1, 0x40)}},
+		{"this process and another", fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{file(99, 3, 1, 0x40), file(11, 0, 1, 0x40)}},
 			nil, "busy [3] 2 1 0 0", []string{"open_fd 11 0 [] 1 umount /mnt/a"}},
-		{"a copy", fakeKernel{mounts: kernelMounts(1, 2), refs: []Reference{file(10, 3, 1, 0x140)}}, nil, "busy_peer [3] 1 0 0 0",
+		{"a copy", fakeKernel{mounts: kernelMounts(1, 2), refs: []probe.Reference{file(10, 3, 1, 0x140)}}, nil, "busy_peer [3] 1 0 0 0",
 			[]string{"open_fd 10 3 [] 1 umount /mnt/a", "peer 10 -1 [] 0 umount /mnt"}},
 		{"a copy, unexplained", fakeKernel{mounts: kernelMounts(1, 2)}, nil, "busy_peer [3 4] 1 0 0 0",
 			[]string{"peer 10 -1 [] 1 umount /mnt"}},
 		{"gone at the second look", fakeKernel{mounts: kernelMounts(1, 1), counts: []int64{2, 1, 1}}, nil, "free [0] 1 0 0 0", nil},
 		{"moves at each look", fakeKernel{mounts: kernelMounts(1, 1), counts: []int64{2, 1, 2, 1, 2, 3}}, nil,
 			"unknown [4] 3 0 2 0", nil},
-		{"dropped at each look", fakeKernel{mounts: kernelMounts(1, 1), refs: []Reference{file(11, 3, 1, 0x40)}}, nil,
+		{"dropped at each look", fakeKernel{mounts: kernelMounts(1, 1), refs: []probe.Reference{file(11, 3, 1, 0x40)}}, nil,
 			"busy [3 4] 1 1 -1 0", []string{"open_fd 11 3 [] 1 umount /mnt/a"}},
-		{"nested, since Linux 6.17", fakeKernel{mounts: withChild(kernelMounts(1, 1))}, nestedMount,
+		{"nested, since Linux 6.17", fakeKernel{mounts: kernelMounts(1, 1)}, nestedMount,
 			"nested [3] 1 0 0 0", []string{"nested_mount 0 -1 [] 0 umount /mnt/x"}},
-		{"nested, before that", fakeKernel{mounts: withChild(kernelMounts(2, 1))}, nestedMount,
-			"nested [3] 2 1 0 0", []string{"nested_mount 0 -1 [] 1 umount /mnt/x"}},
+		{"nested, before that", fakeKernel{mounts: based(kernelMounts(2, 1), 2)}, nestedMount,
+			"nested [3] 2 0 0 0", []string{"nested_mount 0 -1 [] 0 umount /mnt/x"}},
+		{"no counters", fakeKernel{mounts: kernelMounts(0, 0), uncounted: unix.ENOSYS}, nil, "unknown [4] 0 0 0 0", nil},
+		{"part of the lists", fakeKernel{mounts: kernelMounts(2, 1), unread: []probe.Unread{{PID: 11}}}, nil,
+			"unknown [4] 2 0 1 0", nil},
 		{"a loop device, swap and an interpreter", fakeKernel{mounts: kernelMounts(4, 1)}, map[string]string{
 			"sys/block/loop7/loop/backing_file": "/mnt/i\n", "proc/swaps": "/mnt/s file 1 1 1\n",
 			"proc/sys/fs/binfmt_misc/status": "enabled\n", "proc/sys/fs/binfmt_misc/arm": "enabled\ninterpreter /mnt/q\nflags: F\n"},
@@ -201,9 +225,9 @@ func TestAudit(t *testing.T) {
 // What only pins the file system is told, and counts where that is asked for.
 func TestPins(t *testing.T) {
 	k := &fakeKernel{mounts: append(kernelMounts(1, 1),
-		KernelMount{Addr: 0x50, Super: 9, ID: 50, Count: 2, Root: "/"},
-		KernelMount{Addr: 0x51, Super: 9, ID: 51, Count: 1, Root: "/l", Internal: true},
-		KernelMount{Addr: 0x52, Super: 9, ID: 52, Count: 1, Root: "/", Namespace: 400, Master: 7})}
+		probe.Mount{Addr: 0x50, Super: 9, ID: 50, Count: 2, Root: "/"},
+		probe.Mount{Addr: 0x51, Super: 9, ID: 51, Count: 1, Root: "/l", Internal: true},
+		probe.Mount{Addr: 0x52, Super: 9, ID: 52, Count: 1, Root: "/", Namespace: 400, Master: 7}), frozen: true}
 	h := Host{Linux: world(t, nil), Kernel: k, Self: 99}
 	target, err := Resolve(t.Context(), h, "/mnt")
 	if err != nil {
@@ -218,9 +242,9 @@ func TestPins(t *testing.T) {
 		for _, o := range r.Holders {
 			kinds = append(kinds, fmt.Sprintf("%s %d %s", o.Kind, o.MountID, o.Blocks))
 		}
-		want := []string{"overlay 0 superblock", "namespace 52 superblock", "detached_mount 50 superblock"}
+		want := []string{"frozen 0 superblock", "namespace 52 superblock", "detached_mount 50 superblock"}
 		status := map[bool]int{true: 3}[all]
-		if diff := cmp.Diff(want, kinds); diff != "" || r.Verdict != Pinned || r.Status[0] != status {
+		if diff := cmp.Diff(want, kinds); diff != "" || r.Verdict != Pinned || r.Status[0] != status || len(r.Notes) != 1 {
 			t.Errorf("Scan(all: %t) = %s %v (-want +got):\n%s", all, r.Verdict, r.Status, diff)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 	"github.com/shisa-vm/shisa/internal/linux/stack"
 )
 
@@ -91,8 +92,7 @@ type Mount struct {
 	Count       int64 `json:"count"`
 	Unexplained int64 `json:"unexplained"`
 
-	addr     uint64
-	internal bool
+	kernel probe.Mount
 }
 
 // Blocks is what a holder keeps from happening.
@@ -133,6 +133,8 @@ type Holder struct {
 	// stands between: the loop device made of a file, the one that is made of a device.
 	Path   string `json:"path"`
 	Device string `json:"device"`
+	// Deleted: no name leads to it any more.
+	Deleted bool `json:"deleted"`
 	// FD is the descriptor, -1 for none; AlsoFDs are others of the same open file in this process.
 	FD      int   `json:"fd"`
 	AlsoFDs []int `json:"also_fds"`

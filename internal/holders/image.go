@@ -11,6 +11,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
 
 // image looks who uses a disk image: who has it open, the loop devices made of it with what is mounted
@@ -52,33 +53,42 @@ func (s *scan) imageByKernel(ctx context.Context) bool {
 	if s.h.Kernel == nil || s.t.MountID == 0 {
 		return false
 	}
+	if err := s.ofInode(ctx); err != nil {
+		s.h.Kernel, s.h.NoKernel = nil, err
+		s.holders = []Holder{}
+		return false
+	}
+	return true
+}
+
+// ofInode lists who refers to the inode that is asked about.
+func (s *scan) ofInode(ctx context.Context) error {
 	m, err := s.h.Kernel.Mount(ctx, s.t.MountID)
 	if err != nil {
-		s.h.Kernel, s.h.NoKernel = nil, err
-		return false
+		return err
 	}
-	all, err := s.h.Kernel.Mounts(ctx, m.Super)
+	all, err := s.h.Kernel.MountsOf(ctx, m.Super)
 	if err != nil {
-		s.h.Kernel, s.h.NoKernel = nil, err
-		return false
+		return err
 	}
-	refs, err := s.h.Kernel.References(ctx, m.Super)
+	refs, err := s.references(ctx, m.Super, nil)
 	if err != nil {
-		s.h.Kernel, s.h.NoKernel = nil, err
-		return false
+		return err
 	}
 	// The volumes of a btrfs have the same numbers of inodes.
-	refs = slices.DeleteFunc(refs, func(r Reference) bool {
+	refs = slices.DeleteFunc(refs, func(r probe.Reference) bool {
 		return r.Inode != s.t.stat.Ino || s.t.Type == "btrfs" && path.Base(r.Path) != path.Base(s.t.Path)
 	})
-	s.setMounts(all, 0)
+	s.setMounts(all)
+	had := len(s.holders)
 	s.fromReferences(ctx, refs)
-	for i := range s.holders {
+	s.blindSpots()
+	for i := had; i < len(s.holders); i++ {
 		s.holders[i].Blocks = BlocksDevice
 	}
 	s.mounts, s.byID = []Mount{}, map[int]int{} // those are of the file system that the file is in
 	s.counted = true
-	return true
+	return nil
 }
 
 // locks asks for QEMU's locks on the file. Where a process was found that has it open, they are its.

@@ -3,47 +3,75 @@
 
 package holders
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
 
-// Kernel reads the kernel's own lists of mounts and of who refers to them. It walks no path.
+	"github.com/shisa-vm/shisa/internal/linux/probe"
+)
+
+// Kernel reads the kernel's own lists of mounts and of who refers to them, as *probe.Refs does. It walks
+// no path and waits for no lock.
 type Kernel interface {
 	// Mount gives a mount of this process's namespace by its number.
-	Mount(ctx context.Context, id int) (KernelMount, error)
+	Mount(ctx context.Context, id int) (probe.Mount, error)
+	// MountsOf gives all mounts of a file system.
+	MountsOf(ctx context.Context, super uint64) ([]probe.Mount, error)
 	// Supers gives the file systems on a device, also those that are mounted nowhere any more.
-	Supers(ctx context.Context, dev uint64) ([]uint64, error)
-	// Mounts gives all mounts of a file system.
-	Mounts(ctx context.Context, super uint64) ([]KernelMount, error)
-	// References gives who refers to any of them.
-	References(ctx context.Context, super uint64) ([]Reference, error)
+	Supers(ctx context.Context, dev uint64) ([]probe.Super, error)
+	// References gives who refers to any mount of a file system, and who keeps the namespaces that are
+	// named. With a *probe.Incomplete it gives what could be looked at.
+	References(ctx context.Context, super uint64, namespaces ...uint64) ([]probe.Reference, error)
+	// Uncounted tells why no mount has its counter, nil where all have.
+	Uncounted() error
 }
 
-// KernelMount is a mount as the kernel has it. Addresses are names: each stands for one object.
-type KernelMount struct {
-	Addr, Super uint64
-	ID          int
-	Count       int64
-	Dev         uint64
-	// Namespace is the inode of its namespace, 0 where it is in none.
-	Namespace uint64
-	// Parent is the mount that it is mounted on, itself or 0 where there is none.
-	Parent uint64
-	// Root is the directory of the file system that it shows.
-	Root string
-	// Children are the mounts on it.
-	Children int
-	// Internal: it is a copy that a file system made for itself, as overlay does of its layers.
-	Internal bool
-	// Peer is its group of peers, Master that of the mounts it gets others' from; 0 for none.
-	Peer, Master int
+// noKernel says why the kernel's own lists are not there.
+func noKernel(err error) string {
+	if err == nil {
+		return "the kernel's own lists were not asked"
+	}
+	return err.Error()
 }
 
-// Reference is one reference to a mount.
-type Reference struct {
-	Kind          Kind
-	PID, TID, FD  int // FD is -1 where there is none
-	Comm          string
-	Holder        uint64 // the object that holds the mount: it counts once, however often it is found
-	Mount         uint64
-	Inode, Device uint64 // of what is open; Device is set for the nodes of devices
-	Path          string
+// references reads who refers to a file system with these mounts. What was not looked into stays in
+// s.unlooked.
+func (s *scan) references(ctx context.Context, super uint64, mounts []probe.Mount) ([]probe.Reference, error) {
+	var others []uint64
+	seen := map[uint64]bool{0: true, s.own: true}
+	for _, m := range mounts {
+		if !seen[m.Namespace] {
+			seen[m.Namespace] = true
+			others = append(others, m.Namespace)
+		}
+	}
+	refs, err := s.h.Kernel.References(ctx, super, others...)
+	s.unlooked = nil
+	var some *probe.Incomplete
+	if errors.As(err, &some) {
+		s.unlooked, err = some.Unread, nil
+	}
+	s.keepers = map[uint64][]probe.Reference{}
+	for _, r := range refs {
+		if r.Kind == probe.Namespace {
+			s.keepers[r.Inode] = append(s.keepers[r.Inode], r)
+		}
+	}
+	return refs, err
+}
+
+// blindSpots makes blind spots of what was not looked into.
+func (s *scan) blindSpots() {
+	for _, u := range s.unlooked {
+		s.unseen(fmt.Sprintf("process %d", u.PID), fmt.Sprintf("%s, descriptor %d", u.Kind, u.FD), u.Reason)
+	}
+}
+
+// giveUpKernel goes on without the kernel's lists, which could not be read to the end.
+func (s *scan) giveUpKernel(ctx context.Context, why error) error {
+	s.h.Kernel, s.h.NoKernel = nil, why
+	s.holders, s.mounts, s.byID = []Holder{}, []Mount{}, map[int]int{}
+	s.audit, s.unlooked = Audit{Hints: []string{}}, nil
+	return s.look(ctx)
 }

@@ -40,6 +40,8 @@ const (
 	MD           Kind = "md"             // an array that it belongs to
 	Served       Kind = "nbd"            // a process that serves a network block device
 	ImageLock    Kind = "image_lock"     // QEMU's lock on an image, whose holder is not seen
+	MountContext Kind = "mount_context"  // fspick(2) or fsopen(2): it is about to be changed or mounted
+	Frozen       Kind = "frozen"         // by fsfreeze(8), or for a snapshot
 	Internal     Kind = "kernel"         // something in the kernel that has no kind here
 )
 
@@ -48,7 +50,7 @@ const (
 func kindOrder(k Kind) int {
 	return slices.Index([]Kind{NestedMount, Mounted, OpenFD, OPath, Cwd, Root, Exe, Mapping, UnixSocket,
 		InFlight, IOUring, Loop, Swap, DeviceHolder, MD, Served, ImageLock, Uprobe, BinfmtMisc, Fanotify,
-		Internal, Peer, Overlay, Bind, Namespace, Detached}, k)
+		MountContext, Frozen, Internal, Peer, Overlay, Bind, Namespace, Detached}, k)
 }
 
 // release says how a holder is released.
@@ -73,6 +75,8 @@ func (h *Holder) release() string {
 		return "mdadm --stop /dev/" + h.Device
 	case Overlay:
 		return "unmount the overlay that has it as a layer"
+	case Frozen:
+		return "fsfreeze --unfreeze " + quote(h.Path)
 	case ImageLock:
 		return "stop the machine that runs on it, perhaps on another host"
 	case Namespace:

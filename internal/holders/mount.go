@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
 
 // How umount(2) decides (fs/namespace.c and fs/pnode.c of the kernel, propagate_mount_busy): a mount is
@@ -34,29 +35,12 @@ func (s *scan) mount(ctx context.Context) error {
 	s.setTextMounts(s.t.dev)
 	s.fromText(ctx)
 	s.fromKernelSide(ctx)
+	s.rings(ctx)
+	s.sockets(ctx)
 	s.peers(ctx)
 	s.pins(ctx)
 	s.hints(ctx)
 	return ctx.Err()
-}
-
-func noKernel(err error) string {
-	if err == nil {
-		return "the kernel's own lists were not asked"
-	}
-	return err.Error()
-}
-
-// giveUpKernel goes on without the kernel's lists, which could not be read to the end.
-func (s *scan) giveUpKernel(ctx context.Context, why error) error {
-	s.h.Kernel, s.h.NoKernel = nil, why
-	s.holders, s.mounts, s.byID = []Holder{}, []Mount{}, map[int]int{}
-	s.audit = Audit{Hints: []string{}}
-	tasks, err := s.h.Linux.Tasks(ctx, linux.TasksOptions{Files: true})
-	if err == nil {
-		s.tasks = tasks
-	}
-	return err
 }
 
 // mountByKernel reads the kernel's lists until the counter stands still and is explained, at most
@@ -65,53 +49,55 @@ func (s *scan) mountByKernel(ctx context.Context) error {
 	blind := s.blind
 	for look := range maxLooks {
 		s.holders, s.audit, s.blind = []Holder{}, Audit{Hints: []string{}}, slices.Clip(blind)
-		before, err := s.h.Kernel.Mount(ctx, s.t.MountID)
+		s.ownOn = map[int]int64{}
+		asked, err := s.h.Kernel.Mount(ctx, s.t.MountID)
 		if err != nil {
 			return err
 		}
-		all, err := s.h.Kernel.Mounts(ctx, before.Super)
+		before, err := s.h.Kernel.MountsOf(ctx, asked.Super)
 		if err != nil {
 			return err
 		}
-		refs, err := s.h.Kernel.References(ctx, before.Super)
+		refs, err := s.references(ctx, asked.Super, before)
 		if err != nil {
 			return err
 		}
-		s.setMounts(all, before.Addr)
+		s.setMounts(before)
 		s.fromReferences(ctx, refs)
 		s.fromKernelSide(ctx)
-		after, err := s.h.Kernel.Mount(ctx, s.t.MountID)
+		after, err := s.h.Kernel.MountsOf(ctx, asked.Super)
 		if err != nil {
 			return err
 		}
-		s.balance(before.Count, after.Count)
+		s.balance(before, after)
 		if look == maxLooks-1 || !s.audit.Changed && s.settled() {
 			break
 		}
 	}
 	s.counted = true
+	if !s.settled() || !s.audit.Read {
+		s.blindSpots()
+	}
 	s.peers(ctx)
 	s.pins(ctx)
+	s.super(ctx)
 	s.hints(ctx)
 	return ctx.Err()
 }
 
 // setMounts takes in all mounts of the file system as the kernel has them.
-func (s *scan) setMounts(all []KernelMount, asked uint64) {
+func (s *scan) setMounts(all []probe.Mount) {
 	s.mounts, s.byID = []Mount{}, map[int]int{}
 	for _, k := range all {
-		m := Mount{ID: k.ID, Namespace: k.Namespace, Root: k.Root, Count: k.Count, Unexplained: -1,
-			Asked: k.Addr == asked, addr: k.Addr, internal: k.Internal}
+		m := Mount{ID: k.ID, Namespace: k.Namespace, Point: k.Point, Root: k.Root, Count: -1, Unexplained: -1,
+			Asked: s.t.Kind == TargetMount && k.ID == s.t.MountID, kernel: k}
 		if l, ok := s.where[k.ID]; ok {
 			m.Point, m.Root = l.Point, l.Root
-			if m.Namespace == 0 {
-				m.Namespace = l.namespace
-			}
 		}
 		s.byID[m.ID] = len(s.mounts)
 		s.mounts = append(s.mounts, m)
 	}
-	s.follow(all)
+	s.follow()
 }
 
 // setTextMounts takes in the mounts of a device from the tables.
@@ -126,43 +112,52 @@ func (s *scan) setTextMounts(dev uint64) {
 			}
 		}
 	}
-	s.follow(nil)
+	s.follow()
 }
 
 // follow marks the copies to which an umount goes as well: those at the same directory of a peer, or of
-// a receiver, of the mount that the asked one is mounted on. Copies in namespaces that no process is in
-// stand in no table; those of the kernel's list that are peers of the asked one are taken for such.
-func (s *scan) follow(all []KernelMount) {
-	if s.t.Kind != TargetMount {
+// a receiver, of the mount that the asked one is mounted on.
+func (s *scan) follow() {
+	asked, ok := s.mountByID(s.t.MountID)
+	if s.t.Kind != TargetMount || !ok {
 		return
 	}
-	asked := s.where[s.t.MountID]
-	parent, ok := s.where[asked.Parent]
-	if ok && parent.Shared != 0 {
-		place := placeOn(parent.Mount, asked.Mount)
-		for id := range s.receivers(parent.Shared) {
-			for _, m := range s.tables[s.where[id].namespace] {
-				i, ours := s.byID[m.ID]
-				if ours && m.Parent == id && m.ID != asked.ID && placeOn(s.where[id].Mount, m) == place {
-					s.mounts[i].Follows = !s.loaded(m)
-				}
-			}
-		}
+	parent := s.where[s.where[asked.ID].Parent]
+	group := parent.Shared
+	if group == 0 {
+		group = asked.kernel.ParentGroup
 	}
-	for _, k := range all {
-		_, seen := s.where[k.ID]
-		if !seen && k.Namespace != 0 && !k.Internal && asked.Shared != 0 && parent.Shared != 0 &&
-			k.Children == 0 && (k.Peer == asked.Shared || k.Master == asked.Shared) {
-			s.mounts[s.byID[k.ID]].Follows = true
+	if group == 0 {
+		return
+	}
+	groups, receivers := s.receivers(group)
+	place := placeOn(parent.Mount, s.where[asked.ID].Mount)
+	for i := range s.mounts {
+		m := &s.mounts[i]
+		l, seen := s.where[m.ID]
+		k := m.kernel
+		switch {
+		case m.Asked || m.Namespace == 0 && s.h.Kernel != nil:
+		case k.Addr != 0 && asked.kernel.Addr != 0:
+			m.Follows = k.PointAddr == asked.kernel.PointAddr && (groups[k.ParentGroup] || groups[k.ParentMaster])
+		case seen:
+			m.Follows = receivers[l.Parent] && placeOn(s.where[l.Parent].Mount, l.Mount) == place
+		}
+		if m.Follows {
+			m.Follows = !s.loaded(*m)
 		}
 	}
 }
 
 // loaded reports whether something is mounted in a copy: the kernel then leaves it where it is. What
 // covers all of it goes with it.
-func (s *scan) loaded(m linux.Mount) bool {
-	return slices.ContainsFunc(s.tables[s.where[m.ID].namespace], func(c linux.Mount) bool {
-		return c.Parent == m.ID && c.ID != m.ID && c.Point != m.Point
+func (s *scan) loaded(m Mount) bool {
+	l, seen := s.where[m.ID]
+	if !seen {
+		return m.kernel.Children > 0
+	}
+	return slices.ContainsFunc(s.tables[l.namespace], func(c linux.Mount) bool {
+		return c.Parent == m.ID && c.ID != m.ID && c.Point != l.Point
 	})
 }
 
@@ -172,73 +167,65 @@ func placeOn(parent, m linux.Mount) string {
 	return strings.TrimSuffix(parent.Root, "/") + rest
 }
 
-// receivers are the mounts that get what is mounted or unmounted on those of a group: its members, and
-// those who have it as their master, with their own groups.
-func (s *scan) receivers(group int) map[int]bool {
-	groups, out := map[int]bool{group: true}, map[int]bool{}
+// receivers are the groups, and the mounts, that get what is mounted or unmounted on those of a group:
+// its members, and those who have it as their master, with their own groups.
+func (s *scan) receivers(group int) (groups, mounts map[int]bool) {
+	groups, mounts = map[int]bool{group: true}, map[int]bool{}
 	for grew := true; grew; {
 		grew = false
 		for id, m := range s.where {
-			if !out[id] && (groups[m.Shared] && m.Shared != 0 || groups[m.Master] && m.Master != 0) {
-				out[id], grew = true, true
-				if m.Shared != 0 {
-					groups[m.Shared] = true
-				}
+			if !mounts[id] && (groups[m.Shared] || groups[m.Master]) {
+				mounts[id], grew = true, true
+				groups[m.Shared] = groups[m.Shared] || m.Shared != 0
+			}
+		}
+		for _, m := range s.mounts {
+			if k := m.kernel; k.ParentGroup != 0 && !groups[k.ParentGroup] && groups[k.ParentMaster] {
+				groups[k.ParentGroup], grew = true, true
 			}
 		}
 	}
-	return out
+	return groups, mounts
 }
 
 // fromReferences lists who holds, from the kernel's own references: each object counts once, and is
 // told of each process that leads to it.
-func (s *scan) fromReferences(ctx context.Context, refs []Reference) {
+func (s *scan) fromReferences(ctx context.Context, refs []probe.Reference) {
 	byAddr := map[uint64]Mount{}
 	for _, m := range s.mounts {
-		byAddr[m.addr] = m
+		byAddr[m.kernel.Addr] = m
 	}
-	refs = slices.Clone(refs)
-	slices.SortStableFunc(refs, func(a, b Reference) int {
-		return cmp.Or(cmp.Compare(a.Mount, b.Mount), cmp.Compare(a.Holder, b.Holder),
-			cmp.Compare(slot(a.Kind), slot(b.Kind)), cmp.Compare(a.PID, b.PID),
-			cmp.Compare(kindOrder(a.Kind), kindOrder(b.Kind)), cmp.Compare(a.FD, b.FD))
+	refs = slices.DeleteFunc(slices.Clone(refs), func(r probe.Reference) bool { return r.Kind == probe.Namespace })
+	slices.SortStableFunc(refs, func(a, b probe.Reference) int {
+		return cmp.Or(cmp.Compare(a.Mount, b.Mount), cmp.Compare(a.Holder, b.Holder), cmp.Compare(a.PID, b.PID),
+			cmp.Compare(kindOrder(Kind(a.Kind)), kindOrder(Kind(b.Kind))), cmp.Compare(a.FD, b.FD))
 	})
 	for i := 0; i < len(refs); {
-		object := refs[i]
 		j := i
-		for j < len(refs) && refs[j].Mount == object.Mount && refs[j].Holder == object.Holder &&
-			slot(refs[j].Kind) == slot(object.Kind) {
+		for j < len(refs) && refs[j].Mount == refs[i].Mount && refs[j].Holder == refs[i].Holder {
 			j++
 		}
-		if m, ok := byAddr[object.Mount]; ok {
+		if m, ok := byAddr[refs[i].Mount]; ok || refs[i].Mount == 0 {
 			s.object(ctx, m, refs[i:j])
 		}
 		i = j
 	}
 }
 
-// slot sets apart what one object of the kernel can hold several of: a process's directories.
-func slot(k Kind) int {
-	switch k {
-	case Cwd:
-		return 1
-	case Root:
-		return 2
-	}
-	return 0
-}
-
 // object lists who leads to one object; the references are ordered by process. One that others lead to
 // as well as this process is theirs.
-func (s *scan) object(ctx context.Context, m Mount, refs []Reference) {
-	left := int64(1)
-	if slices.ContainsFunc(refs, func(r Reference) bool { return r.PID != s.h.Self }) {
-		refs = slices.DeleteFunc(slices.Clone(refs), func(r Reference) bool { return r.PID == s.h.Self })
+func (s *scan) object(ctx context.Context, m Mount, refs []probe.Reference) {
+	left := refs[0].Count
+	if slices.ContainsFunc(refs, func(r probe.Reference) bool { return r.PID != s.h.Self }) {
+		refs = slices.DeleteFunc(slices.Clone(refs), func(r probe.Reference) bool { return r.PID == s.h.Self })
 	}
 	for i := 0; i < len(refs); {
 		r := refs[i]
-		h := Holder{Kind: r.Kind, Path: s.shown(r, m), FD: r.FD, References: left,
+		h := Holder{Kind: Kind(r.Kind), Path: r.Path, Deleted: r.Deleted, FD: r.FD, References: left,
 			Process: s.process(ctx, r.PID, r.TID, r.Comm)}.on(m)
+		if m.floating() && r.Path == "/" {
+			h.Kind, h.Path = Detached, s.twin(m)
+		}
 		for i++; i < len(refs) && refs[i].PID == r.PID; i++ {
 			if fd := refs[i].FD; fd >= 0 && fd != h.FD && refs[i].Kind == r.Kind && !slices.Contains(h.AlsoFDs, fd) {
 				h.AlsoFDs = append(h.AlsoFDs, fd)
@@ -249,37 +236,53 @@ func (s *scan) object(ctx context.Context, m Mount, refs []Reference) {
 	}
 }
 
-// shown is the path of a reference as its namespace has it: the kernel's lists tell it from the root of
-// the file system.
-func (s *scan) shown(r Reference, m Mount) string {
-	if r.Path == "" || m.Point == "" {
-		return r.Path
+// floating reports whether a mount is nowhere and only a descriptor stands for it, as after
+// open_tree(2). What was unmounted lazily is in no namespace at all.
+func (m Mount) floating() bool { return m.Namespace == 0 && m.kernel.NamespaceAddr != 0 }
+
+// twin is where a mount of the same directory is that has a place, "" if none has.
+func (s *scan) twin(m Mount) string {
+	for _, o := range s.mounts {
+		if o.Namespace == s.own && o.Root == m.Root {
+			return o.Point
+		}
 	}
-	rest, ok := strings.CutPrefix(r.Path, strings.TrimSuffix(m.Root, "/"))
-	if !ok || rest != "" && rest[0] != '/' {
-		return r.Path
-	}
-	return cmp.Or(strings.TrimSuffix(m.Point, "/")+strings.TrimSuffix(rest, "/"), "/")
+	return ""
 }
 
-// balance holds what was found against the counters.
-func (s *scan) balance(before, after int64) {
+// balance holds what was found against the counters, which were read before and after.
+func (s *scan) balance(before, after []probe.Mount) {
 	found := map[int]int64{}
 	for _, h := range s.holders {
 		found[h.MountID] += h.References
 	}
-	asked, _ := s.mountByID(s.t.MountID)
+	counts := map[uint64]int64{}
+	for _, k := range before {
+		counts[k.Addr] = k.Count
+	}
+	if err := s.h.Kernel.Uncounted(); err != nil {
+		s.audit.Reason = err.Error()
+		return
+	}
 	a := &s.audit
-	a.Read, a.Count, a.Baseline, a.Explained, a.Changed = true, after, 1, found[asked.ID], before != after
-	a.Unexplained = a.Count - a.Baseline - a.Own - a.Explained
-	for i := range s.mounts {
-		m := &s.mounts[i]
-		switch {
-		case m.Asked:
-			m.Count, m.Unexplained = a.Count, a.Unexplained
-		case m.Namespace != 0 && !m.internal: // what others count that are idle depends on who made them
-			m.Unexplained = m.Count - 1 - found[m.ID]
+	for _, k := range after {
+		i, ok := s.byID[k.ID]
+		if !ok {
+			a.Changed = true // it came meanwhile
+			continue
 		}
+		m := &s.mounts[i]
+		m.Count, m.Unexplained = k.Count, k.Count-k.Baseline-found[m.ID]-s.ownOn[m.ID]
+		if m.Asked || m.Follows {
+			a.Changed = a.Changed || counts[k.Addr] != k.Count
+		}
+		if m.Asked {
+			a.Read, a.Count, a.Baseline, a.Own = true, k.Count, k.Baseline, s.ownOn[m.ID]
+			a.Explained, a.Unexplained = found[m.ID], m.Unexplained
+		}
+	}
+	if !a.Read {
+		a.Reason = "the mount went while it was looked at"
 	}
 }
 
@@ -288,31 +291,6 @@ func (s *scan) settled() bool {
 	return s.audit.Unexplained == 0 && !slices.ContainsFunc(s.mounts, func(m Mount) bool {
 		return m.Follows && m.Unexplained > 0
 	})
-}
-
-// childrenCount reports whether a mount adds to the counter of the one it is on: since Linux 6.17 it
-// does not. A mount with more others on it than it counts shows that; where there is none, it is taken
-// for an older kernel.
-func (s *scan) childrenCount(ctx context.Context) bool {
-	children := map[int]int{}
-	for _, m := range s.tables[s.own] {
-		if m.ID != m.Parent {
-			children[m.Parent]++
-		}
-	}
-	parents := slices.SortedFunc(keys(children), func(a, b int) int {
-		return cmp.Or(cmp.Compare(children[b], children[a]), cmp.Compare(a, b))
-	})
-	for _, id := range parents[:min(len(parents), maxTables)] {
-		if _, ours := s.where[id]; !ours {
-			continue
-		}
-		m, err := s.h.Kernel.Mount(ctx, id)
-		if err == nil && m.Count-1 < int64(m.Children) {
-			return false
-		}
-	}
-	return true
 }
 
 // peers says of each copy that keeps the umount from succeeding where it is; who holds it is listed
@@ -328,5 +306,26 @@ func (s *scan) peers(ctx context.Context) {
 			h.Device = fmt.Sprintf("%d of %d references unexplained", m.Unexplained, m.Count)
 		}
 		s.add(h)
+	}
+}
+
+// super says what keeps the file system beside its mounts.
+func (s *scan) super(ctx context.Context) {
+	supers, err := s.h.Kernel.Supers(ctx, s.t.dev)
+	if err != nil {
+		s.note("whether the file system is frozen is not known: " + err.Error())
+	}
+	asked, _ := s.mountByID(s.t.MountID)
+	for _, u := range supers {
+		if u.Addr == asked.kernel.Super {
+			s.frozen(ctx, u, asked.Point)
+		}
+	}
+}
+
+// frozen lists that a file system is frozen, which keeps it until it is thawed.
+func (s *scan) frozen(ctx context.Context, u probe.Super, point string) {
+	if u.Frozen {
+		s.add(Holder{Kind: Frozen, FD: -1, Path: point, Blocks: BlocksSuperblock, Process: s.process(ctx, 0, 0, "")})
 	}
 }

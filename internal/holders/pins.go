@@ -16,7 +16,7 @@ import (
 func (s *scan) pins(ctx context.Context) {
 	layers := s.overlays()
 	for _, m := range s.mounts {
-		if m.Asked || m.Follows || m.internal {
+		if m.Asked || m.Follows || m.kernel.Internal {
 			continue
 		}
 		h := Holder{Kind: Bind, Path: m.Point, FD: -1, Process: s.process(ctx, 0, 0, "")}.on(m)
@@ -37,17 +37,62 @@ func (s *scan) pins(ctx context.Context) {
 	for _, l := range layers {
 		s.add(l)
 	}
-	if n := s.internals() - len(layers); n > 0 && len(layers) == 0 {
-		s.add(Holder{Kind: Overlay, FD: -1, Process: s.process(ctx, 0, 0, ""), Blocks: BlocksSuperblock,
-			Device: fmt.Sprintf("%d copies that a file system made for itself", n)})
+	if n := s.internals(); n > 0 && len(layers) == 0 && !s.unseenOverlays(ctx) {
+		// Process accounting has one, which ends with the mount.
+		s.hidden = true
+		s.note(fmt.Sprintf("the kernel keeps %s of the mount for itself, for process accounting or a cache: the device "+
+			"may stay busy", copies(n)))
 	}
+}
+
+func copies(n int) string {
+	if n == 1 {
+		return "a copy"
+	}
+	return fmt.Sprintf("%d copies", n)
+}
+
+// unseenOverlays lists overlays that no table of mounts has: unmounted lazily, or mounted only in a
+// namespace without processes. What their layers are is not shown, so they are listed where the kernel
+// has copies of the mount that nothing else explains. It reports whether there is any.
+func (s *scan) unseenOverlays(ctx context.Context) bool {
+	if s.h.Kernel == nil {
+		return false
+	}
+	supers, err := s.h.Kernel.Supers(ctx, 0)
+	if err != nil {
+		s.unread("overlays that are not mounted any more", err)
+		return false
+	}
+	known := map[uint64]bool{}
+	for _, mounts := range s.tables {
+		for _, m := range mounts {
+			known[m.Dev] = true
+		}
+	}
+	found := false
+	for _, u := range supers {
+		if u.Type != "overlay" || known[u.Dev] {
+			continue
+		}
+		found = true
+		s.add(Holder{Kind: Overlay, FD: -1, Process: s.process(ctx, 0, 0, ""), Blocks: BlocksSuperblock,
+			Device: "an overlay that is not seen mounted"})
+		refs, err := s.h.Kernel.References(ctx, u.Addr)
+		s.unread("who holds an overlay", err)
+		for _, r := range refs {
+			s.add(Holder{Kind: Kind(r.Kind), Path: r.Path, Deleted: r.Deleted, FD: r.FD, Blocks: BlocksSuperblock,
+				Device: "overlay", Process: s.process(ctx, r.PID, r.TID, r.Comm)})
+		}
+	}
+	return found
 }
 
 // internals is how many copies of the mount file systems made for themselves.
 func (s *scan) internals() int {
 	n := 0
 	for _, m := range s.mounts {
-		if m.internal {
+		if m.kernel.Internal {
 			n++
 		}
 	}
@@ -61,6 +106,13 @@ func (s *scan) heldOn(m Mount) bool {
 
 // keeper is who keeps a namespace: a process in it, or one with a descriptor of it.
 func (s *scan) keeper(ctx context.Context, ns uint64) (Process, int) {
+	for _, withFD := range []bool{false, true} {
+		for _, r := range s.keepers[ns] {
+			if withFD == (r.FD >= 0) && r.PID != s.h.Self {
+				return s.process(ctx, r.PID, r.TID, r.Comm), r.FD
+			}
+		}
+	}
 	if len(s.tasks.Namespaces[ns]) > 0 {
 		return s.inNamespace(ctx, ns), -1
 	}

@@ -191,7 +191,7 @@ func (s *scan) status(v Verdict) []int {
 	if s.o.AllSuperblock && slices.ContainsFunc(s.holders, func(h Holder) bool { return h.Blocks == BlocksSuperblock }) {
 		all = append(all, finding.StatusFound)
 	}
-	if s.uncertain() {
+	if s.uncertain() || s.hidden && s.o.AllSuperblock {
 		all = append(all, finding.StatusCannotTell)
 	}
 	return finding.OrderStatus(append(all, finding.StatusClean)...)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
 
 const (
@@ -49,8 +50,15 @@ type scan struct {
 	holders []Holder
 	notes   []string
 	blind   []finding.Blind
+	// ownOn are the references of this process on each mount.
+	ownOn map[int]int64
+	// keepers are who keeps each namespace, unlooked what the kernel's lists could not be looked at for.
+	keepers  map[uint64][]probe.Reference
+	unlooked []probe.Unread
 	// counted: the kernel's own lists were read, so that no process was left out.
 	counted bool
+	// hidden: the kernel has copies of the mount that nothing explains.
+	hidden bool
 	// details are the processes that were read.
 	details map[int]Process
 }
@@ -64,15 +72,10 @@ type located struct {
 // newScan reads what every question needs.
 func newScan(ctx context.Context, h Host, t Target, o Options) (*scan, error) {
 	s := &scan{h: h, t: t, o: o, tables: map[uint64][]linux.Mount{}, trees: map[uint64]*tree{}, byID: map[int]int{}, where: map[int]located{},
-		details: map[int]Process{}, audit: Audit{Hints: []string{}},
+		details: map[int]Process{}, ownOn: map[int]int64{}, audit: Audit{Hints: []string{}},
 		mounts: []Mount{}, holders: []Holder{}, notes: []string{}, blind: []finding.Blind{}}
-	var err error
-	// Where the kernel's lists can be read, only what they do not tell is looked for.
-	if s.tasks, err = h.Linux.Tasks(ctx, linux.TasksOptions{Files: h.Kernel == nil}); err != nil {
+	if err := s.look(ctx); err != nil {
 		return nil, err
-	}
-	for _, gap := range s.tasks.Gaps {
-		s.unseen("processes", "all of them", gap)
 	}
 	mine, err := h.Linux.Mounts(ctx, 0)
 	if err != nil {
@@ -88,10 +91,25 @@ func newScan(ctx context.Context, h Host, t Target, o Options) (*scan, error) {
 			return nil, err
 		}
 	}
+	if h.Kernel == nil {
+		for _, gap := range s.tasks.Gaps {
+			s.unseen("processes", "all of them", gap)
+		}
+	}
 	if t.mute {
 		s.notes = append(s.notes, fmt.Sprintf("%s does not answer: what it is was told by its name alone", t.Inside))
 	}
 	return s, nil
+}
+
+// look reads what the threads of the host hold; where the kernel's lists can be read, only what those do
+// not tell.
+func (s *scan) look(ctx context.Context) (err error) {
+	if s.tasks, err = s.h.Linux.Tasks(ctx, linux.TasksOptions{Files: s.h.Kernel == nil}); err != nil {
+		return err
+	}
+	s.inside = nil
+	return nil
 }
 
 func keys[K comparable, V any](m map[K]V) func(yield func(K) bool) {
@@ -189,9 +207,7 @@ func (s *scan) add(h Holder) {
 		h.AlsoFDs = []int{}
 	}
 	if h.Process.PID > 0 && h.Process.PID == s.h.Self {
-		if h.SameMount {
-			s.audit.Own += h.References
-		}
+		s.ownOn[h.MountID] += h.References
 		return
 	}
 	if len(s.holders) == maxHolders {

@@ -15,6 +15,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -64,10 +65,32 @@ func byText() Host {
 	return Host{Linux: linux.Open(""), Self: os.Getpid(), NoKernel: errors.New("not asked")}
 }
 
+// byKernel is this host with the kernel's own lists.
+func byKernel(t testing.TB) Host {
+	t.Helper()
+	testenv.NeedRoot(t)
+	refs, err := probe.OpenRefs()
+	if errors.Is(err, probe.ErrRefused) {
+		testenv.Lacks(t, err.Error())
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := refs.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return Host{Linux: linux.Open(""), Self: os.Getpid(), Kernel: refs}
+}
+
 // hosts are the ways to look at this host.
 func hosts(t testing.TB) map[string]Host {
 	t.Helper()
-	return map[string]Host{"text": byText()}
+	all := map[string]Host{"text": byText()}
+	if os.Geteuid() == 0 {
+		all["kernel"] = byKernel(t)
+	}
+	return all
 }
 
 // about is what is asked about where a kind is made.

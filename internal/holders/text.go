@@ -33,7 +33,7 @@ func (s *scan) fromText(ctx context.Context) {
 			continue
 		}
 		shown[key] = true
-		s.add(Holder{Kind: kind, Path: u.Path, FD: u.FD, References: 1,
+		s.add(Holder{Kind: kind, Path: u.Path, Deleted: u.Deleted, FD: u.FD, References: 1,
 			Process: s.process(ctx, u.PID, u.TID, "")}.on(m))
 	}
 }
@@ -110,8 +110,6 @@ func (s *scan) fromKernelSide(ctx context.Context) {
 			hold(Uprobe, p.Path, p.Event)
 		}
 	}
-	s.rings(ctx)
-	s.sockets(ctx)
 }
 
 // tracefs is where the probes can be read.
@@ -126,20 +124,13 @@ func (s *scan) tracefs() (string, bool) {
 
 // nested lists what is mounted on the mount that is asked about, and on its copies.
 func (s *scan) nested(ctx context.Context) {
-	counts, known := int64(0), false
 	for _, ns := range slices.Sorted(keys(s.tables)) {
 		for _, c := range s.tables[ns] {
 			m, ok := s.mountByID(c.Parent)
 			if !ok || c.ID == c.Parent || !m.Asked && !m.Follows {
 				continue
 			}
-			if !known && s.h.Kernel != nil {
-				known = true
-				if s.childrenCount(ctx) {
-					counts = 1
-				}
-			}
-			h := Holder{Kind: NestedMount, Path: c.Point, Device: c.Type, FD: -1, References: counts,
+			h := Holder{Kind: NestedMount, Path: c.Point, Device: c.Type, FD: -1,
 				Process: s.inNamespace(ctx, ns)}.on(m)
 			if !m.Asked {
 				h.Blocks = BlocksSuperblock // the kernel leaves such a copy where it is
@@ -157,12 +148,8 @@ func (s *scan) inNamespace(ctx context.Context, ns uint64) Process {
 	return s.process(ctx, 0, 0, "")
 }
 
-// rings lists the files that io_urings hold by themselves, by their names, unless the kernel's lists
-// have them.
+// rings lists the files that io_urings hold by themselves, by their names.
 func (s *scan) rings(ctx context.Context) {
-	if s.has(IOUring) {
-		return
-	}
 	for _, u := range s.tasks.Uses {
 		if u.Kind != linux.UseRing {
 			continue
@@ -184,12 +171,7 @@ func (s *scan) ringHeld(m Mount, pid int, path string) bool {
 	})
 }
 
-func (s *scan) has(k Kind) bool {
-	return slices.ContainsFunc(s.holders, func(h Holder) bool { return h.Kind == k })
-}
-
-// sockets lists the sockets that are bound to names there, in each network namespace, by their names,
-// unless the kernel's lists have them.
+// sockets lists the sockets that are bound to names there, in each network namespace, by their names.
 func (s *scan) sockets(ctx context.Context) {
 	owners := map[uint64]linux.Use{}
 	for _, u := range s.tasks.Uses {
@@ -212,18 +194,11 @@ func (s *scan) sockets(ctx context.Context) {
 				owner.FD = -1
 			}
 			m, ok := s.locate(ns, b.Path)
-			if !ok || !strings.HasPrefix(b.Path, "/") || s.socketHeld(m, b.Path, owner) {
+			if !ok || !strings.HasPrefix(b.Path, "/") {
 				continue
 			}
 			s.add(Holder{Kind: UnixSocket, Path: b.Path, FD: owner.FD, References: 1,
 				Process: s.process(ctx, owner.PID, owner.TID, "")}.on(m))
 		}
 	}
-}
-
-// socketHeld reports whether the kernel's lists have a socket already.
-func (s *scan) socketHeld(m Mount, path string, owner linux.Use) bool {
-	return s.h.Kernel != nil && slices.ContainsFunc(s.holders, func(h Holder) bool {
-		return h.Kind == UnixSocket && h.MountID == m.ID && (h.Path == path || h.Process.PID == owner.PID)
-	})
 }

@@ -123,6 +123,9 @@ func (o *out) holder(r *holders.Report, h *holders.Holder, more int64) {
 	if h.Path != "" {
 		items = append(items, Name(h.Path))
 	}
+	if h.Deleted {
+		items = append(items, "(deleted)")
+	}
 	if more > 0 {
 		items = append(items, words(fmt.Sprintf("and %d more", more))...)
 	}
@@ -238,6 +241,10 @@ func mountWords(h *holders.Holder, device string) string {
 		return "array " + device + " is made of"
 	case holders.Served:
 		return "serves"
+	case holders.MountContext:
+		return "is about to change or mount it"
+	case holders.Frozen:
+		return "froze"
 	case holders.ImageLock:
 		return "somebody unseen has QEMU's locks (" + device + ") on"
 	}
