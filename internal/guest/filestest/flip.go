@@ -86,8 +86,8 @@ func Flips(t *testing.T, d *Disk, open OpenFS, flip Flip) {
 			}
 		}
 	}
-	t.Logf("%s=%d: %d flips in %d kinds of metadata of %d names: %d said to be incomplete, %d refused, "+
-		"%d whole; no view took more than %d KiB in all; %.0f seconds", seedName, seed, rounds,
+	t.Logf("%s=%d: %d flips in %d kinds of metadata of %d names: %d said to be incomplete, "+
+		"%d refused, %d whole; no view took more than %d KiB in all; %.0f seconds", seedName, seed, rounds,
 		len(s.kinds), s.want.names, s.said, s.refused, s.same, s.taken>>10, time.Since(begin).Seconds())
 }
 

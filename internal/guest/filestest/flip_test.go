@@ -197,7 +197,8 @@ func TestDisk(t *testing.T) {
 	disk := Make(t, dir, 1<<20, "mkfs.ext4", "-q", "-F", "DISK")
 	Pack(t, disk, dir+"/packed")
 	f := Unpack(t, dir+"/packed")
-	if whole, err := os.ReadFile(disk); err != nil || f.Size() != 1<<20 || !bytes.Equal(f.Bytes(), whole) {
+	whole, err := os.ReadFile(disk)
+	if err != nil || f.Size() != 1<<20 || !bytes.Equal(f.Bytes(), whole) {
 		t.Errorf("%d bytes are other than what was packed: %v", f.Size(), err)
 	}
 }

@@ -40,10 +40,10 @@ type listing struct {
 
 // node is what a name stands for. Contents and lists are hashed.
 type node struct {
-	stat                     files.Stat
-	content, attrs, extents  uint64
-	attributes, mappedExtent int
-	mapped                   int64 // bytes
+	stat                    files.Stat
+	content, attrs, extents uint64
+	attributes              int
+	mapped                  int64 // bytes
 }
 
 // counts is how long the lists of an inode are.
@@ -149,7 +149,7 @@ func (l *listing) owners(ctx context.Context, fs files.FS, size int64) error {
 	err := fs.Owners(ctx, []files.Range{{Length: size}}, func(o files.Owner) error {
 		end := o.Range.Offset + o.Range.Length
 		if o.Range.Offset > last || o.Range.Length <= 0 || end > size {
-			return fmt.Errorf("after 0x%x Owners gives %+v", last, o)
+			return fmt.Errorf("owners give %+v after 0x%x", o, last)
 		}
 		last = max(last, end)
 		if o.Use == files.UseFree || o.Use == files.UseOutside {
@@ -167,7 +167,7 @@ func (l *listing) owners(ctx context.Context, fs files.FS, size int64) error {
 	})
 	if known := new(files.Error); err == nil || errors.As(err, &known) {
 		if last != size {
-			return fmt.Errorf("Owners end at 0x%x, want 0x%x", last, size)
+			return fmt.Errorf("owners end at 0x%x, want 0x%x", last, size)
 		}
 		return nil // it is in the view
 	}
@@ -190,8 +190,8 @@ func (l *listing) differs(want *listing) string {
 }
 
 // lacks names what is shorter: an inode that is not there any more or has fewer names, a directory
-// with fewer entries, a file with fewer attributes or less of its map, and space that was in use and
-// is called free. This is what must be said even where there are no checksums.
+// with fewer entries, a file with fewer attributes or less of its map, and space that was in use
+// and is called free. This is what must be said even where there are no checksums.
 //
 // Not in it is what makes no list shorter and what no other part of such a file system tells: names
 // that read otherwise, contents, times, owners, permissions, and the size of a regular file, since
