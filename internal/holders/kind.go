@@ -126,7 +126,7 @@ func stop(p Process) string {
 	case p.Unit != "" && strings.HasSuffix(p.Unit, ".service"):
 		return "systemctl stop " + p.Unit
 	}
-	return fmt.Sprintf("end process %d (%s)", p.PID, p.Comm)
+	return fmt.Sprintf("end process %d", p.PID)
 }
 
 // shortContainer cuts the id of a container as its runtime does on its command line.

@@ -142,15 +142,15 @@ func elsewhere(r *holders.Report, h *holders.Holder) string {
 	switch {
 	case h.SameMount || h.MountID == 0 || r.Target.Kind == holders.TargetImage:
 		return ""
-	case h.Kind == holders.Bind || h.Kind == holders.Overlay:
+	case h.Kind == holders.Bind || h.Kind == holders.Overlay || h.Kind == holders.Detached:
 		return ""
 	case h.MountNamespace == 0:
 		return "(in no namespace)"
-	case h.Process.PID > 0 && h.Process.MountNamespace == h.MountNamespace && h.Kind != holders.Namespace &&
-		h.Kind != holders.Mounted && h.Kind != holders.Peer && h.Blocks != holders.BlocksUmount:
-		return fmt.Sprintf("(mount %d)", h.MountID)
+	case h.Process.PID > 0 && h.Process.MountNamespace != h.MountNamespace, h.Blocks == holders.BlocksUmount,
+		h.Process.PID > 0 && (h.Kind == holders.Namespace || h.Kind == holders.Mounted):
+		return fmt.Sprintf("(mount %d in namespace %d)", h.MountID, h.MountNamespace)
 	}
-	return fmt.Sprintf("(mount %d in namespace %d)", h.MountID, h.MountNamespace)
+	return ""
 }
 
 // Who names a process with what it belongs to.
