@@ -32,7 +32,7 @@ func newDisk(s *stdio) *cobra.Command {
 without root. Nothing is ever written to it: what is in the journal of a guest that was not shut down is replayed in
 memory.
 
-DISK is an image of any format that is read (raw, qcow2, vmdk, vhdx, vhd), a device, a directory with a vmdk of
+DISK is an image of any format that is read (raw, qcow2, vmdk, vhdx, vhd, vdi), a device, a directory with a vmdk of
 several files, or IMAGE@SNAPSHOT for an internal snapshot. Behind it, after colons, stand the part and the path:
 
   vm.qcow2                    the part is found if only one can be meant
@@ -135,6 +135,20 @@ func (o *guestOptions) open(ctx context.Context, arg string) (*look, inside.Name
 	}
 	return &look{Guest: g, head: render.GuestHead{Disk: name.Disk, Snapshot: name.Snapshot,
 		FileSystem: render.NewGuestFileSystem(files.Info{})}}, name, nil
+}
+
+// openWhole is open where no part and no path may be meant.
+func (o *guestOptions) openWhole(ctx context.Context, arg string) (*look, error) {
+	l, name, err := o.open(ctx, arg)
+	if err != nil {
+		return nil, err
+	}
+	if rest := name.Part + name.Path; rest != "" {
+		err := withStatus(finding.StatusUsage, fmt.Errorf("%s: whole disks are looked at, and no part or path of one: %s",
+			name.Disk, rest))
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // fileSystem opens the file system that an argument means; the path is "/" if none was said.

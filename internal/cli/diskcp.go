@@ -99,8 +99,11 @@ func (l *look) copied(s *stdio, json bool, to string, done *inside.Copied, err e
 		}
 		return l.finish(s, end, false)
 	}
-	if err := render.GuestCopy(s.out, doc, render.Style{Width: s.width, Color: s.colour}); err != nil {
-		return err
+	nothing := done.Files+done.Directories+done.Links+done.Nodes+done.Kept+done.Lost+done.Unset == 0
+	if err == nil || !nothing {
+		if err := render.GuestCopy(s.out, doc, render.Style{Width: s.width, Color: s.colour}); err != nil {
+			return err
+		}
 	}
 	if errors.As(err, new(*fs.PathError)) {
 		return withStatus(end.Status[0], err) // with its hint

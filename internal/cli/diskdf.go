@@ -37,7 +37,7 @@ func runDiskDf(ctx context.Context, o guestOptions, arg string, s *stdio) (err e
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	parts := inside.Readable(l.Guest)
-	if name.Part != "" {
+	if name.Part != "" || name.Path != "" { // of a path the file system that it is in, as of df(1)
 		part, err := l.Part(ctx, name.Part)
 		if err != nil {
 			return err
@@ -62,7 +62,7 @@ func runDiskDf(ctx context.Context, o guestOptions, arg string, s *stdio) (err e
 		}
 		doc.FileSystems = append(doc.FileSystems, row)
 	}
-	if name.Part == "" {
+	if name.Part == "" && name.Path == "" {
 		others := notExamined(l.Guest)
 		doc.FileSystems = append(doc.FileSystems, others...)
 		if len(parts) == 0 {

@@ -32,7 +32,8 @@ func newDiskFind(s *stdio) *cobra.Command {
 		Use:   "find DISK[:PART][:/PATH]",
 		Short: "find files of the guest by name, time, size or owner",
 		Long: `find walks over a directory of the guest with all that is below it, and gives the paths of what all
-conditions hold for. It also holds what has names against what is in use, so that it can tell whether it saw all.
+conditions hold for. Over a whole file system it also holds what has names against what is in use, so that it can tell
+whether it saw all; below a directory it tells what it met.
 
 Times are those of the last change of content: a date (2026-11-21), a time (2026-11-21T04:00:00Z), or a duration
 before now (36h).`,

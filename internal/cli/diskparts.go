@@ -29,12 +29,12 @@ The exit status is 3 if a table is broken, for example if only the backup of a G
 			return runDiskParts(c.Context(), o, args[0], s)
 		},
 	}
-	o.flags(c)
+	o.flags(c).Lookup("part").Hidden = true // it is for what lists part of a disk
 	return c
 }
 
 func runDiskParts(ctx context.Context, o guestOptions, arg string, s *stdio) (err error) {
-	l, _, err := o.open(ctx, arg)
+	l, err := o.openWhole(ctx, arg)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func newDiskTar(s *stdio) *cobra.Command {
 
 A file that cannot be read to its end is filled up with zeros, which is said, and the exit status is 4.`,
 		Example: `  shisa disk tar vm.qcow2:/srv | zstd >srv.tar.zst
-  shisa disk tar vm.qcow2:/home | tar -x -C rescued --xattrs --xattrs-include='*'`,
+  shisa disk tar vm.qcow2:/home | tar -x --xattrs --xattrs-include='*'`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error { return runDiskTar(c.Context(), o, args[0], s) },
 	}

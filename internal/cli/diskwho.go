@@ -62,6 +62,7 @@ where an error begins and not how long it is: a page of 4 KiB is taken.`,
 		},
 	}
 	f := o.flags(c)
+	f.Lookup("part").Hidden = true // sectors are those of the whole disk
 	f.StringSliceVar(&o.sectors, "sector", nil, "the sector `N`, or sectors as N+COUNT or N-M (may be repeated)")
 	f.StringSliceVar(&o.ranges, "range", nil, "the bytes of `RANGE` (may be repeated)")
 	f.StringVar(&o.from, "from", "", "messages or ranges, one a line, from `FILE`, - for standard input")
@@ -204,7 +205,7 @@ func rangeOf(text string, unit int64) (finding.Range, error) {
 func runDiskWho(ctx context.Context, o diskWhoOptions, arg string, ranges []finding.Range,
 	s *stdio,
 ) (err error) {
-	l, _, err := o.open(ctx, arg)
+	l, err := o.openWhole(ctx, arg)
 	if err != nil {
 		return err
 	}

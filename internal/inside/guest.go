@@ -27,6 +27,8 @@ var (
 	// ErrPart: no volume, or several, have the name that was given, or none was given where there
 	// are several.
 	ErrPart = errors.New("which part is meant is not known")
+	// ErrUnread: there is no file system that can be read.
+	ErrUnread = errors.New("no file system here can be read")
 	// ErrPath: nothing in the guest has that path.
 	ErrPath = errors.New("no such file in the guest")
 )
@@ -196,7 +198,7 @@ func Readable(g *Guest) []int {
 // Part gives the index of a volume: by its name, or by LABEL=, UUID=, PARTLABEL= or PARTUUID= as in
 // fstab. Where there are several disks, the number that a partition has on its own disk is enough if
 // only one has it. With no name it is the only one with a file system that can be read, or the only one of
-// those that holds a Linux system. The error is ErrPart.
+// those that holds a Linux system. The error is ErrPart or ErrUnread.
 func (g *Guest) Part(ctx context.Context, name string) (int, error) {
 	if name == "" {
 		return g.only(ctx)
@@ -253,7 +255,7 @@ func (g *Guest) only(ctx context.Context) (int, error) {
 	case 1:
 		return can[0], nil
 	case 0:
-		return 0, fmt.Errorf("%w: of what is there none can be read: %s", ErrPart, g.names(nil))
+		return 0, fmt.Errorf("%w; there are: %s", ErrUnread, g.names(nil))
 	}
 	for _, i := range can {
 		if g.holdsSystem(ctx, i) {

@@ -38,6 +38,15 @@ func (g *Guest) Who(ctx context.Context, disk int, ranges []finding.Range) ([]fi
 	inner := make(map[int][]volume.Hit)
 	asked := 0
 	for _, r := range ranges {
+		if end := g.Layout.Disks[disk].Size; r.End() > end {
+			past := finding.Range{Offset: max(r.Offset, end)}
+			past.Length = r.End() - past.Offset
+			const what = "past the end of the disk"
+			w.add(owner{part: -1, use: files.UseOutside, what: what}, past, what)
+			if r.Length -= past.Length; r.Length == 0 {
+				continue
+			}
+		}
 		hits, err := g.jail.Within(ctx, disk, r.Offset, r.Length)
 		if err != nil {
 			return nil, err
