@@ -99,17 +99,15 @@ func sockets() []Kind {
 		{Name: "unix-socket-relative", Effect: Blocks, Word: "unix_socket", make: boundRelative},
 		{Name: "unix-socket-accepted", Effect: Blocks, Word: "unix_socket", make: accepted},
 		// The one that waits is no process' yet.
-		{Name: "unix-socket-pending", Effect: Blocks, Word: "unix_socket", make: pending, Unnamed: true},
+		{Name: "unix-socket-pending", Effect: Blocks, Word: "unix_socket", make: pending},
 		{Name: "unix-socket-net-namespace", Effect: Blocks, Word: "unix_socket", make: bound,
 			namespaces: unix.CLONE_NEWNET},
 		{Name: "fd-in-flight", Effect: Blocks, Word: "fd_in_flight", make: inFlight},
 		{Name: "fd-in-flight-open", Effect: Blocks, Word: "open_fd", make: inFlightOpen},
 		{Name: "fd-in-flight-net-namespace", Effect: Blocks, Word: "fd_in_flight", make: inFlight,
 			namespaces: unix.CLONE_NEWNET},
-		{Name: "fd-in-flight-unaccepted", Effect: Blocks, Word: "fd_in_flight", make: inFlightUnaccepted,
-			Unnamed: true},
-		{Name: "fd-in-flight-orphan", Effect: Blocks, Word: "fd_in_flight", make: inFlightOrphan,
-			Unnamed: true},
+		{Name: "fd-in-flight-unaccepted", Effect: Blocks, Word: "fd_in_flight", make: inFlightUnaccepted},
+		{Name: "fd-in-flight-orphan", Effect: Blocks, Word: "fd_in_flight", make: inFlightOrphan},
 	}
 }
 
@@ -119,11 +117,11 @@ func requests() []Kind {
 		{Name: "io-uring-file", Effect: Blocks, Word: "io_uring", make: ringFile},
 		{Name: "io-uring-request", Effect: Blocks, make: ringRequest},
 		{Name: "aio-request", Effect: Blocks, make: aioRequest},
-		{Name: "fanotify-event", Effect: Blocks, Word: "fanotify", Unnamed: true, make: unreadEvent},
+		{Name: "fanotify-event", Effect: Blocks, Word: "fanotify", make: unreadEvent},
 		{Name: "fanotify-permission", Effect: Blocks, Word: "fanotify", Unnamed: true,
 			make: unansweredEvent},
-		{Name: "perf-uprobe", Effect: Blocks, Word: "uprobe", Unnamed: true, make: perfUprobe},
-		{Name: "bpf-uprobe", Effect: Blocks, Word: "uprobe", Unnamed: true, make: bpfUprobe},
+		{Name: "perf-uprobe", Effect: Blocks, Word: "uprobe", make: perfUprobe},
+		{Name: "bpf-uprobe", Effect: Blocks, Word: "uprobe", make: bpfUprobe},
 	}
 }
 
