@@ -38,8 +38,10 @@ several files, or IMAGE@SNAPSHOT for an internal snapshot. Behind it, after colo
   vm.qcow2                    the part is found if only one can be meant
   vm.qcow2:/etc/fstab
   vm.qcow2:2:/etc/fstab       the second partition
-  vm.qcow2:vg/root:/etc       a logical volume; --disk names further disks of the volume group
+  vm.qcow2:vg/root:/etc       a logical volume; --disk gives its other disks
   vm.qcow2:LABEL=data:/       also UUID=, PARTLABEL=, PARTUUID=
+  vm.qcow2:disk2p1:/          with --disk: partition 1 of the second disk
+  vm.qcow2@monday:/etc        an internal snapshot
 
 A file that exists by the whole name wins; --part and --path are the exact form.
 
@@ -290,9 +292,9 @@ func (l *look) end(unread int64, err error) render.GuestEnd {
 			"also %s", l.head.Part, l.others))
 	}
 	if l.below != "" && end.Complete && !inside.Checksums(l.fs) {
-		end.Notes = append(end.Notes, "only "+l.below+" was gone through, and the directories of this "+
-			"file system have no checksums: names that one lost are missed over the whole of it only, as "+
-			"by: shisa disk find "+operand(l.source()))
+		end.Notes = append(end.Notes, "only "+l.below+" was gone through; the directories of this file system "+
+			"have no checksums, so what one lost is noticed only over the whole of it: shisa disk find "+
+			operand(l.source()))
 	}
 	return end
 }

@@ -63,7 +63,7 @@ that one trusts: a disk whose owner means harm can take over this host. So this 
 		Example: `  shisa disk mount vm.qcow2 /mnt
   shisa disk mount vm.qcow2:2 /mnt
   shisa disk umount /mnt
-  shisa disk mount --kernel --accept-risk=kernel-mount:vm.raw vm.raw:1 /mnt -- ls -l /mnt`,
+  shisa disk mount --kernel --accept-risk=kernel-mount:vm.raw vm.raw /mnt`,
 		Args:              wantArgs(2, -1),
 		ValidArgsFunction: diskThenDirectory,
 		RunE: func(c *cobra.Command, args []string) error {
