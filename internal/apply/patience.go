@@ -129,6 +129,10 @@ func (p *patient) RealPath(path string) (string, error) {
 	return wait(p, func() (string, error) { return p.Disk.RealPath(path) }, nil)
 }
 
+func (p *patient) LookAt(path string) (diskio.Named, error) {
+	return wait(p, func() (diskio.Named, error) { return p.Disk.LookAt(path) }, nil)
+}
+
 func (p *patient) Room(path string) (diskio.Room, error) {
 	return wait(p, func() (diskio.Room, error) { return p.Disk.Room(path) }, nil)
 }
@@ -141,8 +145,8 @@ func (p *patient) Remove(path string) error {
 	return p.do(func() error { return p.Disk.Remove(path) })
 }
 
-func (p *patient) MakeDir(path string) error {
-	return p.do(func() error { return p.Disk.MakeDir(path) })
+func (p *patient) MakeDir(path string, perm fs.FileMode) error {
+	return p.do(func() error { return p.Disk.MakeDir(path, perm) })
 }
 
 func (p *patient) SyncDir(path string) error {

@@ -81,7 +81,7 @@ func (e *engine) journal(img *image) (string, error) {
 	case !id.Block:
 		return "", nil
 	}
-	return e.v.ReceiptsDir(), e.disk.MakeDir(e.v.ReceiptsDir())
+	return e.v.ReceiptsDir(), e.disk.MakeDir(e.v.ReceiptsDir(), 0o700)
 }
 
 // prepare does the rest of what comes before the first write to the image. Where it goes wrong the

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -254,8 +255,8 @@ func (d *readOnly) refuse(path string) error {
 	return nil
 }
 
-func (d *readOnly) MakeDir(path string) error {
-	return errors.Join(d.refuse(path), d.Disk.MakeDir("/nothing"))
+func (d *readOnly) MakeDir(path string, perm fs.FileMode) error {
+	return errors.Join(d.refuse(path), d.Disk.MakeDir("/nothing", perm))
 }
 func (d *readOnly) Remove(path string) error {
 	if err := d.refuse(path); err != nil {

@@ -117,8 +117,20 @@ type Looker interface {
 	List(ctx context.Context, dir string, deep bool, keep func(name string) bool) ([]string, error)
 	// RealPath is the absolute path without symbolic links.
 	RealPath(path string) (string, error)
+	// LookAt says what a name itself is: a symbolic link at its end is not followed.
+	LookAt(path string) (Named, error)
 	// Room is how much may still be written to the file system of path.
 	Room(path string) (Room, error)
+}
+
+// Named is what a name leads to, without a symbolic link being followed.
+type Named struct {
+	// Mode is the type, and the permissions with setuid, setgid and sticky.
+	Mode         fs.FileMode
+	Owner, Group uint32
+	SizeBytes    int64
+	// Links is how many names the file has.
+	Links uint64
 }
 
 // Room is the space of a file system.
@@ -149,16 +161,17 @@ type Opener interface {
 
 // Names changes names. A change of a name is on the disk for sure after SyncDir of its directory.
 type Names interface {
-	// CreateNew makes a file and opens it, locked where the file system keeps locks. An existing
+	// CreateNew makes a file with the mode perm, whatever the umask, and opens it, locked where the
+	// file system keeps locks. An existing
 	// name is never touched: the error is then fs.ErrExist.
 	CreateNew(path string, perm fs.FileMode) (Writable, error)
 	// Rename gives a file another name in the same directory; who had that name loses it.
 	Rename(from, to string) error
 	// Remove removes the name of a file.
 	Remove(path string) error
-	// MakeDir makes a directory and those above it that are missing, with mode 0700. It returns when
-	// the name of the directory is on the disk, also where it was there before.
-	MakeDir(path string) error
+	// MakeDir makes a directory and those above it that are missing, with the mode perm. It returns
+	// when the name of the directory is on the disk, also where it was there before.
+	MakeDir(path string, perm fs.FileMode) error
 	// SyncDir returns when the names in the directory are on the disk; ErrNoSync where that cannot be
 	// had.
 	SyncDir(path string) error

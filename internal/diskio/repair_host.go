@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +48,18 @@ func (host) Open(path string) (Readable, error) {
 }
 
 func (host) RealPath(path string) (string, error) { return RealPath(path) }
+
+func (host) LookAt(path string) (Named, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return Named{}, err
+	}
+	n := Named{Mode: info.Mode(), SizeBytes: info.Size()}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		n.Owner, n.Group, n.Links = st.Uid, st.Gid, uint64(st.Nlink)
+	}
+	return n, nil
+}
 
 func (host) Room(path string) (Room, error) {
 	var st unix.Statfs_t
@@ -203,6 +216,12 @@ func (host) CreateNew(path string, perm fs.FileMode) (Writable, error) {
 		unix.Close(fd)
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
 	}
+	if perm &^= fs.FileMode(st.Mode) & fs.ModePerm; perm.Perm() != 0 { // what the umask took
+		if err := unix.Fchmod(fd, st.Mode&0o7777|uint32(perm.Perm())); err != nil {
+			unix.Close(fd)
+			return nil, &fs.PathError{Op: "create", Path: path, Err: err}
+		}
+	}
 	f := hostFile{&File{f: os.NewFile(uintptr(fd), path), name: path, stat: statOf(&st)}}
 	// A program that looks for half-made files sees by the lock that this one is being made. On a
 	// file system without locks that is not to be had, and the lock of the image stands alone.
@@ -222,7 +241,7 @@ func (host) Remove(path string) error {
 	return nil
 }
 
-func (h host) MakeDir(path string) error {
+func (h host) MakeDir(path string, perm fs.FileMode) error {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)
 	switch {
@@ -242,10 +261,17 @@ func (h host) MakeDir(path string) error {
 	if parent == path {
 		return &fs.PathError{Op: "make the directory", Path: path, Err: fs.ErrNotExist}
 	}
-	if err := h.MakeDir(parent); err != nil {
+	if err := h.MakeDir(parent, perm); err != nil {
 		return err
 	}
-	if err := unix.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err = unix.Mkdir(path, uint32(perm.Perm()))
+	if err == nil {
+		err = unix.Stat(path, &st)
+	}
+	if miss := uint32(perm.Perm()) &^ st.Mode; err == nil && miss != 0 { // what the umask took
+		err = unix.Chmod(path, st.Mode&0o7777|miss)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return &fs.PathError{Op: "make the directory", Path: path, Err: err}
 	}
 	return h.SyncDir(parent)

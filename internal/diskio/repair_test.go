@@ -221,7 +221,7 @@ func TestRepairForeignLock(t *testing.T) {
 func TestRepairWrites(t *testing.T) {
 	h, dir := diskio.Host(), t.TempDir()
 	sub := filepath.Join(dir, "x/y")
-	if err := h.MakeDir(sub); err != nil {
+	if err := h.MakeDir(sub, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range []string{dir + "/x", sub} {

@@ -332,7 +332,7 @@ func (v *Vault) Put(r *Receipt) error {
 	if err := fits(b.Bytes()); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
-	if err := v.disk.MakeDir(v.receipts); err != nil {
+	if err := v.disk.MakeDir(v.receipts, 0o700); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
 	}
 	path := v.receiptPath(r.ID)

@@ -178,7 +178,7 @@ func (d *Disk) addDirs(dir string) {
 
 func (d *Disk) newInode() *inode {
 	d.inodes++
-	return &inode{ino: d.inodes, changed: d.now()}
+	return &inode{ino: d.inodes, changed: d.now(), mode: 0o644}
 }
 
 // now is a clock that goes on with every operation.
@@ -272,6 +272,22 @@ func (d *Disk) RealPath(path string) (string, error) {
 	return path, nil
 }
 
+// LookAt is part of diskio.Looker.
+func (d *Disk) LookAt(path string) (diskio.Named, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.names[path]
+	switch {
+	case d.isDead():
+		return diskio.Named{}, ErrCut
+	case d.dirs[path]:
+		return diskio.Named{Mode: fs.ModeDir | 0o755, Links: 2}, nil
+	case f == nil:
+		return diskio.Named{}, &fs.PathError{Op: "look at", Path: path, Err: fs.ErrNotExist}
+	}
+	return diskio.Named{Mode: f.mode, Owner: f.owner, SizeBytes: int64(len(f.view)), Links: 1}, nil
+}
+
 // Room is part of diskio.Looker.
 func (d *Disk) Room(path string) (diskio.Room, error) {
 	d.mu.Lock()
@@ -285,7 +301,7 @@ func (d *Disk) Room(path string) (diskio.Room, error) {
 }
 
 // CreateNew is part of diskio.Names.
-func (d *Disk) CreateNew(path string, _ fs.FileMode) (diskio.Writable, error) {
+func (d *Disk) CreateNew(path string, perm fs.FileMode) (diskio.Writable, error) {
 	var f *file
 	err := d.do("create "+path, nil, func() error {
 		switch {
@@ -295,7 +311,7 @@ func (d *Disk) CreateNew(path string, _ fs.FileMode) (diskio.Writable, error) {
 			return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 		}
 		f = &file{d: d, i: d.newInode(), path: path, locks: true}
-		f.i.locked = true
+		f.i.locked, f.i.mode = true, perm
 		d.names[path] = f.i
 		d.pending = append(d.pending, rename{"", path, f.i})
 		return nil
@@ -334,7 +350,7 @@ func (d *Disk) Remove(path string) error {
 }
 
 // MakeDir is part of diskio.Names. It is an operation only where something is made.
-func (d *Disk) MakeDir(path string) error {
+func (d *Disk) MakeDir(path string, _ fs.FileMode) error {
 	d.mu.Lock()
 	there := d.dirs[path]
 	d.mu.Unlock()

@@ -293,7 +293,7 @@ func TestNamesAndLocks(t *testing.T) {
 	if _, err := d.OpenForRepair("/x/a"); !errors.Is(err, diskio.ErrInUse) {
 		t.Errorf("OpenForRepair = %v, want %v", err, diskio.ErrInUse)
 	}
-	if err := errors.Join(f.Close(), d.MakeDir("/z/y"), d.MakeDir("/z/y")); err != nil {
+	if err := errors.Join(f.Close(), d.MakeDir("/z/y", 0o700), d.MakeDir("/z/y", 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	if f, err = d.OpenForRepair("/x/a"); err != nil {

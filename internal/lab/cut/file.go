@@ -21,6 +21,7 @@ type inode struct {
 	locked  bool
 	changed time.Time
 	owner   uint32
+	mode    fs.FileMode
 	view    []byte
 	base    []byte
 	log     []change

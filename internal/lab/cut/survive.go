@@ -179,7 +179,7 @@ func (i *inode) after(kept []unit) *inode {
 			}
 		}
 	}
-	return &inode{ino: i.ino, block: i.block, changed: i.changed, owner: i.owner, bad: slices.Clone(i.bad),
+	return &inode{ino: i.ino, block: i.block, changed: i.changed, owner: i.owner, mode: i.mode, bad: slices.Clone(i.bad),
 		base: p, view: slices.Clone(p)}
 }
 
