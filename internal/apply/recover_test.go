@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -325,6 +326,16 @@ func TestSetAside(t *testing.T) {
 		d = s
 		break
 	}
+	accept := func(d *cut.Disk, accepted bool) Options {
+		o := options(d)
+		o.LeaveAsIs = func(image string) bool { return accepted && image == imagePath }
+		return o
+	}
+	// What can be taken back is, whatever is accepted.
+	if out, err := Recover(t.Context(), imagePath, accept(clone(t, d), true)); err != nil || len(out) != 1 ||
+		out[0].Did != DidRollBack {
+		t.Errorf("Recover of an image that nobody wrote to = %+v, %v", out, err)
+	}
 	poke(t, d, imagePath, countAt)
 	w, err := d.OpenWithoutLocks(imagePath)
 	if err == nil {
@@ -338,15 +349,18 @@ func TestSetAside(t *testing.T) {
 	if !ok {
 		t.Fatal("there is no undo file")
 	}
-	accept := func(d *cut.Disk, accepted bool) Options {
-		o := options(d)
-		o.LeaveAsIs = func(image string) bool { return accepted && image == imagePath }
-		return o
-	}
 	if _, err := Recover(t.Context(), imagePath, accept(d, false)); !errors.Is(err, ErrChanged) {
 		t.Fatalf("Recover, not accepted = %v, want %v", err, ErrChanged)
 	}
 	aside := imagePath + vault.Suffix + ".aside-" + p.ID
+	taken := clone(t, d)
+	taken.Put(aside, []byte("of somebody else"))
+	if _, err := Recover(t.Context(), imagePath, accept(taken, true)); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Recover where the name is taken = %v, want %v", err, fs.ErrExist)
+	}
+	if b, _ := taken.Get(imagePath + vault.Suffix); !bytes.Equal(b, undo) {
+		t.Error("the undo file is gone, and its new name was taken")
+	}
 	for k := 0; ; k++ {
 		s := clone(t, d)
 		fault(t, s, "crash after op "+strconv.Itoa(k))
