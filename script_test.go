@@ -58,6 +58,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"letgo":    letgo,
 	"unfinish": unfinish,
 	"receipt":  receiptOf,
+	"mount":    mountFor,
 }
 
 // unforked keeps other scripts from starting a program while fn has files open: between fork and exec

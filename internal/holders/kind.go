@@ -122,7 +122,7 @@ func stop(p Process) string {
 	case p.UserUnit != "":
 		return fmt.Sprintf("systemctl --user --machine=%d@ stop %s", max(p.UID, 0), p.UserUnit)
 	case p.PID == 1:
-		return "it is the first process of the host: see systemctl status"
+		return "it is the first process, which starts and stops services: see those"
 	case p.Unit != "" && strings.HasSuffix(p.Unit, ".service"):
 		return "systemctl stop " + p.Unit
 	}

@@ -44,6 +44,9 @@ func (s *scan) hints(ctx context.Context) {
 	if !s.audit.Read {
 		return
 	}
+	if n := len(s.tasks.Protected); n > 0 {
+		hint("%s", map[bool]string{true: "the process that is protected", false: "one of the processes that are protected"}[n == 1])
+	}
 	if s.audit.Changed {
 		hint("a program that takes and drops it again and again: trace it with --trace")
 	}
