@@ -139,36 +139,65 @@ func (p *Plan) Seal() error {
 // Read reads the JSON document of a sealed plan and checks it. The errors are ErrNotPlan, ErrEdited,
 // ErrNewer, and those of r.
 func Read(r io.Reader) (*Plan, error) {
-	raw, err := io.ReadAll(io.LimitReader(r, MaxDocumentBytes+1))
+	raw, head, err := readHead(r)
 	if err != nil {
-		return nil, fmt.Errorf("read the plan: %w", err)
+		return nil, err
+	}
+	return decodePlan(raw, head)
+}
+
+// readHead reads a document, and gives its schema.
+func readHead(r io.Reader) (raw []byte, schema string, err error) {
+	raw, err = io.ReadAll(io.LimitReader(r, MaxDocumentBytes+1))
+	if err != nil {
+		return nil, "", fmt.Errorf("read the plan: %w", err)
 	}
 	if len(raw) > MaxDocumentBytes {
-		return nil, fmt.Errorf("%w: longer than %d bytes", ErrNotPlan, MaxDocumentBytes)
+		return nil, "", fmt.Errorf("%w: longer than %d bytes", ErrNotPlan, MaxDocumentBytes)
 	}
 	var head struct {
 		Schema string `json:"schema"`
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotPlan, err)
+		return nil, "", fmt.Errorf("%w: %w", ErrNotPlan, err)
 	}
-	name, version, _ := strings.Cut(head.Schema, "/")
+	return raw, head.Schema, nil
+}
+
+// knows refuses a document of another schema than want, which is of version 1.
+func knows(schema, want string) error {
+	name, version, _ := strings.Cut(schema, "/")
+	known, _, _ := strings.Cut(want, "/")
 	n, err := strconv.Atoi(version)
 	switch {
-	case name != "shisa.plan" || err != nil || n < 1:
-		return nil, fmt.Errorf("%w: its schema is %q, want %q", ErrNotPlan, head.Schema, Schema)
+	case name != known || err != nil || n < 1:
+		return fmt.Errorf("%w: its schema is %q, want %q", ErrNotPlan, schema, want)
 	case n > 1:
-		return nil, fmt.Errorf("%w: its schema is %q, this one knows %q", ErrNewer, head.Schema, Schema)
+		return fmt.Errorf("%w: its schema is %q, this one knows %q", ErrNewer, schema, want)
 	}
-	p := new(Plan)
+	return nil
+}
+
+// decodeStrict decodes one document. A field that is not known may be a change that is not known.
+func decodeStrict(raw []byte, to any) error {
 	d := json.NewDecoder(bytes.NewReader(raw))
-	// A field that is not known may be a write that is not known.
 	d.DisallowUnknownFields()
-	if err := d.Decode(p); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotPlan, err)
+	if err := d.Decode(to); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotPlan, err)
 	}
 	if d.More() {
-		return nil, fmt.Errorf("%w: more follows after its end", ErrNotPlan)
+		return fmt.Errorf("%w: more follows after its end", ErrNotPlan)
+	}
+	return nil
+}
+
+func decodePlan(raw []byte, schema string) (*Plan, error) {
+	if err := knows(schema, Schema); err != nil {
+		return nil, err
+	}
+	p := new(Plan)
+	if err := decodeStrict(raw, p); err != nil {
+		return nil, err
 	}
 	p.tidy()
 	sum, err := p.Digest()

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package plan
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// TextsSchema is what the JSON document of a plan for text files begins with.
+const TextsSchema = "shisa.text-plan/1"
+
+const (
+	// MaxTextBytes bounds one text file: settings of the system are far smaller.
+	MaxTextBytes = 1 << 20
+	// MaxTexts bounds the files of one plan: all of them stand in its receipt, twice.
+	MaxTexts = 64
+	// MaxTextName bounds the last part of a path, so that a file beside it can be named after it.
+	MaxTextName = 200
+	// maxTold bounds the commands that a plan tells of, maxLine each line of words.
+	maxTold, maxLine = 64, 4096
+)
+
+// Texts is a change of small text files of the system: settings, not data.
+type Texts struct {
+	Schema string `json:"schema"`
+	// Status are the exit statuses that apply to making the plan, the first one first.
+	Status []int `json:"status"`
+	// ID names the plan and its receipt: 32 hexadecimal digits.
+	ID string `json:"id"`
+	// SHA256 is the Digest of a plan that was saved, "" before that.
+	SHA256  string    `json:"sha256"`
+	Created time.Time `json:"created"`
+	// Tool is the program and version that made the plan.
+	Tool string `json:"tool"`
+	// Why says in one sentence what the change is for.
+	Why string `json:"why"`
+	// Files are put in place in this order, and taken back in the opposite one.
+	Files []Text `json:"files"`
+	// Then are commands that put the files into force. They are told, and never run.
+	Then []Told `json:"then"`
+}
+
+// Text is one file and what becomes of it.
+type Text struct {
+	// Path is absolute and without symbolic links. Directories that are missing are made.
+	Path string `json:"path"`
+	// Before is what is there; nil where nothing is.
+	Before *TextState `json:"before"`
+	// Mode is that of the new file.
+	Mode Mode `json:"mode"`
+	// Content is all that the new file holds, in UTF-8.
+	Content string `json:"content"`
+}
+
+// TextState tells a file of one content from any other.
+type TextState struct {
+	SHA256 string `json:"sha256"`
+	Mode   Mode   `json:"mode"`
+}
+
+// Told is a command line for people, and what it does.
+type Told struct {
+	Command string `json:"command"`
+	Why     string `json:"why"`
+}
+
+// Mode are the permissions of a file; in JSON four octal digits, as "0644".
+type Mode uint32
+
+// MarshalText is encoding.TextMarshaler.
+func (m Mode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }
+
+// UnmarshalText is encoding.TextUnmarshaler.
+func (m *Mode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 12)
+	if err != nil || len(text) != 4 {
+		return fmt.Errorf("%w: a mode is %.20q", ErrNotPlan, text)
+	}
+	*m = Mode(n)
+	return nil
+}
+
+// StateOf is the state of a file that holds content.
+func StateOf(content []byte, mode Mode) TextState {
+	sum := sha256.Sum256(content)
+	return TextState{hex.EncodeToString(sum[:]), mode}
+}
+
+// After is the state of the file when it was put in place.
+func (t *Text) After() TextState { return StateOf([]byte(t.Content), t.Mode) }
+
+// Same reports whether the file is already as it should be.
+func (t *Text) Same() bool { return t.Before != nil && *t.Before == t.After() }
+
+// Empty reports whether the plan changes nothing.
+func (p *Texts) Empty() bool {
+	for i := range p.Files {
+		if !p.Files[i].Same() {
+			return false
+		}
+	}
+	return true
+}
+
+// Digest is the SHA-256 of all that the plan says, in hexadecimal, whatever the layout of its document.
+func (p *Texts) Digest() (string, error) {
+	q := *p
+	q.SHA256 = ""
+	raw, err := json.Marshal(&q)
+	if err != nil {
+		return "", fmt.Errorf("digest of the plan: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// Seal makes the plan one that can be saved: what is changed in it from now on will show.
+func (p *Texts) Seal() error {
+	p.tidy()
+	sum, err := p.Digest()
+	p.SHA256 = sum
+	return err
+}
+
+// tidy gives the plan the form that it has when its document is read back.
+func (p *Texts) tidy() {
+	p.Created = p.Created.UTC().Truncate(time.Second)
+	if p.Status == nil {
+		p.Status = []int{}
+	}
+	if p.Then == nil {
+		p.Then = []Told{}
+	}
+}
+
+// ReadTexts reads the document of a plan for text files. The errors are ErrNotPlan, ErrNewer and
+// ErrEdited.
+func ReadTexts(r io.Reader) (*Texts, error) {
+	raw, name, err := readHead(r)
+	if err != nil {
+		return nil, err
+	}
+	return decodeTexts(raw, name)
+}
+
+// ReadAny reads the document of a plan of either kind; the other one is nil. The errors are those of
+// Read and ReadTexts.
+func ReadAny(r io.Reader) (*Plan, *Texts, error) {
+	raw, head, err := readHead(r)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case strings.HasPrefix(head, "shisa.text-plan/"):
+		t, err := decodeTexts(raw, head)
+		return nil, t, err
+	}
+	p, err := decodePlan(raw, head)
+	return p, nil, err
+}
+
+func decodeTexts(raw []byte, head string) (*Texts, error) {
+	if err := knows(head, TextsSchema); err != nil {
+		return nil, err
+	}
+	p := new(Texts)
+	if err := decodeStrict(raw, p); err != nil {
+		return nil, err
+	}
+	p.tidy()
+	sum, err := p.Digest()
+	if err != nil {
+		return nil, err
+	}
+	if sum != p.SHA256 {
+		return nil, fmt.Errorf("%w: its SHA-256 is %s, and it says %.64q", ErrEdited, sum, p.SHA256)
+	}
+	return p, p.Validate()
+}
+
+// Validate checks the rules that carrying out a plan relies on. Its error is ErrNotPlan.
+func (p *Texts) Validate() error {
+	if id, err := hex.DecodeString(p.ID); err != nil || len(id) != 16 || p.ID != strings.ToLower(p.ID) {
+		return fmt.Errorf("%w: its name is %.40q, want 32 hexadecimal digits", ErrNotPlan, p.ID)
+	}
+	if len(p.Files) == 0 || len(p.Files) > MaxTexts || len(p.Then) > maxTold {
+		return fmt.Errorf("%w: it has %d files and %d commands, at least 1 and at most %d of the first",
+			ErrNotPlan, len(p.Files), len(p.Then), MaxTexts)
+	}
+	if !line(p.Why) {
+		return fmt.Errorf("%w: it does not say in a line what it is for", ErrNotPlan)
+	}
+	for _, t := range p.Then {
+		if !line(t.Command) || !line(t.Why) {
+			return fmt.Errorf("%w: the command %.80q is no line", ErrNotPlan, t.Command)
+		}
+	}
+	for i := range p.Files {
+		if err := p.Files[i].validate(); err != nil {
+			return fmt.Errorf("%w: file %d: %w", ErrNotPlan, i, err)
+		}
+		for j := range p.Files {
+			a, b := p.Files[i].Path, p.Files[j].Path
+			if i != j && (a == b || strings.HasPrefix(b, a+"/")) {
+				return fmt.Errorf("%w: %.80q is the place of another of its files", ErrNotPlan, a)
+			}
+		}
+	}
+	return nil
+}
+
+// line reports whether s is one line of words.
+func line(s string) bool {
+	return s != "" && len(s) <= maxLine && utf8.ValidString(s) && !strings.ContainsAny(s, "\n\r\x00")
+}
+
+func (t *Text) validate() error {
+	switch {
+	case !line(t.Path) || len(t.Path) > maxPathBytes || !strings.HasPrefix(t.Path, "/") ||
+		t.Path != filepath.Clean(t.Path) || t.Path == "/" || len(filepath.Base(t.Path)) > MaxTextName:
+		return fmt.Errorf("its path %.80q is not one that is written to", t.Path)
+	case t.Mode&^0o755 != 0 || t.Mode&0o400 == 0:
+		// What others may write is no setting of the administrator any more.
+		return fmt.Errorf("its mode is %04o, want at most 0755", uint32(t.Mode))
+	case len(t.Content) > MaxTextBytes:
+		return fmt.Errorf("%d bytes, at most %d", len(t.Content), MaxTextBytes)
+	case !utf8.ValidString(t.Content) || strings.ContainsRune(t.Content, 0):
+		return errors.New("it is no text in UTF-8")
+	case t.Before == nil:
+		return nil
+	case t.Before.Mode&^0o777 != 0:
+		return fmt.Errorf("its mode was %04o", uint32(t.Before.Mode))
+	}
+	if sum, err := hex.DecodeString(t.Before.SHA256); err != nil || len(sum) != sha256.Size {
+		return fmt.Errorf("its digest was %.80q", t.Before.SHA256)
+	}
+	return nil
+}
