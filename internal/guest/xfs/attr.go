@@ -170,6 +170,11 @@ func posixACL(value []byte) ([]byte, error) {
 	for i := range int(be32(value, 0)) {
 		e := value[4+12*i:]
 		tag, id := be32(e, 0), be32(e, 4)
+		switch tag {
+		case 0x01, user, 0x04, group, 0x10, 0x20: // the owner, the group, the mask, others
+		default:
+			return nil, fmt.Errorf("have an access control list with an entry of tag 0x%x", tag)
+		}
 		if tag != user && tag != group {
 			id = noID
 		}

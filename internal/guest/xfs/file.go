@@ -4,6 +4,7 @@
 package xfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -176,6 +177,10 @@ func (n *file) readLink(p []byte, off int64) (int, error) {
 		var err error
 		if link, err = n.target(); err != nil {
 			return 0, given(err)
+		}
+		if at := bytes.IndexByte(link, 0); at >= 0 {
+			return 0, n.f.fail(fmt.Sprintf("symbolic link of inode %d", n.ino), n.off, n.ino,
+				fmt.Errorf("of %d bytes has a zero at %d", len(link), at))
 		}
 		n.mu.Lock()
 		n.link = link

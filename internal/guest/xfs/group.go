@@ -126,6 +126,10 @@ func (f *FS) agi(group int64) (*agi, error) {
 	}
 	for i := range a.unlinked {
 		a.unlinked[i] = be32(b, 40+4*i)
+		if !f.listed(uint64(group), a.unlinked[i]) {
+			return nil, f.fail(fmt.Sprintf("AGI of group %d", group), f.place(group, 0)+2*f.sector, 0,
+				fmt.Errorf("list %d of unlinked inodes begins with 0x%x", i, a.unlinked[i]))
+		}
 	}
 	return a, nil
 }

@@ -207,6 +207,15 @@ func (n *inode) parse() error {
 	return n.fillStat()
 }
 
+// listed tells whether a list of unlinked inodes of a group may go on there, or end.
+func (f *FS) listed(group uint64, next uint32) bool {
+	if next == nullBlock {
+		return true
+	}
+	_, ok := f.inodePlace(group<<f.aginLog | uint64(next))
+	return ok && uint64(next) < 1<<f.aginLog
+}
+
 // head is where the forks begin.
 func (n *inode) head() int {
 	if n.version == 3 {
@@ -229,6 +238,13 @@ func (n *inode) fillStat() error {
 	}
 	if n.blocks > most {
 		return fmt.Errorf("has %d blocks, which is more than the file system", n.blocks)
+	}
+	// These two as in the kernel, xfs_dinode_verify and xfs_inode_buf_verify.
+	if n.extents > n.blocks || n.aextents > n.blocks-n.extents {
+		return fmt.Errorf("has %d and %d extents, of %d blocks", n.extents, n.aextents, n.blocks)
+	}
+	if next := be32(b, 96); !n.f.listed(n.ino>>n.f.aginLog, next) {
+		return fmt.Errorf("the next one in its list of unlinked inodes is 0x%x", next)
 	}
 	*s = files.Stat{
 		Ino: files.Ino(n.ino), Mode: uint32(be16(b, 2)), Links: be32(b, 16),
