@@ -4,6 +4,7 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,8 +52,15 @@ type dirWalk struct {
 	seed  maphash.Seed
 }
 
-// maxHashed bounds the names of one directory that are compared with one another: 40 MiB.
+// maxHashed bounds the names that are kept to be compared with others of their directory, in all
+// directories that are being read: 40 MiB.
 const maxHashed = 1 << 20
+
+// maxHeld bounds the blocks of directories, and of their maps, that are being read at once, as a walk
+// does with a directory and those that it is in.
+const maxHeld = 96 << 20
+
+var errHeld = errors.New("it lies deeper in others than is kept in mind")
 
 // Entries gives the entries of a directory.
 func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
@@ -60,9 +68,15 @@ func (n *inode) Entries(ctx context.Context, fn func(files.Entry) error) error {
 		return &files.Error{What: n.name(), Offset: n.at, Ino: n.stat.Ino,
 			Err: errors.New("not a directory")}
 	}
+	cost := n.fs.super.blockBytes * (1 + n.levels())
+	defer n.fs.held.Add(-cost)
+	if n.fs.held.Add(cost) > maxHeld {
+		return n.fs.note("directory "+n.name(), n.at, n.stat.Ino, errHeld)
+	}
 	w := &dirWalk{ctx: ctx, n: n, fn: fn, group: -1}
 	if !n.fs.super.sums {
 		w.names, w.seed = make(map[uint64]struct{}), maphash.MakeSeed()
+		defer func() { n.fs.hashed.Add(-int64(len(w.names))) }()
 	}
 	if n.flags&flagEncrypt != 0 {
 		return w.encrypted()
@@ -138,7 +152,8 @@ func (w *dirWalk) block(logical int64, r run) error {
 			return w.bad(at, fmt.Errorf("block %d: %w", logical, err))
 		}
 	}
-	return w.entries(b, at, logical == 0)
+	// A walk keeps it while it is below one of its names: not the piece that it is in.
+	return w.entries(bytes.Clone(b), at, logical == 0)
 }
 
 // verify holds the checksum against a block. What is left of a leaf can stand at the end of a block
@@ -232,12 +247,12 @@ func (w *dirWalk) entry(e files.Entry, at int64) error {
 	if e.Name == "" || strings.ContainsAny(e.Name, "/\x00") {
 		return w.bad(at, fmt.Errorf("name %q cannot be", shown))
 	}
-	if w.names != nil && len(w.names) < maxHashed {
+	if w.names != nil && w.n.fs.hashed.Load() < maxHashed {
 		before := len(w.names)
-		if w.names[maphash.String(w.seed, e.Name)] = struct{}{}; len(w.names) == before {
-			if err := w.bad(at, fmt.Errorf("name %q is there twice", shown)); err != nil {
-				return err
-			}
+		if w.names[maphash.String(w.seed, e.Name)] = struct{}{}; len(w.names) > before {
+			w.n.fs.hashed.Add(1)
+		} else if err := w.bad(at, fmt.Errorf("name %q is there twice", shown)); err != nil {
+			return err
 		}
 	}
 	used, err := w.inUse(e.Ino)

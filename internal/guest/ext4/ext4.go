@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -27,6 +28,8 @@ type FS struct {
 	zones   []run // blocks of metadata, ascending; only where no checksum guards the maps
 	orphans map[files.Ino]bool
 	notes   *files.Notes
+	// hashed is how many names directories keep while they are read, held the bytes of their blocks.
+	hashed, held atomic.Int64
 }
 
 // Open opens the file system on a volume of size bytes. Its journal is read if it has something to

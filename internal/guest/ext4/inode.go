@@ -4,6 +4,7 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,8 @@ func (fs *FS) load(ctx context.Context, ino files.Ino) (*inode, error) {
 		return nil, fs.note(fmt.Sprintf("inode %d", ino), at, ino, err)
 	}
 	n := new(inode)
-	if err := fs.parse(n, ino, raw, at); err != nil {
+	// A copy: the piece that it is in is not kept for its sake.
+	if err := fs.parse(n, ino, bytes.Clone(raw), at); err != nil {
 		return nil, fs.note(fmt.Sprintf("inode %d", ino), at, ino, err)
 	}
 	return n, nil

@@ -4,6 +4,7 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -62,6 +63,14 @@ type mapWalk struct {
 var errEnough = errors.New("enough")
 
 var errTooMany = errors.New("more blocks than the file system has")
+
+// levels is how many blocks of the map lead to one of the content, at most.
+func (n *inode) levels() int64 {
+	if n.flags&flagExtents == 0 {
+		return 3
+	}
+	return min(int64(le16(n.raw, blockArea+6)), maxExtentDepth)
+}
 
 // runs calls each for the runs of the content that have one of the logical blocks [from, to); they
 // are clipped to from. It ends with the error of each, or the first damage.
@@ -331,6 +340,9 @@ func (w *mapWalk) treeBlock(block, at int64) ([]byte, error) {
 	b, err := w.n.fs.block(w.ctx, block)
 	if err != nil {
 		return nil, w.bad(block*s.blockBytes, err)
+	}
+	if w.n.typ() == files.TypeDir {
+		b = bytes.Clone(b) // as in dirWalk.block
 	}
 	return b, nil
 }

@@ -6,6 +6,7 @@ package ext4
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,5 +133,24 @@ func TestFlips(t *testing.T) {
 			filestest.Flips(t, filestest.Unpack(t, a.file()), openFS,
 				filestest.Flip{Short: 12, Long: 10_000, Checked: a.sums})
 		})
+	}
+}
+
+// TestHeld reads directories while so many others are being read that no more is kept.
+func TestHeld(t *testing.T) {
+	d := filestest.Unpack(t, (&animal{variant: variant{name: "ext3"}}).file())
+	fs, err := Open(t.Context(), d, d.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := files.Survey(t.Context(), fs, nil); err != nil || fs.held.Load() != 0 ||
+		fs.hashed.Load() != 0 {
+		t.Fatalf("after a walk %d bytes and %d names are held, %v", fs.held.Load(), fs.hashed.Load(), err)
+	}
+	fs.held.Store(maxHeld - 5*4*fs.super.blockBytes)
+	count, view, err := files.Survey(t.Context(), fs, nil)
+	if err != nil || view.State != files.Incomplete || count.Names < 100 ||
+		!strings.Contains(fmt.Sprint(view.Problems), errHeld.Error()) {
+		t.Errorf("%d names, the view is %+v, %v", count.Names, view, err)
 	}
 }

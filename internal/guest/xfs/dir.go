@@ -4,6 +4,7 @@
 package xfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,12 @@ type dirWalk struct {
 	first    error // what was met first
 }
 
+// maxHeld bounds the blocks of directories, and of their btrees, that are being read at once, as a
+// walk does with a directory and those that it is in.
+const maxHeld = 96 << 20
+
+var errHeld = errors.New("lies deeper in others than is kept in mind")
+
 // entries reads all entries of a directory. It reads on after a block that cannot be read.
 func (n *inode) entries(ctx context.Context, fn func(files.Entry) error) error {
 	if !n.stat.IsDir() {
@@ -75,6 +82,14 @@ func (n *inode) entries(ctx context.Context, fn func(files.Entry) error) error {
 	w := &dirWalk{n: n, ctx: ctx, fn: fn}
 	if n.format == formatLocal {
 		return w.short()
+	}
+	cost := n.f.dirBlock
+	if n.format == formatBtree {
+		cost += min(int64(be16(n.raw, n.head())), maxBmapLevel) * n.f.block
+	}
+	defer n.f.held.Add(-cost)
+	if n.f.held.Add(cost) > maxHeld {
+		return n.f.fail(w.what(), n.off, n.ino, errHeld)
 	}
 	err := w.long()
 	if w.first == nil || err != nil && !damage(err) {
@@ -473,7 +488,8 @@ func (d *dirBlocks) part(ctx context.Context, at int64, e *extent, i int64) (int
 	case int64(len(d.parts)) != within:
 		return n >> f.blockLog, nil // a part before it is missing: flush says so
 	case within == 0:
-		d.parts, d.off = b, off
+		// A walk keeps it while it is below one of its names: not the window that it is in.
+		d.parts, d.off = bytes.Clone(b), off
 	default:
 		d.parts = append(d.parts[:len(d.parts):len(d.parts)], b...)
 	}

@@ -4,6 +4,7 @@
 package xfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -230,6 +231,9 @@ func (w *forkWalk) load(off int64, level int) (b []byte, records int, err error)
 	}
 	if b, err = f.read(off, f.block); err != nil {
 		return nil, 0, err
+	}
+	if w.n.stat.IsDir() {
+		b = bytes.Clone(b) // as in dirBlocks.part
 	}
 	magic := uint32(bmapMagic)
 	if f.v5 {

@@ -159,7 +159,7 @@ func (f *FS) inode(ctx context.Context, ino uint64) (*inode, error) {
 	if err != nil {
 		return nil, f.fail(what, off, ino, err)
 	}
-	return f.parseInode(b, ino, off)
+	return f.parseInode(bytes.Clone(b), ino, off) // of a window that is not kept for its sake
 }
 
 // parseInode takes over an inode that is in use.

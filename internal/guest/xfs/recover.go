@@ -4,6 +4,7 @@
 package xfs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -41,13 +42,19 @@ const (
 
 	// maxRegions is more than an item of the kernel can have.
 	maxRegions = 4096
-	// maxOpenBytes bounds what is kept of transactions that are not committed yet. The kernel writes
-	// none of more than 64 MiB.
-	maxOpenBytes = 96 << 20
+	// maxOpenBytes bounds the memory of transactions that are not committed yet. The kernel writes
+	// none of more than 64 MiB. What one takes besides its regions, and a region besides its bytes, is
+	// transactionCost and regionCost.
+	maxOpenBytes    = 72 << 20
+	transactionCost = 256
+	regionCost      = 64
+	// maxIntentBytes bounds the memory of what was begun and is not done yet.
+	maxIntentBytes = 16 << 20
+	intentCost     = 256
 	// maxOverlayBytes bounds what is replayed in memory.
 	maxOverlayBytes = 96 << 20
-	// maxCancelled bounds how many freed buffers are kept in mind.
-	maxCancelled = 1 << 20
+	// maxCancelled bounds how many freed buffers are kept in mind: 20 MiB.
+	maxCancelled = 1 << 19
 )
 
 // logUnknown are features of the log that are not known here; 1: attributes are logged as intents.
@@ -81,10 +88,11 @@ type replay struct {
 	j         *journal
 	overlay   *files.Overlay
 	open      map[uint32]*transaction
-	bytes     int // of open transactions
+	bytes     int // of memory that open transactions take
 	cancelled map[bufferKey]int
 	second    bool // the first pass only looks for what was cancelled
 	intents   map[uint64]item
+	begun     int // bytes of memory that intents take
 	committed int64
 	written   int64
 }
@@ -223,7 +231,9 @@ func (r *replay) operation(rec *record, id uint32, client, flags byte, region []
 	t := r.open[id]
 	if t == nil {
 		if flags&opStart != 0 {
-			r.open[id] = &transaction{lsn: rec.lsn}
+			t = &transaction{lsn: rec.lsn}
+			r.open[id] = t
+			return r.charge(t, transactionCost)
 		}
 		return nil // of a transaction that began before the tail: it is in its place
 	}
@@ -233,21 +243,30 @@ func (r *replay) operation(rec *record, id uint32, client, flags byte, region []
 	}
 	switch flags {
 	case 0, opContinues, opContinued:
-		t.bytes += len(region)
-		r.bytes += len(region)
-		if r.bytes > maxOpenBytes {
-			return fmt.Errorf("%w: open transactions of more than %d bytes", errLog, maxOpenBytes)
+		if err := r.charge(t, regionCost+len(region)); err != nil {
+			return err
 		}
-		return t.add(region, flags == opContinued)
+		// A copy, since it may stay for long: the record that it is a part of is let go.
+		return t.add(bytes.Clone(region), flags == opContinued)
 	case opCommit:
 		delete(r.open, id)
 		r.bytes -= t.bytes
 		return r.commit(t)
 	case operationEnds:
 		delete(r.open, id)
+		r.bytes -= t.bytes
 		return nil
 	}
 	return fmt.Errorf("%w: flags 0x%x in the record at block %d", errLog, flags, rec.start)
+}
+
+// charge counts memory that a transaction takes until it is committed.
+func (r *replay) charge(t *transaction, n int) error {
+	t.bytes += n
+	if r.bytes += n; r.bytes > maxOpenBytes {
+		return fmt.Errorf("%w: open transactions of more than %d bytes", errLog, maxOpenBytes)
+	}
+	return nil
 }
 
 // add takes a region, or the rest of the one before.
@@ -391,15 +410,28 @@ func (r *replay) intent(it *item) error {
 		return fmt.Errorf("%w: an intent of %d bytes", errLog, len(b))
 	}
 	number := binary.LittleEndian.Uint64(b[8:])
-	if it.kind&1 != 0 {
+	if old, is := r.intents[number]; is {
 		delete(r.intents, number)
+		r.begun -= old.cost()
+	}
+	if it.kind&1 != 0 {
 		return nil
 	}
-	if len(r.intents) >= maxCancelled {
-		return fmt.Errorf("%w: more than %d intents", errLog, maxCancelled)
+	if r.begun+it.cost() > maxIntentBytes {
+		return fmt.Errorf("%w: intents of more than %d bytes", errLog, maxIntentBytes)
 	}
+	r.begun += it.cost()
 	r.intents[number] = *it
 	return nil
+}
+
+// cost is the memory that an intent takes.
+func (it *item) cost() int {
+	n := intentCost
+	for _, region := range it.regions {
+		n += regionCost + len(region)
+	}
+	return n
 }
 
 // pending notes what was to be done and was not, as far as names, attributes or content depend on

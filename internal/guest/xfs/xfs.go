@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -28,6 +29,7 @@ type FS struct {
 	info   files.Info
 	notes  files.Notes
 	cache  cache
+	held   atomic.Int64 // bytes of the blocks of directories that are being read
 	chunks chunkCache
 	freed  []extent // by the log, but not in the btrees of free space
 	// staleMap: the log has changes of the reverse map that were not carried out.

@@ -6,6 +6,7 @@ package xfs
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -191,5 +192,53 @@ func TestDirectoryOfSameBlocks(t *testing.T) {
 	err = w.walk(t.Context())
 	if err == nil || blocks > f.blocks || !strings.Contains(err.Error(), "the file system has") {
 		t.Errorf("%d blocks are walked over, of %d: %v", blocks, f.blocks, err)
+	}
+}
+
+// TestHeld reads directories while so many others are being read that no more is kept.
+func TestHeld(t *testing.T) {
+	f := openBytes(t, image(t, "testdata/zoo/v5-big-directory.gz"))
+	if _, _, err := files.Survey(t.Context(), f, nil); err != nil || f.held.Load() != 0 {
+		t.Fatalf("after a walk %d bytes are held, %v", f.held.Load(), err)
+	}
+	f.held.Store(maxHeld - 3)
+	_, view, err := files.Survey(t.Context(), f, nil)
+	if err != nil || view.State != files.Incomplete ||
+		!strings.Contains(fmt.Sprint(view.Problems), errHeld.Error()) {
+		t.Errorf("the view is %+v, %v", view, err)
+	}
+}
+
+// TestReplayIsBounded has a log that begins transactions, and things to do, without end.
+func TestReplayIsBounded(t *testing.T) {
+	f := openBytes(t, image(t, "testdata/v5.gz"))
+	r := &replay{j: &journal{f: f}, open: map[uint32]*transaction{}, intents: map[uint64]item{}}
+	operation := make([]byte, operationBytes)
+	operation[8], operation[9] = clientTransaction, opStart
+	var err error
+	begun := uint32(0)
+	for ; err == nil && begun < 1<<20; begun++ {
+		binary.BigEndian.PutUint32(operation, begun)
+		err = r.record(&record{operations: 1, data: operation})
+	}
+	if err == nil || begun > maxOpenBytes/transactionCost+1 {
+		t.Errorf("%d transactions are open, %v", begun, err)
+	}
+	number := uint64(0)
+	for err = nil; err == nil && number < 1<<20; number++ {
+		it := intentBytes(itemEFI, number, 20, 3)
+		err = r.item(&it, 1)
+	}
+	if err == nil || number > maxIntentBytes/intentCost+1 {
+		t.Errorf("%d intents are kept, %v", number, err)
+	}
+	for done := range number {
+		it := intentBytes(itemEFD, done)
+		if err := r.item(&it, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.begun != 0 || len(r.intents) != 0 {
+		t.Errorf("%d intents of %d bytes are left", len(r.intents), r.begun)
 	}
 }
