@@ -144,7 +144,7 @@ func mounts() []Kind {
 		{Name: "nested", Effect: Blocks, Word: "nested_mount", make: nested},
 		{Name: "peer", Effect: Blocks, Word: "open_fd", make: peer, namespaces: own},
 		{Name: "peer-slave", Effect: Blocks, Word: "open_fd", make: slave, namespaces: own},
-		{Name: "peer-user-namespace", Effect: Blocks, Word: "peer", make: peer,
+		{Name: "peer-user-namespace", Effect: Blocks, Word: "open_fd", make: peer,
 			namespaces: own | unix.CLONE_NEWUSER},
 		{Name: "peer-nested", Effect: Pins, Word: "namespace", make: peerNested, namespaces: own},
 		{Name: "bind", Effect: Pins, Word: "bind", make: bind},

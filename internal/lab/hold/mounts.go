@@ -222,8 +222,8 @@ func overlayUpper(c *child) error {
 	return errors.Join(err, err2, c.overlayOn(other, layer))
 }
 
-// overlayLazy opens a file of an overlay and unmounts that as umount -l does: no table of mounts has
-// it any more, and it has its layers.
+// overlayLazy opens a directory of an overlay and unmounts that as umount -l does: no table of
+// mounts has it any more, and it has its layers.
 func overlayLazy(c *child) error {
 	layer, err := dir(c.Mount, "layer")
 	if err != nil {
