@@ -7,9 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,39 +17,20 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/imagetest"
 	"github.com/shisa-vm/shisa/internal/image/vdi"
-	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 const block = 1 << 20
 
+// made has qemu make an image and scribble on it, and gives its bytes and those of its disk.
 func made(t testing.TB, options, size string, scribbles int) (data, want []byte, path string) {
 	t.Helper()
-	testenv.Need(t, "qemu-img", "qemu-io")
-	path = filepath.Join(testenv.DiskDir(t), "disk.vdi")
-	imagetest.Qemu(t, "", "qemu-img", "create", "-q", "-f", "vdi", "-o", options, path, size)
-	d := open(t, read(t, path))
-	if scribbles > 0 {
-		imagetest.Scribble(t, rand.New(rand.NewPCG(uint64(d.Size()), 3)), path, "vdi", d.Size(), block, scribbles)
-	}
-	return read(t, path), imagetest.Content(t, path, "vdi"), path
-}
-
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return imagetest.Make(t, imagetest.Made{Format: "vdi", Options: options, Size: size,
+		Scribbles: scribbles, Unit: block}, vdi.Open)
 }
 
 func open(t testing.TB, data []byte) *vdi.Disk {
 	t.Helper()
-	d, err := vdi.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatalf("Open = %v", err)
-	}
-	return d
+	return imagetest.Opened(t, data, vdi.Open)
 }
 
 // TestAgainstQemu reads both kinds of images that qemu-img makes, at odd sizes.
@@ -133,14 +112,7 @@ func TestBroken(t *testing.T) {
 }
 
 // look does with an image whatever can be done.
-func look(t *testing.T, data []byte) {
-	d, err := vdi.Open(bytes.NewReader(data), int64(len(data)))
-	if err == nil {
-		imagetest.Walk(t, d, 2000, func(err error) bool { return errors.Is(err, image.ErrBroken) })
-	} else if !errors.Is(err, image.ErrInvalid) && !errors.Is(err, image.ErrUnsupported) {
-		t.Errorf("Open = %v", err)
-	}
-}
+func look(t *testing.T, data []byte) { imagetest.Look(t, data, vdi.Open) }
 
 func TestSpoiled(t *testing.T) {
 	data, _, _ := made(t, "static=off", "5M", 3)
@@ -160,19 +132,13 @@ func fuzz(f *testing.F, fn func(t *testing.T, p []byte)) {
 	}
 	f.Add(p)
 	f.Add(p[:600])
-	f.Fuzz(func(t *testing.T, p []byte) {
-		before := bytes.Clone(p)
-		fn(t, p)
-		if !bytes.Equal(p, before) {
-			t.Error("the input was changed")
-		}
-	})
+	f.Fuzz(func(t *testing.T, p []byte) { imagetest.Unchanged(t, p, fn) })
 }
 
 func FuzzHeader(f *testing.F) {
 	fuzz(f, func(t *testing.T, p []byte) {
 		d, err := vdi.Open(bytes.NewReader(p), int64(len(p)))
-		if err == nil && d.Size() < 0 || err != nil && !errors.Is(err, image.ErrInvalid) && !errors.Is(err, image.ErrUnsupported) {
+		if err == nil && d.Size() < 0 || err != nil && !imagetest.Refusal(err) {
 			t.Errorf("Open = %v", err)
 		}
 	})

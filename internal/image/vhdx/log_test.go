@@ -45,7 +45,7 @@ func recorded(t *testing.T, path string, commands ...string) []fileWrite {
 		args = append(args, "-c", c)
 	}
 	imagetest.Qemu(t, "", "qemu-io", args...)
-	b := read(t, log)
+	b := imagetest.File(t, log)
 	le := binary.LittleEndian
 	var ws []fileWrite
 	pos := 512
@@ -92,9 +92,9 @@ func TestCutBetweenWrites(t *testing.T) {
 	path := filepath.Join(testenv.DiskDir(t), "disk.vhdx")
 	imagetest.Qemu(t, "", "qemu-img", "create", "-q", "-f", "vhdx", "-o", "block_size=1M", path, "6M")
 	imagetest.Qemu(t, "", "qemu-io", "-f", "vhdx", "-c", "write -q -P 9 4M 1M", path)
-	base := read(t, path)
+	base := imagetest.File(t, path)
 	ws := recorded(t, path, "write -q -P 1 0 2M", "write -q -P 2 3M 64k", "write -q -P 3 3M 512", "write -q -P 4 4M 4k")
-	end := read(t, path)
+	end := imagetest.File(t, path)
 	// The file grows by truncation, which is not recorded; a longer one is not worse.
 	state := append(bytes.Clone(base), make([]byte, len(end)-len(base))...)
 	replays, dirtyOnes := 0, 0

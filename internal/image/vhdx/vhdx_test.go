@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,35 +25,14 @@ const mib = 1 << 20
 
 func open(t testing.TB, data []byte) *vhdx.Disk {
 	t.Helper()
-	d, err := vhdx.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatalf("Open = %v", err)
-	}
-	return d
+	return imagetest.Opened(t, data, vhdx.Open)
 }
 
 // made has qemu make an image and scribble on it, and gives its bytes and those of its disk.
 func made(t testing.TB, options, size string, scribbles int) (data, want []byte, path string) {
 	t.Helper()
-	testenv.Need(t, "qemu-img", "qemu-io")
-	path = filepath.Join(testenv.DiskDir(t), "disk.vhdx")
-	args := []string{"create", "-q", "-f", "vhdx"}
-	if options != "" {
-		args = append(args, "-o", options)
-	}
-	imagetest.Qemu(t, "", "qemu-img", append(args, path, size)...)
-	d := open(t, read(t, path))
-	imagetest.Scribble(t, rand.New(rand.NewPCG(uint64(d.Size()), 3)), path, "vhdx", d.Size(), mib, scribbles)
-	return read(t, path), imagetest.Content(t, path, "vhdx"), path
-}
-
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return imagetest.Make(t, imagetest.Made{Format: "vhdx", Options: options, Size: size,
+		Scribbles: scribbles, Unit: mib}, vhdx.Open)
 }
 
 // TestAgainstQemu reads every kind of image that qemu-img makes, at odd sizes.
@@ -210,14 +188,8 @@ func TestBroken(t *testing.T) {
 			p := bytes.Clone(data)
 			c.spoil(p)
 			d, err := vhdx.Open(bytes.NewReader(p), int64(len(p)))
-			if c.kind != nil {
-				if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
-					t.Errorf("Open = %v, want %v (%q)", err, c.kind, c.text)
-				}
+			if imagetest.Failed(t, err, c.kind, c.text) {
 				return
-			}
-			if err != nil {
-				t.Fatalf("Open = %v", err)
 			}
 			if notes := strings.Join(d.Notes(), "\n"); !strings.Contains(notes, c.text) {
 				t.Errorf("Notes = %q, want %q", notes, c.text)
@@ -274,19 +246,8 @@ func TestBrokenBlock(t *testing.T) {
 	}
 }
 
-func known(err error) bool { return errors.Is(err, image.ErrBroken) }
-
 // look does with an image whatever can be done.
-func look(t *testing.T, data []byte) {
-	d, err := vhdx.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		if !errors.Is(err, image.ErrInvalid) && !errors.Is(err, image.ErrUnsupported) {
-			t.Errorf("Open = %v", err)
-		}
-		return
-	}
-	imagetest.Walk(t, d, 2000, known)
-}
+func look(t *testing.T, data []byte) { imagetest.Look(t, data, vhdx.Open) }
 
 // TestSpoiled changes bytes of the metadata, with checksums that are right or wrong.
 func TestSpoiled(t *testing.T) {

@@ -23,7 +23,7 @@ func TestDifferences(t *testing.T) {
 	le := binary.LittleEndian
 	sparse := made(t, "subformat=monolithicSparse", "3M", 0)
 	imagetest.Qemu(t, "", "qemu-io", "-f", "vmdk", "-c", "write -q -P 5 0 3M", sparse)
-	whole, dir := read(t, sparse), testenv.DiskDir(t)
+	whole, dir := imagetest.File(t, sparse), testenv.DiskDir(t)
 	flat := bytes.Repeat([]byte{1}, 4096)
 	copy(flat[512:], bytes.Repeat([]byte{2}, 512))
 	write(t, filepath.Join(dir, "flat"), flat)
@@ -74,10 +74,10 @@ func TestDifferences(t *testing.T) {
 
 // ours is how many bytes the disk has, and the first of them, with -1 for an error.
 func ours(t *testing.T, path string) ([2]int, error) {
-	data := read(t, path)
+	data := imagetest.File(t, path)
 	m, err := openAll(data, filepath.Dir(path))
 	if err != nil {
-		if !refused(err) {
+		if !imagetest.Refusal(err) {
 			t.Error(err)
 		}
 		return [2]int{-1, 0}, err
@@ -115,7 +115,7 @@ func TestRefusedByBoth(t *testing.T) {
 		if !imagetest.Refused(t, path, "vmdk") {
 			t.Errorf("qemu-img reads %s", name)
 		}
-		if _, err := openAll(data, dir); !refused(err) {
+		if _, err := openAll(data, dir); !imagetest.Refusal(err) {
 			t.Errorf("%s: %v, want it to be refused", name, err)
 		}
 	}

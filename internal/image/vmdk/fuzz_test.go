@@ -6,27 +6,19 @@ package vmdk_test
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"io"
 	"testing"
 
-	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/imagetest"
 	"github.com/shisa-vm/shisa/internal/image/vmdk"
 )
-
-func known(err error) bool { return errors.Is(err, image.ErrBroken) }
-
-func refused(err error) bool {
-	return errors.Is(err, image.ErrInvalid) || errors.Is(err, image.ErrUnsupported)
-}
 
 // look does with an image whatever can be done; all its extents are the file data itself.
 func look(t *testing.T, data []byte) {
 	r := bytes.NewReader(data)
 	m, err := vmdk.Open(r, r.Size())
 	if err != nil {
-		if !refused(err) {
+		if !imagetest.Refusal(err) {
 			t.Errorf("Open = %v", err)
 		}
 		return
@@ -37,20 +29,20 @@ func look(t *testing.T, data []byte) {
 	}
 	d, err := m.Disk(files)
 	if err != nil {
-		if !refused(err) {
+		if !imagetest.Refusal(err) {
 			t.Errorf("Disk = %v", err)
 		}
 		return
 	}
-	imagetest.Walk(t, d, 300, known)
+	imagetest.Walk(t, d, 300, imagetest.Broken)
 }
 
 func TestSpoiled(t *testing.T) {
 	sparse := made(t, "zeroed_grain=on", "40M", 9)
-	over := append(footed(read(t, packed(t, sparse))), 0)
+	over := append(footed(imagetest.File(t, packed(t, sparse))), 0)
 	over = over[:len(over)-1]
 	le := binary.LittleEndian
-	for _, data := range [][]byte{read(t, sparse), over, cowd(100, 5), seSparse(40000)} {
+	for _, data := range [][]byte{imagetest.File(t, sparse), over, cowd(100, 5), seSparse(40000)} {
 		end := int64(len(data))
 		spots := [][2]int64{{0, 80}, {512, 350}}
 		switch string(data[:4]) {
@@ -69,8 +61,8 @@ func TestSpoiled(t *testing.T) {
 				m := parse(t, header)
 				d, err := m.Disk([]vmdk.File{{R: bytes.NewReader(p), Size: end}})
 				if err == nil {
-					imagetest.Walk(t, d, 300, known)
-				} else if !refused(err) {
+					imagetest.Walk(t, d, 300, imagetest.Broken)
+				} else if !imagetest.Refusal(err) {
 					t.Errorf("Disk = %v", err)
 				}
 			})
@@ -119,11 +111,7 @@ func fuzz(f *testing.F, fn func(t *testing.T, p []byte)) {
 		if len(p) > 1<<20 {
 			return
 		}
-		before := bytes.Clone(p)
-		fn(t, p)
-		if !bytes.Equal(p, before) {
-			t.Error("the input was changed")
-		}
+		imagetest.Unchanged(t, p, fn)
 	})
 }
 
@@ -132,7 +120,7 @@ func FuzzHeader(f *testing.F) {
 		r := bytes.NewReader(p)
 		m, err := vmdk.Open(r, r.Size())
 		if err != nil {
-			if !refused(err) {
+			if !imagetest.Refusal(err) {
 				t.Errorf("Open = %v", err)
 			}
 			return
@@ -153,12 +141,12 @@ func FuzzExtent(f *testing.F) {
 			d, err := m.Disk([]vmdk.File{{R: bytes.NewReader(p), Size: int64(len(p))}})
 			switch {
 			case err == nil:
-				imagetest.Walk(t, d, 300, known)
+				imagetest.Walk(t, d, 300, imagetest.Broken)
 				n, err := d.ReadAt(make([]byte, 5000), 0)
-				if err != nil && err != io.EOF && !known(err) || n < 0 {
+				if err != nil && err != io.EOF && !imagetest.Broken(err) || n < 0 {
 					t.Errorf("ReadAt = %d, %v", n, err)
 				}
-			case !refused(err):
+			case !imagetest.Refusal(err):
 				t.Errorf("Disk = %v", err)
 			}
 		}

@@ -28,15 +28,6 @@ const (
 	none  = 0xffffffff
 )
 
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
 func write(t testing.TB, path string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, b, 0o600); err != nil {
@@ -46,11 +37,7 @@ func write(t testing.TB, path string, b []byte) {
 
 func parse(t testing.TB, data []byte) *vmdk.Image {
 	t.Helper()
-	m, err := vmdk.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatalf("Open = %v", err)
-	}
-	return m
+	return imagetest.Opened(t, data, vmdk.Open)
 }
 
 // openAll gives the disk in data, whose extents are in the directory dir.
@@ -90,7 +77,7 @@ func made(t testing.TB, options, size string, scribbles int) (path string) {
 	testenv.Need(t, "qemu-img", "qemu-io")
 	path = filepath.Join(testenv.DiskDir(t), "disk.vmdk")
 	imagetest.Qemu(t, "", "qemu-img", "create", "-q", "-f", "vmdk", "-o", options, path, size)
-	bytes := parse(t, read(t, path)).Bytes()
+	bytes := parse(t, imagetest.File(t, path)).Bytes()
 	imagetest.Scribble(t, rand.New(rand.NewPCG(uint64(bytes), 3)), path, "vmdk", bytes, grain, scribbles)
 	return path
 }
@@ -107,7 +94,7 @@ func packed(t testing.TB, path string) string {
 func conforms(t *testing.T, path string) {
 	t.Helper()
 	diskio.RequireUnchanged(t, path)
-	data, want, dir := read(t, path), imagetest.Content(t, path, "vmdk"), filepath.Dir(path)
+	data, want, dir := imagetest.File(t, path), imagetest.Content(t, path, "vmdk"), filepath.Dir(path)
 	imagetest.Run(t, func(t *testing.T) (image.Reader, []byte) { return open(t, data, dir), want })
 	d := open(t, data, dir)
 	if len(d.Notes()) > 0 {
@@ -150,7 +137,7 @@ func TestAgainstQemu(t *testing.T) {
 		t.Run(c.options+" "+c.size, func(t *testing.T) {
 			path := made(t, c.options, c.size, 12)
 			conforms(t, path)
-			m := parse(t, read(t, path))
+			m := parse(t, imagetest.File(t, path))
 			if want, _, _ := strings.Cut(strings.TrimPrefix(c.options, "subformat="), ","); strings.HasPrefix(c.options, "sub") &&
 				m.CreateType != want || m.HasParent || m.CID == 0 || m.ParentCID != none {
 				t.Errorf("Open = %+v", m)
@@ -183,7 +170,7 @@ func TestSplit(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer want.Close()
-			m := parse(t, read(t, path))
+			m := parse(t, imagetest.File(t, path))
 			var files []vmdk.File
 			for _, e := range m.Extents {
 				f, err := diskio.Open(filepath.Join(dir, e.Name))
@@ -365,12 +352,12 @@ func TestParent(t *testing.T) {
 	base := made(t, "zeroed_grain=on", "3M", 5)
 	over := filepath.Join(filepath.Dir(base), "over.vmdk")
 	imagetest.Qemu(t, "", "qemu-img", "create", "-q", "-f", "vmdk", "-b", "disk.vmdk", "-F", "vmdk", over)
-	b, m := parse(t, read(t, base)), parse(t, read(t, over))
+	b, m := parse(t, imagetest.File(t, base)), parse(t, imagetest.File(t, over))
 	if !m.HasParent || m.Parent != "disk.vmdk" || m.ParentCID != b.CID || b.HasParent {
 		t.Errorf("Open = %+v upon %+v", m, b)
 	}
 	// Without the name it still has one.
-	p := bytes.Replace(read(t, over), []byte("parentFileNameHint"), []byte("otherFileNameHintX"), 1)
+	p := bytes.Replace(imagetest.File(t, over), []byte("parentFileNameHint"), []byte("otherFileNameHintX"), 1)
 	if m := parse(t, p); !m.HasParent || m.Parent != "" {
 		t.Errorf("Open without the name = %+v", m)
 	}
@@ -390,9 +377,9 @@ func footed(p []byte) []byte {
 
 func TestFooter(t *testing.T) {
 	path := packed(t, made(t, "zeroed_grain=on", "3M", 9))
-	write(t, path, footed(read(t, path)))
+	write(t, path, footed(imagetest.File(t, path)))
 	conforms(t, path)
-	p := read(t, path)
+	p := imagetest.File(t, path)
 	p[len(p)-1024] = 0
 	if _, err := vmdk.Open(bytes.NewReader(p), int64(len(p))); !errors.Is(err, image.ErrInvalid) {
 		t.Errorf("Open with a broken footer = %v, want %v", err, image.ErrInvalid)
@@ -402,7 +389,7 @@ func TestFooter(t *testing.T) {
 func TestBroken(t *testing.T) {
 	le := binary.LittleEndian
 	path := made(t, "subformat=monolithicSparse", "100M", 8)
-	data, want := read(t, path), imagetest.Content(t, path, "vmdk")
+	data, want := imagetest.File(t, path), imagetest.Content(t, path, "vmdk")
 	gd := func(p []byte) []byte { return p[le.Uint64(p[56:])*512:] }
 	text := func(from, to string) func(p []byte) []byte {
 		return func(p []byte) []byte { return bytes.Replace(p, []byte(from), []byte(to), 1) }
@@ -447,14 +434,8 @@ func TestBroken(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := c.spoil(bytes.Clone(data))
 			m, err := vmdk.Open(bytes.NewReader(p), int64(len(p)))
-			if c.kind != nil {
-				if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
-					t.Errorf("Open = %v, want %v (%q)", err, c.kind, c.text)
-				}
+			if imagetest.Failed(t, err, c.kind, c.text) {
 				return
-			}
-			if err != nil {
-				t.Fatal(err)
 			}
 			if notes := strings.Join(m.Notes(), "\n"); !strings.Contains(notes, c.text) || c.text == "" && notes != "" {
 				t.Errorf("Notes = %q, want %q", notes, c.text)
@@ -498,7 +479,7 @@ func TestBrokenGrain(t *testing.T) {
 		if stream {
 			path = packed(t, path)
 		}
-		data, want := read(t, path), imagetest.Content(t, path, "vmdk")
+		data, want := imagetest.File(t, path), imagetest.Content(t, path, "vmdk")
 		table := int64(le.Uint32(data[le.Uint64(data[56:])*512:])) * 512
 		for name, spoil := range map[string]func(p []byte){
 			"away":  func(p []byte) { le.PutUint32(p[table+4:], 1<<30) },
@@ -546,7 +527,7 @@ func TestCutFlat(t *testing.T) {
 	if err := os.Truncate(flat, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	d := open(t, read(t, path), filepath.Dir(path))
+	d := open(t, imagetest.File(t, path), filepath.Dir(path))
 	if n, err := d.ReadAt(make([]byte, 2<<20), 0); n != 1<<20 || !errors.Is(err, image.ErrBroken) {
 		t.Errorf("ReadAt = %d, %v, want %d and %v", n, err, 1<<20, image.ErrBroken)
 	}

@@ -8,9 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,7 +18,6 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/imagetest"
 	"github.com/shisa-vm/shisa/internal/image/vpc"
-	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 const block = 2 << 20 // the blocks that qemu makes
@@ -28,37 +25,13 @@ const block = 2 << 20 // the blocks that qemu makes
 // made has qemu make an image and scribble on it, and gives its bytes and those of its disk.
 func made(t testing.TB, options, size string, scribbles int) (data, want []byte, path string) {
 	t.Helper()
-	testenv.Need(t, "qemu-img", "qemu-io")
-	path = filepath.Join(testenv.DiskDir(t), "disk.vhd")
-	args := []string{"create", "-q", "-f", "vpc"}
-	if options != "" {
-		args = append(args, "-o", options)
-	}
-	imagetest.Qemu(t, "", "qemu-img", append(args, path, size)...)
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := vpc.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatalf("Open(%s, %s) = %v", options, size, err)
-	}
-	if d.Size() > 0 && scribbles > 0 {
-		imagetest.Scribble(t, rand.New(rand.NewPCG(uint64(len(data)), 3)), path, "vpc", d.Size(), block, scribbles)
-	}
-	if data, err = os.ReadFile(path); err != nil {
-		t.Fatal(err)
-	}
-	return data, imagetest.Content(t, path, "vpc"), path
+	return imagetest.Make(t, imagetest.Made{Format: "vpc", Options: options, Size: size,
+		Scribbles: scribbles, Unit: block}, vpc.Open)
 }
 
 func open(t testing.TB, data []byte) *vpc.Disk {
 	t.Helper()
-	d, err := vpc.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatalf("Open = %v", err)
-	}
-	return d
+	return imagetest.Opened(t, data, vpc.Open)
 }
 
 // TestAgainstQemu reads every kind of image that qemu-img makes, at odd sizes.
@@ -166,14 +139,8 @@ func TestBroken(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := c.spoil(bytes.Clone(data))
 			d, err := vpc.Open(bytes.NewReader(p), int64(len(p)))
-			if c.kind != nil {
-				if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
-					t.Errorf("Open = %v, want %v (%q)", err, c.kind, c.text)
-				}
+			if imagetest.Failed(t, err, c.kind, c.text) {
 				return
-			}
-			if err != nil {
-				t.Fatalf("Open = %v", err)
 			}
 			if notes := strings.Join(d.Notes(), "\n"); !strings.Contains(notes, c.text) {
 				t.Errorf("Notes = %q, want %q", notes, c.text)
@@ -233,19 +200,8 @@ func TestCutFixed(t *testing.T) {
 	}
 }
 
-func known(err error) bool { return errors.Is(err, image.ErrBroken) }
-
 // look does with an image whatever can be done.
-func look(t *testing.T, data []byte) {
-	d, err := vpc.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		if !errors.Is(err, image.ErrInvalid) && !errors.Is(err, image.ErrUnsupported) {
-			t.Errorf("Open = %v", err)
-		}
-		return
-	}
-	imagetest.Walk(t, d, 2000, known)
-}
+func look(t *testing.T, data []byte) { imagetest.Look(t, data, vpc.Open) }
 
 func TestSpoiled(t *testing.T) {
 	data, _, _ := made(t, "", "40M", 3)
@@ -308,7 +264,7 @@ func FuzzHeader(f *testing.F) {
 	fuzz(f, func(t *testing.T, p []byte) {
 		if d, err := vpc.Open(bytes.NewReader(p), int64(len(p))); err == nil {
 			_ = fmt.Sprint(d.Kind(), d.Maker(), d.BlockBytes(), d.Notes())
-		} else if !errors.Is(err, image.ErrInvalid) && !errors.Is(err, image.ErrUnsupported) {
+		} else if !imagetest.Refusal(err) {
 			t.Errorf("Open = %v", err)
 		}
 	})
