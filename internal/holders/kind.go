@@ -42,6 +42,8 @@ const (
 	ImageLock    Kind = "image_lock"     // QEMU's lock on an image, whose holder is not seen
 	MountContext Kind = "mount_context"  // fspick(2) or fsopen(2): it is about to be changed or mounted
 	Frozen       Kind = "frozen"         // by fsfreeze(8), or for a snapshot
+	Lookup       Kind = "lookup"         // a system call that walks to a name there; only tracing sees it
+	Ending       Kind = "exit"           // a process that ends, with all that it had; only tracing sees it
 	Internal     Kind = "kernel"         // something in the kernel that has no kind here
 )
 
@@ -50,7 +52,7 @@ const (
 func kindOrder(k Kind) int {
 	return slices.Index([]Kind{NestedMount, Mounted, OpenFD, OPath, Cwd, Root, Exe, Mapping, UnixSocket,
 		InFlight, IOUring, Loop, Swap, DeviceHolder, MD, Served, ImageLock, Uprobe, BinfmtMisc, Fanotify,
-		MountContext, Frozen, Internal, Peer, Overlay, Bind, Namespace, Detached}, k)
+		Lookup, Ending, MountContext, Frozen, Internal, Peer, Overlay, Bind, Namespace, Detached}, k)
 }
 
 // release says how a holder is released.

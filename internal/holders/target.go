@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"path/filepath"
 	"strconv"
@@ -108,6 +109,19 @@ func Resolve(ctx context.Context, h Host, name string) (Target, error) {
 		t.Inside = seen.path
 	}
 	return t, nil
+}
+
+// ResolveMount is Resolve for a mount of this process's namespace, by its number.
+func ResolveMount(ctx context.Context, h Host, id int) (Target, error) {
+	mounts, err := h.Linux.Mounts(ctx, 0)
+	if err != nil {
+		return Target{}, err
+	}
+	m, ok := byID(mounts, id)
+	if !ok {
+		return Target{}, fmt.Errorf("look for mount %d: %w", id, fs.ErrNotExist)
+	}
+	return Target{Asked: m.Point}.mounted(m), nil
 }
 
 // mounted takes over a mount.

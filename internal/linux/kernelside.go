@@ -278,3 +278,6 @@ func (h *Host) Exports(ctx context.Context) ([]string, error) {
 	}
 	return all, nil
 }
+
+// Text reads a file of /proc or /sys as it is, in time. One that is not there is fs.ErrNotExist.
+func (h *Host) Text(ctx context.Context, path string) ([]byte, error) { return h.list(ctx, path) }

@@ -241,6 +241,10 @@ func mountWords(h *holders.Holder, device string) string {
 		return "array " + device + " is made of"
 	case holders.Served:
 		return "serves"
+	case holders.Lookup:
+		return "looks at"
+	case holders.Ending:
+		return "ends, and had"
 	case holders.MountContext:
 		return "is about to change or mount it"
 	case holders.Frozen:
