@@ -35,8 +35,9 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/image/imagetest",
 	"internal/mount", // fusermount3, and the program that is to see a mount,
 	"internal/guest/filestest",
-	"internal/jail",   // starts this program again, with fewer rights
-	"internal/umount", // starts this program again, to continue what was stopped
+	"internal/jail",             // starts this program again, with fewer rights
+	"internal/holders/evidence", // the command of --on-failure
+	"internal/umount",           // starts this program again, to continue what was stopped
 }
 
 // opening are flags that open a file for writing, in each of the packages that have them.
