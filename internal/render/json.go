@@ -25,8 +25,15 @@ import (
 // gives: a list is never null, a string that is not UTF-8 gets a twin NAME_b64 with its exact
 // bytes, and nothing in a string can move the cursor of a terminal.
 func JSON(w io.Writer, schema string, v any) error {
-	b := bufio.NewWriter(w)
-	e := &encoder{w: b, indent: "\n"}
+	return document(&encoder{w: bufio.NewWriter(w), indent: "\n"}, schema, v)
+}
+
+// JSONLine is JSON on one line, for a stream of documents.
+func JSONLine(w io.Writer, schema string, v any) error {
+	return document(&encoder{w: bufio.NewWriter(w), flat: true}, schema, v)
+}
+
+func document(e *encoder, schema string, v any) error {
 	rv := reflect.ValueOf(v)
 	for rv.Kind() == reflect.Pointer && !rv.IsNil() {
 		rv = rv.Elem()
@@ -37,8 +44,8 @@ func JSON(w io.Writer, schema string, v any) error {
 	if err := e.object(rv, schema); err != nil {
 		return fmt.Errorf("JSON document %s: %w", schema, err)
 	}
-	b.WriteByte('\n')
-	return b.Flush()
+	e.w.WriteByte('\n')
+	return e.w.Flush()
 }
 
 // maxJSONDepth is far above the deepest document; it ends a structure that holds itself.
@@ -47,10 +54,23 @@ const maxJSONDepth = 64
 type encoder struct {
 	w      *bufio.Writer
 	indent string // newline and the blanks of the present depth
+	flat   bool   // no newlines: indent stays empty
+	depth  int
 }
 
-func (e *encoder) deeper() { e.indent += "  " }
-func (e *encoder) back()   { e.indent = e.indent[:len(e.indent)-2] }
+func (e *encoder) deeper() {
+	e.depth++
+	if !e.flat {
+		e.indent += "  "
+	}
+}
+
+func (e *encoder) back() {
+	e.depth--
+	if !e.flat {
+		e.indent = e.indent[:len(e.indent)-2]
+	}
+}
 
 // field is one member of an object.
 type field struct {
@@ -151,7 +171,7 @@ func (e *encoder) twin(v reflect.Value, key func()) {
 }
 
 func (e *encoder) value(v reflect.Value) error {
-	if len(e.indent) > 2*maxJSONDepth {
+	if e.depth >= maxJSONDepth {
 		return fmt.Errorf("nested deeper than %d", maxJSONDepth)
 	}
 	if t, ok := v.Interface().(time.Time); ok {

@@ -77,6 +77,26 @@ func TestJSONLayout(t *testing.T) {
 	}
 }
 
+// A document of a stream is the same on one line.
+func TestJSONLine(t *testing.T) {
+	var b strings.Builder
+	v := sample{Text: "a\nb", List: []inner{{A: 1, B: []string{"p"}}}, Map: map[string]int{"a": 1}}
+	if err := JSONLine(&b, "shisa.test/1", v); err != nil {
+		t.Fatal(err)
+	}
+	if line := b.String(); strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "}\n") {
+		t.Errorf("JSONLine = %q, want one line", line)
+	}
+	var flat, whole sample
+	if err := errors.Join(json.Unmarshal([]byte(b.String()), &flat),
+		json.Unmarshal([]byte(encode(t, v)), &whole)); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(whole, flat, cmp.AllowUnexported(sample{})); diff != "" {
+		t.Errorf("JSONLine says something else (-want +got):\n%s", diff)
+	}
+}
+
 // What another reader of JSON gets must be what went in.
 func TestJSONReadBack(t *testing.T) {
 	v := sample{Text: "\x00\x1b[2J\t\n\r\"\\/<&>\u007f\u009b\u2028\u202e é 🦁 \U000e0001", Cut: "x",
@@ -132,6 +152,9 @@ func TestJSONRefuses(t *testing.T) {
 		"no struct": 3, "float": struct{ F float64 }{1}, "map of numbers": struct{ M map[int]int }{},
 		"endless": endless, "function": struct{ F func() }{}, "nil": (*sample)(nil),
 	} {
+		if err := JSONLine(&strings.Builder{}, "shisa.test/1", v); err == nil {
+			t.Errorf("JSONLine(%s) = nil, want an error", name)
+		}
 		if err := JSON(&strings.Builder{}, "shisa.test/1", v); err == nil {
 			t.Errorf("JSON(%s) = nil, want an error", name)
 		}
