@@ -82,7 +82,14 @@ func letGo() error {
 
 // needed reports whether a mount has what programs need that are run here.
 func needed(point string) bool {
-	keep := append(filepath.SplitList(os.Getenv("PATH")), os.TempDir(), "/etc", "/var/tmp")
+	home := os.Getenv("HOME")
+	keep := append(filepath.SplitList(os.Getenv("PATH")), os.TempDir(), "/etc", "/var/tmp",
+		home+"/go/pkg/mod", home+"/.cache/go-build") // where the go command keeps what it needs
+	for _, name := range []string{"GOPATH", "GOMODCACHE", "GOCACHE", "GOTMPDIR", "SHISA_TEST_DIR"} {
+		if dir := os.Getenv(name); dir != "" {
+			keep = append(keep, dir)
+		}
+	}
 	for _, link := range []string{"/proc/self/exe", "/proc/self/cwd"} {
 		if to, err := os.Readlink(link); err == nil {
 			keep = append(keep, to)

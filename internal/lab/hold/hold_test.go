@@ -63,7 +63,7 @@ var (
 		"peer-slave": "fuser lsof", "peer-user-namespace": "fuser lsof",
 		"lazy-fd": "fuser"}
 	blamed = map[string]string{"namespace-fd": "fuser lsof", "namespace-root": "fuser lsof",
-		"detached-mount": "fuser lsof", "bind-lazy-fd": "lsof"}
+		"detached-mount": "fuser lsof", "bind-fd": "lsof", "bind-lazy-fd": "lsof"}
 )
 
 // TestKinds holds that each kind does to umount(2) and to the device what it is said to, and
@@ -73,6 +73,7 @@ func TestKinds(t *testing.T) {
 	for _, k := range Kinds() {
 		t.Run(k.Name, func(t *testing.T) {
 			row := measured(t, k, ask...)
+			t.Log(row)
 			if !row.True() {
 				t.Errorf("Measure(%s) = %s, want it to be what %q says", k.Name, row, k.Effect)
 			}

@@ -149,7 +149,7 @@ func mounts() []Kind {
 		{Name: "peer-nested", Effect: Pins, Word: "namespace", make: peerNested, namespaces: own},
 		{Name: "bind", Effect: Pins, Word: "bind", make: bind},
 		{Name: "bind-file", Effect: Pins, Word: "bind", make: bindFile},
-		{Name: "bind-fd", Effect: Pins, Word: "bind", make: bindFD},
+		{Name: "bind-fd", Effect: Pins, Word: "open_fd", make: bindFD},
 		{Name: "bind-lazy-fd", Effect: Pins, Word: "open_fd", make: bindLazy},
 		{Name: "namespace", Effect: Pins, Word: "namespace", make: idle, namespaces: own},
 		{Name: "namespace-fd", Effect: Pins, Word: "namespace", make: idleWithFD, namespaces: own},

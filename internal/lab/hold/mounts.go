@@ -72,17 +72,16 @@ func bindFile(c *child) error {
 	return errors.Join(os.WriteFile(c.hold.Path, nil, 0o600), c.bindTo(from))
 }
 
-func bindFD(c *child) error {
+// bindFD opens a file of the mount through another one.
+func bindFD(c *child) (err error) {
+	pid := c.hold.PID
 	if err := bind(c); err != nil {
 		return err
 	}
-	path := c.hold.Path + "/held"
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
-	}
-	c.later(func() error { return unix.Close(fd) }) // before the mount goes
-	return nil
+	c.hold.PID, c.hold.Path = pid, c.hold.Path+"/held"
+	c.hold.FD, err = unix.Open(c.hold.Path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	c.later(func() error { return unix.Close(c.hold.FD) }) // before the mount goes
+	return err
 }
 
 // bindLazy binds the mount elsewhere, opens a file there, and unmounts that as umount -l does.
