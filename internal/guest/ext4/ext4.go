@@ -150,16 +150,8 @@ func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
 		notes.Note(files.Problem{What: fmt.Sprintf("the journal was given up by the kernel, error %d",
 			j.errno), Offset: -1, Ino: s.journal()})
 	}
-	r := &recovery{ctx: ctx, j: j}
 	if j.start == 0 {
-		if needed {
-			if err := j.lost(r, j.first, j.first, j.sequence); ctx.Err() != nil {
-				return nil, ctx.Err()
-			} else if err != nil {
-				problem(err)
-			}
-		}
-		return volume, nil
+		return volume, j.unstarted(ctx, needed, problem)
 	}
 	if !needed && s.trusted {
 		notes.Note(files.Problem{What: "the superblock says that nothing is to be replayed, the " +
@@ -168,6 +160,7 @@ func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
 		return volume, nil
 	}
 	needed = true
+	r := &recovery{ctx: ctx, j: j}
 	if err := r.recover(); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -4,6 +4,7 @@
 package ext4
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -51,6 +52,19 @@ func (j *journal) lost(r *recovery, from, stop int64, next uint32) error {
 		}
 	}
 	return nil
+}
+
+// unstarted looks whether there is a log where the superblock of the journal says that none begins.
+// That is right for one that was mounted and not written to. The error is that of ctx.
+func (j *journal) unstarted(ctx context.Context, needed bool, problem func(error)) error {
+	if !needed {
+		return nil
+	}
+	err := j.lost(&recovery{ctx: ctx, j: j}, j.first, j.first, j.sequence)
+	if ctx.Err() == nil && err != nil {
+		problem(err)
+	}
+	return ctx.Err()
 }
 
 // known tells whether the log has such blocks.
