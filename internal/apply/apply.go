@@ -176,4 +176,7 @@ type Outcome struct {
 	Did      string
 	Receipt  *vault.Receipt // nil where there is none
 	Err      error          // set for DidNotRecover
+	// Texts are the files of a change of text files; then Image is the first of them, and UndoPath the
+	// receipt, which holds what was there before.
+	Texts []string
 }

@@ -16,7 +16,8 @@ import (
 )
 
 // Recover finishes or takes back what was cut off. target is an image, an undo file, the name of a
-// receipt, a directory (all undo files in and below it, and all receipts of images there), or ""
+// receipt, a file of a text change, a directory (all undo files in and below it, and all receipts of
+// images and text files there), or ""
 // for all that the state directory and the journal directory know of. By default an image gets its old bytes back, with Options.Forward the new ones;
 // an undo that was cut off is finished. The error joins those of the outcomes: ErrChanged where
 // somebody else wrote to the image since, vault.ErrDamaged and ErrNewer for undo files that cannot
@@ -28,9 +29,12 @@ func Recover(ctx context.Context, target string, o Options) ([]Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
+	outcomes, known, textErr := e.recoverTexts(ctx, target)
 	jobs, err := e.jobs(ctx, target)
-	errs := []error{err}
-	outcomes := []Outcome{}
+	if known && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, vault.ErrNotFound)) {
+		err = nil // it is a change of text files that is meant
+	}
+	errs := []error{textErr, err}
 	// The newest change first: it was made from what the one before had left.
 	slices.SortStableFunc(jobs, func(a, b job) int { return b.created.Compare(a.created) })
 	for _, j := range jobs {
