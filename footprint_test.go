@@ -53,6 +53,19 @@ func TestFootprint(t *testing.T) {
 			t.Errorf("the program needs %q, %v, want nothing", libs, err)
 		}
 	})
+	t.Run("first", func(t *testing.T) {
+		// What comes before package code is mapped in pieces of 64 KiB.
+		c := exec.Command(program, "version")
+		c.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		before, _, found := strings.Cut(string(out), "init "+module+"/internal/linux/code ")
+		if !found || strings.Contains(before, "\ninit os ") {
+			t.Errorf("package code is initialised too late:\n%s", out)
+		}
+	})
 	t.Run("start", func(t *testing.T) {
 		best := time.Hour // of several, as another process may have been in the way
 		for range 5 {

@@ -26,7 +26,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/jail"
-	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/code"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/umount"
 )
@@ -78,7 +78,7 @@ func run(ctx context.Context, args []string, s *stdio) int {
 		// Cobra looks at these only after this function; here they are still usage errors.
 		err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups())
 		if started = err == nil; started {
-			linux.TrimCode() // what read the command line is not needed again
+			code.Trim() // what read the command line is not needed again
 		}
 		return err
 	}

@@ -23,7 +23,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
-	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/code"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/qemuimg"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -66,7 +66,7 @@ func RunQemuImg(ctx context.Context, args []string, _ io.Reader, stdout, stderr 
 		signal.Ignore(syscall.SIGPIPE)
 		defer signal.Reset(syscall.SIGPIPE)
 	}
-	linux.TrimCode()
+	code.Trim()
 	_, posix := os.LookupEnv("POSIXLY_CORRECT")
 	v, _, _ := buildFacts(debug.ReadBuildInfo())
 	env := qemuimg.Env{Stdout: stdout, Stderr: stderr, Posix: posix, Version: v,

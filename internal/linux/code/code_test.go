@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: The shisa authors
 
-package linux
+package code
 
 import (
 	"fmt"
@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // smaps is what the kernel says of a program whose linker data was relocated, as far as it counts.
@@ -36,29 +38,48 @@ zz-yy r-xp 00000000 fe:00 1    /usr/bin/x
 Anonymous:             0 kB
 `
 
-func TestCodeIn(t *testing.T) {
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// some are the mappings that are there.
+func some(list [maxMappings]mapping) []mapping {
+	return slices.DeleteFunc(slices.Clone(list[:]), func(m mapping) bool { return m.size == 0 })
+}
+
+func TestMappings(t *testing.T) {
 	want := []mapping{{0x400000, 0x8b000}, {0x48b000, 0xc4000}}
-	if got := codeIn(smaps); !slices.Equal(got, want) {
-		t.Errorf("codeIn = %x, want %x", got, want)
+	if got := some(mappings([]byte(smaps))); !slices.Equal(got, want) {
+		t.Errorf("mappings = %x, want %x", got, want)
 	}
-	for _, text := range []string{"", "\n", "Anonymous: 0 kB\n", strings.Repeat("-", 99)} {
-		if got := codeIn(text); len(got) > 0 {
-			t.Errorf("codeIn(%q) = %x, want nothing", text, got)
+	one := "00400000-0048b000 r-xp 00000000 fe:00 1 /x\nAnonymous: 0 kB\n"
+	if got := some(mappings([]byte(strings.Repeat(one, 99)))); len(got) != maxMappings {
+		t.Errorf("mappings = %x, want %d at most", got, maxMappings)
+	}
+	for _, text := range []string{"", "\n", "Anonymous: 0 kB\n", strings.Repeat("-", 99), "1-2", "1-2 r-xp"} {
+		if got := some(mappings([]byte(text))); len(got) > 0 {
+			t.Errorf("mappings of %q = %x, want nothing", text, got)
 		}
 	}
 }
 
-// TestTrimCode: less of the program is in memory, and it goes on as before.
-func TestTrimCode(t *testing.T) {
+// TestTrim: less of the program is in memory, and it goes on as before.
+func TestTrim(t *testing.T) {
+	if len(some(cut)) == 0 {
+		t.Fatal("no mapping was cut at the start")
+	}
 	before := fileMemory(t)
-	TrimCode()
+	Trim()
 	after := fileMemory(t)
 	if after >= before {
-		t.Errorf("after TrimCode %d KiB of files are in memory, want less than the %d before", after, before)
+		t.Errorf("after Trim %d KiB of files are in memory, want less than the %d before", after, before)
 	}
-	if got := codeIn(smaps); len(got) != 2 {
-		t.Errorf("codeIn = %x after TrimCode, want two mappings", got)
+	if got := some(mappings([]byte(smaps))); len(got) != 2 {
+		t.Errorf("mappings = %x after Trim, want two", got)
 	}
+}
+
+func FuzzMappings(f *testing.F) {
+	f.Add([]byte(smaps))
+	f.Fuzz(func(_ *testing.T, b []byte) { mappings(b) })
 }
 
 // fileMemory gives the KiB of files in the memory of this process.
