@@ -191,7 +191,7 @@ func TestTextsCrash(t *testing.T) {
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		_, err := ApplyTexts(t.Context(), p, options(d))
 		if err == nil {
-			if states < 300 || k < 20 {
+			if states < 150 || k < 20 {
 				t.Errorf("%d states after %d operations", states, k)
 			}
 			break
