@@ -48,6 +48,8 @@ type Engine struct {
 	ring *ringbuf.Reader
 	lost *ebpf.Map
 	mode *ebpf.Map
+	// follow puts a mount in the place of another.
+	follow func(place int, t Target) error
 	// underWay reads how many umounts the engine believes to be under way.
 	underWay func() (int64, error)
 	shut     []io.Closer
@@ -86,6 +88,15 @@ func Open(name string, targets []Target, ringBytes uint32) (*Engine, error) {
 		return nil, fmt.Errorf("engine %s: %w", name, err)
 	}
 	return e, nil
+}
+
+// Follow tells of another mount from now on in place of one of the targets, which was unmounted. Its
+// file is as in Open.
+func (e *Engine) Follow(place int, t Target) error {
+	if err := e.follow(place, t); err != nil {
+		return fmt.Errorf("engine %s: follow mount %d: %w", e.name, t.ID, err)
+	}
+	return nil
 }
 
 // Name is the engine's own.

@@ -200,6 +200,14 @@ NOINLINE int about(struct event *e)
 	return 0;
 }
 
+// unique_of gives the number of a mount that no other ever gets, 0 before 6.8.
+INLINE u64 unique_of(struct mount *m)
+{
+	if (!has(struct mount___unique, mnt_id_unique))
+		return 0;
+	return get((struct mount___unique *)m, mnt_id_unique);
+}
+
 // mounted writes down a mount.
 NOINLINE int mounted(struct event *e, struct mount *m)
 {
@@ -212,8 +220,7 @@ NOINLINE int mounted(struct event *e, struct mount *m)
 	e->super = (u64)s;
 	e->dev = get(s, s_dev);
 	e->mnt_id = get(m, mnt_id);
-	if (has(struct mount___unique, mnt_id_unique))
-		e->unique = get((struct mount___unique *)m, mnt_id_unique);
+	e->unique = unique_of(m);
 	if (ns && ns != (void *)-22 /* MNT_NS_INTERNAL */) {
 		e->mount_ns = get(ns, ns.inum);
 		e->flags |= F_ATTACHED;

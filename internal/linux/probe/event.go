@@ -108,6 +108,8 @@ func decode(raw []byte) (Event, error) {
 		Let:      Call{w.Let.Nr, w.Let.Args, text(w.Let.Text[:])},
 		GotStack: frames(w.GotFrames[:], w.Ngot), LetStack: frames(w.LetFrames[:], w.Nlet),
 	}
+	// A loop makes its calls from one place: only the arguments set them apart.
+	e.SameCall = e.SameCall && e.Got.Nr == e.Let.Nr && e.Got.Args == e.Let.Args
 	if n := min(int(w.Ncommand), len(w.Command)); n > 0 {
 		e.Command = strings.Split(strings.TrimSuffix(string(w.Command[:n]), "\x00"), "\x00")
 	}

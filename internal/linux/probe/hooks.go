@@ -5,6 +5,7 @@ package probe
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -104,10 +105,18 @@ func (e *Engine) startHooks(m hookMaps, targets []Target) error {
 	if err := fill(m.classes); err != nil {
 		return err
 	}
+	targets = slices.Clone(targets)
 	for _, t := range targets {
 		if err := m.ids.Put(uint32(t.ID), uint32(1)); err != nil {
 			return fmt.Errorf("note mount %d: %w", t.ID, err)
 		}
+	}
+	e.follow = func(place int, t Target) error {
+		if err := m.ids.Delete(uint32(targets[place].ID)); err != nil {
+			return err
+		}
+		targets[place] = t
+		return m.ids.Put(uint32(t.ID), uint32(1))
 	}
 	e.underWay = func() (n int64, err error) {
 		var (

@@ -157,7 +157,7 @@ SEC("perf_event") int written(void *ctx)
 	struct mount *m = (struct mount *)w->mount;
 
 	// The mount may be gone and its memory somebody else's.
-	if (get(m, mnt_id) != w->id || (u64)get(m, mnt_pcp) != w->pcp) {
+	if (get(m, mnt_id) != w->id || (u64)get(m, mnt_pcp) != w->pcp || unique_of(m) != w->unique) {
 		w->gone = 1;
 		return 0;
 	}
@@ -247,6 +247,10 @@ SEC("iter/task_file") int resolve(struct bpf_iter__task_file *ctx)
 			c->last = v;
 	}
 	if (a->step == 1) {
+		struct window none = {};
+
+		w->window = none;
+		w->armed = w->gone = 0;
 		w->mount = (u64)m;
 		w->pcp = pcp;
 		w->id = get(m, mnt_id);
@@ -256,8 +260,7 @@ SEC("iter/task_file") int resolve(struct bpf_iter__task_file *ctx)
 
 		if (ns && ns != (void *)-22)
 			w->ns = get(ns, ns.inum);
-		if (has(struct mount___unique, mnt_id_unique))
-			w->unique = get((struct mount___unique *)m, mnt_id_unique);
+		w->unique = unique_of(m);
 	}
 	if (a->step == 2)
 		w->armed = 1;

@@ -68,17 +68,40 @@ func (e *Engine) openWatch(targets []Target, ringBytes uint32) error {
 		}
 		return n, nil
 	}
+	points := make([]points, len(targets))
+	for i := range points {
+		e.shut = append(e.shut, &points[i])
+	}
+	e.follow = func(place int, t Target) error {
+		if err := points[place].Close(); err != nil {
+			return err
+		}
+		return points[place].watch(&o, uint32(place), t, cpus)
+	}
 	for slot, t := range targets {
-		if err := e.watch(&o, uint32(slot), t, cpus); err != nil {
+		if err := e.follow(slot, t); err != nil {
 			return fmt.Errorf("watch the counter of mount %d: %w", t.ID, err)
 		}
 	}
 	return nil
 }
 
+// points are the watchpoints of one mount, one on each processor.
+type points []*os.File
+
+// Close takes them off.
+func (p *points) Close() error {
+	var errs []error
+	for _, f := range *p {
+		errs = append(errs, f.Close())
+	}
+	*p = nil
+	return errors.Join(errs...)
+}
+
 // watch sets a watchpoint on each CPU's word of one mount's counter. The words are found first, and
 // read once all are watched.
-func (e *Engine) watch(o *watchObjects, slot uint32, t Target, cpus int) error {
+func (p *points) watch(o *watchObjects, slot uint32, t Target, cpus int) error {
 	if t.File == nil {
 		return errors.New("no file is open on it")
 	}
@@ -92,7 +115,6 @@ func (e *Engine) watch(o *watchObjects, slot uint32, t Target, cpus int) error {
 	if int(w.Id) != t.ID {
 		return fmt.Errorf("mount %d lies over it", w.Id)
 	}
-	watched := 0
 	for cpu := range cpus {
 		var c watchCell
 		if err := o.Cells.Lookup(slot*maxCPUs+uint32(cpu), &c); err != nil {
@@ -108,10 +130,9 @@ func (e *Engine) watch(o *watchObjects, slot uint32, t Target, cpus int) error {
 		if err != nil {
 			return fmt.Errorf("%w: set a watchpoint on processor %d: %w", ErrRefused, cpu, err)
 		}
-		e.shut = append(e.shut, f)
-		watched++
+		*p = append(*p, f)
 	}
-	if watched == 0 {
+	if len(*p) == 0 {
 		return fmt.Errorf("%w: no processor has a watchpoint", ErrRefused)
 	}
 	return o.resolve(slot, t, 2)

@@ -58,7 +58,7 @@ struct entered {
 	u64 ts;
 	s64 nr;
 	u64 args[6];
-	u64 number; // umount: its own
+	u64 number; // umount: its own; what lets go: since when it had that
 };
 
 struct {
@@ -102,12 +102,24 @@ INLINE struct umounted *state(void)
 	return bpf_map_lookup_elem(&umounted, &zero);
 }
 
+// since gives when a file was opened or a directory entered, 0: before any umount failed.
+INLINE u64 since(u64 k)
+{
+	u64 *ts = bpf_map_lookup_elem(&young, &k);
+
+	return ts ? *ts : 0;
+}
+
 // opened_later tells of a file that no umount can have met.
 INLINE int opened_later(struct file *f, struct umounted *u)
 {
-	u64 k = (u64)f, *ts = bpf_map_lookup_elem(&young, &k);
+	return !u->active && since((u64)f) > u->failed;
+}
 
-	return ts && !u->active && *ts > u->failed;
+// of_cwd is the key in young of a process's directory: no address of a file.
+INLINE u64 of_cwd(void)
+{
+	return bpf_get_current_pid_tgid() >> 32;
 }
 
 INLINE u32 dev_of(struct vfsmount *v)
@@ -212,7 +224,7 @@ NOINLINE int tell(void *ctx, struct entered *c, u32 dev, u32 flags, struct path 
 	if (!f)
 		return 0;
 	f->e.flags = flags | (u->active ? F_IN_FLIGHT : 0);
-	f->e.since = c->ts;
+	f->e.since = flags & F_RELEASE ? c->number : c->ts;
 	f->e.dev = dev;
 	about(&f->e);
 	read_call(&f->e.got);
@@ -273,8 +285,12 @@ INLINE int drops(void *ctx, struct umounted *u, struct entered *c, u32 class)
 	u64 fd = (class & C_FD) >> 3;
 	struct path *p = lets_go(u, class, fd && fd < 7 ? c->args[fd - 1] : 0);
 
-	if (p)
-		tell(ctx, c, dev_of(get(p, mnt)), F_RELEASE, p);
+	if (!p)
+		return 0;
+	struct fs_struct *fs = get(me(), fs);
+
+	c->number = fs && p == &fs->pwd ? since(of_cwd()) : since((u64)p - field_offset(struct file, f_path));
+	tell(ctx, c, dev_of(get(p, mnt)), F_RELEASE, p);
 	return 0;
 }
 
@@ -328,7 +344,7 @@ INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
 
 	if (!c)
 		return 0; // it began before we did
-	u64 from = c->ts, now = bpf_ktime_get_ns(), number = c->number;
+	u64 from = c->ts, now = bpf_ktime_get_ns();
 
 	bpf_map_delete_elem(&umounts, &tid);
 	__sync_fetch_and_add(&u->active, -1);
@@ -341,7 +357,6 @@ INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
 	f->e.since = from;
 	f->e.ret = ret;
 	f->e.flags = F_RET | (compat() ? F_COMPAT : 0);
-	f->e.unique = number;
 	about(&f->e);
 	read_call(&f->e.got);
 	struct fs_struct *fs = get(me(), fs);
@@ -375,6 +390,11 @@ SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 		return 0;
 	if (class & C_OPEN && ret >= 0) {
 		u64 k = (u64)file_of(ret), v = c->ts;
+
+		bpf_map_update_elem(&young, &k, &v, 0);
+	}
+	if (class & C_CHDIR && ret == 0) {
+		u64 k = of_cwd(), v = c->ts;
 
 		bpf_map_update_elem(&young, &k, &v, 0);
 	}

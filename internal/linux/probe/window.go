@@ -5,6 +5,7 @@ package probe
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -40,20 +41,21 @@ func (e *Engine) openWindow(targets []Target, ringBytes uint32) error {
 	if err := fill(o.Classes); err != nil {
 		return err
 	}
+	targets = slices.Clone(targets)
 	for _, t := range targets {
-		dev := kernelDev(t.Dev)
-		if err := o.Devices.Put(dev, uint32(t.ID)); err != nil {
-			return fmt.Errorf("note mount %d: %w", t.ID, err)
+		if err := o.note(t); err != nil {
+			return err
 		}
-		// A path that does not fit is not compared: calls on it are known by device only.
-		if len(t.Path) >= maxText || t.Path == "/" {
-			continue
+	}
+	e.follow = func(place int, t Target) error {
+		old := targets[place].Dev
+		targets[place] = t
+		if !slices.ContainsFunc(targets, func(o Target) bool { return o.Dev == old }) {
+			if err := o.Devices.Delete(kernelDev(old)); err != nil {
+				return err
+			}
 		}
-		var at windowPrefix
-		at.Bits = uint32(8 * copy(at.Text[:], t.Path))
-		if err := o.Places.Put(at, windowPlace{Dev: dev, Len: uint32(len(t.Path))}); err != nil {
-			return fmt.Errorf("note %s: %w", t.Path, err)
-		}
+		return o.note(t)
 	}
 	if err := e.start(o.Events, o.Lost, o.Mode); err != nil {
 		return err
@@ -72,6 +74,24 @@ func (e *Engine) openWindow(targets []Target, ringBytes uint32) error {
 			return fmt.Errorf("%w: attach to %s: %w", ErrRefused, at.name, err)
 		}
 		e.shut = append(e.shut, l)
+	}
+	return nil
+}
+
+// note has the calls on a mount told of.
+func (o *windowObjects) note(t Target) error {
+	dev := kernelDev(t.Dev)
+	if err := o.Devices.Put(dev, uint32(t.ID)); err != nil {
+		return fmt.Errorf("note mount %d: %w", t.ID, err)
+	}
+	// A path that does not fit is not compared: calls on it are known by device only.
+	if len(t.Path) >= maxText || t.Path == "/" {
+		return nil
+	}
+	var at windowPrefix
+	at.Bits = uint32(8 * copy(at.Text[:], t.Path))
+	if err := o.Places.Put(at, windowPlace{Dev: dev, Len: uint32(len(t.Path))}); err != nil {
+		return fmt.Errorf("note %s: %w", t.Path, err)
 	}
 	return nil
 }
