@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package trace
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
+)
+
+// TestAttribute goes through the rules. The umount is from 100 to 110; a task is named by its number,
+// with "!" where it certainly held the mount.
+func TestAttribute(t *testing.T) {
+	const mount, other, peer = 0xa, 0xb, 0xc
+	umount := probe.Event{Kind: probe.Umount, Mount: mount, Since: 100, TS: 110, Count: 3, Before: 3,
+		CountRead: true, TID: 1, Dev: 7, MountID: 40}
+	hold := func(tid int, since, ts, left int64) probe.Event {
+		return probe.Event{Kind: probe.Hold, Mount: mount, TID: tid, Since: since, TS: ts, Count: left, CountRead: true}
+	}
+	call := func(tid int, since, ts int64, released bool) probe.Event {
+		return probe.Event{Kind: probe.Suspect, Dev: 7, MountID: 40, TID: tid, Since: since, TS: ts, Released: released}
+	}
+	unread := umount
+	unread.CountRead = false
+	more := umount
+	more.Count, more.Before = 4, 4
+	busyPeer := umount
+	busyPeer.Peer = peer
+	for _, c := range []struct {
+		name   string
+		u      probe.Event
+		events []probe.Event
+		want   []string
+	}{
+		{"nobody", umount, nil, nil},
+		{"from before to after", umount, []probe.Event{hold(2, 90, 120, 2)}, []string{"2!"}},
+		{"over before", umount, []probe.Event{hold(2, 90, 99, 2)}, nil},
+		{"begun after", umount, []probe.Event{hold(2, 111, 120, 2)}, nil},
+		{"the only one in the window", umount, []probe.Event{hold(2, 103, 120, 1)}, []string{"2!"}},
+		{"one stays, so it may be that", umount, []probe.Event{hold(2, 103, 120, 2)}, []string{"2"}},
+		{"one stays, and both were counted", more, []probe.Event{hold(2, 103, 120, 2)}, []string{"2!"}},
+		{"two, of which one was counted", umount, []probe.Event{hold(2, 90, 120, 2), hold(3, 103, 121, 1)},
+			[]string{"2!", "3"}},
+		{"two, and both were counted", more, []probe.Event{hold(2, 103, 120, 2), hold(3, 103, 121, 1)},
+			[]string{"2!", "3!"}},
+		{"taken by nobody knows whom", umount, []probe.Event{hold(2, 0, 120, 2)}, []string{"2"}},
+		{"the umount itself", umount, []probe.Event{hold(1, 90, 105, 1)}, nil},
+		{"another mount", umount, []probe.Event{{Kind: probe.Hold, Mount: other, TID: 2, Since: 90, TS: 120}}, nil},
+		{"a peer", busyPeer, []probe.Event{{Kind: probe.Hold, Mount: peer, TID: 2, Since: 90, TS: 120}},
+			[]string{"2!"}},
+		{"a call within", unread, []probe.Event{call(2, 103, 105, false)}, []string{"2"}},
+		{"a call all the while", unread, []probe.Event{call(2, 90, 120, false)}, []string{"2"}},
+		{"a call after", unread, []probe.Event{call(2, 111, 120, false)}, nil},
+		{"let go after", unread, []probe.Event{call(2, 0, 120, true)}, []string{"2!"}},
+		{"opened and let go after", unread, []probe.Event{call(2, 111, 120, true)}, nil},
+		{"let go long after", unread, []probe.Event{call(2, 0, 111+settle, true)}, nil},
+	} {
+		var got []string
+		for _, b := range attribute(c.u, c.events) {
+			text := fmt.Sprint(b.TID)
+			if b.certain {
+				text += "!"
+			}
+			got = append(got, text)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		u      probe.Event
+		blamed int
+		want   holders.Verdict
+	}{
+		{"counted", probe.Event{Count: 3, CountRead: true}, 0, holders.Busy},
+		{"seen", probe.Event{}, 1, holders.Busy},
+		{"only children", probe.Event{Count: 2, CountRead: true, Children: true}, 0, holders.Nested},
+		{"a peer", probe.Event{Count: 2, CountRead: true, Peer: 1}, 0, holders.BusyPeer},
+		{"a peer by exclusion", probe.Event{Count: 2, CountRead: true, RetRead: true}, 0, holders.BusyPeer},
+		{"not counted", probe.Event{RetRead: true}, 0, holders.Unknown},
+	} {
+		if got := verdict(c.u, c.blamed, c.u.RetRead); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}

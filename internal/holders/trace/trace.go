@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package trace tells who made a umount fail when nobody is there any more to be found: it watches,
+// from before the umount on, who takes and drops references of a mount, and says whose they were at the
+// moment when the kernel counted them. It also tells, before anything fails, who looks at mounts again
+// and again.
+//
+// There are four ways to watch, package probe's engines. None works on every kernel, so each is tried
+// on a mount of its own first; what it missed there is said with every result.
+package trace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
+)
+
+const (
+	// Auto is the engine that is not named: the first that works.
+	Auto = "auto"
+	// openTimeout is how long a mount is waited for when it is opened by its name, which the watch
+	// engine needs for a moment.
+	openTimeout = 2 * time.Second
+	// maxRecent bounds the events that are kept for umounts to come: some 16 KiB each.
+	maxRecent = 2048
+	// maxPending bounds the failed umounts that are waited with, and those that nobody takes.
+	maxPending = 1024
+)
+
+// ErrEnded: nothing is watched any more, for errors.Is.
+var ErrEnded = errors.New("nothing is watched any more")
+
+// Options say what is watched. The zero value watches every umount of the host.
+type Options struct {
+	Host *linux.Host
+	// Mounts are those of this process's namespace that are watched, all if there are none.
+	Mounts []linux.Mount
+	// Engine is one of package probe's, or Auto.
+	Engine string
+	// Scan looks who holds a mount, by its number, at the moment when its umount failed. It may be
+	// nil; then those who hold it for good are only counted.
+	Scan func(ctx context.Context, mountID int) (*holders.Report, error)
+	// Stacks names the frames of stacks, nil for none.
+	Stacks Stacks
+	// Moment is called as soon as a umount failed, with what is known then: no holders yet. One call
+	// at a time; a failure that comes meanwhile has a note.
+	Moment func(ctx context.Context, f Failure)
+	// Ring is the size of the kernel's buffer in bytes, a power of two; 0 is 8 MiB.
+	Ring uint32
+}
+
+// Trace watches.
+type Trace struct {
+	o      Options
+	engine *probe.Engine
+	state  EngineState
+	tried  []EngineState
+	clock  clock
+	own    uint64 // inode of this process's mount namespace
+
+	events  chan probe.Event
+	out     chan Failure
+	tell    chan chan []Failure
+	look    chan chan error
+	done    chan struct{} // the loop has ended
+	cancel  context.CancelFunc
+	readErr error
+	readers chan struct{}
+
+	// Only the loop uses these.
+	places  []linux.Mount // the engine's targets
+	away    map[int]bool  // those that were unmounted
+	recent  []probe.Event
+	pending []*pending
+	ready   []Failure
+	cut     atomic.Int64 // events and failures that were dropped here
+	moments *moments
+
+	mu       sync.Mutex
+	followed error // why a mount that came back is not watched
+	closed   bool
+	last     Lost
+}
+
+// Start tries the engines and begins to watch with the first that works, or the one that is named. It
+// takes up to some seconds. The error says of each why it does not work.
+func Start(ctx context.Context, o Options) (*Trace, error) {
+	t := &Trace{o: o, events: make(chan probe.Event, 64), out: make(chan Failure),
+		tell: make(chan chan []Failure), look: make(chan chan error), done: make(chan struct{}), readers: make(chan struct{}),
+		places: slices.Clone(o.Mounts)}
+	var err error
+	if t.clock, err = newClock(); err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/mnt", &st); err == nil {
+		t.own = st.Ino
+	}
+	if err := t.choose(ctx); err != nil {
+		return nil, err
+	}
+	// What is watched goes on after the call that began it: Close ends it.
+	t.away = map[int]bool{}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	t.cancel = cancel
+	t.moments = newMoments(run, o)
+	go t.read(run)
+	go t.loop(run)
+	return t, nil
+}
+
+// Engine says what it is watched with, and what that sees; Tried has those that do not work.
+func (t *Trace) Engine() EngineState  { return t.state }
+func (t *Trace) Tried() []EngineState { return t.tried }
+
+// choose opens the first engine that passes its trial.
+func (t *Trace) choose(ctx context.Context) error {
+	names := []string{t.o.Engine}
+	if t.o.Engine == "" || t.o.Engine == Auto {
+		names = Names()
+	}
+	var errs []error
+	for _, name := range names {
+		s := Try(ctx, name)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if s.Usable {
+			e, err := t.open(ctx, name)
+			if err == nil {
+				t.engine, t.state = e, s
+				return nil
+			}
+			s.Usable, s.Reason = false, err.Error()
+		}
+		t.tried = append(t.tried, s)
+		errs = append(errs, fmt.Errorf("%s: %s", name, s.Reason))
+	}
+	return &NoEngineError{errs}
+}
+
+// NoEngineError says of each engine why it does not work here.
+type NoEngineError struct{ Reasons []error }
+
+func (e *NoEngineError) Error() string {
+	text := "no engine works here"
+	for _, r := range e.Reasons {
+		text += "; " + r.Error()
+	}
+	return text
+}
+
+// open attaches an engine to the mounts that are asked for.
+func (t *Trace) open(ctx context.Context, name string) (*probe.Engine, error) {
+	var targets []probe.Target
+	for _, m := range t.places {
+		x, err := target(ctx, name, m)
+		if err != nil {
+			return nil, err
+		}
+		if x.File != nil {
+			defer x.File.Close() // it is only open for its number
+		}
+		targets = append(targets, x)
+	}
+	return probe.Open(name, targets, t.o.Ring)
+}
+
+// target is a mount as an engine wants it.
+func target(ctx context.Context, engine string, m linux.Mount) (probe.Target, error) {
+	x := probe.Target{ID: m.ID, Dev: m.Dev, Path: m.Point}
+	if engine != probe.Watch {
+		return x, nil
+	}
+	var err error
+	x.File, err = diskio.Within(ctx, openTimeout, func() (*os.File, error) {
+		return pathOnly(m.Point)
+	}, func(f *os.File) { f.Close() })
+	if err != nil {
+		return x, fmt.Errorf("open %s: %w", m.Point, err)
+	}
+	return x, nil
+}
+
+// pathOnly opens a name without opening what it stands for.
+func pathOnly(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// read takes the events out of the kernel's buffer, so that it does not run over while the loop
+// works.
+func (t *Trace) read(ctx context.Context) {
+	defer close(t.readers)
+	defer close(t.events)
+	for {
+		e, err := t.engine.Read()
+		if err != nil {
+			if !errors.Is(err, probe.ErrClosed) {
+				t.readErr = err
+			}
+			return
+		}
+		select {
+		case t.events <- e:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Next waits for a failed umount. It is ErrEnded after Close.
+func (t *Trace) Next(ctx context.Context) (Failure, error) {
+	select {
+	case f, ok := <-t.out:
+		if !ok {
+			return Failure{}, errors.Join(ErrEnded, t.readErr)
+		}
+		return f, nil
+	case <-ctx.Done():
+		return Failure{}, ctx.Err()
+	}
+}
+
+// Tell waits a moment for those who are just letting go, and gives all failures that Next did not. It
+// is for those who are done with their umounts.
+func (t *Trace) Tell(ctx context.Context) []Failure {
+	timer := time.NewTimer(tellWait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-t.done:
+	case <-ctx.Done():
+	}
+	answer := make(chan []Failure, 1)
+	select {
+	case t.tell <- answer:
+		return <-answer
+	case <-t.done:
+		return t.ready
+	}
+}
+
+// Follow looks at once whether something is mounted again where a mount was unmounted, and watches it
+// from then on. By itself that is done every second.
+func (t *Trace) Follow(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case t.look <- answer:
+		return <-answer
+	case <-t.done:
+		return ErrEnded
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Unwatched says why a mount that came back is not watched, nil if all are.
+func (t *Trace) Unwatched() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.followed
+}
+
+// follow watches what is mounted now where targets were: where all are asked for, or else those of
+// which a umount was seen. The numbers do not tell, for they are given again.
+func (t *Trace) follow(ctx context.Context, all bool) (err error) {
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.followed = err
+	}()
+	table, err := t.o.Host.Mounts(ctx, 0)
+	if err != nil {
+		return err
+	}
+	for i, old := range t.places {
+		at := -1
+		for j, m := range table {
+			if m.Point == old.Point {
+				at = j // of several the last covers the others
+			}
+		}
+		if at < 0 || !all && !t.away[old.ID] {
+			continue
+		}
+		x, err := target(ctx, t.engine.Name(), table[at])
+		if err != nil {
+			return err
+		}
+		err = t.engine.Follow(i, x)
+		if x.File != nil {
+			x.File.Close()
+		}
+		if err != nil {
+			return err
+		}
+		t.places[i] = table[at]
+		delete(t.away, old.ID)
+	}
+	return nil
+}
+
+// Lost says how much was not told of, since the kernel's buffers or our own were full.
+func (t *Trace) Lost() (Lost, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return t.last, nil
+	}
+	c, err := t.engine.Counters()
+	return Lost{Drops: c.Drops + t.cut.Load(), Tables: c.Full, Compat: c.Compat}, err
+}
+
+// Lost is what an engine could not tell of.
+type Lost struct {
+	// Drops are events that did not fit into the kernel's buffer, Tables what did not fit into its
+	// tables, Compat 32-bit system calls that were not looked at.
+	Drops  int64 `json:"drops"`
+	Tables int64 `json:"tables"`
+	Compat int64 `json:"compat"`
+}
+
+// Close ends the watching. Lost gives what it gave last.
+func (t *Trace) Close() error {
+	t.cancel()
+	<-t.done
+	last, err := t.Lost()
+	t.mu.Lock()
+	t.closed, t.last = true, last
+	t.mu.Unlock()
+	err = errors.Join(err, t.engine.Close())
+	<-t.readers
+	t.moments.wait()
+	return err
+}
