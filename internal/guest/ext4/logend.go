@@ -5,6 +5,7 @@ package ext4
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -33,8 +34,12 @@ func (j *journal) lost(r *recovery, from, stop int64, next uint32) error {
 	if err != nil {
 		return err
 	}
-	if j.almost(b, next, stop == j.start) {
+	kind, almost := j.almost(b, next, stop == j.start)
+	switch {
+	case almost && (kind == journalCommit || !j.sums()):
 		return fmt.Errorf("%w: block %d", errGoesOn, stop)
+	case j.sums() && !almost && !r.doubted:
+		return nil // all that was read of the log is as it was written
 	}
 	at := from
 	for range min(j.last-j.first, maxAhead) {
@@ -72,25 +77,29 @@ func known(kind uint32) bool {
 	return kind == journalDescriptor || kind == journalCommit || kind == journalRevoke
 }
 
-// almost tells whether a block would be the commit of a transaction, or the first block of a log, but
-// for one bit of its header.
-func (j *journal) almost(b []byte, next uint32, first bool) bool {
+// almost tells whether a block goes on with the log but for its header, and as which kind of block.
+// Where there are checksums, they tell. Elsewhere it is taken for a commit, or for the first block of a
+// log, that differs in one bit.
+func (j *journal) almost(b []byte, next uint32, first bool) (kind uint32, is bool) {
+	if j.sums() {
+		for _, kind := range [...]uint32{journalCommit, journalDescriptor, journalRevoke} {
+			fixed := binary.BigEndian.AppendUint32(nil, journalMagic)
+			fixed = binary.BigEndian.AppendUint32(fixed, kind)
+			fixed = binary.BigEndian.AppendUint32(fixed, next)
+			fixed = append(fixed, b[journalHeaderBytes:]...)
+			if kind == journalCommit && j.commitSum(fixed) == be32(b, 16) ||
+				kind != journalCommit && j.tailFits(fixed) {
+				return kind, true
+			}
+		}
+		return 0, false
+	}
 	magic, kind, sequence := be32(b, 0), be32(b, 4), be32(b, 8)
 	off := bits.OnesCount32(magic^journalMagic) + bits.OnesCount32(sequence^next)
 	if !known(kind) {
 		off += bits.OnesCount32(kind ^ journalCommit)
 	}
-	switch {
-	case off != 1:
-		return false
-	case sequence == next:
-		return kind == journalCommit || !known(kind) || first
-	case j.sums(): // a checksum of the number that it would have tells it from an older block
-		fixed := append([]byte(nil), b...)
-		fixed[8], fixed[9], fixed[10], fixed[11] = byte(next>>24), byte(next>>16), byte(next>>8), byte(next)
-		return kind == journalCommit && j.commitSum(fixed) == be32(b, 16)
-	}
-	return kind == journalCommit || first
+	return kind, off == 1 && (first || kind == journalCommit || !known(kind))
 }
 
 // commitSum is the checksum of a commit, of versions 2 and 3.

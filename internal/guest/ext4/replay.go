@@ -45,6 +45,7 @@ type recovery struct {
 	transactions, count int64
 	// began is where the transaction begins that the log ended in, stop the block that ended it.
 	began, stop int64
+	doubted     bool // a checksum of that transaction was wrong
 	failed      bool // a commit is damaged that is not the last one
 	problems    []files.Problem
 }
@@ -120,6 +121,9 @@ func (r *recovery) pass(p pass) error {
 			return err
 		}
 	}
+	if p == passScan {
+		r.doubted = r.doubted || w.doubt
+	}
 	if p == passScan && !r.ended {
 		r.end, r.ended = w.next, true
 	}
@@ -165,17 +169,17 @@ func (w *logWalk) block() error {
 }
 
 // tailFits verifies the checksum at the end of a descriptor or revocation.
-func (w *logWalk) tailFits(b []byte) bool {
-	if !w.j.sums() {
+func (j *journal) tailFits(b []byte) bool {
+	if !j.sums() {
 		return true
 	}
-	crc := sum32(w.j.seed, b[:len(b)-4])
+	crc := sum32(j.seed, b[:len(b)-4])
 	return sum32(crc, []byte{0, 0, 0, 0}) == be32(b, len(b)-4)
 }
 
 // descriptor passes over a descriptor and its blocks, or puts them in place.
 func (w *logWalk) descriptor(b []byte, at int64) error {
-	if !w.tailFits(b) {
+	if !w.j.tailFits(b) {
 		if w.pass != passScan {
 			return fmt.Errorf("checksum of descriptor block %d of the journal is wrong", at)
 		}
@@ -306,6 +310,7 @@ func (w *logWalk) commit(b []byte) error {
 			return errLogEnd
 		}
 		if !w.commitFits(b) {
+			w.doubted = true
 			if seconds < w.lastTime {
 				return errLogEnd
 			}
@@ -347,7 +352,7 @@ func (w *logWalk) commitFits(b []byte) bool {
 
 // revoke keeps which blocks of earlier transactions are not to be put in place.
 func (w *logWalk) revoke(b []byte) error {
-	if w.pass == passScan && !w.tailFits(b) {
+	if w.pass == passScan && !w.j.tailFits(b) {
 		w.doubt = true
 	}
 	if w.pass != passRevoke {
