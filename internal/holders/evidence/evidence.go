@@ -2,7 +2,7 @@
 // SPDX-FileCopyrightText: The shisa authors
 
 // Package evidence keeps what was so at the moment when a umount failed, as new files that can be looked
-// at later, and runs the command that somebody wants to be run then.
+// at later.
 package evidence
 
 import (
@@ -11,24 +11,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/holders"
 )
 
 const (
-	// CommandTimeout is how long a command may run: other failures are not looked at meanwhile.
-	CommandTimeout = time.Minute
 	// maxProcesses bounds the processes of which more than the report is kept, maxNames the directories
 	// of one second.
 	maxProcesses, maxNames = 64, 1000
@@ -37,11 +30,8 @@ const (
 // Keeper keeps evidence below a directory.
 type Keeper struct {
 	Host holders.Host
-	// Dir gets a new directory for each failure; "" keeps nothing. It is made if it is not there.
+	// Dir gets a new directory for each failure. It is made if it is not there.
 	Dir string
-	// Command is run by sh; "" runs none. Its output goes to Say.
-	Command string
-	Say     io.Writer
 	// JSON writes a document.
 	JSON func(w io.Writer, schema string, doc any) error
 
@@ -61,24 +51,18 @@ type Failure struct {
 
 func (f Failure) key() string { return fmt.Sprintf("%d %d", f.At.UnixNano(), f.Mount) }
 
-// Moment keeps what is so now, and runs the command. The error says what could not be kept or run; the
-// rest was.
-func (k *Keeper) Moment(ctx context.Context, f Failure) error {
-	dir, err := "", error(nil)
-	if k.Dir != "" {
-		if dir, err = k.keep(ctx, f); err != nil {
-			err = fmt.Errorf("keep the evidence of %s: %w", f.Path, err)
-		}
+// Moment keeps what is so now, and gives the directory. The error says what could not be kept; the rest
+// was.
+func (k *Keeper) Moment(ctx context.Context, f Failure) (dir string, err error) {
+	if dir, err = k.keep(ctx, f); err != nil {
+		err = fmt.Errorf("keep the evidence of %s: %w", f.Path, err)
 	}
-	if k.Command != "" {
-		err = errors.Join(err, k.run(ctx, f, dir))
-	}
-	return err
+	return dir, err
 }
 
-// Complete adds to the evidence of a failure what became known of it since, and gives the directory; ""
-// if there is none.
-func (k *Keeper) Complete(f Failure) (dir string, err error) {
+// Complete adds to the evidence of a failure what became known of it since: the document, and files by
+// their names. It gives the directory, "" if there is none.
+func (k *Keeper) Complete(f Failure, files map[string][]byte) (dir string, err error) {
 	k.mu.Lock()
 	dir = k.kept[f.key()]
 	delete(k.kept, f.key())
@@ -86,7 +70,14 @@ func (k *Keeper) Complete(f Failure) (dir string, err error) {
 	if dir == "" {
 		return "", nil
 	}
-	return dir, k.document(dir, "failure.json", f.Schema, f.Document)
+	errs := []error{k.document(dir, "failure.json", f.Schema, f.Document)}
+	for name, data := range files {
+		errs = append(errs, create(filepath.Join(dir, name), func(w io.Writer) error {
+			_, err := w.Write(data)
+			return err
+		}))
+	}
+	return dir, errors.Join(errs...)
 }
 
 // keep makes the directory of a failure and fills it.
@@ -195,21 +186,4 @@ func (k *Keeper) texts(ctx context.Context, dir string, pids []int) error {
 		}))
 	}
 	return errors.Join(errs...)
-}
-
-// run runs the command, with what it is about in its environment.
-func (k *Keeper) run(ctx context.Context, f Failure, dir string) error {
-	ctx, cancel := context.WithTimeout(ctx, CommandTimeout)
-	defer cancel()
-	c := exec.CommandContext(ctx, "/bin/sh", "-c", k.Command)
-	c.Env = append(os.Environ(), "SHISA_MOUNT="+f.Path, "SHISA_EVIDENCE="+dir)
-	c.Stdout, c.Stderr = k.Say, k.Say
-	// A group of its own, so that what it started ends with it.
-	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) }
-	c.WaitDelay = time.Second
-	if err := c.Run(); err != nil {
-		return fmt.Errorf("run %q: %w", strings.TrimSpace(k.Command), err)
-	}
-	return nil
 }

@@ -41,25 +41,21 @@ func TestMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var said strings.Builder
 	dir := filepath.Join(t.TempDir(), "kept")
-	k := &Keeper{Host: h, Dir: dir, Say: &said, JSON: document,
-		Command: `echo "$SHISA_MOUNT" && test -e "$SHISA_EVIDENCE/holders.json" && echo kept`}
+	k := &Keeper{Host: h, Dir: dir, JSON: document}
 	at := time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC)
 	f := Failure{At: at, Mount: root.MountID, Path: "/", Schema: "x/1", Document: map[string]int{"first": 1}}
-	if err := k.Moment(t.Context(), f); err != nil {
+	first, err := k.Moment(t.Context(), f)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if said.String() != "/\nkept\n" {
-		t.Errorf("the command said %q", said.String())
-	}
 	f.Document = map[string]int{"second": 2}
-	got, err := k.Complete(f)
-	if want := filepath.Join(dir, "20260301T040000.000Z"); err != nil || got != want {
+	got, err := k.Complete(f, map[string][]byte{"stacks.txt": []byte("x")})
+	if want := filepath.Join(dir, "20260301T040000.000Z"); err != nil || got != want || first != want {
 		t.Fatalf("Complete = %s, %v, want %s", got, err, want)
 	}
 	all := names(t, got)
-	for _, want := range []string{"moment.json", "failure.json", "holders.json", "mounts.txt", "kernel.txt"} {
+	for _, want := range []string{"moment.json", "failure.json", "holders.json", "mounts.txt", "kernel.txt", "stacks.txt"} {
 		if !slices.Contains(all, want) {
 			t.Errorf("%s is not kept: %q", want, all)
 		}
@@ -67,11 +63,11 @@ func TestMoment(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(got, "mounts.txt")); err != nil || !strings.Contains(string(text), " / / ") {
 		t.Errorf("mounts.txt = %q, %v", text, err)
 	}
-	if again, err := k.Complete(f); again != "" || err != nil {
+	if again, err := k.Complete(f, nil); again != "" || err != nil {
 		t.Errorf("Complete of one that is complete = %q, %v", again, err)
 	}
 	// Another one of the same moment; nothing that was kept is touched.
-	if err := k.Moment(t.Context(), f); err != nil {
+	if _, err := k.Moment(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
 	if all := names(t, dir); len(all) != 2 || all[1] != all[0]+"-1" {
@@ -79,13 +75,9 @@ func TestMoment(t *testing.T) {
 	}
 }
 
-func TestCommandFails(t *testing.T) {
-	k := &Keeper{Say: io.Discard, Command: "exit 3"}
-	if err := k.Moment(t.Context(), Failure{Path: "/x"}); err == nil || !strings.Contains(err.Error(), "exit status 3") {
-		t.Errorf("Moment = %v, want the status of the command", err)
-	}
-	k = &Keeper{Host: holders.Host{Linux: linux.Open("")}, Dir: "/proc/self/none/x", JSON: document}
-	if err := k.Moment(t.Context(), Failure{Path: "/x"}); err == nil {
+func TestNowhere(t *testing.T) {
+	k := &Keeper{Host: holders.Host{Linux: linux.Open("")}, Dir: "/proc/self/none/x", JSON: document}
+	if _, err := k.Moment(t.Context(), Failure{Path: "/x"}); err == nil {
 		t.Error("Moment below a directory that cannot be made = nil")
 	}
 }
