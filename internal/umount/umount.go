@@ -33,9 +33,6 @@ var pauses = []struct {
 // lastPause is what comes after all of pauses.
 const lastPause = 20 * time.Millisecond
 
-// scanAfter is the number of tries after which somebody may be there to stay.
-const scanAfter = 20
-
 // callTimeout is how long one call is waited for: where a server is dead it may not come back.
 const callTimeout = 5 * time.Second
 

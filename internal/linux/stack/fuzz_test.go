@@ -51,12 +51,12 @@ func FuzzModule(f *testing.F) {
 		f.Add(b, []byte("0123456701234567"), uint64(0x1000))
 	}
 	f.Fuzz(func(t *testing.T, b, memory []byte, pc uint64) {
-		m, err := parse(file{bytes.NewReader(b)}, amd64)
+		m, err := parse(file{bytes.NewReader(b)}, host)
 		if err != nil {
 			return
 		}
 		at := Mapping{Start: 0x400000, End: 0x400000 + uint64(len(b)), Path: "/p"}
-		u := &Unwinder{arch: amd64, modules: map[key]*module{{path: "/p"}: m}}
+		u := &Unwinder{arch: host, modules: map[key]*module{{path: "/p"}: m}}
 		s := Sample{PC: at.Start + pc%uint64(len(b)+1), Stack: memory}
 		for n := range 17 {
 			s.Set(n, 0x7ff000)
@@ -89,7 +89,7 @@ func FuzzTable(f *testing.F) {
 			if !ok {
 				continue
 			}
-			w := walk{arch: amd64, base: 0x7ff000, Sample: Sample{Stack: memory}}
+			w := walk{arch: host, base: 0x7ff000, Sample: Sample{Stack: memory}}
 			for n := range 17 {
 				w.Set(n, 0x7ff000)
 			}

@@ -3,4 +3,5 @@
 
 package stack
 
-var host = amd64
+// System V Application Binary Interface, AMD64, "DWARF Register Number Mapping".
+var host = arch{sp: 7, fp: 6, ra: 16, mask: 1<<57 - 1, machine: 62}

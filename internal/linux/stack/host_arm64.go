@@ -3,4 +3,5 @@
 
 package stack
 
-var host = arm64
+// DWARF for the Arm 64-bit Architecture (AADWARF64), "DWARF register names".
+var host = arch{sp: 31, fp: 29, ra: 30, mask: 1<<52 - 1, machine: 183}

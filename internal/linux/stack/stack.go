@@ -74,13 +74,7 @@ type arch struct {
 	ra      uint64 // the column of the return address
 	mask    uint64 // of an address: arm64 keeps a signature above
 	machine uint16 // e_machine of its files
-	ret     int    // the register of the return address in a leaf, -1: it is on the stack
 }
-
-var (
-	amd64 = arch{sp: 7, fp: 6, ra: 16, mask: 1<<57 - 1, machine: 62, ret: -1}
-	arm64 = arch{sp: 31, fp: 29, ra: 30, mask: 1<<52 - 1, machine: 183, ret: 30}
-)
 
 // walk is one walk up a stack.
 type walk struct {
