@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +28,33 @@ func openThrice(c *child) error {
 	}
 	_, err := unix.FcntlInt(uintptr(c.hold.FD), unix.F_DUPFD_CLOEXEC, 100)
 	return errors.Join(err, mapped(c.hold.FD))
+}
+
+// openShared has another process with the same open file.
+func openShared(c *child) error {
+	if err := openFD(c); err != nil {
+		return err
+	}
+	fd, err := unix.FcntlInt(uintptr(c.hold.FD), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), c.hold.Path)
+	other := exec.Command("sleep", "infinity")
+	other.Dir, other.ExtraFiles = "/", []*os.File{f}
+	other.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	if err := errors.Join(other.Start(), f.Close()); err != nil {
+		return err
+	}
+	c.hold.AlsoPID = other.Process.Pid
+	c.later(func() error {
+		err := other.Process.Kill()
+		if _, waitErr := other.Process.Wait(); waitErr != nil {
+			err = errors.Join(err, waitErr)
+		}
+		return err
+	})
+	return nil
 }
 
 // openMany opens many files, each of them twice.

@@ -52,6 +52,8 @@ type Hold struct {
 	Kind Kind `json:"-"`
 	// PID is the process that has it, 0 where no process does.
 	PID int
+	// AlsoPID is another process that has the same, 0 for none.
+	AlsoPID int
 	// TID is the thread, 0 where it is no matter of one thread.
 	TID int
 	// FD is the file descriptor that it hangs on, -1 for none.

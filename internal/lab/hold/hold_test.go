@@ -55,7 +55,8 @@ func measured(t *testing.T, k Kind, ask ...Looker) Row {
 // compare devices, so of those in blamed they name one that keeps no umount from succeeding.
 var (
 	named = map[string]string{"open-fd": "fuser lsof", "open-fd-deleted": "fuser lsof",
-		"open-fd-thrice": "fuser lsof", "open-fds": "fuser lsof", "open-fd-cwd-root": "fuser lsof",
+		"open-fd-thrice": "fuser lsof", "open-fds": "fuser lsof", "open-fd-shared": "fuser lsof",
+		"open-fd-cwd-root":  "fuser lsof",
 		"fd-in-flight-open": "fuser lsof", "unix-socket-pending": "fuser",
 		"open-fd-pid-namespace": "fuser lsof", "o-path": "fuser lsof",
 		"cwd": "fuser lsof", "cwd-deleted": "fuser lsof", "chroot": "fuser lsof", "exe": "fuser lsof",

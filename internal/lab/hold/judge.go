@@ -64,7 +64,8 @@ func (h *Hold) Judge(a Answer) []string {
 		say("has %d references unexplained", a.Unexplained)
 	}
 	for _, s := range a.Holders {
-		if s.Blocks == blocksUmount && (k.Effect != Blocks || s.PID != 0 && s.PID != h.PID) {
+		of := s.PID == 0 || s.PID == h.PID || s.PID == h.AlsoPID
+		if s.Blocks == blocksUmount && (k.Effect != Blocks || !of) {
 			say("is blamed on %s", s)
 		}
 	}

@@ -67,6 +67,8 @@ func files() []Kind {
 		{Name: "open-fd-deleted", Effect: Blocks, Word: "open_fd", make: openDeleted},
 		// One open file in three places is one reference.
 		{Name: "open-fd-thrice", Effect: Blocks, Word: "open_fd", make: openThrice},
+		// One open file in two processes is one reference, too.
+		{Name: "open-fd-shared", Effect: Blocks, Word: "open_fd", make: openShared},
 		{Name: "open-fds", Effect: Blocks, Word: "open_fd", make: openMany},
 		{Name: "open-fd-cwd-root", Effect: Blocks, Word: "open_fd", make: openAndThere},
 		{Name: "open-fd-pid-namespace", Effect: Blocks, Word: "open_fd", make: openFD,
