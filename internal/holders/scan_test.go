@@ -41,8 +41,8 @@ func ask(ctx context.Context, h Host, name string) (hold.Answer, *Report, error)
 	}
 	a := hold.Answer{Audited: r.Audit.Read, Free: r.Verdict == Free}
 	for _, m := range r.Mounts {
-		if m.Asked || m.Follows {
-			a.Unexplained += max(m.Unexplained, 0)
+		if (m.Asked || m.Follows) && m.Count >= 0 {
+			a.Unexplained += m.Unexplained
 		}
 	}
 	for _, o := range r.Holders {
