@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 		os.Exit(jail.Serve())
 	}
 	main := func() { os.Exit(cli.Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
-	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main, "qemu-img": main})
+	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main, "qemu-img": main, "signalled": signalled})
 }
 
 // TestScript runs the command line as users do. Each script says exactly what it prints and with
