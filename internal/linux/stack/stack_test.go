@@ -367,7 +367,7 @@ func TestOwnKernel(t *testing.T) {
 func BenchmarkUser(b *testing.B) {
 	out, err := exec.Command("sh", "-c", "command -v python3").Output()
 	if err != nil {
-		b.Skip("needs python3")
+		testenv.Lacks(b, "python3")
 	}
 	c := exec.Command(strings.TrimSpace(string(out)), "-c", "import time; time.sleep(3600)")
 	if err := c.Start(); err != nil {
