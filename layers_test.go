@@ -46,6 +46,7 @@ var layer = map[string]int{
 	"internal/image/imagetest":  2,
 	"internal/linux":            2,
 	"internal/linux/stack":      2,
+	"internal/linux/code":       2,
 	"internal/linux/probe":      2,
 	"internal/guest":            2,
 	"internal/guest/xfs":        2,
