@@ -21,6 +21,7 @@ type holdersOptions struct {
 	json bool
 	all  bool
 	holders.Options
+	tracing
 }
 
 func newHolders(s *stdio) *cobra.Command {
@@ -36,13 +37,30 @@ Of a mount it reads the kernel's own count of references, and takes off what was
 an empty list means nobody only where nothing is left. What keeps the file system after the umount is told
 too; with --all-superblock that counts as holding it.
 
-Nothing in the file system is looked at, so one that hangs holds nobody up.`,
+Nothing in the file system is looked at, so one that hangs holds nobody up.
+
+Who is gone before anybody can look is found with --trace: it watches from before the umount on, and tells of each
+that fails who held the mount when the kernel counted, with the system call and both stacks. --pollers finds
+those who look at mounts on a period before anything fails.`,
 		Example: `  shisa holders /mnt
   shisa holders /dev/sdb1
   shisa holders /var/lib/libvirt/images/vm.qcow2
-  shisa holders --json --all-superblock /mnt`,
-		Args: wantArgs(1, 1),
+  shisa holders --json --all-superblock /mnt
+  shisa holders --trace --for 1h /mnt
+  shisa holders --pollers`,
+		Args: wantArgs(0, -1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.ready(c, args); err != nil {
+				return err
+			}
+			switch {
+			case o.engines:
+				return runEngines(c.Context(), o.json, s)
+			case o.pollers:
+				return runPollers(c.Context(), o, s)
+			case o.trace:
+				return runTrace(c.Context(), o, args, s)
+			}
 			return runHolders(c.Context(), o, args[0], s)
 		},
 	}
@@ -50,6 +68,7 @@ Nothing in the file system is looked at, so one that hangs holds nobody up.`,
 	jsonFlag(c, &o.json)
 	f.BoolVar(&o.AllSuperblock, "all-superblock", false, "what only keeps the file system after the umount "+
 		"counts as well")
+	o.flags(c)
 	f.BoolVar(&o.all, "all", false, "list every holder instead of at most 20 lines of a kind")
 	return c
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
@@ -49,6 +50,9 @@ func jsonDocuments() map[string]any {
 		render.GuestMountSchema:  render.GuestMountDocument{},
 		render.GuestUmountSchema: render.GuestUmountDocument{},
 		render.HoldersSchema:     holders.Report{},
+		render.TraceSchema:       render.TraceDocument{},
+		render.PollersSchema:     render.PollersDocument{},
+		render.EnginesSchema:     render.EnginesDocument{},
 		render.UmountSchema:      umount.Result{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
@@ -213,8 +217,13 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 			return "time"
 		}
 		name := objectName(typ.Name())
-		if typ == reflect.TypeFor[holders.Holder]() {
-			name = "mount_holder" // a check has holders of images
+		switch typ { // where another package has the name too
+		case reflect.TypeFor[holders.Holder]():
+			name = "mount_holder"
+		case reflect.TypeFor[trace.Mount]():
+			name = "traced_mount"
+		case reflect.TypeFor[trace.Umount]():
+			name = "failed_umount"
 		}
 		d.object(t, name, typ)
 		return fmt.Sprintf("[%s](#%s)", name, name)
