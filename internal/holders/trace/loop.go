@@ -261,13 +261,19 @@ func (t *Trace) elsewhere(p *pending, e probe.Event) bool {
 	if !path.IsAbs(e.Got.Text) {
 		return false
 	}
-	at := linux.Mount{}
-	for _, m := range p.table {
-		if below(e.Got.Text, m.Point) && len(m.Point) >= len(at.Point) {
+	at := mountAt(p.table, e.Got.Text)
+	return at.ID != 0 && at.Dev == e.Dev && at.ID != p.mount.ID
+}
+
+// mountAt gives the mount that a path is on by its text, none with number 0.
+func mountAt(table []linux.Mount, name string) linux.Mount {
+	var at linux.Mount
+	for _, m := range table {
+		if below(name, m.Point) && len(m.Point) >= len(at.Point) {
 			at = m
 		}
 	}
-	return at.ID != 0 && at.Dev == e.Dev && at.ID != p.mount.ID
+	return at
 }
 
 // below tells whether a path is a directory or leads into it.

@@ -66,14 +66,12 @@ func NewStacks(ctx context.Context, host *linux.Host, watched []linux.Mount) (s 
 	if err != nil {
 		notes = append(notes, "stacks of programs have no names: "+err.Error())
 	}
-	local := map[uint64]bool{}
-	for _, m := range table {
-		local[m.Dev] = err == nil && !mayHang(m.Type)
-	}
-	for _, m := range watched {
-		local[m.Dev] = false
-	}
-	y.unwind = stack.NewUnwinder("", func(m stack.Mapping) bool { return !local[m.Dev] })
+	y.unwind = stack.NewUnwinder("", func(m stack.Mapping) bool {
+		// Only the name tells: the kernel's records of mappings have no device.
+		at := mountAt(table, m.Path)
+		return err != nil || at.ID == 0 || mayHang(at.Type) ||
+			slices.ContainsFunc(watched, func(w linux.Mount) bool { return w.Dev == at.Dev })
+	})
 	return y, notes
 }
 

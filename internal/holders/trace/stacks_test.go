@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package trace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// agent asks for a file of a mount once, as a monitoring agent does, and ends.
+const agent = `
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((noinline)) int GuestInfo_GetDiskInfo(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+	char c = 0;
+	if (write(1, &c, 1) != 1 || read(0, &c, 1) < 0)
+		return -1;
+	close(fd);
+	return fd;
+}
+int main(int argc, char **argv) { return GuestInfo_GetDiskInfo(argv[1]) < 0; }
+`
+
+// TestStacks has a program without frame pointers make a umount fail and end: its function is named
+// all the same, and so is the kernel's.
+func TestStacks(t *testing.T) {
+	testenv.Need(t, "gcc")
+	for _, engine := range []string{probe.Watch, probe.Syscall} {
+		t.Run(engine, func(t *testing.T) {
+			p := newPlace(t)
+			program := filepath.Join(t.TempDir(), "agent")
+			build := exec.Command("gcc", "-O2", "-fomit-frame-pointer", "-x", "c", "-o", program, "-")
+			build.Stdin = strings.NewReader(agent)
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			host, mounts := linux.Open(""), []linux.Mount{p.mounted(t)}
+			s, notes := NewStacks(context.Background(), host, mounts)
+			t.Cleanup(func() { s.Close() })
+			if len(notes) > 0 {
+				testenv.Lacks(t, strings.Join(notes, "; "))
+			}
+			tr := started(t, Options{Engine: engine, Mounts: mounts, Stacks: s})
+			c := exec.Command(program, filepath.Join(p.target, "file"))
+			in, err := c.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := c.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			umount := unix.Unmount(p.target, 0)
+			if err := errors.Join(in.Close(), c.Wait()); err != nil || umount != unix.EBUSY {
+				t.Fatalf("umount = %v, want %v; the agent: %v", umount, unix.EBUSY, err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			f, err := tr.Next(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(f.Holders, func(h holders.Holder) bool { return h.Process.PID == c.Process.Pid })
+			if i < 0 {
+				t.Fatalf("%+v does not name the agent", f)
+			}
+			h := f.Holders[i]
+			for _, want := range []string{"GuestInfo_GetDiskInfo", "main"} {
+				if !slices.ContainsFunc(h.UserStack, func(x holders.Frame) bool { return x.Symbol == want }) {
+					t.Errorf("the user's stack has no %s: %v", want, h.UserStack)
+				}
+			}
+			if engine == probe.Watch && !slices.ContainsFunc(h.KernelStack, func(x holders.Frame) bool {
+				return strings.Contains(x.Symbol, "path_openat")
+			}) {
+				t.Errorf("the kernel's stack has no path_openat: %v", h.KernelStack)
+			}
+			if h.Process.Parent != "trace.test" || h.Process.Exe != program || h.Process.Cmdline[0] != program {
+				t.Errorf("the agent is %+v", h.Process)
+			}
+			bundle(t, f)
+		})
+	}
+}
+
+// bundle holds that the evidence has what a person needs.
+func bundle(t *testing.T, f Failure) {
+	t.Helper()
+	files, err := Bundle(f, Tables(context.Background(), linux.Open(""), f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]byte{}
+	for _, x := range files {
+		all[x.Name] = x.Data
+	}
+	for name, want := range map[string]string{
+		"failure.json": `"held_ns"`, "stacks.txt": "GuestInfo_GetDiskInfo", "mounts.txt": "proc",
+	} {
+		if name == "failure.json" && f.Engine == probe.Syscall {
+			want = `"syscall": "close"`
+		}
+		if !bytes.Contains(all[name], []byte(want)) {
+			t.Errorf("%s has no %s:\n%s", name, want, all[name])
+		}
+	}
+}
+
+// TestCommand holds that a command finds in its environment what failed, and that its own failure is
+// told.
+func TestCommand(t *testing.T) {
+	var out bytes.Buffer
+	var failed error
+	f := Failure{Mount: Mount{ID: 7, Path: "/mnt/a b"}, Engine: "watch"}
+	Command(`echo "$SHISA_MOUNT_ID $SHISA_MOUNT"; exit 3`, os.Environ(), &out, func(err error) { failed = err })(
+		context.Background(), f)
+	if got, want := out.String(), "7 /mnt/a b\n"; got != want {
+		t.Errorf("the command wrote %q, want %q", got, want)
+	}
+	if failed == nil || !strings.Contains(failed.Error(), "exit status 3") {
+		t.Errorf("the command failed with %v, want exit status 3", failed)
+	}
+}
