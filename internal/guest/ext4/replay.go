@@ -271,8 +271,8 @@ func (w *logWalk) put(tag []byte, flags uint16, log int64) error {
 			return nil
 		}
 	}
-	if block < 0 || block >= w.j.fs.super.blocks {
-		w.problem(at, fmt.Sprintf("the journal has block %d, of %d", block, w.j.fs.super.blocks))
+	if blocks := w.j.fs.mostBlocks(); block < 0 || block >= blocks {
+		w.problem(at, fmt.Sprintf("the journal has block %d, of %d", block, blocks))
 		return nil
 	}
 	w.blocks[block] = logged{at: at, escaped: flags&tagEscaped != 0}
@@ -282,6 +282,10 @@ func (w *logWalk) put(tag []byte, flags uint16, log int64) error {
 	w.count++
 	return nil
 }
+
+// mostBlocks is how many blocks the file system may have: it may have grown in a transaction that is
+// only in the log, as far as its volume reaches.
+func (fs *FS) mostBlocks() int64 { return max(fs.super.blocks, fs.meta.size/fs.super.blockBytes) }
 
 // tagFits verifies the checksum of a block of the log. It is of the block as it stands there.
 func (w *logWalk) tagFits(tag, data []byte) bool {
