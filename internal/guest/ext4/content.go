@@ -4,8 +4,10 @@
 package ext4
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -46,10 +48,19 @@ func (n *inode) inlinePieces() ([]inlinePiece, error) {
 
 // ReadAt reads the content of a regular file or the target of a symbolic link.
 func (n *inode) ReadAt(p []byte, off int64) (int, error) {
-	if n.typ() != files.TypeRegular && n.typ() != files.TypeLink {
-		return 0, io.EOF
+	switch n.typ() {
+	case files.TypeRegular:
+		return n.readAt(context.Background(), p, off)
+	case files.TypeLink:
+		done, err := n.readAt(context.Background(), p, off)
+		// No path holds a zero: the kernel would go where what stands before it leads.
+		if at := bytes.IndexByte(p[:done], 0); at >= 0 {
+			return 0, n.fs.note("symbolic link of "+n.name(), n.at, n.stat.Ino,
+				fmt.Errorf("of %d bytes has a zero at %d", n.stat.Size, off+int64(at)))
+		}
+		return done, err
 	}
-	return n.readAt(context.Background(), p, off)
+	return 0, io.EOF
 }
 
 // readAt reads content of any type.

@@ -229,8 +229,8 @@ func (w *dirWalk) entries(b []byte, at int64, first bool) error {
 		}
 		if ino != 0 {
 			e := files.Entry{Name: string(b[pos+8 : pos+8+name]), Ino: ino}
-			if s.incompat&incompatFileType != 0 && int(b[pos+7]) < len(dirTypes) {
-				e.Type = dirTypes[b[pos+7]]
+			if err := w.typ(&e, b[pos+7], place); err != nil {
+				return err
 			}
 			if err := w.entry(e, place); err != nil {
 				return err
@@ -238,6 +238,19 @@ func (w *dirWalk) entries(b []byte, at int64, first bool) error {
 		}
 		pos += length
 	}
+	return nil
+}
+
+// typ sets the type that an entry has by its number.
+func (w *dirWalk) typ(e *files.Entry, number byte, at int64) error {
+	switch {
+	case w.n.fs.super.incompat&incompatFileType == 0:
+		return nil // it is the upper part of the length of the name, which is zero
+	case int(number) >= len(dirTypes):
+		return w.bad(at, fmt.Errorf("entry %q has type %d, which is none",
+			e.Name[:min(len(e.Name), maxProblemName)], number))
+	}
+	e.Type = dirTypes[number]
 	return nil
 }
 
