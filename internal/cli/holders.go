@@ -14,6 +14,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
+	"github.com/shisa-vm/shisa/internal/mount"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -89,6 +90,7 @@ func holdersHost(context.Context) (h holders.Host, done func() error) {
 func runHolders(ctx context.Context, o holdersOptions, name string, s *stdio) (err error) {
 	h, done := holdersHost(ctx)
 	defer func() { err = errors.Join(err, done()) }()
+	o.Mounted = ownMounts()
 	t, err := holders.Resolve(ctx, h, name)
 	if err == nil {
 		return askHolders(ctx, o, h, t, s)
@@ -97,6 +99,20 @@ func runHolders(ctx context.Context, o holdersOptions, name string, s *stdio) (e
 		err = withStatus(finding.StatusRefused, err)
 	}
 	return err
+}
+
+// ownMounts are the mounts that this program serves by other processes: of those, what to do is known.
+func ownMounts() map[int]string {
+	dir, err := stateDir("")
+	if err != nil {
+		return nil // without one there are none
+	}
+	points, _ := mount.Points(dir) // a record that cannot be read only leaves the usual advice
+	all := map[int]string{}
+	for _, p := range points {
+		all[p.PID] = p.Dir
+	}
+	return all
 }
 
 func askHolders(ctx context.Context, o holdersOptions, h holders.Host, t holders.Target, s *stdio) error {

@@ -250,6 +250,25 @@ func TestPins(t *testing.T) {
 	}
 }
 
+// What this program mounted has its own way of being released.
+func TestOwnMounts(t *testing.T) {
+	k := &fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{
+		{Kind: probe.OpenFD, PID: 11, FD: 3, Holder: 1, Mount: 0x40, Count: 1}}}
+	h := Host{Linux: world(t, nil), Kernel: k, Self: 99}
+	target, err := Resolve(t.Context(), h, "/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Scan(t.Context(), h, target, Options{Mounted: map[int]string{11: "/a b", 12: "/mnt"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	note := []string{"process 12 of shisa disk mount serves it: shisa disk umount /mnt"}
+	if diff := cmp.Diff(note, r.Notes); diff != "" || r.Holders[0].Release != "shisa disk umount '/a b'" {
+		t.Errorf("%q, notes (-want +got):\n%s", r.Holders[0].Release, diff)
+	}
+}
+
 func TestLayersOf(t *testing.T) {
 	for text, want := range map[string][]string{
 		`rw,lowerdir=/a:/b\:c,upperdir=/d\,e,workdir=/w`: {"/a", "/b:c", "/d,e", "/w"},

@@ -63,8 +63,12 @@ func Unmount(ctx context.Context, stateDir, dir string) (*Gone, error) {
 	return g, nil
 }
 
-// Point is a directory that something is mounted on, by a record, and what that is.
-type Point struct{ Dir, Source string }
+// Point is a directory that something is mounted on, by a record, and what that is. PID is the process
+// that serves it, or did.
+type Point struct {
+	Dir, Source string
+	PID         int
+}
 
 // Points gives what records there are of mounts, also of those whose process was killed, and an error
 // for each that cannot be read.
@@ -73,7 +77,7 @@ func Points(stateDir string) ([]Point, error) {
 	var points []Point
 	for _, r := range all {
 		if len(r.Dir) > 0 { // else it was killed before it made anything
-			points = append(points, Point{string(r.Dir), string(r.Source)})
+			points = append(points, Point{string(r.Dir), string(r.Source), r.PID})
 		}
 	}
 	return points, errors.Join(errs...)
