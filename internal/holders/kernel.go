@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
@@ -38,7 +39,8 @@ func noKernel(err error) string {
 // references reads who refers to a file system with these mounts. What was not looked into stays in
 // s.unlooked.
 func (s *scan) references(ctx context.Context, super uint64, mounts []probe.Mount) ([]probe.Reference, error) {
-	var others []uint64
+	// Of this process's namespace too, so that it is known which processes the kernel's lists have.
+	others := []uint64{s.own}
 	seen := map[uint64]bool{0: true, s.own: true}
 	for _, m := range mounts {
 		if !seen[m.Namespace] {
@@ -53,12 +55,22 @@ func (s *scan) references(ctx context.Context, super uint64, mounts []probe.Moun
 		s.unlooked, err = some.Unread, nil
 	}
 	s.keepers = map[uint64][]probe.Reference{}
+	if s.visible == nil {
+		s.visible = map[int]bool{}
+	}
 	for _, r := range refs {
 		if r.Kind == probe.Namespace {
 			s.keepers[r.Inode] = append(s.keepers[r.Inode], r)
+			s.visible[r.PID] = s.visible[r.PID] || r.FD < 0
 		}
 	}
 	return refs, err
+}
+
+// unseenProtected reports whether a protected process is in none of the kernel's lists either: some
+// kernels hide processes there too. The first process of a host starts the others and opens no disks.
+func (s *scan) unseenProtected() bool {
+	return slices.ContainsFunc(s.tasks.Protected, func(pid int) bool { return pid != 1 && !s.visible[pid] })
 }
 
 // blindSpots makes blind spots of what was not looked into.

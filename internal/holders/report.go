@@ -179,7 +179,7 @@ func (s *scan) verdict() Verdict {
 // uncertain reports whether somebody may be there who was not seen.
 func (s *scan) uncertain() bool {
 	if s.t.Kind != TargetMount {
-		return len(s.blind) > 0 || !s.counted && len(s.tasks.Protected) > 0
+		return len(s.blind) > 0 || s.unseenProtected()
 	}
 	return !s.audit.Read || !s.settled()
 }

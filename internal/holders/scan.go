@@ -55,7 +55,9 @@ type scan struct {
 	// keepers are who keeps each namespace, unlooked what the kernel's lists could not be looked at for.
 	keepers  map[uint64][]probe.Reference
 	unlooked []probe.Unread
-	// counted: the kernel's own lists were read, so that no process was left out.
+	// visible are the processes that the kernel's lists have, as far as they were asked for.
+	visible map[int]bool
+	// counted: the kernel's own lists were read.
 	counted bool
 	// hidden: the kernel has copies of the mount that nothing explains.
 	hidden bool
