@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,7 +100,7 @@ func TestKinds(t *testing.T) {
 // TestNames holds that a name stands for one kind.
 func TestNames(t *testing.T) {
 	seen := map[string]bool{}
-	for _, k := range Kinds() {
+	for _, k := range slices.Concat(Kinds(), Passing()) {
 		if seen[k.Name] || k.make == nil {
 			t.Errorf("the kind %s is there twice, or cannot be made", k.Name)
 		}

@@ -17,6 +17,8 @@ const (
 	Hides Effect = "hides"
 	// Harmless: umount(2) succeeds and the device is free.
 	Harmless Effect = "harmless"
+	// Passes: umount(2) says EBUSY at one time and succeeds at another.
+	Passes Effect = "passes"
 )
 
 // Errno is what umount(2) must say, nil for success.
