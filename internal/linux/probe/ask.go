@@ -42,8 +42,8 @@ const (
 	foundFile    = uint16(mountsFoundKindFOUND_FILE)
 	foundPath    = uint16(mountsFoundKindFOUND_PATH)
 	foundSocket  = uint16(mountsFoundKindFOUND_SOCKET)
-	foundPending = uint16(mountsFoundKindFOUND_PENDING)
-	foundPassed  = uint16(mountsFoundKindFOUND_PASSED)
+	foundMessage = uint16(mountsFoundKindFOUND_MESSAGE)
+	foundEvent   = uint16(mountsFoundKindFOUND_EVENT)
 	foundKernel  = uint16(mountsFoundKindFOUND_ANONYMOUS)
 	foundSpace   = uint16(mountsFoundKindFOUND_NAMESPACE)
 	foundMount   = uint16(mountsFoundKindFOUND_MOUNT)
@@ -75,14 +75,15 @@ func (r record) into(to any) error {
 type desk struct {
 	mu        sync.Mutex
 	questions *ebpf.Map
-	asked     *ebpf.Variable
+	pass      *ebpf.Variable
+	passes    uint32
 	keys      []uint32
 	links     map[*ebpf.Program]*link.Iter
 	buf       []byte
 }
 
-func newDesk(questions *ebpf.Map, asked *ebpf.Variable) *desk {
-	d := &desk{questions: questions, asked: asked, links: map[*ebpf.Program]*link.Iter{},
+func newDesk(questions *ebpf.Map, pass *ebpf.Variable) *desk {
+	d := &desk{questions: questions, pass: pass, links: map[*ebpf.Program]*link.Iter{},
 		keys: make([]uint32, questions.MaxEntries()), buf: make([]byte, 64<<10)}
 	for i := range d.keys {
 		d.keys[i] = uint32(i)
@@ -166,11 +167,15 @@ func (d *desk) ask(ctx context.Context, p *ebpf.Program, qs []question,
 }
 
 func (d *desk) put(qs []question) error {
+	d.passes++
+	for i := range qs {
+		qs[i].Number, qs[i].Pass = uint32(i), d.passes
+	}
 	if _, err := d.questions.BatchUpdate(d.keys[:len(qs)], qs, nil); err != nil {
 		return fmt.Errorf("write %d questions: %w", len(qs), err)
 	}
-	if err := d.asked.Set(uint32(len(qs))); err != nil {
-		return fmt.Errorf("write how many questions there are: %w", err)
+	if err := d.pass.Set(d.passes); err != nil {
+		return fmt.Errorf("write that there are questions: %w", err)
 	}
 	return nil
 }

@@ -41,9 +41,9 @@ enum mount_flag {
 	MOUNT_PINS_PARENT = 4, // this kernel counts a mount as a reference to the one it is on
 };
 
-INLINE void say_mount(struct bpf_iter__bpf_map_elem *ctx, struct mount *m)
+INLINE void say_mount(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct mount *m)
 {
-	struct mount_found f = { .head = header_of(ctx, FOUND_MOUNT, sizeof(f)) };
+	struct mount_found f = { .head = header_of(q, FOUND_MOUNT, sizeof(f)) };
 	struct super_block *sb = get(m, mnt.mnt_sb);
 	struct mount *parent = get(m, mnt_parent), *master = get(m, mnt_master);
 	struct dentry *root = get(m, mnt.mnt_root);
@@ -95,9 +95,9 @@ int mount(struct bpf_iter__bpf_map_elem *ctx)
 		return 0;
 	struct mount *m = (void *)q->addr;
 	if ((u64)get(m, mnt.mnt_sb) != q->super || (get(m, mnt.mnt_flags) & MNT_DOOMED))
-		say(ctx, FOUND_LOST, (u64)m, 0);
+		say(ctx, q, FOUND_LOST, (u64)m, 0);
 	else
-		say_mount(ctx, m);
+		say_mount(ctx, q, m);
 	return 0;
 }
 
@@ -122,16 +122,18 @@ INLINE struct mount *next_in_list(struct super_block *sb, struct mount *m)
 
 #define EACH_OF_SUPER(next)                                                                        \
 	for (int i = 0; i <= MOUNTS; i++) {                                                        \
+		struct super_block *sb = (void *)q->addr;                                          \
+		struct mount *m = (void *)s->at;                                                   \
 		if (m && get(m, mnt.mnt_sb) != sb) {                                               \
-			say(ctx, FOUND_LOST, (u64)m, 0);                                           \
+			say(ctx, q, FOUND_LOST, (u64)m, 0);                                           \
 			return 0;                                                                  \
 		}                                                                                  \
 		if (m && i > 0)                                                                    \
-			say_mount(ctx, m);                                                         \
+			say_mount(ctx, q, m);                                                         \
 		if (i == MOUNTS)                                                                   \
 			break;                                                                     \
-		m = next(sb, m);                                                                   \
-		if (!m)                                                                            \
+		s->at = (u64)next(sb, m);                                                          \
+		if (!s->at)                                                                        \
 			return 0;                                                                  \
 	}
 
@@ -140,94 +142,63 @@ SEC("iter/bpf_map_elem")
 int mounts_of_super(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
-	if (!q)
+	struct scratch *s = scratch();
+	if (!q || !s)
 		return 0;
-	struct super_block *sb = (void *)q->addr;
-	struct mount *m = (void *)q->from;
-
+	s->at = q->from;
 	if (field_exists(((struct mount___chain *)0)->mnt_next_for_sb)) {
 		EACH_OF_SUPER(next_in_chain)
 	} else {
 		EACH_OF_SUPER(next_in_list)
 	}
-	say(ctx, FOUND_MORE, 0, (u64)m);
+	say(ctx, q, FOUND_MORE, 0, s->at);
 	return 0;
 }
 
-INLINE struct mount *mount_at(struct rb_node *node)
+// next_in_tree is the mount of the namespace with the lowest unique number above s->n, which is that
+// number then.
+INLINE struct mount *next_in_tree(struct mnt_namespace *ns, struct scratch *s)
 {
-	return (void *)container(node, struct mount___node, mnt_node);
-}
-
-// search is where a search through a tree is. It lies in a map and not on the stack: what the
-// verifier reads from there can be anything, so it need not follow each way through the tree.
-struct search {
-	u64 node, best;
-};
-
-struct {
-	UINT(type, MAP_PERCPU_ARRAY);
-	TYPE(key, u32);
-	TYPE(value, struct search);
-	UINT(max_entries, 1);
-} searches SEC(".maps");
-
-// after is the mount of the namespace with the lowest unique number above unique.
-INLINE struct mount *after(struct mnt_namespace *ns, u64 unique)
-{
-	u32 zero = 0;
-	struct search *s = bpf_map_lookup_elem(&searches, &zero);
-	if (!s)
-		return NULL;
-	s->node = (u64)get((struct mnt_namespace___tree *)ns, mounts.rb_node);
-	s->best = 0;
-	for (int i = 0; i < DEPTH; i++) {
-		struct rb_node *node = (void *)s->node;
-		struct mount *m = mount_at(node);
-		if (!node)
-			break;
-		if (get((struct mount___unique *)m, mnt_id_unique) > unique) {
-			s->best = (u64)m;
-			s->node = (u64)get(node, rb_left);
+	s->at = (u64)get((struct mnt_namespace___tree *)ns, mounts.rb_node);
+	s->m = 0;
+	for (int i = 0; i < DEPTH && s->at; i++) {
+		struct rb_node *node = (void *)s->at;
+		struct mount *m = (void *)container(node, struct mount___node, mnt_node);
+		if (get((struct mount___unique *)m, mnt_id_unique) > s->n) {
+			s->m = (u64)m;
+			s->at = (u64)get(node, rb_left);
 		} else {
-			s->node = (u64)get(node, rb_right);
+			s->at = (u64)get(node, rb_right);
 		}
 	}
-	return (struct mount *)s->best;
+	s->n = get((struct mount___unique *)s->m, mnt_id_unique);
+	return (struct mount *)s->m;
 }
 
-// next_in_tree is the mount of the namespace after the one with the unique number *from.
-INLINE struct mount *next_in_tree(struct mnt_namespace *ns, u64 *from)
-{
-	struct mount *m = after(ns, *from);
-	*from = get((struct mount___unique *)m, mnt_id_unique);
-	return m;
-}
-
-// next_in_namespace is the same for kernels without numbers, *from is an address.
-INLINE struct mount *next_in_namespace(struct mnt_namespace *ns, u64 *from)
+// next_in_namespace is the same for kernels without numbers; s->n is an address.
+INLINE struct mount *next_in_namespace(struct mnt_namespace *ns, struct scratch *s)
 {
 	struct list_head *end = &((struct mnt_namespace___list *)ns)->list, *next;
-	if (*from)
-		next = get((struct mount___list *)*from, mnt_list.next);
+	if (s->n)
+		next = get((struct mount___list *)s->n, mnt_list.next);
 	else
 		next = peek(&end->next);
-	*from = (u64)container(next, struct mount___list, mnt_list);
-	return next == end ? NULL : (void *)*from;
+	s->n = (u64)container(next, struct mount___list, mnt_list);
+	return next == end ? NULL : (void *)s->n;
 }
 
 #define EACH_OF_NAMESPACE(next)                                                                    \
 	for (int i = 0; i < MOUNTS; i++) {                                                         \
-		struct mount *m = next(ns, &from);                                                 \
+		struct mount *m = next((void *)s->of, s);                                          \
 		if (!m)                                                                            \
 			return 0;                                                                  \
-		u32 flags = get(m, mnt.mnt_flags);                                                 \
-		if (get(m, mnt_ns) != ns) {                                                        \
-			say(ctx, FOUND_LOST, (u64)m, 0);                                           \
+		if ((u64)get(m, mnt_ns) != s->of) {                                                \
+			say(ctx, q, FOUND_LOST, (u64)m, 0);                                           \
 			return 0;                                                                  \
 		}                                                                                  \
-		if (!(flags & MNT_CURSOR) && (!q->want || q->want == get(m, mnt_id)))              \
-			say_mount(ctx, m);                                                         \
+		u32 id = get(m, mnt_id), flags = get(m, mnt.mnt_flags);                            \
+		if (!(flags & MNT_CURSOR) && (!q->want || q->want == id))                          \
+			say_mount(ctx, q, m);                                                         \
 	}
 
 // mounts_of_namespace tells of the mounts of the namespace addr, of our own if that is 0.
@@ -235,22 +206,22 @@ SEC("iter/bpf_map_elem")
 int mounts_of_namespace(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
-	if (!q)
+	struct scratch *s = scratch();
+	if (!q || !s)
 		return 0;
-	struct mnt_namespace *ns = (void *)q->addr;
-	if (!ns) {
+	s->of = q->addr;
+	if (!q->addr) {
 		struct task_struct *self = (void *)bpf_get_current_task();
 		struct nsproxy *proxy = get(self, nsproxy);
-		ns = get(proxy, mnt_ns);
+		s->of = (u64)get(proxy, mnt_ns);
 	}
-	u64 from = q->from;
-
+	s->n = q->from;
 	if (field_exists(((struct mount___node *)0)->mnt_node)) {
 		EACH_OF_NAMESPACE(next_in_tree)
 	} else {
 		EACH_OF_NAMESPACE(next_in_namespace)
 	}
-	say(ctx, FOUND_MORE, 0, from);
+	say(ctx, q, FOUND_MORE, 0, s->n);
 	return 0;
 }
 
@@ -259,30 +230,32 @@ SEC("iter/bpf_map_elem")
 int children(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
-	if (!q)
+	struct scratch *s = scratch();
+	if (!q || !s)
 		return 0;
 	struct mount *m = (void *)q->addr;
-	struct list_head *end = &m->mnt_mounts, *at = q->from ? (void *)q->from : end;
-	u64 n = 0;
-
 	if ((u64)get(m, mnt.mnt_sb) != q->super) {
-		say(ctx, FOUND_LOST, (u64)m, 0);
+		say(ctx, q, FOUND_LOST, q->addr, 0);
 		return 0;
 	}
+	s->at = q->from ? q->from : (u64)&m->mnt_mounts;
+	s->n = 0;
 	for (int i = 0; i < CHILDREN; i++) {
-		at = peek(&at->next);
-		if (at == end) {
-			say(ctx, FOUND_NUMBER, (u64)m, n);
+		struct mount *m = (void *)q->addr;
+		struct list_head *next = peek(&((struct list_head *)s->at)->next);
+		if (next == &m->mnt_mounts) {
+			say(ctx, q, FOUND_NUMBER, q->addr, s->n);
 			return 0;
 		}
-		if (get(container(at, struct mount, mnt_child), mnt_parent) != m) {
-			say(ctx, FOUND_LOST, (u64)m, 0);
+		if (get(container(next, struct mount, mnt_child), mnt_parent) != m) {
+			say(ctx, q, FOUND_LOST, q->addr, 0);
 			return 0;
 		}
-		n++;
+		s->at = (u64)next;
+		s->n++;
 	}
-	say(ctx, FOUND_NUMBER, (u64)m, n);
-	say(ctx, FOUND_MORE, 0, (u64)at);
+	say(ctx, q, FOUND_NUMBER, q->addr, s->n);
+	say(ctx, q, FOUND_MORE, 0, s->at);
 	return 0;
 }
 
@@ -300,7 +273,7 @@ int cpus(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
 	if (q)
-		say(ctx, FOUND_NUMBER, q->addr, percpu_base(q->addr));
+		say(ctx, q, FOUND_NUMBER, q->addr, percpu_base(q->addr));
 	return 0;
 }
 
@@ -310,37 +283,37 @@ SEC("iter/bpf_map_elem")
 int counts(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
-	if (!q)
+	struct scratch *s = scratch();
+	if (!q || !s)
 		return 0;
 	struct mount *m = (void *)q->addr;
-	struct found f = { .head = header_of(ctx, FOUND_NUMBER, sizeof(f)), .addr = q->addr };
-	u64 shared = (u64)get(m, mnt_pcp);
-	u32 cpu = q->from;
-	s64 references = 0, writers = 0;
-
-	if ((u64)get(m, mnt.mnt_sb) != q->super || shared != q->also) {
-		say(ctx, FOUND_LOST, (u64)m, 0);
+	if ((u64)get(m, mnt.mnt_sb) != q->super || (u64)get(m, mnt_pcp) != q->also) {
+		say(ctx, q, FOUND_LOST, q->addr, 0);
 		return 0;
 	}
-	for (int i = 0; i < CPUS; i++, cpu++) {
+	s->n = 0;
+	s->m = 0;
+	for (u32 i = 0; i < CPUS; i++) {
+		u32 cpu = q->from + i;
 		u64 *base = bpf_map_lookup_elem(&bases, &cpu);
 		struct mnt_pcp own;
-		if (!base || cpu >= q->want)
+		if (!base)
 			break;
-		if (!*base)
-			continue;
-		if (bpf_probe_read_kernel(&own, sizeof(own), (void *)(shared + *base))) {
-			say(ctx, FOUND_LOST, (u64)m, 0);
+		if (cpu >= q->want)
+			break;
+		if (bpf_probe_read_kernel(&own, sizeof(own), (void *)(q->also + *base))) {
+			say(ctx, q, FOUND_LOST, q->addr, 0);
 			return 0;
 		}
-		references += own.mnt_count;
-		writers += own.mnt_writers;
+		s->n += (s64)own.mnt_count;
+		s->m += (s64)own.mnt_writers;
 	}
-	f.mnt = references;
-	f.extra = writers;
+	struct found f = { .head = header_of(q, FOUND_NUMBER, sizeof(f)), .addr = q->addr };
+	f.mnt = s->n;
+	f.extra = s->m;
 	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
-	if (cpu < q->want)
-		say(ctx, FOUND_MORE, 0, cpu);
+	if (q->from + CPUS < q->want)
+		say(ctx, q, FOUND_MORE, 0, q->from + CPUS);
 	return 0;
 }
 
@@ -353,9 +326,10 @@ struct super_found {
 	u8 type[32], id[32];
 };
 
-INLINE void say_super(struct bpf_iter__bpf_map_elem *ctx, struct super_block *sb)
+INLINE void say_super(struct bpf_iter__bpf_map_elem *ctx, struct question *q,
+		      struct super_block *sb)
 {
-	struct super_found f = { .head = header_of(ctx, FOUND_SUPER, sizeof(f)) };
+	struct super_found f = { .head = header_of(q, FOUND_SUPER, sizeof(f)) };
 	struct file_system_type *type = get(sb, s_type);
 	struct block_device *bdev = get(sb, s_bdev);
 	f.addr = (u64)sb;
@@ -378,28 +352,30 @@ SEC("iter/bpf_map_elem")
 int supers(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
-	if (!q)
+	struct scratch *s = scratch();
+	if (!q || !s)
 		return 0;
 	struct task_struct *self = (void *)bpf_get_current_task();
 	struct fs_struct *fs = get(self, fs);
 	struct vfsmount *at = get(fs, root.mnt);
-	struct super_block *first = get(at, mnt_sb), *sb = q->from ? (void *)q->from : first;
-
+	s->n = (u64)get(at, mnt_sb);
+	s->at = q->from ? q->from : s->n;
 	for (int i = 0; i < SUPERS; i++) {
+		struct super_block *sb = (void *)s->at;
 		struct dentry *root = get(sb, s_root);
 		struct list_head *next;
 		if (root && get(root, d_sb) == sb)
-			say_super(ctx, sb);
+			say_super(ctx, q, sb);
 		next = get(sb, s_list.next);
 		if (!next) {
-			say(ctx, FOUND_LOST, (u64)sb, 0);
+			say(ctx, q, FOUND_LOST, (u64)sb, 0);
 			return 0;
 		}
-		sb = container(next, struct super_block, s_list);
-		if (sb == first)
+		s->at = (u64)container(next, struct super_block, s_list);
+		if (s->at == s->n)
 			return 0;
 	}
-	say(ctx, FOUND_MORE, 0, (u64)sb);
+	say(ctx, q, FOUND_MORE, 0, s->at);
 	return 0;
 }
 
@@ -420,63 +396,84 @@ enum inode_flag {
 	INODE_OUTSIDE = 2, // not below the root of the mount, the path is from the file system's
 };
 
+struct {
+	UINT(type, MAP_PERCPU_ARRAY);
+	TYPE(key, u32);
+	TYPE(value, struct name_found);
+	UINT(max_entries, 1);
+} names SEC(".maps");
+
+// say_inode begins the answer to a question about a path.
+INLINE void say_inode(struct bpf_iter__bpf_map_elem *ctx, struct question *q)
+{
+	struct found f = { .head = header_of(q, FOUND_PATH, sizeof(f)), .addr = q->addr };
+	struct dentry *d = (void *)q->addr;
+	struct inode *inode = get(d, d_inode);
+	f.extra = get(inode, i_ino);
+	if (!get(d, d_hash.pprev) && get(d, d_parent) != d)
+		f.flags = INODE_DELETED;
+	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
+}
+
+// say_end is for the root of a mount, of a file system or, if it is neither's, of what is outside.
+INLINE void say_end(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct dentry *d)
+{
+	struct found f = { .head = header_of(q, FOUND_PATH, sizeof(f)), .flags = INODE_OUTSIDE };
+	struct mount *m = (void *)q->also, *parent = get(m, mnt_parent);
+	if (!m)
+		return;
+	if (d == get(m, mnt.mnt_root)) {
+		if (!(q->flags & PATH_CROSS) || parent == m)
+			return;
+		f.head.kind = FOUND_MORE;
+		f.addr = (u64)get(m, mnt_mountpoint);
+		f.mnt = (u64)parent;
+	}
+	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
+}
+
 // path_of tells the names from the dentry addr up to the root of the mount also, of the file system
 // if that is 0, the last name first.
 SEC("iter/bpf_map_elem")
 int path_of(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct question *q = question_of(ctx);
-	if (!q)
+	struct scratch *s = scratch();
+	u32 zero = 0;
+	struct name_found *n = bpf_map_lookup_elem(&names, &zero);
+	if (!q || !s || !n)
 		return 0;
-	struct dentry *d = (void *)q->addr;
+	struct dentry *first = (void *)q->addr;
 	struct mount *m = (void *)q->also;
-	struct name_found n = {};
-
-	if (q->super && (u64)get(d, d_sb) != q->super) {
-		say(ctx, FOUND_LOST, (u64)d, 0);
+	if (q->super && (u64)get(first, d_sb) != q->super) {
+		say(ctx, q, FOUND_LOST, q->addr, 0);
 		return 0;
 	}
-	if (q->flags & PATH_FIRST) {
-		struct found f = { .head = header_of(ctx, FOUND_PATH, sizeof(f)), .addr = (u64)d };
-		struct inode *inode = get(d, d_inode);
-		f.extra = get(inode, i_ino);
-		if (!get(d, d_hash.pprev) && get(d, d_parent) != d)
-			f.flags |= INODE_DELETED;
-		bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
-	}
+	if (q->flags & PATH_FIRST)
+		say_inode(ctx, q);
+	s->at = q->addr;
+	s->m = (u64)get(m, mnt.mnt_root);
 	for (int i = 0; i < NAMES; i++) {
-		struct dentry *up = get(d, d_parent);
-		struct dentry *root = m ? get(m, mnt.mnt_root) : NULL;
-		if (d == root || up == d) {
-			struct mount *parent = get(m, mnt_parent);
-			if (m && d != root) {
-				struct found f = { .head = header_of(ctx, FOUND_PATH, sizeof(f)) };
-				f.flags = INODE_OUTSIDE;
-				bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
-				return 0;
-			}
-			if (!(q->flags & PATH_CROSS) || parent == m || !m)
-				return 0;
-			d = get(m, mnt_mountpoint);
-			m = parent;
-			continue;
+		struct dentry *d = (void *)s->at, *up = get(d, d_parent);
+		if ((u64)d == s->m || up == d) {
+			say_end(ctx, q, d);
+			return 0;
 		}
 		u32 len = get(d, d_name.len);
-		if (!up || !len || len > 255) {
-			say(ctx, FOUND_LOST, (u64)d, 0);
+		const u8 *name = get(d, d_name.name);
+		if (!up || !len || len > 255 ||
+		    bpf_probe_read_kernel_str(n->name, sizeof(n->name), name) <= 0) {
+			say(ctx, q, FOUND_LOST, (u64)d, 0);
 			return 0;
 		}
-		if (bpf_probe_read_kernel_str(n.name, sizeof(n.name), get(d, d_name.name)) <= 0) {
-			say(ctx, FOUND_LOST, (u64)d, 0);
+		u32 size = (sizeof(n->head) + len + 1 + 7) & 0x1f8;
+		if (size > sizeof(*n))
 			return 0;
-		}
-		u32 size = (sizeof(n.head) + len + 1 + 7) & ~7;
-		n.head = header_of(ctx, FOUND_NAME, size);
-		if (size <= sizeof(n))
-			bpf_seq_write(ctx->meta->seq, &n, size);
-		d = up;
+		n->head = header_of(q, FOUND_NAME, size);
+		bpf_seq_write(ctx->meta->seq, n, size);
+		s->at = (u64)up;
 	}
-	struct found f = { .head = header_of(ctx, FOUND_MORE, sizeof(f)), .addr = (u64)d, .mnt = (u64)m };
+	struct found f = { .head = header_of(q, FOUND_MORE, sizeof(f)), .addr = s->at, .mnt = q->also };
 	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 	return 0;
 }

@@ -40,8 +40,8 @@ const (
 	mountsFoundKindFOUND_FILE      mountsFoundKind = 6
 	mountsFoundKindFOUND_PATH      mountsFoundKind = 7
 	mountsFoundKindFOUND_SOCKET    mountsFoundKind = 8
-	mountsFoundKindFOUND_PENDING   mountsFoundKind = 9
-	mountsFoundKindFOUND_PASSED    mountsFoundKind = 10
+	mountsFoundKindFOUND_MESSAGE   mountsFoundKind = 9
+	mountsFoundKindFOUND_EVENT     mountsFoundKind = 10
 	mountsFoundKindFOUND_ANONYMOUS mountsFoundKind = 11
 	mountsFoundKindFOUND_NAMESPACE mountsFoundKind = 12
 	mountsFoundKindFOUND_MOUNT     mountsFoundKind = 13
@@ -94,6 +94,17 @@ type mountsMountFound struct {
 	About        uint32
 }
 
+type mountsNameFound struct {
+	_    structs.HostLayout
+	Head struct {
+		_        structs.HostLayout
+		Question uint32
+		Kind     uint16
+		Size     uint16
+	}
+	Name [256]int8
+}
+
 type mountsPathFlag uint32
 
 const (
@@ -102,20 +113,25 @@ const (
 )
 
 type mountsQuestion struct {
-	_     structs.HostLayout
-	Addr  uint64
-	Super uint64
-	From  uint64
-	Also  uint64
-	Of    uint64
-	Want  uint32
-	Flags uint32
+	_      structs.HostLayout
+	Addr   uint64
+	Super  uint64
+	From   uint64
+	Also   uint64
+	Of     uint64
+	Want   uint32
+	Flags  uint32
+	Number uint32
+	Pass   uint32
 }
 
-type mountsSearch struct {
-	_    structs.HostLayout
-	Node uint64
-	Best uint64
+type mountsScratch struct {
+	_     structs.HostLayout
+	At    uint64
+	N     uint64
+	M     uint64
+	Of    uint64
+	Words [32]uint64
 }
 
 type mountsSuperFound struct {
@@ -144,8 +160,9 @@ type mountsSuperFound struct {
 const (
 	mountsMapAnchor             = "anchor"
 	mountsMapBases              = "bases"
+	mountsMapNames              = "names"
 	mountsMapQuestions          = "questions"
-	mountsMapSearches           = "searches"
+	mountsMapScratches          = "scratches"
 	mountsProgChildren          = "children"
 	mountsProgCounts            = "counts"
 	mountsProgCpus              = "cpus"
@@ -154,8 +171,8 @@ const (
 	mountsProgMountsOfSuper     = "mounts_of_super"
 	mountsProgPathOf            = "path_of"
 	mountsProgSupers            = "supers"
-	mountsVarAsked              = "asked"
 	mountsVarOnlyHere           = "only_here"
+	mountsVarPass               = "pass"
 	mountsVarShownFound         = "shown_found"
 	mountsVarShownFoundKind     = "shown_found_kind"
 	mountsVarShownInodeFlag     = "shown_inode_flag"
@@ -223,16 +240,17 @@ type mountsProgramSpecs struct {
 type mountsMapSpecs struct {
 	Anchor    *ebpf.MapSpec `ebpf:"anchor"`
 	Bases     *ebpf.MapSpec `ebpf:"bases"`
+	Names     *ebpf.MapSpec `ebpf:"names"`
 	Questions *ebpf.MapSpec `ebpf:"questions"`
-	Searches  *ebpf.MapSpec `ebpf:"searches"`
+	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 }
 
 // mountsVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type mountsVariableSpecs struct {
-	Asked           *ebpf.VariableSpec `ebpf:"asked"`
 	OnlyHere        *ebpf.VariableSpec `ebpf:"only_here"`
+	Pass            *ebpf.VariableSpec `ebpf:"pass"`
 	ShownFound      *ebpf.VariableSpec `ebpf:"shown_found"`
 	ShownFoundKind  *ebpf.VariableSpec `ebpf:"shown_found_kind"`
 	ShownInodeFlag  *ebpf.VariableSpec `ebpf:"shown_inode_flag"`
@@ -264,16 +282,18 @@ func (o *mountsObjects) Close() error {
 type mountsMaps struct {
 	Anchor    *ebpf.Map `ebpf:"anchor"`
 	Bases     *ebpf.Map `ebpf:"bases"`
+	Names     *ebpf.Map `ebpf:"names"`
 	Questions *ebpf.Map `ebpf:"questions"`
-	Searches  *ebpf.Map `ebpf:"searches"`
+	Scratches *ebpf.Map `ebpf:"scratches"`
 }
 
 func (m *mountsMaps) Close() error {
 	return _MountsClose(
 		m.Anchor,
 		m.Bases,
+		m.Names,
 		m.Questions,
-		m.Searches,
+		m.Scratches,
 	)
 }
 
@@ -281,8 +301,8 @@ func (m *mountsMaps) Close() error {
 //
 // It can be passed to loadMountsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type mountsVariables struct {
-	Asked           *ebpf.Variable `ebpf:"asked"`
 	OnlyHere        *ebpf.Variable `ebpf:"only_here"`
+	Pass            *ebpf.Variable `ebpf:"pass"`
 	ShownFound      *ebpf.Variable `ebpf:"shown_found"`
 	ShownFoundKind  *ebpf.Variable `ebpf:"shown_found_kind"`
 	ShownInodeFlag  *ebpf.Variable `ebpf:"shown_inode_flag"`

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type question -type found -type mount_found -type super_found -type found_kind -type mount_flag -type path_flag -type inode_flag mounts mounts.c -- -O2 -Wall -Werror
@@ -26,20 +27,39 @@ var ErrRefused = errors.New("the kernel refuses the program")
 // load gives the programs and maps of spec to the kernel and fills objects, a pointer to one of the
 // structs that bpf2go makes. What it gives back matches ErrRefused where the kernel said no.
 func load(name string, spec *ebpf.CollectionSpec, objects any) error {
-	err := spec.LoadAndAssign(objects, nil)
-	if err == nil {
-		return nil
+	err := unlimited(func() error { return spec.LoadAndAssign(objects, nil) })
+	if err != nil {
+		return fmt.Errorf("load %s: %w: %w", name, ErrRefused, &oneLine{err})
 	}
-	// The verifier's log has as many lines as it looked at.
-	line, _, _ := strings.Cut(err.Error(), "\n")
-	return fmt.Errorf("load %s: %w: %w", name, ErrRefused, &oneLine{line, err})
+	return nil
 }
 
-// oneLine is an error of which only the first line is shown.
-type oneLine struct {
-	line string
-	err  error
+// unlimited tries try, where it is not permitted once more with the limit of locked memory taken
+// away, which until Linux 5.11 maps count against.
+func unlimited(try func() error) error {
+	err := try()
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	var before unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &before) != nil {
+		return err
+	}
+	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all) != nil {
+		return err
+	}
+	err = try()
+	return errors.Join(err, unix.Setrlimit(unix.RLIMIT_MEMLOCK, &before))
 }
 
-func (o *oneLine) Error() string { return o.line }
+// oneLine is an error of which only the first line is shown: the verifier's log has as many as it
+// looked at.
+type oneLine struct{ err error }
+
+func (o *oneLine) Error() string {
+	line, _, _ := strings.Cut(o.err.Error(), "\n")
+	return line
+}
+
 func (o *oneLine) Unwrap() error { return o.err }

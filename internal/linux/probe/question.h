@@ -20,6 +20,8 @@ struct question {
 	u64 of;    // a third, of what addr is a part of
 	u32 want;  // of what is found, only what has this number; 0: all
 	u32 flags;
+	u32 number; // which of the questions it is
+	u32 pass;   // in which pass it is asked
 };
 
 struct {
@@ -29,8 +31,8 @@ struct {
 	UINT(max_entries, 1024);
 } questions SEC(".maps");
 
-// asked is how many of the questions are to be answered.
-volatile u32 asked;
+// pass tells the questions that are asked from those that were: they stay where they are.
+volatile u32 pass;
 
 // header begins each record.
 struct header {
@@ -48,8 +50,9 @@ enum found_kind {
 	FOUND_FILE,      // an open file of the super block
 	FOUND_PATH,      // a path of the super block that something holds
 	FOUND_SOCKET,    // of any family
-	FOUND_PENDING,   // a connection that is not accepted yet
-	FOUND_PASSED,    // the files of one message on their way through a unix socket
+	FOUND_MESSAGE,   // of a unix socket: the files of it (extra); with flags 1 a connection that is not
+			 // accepted yet, of the socket addr
+	FOUND_EVENT,     // a path that an event holds, if extra is the super block
 	FOUND_ANONYMOUS, // a file of the kernel's own: a ring, a perf event, ...
 	FOUND_NAMESPACE, // an open namespace
 	FOUND_MOUNT,
@@ -69,31 +72,54 @@ struct found {
 	u32 flags;
 };
 
-INLINE struct header header_of(struct bpf_iter__bpf_map_elem *ctx, enum found_kind kind, u32 size)
+// header_of has no branch, as all else that stands in a loop: older verifiers follow each combination
+// of them.
+INLINE struct header header_of(struct question *q, enum found_kind kind, u32 size)
 {
-	struct header h = { .kind = kind, .size = size };
-	u32 *key = ctx->key;
-	if (key)
-		h.question = *key;
+	struct header h = { .question = q->number, .kind = kind, .size = size };
 	return h;
 }
 
 // question_of is the question that the program was called for, NULL if it is none.
 INLINE struct question *question_of(struct bpf_iter__bpf_map_elem *ctx)
 {
-	u32 *key = ctx->key;
 	struct question *q = ctx->value;
-	if (!key || !q || *key >= asked)
+	if (!q || q->pass != pass)
 		return NULL;
 	return q;
 }
 
 // say writes a record. One that does not fit makes the kernel call the program again with an empty
 // buffer, so no record is lost.
-INLINE void say(struct bpf_iter__bpf_map_elem *ctx, enum found_kind kind, u64 addr, u64 extra)
+INLINE void say(struct bpf_iter__bpf_map_elem *ctx, struct question *q, enum found_kind kind, u64 addr,
+		u64 extra)
 {
-	struct found f = { .head = header_of(ctx, kind, sizeof(f)), .addr = addr, .extra = extra };
+	struct found f = { .head = header_of(q, kind, sizeof(f)), .addr = addr, .extra = extra };
 	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
+}
+
+// scratch is where a program keeps what changes as it goes through a loop. It lies in a map and not in
+// registers: what the verifier reads from a map can be anything, so all ways through the body of the
+// loop end alike, and it need not follow each combination of them. Verifiers before 6.12 would not get
+// through these loops otherwise. Volatile: else the compiler reads for the next time round at the end
+// of the body, which it puts before the loop, and Linux before 6.6 takes that for a loop without end.
+struct scratch {
+	volatile u64 at; // a place in a list or tree
+	volatile u64 n, m, of;
+	u64 words[32];
+};
+
+struct {
+	UINT(type, MAP_PERCPU_ARRAY);
+	TYPE(key, u32);
+	TYPE(value, struct scratch);
+	UINT(max_entries, 1);
+} scratches SEC(".maps");
+
+INLINE struct scratch *scratch(void)
+{
+	u32 zero = 0;
+	return bpf_map_lookup_elem(&scratches, &zero);
 }
 
 // What the Go side is to know of, though no map is of it.

@@ -154,7 +154,12 @@ struct trace_event_call {
 	int flags;
 };
 
+struct pmu {
+	const char *name;
+};
+
 struct perf_event {
+	struct pmu *pmu;
 	struct trace_event_call *tp_event;
 };
 
@@ -197,11 +202,10 @@ struct fs_context {
 #pragma clang attribute pop
 
 enum {
-	FL_UPROBE = 1 << 6,  // TRACE_EVENT_FL_UPROBE of include/linux/trace_events.h
-	LINK_PERF = 7,       // BPF_LINK_TYPE_PERF_EVENT, BPF_LINK_TYPE_UPROBE_MULTI
-	LINK_UPROBES = 12,   // of include/uapi/linux/bpf.h
-	UNIX = 1,            // AF_UNIX
-	LISTENS = 10,        // TCP_LISTEN, of unix sockets too
+	LINK_PERF = 7,     // BPF_LINK_TYPE_PERF_EVENT, BPF_LINK_TYPE_UPROBE_MULTI
+	LINK_UPROBES = 12, // of include/uapi/linux/bpf.h
+	UNIX = 1,          // AF_UNIX
+	LISTENS = 10,      // TCP_LISTEN, of unix sockets too
 	SOCKETS = 0x534F434B,   // SOCKFS_MAGIC, ANON_INODE_FS_MAGIC, NSFS_MAGIC
 	ANONYMOUS = 0x09041934, // of include/uapi/linux/magic.h
 	NAMESPACES = 0x6e736673,
@@ -226,7 +230,8 @@ struct task_found {
 INLINE struct held hold(struct path *path)
 {
 	struct path p = peek(path);
-	struct held h = { .mnt = (u64)mount_of(p.mnt), .dentry = (u64)p.dentry };
+	struct held h = { .dentry = (u64)p.dentry };
+	h.mnt = (u64)container(p.mnt, struct mount, mnt); // nonsense without a super block
 	h.super = (u64)get(p.mnt, mnt_sb);
 	return h;
 }
@@ -316,9 +321,9 @@ INLINE struct file *below(struct file *file, u64 super)
 
 // look tells of a file: that it is of the super block, or of a kind that may carry what is. User space
 // knows the kinds by the first 8 bytes of the name that the kernel gives them.
-INLINE void look(struct bpf_iter__bpf_map_elem *ctx, struct file *file, s32 fd, u64 super)
+INLINE void look(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct file *file, s32 fd)
 {
-	struct found f = { .head = header_of(ctx, FOUND_FILE, sizeof(f)), .addr = (u64)file, .fd = fd };
+	struct found f = { .head = header_of(q, FOUND_FILE, sizeof(f)), .addr = (u64)file, .fd = fd };
 	struct vfsmount *mnt = get(file, f_path.mnt);
 	struct dentry *dentry = get(file, f_path.dentry);
 	struct super_block *sb = get(mnt, mnt_sb);
@@ -326,14 +331,14 @@ INLINE void look(struct bpf_iter__bpf_map_elem *ctx, struct file *file, s32 fd, 
 	f.mnt = (u64)mount_of(mnt);
 	f.dentry = (u64)dentry;
 	f.flags = get(file, f_flags);
-	if (magic == OVERLAY && (u64)sb != super) {
-		struct file *under = below(file, super);
+	if (magic == OVERLAY && (u64)sb != q->super) {
+		struct file *under = below(file, q->super);
 		if (!under)
 			return;
 		f.addr = (u64)under;
 		f.mnt = (u64)mount_of(get(under, f_path.mnt));
 		f.dentry = (u64)get(under, f_path.dentry);
-	} else if ((u64)sb != super) {
+	} else if ((u64)sb != q->super) {
 		if (magic == SOCKETS)
 			f.head.kind = FOUND_SOCKET;
 		else if (magic == ANONYMOUS)
@@ -367,37 +372,39 @@ int files(struct bpf_iter__bpf_map_elem *ctx)
 	struct task_struct *task = (void *)q->also;
 	struct files_struct *files = (void *)q->addr;
 	if (gone(q) || get(task, files) != files) {
-		say(ctx, FOUND_LOST, q->addr, 0);
+		say(ctx, q, FOUND_LOST, q->addr, 0);
 		return 0;
 	}
+	struct scratch *s = scratch();
 	struct fdtable *table = get(files, fdt);
-	struct file **fd = get(table, fd);
-	u32 max = get(table, max_fds);
-	u32 n = q->from;
-	u64 super = q->super;
-
-	for (int i = 0; i < FILES; i++, n++) {
-		if (n >= max)
+	if (!s)
+		return 0;
+	s->at = (u64)get(table, fd);
+	s->n = get(table, max_fds);
+	for (u32 i = 0; i < FILES; i++) {
+		u32 n = q->from + i;
+		if (n >= s->n)
 			return 0;
-		struct file *file = peek(&fd[n]);
+		struct file *file = peek(&((struct file **)s->at)[n]);
 		if (file)
-			look(ctx, file, n, super);
+			look(ctx, q, file, n);
 	}
-	say(ctx, FOUND_MORE, 0, n);
+	say(ctx, q, FOUND_MORE, 0, q->from + FILES);
 	return 0;
 }
 
 // area tells of one area of memory, if it is of a file of the super block. The parts of a program
 // lie side by side and are one: last is the file of the area before.
-INLINE void area(struct bpf_iter__bpf_map_elem *ctx, struct vm_area_struct *vma, u64 super, u64 *last)
+INLINE void area(struct bpf_iter__bpf_map_elem *ctx, struct question *q,
+		 struct vm_area_struct *vma, volatile u64 *last)
 {
 	struct file *file = get(vma, vm_file);
 	struct vfsmount *mnt = get(file, f_path.mnt);
 	bool again = (u64)file == *last;
 	*last = (u64)file;
-	if (again || (u64)get(mnt, mnt_sb) != super)
+	if (again || (u64)get(mnt, mnt_sb) != q->super)
 		return;
-	struct found f = { .head = header_of(ctx, FOUND_FILE, sizeof(f)), .addr = (u64)file, .fd = -1 };
+	struct found f = { .head = header_of(q, FOUND_FILE, sizeof(f)), .addr = (u64)file, .fd = -1 };
 	f.mnt = (u64)mount_of(mnt);
 	f.dentry = (u64)get(file, f_path.dentry);
 	f.extra = get(vma, vm_start);
@@ -405,34 +412,18 @@ INLINE void area(struct bpf_iter__bpf_map_elem *ctx, struct vm_area_struct *vma,
 	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 }
 
-// node is where a node of a tree is copied to. What the verifier reads from a map can be anything, so
-// it need not follow each way through the loop.
-struct node {
-	u64 words[32];
-	u64 last;
-};
-
-struct {
-	UINT(type, MAP_PERCPU_ARRAY);
-	TYPE(key, u32);
-	TYPE(value, struct node);
-	UINT(max_entries, 1);
-} nodes SEC(".maps");
-
 // tree_areas looks at one node of the tree of areas, the root with flags 0, and says which are below
 // it. An entry has the kind of node in its bits 3 to 6, and the bottom 8 bits are not part of the
 // address; from is the last address that a node stands for (lib/maple_tree.c). Nodes are freed by
 // RCU, and one that was replaced is its own parent.
-INLINE void tree_areas(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct mm_struct *mm)
+INLINE void tree_areas(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct scratch *s)
 {
-	u32 zero = 0;
-	struct node *n = bpf_map_lookup_elem(&nodes, &zero);
-	u64 entry = q->addr, max = q->from, super = q->super;
-	if (!n)
-		return;
+	u64 entry = q->addr;
+	s->m = q->from;
 	if (!q->flags) {
-		entry = (u64)get((struct mm_struct___tree *)mm, mm_mt.ma_root);
-		max = ~0ULL;
+		struct mm_struct___tree *mm = (void *)q->of;
+		entry = (u64)get(mm, mm_mt.ma_root);
+		s->m = ~0ULL;
 		if ((entry & 3) != 2)
 			return; // no node: one area at most, which no process has
 	}
@@ -446,48 +437,46 @@ INLINE void tree_areas(struct bpf_iter__bpf_map_elem *ctx, struct question *q, s
 		count = 10;
 	}
 	entry &= ~0xffULL;
-	if (bpf_probe_read_kernel(n->words, sizeof(n->words), (void *)entry) || n->words[0] == entry) {
-		say(ctx, FOUND_LOST, (u64)mm, 1);
+	if (bpf_probe_read_kernel(s->words, sizeof(s->words), (void *)entry) || s->words[0] == entry) {
+		say(ctx, q, FOUND_LOST, q->of, 1);
 		return;
 	}
-	n->last = 0;
-	for (u32 s = 0; s < 16; s++) {
-		u64 pivot = n->words[(pivots + s) & 31], in = n->words[(slots + s) & 31];
+	s->at = 0;
+	for (u32 i = 0; i < 16; i++) {
+		u64 pivot = s->words[(pivots + i) & 31], in = s->words[(slots + i) & 31];
 		// Behind the last slot is a pivot that is the node's own, or none.
-		bool end = s >= count - 1 || pivot >= max || (!pivot && s);
-		if (leaf && in && !(in & 3) && (u64)get((struct vm_area_struct *)in, vm_mm) == (u64)mm)
-			area(ctx, (void *)in, super, &n->last);
+		bool end = i >= count - 1 || pivot >= s->m || (!pivot && i);
+		if (leaf && in && !(in & 3) && (u64)get((struct vm_area_struct *)in, vm_mm) == q->of)
+			area(ctx, q, (void *)in, &s->at);
 		if (!leaf && in)
-			say(ctx, FOUND_BELOW, in, end ? max : pivot);
+			say(ctx, q, FOUND_BELOW, in, end ? s->m : pivot);
 		if (end)
 			return;
 	}
 }
 
 // listed_areas is the same where they are on a list, from the area from.
-INLINE void listed_areas(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct mm_struct *mm)
+INLINE void listed_areas(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct scratch *s)
 {
-	u32 zero = 0;
-	struct node *n = bpf_map_lookup_elem(&nodes, &zero);
-	struct vm_area_struct *vma = (void *)q->from;
-	u64 super = q->super;
-	if (!n)
-		return;
-	n->last = 0;
-	if (!vma)
-		vma = get((struct mm_struct___list *)mm, mmap);
+	s->at = 0;
+	s->n = q->from;
+	if (!s->n) {
+		struct mm_struct___list *mm = (void *)q->of;
+		s->n = (u64)get(mm, mmap);
+	}
 	for (int i = 0; i < AREAS; i++) {
+		struct vm_area_struct *vma = (void *)s->n;
 		if (!vma)
 			return;
-		if (get(vma, vm_mm) != mm) {
-			say(ctx, FOUND_LOST, (u64)mm, 1);
+		if ((u64)get(vma, vm_mm) != q->of) {
+			say(ctx, q, FOUND_LOST, q->of, 1);
 			return;
 		}
-		area(ctx, vma, super, &n->last);
-		vma = get((struct vm_area_struct___list *)vma, vm_next);
+		area(ctx, q, vma, &s->at);
+		s->n = (u64)get((struct vm_area_struct___list *)vma, vm_next);
 	}
-	if (vma)
-		say(ctx, FOUND_MORE, 0, (u64)vma);
+	if (s->n)
+		say(ctx, q, FOUND_MORE, 0, s->n);
 }
 
 // areas tells of the files that are mapped in the memory of, which the task also has. The lock of the
@@ -499,13 +488,15 @@ int areas(struct bpf_iter__bpf_map_elem *ctx)
 	if (!q)
 		return 0;
 	struct task_struct *task = (void *)q->also;
-	struct mm_struct *mm = (void *)q->of;
-	if (gone(q) || get(task, mm) != mm)
-		say(ctx, FOUND_LOST, q->addr, 0);
+	struct scratch *s = scratch();
+	if (!s)
+		return 0;
+	if (gone(q) || (u64)get(task, mm) != q->of)
+		say(ctx, q, FOUND_LOST, q->addr, 0);
 	else if (field_exists(((struct mm_struct___tree *)0)->mm_mt))
-		tree_areas(ctx, q, mm);
+		tree_areas(ctx, q, s);
 	else
-		listed_areas(ctx, q, mm);
+		listed_areas(ctx, q, s);
 	return 0;
 }
 
@@ -518,41 +509,45 @@ int messages(struct bpf_iter__bpf_map_elem *ctx)
 	struct question *q = question_of(ctx);
 	if (!q)
 		return 0;
+	struct scratch *s = scratch();
 	struct sock *sk = (void *)q->addr;
+	if (!s)
+		return 0;
 	if (q->flags)
 		sk = get((struct socket *)q->addr, sk);
-	struct sk_buff *end = (void *)&sk->sk_receive_queue, *at = (void *)q->from;
 	if (get(sk, __sk_common.skc_family) != UNIX)
 		return 0;
-	if (!at) {
+	s->m = (u64)&sk->sk_receive_queue;
+	s->at = q->from ? q->from : s->m;
+	s->n = get(sk, __sk_common.skc_state) == LISTENS;
+	if (!q->from) {
 		struct unix_sock *u = (void *)sk;
 		struct held h = hold(&u->path);
 		if (h.super == q->super) {
-			struct found f = { .head = header_of(ctx, FOUND_PATH, sizeof(f)) };
+			struct found f = { .head = header_of(q, FOUND_PATH, sizeof(f)) };
 			f.addr = (u64)sk;
 			f.mnt = h.mnt;
 			f.dentry = h.dentry;
 			bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 		}
-		at = end;
 	}
-	bool listens = get(sk, __sk_common.skc_state) == LISTENS;
 	for (int i = 0; i < MESSAGES; i++) {
-		at = get(at, next);
-		if (at == end)
+		struct sk_buff *message = get((struct sk_buff *)s->at, next);
+		if ((u64)message == s->m)
 			return 0;
-		if (!at) {
-			say(ctx, FOUND_LOST, q->addr, 0);
+		if (!message) {
+			say(ctx, q, FOUND_LOST, q->addr, 1);
 			return 0;
 		}
-		struct unix_skb_parms *parms = (void *)&at->cb;
-		struct scm_fp_list *passed = get(parms, fp);
-		struct sock *other = get(at, sk);
-		u64 in = listens ? (u64)other : (u64)passed;
-		if (in)
-			say(ctx, listens ? FOUND_PENDING : FOUND_PASSED, 0, in);
+		// Without a branch: older verifiers would follow all combinations of them.
+		struct found f = { .head = header_of(q, FOUND_MESSAGE, sizeof(f)), .flags = s->n };
+		struct unix_skb_parms *parms = (void *)&message->cb;
+		f.addr = (u64)get(message, sk);
+		f.extra = (u64)get(parms, fp);
+		bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
+		s->at = (u64)message;
 	}
-	say(ctx, FOUND_MORE, 0, (u64)at);
+	say(ctx, q, FOUND_MORE, 0, s->at);
 	return 0;
 }
 
@@ -563,16 +558,15 @@ int passed(struct bpf_iter__bpf_map_elem *ctx)
 	struct question *q = question_of(ctx);
 	if (!q)
 		return 0;
-	struct scm_fp_list *list = (void *)q->addr;
-	struct file **files = (void *)&list->fp;
-	u32 count = get(list, count) & 0xff, n = q->from; // SCM_MAX_FD is 253
-	u64 super = q->super;
-	for (int i = 0; i < CARRIED; i++, n++) {
-		if (n >= count)
+	for (u32 i = 0; i < CARRIED; i++) {
+		struct scm_fp_list *list = (void *)q->addr;
+		struct file **files = (void *)&list->fp;
+		u32 n = q->from + i;
+		if (n >= (get(list, count) & 0xff)) // SCM_MAX_FD is 253
 			return 0;
-		look(ctx, peek(&files[n]), -1, super);
+		look(ctx, q, peek(&files[n]), -1);
 	}
-	say(ctx, FOUND_MORE, 0, n);
+	say(ctx, q, FOUND_MORE, 0, q->from + CARRIED);
 	return 0;
 }
 
@@ -586,39 +580,38 @@ int rings(struct bpf_iter__bpf_map_elem *ctx)
 	bool nodes = field_exists(((struct io_ring_ctx___nodes *)0)->file_table.data.nodes);
 	bool files = field_exists(((struct io_ring_ctx___files *)0)->file_table.files) &&
 		     field_exists(((struct io_fixed_file *)0)->file_ptr);
-	u32 count = 0, n = q->from;
-	struct io_rsrc_node **node = NULL;
-	struct io_fixed_file *table = NULL;
-	u64 super = q->super;
-
+	struct scratch *s = scratch();
+	if (!s)
+		return 0;
 	if (nodes) {
 		struct io_ring_ctx___nodes *ring = (void *)q->addr;
-		count = get(ring, file_table.data.nr);
-		node = get(ring, file_table.data.nodes);
+		s->n = get(ring, file_table.data.nr);
+		s->at = (u64)get(ring, file_table.data.nodes);
 	} else if (files) {
 		struct io_ring_ctx___files *ring = (void *)q->addr;
-		count = get(ring, nr_user_files);
-		table = get(ring, file_table.files);
+		s->n = get(ring, nr_user_files);
+		s->at = (u64)get(ring, file_table.files);
 	} else {
-		say(ctx, FOUND_UNKNOWN, q->addr, 0);
+		say(ctx, q, FOUND_UNKNOWN, q->addr, 0);
 		return 0;
 	}
-	for (int i = 0; i < CARRIED; i++, n++) {
+	for (u32 i = 0; i < CARRIED; i++) {
+		u32 n = q->from + i;
 		unsigned long file = 0;
-		if (n >= count)
+		if (n >= s->n)
 			return 0;
 		if (nodes) {
-			struct io_rsrc_node *one = peek(&node[n]);
-			file = one ? get(one, file_ptr) : 0;
+			struct io_rsrc_node *one = peek(&((struct io_rsrc_node **)s->at)[n]);
+			file = get(one, file_ptr);
 		} else if (files) {
-			struct io_fixed_file *one = (void *)table + n * type_size(struct io_fixed_file);
+			struct io_fixed_file *one = (void *)(s->at + n * type_size(struct io_fixed_file));
 			file = get(one, file_ptr);
 		}
 		// The lowest bits say what can be done with the file.
 		if (file)
-			look(ctx, (struct file *)(file & ~7UL), -1, super);
+			look(ctx, q, (struct file *)(file & ~7UL), -1);
 	}
-	say(ctx, FOUND_MORE, 0, n);
+	say(ctx, q, FOUND_MORE, 0, q->from + CARRIED);
 	return 0;
 }
 
@@ -631,38 +624,40 @@ int events(struct bpf_iter__bpf_map_elem *ctx)
 	struct question *q = question_of(ctx);
 	if (!q)
 		return 0;
+	struct scratch *s = scratch();
 	struct fsnotify_group *group = (void *)q->addr;
-	struct list_head *end = &group->notification_list, *at;
+	if (!s)
+		return 0;
 	if (!field_exists(((struct fanotify_path_event *)0)->path)) {
-		say(ctx, FOUND_UNKNOWN, q->addr, 0);
+		say(ctx, q, FOUND_UNKNOWN, q->addr, 0);
 		return 0;
 	}
+	s->m = (u64)&group->notification_list;
 	if (q->flags) {
 		if (!field_exists(((struct fsnotify_group *)0)->fanotify_data.access_list))
 			return 0; // a kernel whose events await no answers
-		end = &group->fanotify_data.access_list;
+		s->m = (u64)&group->fanotify_data.access_list;
 	}
-	at = q->from ? (void *)q->from : end;
+	s->at = q->from ? q->from : s->m;
 	for (int i = 0; i < EVENTS; i++) {
-		at = peek(&at->next);
-		if (at == end)
+		struct list_head *next = peek(&((struct list_head *)s->at)->next);
+		if ((u64)next == s->m)
 			return 0;
-		if (!at) {
-			say(ctx, FOUND_LOST, q->addr, 0);
+		if (!next) {
+			say(ctx, q, FOUND_LOST, q->addr, 1);
 			return 0;
 		}
 		struct fanotify_path_event *event =
-			(void *)container(at, struct fanotify_path_event, fae.fse.list);
+			(void *)container(next, struct fanotify_path_event, fae.fse.list);
 		struct held h = hold(&event->path);
-		if (h.super == q->super) {
-			struct found f = { .head = header_of(ctx, FOUND_PATH, sizeof(f)) };
-			f.addr = (u64)event;
-			f.mnt = h.mnt;
-			f.dentry = h.dentry;
-			bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
-		}
+		struct found f = { .head = header_of(q, FOUND_EVENT, sizeof(f)), .addr = (u64)event };
+		f.mnt = h.mnt;
+		f.dentry = h.dentry;
+		f.extra = h.super;
+		bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
+		s->at = (u64)next;
 	}
-	say(ctx, FOUND_MORE, 0, (u64)at);
+	say(ctx, q, FOUND_MORE, 0, s->at);
 	return 0;
 }
 
@@ -690,7 +685,10 @@ int uprobes(struct bpf_iter__bpf_map_elem *ctx)
 	    field_exists(((struct trace_probe_event *)0)->probes) &&
 	    field_exists(((struct trace_uprobe *)0)->path)) {
 		struct trace_event_call *call = get(event, tp_event);
-		if (get(call, flags) & FL_UPROBE) {
+		struct pmu *pmu = get(event, pmu);
+		u64 name = 0; // "uprobe" and its end, and whatever byte is behind
+		bpf_probe_read_kernel(&name, sizeof(name), get(pmu, name));
+		if (name << 8 == 0x65626f727075ULL << 8) {
 			struct trace_probe_event *probe = container(call, struct trace_probe_event, call);
 			struct list_head *first = get(probe, probes.next);
 			path = &container(first, struct trace_uprobe, tp.list)->path;
@@ -698,7 +696,7 @@ int uprobes(struct bpf_iter__bpf_map_elem *ctx)
 	}
 	struct held h = hold(path);
 	if (path && h.super == q->super) {
-		struct found f = { .head = header_of(ctx, FOUND_PATH, sizeof(f)), .addr = (u64)path };
+		struct found f = { .head = header_of(q, FOUND_PATH, sizeof(f)), .addr = (u64)path };
 		f.mnt = h.mnt;
 		f.dentry = h.dentry;
 		bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
@@ -716,7 +714,7 @@ int contexts(struct bpf_iter__bpf_map_elem *ctx)
 	struct fs_context *context = (void *)q->addr;
 	struct dentry *root = get(context, root);
 	if ((u64)get(root, d_sb) == q->super) {
-		struct found f = { .head = header_of(ctx, FOUND_PATH, sizeof(f)), .addr = q->addr };
+		struct found f = { .head = header_of(q, FOUND_PATH, sizeof(f)), .addr = q->addr };
 		f.dentry = (u64)root;
 		bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 	}

@@ -38,14 +38,14 @@ func openWith(edit func(*ebpf.CollectionSpec) error) (*Refs, error) {
 	if err := load("mounts", spec, &r.mounts); err != nil {
 		return nil, err
 	}
-	r.desk = newDesk(r.mounts.Questions, r.mounts.Asked)
+	r.desk = newDesk(r.mounts.Questions, r.mounts.Pass)
 	if spec, err = loadRefs(); err == nil {
 		err = load("refs", spec, &r.refs)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.mounts.Close())
 	}
-	r.tasks = newDesk(r.refs.Questions, r.refs.Asked)
+	r.tasks = newDesk(r.refs.Questions, r.refs.Pass)
 	r.uncounted = r.findCPUs(context.Background())
 	return r, nil
 }

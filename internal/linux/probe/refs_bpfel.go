@@ -21,21 +21,26 @@ type refsHeld struct {
 	Super  uint64
 }
 
-type refsNode struct {
-	_     structs.HostLayout
-	Words [32]uint64
-	Last  uint64
+type refsQuestion struct {
+	_      structs.HostLayout
+	Addr   uint64
+	Super  uint64
+	From   uint64
+	Also   uint64
+	Of     uint64
+	Want   uint32
+	Flags  uint32
+	Number uint32
+	Pass   uint32
 }
 
-type refsQuestion struct {
+type refsScratch struct {
 	_     structs.HostLayout
-	Addr  uint64
-	Super uint64
-	From  uint64
-	Also  uint64
+	At    uint64
+	N     uint64
+	M     uint64
 	Of    uint64
-	Want  uint32
-	Flags uint32
+	Words [32]uint64
 }
 
 type refsTaskFound struct {
@@ -67,8 +72,8 @@ type refsTaskFound struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	refsMapNodes          = "nodes"
 	refsMapQuestions      = "questions"
+	refsMapScratches      = "scratches"
 	refsProgAreas         = "areas"
 	refsProgContexts      = "contexts"
 	refsProgEvents        = "events"
@@ -78,7 +83,7 @@ const (
 	refsProgRings         = "rings"
 	refsProgTasks         = "tasks"
 	refsProgUprobes       = "uprobes"
-	refsVarAsked          = "asked"
+	refsVarPass           = "pass"
 	refsVarShownFound     = "shown_found"
 	refsVarShownFoundKind = "shown_found_kind"
 	refsVarShownHeld      = "shown_held"
@@ -142,15 +147,15 @@ type refsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refsMapSpecs struct {
-	Nodes     *ebpf.MapSpec `ebpf:"nodes"`
 	Questions *ebpf.MapSpec `ebpf:"questions"`
+	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 }
 
 // refsVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type refsVariableSpecs struct {
-	Asked          *ebpf.VariableSpec `ebpf:"asked"`
+	Pass           *ebpf.VariableSpec `ebpf:"pass"`
 	ShownFound     *ebpf.VariableSpec `ebpf:"shown_found"`
 	ShownFoundKind *ebpf.VariableSpec `ebpf:"shown_found_kind"`
 	ShownHeld      *ebpf.VariableSpec `ebpf:"shown_held"`
@@ -177,14 +182,14 @@ func (o *refsObjects) Close() error {
 //
 // It can be passed to loadRefsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refsMaps struct {
-	Nodes     *ebpf.Map `ebpf:"nodes"`
 	Questions *ebpf.Map `ebpf:"questions"`
+	Scratches *ebpf.Map `ebpf:"scratches"`
 }
 
 func (m *refsMaps) Close() error {
 	return _RefsClose(
-		m.Nodes,
 		m.Questions,
+		m.Scratches,
 	)
 }
 
@@ -192,7 +197,7 @@ func (m *refsMaps) Close() error {
 //
 // It can be passed to loadRefsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type refsVariables struct {
-	Asked          *ebpf.Variable `ebpf:"asked"`
+	Pass           *ebpf.Variable `ebpf:"pass"`
 	ShownFound     *ebpf.Variable `ebpf:"shown_found"`
 	ShownFoundKind *ebpf.Variable `ebpf:"shown_found_kind"`
 	ShownHeld      *ebpf.Variable `ebpf:"shown_held"`

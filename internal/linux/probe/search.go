@@ -54,10 +54,19 @@ type carrier struct {
 }
 
 type carrierKey struct {
-	what uint16 // the kind of record that told of it
-	name uint64 // of a file of the kernel's own
+	what carrierKind
+	name uint64 // of a file of the kernel's own, its first eight bytes
 	addr uint64
 }
+
+type carrierKind int
+
+const (
+	aSocket     carrierKind = iota // by struct socket
+	aConnection                    // that is not accepted yet, by struct sock
+	aMessage
+	aKernelFile // a ring, a perf event, ...
+)
 
 func newSearch(r *Refs, super uint64, namespaces []uint64) *search {
 	s := &search{r: r, super: super, namespaces: map[uint64]bool{}, seen: map[refKey]bool{},
@@ -224,6 +233,11 @@ func (s *search) take(rec record, k Kind, owners []owner, own bool, at map[carri
 		return fmt.Errorf("more than %d references", maxRecords)
 	}
 	switch rec.kind {
+	case foundEvent:
+		if f.Extra != s.super {
+			return nil
+		}
+		fallthrough
 	case foundFile, foundPath:
 		if k == OpenFD && f.Flags&unix.O_PATH != 0 {
 			k = OPath
@@ -243,23 +257,32 @@ func (s *search) take(rec record, k Kind, owners []owner, own bool, at map[carri
 		}
 	case foundUnknown:
 		s.miss(k, owners, "this kernel keeps it in a way that is not known")
-	case foundSocket, foundPending, foundPassed, foundKernel:
-		c := carrier{carrierKey: carrierKey{what: rec.kind, addr: f.Extra}}
-		if rec.kind == foundKernel {
-			c.name = f.Dentry
+	case foundSocket:
+		s.carry(carrierKey{aSocket, 0, f.Extra}, owners, at, carriers)
+	case foundMessage:
+		if f.Flags != 0 {
+			s.carry(carrierKey{aConnection, 0, f.Addr}, owners, at, carriers)
+		} else {
+			s.carry(carrierKey{aMessage, 0, f.Extra}, owners, at, carriers)
 		}
-		if c.addr == 0 || len(s.ways(c)) == 0 {
-			return nil
-		}
-		i, had := at[c.carrierKey]
-		if !had {
-			i = len(*carriers)
-			at[c.carrierKey] = i
-			*carriers = append(*carriers, c)
-		}
-		(*carriers)[i].owners = append((*carriers)[i].owners, owners...)
+	case foundKernel:
+		s.carry(carrierKey{aKernelFile, f.Dentry, f.Extra}, owners, at, carriers)
 	}
 	return nil
+}
+
+// carry notes something that may hold references itself, if there is a way to look into it.
+func (s *search) carry(key carrierKey, owners []owner, at map[carrierKey]int, carriers *[]carrier) {
+	if key.addr == 0 || len(s.ways(key)) == 0 {
+		return
+	}
+	i, had := at[key]
+	if !had {
+		i = len(*carriers)
+		at[key] = i
+		*carriers = append(*carriers, carrier{carrierKey: key})
+	}
+	(*carriers)[i].owners = append((*carriers)[i].owners, owners...)
 }
 
 // way is how a carrier is looked into, and what a file in it is.
@@ -270,14 +293,14 @@ type way struct {
 }
 
 // ways gives how to look into a carrier.
-func (s *search) ways(c carrier) []way {
+func (s *search) ways(c carrierKey) []way {
 	p := &s.r.refs
 	switch c.what {
-	case foundSocket:
+	case aSocket:
 		return []way{{p.Messages, UnixSocket, 1}}
-	case foundPending:
+	case aConnection:
 		return []way{{p.Messages, UnixSocket, 0}}
-	case foundPassed:
+	case aMessage:
 		return []way{{p.Passed, InFlight, 0}}
 	}
 	switch c.name {
@@ -311,7 +334,7 @@ func (s *search) unpack(ctx context.Context, carriers []carrier) error {
 				continue
 			}
 			s.asked[c.addr] = true
-			for _, w := range s.ways(c) {
+			for _, w := range s.ways(c.carrierKey) {
 				if by[w] == nil {
 					ways = append(ways, w)
 				}
