@@ -112,15 +112,15 @@ type Try struct {
 type Watcher interface {
 	// Engine is what it is called; Tell gives the failures since it began, and what it lost.
 	Engine() string
-	Tell() (failed []Try, lost uint64)
+	Tell(ctx context.Context) (failed []Try, lost int64)
 	Close() error
 }
 
 // World is what Unmount works on.
 type World struct {
 	Host *linux.Host
-	// Watch begins to watch a mount, by its number, nil for never.
-	Watch func(ctx context.Context, mountID int) (Watcher, error)
+	// Watch begins to watch a mount, nil for never.
+	Watch func(ctx context.Context, m linux.Mount) (Watcher, error)
 	// Scan looks who holds the mount at path.
 	Scan func(ctx context.Context, path string) (*holders.Report, error)
 	// Alive tells whether the file system of a device number still lives, nil where the kernel cannot
@@ -139,7 +139,7 @@ func Unmount(ctx context.Context, w World, path string, o Options) (*Result, err
 	if err != nil {
 		return nil, err
 	}
-	u := &unmount{World: w, o: o, mount: m, begun: time.Now(), deadline: time.Now().Add(o.Wait)}
+	u := &unmount{World: w, o: o, mount: m}
 	u.r = Result{Path: m.Point, Source: m.Source, Type: m.Type, Failed: []Try{}, Notes: []string{},
 		Undo: undo(m)}
 	if o.Lazy {
@@ -165,7 +165,9 @@ func (u *unmount) run(ctx context.Context) (*Result, error) {
 		}
 		u.freezer, u.r.Frozen = f, f.name
 	}
+	// Who is in the way is only seen by those who watched before the umount.
 	watcher := u.watch(ctx)
+	u.begin()
 	err := u.tries(ctx)
 	if u.freezer != nil {
 		thawErr := u.freezer.close()
@@ -173,7 +175,7 @@ func (u *unmount) run(ctx context.Context) (*Result, error) {
 		err = errors.Join(err, thawErr)
 	}
 	if watcher != nil {
-		u.tell(watcher)
+		u.tell(ctx, watcher)
 	}
 	if err != nil {
 		return nil, err
@@ -186,12 +188,15 @@ func (u *unmount) run(ctx context.Context) (*Result, error) {
 	return u.done(), nil
 }
 
+// begin sets the clocks.
+func (u *unmount) begin() { u.begun, u.deadline = time.Now(), time.Now().Add(u.o.Wait) }
+
 // watch begins to watch, if that is possible.
 func (u *unmount) watch(ctx context.Context) Watcher {
 	if u.Watch == nil {
 		return nil
 	}
-	watcher, err := u.Watch(ctx, u.mount.ID)
+	watcher, err := u.Watch(ctx, u.mount)
 	if err != nil {
 		u.r.NotWatched = err.Error()
 		return nil
@@ -201,8 +206,8 @@ func (u *unmount) watch(ctx context.Context) Watcher {
 }
 
 // tell takes what the watcher saw.
-func (u *unmount) tell(w Watcher) {
-	failed, lost := w.Tell()
+func (u *unmount) tell(ctx context.Context, w Watcher) {
+	failed, lost := w.Tell(ctx)
 	if cut := len(failed) - maxFailed; cut > 0 {
 		failed, u.r.FailedCut = failed[:maxFailed], cut
 	}

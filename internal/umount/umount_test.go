@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +22,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -32,28 +31,12 @@ func TestMain(m *testing.M) {
 	switch {
 	case IsGuard(os.Args):
 		os.Exit(RunGuard(os.Args))
-	case len(os.Args) == 3 && os.Args[1] == "open-and-close":
-		opener(os.Args[2])
+	case hold.IsChild(os.Args):
+		hold.Serve()
 	case len(os.Args) == 3 && os.Args[1] == "freeze-and-wait":
 		freezeAndWait(os.Args[2])
 	}
 	testenv.Main(m)
-}
-
-// opener has the directory open for 60 % of the time, from 50 µs to 5 ms each.
-func opener(dir string) {
-	for {
-		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		d := time.Duration(50*math.Exp(rand.Float64()*math.Log(100))) * time.Microsecond
-		if err == nil {
-			end := time.Now().Add(d)
-			for time.Now().Before(end) { // sleeping takes longer than it is told to
-			}
-			unix.Close(fd)
-		}
-		for end := time.Now().Add(d * 2 / 3); time.Now().Before(end); {
-		}
-	}
 }
 
 // freezeAndWait stops a unit and waits to be killed.
@@ -64,6 +47,24 @@ func freezeAndWait(unit string) {
 	}
 	fmt.Println(err)
 	time.Sleep(time.Hour)
+}
+
+// opener starts a process that has a directory open for 60 % of the time, for moments. Who calls it
+// releases it.
+func opener(t *testing.T, dir string) *hold.Hold {
+	t.Helper()
+	h, err := hold.Pass(t.Context(), hold.OpenLoop, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func release(t *testing.T, h *hold.Hold) {
+	t.Helper()
+	if err := h.Release(); err != nil {
+		t.Error(err)
+	}
 }
 
 func world() World { return World{Host: linux.Open(""), Guard: StartGuard} }
@@ -126,7 +127,7 @@ func TestOpener(t *testing.T) {
 		rounds = 50
 	}
 	dir := mount(t)
-	run(t, os.Args[0], "open-and-close", dir)
+	defer release(t, opener(t, dir))
 	tries := 0
 	for n := range rounds {
 		r, err := Unmount(t.Context(), world(), dir, Options{Wait: 10 * time.Second})
@@ -182,22 +183,22 @@ type watched struct {
 	closed bool
 }
 
-func (w *watched) Engine() string        { return "watch" }
-func (w *watched) Tell() ([]Try, uint64) { return w.failed, 2 }
-func (w *watched) Close() error          { w.closed = true; return nil }
+func (w *watched) Engine() string                      { return "watch" }
+func (w *watched) Tell(context.Context) ([]Try, int64) { return w.failed, 2 }
+func (w *watched) Close() error                        { w.closed = true; return nil }
 
 func TestWatched(t *testing.T) {
 	dir := mount(t)
 	seen := &watched{failed: make([]Try, maxFailed+3)}
 	w := world()
-	w.Watch = func(context.Context, int) (Watcher, error) { return seen, nil }
+	w.Watch = func(context.Context, linux.Mount) (Watcher, error) { return seen, nil }
 	r, err := Unmount(t.Context(), w, dir, Options{})
 	if err != nil || r.Watched != "watch" || len(r.Failed) != maxFailed || r.FailedCut != 3 || !seen.closed ||
 		!slices.Contains(r.Notes, "2 records of the watch were lost") {
 		t.Errorf("Unmount = %+v, %v", r, err)
 	}
 	dir = mount(t)
-	w.Watch = func(context.Context, int) (Watcher, error) { return nil, errors.New("no engine") }
+	w.Watch = func(context.Context, linux.Mount) (Watcher, error) { return nil, errors.New("no engine") }
 	if r, err = Unmount(t.Context(), w, dir, Options{}); err != nil || r.NotWatched != "no engine" {
 		t.Errorf("Unmount = %+v, %v", r, err)
 	}
@@ -249,16 +250,9 @@ func frozen(t *testing.T, dir string) bool {
 
 func TestFreeze(t *testing.T) {
 	dir := mount(t)
-	c := exec.Command(os.Args[0], "open-and-close", dir)
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	unit, at := group(t, c.Process.Pid)
-	t.Cleanup(func() {
-		c.Process.Kill()
-		c.Wait()
-	})
+	o := opener(t, dir)
+	defer release(t, o) // before its group
+	unit, at := group(t, o.PID)
 	r, err := Unmount(t.Context(), world(), dir, Options{Wait: 10 * time.Second, Freeze: unit})
 	if err != nil || r.State != Done || r.Frozen != unit || !r.Thawed || frozen(t, at) {
 		t.Errorf("Unmount = %+v, %v; frozen: %v", r, err, frozen(t, at))
