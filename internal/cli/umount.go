@@ -10,12 +10,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/holders/trace"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/umount"
 )
@@ -102,7 +106,7 @@ func runUmount(ctx context.Context, o umountOptions, path string, s *stdio) (err
 		_, of, _ := strings.Cut(text, ":")
 		return samePath(of, path)
 	})
-	w, done := umountWorld(ctx)
+	w, done := umountWorld()
 	defer func() { err = errors.Join(err, done()) }()
 	r, err := umount.Unmount(ctx, w, path, o.Options)
 	switch {
@@ -122,18 +126,56 @@ func runUmount(ctx context.Context, o umountOptions, path string, s *stdio) (err
 	return exitWith(r.Status[0])
 }
 
-// umountWorld is this host, as umount sees it. done gives back what was opened.
-func umountWorld(ctx context.Context) (w umount.World, done func() error) {
-	h, done := holdersHost(ctx)
-	return umount.World{
-		Host:  h.Linux,
+// umountWorld is this host, as umount sees it. What costs time is opened when it is needed; done gives
+// it back.
+func umountWorld() (w umount.World, done func() error) {
+	opened := func() error { return nil }
+	host := sync.OnceValue(func() (h holders.Host) {
+		h, opened = holdersHost(context.Background())
+		return h
+	})
+	w = umount.World{
+		Host:  linux.Open(""),
 		Guard: umount.StartGuard,
+		Watch: watchMount,
 		Scan: func(ctx context.Context, path string) (*holders.Report, error) {
-			t, err := holders.Resolve(ctx, h, path)
+			t, err := holders.Resolve(ctx, host(), path)
 			if err != nil {
 				return nil, err
 			}
-			return holders.Scan(ctx, h, t, holders.Options{})
+			return holders.Scan(ctx, host(), t, holders.Options{})
 		},
-	}, done
+	}
+	return w, func() error { return opened() }
+}
+
+// mountWatcher is a trace of one mount.
+type mountWatcher struct{ *trace.Trace }
+
+// watchMount watches by what is most exact on one mount.
+func watchMount(ctx context.Context, m linux.Mount) (umount.Watcher, error) {
+	o := trace.Options{Host: linux.Open(""), Mounts: []linux.Mount{m}, Engine: probe.Watch}
+	o.Stacks, _ = trace.NewStacks(ctx, o.Host, o.Mounts)
+	t, err := trace.Start(ctx, o)
+	if err == nil {
+		return mountWatcher{t}, nil
+	}
+	o.Engine = trace.Auto
+	if t, err = trace.Start(ctx, o); err != nil {
+		return nil, errors.Join(err, o.Stacks.Close())
+	}
+	return mountWatcher{t}, nil
+}
+
+func (w mountWatcher) Engine() string { return w.Trace.Engine().Name }
+
+func (w mountWatcher) Tell(ctx context.Context) (failed []umount.Try, lost int64) {
+	for _, f := range w.Trace.Tell(ctx) {
+		failed = append(failed, umount.Try{At: f.At, Holders: f.Holders})
+	}
+	l, err := w.Lost()
+	if err != nil {
+		l.Drops++ // how many is not known
+	}
+	return failed, l.Drops + l.Tables
 }

@@ -87,7 +87,11 @@ func (o *out) inTheWay(r *umount.Result, stacks bool) {
 	}
 	for _, c := range all {
 		o.line(fmt.Sprintf("in the way %s:", Count(int64(c.times), "time", "times")))
-		o.holder(&holders.Report{}, c.holder, 0)
+		items := append(words(Who(c.holder.Process)+":"), words(KindWords(c.holder))...)
+		if c.holder.Path != "" {
+			items = append(items, Name(c.holder.Path))
+		}
+		o.flow("  ", items, " ")
 		if stacks {
 			o.stack("kernel: ", c.holder.KernelStack)
 			o.stack("program: ", c.holder.UserStack)
