@@ -250,6 +250,41 @@ func TestPins(t *testing.T) {
 	}
 }
 
+// The layers of an overlay are named as the one saw them who mounted it: not as a container does, and
+// perhaps from a directory that is not known.
+func TestOverlays(t *testing.T) {
+	const own = "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 20 7:3 / /mnt rw - ext4 /dev/loop3 rw\n"
+	for _, tc := range []struct{ name, own, other, want string }{
+		{"seen", "50 20 0:7 / /m rw - overlay o rw,lowerdir=/x:/mnt/l\n", "", "overlay on /m /mnt/l"},
+		{"in a container first", "50 20 0:7 / /m rw - overlay o rw,lowerdir=/mnt/l\n",
+			"150 1 0:7 / / rw - overlay o rw,lowerdir=/mnt/l\n", "overlay on /m /mnt/l"},
+		{"relative", "50 20 0:7 / /m rw - overlay o rw,lowerdir=l,upperdir=/x\n", "", "perhaps the overlay on /m l"},
+		{"another one", "50 20 0:7 / /m rw - overlay o rw,lowerdir=/x\n", "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			k := &fakeKernel{mounts: append(kernelMounts(1, 1)[:1],
+				probe.Mount{Addr: 0x51, Super: 9, ID: 51, Count: 1, Internal: true})}
+			h := Host{Linux: world(t, map[string]string{"proc/self/mountinfo": own + tc.own,
+				"proc/10/mountinfo": tc.other}), Kernel: k, Self: 99}
+			target, err := Resolve(t.Context(), h, "/mnt")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := Scan(t.Context(), h, target, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			for _, o := range r.Holders {
+				got += o.Device + " " + o.Path
+			}
+			if got != tc.want || (len(r.Notes) == 1) != (tc.want == "") {
+				t.Errorf("overlays %q, notes %q, want %q", got, r.Notes, tc.want)
+			}
+		})
+	}
+}
+
 // What this program mounted has its own way of being released.
 func TestOwnMounts(t *testing.T) {
 	k := &fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{

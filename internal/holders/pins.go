@@ -14,7 +14,7 @@ import (
 
 // pins lists what keeps the file system after the umount: its other mounts, wherever they are.
 func (s *scan) pins(ctx context.Context) {
-	layers := s.overlays()
+	layers, vague := s.overlays()
 	for _, m := range s.mounts {
 		if m.Asked || m.Follows || m.kernel.Internal {
 			continue
@@ -37,7 +37,13 @@ func (s *scan) pins(ctx context.Context) {
 	for _, l := range layers {
 		s.add(l)
 	}
-	if n := s.internals(); n > 0 && len(layers) == 0 && !s.unseenOverlays(ctx) {
+	n := s.internals()
+	if n > 0 && len(layers) == 0 {
+		for _, l := range vague {
+			s.add(l)
+		}
+	}
+	if n > 0 && len(layers) == 0 && !s.unseenOverlays(ctx) && len(vague) == 0 {
 		// Process accounting has one, which ends with the mount.
 		s.hidden = true
 		s.note(fmt.Sprintf("the kernel keeps %s of the mount for itself, for process accounting or a cache: the device "+
@@ -141,30 +147,45 @@ func (s *scan) note(text string) {
 }
 
 // overlays lists the overlays that have a directory of the file system as a layer, each once: their
-// options name the directories (Documentation/filesystems/overlayfs.rst).
-func (s *scan) overlays() []Holder {
-	var out []Holder
-	seen := map[uint64]bool{}
+// options name the directories (Documentation/filesystems/overlayfs.rst). vague are those that may have
+// one: a layer that was named from the directory which mount(8) was called in may be anywhere.
+func (s *scan) overlays() (layers, vague []Holder) {
+	found := map[uint64]bool{}
+	maybe := map[uint64]Holder{}
 	for _, ns := range slices.Sorted(keys(s.tables)) {
 		for _, m := range s.tables[ns] {
-			if m.Type != "overlay" || seen[m.Dev] {
+			if m.Type != "overlay" || found[m.Dev] {
 				continue
 			}
+			h := Holder{Kind: Overlay, Device: "overlay on " + m.Point, FD: -1,
+				Process: Process{Comm: "kernel", Cmdline: []string{}}}
 			for _, dir := range layersOf(m.Super) {
 				on, ok := s.locate(ns, dir)
-				if !ok {
-					continue
+				switch {
+				case !strings.HasPrefix(dir, "/"):
+					h.Path = dir
+				case ok && !found[m.Dev]:
+					found[m.Dev] = true
+					h.Path = dir
+					h = h.on(on)
 				}
-				seen[m.Dev] = true
-				h := Holder{Kind: Overlay, Path: dir, Device: "overlay on " + m.Point, FD: -1,
-					Process: Process{Comm: "kernel", Cmdline: []string{}}}.on(on)
-				h.SameMount, h.Blocks = false, BlocksSuperblock // it has a copy of the mount for itself
-				out = append(out, h)
-				break
+			}
+			h.SameMount, h.Blocks = false, BlocksSuperblock // it has a copy of the mount for itself
+			switch {
+			case found[m.Dev]:
+				layers = append(layers, h)
+			case h.Path != "":
+				h.Device = "perhaps the " + h.Device
+				maybe[m.Dev] = h
 			}
 		}
 	}
-	return out
+	for _, dev := range slices.Sorted(keys(maybe)) {
+		if !found[dev] {
+			vague = append(vague, maybe[dev])
+		}
+	}
+	return layers, vague
 }
 
 // layersOf takes the directories out of the options of an overlay: "lowerdir=/a:/b,upperdir=/c" and
