@@ -192,6 +192,14 @@ func TestAudit(t *testing.T) {
 			"sys/block/loop7/loop/backing_file": "/mnt/i\n", "proc/swaps": "/mnt/s file 1 1 1\n",
 			"proc/sys/fs/binfmt_misc/status": "enabled\n", "proc/sys/fs/binfmt_misc/arm": "enabled\ninterpreter /mnt/q\nflags: F\n"},
 			"busy [3] 4 3 0 0", []string{"loop 0 -1 [] 1 umount /mnt/i", "swap 0 -1 [] 1 umount /mnt/s", "binfmt_misc 0 -1 [] 1 umount /mnt/q"}},
+		{"a loop device that shares its file", fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{
+			{Kind: probe.OpenFD, PID: 11, FD: 3, Holder: 1, Mount: 0x40, Count: 1, Path: "/mnt/i"}}},
+			map[string]string{"sys/block/loop7/loop/backing_file": "/mnt/i\n"}, "busy [3] 2 1 0 0",
+			[]string{"open_fd 11 3 [] 1 umount /mnt/i", "loop 0 -1 [] 0 umount /mnt/i"}},
+		{"a loop device with a file of its own", fakeKernel{mounts: kernelMounts(3, 1), refs: []probe.Reference{
+			{Kind: probe.OpenFD, PID: 11, FD: 3, Holder: 1, Mount: 0x40, Count: 1, Path: "/mnt/i"}}},
+			map[string]string{"sys/block/loop7/loop/backing_file": "/mnt/i\n"}, "busy [3] 3 2 0 0",
+			[]string{"open_fd 11 3 [] 1 umount /mnt/i", "loop 0 -1 [] 1 umount /mnt/i"}},
 		{"the lists fail", fakeKernel{mounts: kernelMounts(1, 1), fails: unix.EPERM}, nil, "unknown [4] 0 0 0 0",
 			nil},
 	} {

@@ -252,10 +252,8 @@ func (s *scan) twin(m Mount) string {
 
 // balance holds what was found against the counters, which were read before and after.
 func (s *scan) balance(before, after []probe.Mount) {
-	found := map[int]int64{}
-	for _, h := range s.holders {
-		found[h.MountID] += h.References
-	}
+	s.share(after)
+	found := s.found()
 	counts := map[uint64]int64{}
 	for _, k := range before {
 		counts[k.Addr] = k.Count
@@ -283,6 +281,34 @@ func (s *scan) balance(before, after []probe.Mount) {
 	}
 	if !a.Read {
 		a.Reason = "the mount went while it was looked at"
+	}
+}
+
+// found are the references that the holders explain, by mount.
+func (s *scan) found() map[int]int64 {
+	found := map[int]int64{}
+	for _, h := range s.holders {
+		found[h.MountID] += h.References
+	}
+	return found
+}
+
+// share takes what the kernel holds for the open file of a process where more was found than is
+// counted: a loop device keeps the very file that it was given, and who gave it may have it open still.
+func (s *scan) share(after []probe.Mount) {
+	found := s.found()
+	for _, k := range after {
+		over := found[k.ID] + s.ownOn[k.ID] + k.Baseline - k.Count
+		for i := range s.holders {
+			h := &s.holders[i]
+			if over > 0 && h.MountID == k.ID && h.References == 1 && (h.Kind == Loop || h.Kind == Swap) &&
+				slices.ContainsFunc(s.holders, func(o Holder) bool {
+					return o.MountID == k.ID && o.Path == h.Path && o.Kind == OpenFD
+				}) {
+				h.References = 0
+				over--
+			}
+		}
 	}
 }
 

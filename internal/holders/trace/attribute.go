@@ -55,22 +55,21 @@ func met(u, e probe.Event) (may, must bool) {
 // attribute gives the references that a umount met, those of one task one after the other.
 func attribute(u probe.Event, events []probe.Event) []blame {
 	var out []blame
-	lasting := int64(-1) // how many references stay, at most; -1: not known
+	// How many references stay, at most: those that are there at the begin, at the end, and later.
+	lasting := max(min(u.Count, u.Before)-whileUnmounting, 0)
 	for _, e := range events {
 		if e.TID == u.TID && e.Start == u.Start && e.TS <= u.TS {
 			continue // the umount itself
 		}
 		if e.Kind == probe.Hold && e.Mount == u.Mount && e.CountRead && e.TS >= u.TS {
 			// Another umount under way counts as well, so this is an upper bound.
-			if left := e.Count - 1; lasting < 0 || left < lasting {
-				lasting = max(left, 0)
-			}
+			lasting = min(lasting, max(e.Count-1, 0))
 		}
 		if may, must := met(u, e); may {
 			out = append(out, blame{e, must})
 		}
 	}
-	if u.CountRead && lasting >= 0 {
+	if u.CountRead {
 		// Where no more came and went than the kernel counted, each of them was counted.
 		need := min(u.Count, u.Before) - whileUnmounting - lasting
 		if int64(len(out)) <= need || lasting == 0 && tasks(out) == 1 {

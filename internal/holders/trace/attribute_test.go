@@ -28,6 +28,8 @@ func TestAttribute(t *testing.T) {
 	unread.CountRead = false
 	more := umount
 	more.Count, more.Before = 4, 4
+	free := umount // when the umount ended
+	free.Count = 2
 	busyPeer := umount
 	busyPeer.Peer = peer
 	for _, c := range []struct {
@@ -47,6 +49,7 @@ func TestAttribute(t *testing.T) {
 			[]string{"2!", "3"}},
 		{"two, and both were counted", more, []probe.Event{hold(2, 103, 120, 2), hold(3, 103, 121, 1)},
 			[]string{"2!", "3!"}},
+		{"the only one, over within", free, []probe.Event{hold(2, 90, 105, 2)}, []string{"2!"}},
 		{"taken by nobody knows whom", umount, []probe.Event{hold(2, 0, 120, 2)}, []string{"2"}},
 		{"the umount itself", umount, []probe.Event{hold(1, 90, 105, 1)}, nil},
 		{"another mount", umount, []probe.Event{{Kind: probe.Hold, Mount: other, TID: 2, Since: 90, TS: 120}}, nil},
