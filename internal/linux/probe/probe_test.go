@@ -85,3 +85,24 @@ func TestRefused(t *testing.T) {
 		t.Log(err)
 	}
 }
+
+// FuzzSplit holds that no bytes make records of more than they are.
+func FuzzSplit(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{1, 0, 0, 0, 2, 0, 8, 0, 1, 0, 0, 0, 2, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9})
+	f.Add([]byte{1, 0, 0, 0, 2, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		n := 0
+		rest, err := split(data, func(r record) error {
+			n += len(r.data)
+			var any found
+			if err := r.into(&any); err == nil && len(r.data) < 48 {
+				t.Errorf("a record of %d bytes is decoded, want 48 at least", len(r.data))
+			}
+			return nil
+		})
+		if err == nil && n+len(rest) != len(data) {
+			t.Errorf("split gave %d bytes and left %d of %d", n, len(rest), len(data))
+		}
+	})
+}

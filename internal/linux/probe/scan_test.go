@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -258,6 +259,17 @@ func TestInherited(t *testing.T) {
 	}
 	if len(holders) != 1 || !pids[os.Getpid()] || !pids[c.Process.Pid] {
 		t.Errorf("References = %+v, want one file of %d and %d", refs, os.Getpid(), c.Process.Pid)
+	}
+}
+
+// TestProcessNamespace holds that processes have the numbers of our own namespace of processes.
+func TestProcessNamespace(t *testing.T) {
+	testenv.NeedRoot(t)
+	c := exec.Command(os.Args[0], "-test.v", "-test.run=^TestInherited$")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	out, err := c.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestInherited ") {
+		t.Errorf("TestInherited as process 1: %v\n%s", err, out)
 	}
 }
 
