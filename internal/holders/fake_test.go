@@ -190,7 +190,9 @@ func TestAudit(t *testing.T) {
 			"unknown [4] 2 0 1 0", nil},
 		{"a loop device, swap and an interpreter", fakeKernel{mounts: kernelMounts(4, 1)}, map[string]string{
 			"sys/block/loop7/loop/backing_file": "/mnt/i\n", "proc/swaps": "/mnt/s file 1 1 1\n",
-			"proc/sys/fs/binfmt_misc/status": "enabled\n", "proc/sys/fs/binfmt_misc/arm": "enabled\ninterpreter /mnt/q\nflags: F\n"},
+			"proc/self/mountinfo": "20 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n40 20 7:3 / /mnt rw shared:2 - ext4 /dev/loop3 rw\n" +
+				"44 20 0:8 / /bm rw - binfmt_misc none rw\n",
+			"bm/status": "enabled\n", "bm/arm": "enabled\ninterpreter /mnt/q\nflags: F\n"},
 			"busy [3] 4 3 0 0", []string{"loop 0 -1 [] 1 umount /mnt/i", "swap 0 -1 [] 1 umount /mnt/s", "binfmt_misc 0 -1 [] 1 umount /mnt/q"}},
 		{"a loop device that shares its file", fakeKernel{mounts: kernelMounts(2, 1), refs: []probe.Reference{
 			{Kind: probe.OpenFD, PID: 11, FD: 3, Holder: 1, Mount: 0x40, Count: 1, Path: "/mnt/i"}}},

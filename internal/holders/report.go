@@ -6,9 +6,7 @@ package holders
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -50,11 +48,10 @@ func (s *scan) hints(ctx context.Context) {
 	if s.audit.Changed {
 		hint("a program that takes and drops it again and again: trace it with --trace")
 	}
-	if _, ok := s.tracefs(); !ok {
+	if _, ok := s.mountedAs("tracefs"); !ok {
 		hint("a probe in tracefs, which is not mounted")
 	}
-	_, err := s.h.Linux.Interpreters(ctx)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, ok := s.mountedAs("binfmt_misc"); !ok {
 		hint("an interpreter of binfmt_misc, which is not mounted")
 	}
 	for _, e := range s.exported(ctx) {

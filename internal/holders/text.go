@@ -98,12 +98,14 @@ func (s *scan) fromKernelSide(ctx context.Context) {
 			hold(Swap, w.Path, "")
 		}
 	}
-	interpreters, err := s.h.Linux.Interpreters(ctx)
-	s.unread("interpreters of binfmt_misc", err)
-	for _, i := range interpreters {
-		hold(BinfmtMisc, i.Path, i.Name)
+	if at, ok := s.mountedAs("binfmt_misc"); ok {
+		interpreters, err := s.h.Linux.Interpreters(ctx, at)
+		s.unread("interpreters of binfmt_misc", err)
+		for _, i := range interpreters {
+			hold(BinfmtMisc, i.Path, i.Name)
+		}
 	}
-	if at, ok := s.tracefs(); ok {
+	if at, ok := s.mountedAs("tracefs"); ok {
 		probes, err := s.h.Linux.Uprobes(ctx, at)
 		s.unread("probes of tracefs", err)
 		for _, p := range probes {
@@ -112,10 +114,10 @@ func (s *scan) fromKernelSide(ctx context.Context) {
 	}
 }
 
-// tracefs is where the probes can be read.
-func (s *scan) tracefs() (string, bool) {
+// mountedAs is where a file system of the kernel can be read.
+func (s *scan) mountedAs(kind string) (string, bool) {
 	for _, m := range s.tables[s.own] {
-		if m.Type == "tracefs" && m.Root == "/" {
+		if m.Type == kind && m.Root == "/" {
 			return m.Point, true
 		}
 	}

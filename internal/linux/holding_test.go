@@ -161,7 +161,7 @@ func TestKernelSide(t *testing.T) {
 		{"/x", true, false}}, err)
 	loops, err := h.Loops(ctx)
 	same(t, "Loops", loops, []Loop{{"loop0", "/mnt/a b", true, true}}, err)
-	interpreters, err := h.Interpreters(ctx)
+	interpreters, err := h.Interpreters(ctx, "/proc/sys/fs/binfmt_misc")
 	same(t, "Interpreters", interpreters, []Interpreter{{"qemu-arm", "/mnt/qemu-arm"}}, err)
 	uprobes, err := h.Uprobes(ctx, "/sys/kernel/tracing")
 	same(t, "Uprobes", uprobes, []Uprobe{{"uprobes/a", "/mnt/x y"}, {"g/b", "/z"}}, err)
@@ -183,7 +183,7 @@ func TestKernelSide(t *testing.T) {
 		"Btrfs":       func() error { _, err := none.BtrfsDevices(ctx); return err },
 		"Loops":       func() error { _, err := none.Loops(ctx); return missing(err) },
 		"Sockets":     func() error { _, err := none.UnixSockets(ctx, 0); return missing(err) },
-		"binfmt_misc": func() error { _, err := none.Interpreters(ctx); return missing(err) },
+		"binfmt_misc": func() error { _, err := none.Interpreters(ctx, "/proc/sys/fs/binfmt_misc"); return missing(err) },
 		"Mounts":      func() error { _, err := none.Mounts(ctx, 0); return missing(err) },
 		"Tasks":       func() error { _, err := none.Tasks(ctx, TasksOptions{}); return missing(err) },
 		"Detail":      func() error { _, err := none.Detail(ctx, 1); return missing(err) },

@@ -141,13 +141,9 @@ func (h *Host) Loops(ctx context.Context) ([]Loop, error) {
 // Interpreter is a program that binfmt_misc keeps open for good (the flag F).
 type Interpreter struct{ Name, Path string }
 
-// Interpreters reads the entries of binfmt_misc (admin-guide/binfmt-misc.rst). The error is
-// fs.ErrNotExist where it is not mounted.
-func (h *Host) Interpreters(ctx context.Context) ([]Interpreter, error) {
-	const dir = "/proc/sys/fs/binfmt_misc"
-	if _, err := h.list(ctx, dir+"/status"); err != nil {
-		return nil, err
-	}
+// Interpreters reads the entries of binfmt_misc (admin-guide/binfmt-misc.rst), given the directory that it
+// is mounted on: looking into one that is not mounted has systemd mount it.
+func (h *Host) Interpreters(ctx context.Context, dir string) ([]Interpreter, error) {
 	names, err := h.names(ctx, dir)
 	if err != nil {
 		return nil, err
