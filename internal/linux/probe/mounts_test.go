@@ -43,7 +43,20 @@ func bind(t testing.TB, dir string, n int) (points []string) {
 // TestMountsAgree holds what the kernel's memory says of our mounts against mountinfo.
 func TestMountsAgree(t *testing.T) {
 	r := openRefs(t)
-	bind(t, tmpfs(t), 100)
+	dir := tmpfs(t)
+	points := bind(t, dir, 100)
+	slave := filepath.Join(points[0], "at1")
+	if err := errors.Join(unix.Mount("", points[0], "", unix.MS_SHARED, ""),
+		unix.Mount(points[0], slave, "", unix.MS_BIND, ""),
+		unix.Mount("", slave, "", unix.MS_SLAVE, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(slave, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	slaves := 0
 	got, err := r.MountsIn(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -56,13 +69,24 @@ func TestMountsAgree(t *testing.T) {
 		m := byID[w.id]
 		dev := fmt.Sprintf("%d:%d", unix.Major(m.Dev), unix.Minor(m.Dev))
 		if m.ID != w.id || m.ParentID != w.parent && m.Parent != 0 || dev != w.dev || m.Root != w.root ||
-			m.Point != w.point && m.Parent != 0 || !m.Counted || m.Count < m.Baseline {
+			m.Point != w.point && m.Parent != 0 || !m.Counted || m.Count < m.Baseline ||
+			m.Group != w.group || m.Master != w.master {
 			t.Errorf("mount %d = %+v, want %+v", w.id, m, w)
+		}
+		if above := byID[m.ParentID]; m.Parent == above.Addr && m.Parent != 0 &&
+			(m.ParentGroup != above.Group || m.ParentMaster != above.Master) {
+			t.Errorf("mount %d is on groups %d and %d, want those of %+v", w.id, m.ParentGroup, m.ParentMaster, above)
+		}
+		if m.Master != 0 {
+			slaves++
 		}
 		one, err := r.Mount(t.Context(), w.id)
 		if err != nil || one.Addr != m.Addr {
 			t.Errorf("Mount(%d) = %+v, %v, want %+v", w.id, one, err, m)
 		}
+	}
+	if slaves == 0 {
+		t.Error("no mount has a master, want one at least")
 	}
 }
 

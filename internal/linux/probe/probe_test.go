@@ -55,6 +55,8 @@ type mounted struct {
 	id, parent  int
 	dev         string
 	root, point string
+
+	group, master int
 }
 
 func mountinfo(t testing.TB) []mounted {
@@ -68,6 +70,13 @@ func mountinfo(t testing.TB) []mounted {
 		var m mounted
 		if _, err := fmt.Sscan(l, &m.id, &m.parent, &m.dev, &m.root, &m.point); err != nil {
 			t.Fatal(err)
+		}
+		for _, f := range strings.Fields(l)[6:] {
+			if f == "-" {
+				break
+			}
+			fmt.Sscanf(f, "shared:%d", &m.group)
+			fmt.Sscanf(f, "master:%d", &m.master)
 		}
 		ms = append(ms, m)
 	}

@@ -4,11 +4,13 @@
 package probe
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -300,6 +302,28 @@ func TestDeepPath(t *testing.T) {
 		return
 	}
 	t.Error("the directory was not found")
+}
+
+// TestIncomplete holds that what this kernel keeps in a way that is not known is said, with what was
+// found.
+func TestIncomplete(t *testing.T) {
+	s := newSearch(nil, 1, nil)
+	data := make([]byte, 48)
+	binary.NativeEndian.PutUint16(data[4:], foundUnknown)
+	o := owner{&refsTaskFound{Tgid: 7}, 9}
+	if err := s.take(record{kind: foundUnknown, data: data}, IOUring, []owner{o}, false, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := Unread{Kind: IOUring, PID: 7, FD: 9, Reason: s.unread[0].Reason}
+	if len(s.unread) != 1 || s.unread[0] != want || want.Reason == "" {
+		t.Errorf("not looked into: %+v, want %+v", s.unread, want)
+	}
+	for n, end := range map[int]string{1: "is not known", 5: "and 2 more"} {
+		err := error(&Incomplete{slices.Repeat(s.unread, n)})
+		if text := err.Error(); !strings.HasSuffix(text, end) || strings.Contains(text, "\n") {
+			t.Errorf("%q does not end in %q on one line", text, end)
+		}
+	}
 }
 
 // TestEndOfContext holds that a scan ends with its context.
