@@ -42,9 +42,12 @@ func sane(l *volume.Layout, disks int) bool {
 	return true
 }
 
+// maxBlockBytes is the largest block of any file system that is read.
+const maxBlockBytes = 64 << 10
+
 // saneInfo tells whether sizes are sizes.
 func saneInfo(i *files.Info) bool {
-	return i.BlockBytes >= 0 && i.SizeBytes >= 0 && i.Inodes >= 0
+	return i.BlockBytes >= 0 && i.BlockBytes <= maxBlockBytes && i.SizeBytes >= 0 && i.Inodes >= 0
 }
 
 // saneView tells whether a view has a state, and the one that its problems mean.

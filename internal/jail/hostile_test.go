@@ -28,7 +28,7 @@ import (
 func fake(t *testing.T, play func(fd int)) *Jail {
 	t.Helper()
 	j := &Jail{disks: []volume.Disk{{Name: "disk"}}, free: make(chan *lane, lanes), words: new(words),
-		most: maxItems, done: make(chan struct{}), freed: make(chan struct{}), cmd: exec.Command("sleep", "600")}
+		most: maxItems, budget: newBudget(nil), done: make(chan struct{}), freed: make(chan struct{}), cmd: exec.Command("sleep", "600")}
 	window, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -121,6 +121,8 @@ func TestHostileChild(t *testing.T) {
 	inodes := func(j *Jail) error {
 		return (&FS{j: j}).Inodes(context.Background(), func(*files.Stat) error { return nil })
 	}
+	open := func(j *Jail) error { _, err := j.FS(context.Background(), 0); return err }
+	info := func(text string) func(int) { return answers(func(m *message) { m.putInt(0); m.putString(text) }) }
 	entry := func(name string, rest ...int64) func(*message) {
 		return listOf(func(m *message) {
 			m.putString(name)
@@ -143,6 +145,8 @@ func TestHostileChild(t *testing.T) {
 		"volume of a table":   {answers(jsonOf(`{"Tables":[{"Disk":0,"In":0}]}`)), layout},
 		"disk of a problem":   {answers(jsonOf(`{"Problems":[{"Disk":-2}]}`)), layout},
 		"range of a table":    {answers(jsonOf(`{"Tables":[{"In":-1,"Ranges":[{"Offset":-1}]}]}`)), layout},
+		"endless blocks":      {info(`{"block_bytes":65537}`), open},
+		"negative blocks":     {info(`{"block_bytes":-1}`), open},
 		"no JSON":             {answers(jsonOf(`{"Volumes":[`)), layout},
 		"too many objects":    {answers(manyObjects), layout},
 		"hit of no volume":    {answers(jsonOf(`{"Volume":1}`)), within},

@@ -51,9 +51,10 @@ const (
 	feeds = 4 // reads at one time
 	// MemoryBytes bounds what a child may use.
 	MemoryBytes = 512 << 20
-	// patience is how long a child may compute without reading or answering. Nothing that a reader
-	// does between two reads of the disk takes a second. It is counted in looks, and not with a
-	// clock, which goes on while this program is stopped or the machine sleeps.
+	// patience is how long a child may compute without reading. Nothing that a reader does between
+	// two reads of the disk takes a second. It is counted in looks, and not with a clock, which goes
+	// on while this program is stopped or the machine sleeps. That others get their answers
+	// meanwhile does not count: see budget for one that reads and never answers.
 	patience = time.Minute
 	// look is how often who waits for an answer looks up, at the context and at patience.
 	look = 200 * time.Millisecond
@@ -97,10 +98,11 @@ type Jail struct {
 	windows []byte
 	words   *words
 	most    int64 // items in one list: maxItems
+	budget  *budget
 
 	volumes atomic.Int64 // how many the layout has
 	reading atomic.Int64 // reads of the disks that are under way
-	moved   atomic.Int64 // how often something happened
+	moved   atomic.Int64 // how many reads of the disks ended
 
 	mu    sync.Mutex
 	cause error         // why the child was ended, nil if it ended by itself
@@ -124,7 +126,7 @@ type lane struct {
 // It is an error if the child cannot be confined.
 func Start(ctx context.Context, disks []volume.Disk) (*Jail, error) {
 	j := &Jail{disks: disks, free: make(chan *lane, lanes), words: new(words),
-		most: maxItems, done: make(chan struct{}), freed: make(chan struct{})}
+		most: maxItems, budget: newBudget(disks), done: make(chan struct{}), freed: make(chan struct{})}
 	if err := j.start(ctx); err != nil {
 		return nil, fmt.Errorf("start the reader of the guest's disk: %w", err)
 	}
@@ -410,6 +412,10 @@ func (j *Jail) feed(sock *os.File, window []byte) {
 			j.end(&CrashError{How: "it was ended: " + errMessage.Error()})
 			return
 		}
+		if err := j.budget.read(want); err != nil {
+			j.end(&CrashError{How: "it was ended: " + err.Error()})
+			return
+		}
 		j.reading.Add(1)
 		n, err := readDisk(&j.disks[disk], window[:want], off)
 		j.reading.Add(-1)
@@ -457,10 +463,12 @@ func (j *Jail) call(ctx context.Context, q *message, use func(a *message, window
 		return ctx.Err()
 	}
 	defer func() { j.free <- l }()
+	j.budget.begin(l, q)
+	defer j.budget.done(l)
 	if err := send(int(l.sock.Fd()), q.b); err != nil {
 		return j.gone(err)
 	}
-	moved, quiet := j.moved.Add(1), time.Duration(0)
+	moved, quiet := j.moved.Load(), time.Duration(0)
 	for {
 		a, err := receive(int(l.sock.Fd()), l.buf)
 		switch {
@@ -480,7 +488,6 @@ func (j *Jail) call(ctx context.Context, q *message, use func(a *message, window
 		case err != nil:
 			return j.gone(err)
 		default:
-			j.moved.Add(1)
 			use(a, l.window)
 			if a.bad {
 				return j.gone(errMessage)
