@@ -112,7 +112,7 @@ func (e *engine) textNow(path string) ([]byte, *plan.TextState, error) {
 	if len(raw) > plan.MaxTextBytes {
 		return unfit(fmt.Sprintf("it has more than %d bytes", plan.MaxTextBytes))
 	}
-	s := plan.StateOf(raw, plan.Mode(n.Mode.Perm()))
+	s := plan.StateOf(raw, plan.ModeOf(n.Mode))
 	return raw, &s, nil
 }
 
@@ -212,7 +212,7 @@ func differs(got, want *plan.TextState) string {
 	case got == nil:
 		return "is gone, and was there"
 	case got.SHA256 == want.SHA256:
-		return fmt.Sprintf("has the mode %04o, and had %04o", uint32(got.Mode), uint32(want.Mode))
+		return fmt.Sprintf("has the mode %s, and had %s", got.Mode, want.Mode)
 	}
 	return "holds something else than"
 }
@@ -242,7 +242,7 @@ func (c *texts) stage(path string, content []byte, mode plan.Mode) error {
 	if err := c.unstage(path); err != nil {
 		return err
 	}
-	f, err := c.e.disk.CreateNew(fresh, fs.FileMode(mode))
+	f, err := c.e.disk.CreateNew(fresh, mode.Perm())
 	if err != nil {
 		return err
 	}

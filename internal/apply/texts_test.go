@@ -54,7 +54,7 @@ func textWorldUntil(t testing.TB, ctx context.Context) (*cut.Disk, *plan.Texts) 
 		if before[path] != "" {
 			d.Put(path, []byte(before[path]))
 		}
-		p.Files = append(p.Files, plan.Text{Path: path, Mode: 0o644, Content: after[path]})
+		p.Files = append(p.Files, plan.Text{Path: path, Mode: "0644", Content: after[path]})
 	}
 	if err := DraftTexts(t.Context(), p, options(d)); err != nil {
 		t.Fatal(err)
@@ -398,7 +398,7 @@ func TestTextsUndoRefused(t *testing.T) {
 	if _, err := ApplyTexts(t.Context(), p, options(d)); err != nil {
 		t.Fatal(err)
 	}
-	later := &plan.Texts{Tool: "test", Why: "more", Files: []plan.Text{{Path: rulesPath, Mode: 0o644, Content: "newer\n"}}}
+	later := &plan.Texts{Tool: "test", Why: "more", Files: []plan.Text{{Path: rulesPath, Mode: "0644", Content: "newer\n"}}}
 	o := options(d)
 	o.Now = func() time.Time { return time.Unix(2000, 0) }
 	if err := DraftTexts(t.Context(), later, o); err != nil {
@@ -499,20 +499,20 @@ func TestTextsOnHost(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"dangling", "dangling/x", "names", "."} {
-		p := &plan.Texts{Tool: "test", Why: "x", Files: []plan.Text{{Path: filepath.Join(etc, name), Mode: 0o644}}}
+		p := &plan.Texts{Tool: "test", Why: "x", Files: []plan.Text{{Path: filepath.Join(etc, name), Mode: "0644"}}}
 		if err := DraftTexts(t.Context(), p, o); err == nil {
 			t.Errorf("DraftTexts of %s went through", name)
 		}
 	}
 	p := &plan.Texts{Tool: "test", Why: "x", Files: []plan.Text{
-		{Path: filepath.Join(link, "a.conf"), Mode: 0o600, Content: "new\n"},
-		{Path: filepath.Join(link, "unit.d/deep/b.conf"), Mode: 0o644, Content: "made\n"},
+		{Path: filepath.Join(link, "a.conf"), Mode: "0600", Content: "new\n"},
+		{Path: filepath.Join(link, "unit.d/deep/b.conf"), Mode: "0644", Content: "made\n"},
 	}}
 	if err := DraftTexts(t.Context(), p, o); err != nil {
 		t.Fatal(err)
 	}
 	made := filepath.Join(etc, "unit.d/deep/b.conf")
-	if p.Files[0].Path != conf || p.Files[1].Path != made || p.Files[0].Before.Mode != 0o600 {
+	if p.Files[0].Path != conf || p.Files[1].Path != made || p.Files[0].Before.Mode != "0600" {
 		t.Errorf("the plan is of %+v", p.Files)
 	}
 	if _, err := ApplyTexts(t.Context(), p, o); err != nil {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -75,20 +76,19 @@ type Told struct {
 	Why     string `json:"why"`
 }
 
-// Mode are the permissions of a file; in JSON four octal digits, as "0644".
-type Mode uint32
+// Mode are the permissions of a file, in four octal digits, as "0644".
+type Mode string
 
-// MarshalText is encoding.TextMarshaler.
-func (m Mode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }
+// ModeOf gives the permissions in m.
+func ModeOf(m fs.FileMode) Mode { return Mode(fmt.Sprintf("%04o", m.Perm())) }
 
-// UnmarshalText is encoding.TextUnmarshaler.
-func (m *Mode) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 8, 12)
-	if err != nil || len(text) != 4 {
-		return fmt.Errorf("%w: a mode is %.20q", ErrNotPlan, text)
+// Perm gives the permissions, 0 for what is no mode.
+func (m Mode) Perm() fs.FileMode {
+	n, err := strconv.ParseUint(string(m), 8, 9)
+	if err != nil || ModeOf(fs.FileMode(n)) != m {
+		return 0
 	}
-	*m = Mode(n)
-	return nil
+	return fs.FileMode(n)
 }
 
 // StateOf is the state of a file that holds content.
@@ -229,17 +229,17 @@ func (t *Text) validate() error {
 	case !line(t.Path) || len(t.Path) > maxPathBytes || !strings.HasPrefix(t.Path, "/") ||
 		t.Path != filepath.Clean(t.Path) || t.Path == "/" || len(filepath.Base(t.Path)) > MaxTextName:
 		return fmt.Errorf("its path %.80q is not one that is written to", t.Path)
-	case t.Mode&^0o755 != 0 || t.Mode&0o400 == 0:
+	case t.Mode.Perm()&^0o755 != 0 || t.Mode.Perm()&0o400 == 0:
 		// What others may write is no setting of the administrator any more.
-		return fmt.Errorf("its mode is %04o, want at most 0755", uint32(t.Mode))
+		return fmt.Errorf("its mode is %.20q, want at most 0755", t.Mode)
 	case len(t.Content) > MaxTextBytes:
 		return fmt.Errorf("%d bytes, at most %d", len(t.Content), MaxTextBytes)
 	case !utf8.ValidString(t.Content) || strings.ContainsRune(t.Content, 0):
 		return errors.New("it is no text in UTF-8")
 	case t.Before == nil:
 		return nil
-	case t.Before.Mode&^0o777 != 0:
-		return fmt.Errorf("its mode was %04o", uint32(t.Before.Mode))
+	case ModeOf(t.Before.Mode.Perm()) != t.Before.Mode:
+		return fmt.Errorf("its mode was %.20q", t.Before.Mode)
 	}
 	if sum, err := hex.DecodeString(t.Before.SHA256); err != nil || len(sum) != sha256.Size {
 		return fmt.Errorf("its digest was %.80q", t.Before.SHA256)

@@ -18,13 +18,13 @@ import (
 
 func sampleTexts(t testing.TB) *plan.Texts {
 	t.Helper()
-	was := plan.StateOf([]byte("a = 1\n"), 0o600)
+	was := plan.StateOf([]byte("a = 1\n"), "0600")
 	p := &plan.Texts{
 		Schema: plan.TextsSchema, ID: "00112233445566778899aabbccddeeff",
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Tool: "test", Why: "keep the agent away",
 		Files: []plan.Text{
-			{Path: "/etc/a.conf", Before: &was, Mode: 0o600, Content: "a = 2\n"},
-			{Path: "/etc/b.d/b ü.conf", Mode: 0o644, Content: "x\t\"y\"\\\u202e\n"},
+			{Path: "/etc/a.conf", Before: &was, Mode: "0600", Content: "a = 2\n"},
+			{Path: "/etc/b.d/b ü.conf", Mode: "0644", Content: "x\t\"y\"\\\u202e\n"},
 		},
 		Then: []plan.Told{{Command: "systemctl daemon-reload", Why: "read it"}},
 	}
@@ -75,8 +75,7 @@ func TestReadTexts(t *testing.T) {
 		{"newer", "text-plan/1", "text-plan/2", plan.ErrNewer},
 		{"no version", "text-plan/1", "text-plan/x", plan.ErrNotPlan},
 		{"unknown field", `"why"`, `"run":"x","why"`, plan.ErrNotPlan},
-		{"no mode", `"0644"`, `"rw"`, plan.ErrNotPlan},
-		{"longer mode", `"0644"`, `"00644"`, plan.ErrNotPlan},
+		{"no mode", `"0644"`, `"rw"`, plan.ErrEdited},
 	} {
 		edited := bytes.Replace(raw, []byte(c.old), []byte(c.new), 1)
 		if bytes.Equal(edited, raw) {
@@ -113,10 +112,13 @@ func TestTextsValidate(t *testing.T) {
 		{"no UTF-8 in the name", func(p *plan.Texts) { p.Files[0].Path = "/etc/\xff" }},
 		{"twice", func(p *plan.Texts) { p.Files[1].Path = p.Files[0].Path }},
 		{"one below another", func(p *plan.Texts) { p.Files[0].Path = "/etc/b.d" }},
-		{"all may write", func(p *plan.Texts) { p.Files[0].Mode = 0o666 }},
-		{"setuid", func(p *plan.Texts) { p.Files[0].Mode = 0o4755 }},
-		{"unreadable", func(p *plan.Texts) { p.Files[0].Mode = 0o200 }},
-		{"setuid before", func(p *plan.Texts) { p.Files[0].Before.Mode = 0o4755 }},
+		{"all may write", func(p *plan.Texts) { p.Files[0].Mode = "0666" }},
+		{"setuid", func(p *plan.Texts) { p.Files[0].Mode = "4755" }},
+		{"unreadable", func(p *plan.Texts) { p.Files[0].Mode = "0200" }},
+		{"longer mode", func(p *plan.Texts) { p.Files[0].Mode = "00644" }},
+		{"no mode", func(p *plan.Texts) { p.Files[0].Mode = "rw" }},
+		{"no mode before", func(p *plan.Texts) { p.Files[0].Before.Mode = "0888" }},
+		{"setuid before", func(p *plan.Texts) { p.Files[0].Before.Mode = "4755" }},
 		{"no digest before", func(p *plan.Texts) { p.Files[0].Before.SHA256 = "00" }},
 		{"too long", func(p *plan.Texts) { p.Files[0].Content = strings.Repeat("a", plan.MaxTextBytes+1) }},
 		{"no UTF-8", func(p *plan.Texts) { p.Files[0].Content = "\xff" }},

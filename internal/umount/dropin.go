@@ -138,7 +138,7 @@ func Dropin(unit, path string) (plan.Text, error) {
 		return plan.Text{}, err
 	}
 	return plan.Text{
-		Path: filepath.Join(unitDir, unit+".d", dropinName(path)), Mode: 0o644,
+		Path: filepath.Join(unitDir, unit+".d", dropinName(path)), Mode: "0644",
 		Content: "# Made by shisa holders --write-dropin: the unit does not see what is mounted there, so it\n" +
 			"# cannot keep it busy.\n[Service]\nInaccessiblePaths=" + unitWord(path) + "\n",
 	}, nil

@@ -20,11 +20,11 @@ import (
 func sampleText(t testing.TB) *TextReceipt {
 	t.Helper()
 	old := []byte("a = \xff1\n") // what was there need not be UTF-8
-	was := plan.StateOf(old, 0o600)
+	was := plan.StateOf(old, "0600")
 	p := &plan.Texts{Schema: plan.TextsSchema, ID: "00112233445566778899aabbccddeeff", Why: "x",
 		Created: time.Unix(1, 0), Files: []plan.Text{
-			{Path: "/etc/a", Before: &was, Mode: 0o600, Content: "a = 2\n"},
-			{Path: "/etc/b", Mode: 0o644, Content: "b\n"},
+			{Path: "/etc/a", Before: &was, Mode: "0600", Content: "a = 2\n"},
+			{Path: "/etc/b", Mode: "0644", Content: "b\n"},
 		}}
 	if err := p.Seal(); err != nil {
 		t.Fatal(err)
