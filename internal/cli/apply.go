@@ -37,7 +37,10 @@ it was carried out before, and while a program uses the image. A plan is for one
 carried out on a copy.
 
 The old bytes are safe on the disk before the first one is written. Afterwards the whole image is
-checked; if that does not end as the plan says, the image gets its old bytes back.`,
+checked; if that does not end as the plan says, the image gets its old bytes back.
+
+A plan for text files, as "shisa holders --write-dropin" makes one, is carried out the same way. The commands
+that put the files into force are told, and not run.`,
 		Example: `  shisa repair --out plan.json vm.qcow2
   shisa apply plan.json
   shisa apply --journal /var/tmp plan.json           where there is no room beside the image
@@ -65,12 +68,14 @@ checked; if that does not end as the plan says, the image gets its old bytes bac
 }
 
 func runApply(ctx context.Context, o applyOptions, risks []risk, name string, s *stdio) error {
-	p, err := readPlan(name, s.in)
+	p, texts, err := readPlan(name, s.in)
 	switch {
 	case errors.As(err, new(*fs.PathError)):
 		return err
 	case err != nil:
 		return changeError(ctx, err, name)
+	case texts != nil:
+		return o.applyTexts(ctx, texts, s)
 	}
 	image := vault.PathOf(p.Object)
 	if p.Empty() {
@@ -87,9 +92,10 @@ func runApply(ctx context.Context, o applyOptions, risks []risk, name string, s 
 }
 
 // readPlan reads a plan from a file, or from stdin if the name is "-".
-func readPlan(name string, stdin io.Reader) (*plan.Plan, error) {
+// It is one of an image or one of text files, and the other is nil.
+func readPlan(name string, stdin io.Reader) (*plan.Plan, *plan.Texts, error) {
 	if name == "-" {
-		return plan.Read(stdin)
+		return plan.ReadAny(stdin)
 	}
 	f, err := diskio.Open(name)
 	if err != nil {
@@ -97,12 +103,12 @@ func readPlan(name string, stdin io.Reader) (*plan.Plan, error) {
 		if errors.Is(err, diskio.ErrDirectory) {
 			err = finding.WithHint(err, "name the file that shisa repair --out saved")
 		}
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
-	p, err := plan.Read(io.NewSectionReader(f, 0, f.Size()))
+	p, texts, err := plan.ReadAny(io.NewSectionReader(f, 0, f.Size()))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
-	return p, nil
+	return p, texts, nil
 }

@@ -23,6 +23,7 @@ type holdersOptions struct {
 	all  bool
 	holders.Options
 	tracing
+	advising
 }
 
 func newHolders(s *stdio) *cobra.Command {
@@ -42,15 +43,25 @@ Nothing in the file system is looked at, so one that hangs holds nobody up.
 
 Who is gone before anybody can look is found with --trace: it watches from before the umount on, and tells of each
 that fails who held the mount when the kernel counted, with the system call and both stacks. --pollers finds
-those who look at mounts on a period before anything fails.`,
+those who look at mounts on a period before anything fails.
+
+--advise tells how they are kept from the mount for good: by an option of their own, or by a drop-in for their
+unit. --write-dropin makes that as a plan, which "shisa apply" carries out and "shisa undo" takes back.`,
 		Example: `  shisa holders /mnt
   shisa holders /dev/sdb1
   shisa holders /var/lib/libvirt/images/vm.qcow2
   shisa holders --json --all-superblock /mnt
   shisa holders --trace --for 1h /mnt
-  shisa holders --pollers`,
+  shisa holders --pollers
+  shisa holders --advise --pollers /mnt
+  shisa holders --write-dropin vmtoolsd.service --apply /mnt`,
 		Args: wantArgs(0, -1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if cure, err := o.cures(c, args, &o.tracing); err != nil {
+				return err
+			} else if cure {
+				return runCure(c.Context(), o, args[0], s)
+			}
 			if err := o.ready(c, args); err != nil {
 				return err
 			}
@@ -70,6 +81,7 @@ those who look at mounts on a period before anything fails.`,
 	f.BoolVar(&o.AllSuperblock, "all-superblock", false, "what only keeps the file system after the umount "+
 		"counts as well")
 	o.flags(c)
+	o.adviceFlags(c)
 	f.BoolVar(&o.all, "all", false, "list every holder instead of at most 20 lines of a kind")
 	return c
 }

@@ -40,6 +40,8 @@ func jsonDocuments() map[string]any {
 		render.CompareSchema:     render.CompareDocument{},
 		plan.Schema:              plan.Plan{},
 		vault.ReceiptSchema:      render.ReceiptDocument{},
+		plan.TextsSchema:         plan.Texts{},
+		vault.TextReceiptSchema:  render.TextReceiptDocument{},
 		render.RecoverSchema:     render.RecoverDocument{},
 		render.HeaderSchema:      render.HeaderDocument{},
 		render.GuestPartsSchema:  render.GuestPartsDocument{},
@@ -54,6 +56,7 @@ func jsonDocuments() map[string]any {
 		render.PollersSchema:     render.PollersDocument{},
 		render.EnginesSchema:     render.EnginesDocument{},
 		render.UmountSchema:      umount.Result{},
+		render.AdviceSchema:      umount.Advice{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

@@ -124,7 +124,8 @@ func (o *recoverOptions) outcomes(
 			continue
 		}
 		seen[key] = true
-		r := render.Recovered{ID: out.ID, Image: out.Image, UndoPath: out.UndoPath, Did: out.Did}
+		r := render.Recovered{ID: out.ID, Image: out.Image, UndoPath: out.UndoPath, Files: out.Texts,
+			Did: out.Did}
 		if out.Err != nil {
 			why := out.Err
 			if errors.Is(why, diskio.ErrInUse) {

@@ -228,7 +228,7 @@ func (o *repairOptions) ready(c *cobra.Command, image string) ([]risk, error) {
 		return nil, err
 	}
 	o.line = applyLine(c, o.out, image)
-	return risks, o.outReady()
+	return risks, newFile(o.out)
 }
 
 // placesOf reads the values of --place.
@@ -253,19 +253,19 @@ func placesOf(list []string) (map[int64]int64, error) {
 	return places, nil
 }
 
-// outReady refuses a file for the plan that is there.
-func (o *repairOptions) outReady() error {
-	if o.out == "" {
+// newFile refuses a file for a plan that is there; "" is none.
+func newFile(out string) error {
+	if out == "" {
 		return nil
 	}
-	switch _, err := diskio.Look(o.out); {
+	switch _, err := diskio.Look(out); {
 	case err == nil, errors.Is(err, diskio.ErrDirectory), errors.Is(err, diskio.ErrSpecial):
-		return outError(o.out, fs.ErrExist)
+		return outError(out, fs.ErrExist)
 	case !errors.Is(err, fs.ErrNotExist):
-		return outError(o.out, err)
+		return outError(out, err)
 	}
-	if _, err := diskio.Look(filepath.Dir(o.out)); !errors.Is(err, diskio.ErrDirectory) {
-		return outError(o.out, fmt.Errorf("%s: not a directory", filepath.Dir(o.out)))
+	if _, err := diskio.Look(filepath.Dir(out)); !errors.Is(err, diskio.ErrDirectory) {
+		return outError(out, fmt.Errorf("%s: not a directory", filepath.Dir(out)))
 	}
 	return nil
 }
@@ -319,7 +319,7 @@ func runRepair(ctx context.Context, o repairOptions, risks []risk, image string,
 		return o.carryOut(ctx, p, risks, image, s)
 	}
 	if o.out != "" {
-		if err := savePlan(o.out, p); err != nil {
+		if err := saveDocument(o.out, plan.Schema, p); err != nil {
 			return err
 		}
 	}
@@ -339,13 +339,13 @@ func (o *changeOptions) showPlan(s *stdio, p *plan.Plan, name, saved string,
 	return render.Plan(s.out, p, name, saved, next, o.style(s))
 }
 
-// savePlan writes a plan into a new file, which is on the disk when it returns.
-func savePlan(name string, p *plan.Plan) error {
+// saveDocument writes a plan into a new file, which is on the disk when it returns.
+func saveDocument(name, schema string, p any) error {
 	f, err := diskio.CreatePrivate(name)
 	if err != nil {
 		return outError(name, err)
 	}
-	err = render.JSON(f, plan.Schema, p)
+	err = render.JSON(f, schema, p)
 	if err == nil {
 		err = f.Sync()
 	}

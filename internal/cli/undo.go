@@ -38,7 +38,10 @@ its id, by its file, or by the undo file.
 
 It is refused if anything was written to the image since the repair, and says where: what was
 written then would be lost. Where several repairs are in force the newest is taken back first. A repair that
-was undone before is nothing to do.`,
+was undone before is nothing to do.
+
+A change of text files is taken back the same way, by its receipt or by one of the files. A file that it made is
+taken away; what it held is in the receipt.`,
 		Example: `  shisa undo vm.qcow2
   shisa undo 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d
   shisa undo vm.qcow2.shisa-undo
@@ -64,6 +67,12 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 	v, err := o.vault()
 	if err != nil {
 		return err
+	}
+	if id, err := o.textChange(ctx, v, name); err != nil || id != "" {
+		if err != nil {
+			return textError(ctx, err, id)
+		}
+		return o.undoTexts(ctx, id, s)
 	}
 	image, id, err := o.whichChange(ctx, v, name)
 	if err != nil {

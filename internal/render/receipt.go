@@ -115,6 +115,8 @@ type Recovered struct {
 	ID       string `json:"id"` // "" where it was never finished
 	Image    string `json:"image"`
 	UndoPath string `json:"undo_path"`
+	// Files are those of a change of text files; then Image is the first, and UndoPath the receipt.
+	Files []string `json:"files"`
 	// Did is what was done: "nothing", "removed", "rolled_back", "committed", "undone", "set_aside" or
 	// "failed".
 	Did   string `json:"did"`
@@ -157,8 +159,12 @@ func Recover(w io.Writer, d *RecoverDocument, host bool, s Style) error {
 			word, color, text = "STILL OPEN", red, Text(c.Error)
 		}
 		o.line(o.paint(color, word), "  ", o.paint(bold, Name(name)))
-		o.prose("  ", text)
-		if c.Did != "removed" && c.UndoPath != "" && of != c.UndoPath {
+		if len(c.Files) > 0 {
+			o.recoveredTexts(c, text)
+		} else {
+			o.prose("  ", text)
+		}
+		if len(c.Files) == 0 && c.Did != "removed" && c.UndoPath != "" && of != c.UndoPath {
 			o.prose("  ", "undo file "+Name(c.UndoPath))
 		}
 		if c.Next != "" {
@@ -168,7 +174,7 @@ func Recover(w io.Writer, d *RecoverDocument, host bool, s Style) error {
 	switch {
 	case open > 0:
 		o.line()
-		o.prose("", Count(int64(open), "change is", "changes are")+" still open: do not use these images")
+		o.prose("", Count(int64(open), "change is", "changes are")+" still open: do not use these "+openKind(d.Changes))
 	case len(d.Changes) == done && len(d.Errors) == 0:
 		text := "no change was left in the middle"
 		if done > 0 {
@@ -178,6 +184,16 @@ func Recover(w io.Writer, d *RecoverDocument, host bool, s Style) error {
 	}
 	o.searched(d.LookedAt, host)
 	return o.flush()
+}
+
+// openKind is what must not be used while changes are open.
+func openKind(all []Recovered) string {
+	for _, c := range all {
+		if len(c.Files) == 0 && c.Did == "failed" {
+			return "images"
+		}
+	}
+	return "files"
 }
 
 // searched tells where changes were looked for, and where others may be.
