@@ -14,13 +14,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
+	if hold.IsChild(os.Args) {
+		hold.Serve()
+	}
 	// The bench calls itself to make images.
 	if len(os.Args) == 4 && os.Args[1] == makeCommand {
 		os.Exit(makeImage(os.Args[2], os.Args[3], os.Stderr))
+	}
+	if len(os.Args) == 3 && os.Args[1] == hungCommand {
+		os.Exit(serveHung(os.Args[2], os.Stdout, os.Stderr))
 	}
 	testenv.Main(m)
 }

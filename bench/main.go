@@ -23,6 +23,8 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 )
 
 // options are the flags.
@@ -44,11 +46,22 @@ type bench struct {
 	log                    io.Writer // what is being done
 }
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if hold.IsChild(os.Args) {
+		hold.Serve()
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 func run(args []string, out, log io.Writer) int {
 	if len(args) == 3 && args[0] == makeCommand {
 		return makeImage(args[1], args[2], log)
+	}
+	if len(args) == 3 && args[0] == apartCommand {
+		return measureApart(args[1], args[2], out, log)
+	}
+	if len(args) == 2 && args[0] == hungCommand {
+		return serveHung(args[1], out, log)
 	}
 	if os.Getpid() == 1 && os.Getenv(oldDoes) != "" {
 		return oldMain()

@@ -35,6 +35,7 @@ type result struct {
 	oursRan, theirsRan bool
 	goals              []outcome
 	text, theirsText   string // said in place of costs
+	below              *below // a table of its own, below all rows
 	// failed says what went wrong: a required value cannot be reached then. missing says why
 	// something could not be measured.
 	failed, missing string
@@ -143,7 +144,8 @@ func allRows() []row {
 		{name: "live: checks under random writes", space: liveSpace, special: live},
 		{name: "answers that stayed open", special: open},
 	}
-	return slices.Concat(rows, repairRows(), powerCutRows(), insideRows(), memoryRows(), crashRows())
+	return slices.Concat(rows, repairRows(), powerCutRows(), insideRows(), memoryRows(), crashRows(),
+		holdersRows(), umountRows())
 }
 
 func (r row) measure(ctx context.Context, b *bench, dir string) result {

@@ -18,8 +18,16 @@ import (
 type table struct {
 	head  string
 	lines [][]string
+	below []*below
 	worst int
 	quick bool
+}
+
+// below is a table of one row, which is printed below that of all rows.
+type below struct {
+	title string
+	lines [][]string // the first is the head
+	notes []string
 }
 
 func newTable(b *bench) *table {
@@ -133,6 +141,9 @@ func (t *table) add(name string, r result) {
 	}
 	t.lines = append(t.lines, []string{name, theirs, ours, strings.Join(got, ", "),
 		strings.Join(must, ", "), strings.Join(aim, ", "), verdict})
+	if r.below != nil {
+		t.below = append(t.below, r.below)
+	}
 }
 
 func (c cost) String() string {
@@ -163,17 +174,32 @@ func (t *table) status() int { return t.worst }
 func (t *table) print(w io.Writer) {
 	lines := append([][]string{{"image", "qemu-img or other: CPU / wall / memory", "shisa: CPU / wall / memory",
 		"measured", "must reach", "aim", "reached"}}, t.lines...)
+	fmt.Fprintln(w, t.head)
+	if t.quick {
+		fmt.Fprintln(w, "Quick: small images and one run. The values say nothing about speed.")
+	}
+	fmt.Fprintln(w)
+	markdown(w, lines)
+	for _, b := range t.below {
+		fmt.Fprintf(w, "\n%s\n\n", b.title)
+		markdown(w, b.lines)
+		for i, note := range b.notes {
+			if i == 0 {
+				fmt.Fprintln(w)
+			}
+			fmt.Fprintln(w, note)
+		}
+	}
+}
+
+// markdown writes one table.
+func markdown(w io.Writer, lines [][]string) {
 	width := make([]int, len(lines[0]))
 	for _, l := range lines {
 		for i, c := range l {
 			width[i] = max(width[i], len(c))
 		}
 	}
-	fmt.Fprintln(w, t.head)
-	if t.quick {
-		fmt.Fprintln(w, "Quick: small images and one run. The values say nothing about speed.")
-	}
-	fmt.Fprintln(w)
 	for n, l := range lines {
 		for i, c := range l {
 			fmt.Fprintf(w, "| %-*s ", width[i], c)

@@ -109,9 +109,10 @@ func pause(d time.Duration) {
 // linger has something held for a moment, lets go of it, and pauses.
 func linger(letGo func() error) error {
 	d := time.Duration(float64(shortest) * math.Pow(float64(longest/shortest), rand.Float64()))
+	begun := time.Now()
 	pause(d)
 	err := letGo()
-	pause(time.Duration(float64(d) * pauseShare))
+	pause(time.Duration(float64(time.Since(begun)) * pauseShare))
 	return err
 }
 

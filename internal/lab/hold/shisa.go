@@ -102,7 +102,11 @@ func (d document) worth(h *Hold, status int) string {
 	if len(d.Status) == 0 || d.Status[0] != status || status != want {
 		wrong = append(wrong, fmt.Sprintf("ends with %d and says %d, want %d", status, d.Status, want))
 	}
+	// What counts as unexplained is a reference to the mount, which only those who block have.
+	told := named || h.Kind.Effect == Harmless || h.Kind.Effect == Blocks && a.Unexplained != 0
 	switch {
+	case !told || a.Free && h.Kind.Effect != Harmless:
+		return Missed + ": " + strings.Join(wrong, "; ")
 	case len(wrong) > 0:
 		return Wrong + ": " + strings.Join(wrong, "; ")
 	case h.Kind.Effect == Harmless:

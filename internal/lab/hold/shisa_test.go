@@ -59,6 +59,8 @@ func TestWorth(t *testing.T) {
 			"also_fds": [6], "blocks": "umount"}]}`
 	const silent = `{"status": [4], "verdict": "unknown", "audit": {"read": true},
 		"mounts": [{"asked": true, "unexplained": 1}], "holders": []}`
+	const free = `{"status": [0], "verdict": "free", "audit": {"read": true},
+		"mounts": [{"asked": true, "unexplained": 0}], "holders": []}`
 	blocks := Hold{PID: 7, FD: 6, Path: "/mnt/held", Kind: Kind{Effect: Blocks, Word: "open_fd"}}
 	wordless := Hold{PID: 7, FD: 6, Kind: Kind{Effect: Blocks}}
 	for _, c := range []struct {
@@ -70,6 +72,8 @@ func TestWorth(t *testing.T) {
 		{"right", good, blocks, 3, Named},
 		{"another status", good, blocks, 0, Wrong + ": ends with 0 and says [3], want 3"},
 		{"unexplained", silent, wordless, 4, Unexplained},
+		{"missed", free, wordless, 0, Missed + ": is said to be free; is missed without a word; " +
+			"ends with 0 and says [0], want 4"},
 		{"not told", silent, Hold{PID: 7, FD: -1, Kind: Kind{Effect: Blocks, Word: "cwd"}}, 4,
 			`wrong: is not told as cwd of 7/0 fd [] path "" namespace 0, blocks umount`},
 		{"blamed", good, Hold{PID: 7, FD: 6, Kind: Kind{Effect: Harmless}}, 3,
