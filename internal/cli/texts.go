@@ -100,8 +100,11 @@ func (o *changeOptions) textChange(ctx context.Context, v *vault.Vault, name str
 }
 
 // undoTexts takes a change of text files back.
-func (o *changeOptions) undoTexts(ctx context.Context, id string, s *stdio) error {
-	begun := time.Now()
+func (o *changeOptions) undoTexts(ctx context.Context, v *vault.Vault, id string, s *stdio) error {
+	was, err := v.TextReceipt(id)
+	if err != nil {
+		return textError(ctx, err, id)
+	}
 	bar := newProgress(s, "undoing")
 	opts, err := o.engine(nil, "", bar)
 	if err != nil {
@@ -115,7 +118,7 @@ func (o *changeOptions) undoTexts(ctx context.Context, id string, s *stdio) erro
 		}
 		return textError(ctx, err, id)
 	}
-	if r.Undone != nil && r.Undone.Before(begun.Truncate(time.Second)) {
+	if was.State == vault.Undone {
 		fmt.Fprintf(s.err, "shisa: it was undone before, at %s\n", r.Undone.Format(time.RFC3339))
 	}
 	return o.showTextReceipt(s, r, finding.StatusClean)

@@ -72,7 +72,7 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 		if err != nil {
 			return textError(ctx, err, id)
 		}
-		return o.undoTexts(ctx, id, s)
+		return o.undoTexts(ctx, v, id, s)
 	}
 	image, id, err := o.whichChange(ctx, v, name)
 	if err != nil {
