@@ -394,8 +394,11 @@ func TestResolve(t *testing.T) {
 	if err != nil || here.Path != file {
 		t.Errorf("Resolve(image) = %+v, %v", here, err)
 	}
+}
+
+func TestResolveDevice(t *testing.T) {
 	testenv.NeedRoot(t)
-	dev, err := Resolve(t.Context(), h, "/dev/loop0")
+	dev, err := Resolve(t.Context(), byText(), "/dev/loop0")
 	if err != nil || dev.Kind != TargetDevice || dev.Device != "loop0" {
 		t.Errorf("Resolve(/dev/loop0) = %+v, %v", dev, err)
 	}
