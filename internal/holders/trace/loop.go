@@ -34,7 +34,7 @@ const (
 type pending struct {
 	u      probe.Event
 	mount  Mount
-	wanted bool // the mount is known to be one that is asked for
+	unsure bool // nothing says yet that it failed since the mount was busy
 	due    int64
 	// table is this process's table of mounts at that time.
 	table  []linux.Mount
@@ -108,7 +108,8 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 		}
 		return
 	}
-	if !t.failed(e) {
+	failed := t.failed(e)
+	if e.RetRead && !failed {
 		return
 	}
 	if len(t.o.Mounts) > 0 && known && !target {
@@ -118,7 +119,7 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 		t.cut.Add(1)
 		return
 	}
-	p := &pending{u: e, mount: m, wanted: known, due: e.TS + settle + int64(margin)}
+	p := &pending{u: e, mount: m, due: e.TS + settle + int64(margin)}
 	if !known {
 		p.notes = append(p.notes, fmt.Sprintf("which mount %q names is not known: who is named had to do with "+
 			"a mount that is watched", e.Got.Text))
@@ -128,6 +129,12 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 	if !e.CountRead {
 		// Without the table all calls on the device count.
 		p.table, _ = t.o.Host.Mounts(ctx, 0)
+	}
+	if !failed {
+		// Who let go on another processor may not be told of yet.
+		p.unsure = true
+		t.pending = append(t.pending, p)
+		return
 	}
 	p.moment = t.moments.begin(t.failure(p, nil))
 	t.pending = append(t.pending, p)
@@ -200,6 +207,9 @@ func (t *Trace) settle(all bool) {
 	for len(t.pending) > 0 && (all || t.pending[0].due <= now) {
 		p := t.pending[0]
 		t.pending = t.pending[1:]
+		if p.unsure && !t.failed(p.u) {
+			continue // it was refused for another reason
+		}
 		if len(t.ready) == maxPending {
 			t.ready = t.ready[1:]
 			t.cut.Add(1)

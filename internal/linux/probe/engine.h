@@ -151,6 +151,18 @@ INLINE struct kernfs_node *above(struct kernfs_node *k)
 	return get((struct kernfs_node___old *)k, parent);
 }
 
+// command_of copies the command line of the current task, and gives how much of it was in memory.
+INLINE u32 command_of(struct mm_struct *mm, u8 to[COMMAND])
+{
+	if (!mm)
+		return 0;
+	u64 at = get(mm, arg_start), n = get(mm, arg_end) - at;
+
+	if (n > COMMAND)
+		n = COMMAND;
+	return bpf_probe_read_user(to, n, (void *)at) ? 0 : n;
+}
+
 // about writes down the current task.
 NOINLINE int about(struct event *e)
 {
@@ -187,12 +199,7 @@ NOINLINE int about(struct event *e)
 			e->flags |= F_KERNEL;
 		return 0;
 	}
-	u64 at = get(mm, arg_start), end = get(mm, arg_end), n = end - at;
-
-	if (n > COMMAND)
-		n = COMMAND;
-	if (!bpf_probe_read_user(e->command, n, (void *)at))
-		e->ncommand = n;
+	e->ncommand = command_of(mm, e->command);
 	struct file *exe = get(mm, exe_file);
 
 	if (exe)

@@ -30,6 +30,9 @@ struct hold {
 // one back, so that the first event does not tell.
 struct holds {
 	u64 depth;
+	// The command line when the first was taken: a task that ends has none any more.
+	u32 ncommand, pad;
+	u8 command[COMMAND];
 	struct hold hold[DEPTH];
 };
 
@@ -84,6 +87,7 @@ NOINLINE int taken(void *ctx, u64 mount, u64 since)
 		h = bpf_map_lookup_elem(&held, &k);
 		if (!h)
 			return 0;
+		h->ncommand = command_of(get(me(), mm), h->command);
 	}
 	u64 n = h->depth++;
 
@@ -136,6 +140,10 @@ NOINLINE int dropped(void *ctx, struct mount *m, struct window *w, s64 left)
 			read_call(&f->e.let);
 			f->e.nlet = kernel_stack(ctx, f->e.let_frames);
 			f->e.got.nr = -1;
+			if (h && !f->e.ncommand) {
+				bpf_probe_read_kernel(f->e.command, COMMAND, h->command);
+				f->e.ncommand = h->ncommand;
+			}
 			if (t) {
 				user_at(at, user_regs());
 				if (at[0] == t->at[0] && at[1] == t->at[1])

@@ -80,9 +80,12 @@ type watchEvent struct {
 }
 
 type watchHolds struct {
-	_     structs.HostLayout
-	Depth uint64
-	Hold  [4]struct {
+	_        structs.HostLayout
+	Depth    uint64
+	Ncommand uint32
+	Pad      uint32
+	Command  [256]uint8
+	Hold     [4]struct {
 		_    structs.HostLayout
 		Ts   uint64
 		At   [2]uint64
