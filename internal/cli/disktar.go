@@ -21,7 +21,8 @@ func newDiskTar(s *stdio) *cobra.Command {
 		Use:   "tar DISK[:PART][:/PATH]",
 		Short: "write a directory of the guest as a tar archive",
 		Long: `tar writes a file, or a directory with all that is in it, to standard output as a tar archive
-(POSIX.1-2001), with owners, times, links, devices and extended attributes. Holes become zeros.
+(POSIX.1-2001), with owners, times, links, devices and extended attributes. Where a file has 64 KiB
+of holes or more they stay holes, in the form that GNU tar reads (PAX, GNU.sparse 1.0).
 
 A file that cannot be read to its end is filled up with zeros, which is said, and the exit status is 4.`,
 		Example: `  shisa disk tar vm.qcow2:/srv | zstd >srv.tar.zst

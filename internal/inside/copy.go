@@ -166,6 +166,11 @@ func (c *copier) one(f *files.Found) error {
 	c.leave(f.Path)
 	err := c.make(f)
 	top := !strings.Contains(c.target(f.Path), "/") // what is there already was not made by this copy
+	if !top && errors.Is(err, syscall.EACCES) {
+		// An earlier copy gave the directory the guest's mode, which lets its owner make nothing in it.
+		c.lost(f.Path, err)
+		return files.ErrSkip
+	}
 	if only(err) && (!top || c.o.Resume || !errors.Is(err, fs.ErrExist)) {
 		c.lost(f.Path, err)
 		return files.ErrSkip

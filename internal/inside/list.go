@@ -5,7 +5,6 @@ package inside
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -283,27 +282,6 @@ func (s *sorted) one(l Level) error {
 		return s.fn(Level{Found: &again, Depth: l.Depth, Last: l.Last})
 	}
 	return nil
-}
-
-// Hash gives the SHA-256 of a regular file's bytes, as lower-case hex digits.
-func Hash(ctx context.Context, f files.File, progress func(bytes int64)) (string, error) {
-	sum := sha256.New()
-	size := f.Stat().Size
-	buf := make([]byte, min(blockBytes, max(size, 1)))
-	for off := int64(0); off < size; {
-		if err := ctx.Err(); err != nil {
-			return "", err
-		}
-		part := buf[:min(int64(len(buf)), size-off)]
-		n, err := f.ReadAt(part, off)
-		if n < len(part) {
-			return "", fmt.Errorf("at %d: %w", off+int64(n), errors.Join(err, io.ErrUnexpectedEOF))
-		}
-		sum.Write(part)
-		off += int64(n)
-		progress(int64(n))
-	}
-	return fmt.Sprintf("%x", sum.Sum(nil)), nil
 }
 
 // ErrNotFile: only regular files have content that can be printed.

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sort"
 	"strings"
 	"testing"
 
@@ -28,6 +29,8 @@ type oddFS struct {
 	entries map[files.Ino][]files.Entry
 	// noXattrs: no extended attributes can be read.
 	noXattrs error
+	// extents are those of files that have others than one block.
+	extents map[files.Ino][]files.Extent
 }
 
 func (o *oddFS) Info() files.Info { return files.Info{Root: 2} }
@@ -61,19 +64,38 @@ type oddFile struct {
 
 func (f *oddFile) Stat() *files.Stat { return &f.st }
 
-// ReadAt gives the number of the inode, again and again.
+// ReadAt gives the number of the inode, again and again, and zeros in holes.
 func (f *oddFile) ReadAt(p []byte, off int64) (int, error) {
 	if off >= f.st.Size {
 		return 0, io.EOF
 	}
 	n := min(int64(len(p)), f.st.Size-off)
-	for i := range p[:n] {
-		p[i] = byte(f.st.Ino)
+	list := f.fs.extents[f.st.Ino]
+	if list == nil {
+		list = []files.Extent{{Length: f.st.Size}}
+	}
+	clear(p[:n])
+	first := sort.Search(len(list), func(i int) bool { return list[i].Offset+list[i].Length > off })
+	for _, x := range list[first:] {
+		if x.Offset >= off+n {
+			break
+		}
+		for at := max(x.Offset, off); !x.Unwritten && at < min(x.Offset+x.Length, off+n); at++ {
+			p[at-off] = byte(f.st.Ino)
+		}
 	}
 	return int(n), nil
 }
 
 func (f *oddFile) Extents(_ context.Context, fn func(files.Extent) error) error {
+	if list := f.fs.extents[f.st.Ino]; list != nil {
+		for _, e := range list {
+			if err := fn(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	return fn(files.Extent{Length: min(f.st.Size, 4096)})
 }
 

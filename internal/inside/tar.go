@@ -15,13 +15,13 @@ import (
 )
 
 // Tar writes a file or a directory with all that is in it as a tar archive (POSIX.1-2001), names
-// without the leading slash. Holes become zeros. A file that cannot be read to its end is filled up
-// with zeros, since the archive has said its length by then; that is in the result. The error is
-// that of ctx, or of writing.
+// without the leading slash. Holes of some size stay holes, as GNU tar writes them. A file that cannot
+// be read to its end is filled up with zeros, since the archive has said its length by then; that is
+// in the result. The error is that of ctx, or of writing.
 func Tar(ctx context.Context, from *files.Found, fsys files.FS, w io.Writer,
 	progress func(bytes, names int64),
 ) (*Copied, error) {
-	t := &archiver{ctx: ctx, w: tar.NewWriter(w), done: new(Copied), progress: progress}
+	t := &archiver{ctx: ctx, out: w, w: tar.NewWriter(w), done: new(Copied), progress: progress}
 	if err := files.Walk(ctx, fsys, from.Entry.Ino, from.Path, t.one); err != nil {
 		return t.done, err
 	}
@@ -30,7 +30,8 @@ func Tar(ctx context.Context, from *files.Found, fsys files.FS, w io.Writer,
 
 type archiver struct {
 	ctx      context.Context
-	w        *tar.Writer
+	out      io.Writer
+	w        *tar.Writer // to out
 	done     *Copied
 	links    links
 	progress func(bytes, names int64)
@@ -64,19 +65,34 @@ func (t *archiver) one(f *files.Found) error {
 	if h == nil {
 		return nil
 	}
-	if err := t.w.WriteHeader(h); err != nil {
-		return fmt.Errorf("%s: %w", f.Path, err)
-	}
-	if h.Typeflag == tar.TypeReg {
-		if err := t.content(f); err != nil {
-			return err
-		}
+	if err := t.whole(f, h); err != nil {
+		return err
 	}
 	if t.progress != nil {
 		d := t.done
 		t.progress(d.Bytes, d.Files+d.Directories+d.Links+d.Nodes)
 	}
 	return nil
+}
+
+// whole writes a name with its content.
+func (t *archiver) whole(f *files.Found, h *tar.Header) error {
+	if h.Typeflag == tar.TypeReg && h.Size > sparseLeast {
+		s, err := t.spans(f)
+		if err != nil {
+			return err
+		}
+		if h.Size-s.sum() >= sparseLeast {
+			return t.sparse(f, h, s)
+		}
+	}
+	if err := t.w.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", f.Path, err)
+	}
+	if h.Typeflag != tar.TypeReg {
+		return nil
+	}
+	return t.content(t.w, f, span{0, h.Size})
 }
 
 // header describes a name; it is nil for what no archive holds: sockets.
@@ -146,16 +162,15 @@ func (t *archiver) xattrs(f *files.Found, h *tar.Header) error {
 	})
 }
 
-// content writes the bytes of a file.
-func (t *archiver) content(f *files.Found) error {
-	size := f.File.Stat().Size
-	buf := make([]byte, min(blockBytes, max(size, 1)))
+// content writes a piece of a file.
+func (t *archiver) content(w io.Writer, f *files.Found, p span) error {
+	buf := make([]byte, min(blockBytes, max(p.length, 1)))
 	failed := false
-	for off := int64(0); off < size; {
+	for off, end := p.off, p.off+p.length; off < end; {
 		if err := t.ctx.Err(); err != nil {
 			return err
 		}
-		part := buf[:min(int64(len(buf)), size-off)]
+		part := buf[:min(int64(len(buf)), end-off)]
 		n, err := f.File.ReadAt(part, off)
 		if n < len(part) {
 			clear(part[n:])
@@ -165,11 +180,14 @@ func (t *archiver) content(f *files.Found) error {
 					errors.Join(err, io.ErrUnexpectedEOF)))
 			}
 		}
-		if _, err := t.w.Write(part); err != nil {
+		if _, err := w.Write(part); err != nil {
 			return err
 		}
 		off += int64(len(part))
 		t.done.Bytes += int64(len(part))
+		if t.progress != nil {
+			t.progress(t.done.Bytes, 0)
+		}
 	}
 	return nil
 }
