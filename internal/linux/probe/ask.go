@@ -149,6 +149,9 @@ func (d *desk) ask(ctx context.Context, p *ebpf.Program, qs []question,
 			}
 			q := asked.question
 			q.From = f.Extra
+			if f.Flags != 0 {
+				q.Want = f.Flags
+			}
 			switch {
 			case r.kind == foundBelow:
 				q.Addr, q.Flags = f.Addr, 1

@@ -124,7 +124,7 @@ INLINE struct mount *next_in_list(struct super_block *sb, struct mount *m)
 	for (int i = 0; i <= MOUNTS; i++) {                                                        \
 		struct super_block *sb = (void *)q->addr;                                          \
 		struct mount *m = (void *)s->at;                                                   \
-		if (m && get(m, mnt.mnt_sb) != sb) {                                               \
+		if (m && (get(m, mnt.mnt_sb) != sb || (get(m, mnt.mnt_flags) & MNT_DOOMED))) {     \
 			say(ctx, q, FOUND_LOST, (u64)m, 0);                                           \
 			return 0;                                                                  \
 		}                                                                                  \
@@ -137,7 +137,8 @@ INLINE struct mount *next_in_list(struct super_block *sb, struct mount *m)
 			return 0;                                                                  \
 	}
 
-// mounts_of_super tells of all mounts of the super block addr, after the mount from.
+// mounts_of_super tells of all mounts of the super block addr, after the mount from, which has the
+// number want. One that was taken off the list leads nowhere, or to what was behind it once.
 SEC("iter/bpf_map_elem")
 int mounts_of_super(struct bpf_iter__bpf_map_elem *ctx)
 {
@@ -146,12 +147,18 @@ int mounts_of_super(struct bpf_iter__bpf_map_elem *ctx)
 	if (!q || !s)
 		return 0;
 	s->at = q->from;
+	if (q->from && get((struct mount *)q->from, mnt_id) != q->want) {
+		say(ctx, q, FOUND_LOST, q->from, 0);
+		return 0;
+	}
 	if (field_exists(((struct mount___chain *)0)->mnt_next_for_sb)) {
 		EACH_OF_SUPER(next_in_chain)
 	} else {
 		EACH_OF_SUPER(next_in_list)
 	}
-	say(ctx, q, FOUND_MORE, 0, s->at);
+	struct found f = { .head = header_of(q, FOUND_MORE, sizeof(f)), .extra = s->at };
+	f.flags = get((struct mount *)s->at, mnt_id);
+	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 	return 0;
 }
 
@@ -367,7 +374,7 @@ int supers(struct bpf_iter__bpf_map_elem *ctx)
 		if (root && get(root, d_sb) == sb)
 			say_super(ctx, q, sb);
 		next = get(sb, s_list.next);
-		if (!next) {
+		if (!next || next == &sb->s_list) { // it was taken off the list
 			say(ctx, q, FOUND_LOST, (u64)sb, 0);
 			return 0;
 		}

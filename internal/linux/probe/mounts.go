@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -78,27 +79,44 @@ func (r *Refs) MountIn(ctx context.Context, namespaceAddr uint64, id int) (Mount
 	if id <= 0 {
 		return Mount{}, fmt.Errorf("look for mount %d: %w", id, ErrNoMount)
 	}
-	ms, err := r.walk(ctx, r.mounts.MountsOfNamespace, question{Addr: namespaceAddr, Want: uint32(id)})
-	switch {
-	case err != nil:
-		return Mount{}, fmt.Errorf("look for mount %d: %w", id, err)
-	case len(ms) == 0:
-		return Mount{}, fmt.Errorf("look for mount %d: %w", id, ErrNoMount)
+	// Nobody holds the tree of mounts still, and a branch that is moved while it is gone through may
+	// be missed: none is none only after several looks.
+	for range maxLooks {
+		ms, err := r.walk(ctx, r.mounts.MountsOfNamespace,
+			question{Addr: namespaceAddr, Want: uint32(id)})
+		switch {
+		case err != nil:
+			return Mount{}, fmt.Errorf("look for mount %d: %w", id, err)
+		case len(ms) > 0:
+			return ms[0], nil
+		}
 	}
-	return ms[0], nil
+	return Mount{}, fmt.Errorf("look for mount %d: %w", id, ErrNoMount)
 }
 
 // MountsIn gives the mounts of the namespace of which a mount gave the address, 0: our own.
 func (r *Refs) MountsIn(ctx context.Context, namespaceAddr uint64) ([]Mount, error) {
-	ms, err := r.walk(ctx, r.mounts.MountsOfNamespace, question{Addr: namespaceAddr})
-	if err != nil {
-		return nil, fmt.Errorf("list the mounts of a namespace: %w", err)
+	var before []Mount
+	for look := range maxLooks {
+		ms, err := r.walk(ctx, r.mounts.MountsOfNamespace, question{Addr: namespaceAddr})
+		if err != nil {
+			return nil, fmt.Errorf("list the mounts of a namespace: %w", err)
+		}
+		// As for one mount: all are all only if they are so twice.
+		same := func(a, b Mount) bool { return a.Addr == b.Addr && a.ID == b.ID }
+		if look > 0 && slices.EqualFunc(before, ms, same) {
+			return ms, nil
+		}
+		before = ms
 	}
-	return ms, nil
+	return nil, fmt.Errorf("list the mounts of a namespace: %w", ErrChanged)
 }
 
 // MountsOf gives all mounts of a super block, in every namespace or none.
 func (r *Refs) MountsOf(ctx context.Context, super uint64) ([]Mount, error) {
+	if super == 0 {
+		return nil, fmt.Errorf("list the mounts of no file system: %w", ErrNoMount)
+	}
 	ms, err := r.walk(ctx, r.mounts.MountsOfSuper, question{Addr: super})
 	if err != nil {
 		return nil, fmt.Errorf("list the mounts of a file system: %w", err)

@@ -213,6 +213,9 @@ func TestNoMount(t *testing.T) {
 		if ms, err := r.MountsOf(t.Context(), super); err == nil && len(ms) > 0 {
 			t.Errorf("MountsOf(%x) = %+v, want none", super, ms)
 		}
+		if refs, err := r.References(t.Context(), super); err == nil && len(refs) > 0 {
+			t.Errorf("References(%x) = %+v, want none", super, refs)
+		}
 	}
 }
 

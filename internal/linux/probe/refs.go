@@ -124,6 +124,9 @@ func (i *Incomplete) Error() string {
 // is there or not; Mount's Count tells whether anything did.
 func (r *Refs) References(ctx context.Context, super uint64, namespaces ...uint64) ([]Reference,
 	error) {
+	if super == 0 {
+		return nil, fmt.Errorf("look for references to no file system: %w", ErrNoMount)
+	}
 	s := newSearch(r, super, namespaces)
 	for range maxLooks {
 		s.lost = 0

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,40 +143,45 @@ func TestMappingsAgree(t *testing.T) {
 		c.Process.Kill()
 		c.Wait()
 	}()
-	var want []string
-	for len(want) < 2 { // until its libraries are there
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", c.Process.Pid))
+	super := find(t, r, "/").Super
+	var want, got map[string]bool
+	for ready := false; !ready; { // until it has its libraries, and is done with all else
+		want, got = mapped(t, c), map[string]bool{}
+		refs, err := r.References(t.Context(), super)
 		if err != nil {
 			t.Fatal(err)
 		}
-		seen := map[string]bool{}
-		want = nil
-		for l := range strings.Lines(string(text)) {
-			f := strings.Fields(l)
-			if len(f) > 5 && strings.HasPrefix(f[5], "/") && !seen[f[5]] && f[5] != c.Path {
-				seen[f[5]] = true
-				want = append(want, f[5])
+		for _, ref := range refs {
+			if ref.PID == c.Process.Pid && ref.Kind == Mapping {
+				got[ref.Path] = true
 			}
 		}
+		ready = len(want) > 1 && maps.Equal(want, mapped(t, c))
 	}
-	refs, err := r.References(t.Context(), find(t, r, "/").Super)
+	if !maps.Equal(want, got) {
+		t.Errorf("these files are mapped: %v, want %v", got, want)
+	}
+}
+
+// mapped are the files that a process has mapped besides its program.
+func mapped(t *testing.T, c *exec.Cmd) map[string]bool {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", c.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]bool{}
-	for _, ref := range refs {
-		if ref.PID == c.Process.Pid && ref.Kind == Mapping {
-			got[ref.Path] = true
+	program, err := filepath.EvalSymlinks(c.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]bool{}
+	for l := range strings.Lines(string(text)) {
+		f := strings.Fields(l)
+		if len(f) > 5 && strings.HasPrefix(f[5], "/") && f[5] != program {
+			files[f[5]] = true
 		}
 	}
-	for _, w := range want {
-		if !got[w] {
-			t.Errorf("the mapping of %s was not found", w)
-		}
-	}
-	if len(got) < len(want) {
-		t.Errorf("%d files are mapped, want %d: %v", len(got), len(want), want)
-	}
+	return files
 }
 
 // TestManyInFlight holds that messages are found to the last one, and in each the last file.
