@@ -63,6 +63,9 @@ func run(args []string, out, log io.Writer) int {
 	if len(args) == 2 && args[0] == hungCommand {
 		return serveHung(args[1], out, log)
 	}
+	if len(args) == 3 && args[0] == holdCommand {
+		return holdForMoments(args[1], args[2])
+	}
 	if os.Getpid() == 1 && os.Getenv(oldDoes) != "" {
 		return oldMain()
 	}
