@@ -286,3 +286,45 @@ func FuzzHolding(f *testing.F) {
 		}
 	})
 }
+
+// What the kernel lists is read without fear of what stands there.
+func FuzzKernelSide(f *testing.F) {
+	f.Add([]byte("Filename Type Size Used Priority\n/mnt/a\\040b file 1 1 1\n"))
+	f.Add([]byte("p:uprobes/a /mnt/x y:0x0000000000001130 arg=%di\n"))
+	f.Add([]byte("Num RefCount Protocol Flags Type St Inode Path\n00: 2 0 0 1 1 12 /mnt/a  b\n"))
+	f.Add([]byte("enabled\ninterpreter /mnt/q\nflags: OCF\n"))
+	f.Add([]byte("/srv\\040a\t*(rw)\n"))
+	root := f.TempDir()
+	files := []string{"proc/swaps", "trace/uprobe_events", "proc/self/net/unix", "bm/x", "proc/fs/nfsd/exports",
+		"sys/block/loop0/loop/backing_file", "sys/class/block/sda/dev", "sys/class/block/sda/partition"}
+	for _, name := range files {
+		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755); err != nil {
+			f.Fatal(err)
+		}
+	}
+	h := Open(root)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, name := range files {
+			if err := os.WriteFile(filepath.Join(root, name), text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx := t.Context()
+		swaps, err1 := h.Swaps(ctx)
+		probes, err2 := h.Uprobes(ctx, "/trace")
+		sockets, err3 := h.UnixSockets(ctx, 0)
+		interpreters, err4 := h.Interpreters(ctx, "/bm")
+		exports, err5 := h.Exports(ctx)
+		loops, err6 := h.Loops(ctx)
+		if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
+			t.Error(err)
+		}
+		if lines := strings.Count(string(text), "\n") + 1; len(swaps) > lines || len(probes) > lines || len(sockets) > lines ||
+			len(exports) > lines || len(interpreters) > 1 || len(loops) != 1 {
+			t.Errorf("more was read than stands there: %v %v %v %v %v %v", swaps, probes, sockets, exports, interpreters, loops)
+		}
+		if b, err := h.Block(ctx, "sda"); err == nil && b.Partition < 0 {
+			t.Errorf("Block = %+v", b)
+		}
+	})
+}
