@@ -216,6 +216,7 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 		}
 		told[i] = max(told[i], to)
 	}
+	waits := logWaits(fs.View())
 	first := 0 // the first place that is not passed
 	err := fs.Owners(w.ctx, ask, func(o files.Owner) error {
 		end := o.Range.Offset + o.Range.Length
@@ -234,6 +235,9 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 			}
 			silent(i, from)
 			told[i] = max(told[i], to)
+			if o.Use == files.UseJournal && waits {
+				o.What = logWaiting
+			}
 			if o.Ino != 0 && inos.Add(o.Ino) {
 				wanted = append(wanted, o.Ino)
 			}
@@ -276,6 +280,12 @@ func (w *who) files(fs files.FS, part int, places []volume.Hit) error {
 	}
 	return nil
 }
+
+// logWaiting is said of a journal that is hurt and was replayed in memory.
+const logWaiting = "it is still to be replayed: changes that are in it alone may be lost"
+
+// logWaits tells whether the journal of a file system holds what is not in its place yet.
+func logWaits(v files.View) bool { return v.State == files.Recovered || v.Transactions > 0 }
 
 // Names are the first names of an inode; Cut counts the others.
 type Names struct {
