@@ -89,6 +89,7 @@ var budget = map[string][]string{
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli",
 		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/guest/filestest",
+		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
 		"internal/linux/probe"},

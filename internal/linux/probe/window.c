@@ -61,11 +61,18 @@ struct entered {
 	u64 number; // umount: its own; what lets go: since when it had that
 };
 
+// begun is when a task entered the system call that it is in. It is written at each call, so it is
+// small: the arguments are read at the end, and only where they matter.
+struct begun {
+	u64 ts;
+	s64 nr;
+};
+
 struct {
 	UINT(type, MAP_LRU_HASH);
 	UINT(max_entries, 16384);
 	TYPE(key, u32);
-	TYPE(value, struct entered);
+	TYPE(value, struct begun);
 } calls SEC(".maps");
 
 struct {
@@ -315,8 +322,22 @@ SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 	}
 	if (!class)
 		return 0;
+	if (!(class & (C_UMOUNT | C_CLOSE | C_CHDIR | C_EXIT))) {
+		struct begun b = {bpf_ktime_get_ns(), nr};
+
+		bpf_map_update_elem(&calls, &tid, &b, 0);
+		return 0;
+	}
 	c.ts = bpf_ktime_get_ns();
 	c.nr = nr;
+	if (!(class & C_UMOUNT) && !recent(u, c.ts)) {
+		if (class & C_CHDIR) {
+			struct begun b = {c.ts, nr};
+
+			bpf_map_update_elem(&calls, &tid, &b, 0);
+		}
+		return 0;
+	}
 	call_args(c.args, (void *)ctx->args[0]);
 	if (class & C_UMOUNT) {
 		c.number = __sync_fetch_and_add(&u->number, 1) + 1;
@@ -329,11 +350,12 @@ SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 		}
 		return 0;
 	}
-	if (class & (C_CLOSE | C_CHDIR | C_EXIT) && recent(u, c.ts))
-		drops(ctx, u, &c, class);
-	if (class & (C_CLOSE | C_EXIT))
-		return 0;
-	bpf_map_update_elem(&calls, &tid, &c, 0);
+	drops(ctx, u, &c, class);
+	if (class & C_CHDIR) {
+		struct begun b = {c.ts, nr};
+
+		bpf_map_update_elem(&calls, &tid, &b, 0);
+	}
 	return 0;
 }
 
@@ -384,10 +406,11 @@ SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 		return umount_ends(ctx, u, tid, ret);
 	if (!u->active && !u->failed && !tells_all())
 		return 0;
-	struct entered *c = bpf_map_lookup_elem(&calls, &tid);
+	struct begun *b = bpf_map_lookup_elem(&calls, &tid);
 
-	if (!c || c->nr != nr)
+	if (!b || b->nr != nr)
 		return 0;
+	struct entered full = {b->ts, nr}, *c = &full;
 	if (class & C_OPEN && ret >= 0) {
 		u64 k = (u64)file_of(ret), v = c->ts;
 
@@ -400,6 +423,7 @@ SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 	}
 	if (!u->active && c->ts > u->failed && !tells_all())
 		return 0;
+	call_args(full.args, (void *)ctx->args[0]);
 	u32 dev = concerns(c, ret);
 
 	if (dev && wanted(dev))

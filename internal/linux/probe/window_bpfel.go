@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type windowBegun struct {
+	_  structs.HostLayout
+	Ts uint64
+	Nr int64
+}
+
 type windowEntered struct {
 	_      structs.HostLayout
 	Ts     uint64
