@@ -5,7 +5,11 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,5 +131,25 @@ func TestProcesses(t *testing.T) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAnswered holds that a program that comes first is one alone, and what is told of one.
+func TestAnswered(t *testing.T) {
+	for name, start := range map[string]func(*exec.Cmd) error{"usual": (*exec.Cmd).Start, "first": startFirst} {
+		argv := []string{"sh", "-c", "cut -d ' ' -f 41 /proc/self/stat; exit 3"}
+		c, out, err := answered(t.Context(), start, argv...)
+		if errors.Is(err, syscall.EPERM) {
+			testenv.Lacks(t, err.Error())
+		}
+		want := map[string]string{"usual": "0\n", "first": "2\n"}[name] // the policy, see sched(7)
+		if err != nil || c.exit != 3 || string(out) != want {
+			t.Errorf("answered(%s) = %d, %q, %v, want 3, %q", name, c.exit, out, err, want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := answered(ctx, (*exec.Cmd).Start, "true"); !errors.Is(err, context.Canceled) {
+		t.Errorf("answered after the end of its context = %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -80,7 +81,7 @@ func (a *apart) umount(ctx context.Context, at string, wait time.Duration, flags
 	ctx, cancel := context.WithTimeout(ctx, wait+crowdPatience)
 	defer cancel()
 	argv := slices.Concat([]string{a.Shisa, "umount", "--json", "--wait", wait.String()}, flags, []string{at})
-	c, out, err := answered(ctx, argv...)
+	c, out, err := answered(ctx, (*exec.Cmd).Start, argv...)
 	if err == nil && len(out) > 0 {
 		err = json.Unmarshal(out, &t)
 	}
