@@ -33,6 +33,7 @@ func (e *engine) recoverTexts(ctx context.Context, target string) (outcomes []Ou
 	}
 	outcomes = []Outcome{}
 	if len(all) > 0 {
+		e.o.Looked(Place{Path: e.v.TextsDir(), Receipts: len(all)})
 		// One that says that its change has ended may not be on the disk: the sync may be what failed.
 		err = errors.Join(err, e.disk.SyncDir(e.v.TextsDir()))
 	}

@@ -482,6 +482,29 @@ func TestTextsLeaveAsIs(t *testing.T) {
 	}
 }
 
+// A recovery that is refused has touched nothing, whichever file is the one that was written to.
+func TestTextsRecoveryLooksFirst(t *testing.T) {
+	d, p := textWorld(t)
+	fault(t, d, "")
+	if _, err := ApplyTexts(t.Context(), p, options(d)); err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(d.Ops(), func(op string) bool { return strings.HasPrefix(op, "rename "+filepath.Dir(dropPath)) })
+	d, p = textWorld(t)
+	fault(t, d, fmt.Sprintf("crash after op %d", at+2)) // its directory is synced
+	if _, err := ApplyTexts(t.Context(), p, options(d)); !errors.Is(err, cut.ErrCut) {
+		t.Fatalf("ApplyTexts = %v", err)
+	}
+	d = clone(t, d)
+	d.Put(confPath, []byte("mine\n"))
+	if _, err := Recover(t.Context(), "", options(d)); !errors.Is(err, ErrChanged) {
+		t.Errorf("Recover = %v, want %v", err, ErrChanged)
+	}
+	if side := textSide(d); side != "?ab" {
+		t.Errorf("the files are %s, want ?ab: nothing touched", side)
+	}
+}
+
 // On a real file system: modes, directories, links.
 func TestTextsOnHost(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o077))

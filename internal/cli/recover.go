@@ -37,7 +37,8 @@ func newRecover(s *stdio) *cobra.Command {
 or with --forward the new ones. An undo that was cut off is finished. A path is an image, an undo file, a
 receipt, or a directory: all undo files below it. Without a path it looks at what the state directory and
 --journal know of. Changes that were made on another host, or cut off before their receipt was written, are
-found by their image only. It also takes away what processes of "shisa disk mount" left that were
+found by their image only. Changes of text files are put right too: a path is then one of the files, or the
+receipt. It also takes away what processes of "shisa disk mount" left that were
 killed.
 
 Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
