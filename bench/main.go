@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: The shisa authors
 
-// Command bench holds shisa against qemu-img, libguestfs and the kernel on the same disks in one run
-// and prints a table:
-// processor time, wall time, memory, and whether what is required was reached. The images are made
-// in a scratch directory and removed at the end.
+// Command bench holds shisa against qemu-img, libguestfs, fuser, lsof, umount and the kernel, on the
+// same disks and mounts in one run, and prints a table: processor time, wall time, memory, and whether
+// what is required was reached. The images are made in a scratch directory and removed at the end;
+// what is mounted to be kept busy is mounted in a namespace of its own.
 //
 // Exit status: 0 everything required was reached, 3 something was not, 4 something could not be
 // measured, 1 the bench itself failed, 64 usage, 130 interrupted.
