@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -102,6 +103,10 @@ type look struct {
 	// gone through without one.
 	view  *files.View
 	below string
+	// mounted says which directories the guest mounts other file systems on, nil: that is not asked.
+	// flat: what lies below the path is not gone through.
+	mounted func(flat bool) []string
+	flat    bool
 }
 
 // exists tells whether something has a name.
@@ -187,6 +192,11 @@ func (o *guestOptions) into(ctx context.Context, arg string, follow bool,
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	at, err := inside.Lookup(ctx, l.fs, l.head.Path, follow)
+	where := path.Clean(l.head.Path)
+	if err == nil {
+		where = at.Path
+	}
+	l.mounted = func(flat bool) []string { return l.MountedThere(ctx, l.fs, where, flat) }
 	switch {
 	case errors.Is(err, inside.ErrPath):
 		return l.absent(err)
@@ -203,7 +213,11 @@ func (l *look) absent(err error) error {
 		err = finding.WithHint(err, fmt.Sprintf("only part %s was looked into; it may be in another: %s", l.head.Part,
 			l.others))
 	}
+	l.flat = true
 	end := l.end(0, nil)
+	for _, n := range l.mounted(true) {
+		err = finding.WithHint(err, n)
+	}
 	if end.Complete {
 		return err
 	}
@@ -287,6 +301,9 @@ func (l *look) end(unread int64, err error) render.GuestEnd {
 	}
 	end := render.NewGuestEnd(l.Guest, view, unread, err)
 	end.Compared = l.view != nil && err == nil
+	if l.mounted != nil && err == nil {
+		end.Notes = append(end.Notes, l.mounted(l.flat)...)
+	}
 	if l.others != "" && l.view != nil {
 		end.Notes = append(end.Notes, fmt.Sprintf("only part %s was gone through, since none was named; there are "+
 			"also %s", l.head.Part, l.others))

@@ -43,6 +43,7 @@ func runDiskCat(ctx context.Context, o guestOptions, args []string, s *stdio) er
 	var unsure error // what was printed may not be all or not true, but another file may be
 	for _, arg := range args {
 		if err := o.into(ctx, arg, true, func(l *look, f *files.Found) error {
+			l.flat = true
 			err := inside.Cat(ctx, f, s.out)
 			switch {
 			case errors.Is(err, inside.ErrNotFile):

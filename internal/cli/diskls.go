@@ -47,6 +47,7 @@ func runDiskLs(ctx context.Context, o diskLsOptions, arg string, s *stdio) error
 		form.Form = render.GuestLong
 	}
 	return o.into(ctx, arg, !o.long, func(l *look, from *files.Found) error {
+		l.flat = o.directory || !o.recursive
 		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
 			one := func(f *files.Found) error { return each(render.NewGuestEntry(f), inside.Level{Found: f}) }
 			switch {

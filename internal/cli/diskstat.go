@@ -41,6 +41,7 @@ lies. A symbolic link is shown itself.`,
 func runDiskStat(ctx context.Context, o diskStatOptions, arg string, s *stdio) error {
 	form := render.GuestListText{Form: render.GuestStat}
 	return o.into(ctx, arg, o.follow, func(l *look, f *files.Found) error {
+		l.flat = true
 		return l.list(s, o.json, form, func(each func(render.GuestEntry, inside.Level) error) error {
 			e, err := statEntry(ctx, f)
 			return errors.Join(each(e, inside.Level{Found: f}), err)

@@ -203,16 +203,9 @@ func (g *Guest) Part(ctx context.Context, name string) (int, error) {
 	if name == "" {
 		return g.only(ctx)
 	}
-	key, value, tagged := strings.Cut(name, "=")
 	var found, short []int
 	for i, v := range g.Layout.Volumes {
-		is := v.Name
-		if tagged {
-			is = map[string]string{"LABEL": v.Label, "UUID": v.UUID, "PARTLABEL": v.PartName,
-				"PARTUUID": v.PartUUID}[strings.ToUpper(key)]
-		}
-		if is == value && tagged && value != "" || !tagged && is == name ||
-			tagged && value != "" && strings.HasSuffix(strings.ToUpper(key), "UUID") && strings.EqualFold(is, value) {
+		if v.Name == name || g.tagged(i, name) {
 			found = append(found, i)
 		}
 	}
@@ -231,6 +224,18 @@ func (g *Guest) Part(ctx context.Context, name string) (int, error) {
 		return 0, fmt.Errorf("%w: there is no part %q; there are: %s", ErrPart, name, g.names(nil))
 	}
 	return 0, fmt.Errorf("%w: %d parts are called %q: %s", ErrPart, len(found), name, g.names(found))
+}
+
+// tagged tells whether LABEL=, UUID=, PARTLABEL= or PARTUUID= means a volume.
+func (g *Guest) tagged(volume int, name string) bool {
+	key, value, tagged := strings.Cut(name, "=")
+	if !tagged || value == "" {
+		return false
+	}
+	key, v := strings.ToUpper(key), g.Layout.Volumes[volume]
+	is := map[string]string{"LABEL": v.Label, "UUID": v.UUID, "PARTLABEL": v.PartName,
+		"PARTUUID": v.PartUUID}[key]
+	return is == value || strings.HasSuffix(key, "UUID") && strings.EqualFold(is, value)
 }
 
 // names lists volumes for a message, all of them for nil.
