@@ -6,6 +6,7 @@ package ext4
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,10 +19,16 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
+		fmt.Fprintln(os.Stderr, err)
+	}
+	testenv.Main(m)
+}
 
 var _ files.FS = (*FS)(nil)
 

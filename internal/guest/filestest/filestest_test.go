@@ -4,13 +4,22 @@
 package filestest
 
 import (
+	"fmt"
 	"maps"
+	"os"
+	"os/exec"
 	"testing"
 
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
+		fmt.Fprintln(os.Stderr, err)
+	}
+	testenv.Main(m)
+}
 
 // TestPopulate fills real file systems: what is made everywhere must be possible everywhere, and
 // one that differs in a single file must be told.
@@ -58,4 +67,29 @@ func TestCrash(t *testing.T) {
 		}
 		last = kernel
 	})
+}
+
+// TestElsewhere has a program of others, in a copy of their mounts, live on while a mount of ours ends.
+func TestElsewhere(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "nsenter", "unshare", "mkfs.ext4")
+	disk := Make(t, t.TempDir(), 16<<20, "mkfs.ext4", "-q", "-F", "DISK")
+	_, unmount := Mount(t, disk, "ext4")
+	// Who started us is in the namespace that other tests begin in.
+	c := exec.Command("nsenter", "-t", fmt.Sprint(os.Getppid()), "-m", "unshare", "-m", "sh", "-c", "echo; exec sleep 600")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = c.Process.Kill() // it is of this test
+		_ = c.Wait()
+	}()
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	unmount() // it waits until nothing has the disk, and says so otherwise
 }

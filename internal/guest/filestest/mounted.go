@@ -80,8 +80,9 @@ func Mount(t testing.TB, disk, kind string, options ...string) (dir string, unmo
 }
 
 // released waits until no loop device has a file any more. A program that was started meanwhile in a
-// mount namespace of its own, by other tests, keeps a file system mounted until it ends; until then
-// what was written need not be in the file.
+// mount namespace of its own keeps a file system mounted until it ends; until then what was written
+// need not be in the file. Those of other packages' tests do not, where a package's TestMain calls
+// hold.Apart: its mounts are in none of the namespaces that they copy.
 func released(t testing.TB, disk string) {
 	t.Helper()
 	for try := 0; ; try++ {

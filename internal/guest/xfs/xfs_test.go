@@ -17,10 +17,18 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Checked(withGuest{m}).Run()) }
+func TestMain(m *testing.M) {
+	if os.Getenv(guestDoes) == "" { // the first process of a guest is alone
+		if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	os.Exit(testenv.Checked(withGuest{m}).Run())
+}
 
 // open opens the file system in a file, which stays open until the end of the test.
 func open(t testing.TB, name string) *FS {
