@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -33,7 +34,7 @@ const (
 	// The costs of watching for what has nothing to do with the mount, as a factor.
 	watchFactor, syscallFactor = 1.05, 1.35
 	// Rounds with and without, so many batches of calls in each: the fastest batch counts.
-	costRounds, costBatches, costCalls = 8, 60, 500
+	costRounds, costBatches, costCalls = 8, 200, 500
 )
 
 func traceRows() []row {
@@ -367,6 +368,7 @@ func costOf(ctx context.Context, engine string, m linux.Mount, other string) (ma
 
 // batches notes the fastest batch of each call.
 func batches(calls map[string]func() error, best map[string]time.Duration) error {
+	runtime.GC() // loading an engine leaves garbage, whose collection would be measured
 	for what, call := range calls {
 		for range costBatches {
 			from := time.Now()
