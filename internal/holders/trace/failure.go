@@ -10,22 +10,6 @@ import (
 	"github.com/shisa-vm/shisa/internal/holders"
 )
 
-// Certainties of holders that were seen while they held.
-const (
-	// HeldAtCheck: it held a reference when the kernel counted them.
-	HeldAtCheck holders.Certainty = "held_at_check"
-	// Overlap: it had to do with the mount while the umount was under way.
-	Overlap holders.Certainty = "overlap"
-)
-
-// Kinds of holders that only tracing sees.
-const (
-	// Lookup: one system call that walked to a name there, such as stat.
-	Lookup holders.Kind = "lookup"
-	// Ending: a process that ended, with all that it had open.
-	Ending holders.Kind = "exit"
-)
-
 // Failure is a umount that failed since the mount was busy, with who held it.
 type Failure struct {
 	At      time.Time       `json:"at"`

@@ -260,10 +260,10 @@ func catch(t *testing.T, engine, way string, rounds int) {
 	for _, f := range p.fail(t, tr, rounds) {
 		c, wrong := judge(f, holder.Pid, decoy.Pid)
 		switch c {
-		case HeldAtCheck:
+		case holders.HeldAtCheck:
 			exact++
 			fallthrough
-		case Overlap:
+		case holders.Overlap:
 			suspect++
 		default:
 			t.Logf("nobody is named: %+v", f)
@@ -289,7 +289,7 @@ func judge(f Failure, holder, decoy int) (c holders.Certainty, wrong int) {
 			wrong++
 		case h.Process.PID != holder && h.Process.PPID != holder && h.Process.Parent != "timeout" &&
 			h.Process.Comm != "timeout":
-		case c != HeldAtCheck:
+		case c != holders.HeldAtCheck:
 			c = h.Certainty
 		}
 	}

@@ -38,10 +38,10 @@ func kindOf(e probe.Event) holders.Kind {
 	took, dropped := probe.CallName(e.Got.Nr), probe.CallName(e.Let.Nr)
 	if e.Kind == probe.Suspect {
 		if !e.Released {
-			return Lookup
+			return holders.Lookup
 		}
 		if took, dropped = "", took; !strings.HasPrefix(dropped, "close") && !strings.Contains(dropped, "chdir") {
-			return Ending
+			return holders.Ending
 		}
 	}
 	switch {
@@ -50,25 +50,25 @@ func kindOf(e probe.Event) holders.Kind {
 	case strings.Contains(dropped, "chdir") || strings.Contains(took, "chdir"):
 		return holders.Cwd
 	case strings.HasPrefix(dropped, "exit"):
-		return Ending
+		return holders.Ending
 	case e.SameCall:
-		return Lookup
+		return holders.Lookup
 	case strings.HasPrefix(took, "exec"):
 		return holders.Exe
 	case strings.HasPrefix(took, "open") || strings.HasPrefix(dropped, "close") || took == "creat":
 		return holders.OpenFD
 	}
-	return Lookup
+	return holders.Lookup
 }
 
 // holder makes one of the references of one task, the first of which says most.
 func (t *Trace) holder(u probe.Event, m Mount, all []blame) holders.Holder {
 	b := all[0]
-	h := holders.Holder{Kind: kindOf(b.Event), Certainty: Overlap, Process: process(b.Event),
+	h := holders.Holder{Kind: kindOf(b.Event), Certainty: holders.Overlap, Process: process(b.Event),
 		MountID: b.MountID, MountNamespace: b.MountNamespace, SameMount: true, Blocks: holders.BlocksUmount,
 		FD: -1, AlsoFDs: []int{}, References: int64(len(all)), Path: b.Got.Text}
 	if b.certain {
-		h.Certainty = HeldAtCheck
+		h.Certainty = holders.HeldAtCheck
 	}
 	call := b.Got
 	if call.Nr < 0 {
@@ -122,5 +122,5 @@ func (t *Trace) people(u probe.Event, m Mount, all []blame) []holders.Holder {
 }
 
 func certaintyOrder(c holders.Certainty) int {
-	return slices.Index([]holders.Certainty{HeldAtCheck, holders.Static, Overlap}, c)
+	return slices.Index([]holders.Certainty{holders.HeldAtCheck, holders.Static, holders.Overlap}, c)
 }

@@ -92,7 +92,7 @@ func TestAny(t *testing.T) {
 		if told.Mount.Path != p.target {
 			continue // somebody else's
 		}
-		if c, _ := judge(told, os.Getpid(), -1); c != HeldAtCheck || !told.Umount.ErrnoRead {
+		if c, _ := judge(told, os.Getpid(), -1); c != holders.HeldAtCheck || !told.Umount.ErrnoRead {
 			t.Errorf("%+v does not name this process", told)
 		}
 		return
