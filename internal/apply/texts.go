@@ -195,9 +195,24 @@ func (e *engine) beginTexts(p *plan.Texts) (*texts, error) {
 		case !sameState(was, f.Before):
 			return nil, &ChangedError{Path: f.Path, What: "it " + differs(was, f.Before) + " when the plan was made"}
 		}
+		if err := e.syncs(filepath.Dir(f.Path)); err != nil {
+			return nil, err
+		}
 		r.Before = append(r.Before, vault.TextBefore{Path: f.Path, Absent: was == nil, Content: raw})
 	}
 	return c, nil
+}
+
+// syncs makes sure, before anything is touched, that names in a directory, or in the one above that is
+// there, can be had on the disk: a change could neither be finished nor taken back otherwise.
+func (e *engine) syncs(dir string) error {
+	for {
+		err := e.disk.SyncDir(dir)
+		if !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			return err
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 func sameState(a, b *plan.TextState) bool {

@@ -579,3 +579,27 @@ func TestTextsOnHost(t *testing.T) {
 		t.Errorf("%s is there: %v", made, err)
 	}
 }
+
+// noNames is a disk on which names below /etc cannot be had on the disk.
+type noNames struct{ *cut.Disk }
+
+func (d noNames) SyncDir(path string) error {
+	if strings.HasPrefix(path, "/etc") {
+		return fmt.Errorf("%w: %s", diskio.ErrNoSync, path)
+	}
+	return d.Disk.SyncDir(path)
+}
+
+// Where nobody could tell after a power cut what is there, nothing is begun.
+func TestTextsWithoutSync(t *testing.T) {
+	d, p := textWorld(t)
+	o := options(d)
+	o.Disk = noNames{d}
+	if _, err := ApplyTexts(t.Context(), p, o); !errors.Is(err, diskio.ErrNoSync) || errors.Is(err, ErrInterrupted) {
+		t.Errorf("ApplyTexts = %v, want %v before anything is touched", err, diskio.ErrNoSync)
+	}
+	textsSettled(t, d, "without sync", "bbb")
+	if _, ok := d.Get(stateDir + "/texts/" + p.ID + ".json"); ok {
+		t.Error("there is a receipt of what was not begun")
+	}
+}

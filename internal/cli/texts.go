@@ -143,6 +143,8 @@ func textError(ctx context.Context, err error, id string) error {
 		return withStatus(finding.StatusInterrupted, errors.New("interrupted; no file was touched"))
 	case errors.Is(err, apply.ErrUnfinished):
 		return refused("shisa recover")
+	case errors.Is(err, diskio.ErrNoSync) && !errors.Is(err, vault.ErrReceipt):
+		return refused("nothing was changed: after a power cut nobody could tell what is there")
 	case errors.Is(err, diskio.ErrNoLocks), errors.Is(err, diskio.ErrNoSync):
 		return refused("keep receipts on a local file system with --state DIR")
 	case errors.Is(err, diskio.ErrInUse):
