@@ -400,18 +400,31 @@ func (l *lookup) child(dir *files.Found, name string) (*files.Found, error) {
 	if !dir.File.Stat().IsDir() {
 		return nil, fmt.Errorf("%w: %s: %s is no directory", ErrPath, path, dir.Path)
 	}
-	var found *files.Entry
+	folds := foldOf(l.fs, dir.File.Stat())
+	var found, folded *files.Entry
+	unsure := folds.unsure(name)
 	err := dir.File.Entries(l.ctx, func(e files.Entry) error {
-		if e.Name == name {
+		switch {
+		case e.Name == name:
 			found = &e
 			return errFound
+		case folded == nil && folds.same(e.Name, name):
+			folded = &e
 		}
+		unsure = unsure || folds.unsure(e.Name)
 		return nil
 	})
+	if found == nil && folded != nil && err == nil {
+		found = folded
+		path = strings.TrimSuffix(dir.Path, "/") + "/" + found.Name
+	}
 	switch {
 	case found != nil:
 	case err != nil:
 		return nil, fmt.Errorf("%s: not seen in what could be read of its directory: %w", path, err)
+	case unsure:
+		return nil, fmt.Errorf("%w: %s; the guest does not care for case in %s, and may find it by rules of "+
+			"Unicode that are not known here", ErrPath, path, dir.Path)
 	default:
 		return nil, fmt.Errorf("%w: %s", ErrPath, path)
 	}
