@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
@@ -239,7 +240,7 @@ func (c *catchCount) add(f trace.Failure, holder, decoy int) {
 		case h.Process.PID == decoy:
 			c.wrong++
 		case h.Process.PID == holder || h.Process.PPID == holder:
-			named, exact = true, exact || h.Certainty == trace.HeldAtCheck
+			named, exact = true, exact || h.Certainty == holders.HeldAtCheck
 		}
 	}
 	if named {
