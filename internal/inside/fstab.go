@@ -20,8 +20,10 @@ import (
 const (
 	maxFstabBytes  = 256 << 10
 	maxFstabMounts = 1000
-	// maxFstabNotes is how many places of one walk are told.
+	// maxFstabNotes is how many places of one walk are told, maxFstabLooks how many are looked for: each
+	// may have to go through large directories.
 	maxFstabNotes = 20
+	maxFstabLooks = 100
 )
 
 // fstabEntry is a line of fstab(5) that puts a file system with files in the place of a directory.
@@ -78,25 +80,25 @@ func (g *Guest) MountedThere(ctx context.Context, fs files.FS, dir string, flat 
 			err)}
 	}
 	var notes []string
-	more := 0
+	more, looks := 0, 0
 	for _, e := range parseFstab(text) {
 		if !under(dir, e.point) && (flat || !under(e.point, dir)) {
 			continue
 		}
-		if under(e.point, dir) { // what is not there hides nothing
+		if len(notes) == maxFstabNotes || looks == maxFstabLooks {
+			more++
+			continue
+		}
+		if looks++; under(e.point, dir) { // what is not there hides nothing
 			if at, err := Lookup(ctx, fs, e.point, true); err != nil || !at.File.Stat().IsDir() {
 				continue
 			}
-		}
-		if len(notes) == maxFstabNotes {
-			more++
-			continue
 		}
 		notes = append(notes, fmt.Sprintf("%s: the guest mounts another file system there, by its /etc/fstab: "+
 			"%s; what was looked at lies hidden under that", e.point, g.fstabSource(e.source)))
 	}
 	if more > 0 {
-		notes = append(notes, fmt.Sprintf("/etc/fstab of the guest mounts file systems at %d places more", more))
+		notes = append(notes, fmt.Sprintf("/etc/fstab of the guest names %d places more, which were not looked for", more))
 	}
 	return notes
 }

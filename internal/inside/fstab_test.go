@@ -74,6 +74,38 @@ LABEL=x /not/there ext4
 	}
 }
 
+// TestManyMounts: of many lines the first places are told, and how many there are more.
+func TestManyMounts(t *testing.T) {
+	dir := t.TempDir()
+	var fstab strings.Builder
+	for i := range 2 * maxFstabMounts {
+		fmt.Fprintf(&fstab, "LABEL=x /home ext4\nLABEL=%d /gone%d ext4\n", i, i)
+	}
+	for _, d := range []string{"etc", "home"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "etc/fstab"), []byte(fstab.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	disk := filestest.Make(t, t.TempDir(), 16<<20, "mkfs.ext4", "-q", "-F", "-d", dir, "DISK")
+	g, err := Open(t.Context(), Name{Disk: disk}, Options{Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	fs, err := g.FS(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := g.MountedThere(t.Context(), fs, "/", false)
+	want := fmt.Sprintf("names %d places more", maxFstabMounts-2*maxFstabNotes+1)
+	if len(got) != maxFstabNotes+1 || !strings.Contains(got[maxFstabNotes], want) {
+		t.Errorf("%d notes, the last %q; want %q", len(got), got[len(got)-1], want)
+	}
+}
+
 // TestFstabPart names the part that a source of fstab is, where that is sure.
 func TestFstabPart(t *testing.T) {
 	g := &Guest{Layout: &volume.Layout{Disks: make([]volume.Disk, 1), Volumes: []*volume.Volume{
