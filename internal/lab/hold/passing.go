@@ -106,13 +106,20 @@ func pause(d time.Duration) {
 	}
 }
 
+// duty keeps to the share of the time that something is held. owed is the pause that is due: on a busy
+// machine each pause is longer than was asked for, and the next ones are the shorter for it.
+type duty struct{ owed time.Duration }
+
 // linger has something held for a moment, lets go of it, and pauses.
-func linger(letGo func() error) error {
-	d := time.Duration(float64(shortest) * math.Pow(float64(longest/shortest), rand.Float64()))
+func (d *duty) linger(letGo func() error) error {
 	begun := time.Now()
-	pause(d)
+	pause(time.Duration(float64(shortest) * math.Pow(float64(longest/shortest), rand.Float64())))
 	err := letGo()
-	pause(time.Duration(float64(time.Since(begun)) * pauseShare))
+	end := time.Now()
+	d.owed += time.Duration(float64(end.Sub(begun)) * pauseShare)
+	pause(d.owed)
+	// Who was stopped for long does not hold for long instead.
+	d.owed = max(d.owed-time.Since(end), -longest)
 	return err
 }
 
@@ -124,16 +131,18 @@ func statLoop(c *child) error {
 }
 
 func openLoop(c *child) error {
+	var d duty
 	return c.again(func(context.Context) error {
 		fd, err := unix.Open(c.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
-		return linger(func() error { return unix.Close(fd) })
+		return d.linger(func() error { return unix.Close(fd) })
 	})
 }
 
 func mapLoop(c *child) (err error) {
+	var d duty
 	if c.hold.Path, err = c.file("held"); err != nil {
 		return err
 	}
@@ -146,16 +155,17 @@ func mapLoop(c *child) (err error) {
 		if err = errors.Join(err, unix.Close(fd)); err != nil {
 			return err
 		}
-		return linger(func() error { return unix.Munmap(m) })
+		return d.linger(func() error { return unix.Munmap(m) })
 	})
 }
 
 func cwdLoop(c *child) error {
+	var d duty
 	return c.again(func(context.Context) error {
 		if err := unix.Chdir(c.Mount); err != nil {
 			return err
 		}
-		return linger(func() error { return unix.Chdir("/") })
+		return d.linger(func() error { return unix.Chdir("/") })
 	})
 }
 
