@@ -466,8 +466,7 @@ func UndoTexts(ctx context.Context, id string, o Options) (*vault.TextReceipt, e
 	if err != nil {
 		return nil, err
 	}
-	r, err := e.v.TextReceipt(id)
-	if err != nil {
+	if _, err := e.v.TextReceipt(id); err != nil {
 		return nil, err
 	}
 	lock, err := e.v.LockTexts()
@@ -475,7 +474,8 @@ func UndoTexts(ctx context.Context, id string, o Options) (*vault.TextReceipt, e
 		return nil, err
 	}
 	defer lock.Close()
-	if r, err = e.v.TextReceipt(id); err != nil { // as it is now that nobody changes it
+	r, err := e.v.TextReceipt(id) // as it is now that nobody changes it
+	if err != nil {
 		return nil, err
 	}
 	switch r.State {

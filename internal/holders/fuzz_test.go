@@ -25,6 +25,8 @@ func FuzzTables(f *testing.F) {
 				t.Errorf("a name grew: %q", dir)
 			}
 		}
-		quote(path)
+		if path != "" && quote(path) == "" {
+			t.Errorf("quote(%q) is empty", path)
+		}
 	})
 }
