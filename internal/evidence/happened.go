@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import "time"
+
+// Log is what was said of disks, file systems and what they are for, by the kernel and by programs.
+type Log struct {
+	// Events are in the order of time.
+	Events []Event
+	// From and To are the times between which something was said at all; Sources how many files were
+	// read.
+	From, To time.Time
+	Sources  []LogSource
+	// HungSilent: the kernel has said so often that a task hangs that it says it no more.
+	HungSilent bool
+}
+
+// LogSource is one file of a log, or the kernel's own ring.
+type LogSource struct {
+	Path     string
+	From, To time.Time
+	Entries  int64
+	// Persistent: it outlives a boot.
+	Persistent bool
+	// Damage says what could not be read of it, "" if all could.
+	Damage string
+}
+
+// Event is a message that is known.
+type Event struct {
+	// Form is the name of the message's form in package klog, as "ext4.abort".
+	Form string
+	// Fields are what it names: "device", "inode", "server", "pid", "comm", "seconds", "path" ...
+	Fields map[string]string
+	Time   time.Time
+	// Exact is false where the log has no year or zone, and Time rests on what stands around it.
+	Exact bool
+	// Boot is the boot that it belongs to, "" if that is not known.
+	Boot string
+	// Host is who said it, where a log holds the messages of several.
+	Host string
+	Text string
+	From Source
+	// Count is how often it was said the same way, from Time to Last.
+	Count int64
+	Last  time.Time
+}
+
+// Boot is one run of the machine.
+type Boot struct {
+	ID string
+	// Began is the first sign of it, Last the last.
+	Began, Last time.Time
+	// End is how it ended: "shutdown", "panic", "cut" (the log just stops), "running", "unknown".
+	End string
+	// LastUnit is what systemd started or reached last before the end, "" if not known.
+	LastUnit string
+	// Jumps are where the clock of the day left that of the kernel.
+	Jumps []Jump
+	From  Source
+}
+
+// Jump is a step of the clock.
+type Jump struct {
+	At   time.Time // the time after it
+	By   time.Duration
+	From Source
+}
+
+// Tasks is who waited in the kernel, both times that were looked at.
+type Tasks struct {
+	// Between is the time from the first look to the second.
+	Between time.Duration
+	Waiting []Task
+	// Looked is how many there were.
+	Looked int
+}
+
+// Task is a thread in state D at both looks.
+type Task struct {
+	PID, TID int
+	Comm     string
+	Args     []string
+	Kernel   bool // a thread of the kernel
+	Unit     string
+	// Container is as in linux.Place.
+	Container string
+	WChan     string
+	// Same: the second look found the same place in the kernel, and no progress.
+	Same  bool
+	Stack []string
+	// Syscall is the number and arguments as /proc tells.
+	Syscall string
+	// Mounts are the mount points of what it has open or works in, the likeliest first; Devices where
+	// its stack or its files lead.
+	Mounts  []string
+	Devices []string
+	// Machine is the virtual machine that it runs, "" for others.
+	Machine string
+	From    Source
+}
+
+// Memory is what the kernel tells of memory, in bytes.
+type Memory struct {
+	Total, Available, Free, SUnreclaim, SReclaimable, Dirty, Writeback, SwapTotal, SwapFree int64
+	// OOMKills is the counter of vmstat, -1 if there is none.
+	OOMKills int64
+	// Slabs are the largest caches.
+	Slabs []Slab
+	// Pressure has the lines of /proc/pressure as "io.full.avg60" -> 1.23 (percent).
+	Pressure map[string]float64
+	// Series is what was seen over time, the oldest first; it may be short or empty.
+	Series []MemoryPoint
+	From   Source
+}
+
+// Slab is a cache of kernel objects.
+type Slab struct {
+	Name    string
+	Bytes   int64
+	Objects int64
+}
+
+// MemoryPoint is the memory at one time, in bytes; -1 where that is not known.
+type MemoryPoint struct {
+	Time                  time.Time
+	Available, SUnreclaim int64
+}
