@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"cmp"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+)
+
+// The objects of a machine's evidence, by their indexes where there are any. All rules and the graph
+// name objects by these.
+
+func hostObject(e *evidence.Evidence) Object { return Object{Host, e.Label, e.Label} }
+
+// mountObject is mount i. One of another namespace than the first process's carries its number.
+func mountObject(e *evidence.Evidence, i int) Object {
+	m := &e.Mounts[i]
+	if m.Own {
+		return Object{Mount, e.Label, m.Point}
+	}
+	return Object{Mount, e.Label, m.Point + "@" + strconv.FormatUint(m.Namespace, 10)}
+}
+
+// fsObject is file system i: by its device, or what is mounted where it has none.
+func fsObject(e *evidence.Evidence, i int) Object {
+	f := &e.FSs[i]
+	name := cmp.Or(f.Device, strings.TrimPrefix(f.Source, "/dev/"), f.UUID)
+	if f.Device == "" {
+		name = f.Type + ":" + name
+	}
+	return Object{FileSystem, e.Label, name}
+}
+
+func deviceObject(e *evidence.Evidence, name string) Object {
+	return Object{Device, e.Label, strings.TrimPrefix(name, "/dev/")}
+}
+
+// fileObject is a file by its name on a file system: "sda1:/var/lib/db", or "sda1:inode 17" where no
+// name is known.
+func fileObject(e *evidence.Evidence, fs int, name string) Object {
+	return Object{File, e.Label, fsObject(e, fs).Name + ":" + name}
+}
+
+func taskObject(e *evidence.Evidence, t *evidence.Task) Object {
+	return Object{Task, e.Label, t.Comm + "[" + strconv.Itoa(t.TID) + "]"}
+}
+
+func unitObject(e *evidence.Evidence, name string) Object { return Object{Unit, e.Label, name} }
+
+// machineObject is a virtual machine of the host that the evidence is of.
+func machineObject(e *evidence.Evidence, i int) Object {
+	return Object{Machine, e.Label, e.Machines[i].Name}
+}
+
+func clusterObject(e *evidence.Evidence) Object { return Object{Cluster, e.Label, "cluster"} }
+
+// shareObject and serverObject belong to no machine: several name them.
+func shareObject(n *evidence.NFS) Object {
+	return Object{Share, "", serverName(n.Server) + ":" + path.Clean(n.Export)}
+}
+
+func serverObject(n *evidence.NFS) Object { return Object{Server, "", serverName(n.Server)} }
+
+// serverName makes one name of the ways in which a server is written.
+func serverName(s string) string {
+	return strings.ToLower(strings.TrimSuffix(strings.Trim(s, "[]"), "."))
+}
+
+// imageObject is image i: one on a share is the same whoever sees it.
+func imageObject(e *evidence.Evidence, i int) Object {
+	return imagePathObject(e, e.Images[i].Path, e.Images[i].Mount)
+}
+
+func imagePathObject(e *evidence.Evidence, name string, mount int) Object {
+	if mount < 0 || mount >= len(e.Mounts) || e.Mounts[mount].NFS == nil {
+		return Object{Image, e.Label, name}
+	}
+	m := &e.Mounts[mount]
+	rel := strings.TrimPrefix(name, strings.TrimSuffix(m.Point, "/"))
+	return Object{Image, "", serverName(m.NFS.Server) + ":" + path.Join(m.NFS.Export, m.Root, rel)}
+}
+
+// graph is what rests on what, over all evidence.
+type graph struct {
+	nodes map[Object]*node
+}
+
+// node is an object with its neighbours.
+type node struct {
+	object Object
+	// on are what it rests on, above what rests on it; each once.
+	on, above []*node
+	// seen: there is evidence about the object itself, not only its name.
+	seen    bool
+	results []Result
+}
+
+func (g *graph) node(o Object) *node {
+	n := g.nodes[o]
+	if n == nil {
+		n = &node{object: o}
+		g.nodes[o] = n
+	}
+	return n
+}
+
+// see says that there is evidence about an object.
+func (g *graph) see(o Object) { g.node(o).seen = true }
+
+// rest says that one object rests on another one.
+func (g *graph) rest(from, to Object) {
+	a, b := g.node(from), g.node(to)
+	if a == b || slices.Contains(a.on, b) {
+		return
+	}
+	a.on, b.above = append(a.on, b), append(b.above, a)
+}
+
+// picture makes the graph of all machines whose evidence there is.
+func picture(all []*evidence.Evidence) *graph {
+	g := &graph{nodes: map[Object]*node{}}
+	for _, e := range all {
+		g.see(hostObject(e))
+		g.file(e, hostObject(e), "/")
+		g.storage(e)
+		g.images(e)
+		g.tasks(e)
+	}
+	for _, e := range all {
+		g.serving(e)
+		g.guests(e, all)
+	}
+	return g
+}
+
+// storage joins mounts, file systems and devices.
+func (g *graph) storage(e *evidence.Evidence) {
+	for i := range e.Devices {
+		d := &e.Devices[i]
+		o := deviceObject(e, d.Name)
+		g.see(o)
+		for _, low := range d.On {
+			g.rest(o, deviceObject(e, low))
+		}
+		if d.Partition > 0 {
+			g.rest(o, deviceObject(e, d.Disk))
+		}
+		if d.Backing != "" {
+			g.file(e, o, d.Backing)
+		}
+	}
+	for i := range e.FSs {
+		o := fsObject(e, i)
+		g.see(o)
+		if d := e.FSs[i].Device; d != "" {
+			g.rest(o, deviceObject(e, d))
+		}
+	}
+	for i := range e.Mounts {
+		m := &e.Mounts[i]
+		o := mountObject(e, i)
+		g.see(o)
+		if m.FS >= 0 && m.FS < len(e.FSs) {
+			g.rest(o, fsObject(e, m.FS))
+		}
+		if m.NFS != nil {
+			below := o
+			if m.FS >= 0 && m.FS < len(e.FSs) {
+				below = fsObject(e, m.FS)
+			}
+			g.rest(below, shareObject(m.NFS))
+			g.rest(shareObject(m.NFS), serverObject(m.NFS))
+		}
+	}
+}
+
+// file says that an object rests on the mount that a file of the machine lies on.
+func (g *graph) file(e *evidence.Evidence, o Object, name string) {
+	if i := mountOf(e, name); i >= 0 {
+		g.rest(o, mountObject(e, i))
+	}
+}
+
+// mountOf gives the mount that a path of the machine lies on, -1 if none is known.
+func mountOf(e *evidence.Evidence, name string) int {
+	best, length := -1, -1
+	for i := range e.Mounts {
+		m := &e.Mounts[i]
+		// Of two on one directory the later one covers the other.
+		if m.Own && below(name, m.Point) && len(m.Point) >= length {
+			best, length = i, len(m.Point)
+		}
+	}
+	return best
+}
+
+// below tells whether a path is a directory, or in it.
+func below(name, dir string) bool {
+	dir = strings.TrimSuffix(dir, "/")
+	return name == dir || strings.HasPrefix(name, dir+"/")
+}
+
+// images joins machines, their images and what these rest on.
+func (g *graph) images(e *evidence.Evidence) {
+	for i := range e.Images {
+		img := &e.Images[i]
+		o := imageObject(e, i)
+		if img.Unread == "" {
+			g.see(o)
+		}
+		if img.Mount >= 0 && img.Mount < len(e.Mounts) {
+			g.rest(o, mountObject(e, img.Mount))
+		}
+		if img.BackingPath != "" {
+			g.rest(o, imagePathObject(e, img.BackingPath, mountOf(e, img.BackingPath)))
+		}
+	}
+	for i := range e.Machines {
+		o := machineObject(e, i)
+		g.see(o)
+		for _, d := range e.Machines[i].Disks {
+			if d >= 0 && d < len(e.Images) {
+				g.rest(o, imageObject(e, d))
+			}
+		}
+	}
+}
+
+// tasks joins tasks that wait with what they wait for.
+func (g *graph) tasks(e *evidence.Evidence) {
+	for i := range e.Tasks.Waiting {
+		t := &e.Tasks.Waiting[i]
+		o := taskObject(e, t)
+		g.see(o)
+		for _, point := range t.Mounts {
+			for j := range e.Mounts {
+				if e.Mounts[j].Point == point {
+					g.rest(o, mountObject(e, j))
+				}
+			}
+		}
+		for _, d := range t.Devices {
+			g.rest(o, deviceObject(e, d))
+		}
+	}
+}
+
+// serving finds out whether a machine is a server that others name, and joins its shares with the
+// mounts that they lie on.
+func (g *graph) serving(e *evidence.Evidence) {
+	names := map[string]bool{}
+	for _, n := range append([]string{e.Host.Name}, e.Host.Addresses...) {
+		if n != "" {
+			names[serverName(n)] = true
+		}
+	}
+	// Joining adds nodes, so those that are meant are taken before.
+	var servers, shares []Object
+	for o := range g.nodes {
+		switch {
+		case o.Kind == Server && isNamed(names, o.Name):
+			servers = append(servers, o)
+		case o.Kind == Share:
+			shares = append(shares, o)
+		}
+	}
+	for _, o := range servers {
+		g.see(o)
+		g.rest(o, hostObject(e))
+		for _, s := range shares {
+			export, ok := strings.CutPrefix(s.Name, o.Name+":")
+			if !ok {
+				continue
+			}
+			g.see(s)
+			if i := mountOf(e, export); i >= 0 {
+				g.rest(s, mountObject(e, i))
+			}
+		}
+	}
+}
+
+// isNamed tells whether a name is one of those, a short one for a long one of the same host too. Of
+// addresses only the whole counts.
+func isNamed(names map[string]bool, name string) bool {
+	if names[name] {
+		return true
+	}
+	if strings.Trim(name, "0123456789.:abcdef") == "" && strings.ContainsAny(name, ".:") {
+		return false
+	}
+	for n := range names {
+		short, _, long := strings.Cut(n, ".")
+		first, _, full := strings.Cut(name, ".")
+		if long != full && short == first {
+			return true
+		}
+	}
+	return false
+}
+
+// guests joins a machine with the virtual machine that it is on another one.
+func (g *graph) guests(e *evidence.Evidence, all []*evidence.Evidence) {
+	if e.Host.UUID == "" {
+		return
+	}
+	for _, h := range all {
+		for i := range h.Machines {
+			if h != e && strings.EqualFold(h.Machines[i].UUID, e.Host.UUID) {
+				for j := range e.Devices {
+					if d := &e.Devices[j]; d.Partition == 0 && len(d.On) == 0 && d.Backing == "" {
+						g.rest(deviceObject(e, d.Name), machineObject(h, i))
+					}
+				}
+			}
+		}
+	}
+}
