@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// Rules lists every rule, in the order of their codes.
+func Rules() []Rule {
+	return []Rule{}
+}
+
+// judge asks a rule. Where a part that it needs is not known it can tell nothing, of the machine as a
+// whole.
+func (r *Rule) judge(e *evidence.Evidence) []Result {
+	for _, p := range r.Needs {
+		if why, known := e.Known(p); !known {
+			return []Result{unknown(hostObject(e), string(p)+": "+why)}
+		}
+	}
+	return r.Judge(e)
+}
+
+// fail makes the result for a finding.
+func fail(f *Finding) Result { return Result{Outcome: Fail, Object: f.Object, Finding: f} }
+
+func pass(o Object) Result { return Result{Outcome: Pass, Object: o} }
+
+func unknown(o Object, why string) Result { return Result{Outcome: Unknown, Object: o, Why: why} }
+
+// found makes a finding of a rule about an object, with the rule's severity and reach.
+func found(r *Rule, o Object, confidence float64, kind, summary string, facts ...Fact) *Finding {
+	f := &Finding{
+		ID: idOf(r.Code, kind, o), Code: r.Code, Name: r.Name, Severity: r.Severity,
+		Confidence: confidence, Reach: r.Reach, Object: o, Kind: kind, Summary: summary,
+		Evidence: append([]Fact{}, facts...), Affects: []Object{}, Because: []Reason{},
+		NotBecause: []Reason{}, Remedies: []Remedy{}, Guard: r.Guard,
+	}
+	f.seen(facts)
+	return f
+}
+
+// seen takes the times of facts.
+func (f *Finding) seen(facts []Fact) {
+	for _, x := range facts {
+		at := x.Source.Time
+		if at.IsZero() {
+			continue
+		}
+		if f.FirstSeen.IsZero() || at.Before(f.FirstSeen) {
+			f.FirstSeen = at
+		}
+		if at.After(f.LastSeen) {
+			f.LastSeen = at
+		}
+	}
+}
+
+// over says that a fault is no more: it is told as a note, and causes nothing.
+func (f *Finding) over() *Finding {
+	f.Over, f.Severity, f.Reach = true, finding.Note, Hint
+	return f
+}
+
+// idOf gives a finding its name for good.
+func idOf(code, kind string, o Object) string {
+	sum := sha256.Sum256([]byte(code + "\x00" + kind + "\x00" + o.String()))
+	return hex.EncodeToString(sum[:8])
+}
