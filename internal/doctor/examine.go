@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// Examine asks all rules about the evidence of one or more machines, and ranks what they find as one
+// picture. Further rules are those of the user. No two machines may have the same label.
+func Examine(all []*evidence.Evidence, further []Rule) *Report {
+	g := picture(all)
+	rep := &Report{Verdict: finding.Clean, Machines: []Patient{}, Findings: []Finding{}, Rules: []Asked{},
+		Shared: []Common{}, Objects: []Seen{}, Edges: []Edge{}, NotLookedAt: []Missing{}}
+	for _, rule := range append(Rules(), further...) {
+		asked := Asked{Code: rule.Code, Name: rule.Name, Reasons: []Doubt{}}
+		for _, e := range all {
+			for _, r := range rule.judge(e) {
+				n := g.node(r.Object)
+				n.results = append(n.results, r)
+				asked.count(r)
+			}
+		}
+		rep.Rules = append(rep.Rules, asked)
+	}
+	rep.Causes = rank(g)
+	rep.take(g, all)
+	rep.conclude()
+	return rep
+}
+
+func (a *Asked) count(r Result) {
+	switch r.Outcome {
+	case Fail:
+		a.Failed++
+	case Pass:
+		a.Passed++
+	default:
+		a.Unknown++
+		a.Reasons = append(a.Reasons, Doubt{Object: r.Object, Why: r.Why})
+	}
+}
+
+// take takes the picture over.
+func (rep *Report) take(g *graph, all []*evidence.Evidence) {
+	findings := map[string]*Finding{}
+	for _, n := range g.sorted() {
+		s := Seen{Object: n.object, State: n.state(), Findings: []string{}}
+		for i := range n.results {
+			if f := n.results[i].Finding; f != nil {
+				findings[f.ID] = f
+				s.Findings = append(s.Findings, f.ID)
+			}
+		}
+		rep.Objects = append(rep.Objects, s)
+		for _, low := range n.on {
+			rep.Edges = append(rep.Edges, Edge{From: n.object, To: low.object})
+		}
+	}
+	slices.SortFunc(rep.Edges, func(a, b Edge) int {
+		return cmp.Or(compareObjects(a.From, b.From), compareObjects(a.To, b.To))
+	})
+	rep.join(findings)
+	for _, e := range all {
+		for _, gap := range e.Gaps {
+			rep.NotLookedAt = append(rep.NotLookedAt, Missing{Machine: e.Label, Gap: gap})
+		}
+		rep.Machines = append(rep.Machines, Patient{Label: e.Label, Kind: e.Kind, Kernel: e.Host.Kernel,
+			OS: e.Host.OS, Now: e.Now, Sick: rep.sick(e.Label)})
+	}
+	if len(all) > 1 {
+		rep.Shared = shared(g, rep.Machines)
+	}
+}
+
+// join says of each finding what explains it, and puts them in order: cause by cause.
+func (rep *Report) join(findings map[string]*Finding) {
+	told := map[string]bool{}
+	tell := func(id string) {
+		if f := findings[id]; f != nil && !told[id] {
+			told[id] = true
+			rep.Findings = append(rep.Findings, *f)
+		}
+	}
+	for i := range rep.Causes {
+		c := &rep.Causes[i]
+		for _, id := range c.Explains {
+			if f := findings[id]; f != nil && c.Certainty != NotCertain {
+				f.Because = append(f.Because, Reason{Finding: c.Finding,
+					Text: "rests on " + c.Object.String()})
+			}
+		}
+	}
+	for i := range rep.Causes {
+		tell(rep.Causes[i].Finding)
+		for _, id := range rep.Causes[i].Explains {
+			tell(id)
+		}
+	}
+}
+
+// sick tells whether something worse than a note was found on a machine.
+func (rep *Report) sick(label string) bool {
+	return slices.ContainsFunc(rep.Findings, func(f Finding) bool {
+		return f.Object.On == label && f.Severity.Rank() < finding.Waste.Rank()
+	})
+}
+
+// conclude gives the verdict.
+func (rep *Report) conclude() {
+	var applies []int
+	for i := range rep.Findings {
+		if rep.Findings[i].Severity.Rank() < finding.Note.Rank() {
+			applies, rep.Verdict = append(applies, finding.StatusFound), finding.Found
+		}
+	}
+	doubt := len(rep.NotLookedAt) > 0 || slices.ContainsFunc(rep.Rules, func(a Asked) bool {
+		return a.Unknown > 0
+	})
+	if doubt {
+		applies = append(applies, finding.StatusCannotTell)
+		if rep.Verdict == finding.Clean {
+			rep.Verdict = finding.CannotTell
+		}
+	}
+	rep.Status = finding.OrderStatus(applies...)
+}
+
+// state sums up what rules said of an object.
+func (n *node) state() State {
+	state := Plain
+	if !n.seen {
+		state = Unseen
+	}
+	for i := range n.results {
+		switch r := &n.results[i]; {
+		case r.Outcome == Fail && r.Finding.Severity.Rank() < finding.Note.Rank():
+			return Hurt
+		case r.Outcome == Unknown:
+			state = Doubted
+		case state != Doubted:
+			state = Healthy
+		}
+	}
+	return state
+}
+
+// shared gives what at least two machines rest on and one of them is sick, that which parts the sick
+// from the healthy best first.
+func shared(g *graph, machines []Patient) []Common {
+	sick := map[string]bool{}
+	for _, m := range machines {
+		sick[m.Label] = m.Sick
+	}
+	out := []Common{}
+	for _, n := range g.sorted() {
+		c := Common{Object: n.object, Sick: []string{}, Healthy: []string{}, Seen: n.seen}
+		for _, x := range n.reach(above) {
+			label := x.object.On
+			switch ill, known := sick[label]; {
+			case !known:
+			case ill:
+				c.Sick = append(c.Sick, label)
+			default:
+				c.Healthy = append(c.Healthy, label)
+			}
+		}
+		slices.Sort(c.Sick)
+		slices.Sort(c.Healthy)
+		c.Sick, c.Healthy = slices.Compact(c.Sick), slices.Compact(c.Healthy)
+		if len(c.Sick) > 0 && len(c.Sick)+len(c.Healthy) > 1 && n.object.On == "" {
+			out = append(out, c)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Common) int {
+		return cmp.Or(cmp.Compare(len(a.Healthy)-len(a.Sick), len(b.Healthy)-len(b.Sick)),
+			strings.Compare(string(a.Object.Kind), string(b.Object.Kind)))
+	})
+	return out
+}
