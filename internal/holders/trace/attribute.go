@@ -35,8 +35,8 @@ func met(u, e probe.Event) (may, must bool) {
 			return false, false
 		}
 		if e.Since == 0 {
-			// It was taken before the watching began, or by another thread: how long ago is not known.
-			return e.TS < u.TS+settle, false
+			// Who took it was not seen. Each umount that is told of came after the begin of the watching.
+			return e.TS < u.TS+settle, e.Early && e.TS >= u.TS
 		}
 		return e.Since <= u.TS, e.Since <= u.Since && e.TS >= u.TS
 	case probe.Suspect:

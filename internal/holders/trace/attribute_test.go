@@ -24,6 +24,11 @@ func TestAttribute(t *testing.T) {
 	call := func(tid int, since, ts int64, released bool) probe.Event {
 		return probe.Event{Kind: probe.Suspect, Dev: 7, MountID: 40, TID: tid, Since: since, TS: ts, Released: released}
 	}
+	early := func(tid int, ts, left int64) probe.Event {
+		e := hold(tid, 0, ts, left)
+		e.Early = true
+		return e
+	}
 	unread := umount
 	unread.CountRead = false
 	more := umount
@@ -51,6 +56,9 @@ func TestAttribute(t *testing.T) {
 			[]string{"2!", "3!"}},
 		{"the only one, over within", free, []probe.Event{hold(2, 90, 105, 2)}, []string{"2!"}},
 		{"taken by nobody knows whom", umount, []probe.Event{hold(2, 0, 120, 2)}, []string{"2"}},
+		{"there before the watching", umount, []probe.Event{early(2, 120, 2)}, []string{"2!"}},
+		{"there before the watching, gone within", umount, []probe.Event{early(2, 105, 2)}, []string{"2"}},
+		{"there before the watching, gone before", umount, []probe.Event{early(2, 99, 2)}, nil},
 		{"the umount itself", umount, []probe.Event{hold(1, 90, 105, 1)}, nil},
 		{"another mount", umount, []probe.Event{{Kind: probe.Hold, Mount: other, TID: 2, Since: 90, TS: 120}}, nil},
 		{"a peer", busyPeer, []probe.Event{{Kind: probe.Hold, Mount: peer, TID: 2, Since: 90, TS: 120}},

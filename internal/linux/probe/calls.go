@@ -26,6 +26,7 @@ const (
 	classChdir  = 0x4000
 	classExit   = 0x8000
 	classStatfs = 0x10000
+	classFork   = 0x20000
 )
 
 func pathAt(arg uint32) uint32 { return arg + 1 }

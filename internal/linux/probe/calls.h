@@ -13,7 +13,7 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct task_struct___engine {
-	u64 start_boottime;
+	u64 start_time, start_boottime;
 	struct css_set *cgroups;
 };
 
@@ -74,6 +74,7 @@ static long (*bpf_task_pt_regs)(struct task_struct *task) = (void *)175;
 #define C_CHDIR 0x4000  // it drops the working directory
 #define C_EXIT 0x8000   // the task ends
 #define C_STATFS 0x10000
+#define C_FORK 0x20000  // it makes a task
 
 // What could not be told, by reason. Nothing is lost silently.
 #define LOST_RING 0   // the ring buffer was full

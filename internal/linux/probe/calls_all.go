@@ -54,6 +54,8 @@ func allCalls() []call {
 		{unix.SYS_SETXATTR, "setxattr", pathAt(0)},
 		{unix.SYS_INOTIFY_ADD_WATCH, "inotify_add_watch", pathAt(1)},
 		{unix.SYS_NAME_TO_HANDLE_AT, "name_to_handle_at", pathAt(1)},
+		{unix.SYS_CLONE, "clone", classFork},
+		{unix.SYS_CLONE3, "clone3", classFork},
 		// Without a class: only their names are told.
 		{unix.SYS_READ, "read", 0},
 		{unix.SYS_WRITE, "write", 0},

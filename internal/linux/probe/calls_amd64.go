@@ -25,6 +25,8 @@ func calls() []call {
 		call{unix.SYS_UTIME, "utime", pathAt(0)},
 		call{unix.SYS_UTIMES, "utimes", pathAt(0)},
 		call{unix.SYS_FUTIMESAT, "futimesat", pathAt(1)},
+		call{unix.SYS_FORK, "fork", classFork},
+		call{unix.SYS_VFORK, "vfork", classFork},
 		call{unix.SYS_POLL, "poll", 0},
 		call{unix.SYS_LINK, "link", pathAt(0)},
 		call{unix.SYS_SYMLINK, "symlink", pathAt(1)},

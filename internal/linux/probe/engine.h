@@ -16,6 +16,8 @@
 #define STACK 16384    // bytes kept of a user's stack
 #define STACK_STEP 512 // read at once: what is not in memory ends the copy
 #define DEPTH 4        // references of one task on one mount that are told apart
+#define THREADS 8      // threads of one process that hold a mount and are found by the process
+#define FORKING 100000000ULL // far more than it takes to copy a task, ns
 // How long after a failed umount the drop of a reference is told, ns: lasting holders are found by
 // looking, so this is for those that come and go.
 #define SETTLE 1000000000ULL
@@ -36,6 +38,7 @@
 #define F_RELEASE 128    // what the call was about held the mount until now: a file, a directory
 #define F_IN_FLIGHT 256  // the umount had not ended yet
 #define F_PEER 512       // the mount that was busy is a peer of the one asked for
+#define F_EARLY 1024     // it was there already when the watching began
 
 struct call {
 	s64 nr; // -1: none

@@ -50,6 +50,7 @@ type Event struct {
 	RetRead            bool
 	Attached, Children bool // of the mount after the umount
 	SameCall           bool // taken and dropped in one system call
+	Early              bool // a reference that was there already when the watching began: Since is 0
 	Released           bool // a suspect let a file or directory of the mount go
 	InFlight           bool // a suspect was seen before the umount ended
 	Kernel             bool // a thread of the kernel
@@ -80,6 +81,7 @@ const (
 	flagCount    = 64
 	flagRelease  = 128
 	flagInFlight = 256
+	flagEarly    = 1024
 )
 
 // headBytes is the size of an event without the stack.
@@ -99,7 +101,7 @@ func decode(raw []byte) (Event, error) {
 		CountRead: w.Flags&flagCount != 0, Ret: int(w.Ret), RetRead: w.Flags&flagRet != 0,
 		Attached: w.Flags&flagAttached != 0, Children: w.Flags&flagChildren != 0,
 		SameCall: w.Flags&flagSameCall != 0, Released: w.Flags&flagRelease != 0,
-		InFlight: w.Flags&flagInFlight != 0, Kernel: w.Flags&flagKernel != 0,
+		InFlight: w.Flags&flagInFlight != 0, Early: w.Flags&flagEarly != 0, Kernel: w.Flags&flagKernel != 0,
 		PID: int(w.Pid), TID: int(w.Tid), Parent: int(w.Ppid), UID: int(w.Uid),
 		Namespace: uint64(w.Mntns), CPU: int(w.Cpu),
 		Comm: text(w.Comm[:]), ParentComm: text(w.Pcomm[:]),

@@ -221,7 +221,8 @@ INLINE int gets(void *ctx, struct vfsmount *v, u64 ts)
 
 	if (!m || in_umount() || !wanted(m))
 		return 0;
-	return taken(ctx, (u64)m, ts);
+	taken(ctx, (u64)m, ts);
+	return 0;
 }
 
 INLINE int puts(void *ctx, struct vfsmount *v)
@@ -239,7 +240,7 @@ INLINE int puts(void *ctx, struct vfsmount *v)
 		w = &none;
 	}
 	count_lost(LOST_SEEN, 1);
-	return dropped(ctx, m, w, -1);
+	return dropped(ctx, m, w, bpf_ktime_get_ns(), -1);
 }
 
 #ifdef BREAKPOINTS

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type kprobeFamily struct {
+	_   structs.HostLayout
+	Tid [8]uint32
+}
+
 type kprobeHolds struct {
 	_        structs.HostLayout
 	Depth    uint64
@@ -20,10 +25,11 @@ type kprobeHolds struct {
 	Pad      uint32
 	Command  [256]uint8
 	Hold     [4]struct {
-		_    structs.HostLayout
-		Ts   uint64
-		At   [2]uint64
-		Call struct {
+		_     structs.HostLayout
+		Ts    uint64
+		Depth uint64
+		At    [2]uint64
+		Call  struct {
 			_    structs.HostLayout
 			Nr   int64
 			Args [6]uint64
@@ -64,6 +70,8 @@ type kprobeWindow struct {
 	Active   uint64
 	LastFrom uint64
 	LastTo   uint64
+	Known    uint64
+	Whole    uint64
 }
 
 type kprobeWithin struct {
@@ -79,6 +87,8 @@ const (
 	kprobeMapBegun            = "begun"
 	kprobeMapClasses          = "classes"
 	kprobeMapEvents           = "events"
+	kprobeMapFamilies         = "families"
+	kprobeMapHanded           = "handed"
 	kprobeMapHeld             = "held"
 	kprobeMapIds              = "ids"
 	kprobeMapLost             = "lost"
@@ -161,16 +171,18 @@ type kprobeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type kprobeMapSpecs struct {
-	Begun   *ebpf.MapSpec `ebpf:"begun"`
-	Classes *ebpf.MapSpec `ebpf:"classes"`
-	Events  *ebpf.MapSpec `ebpf:"events"`
-	Held    *ebpf.MapSpec `ebpf:"held"`
-	Ids     *ebpf.MapSpec `ebpf:"ids"`
-	Lost    *ebpf.MapSpec `ebpf:"lost"`
-	Mode    *ebpf.MapSpec `ebpf:"mode"`
-	Nothing *ebpf.MapSpec `ebpf:"nothing"`
-	Umounts *ebpf.MapSpec `ebpf:"umounts"`
-	Windows *ebpf.MapSpec `ebpf:"windows"`
+	Begun    *ebpf.MapSpec `ebpf:"begun"`
+	Classes  *ebpf.MapSpec `ebpf:"classes"`
+	Events   *ebpf.MapSpec `ebpf:"events"`
+	Families *ebpf.MapSpec `ebpf:"families"`
+	Handed   *ebpf.MapSpec `ebpf:"handed"`
+	Held     *ebpf.MapSpec `ebpf:"held"`
+	Ids      *ebpf.MapSpec `ebpf:"ids"`
+	Lost     *ebpf.MapSpec `ebpf:"lost"`
+	Mode     *ebpf.MapSpec `ebpf:"mode"`
+	Nothing  *ebpf.MapSpec `ebpf:"nothing"`
+	Umounts  *ebpf.MapSpec `ebpf:"umounts"`
+	Windows  *ebpf.MapSpec `ebpf:"windows"`
 }
 
 // kprobeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -202,16 +214,18 @@ func (o *kprobeObjects) Close() error {
 //
 // It can be passed to loadKprobeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type kprobeMaps struct {
-	Begun   *ebpf.Map `ebpf:"begun"`
-	Classes *ebpf.Map `ebpf:"classes"`
-	Events  *ebpf.Map `ebpf:"events"`
-	Held    *ebpf.Map `ebpf:"held"`
-	Ids     *ebpf.Map `ebpf:"ids"`
-	Lost    *ebpf.Map `ebpf:"lost"`
-	Mode    *ebpf.Map `ebpf:"mode"`
-	Nothing *ebpf.Map `ebpf:"nothing"`
-	Umounts *ebpf.Map `ebpf:"umounts"`
-	Windows *ebpf.Map `ebpf:"windows"`
+	Begun    *ebpf.Map `ebpf:"begun"`
+	Classes  *ebpf.Map `ebpf:"classes"`
+	Events   *ebpf.Map `ebpf:"events"`
+	Families *ebpf.Map `ebpf:"families"`
+	Handed   *ebpf.Map `ebpf:"handed"`
+	Held     *ebpf.Map `ebpf:"held"`
+	Ids      *ebpf.Map `ebpf:"ids"`
+	Lost     *ebpf.Map `ebpf:"lost"`
+	Mode     *ebpf.Map `ebpf:"mode"`
+	Nothing  *ebpf.Map `ebpf:"nothing"`
+	Umounts  *ebpf.Map `ebpf:"umounts"`
+	Windows  *ebpf.Map `ebpf:"windows"`
 }
 
 func (m *kprobeMaps) Close() error {
@@ -219,6 +233,8 @@ func (m *kprobeMaps) Close() error {
 		m.Begun,
 		m.Classes,
 		m.Events,
+		m.Families,
+		m.Handed,
 		m.Held,
 		m.Ids,
 		m.Lost,

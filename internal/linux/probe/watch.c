@@ -16,9 +16,12 @@ const volatile u32 cpus = 1;
 
 // cell is one CPU's word of a watched counter.
 struct cell {
-	u64 addr; // of the word, 0: none
-	s32 last; // its value after the last write
-	u32 pad;
+	u64 addr;   // of the word, 0: none
+	s32 last;   // its value after the last write that was told of here
+	u32 writes; // how many these are
+	// Another CPU saw the next write at that time, before it was told of here. at: its number, and 1.
+	u64 seen;
+	u32 seen_at, pad;
 };
 
 struct {
@@ -46,22 +49,32 @@ struct {
 	TYPE(value, struct watched);
 } watches SEC(".maps");
 
-// total adds up the counter, as mnt_get_count does.
-NOINLINE s64 total(u32 slot)
+// total adds up the counter, as mnt_get_count does. A write on another CPU may be there, while the
+// trap that tells of it is on its way: it was not later than now.
+NOINLINE s64 total(u32 slot, u64 now)
 {
 	s64 sum = 0;
 
 	for (u32 i = 0; i < CPUS && i < cpus; i++) {
 		u32 k = slot * CPUS + i;
 		struct cell *c = bpf_map_lookup_elem(&cells, &k);
+		s32 v = 0;
 
-		if (c)
-			sum += c->last;
+		if (!c || !c->addr)
+			continue;
+		u32 writes = *(volatile u32 *)&c->writes;
+
+		bpf_probe_read_kernel(&v, sizeof(v), (void *)c->addr);
+		sum += v;
+		if (v != *(volatile s32 *)&c->last) {
+			*(volatile u64 *)&c->seen = now;
+			*(volatile u32 *)&c->seen_at = writes + 1;
+		}
 	}
 	return sum;
 }
 
-INLINE int umount_takes(struct watched *w, u32 slot)
+INLINE int umount_takes(struct watched *w, u32 slot, u64 now)
 {
 	u64 tid = (u32)bpf_get_current_pid_tgid();
 	struct umounting *u = bpf_map_lookup_elem(&umounts, &tid);
@@ -73,9 +86,9 @@ INLINE int umount_takes(struct watched *w, u32 slot)
 		return 0;
 	}
 	fresh.mount = w->mount;
-	fresh.ts = bpf_ktime_get_ns();
+	fresh.ts = now;
 	fresh.depth = 1;
-	fresh.before = total(slot);
+	fresh.before = total(slot, fresh.ts);
 	// Counted by the task that takes it off again, and by none else.
 	__sync_fetch_and_add(&w->window.active, 1);
 	if (bpf_map_update_elem(&umounts, &tid, &fresh, 1)) {
@@ -97,6 +110,8 @@ INLINE int umount_drops(void *ctx, struct watched *w, u32 slot)
 		return 0;
 	u64 began = u->ts;
 	s64 before = u->before;
+	// What is dropped after the counting was there until then, what is taken after it was not.
+	s64 count = total(slot, bpf_ktime_get_ns()) + 1;
 
 	bpf_map_delete_elem(&umounts, &tid);
 	w->window.last_from = began;
@@ -108,7 +123,7 @@ INLINE int umount_drops(void *ctx, struct watched *w, u32 slot)
 	f->e.ts = w->window.last_to;
 	f->e.since = began;
 	f->e.before = before;
-	f->e.count = total(slot) + 1;
+	f->e.count = count;
 	f->e.flags |= F_COUNT;
 	about(&f->e);
 	mounted(&f->e, (struct mount *)w->mount);
@@ -142,6 +157,8 @@ INLINE u32 moved(u32 cpu)
 
 SEC("perf_event") int written(void *ctx)
 {
+	// Before anybody can see that the write is told of.
+	u64 ts = bpf_ktime_get_ns();
 	u32 cpu = bpf_get_smp_processor_id(), slot = moved(cpu), k = slot * CPUS + cpu;
 	struct cell *c = bpf_map_lookup_elem(&cells, &k);
 	struct watched *w = bpf_map_lookup_elem(&watches, &slot);
@@ -152,6 +169,9 @@ SEC("perf_event") int written(void *ctx)
 	bpf_probe_read_kernel(&now, sizeof(now), (void *)c->addr);
 	delta = now - c->last;
 	c->last = now;
+	c->writes++;
+	if (c->seen_at == c->writes && c->seen < ts)
+		ts = c->seen;
 	if (w->gone || !w->armed)
 		return 0;
 	struct mount *m = (struct mount *)w->mount;
@@ -163,10 +183,14 @@ SEC("perf_event") int written(void *ctx)
 	}
 	count_lost(LOST_SEEN, 1);
 	if (in_umount())
-		return delta > 0 ? umount_takes(w, slot) : umount_drops(ctx, w, slot);
-	if (delta > 0)
-		return taken(ctx, w->mount, bpf_ktime_get_ns());
-	dropped(ctx, m, &w->window, w->window.active || w->window.last_to ? total(slot) : -1);
+		return delta > 0 ? umount_takes(w, slot, ts) : umount_drops(ctx, w, slot);
+	if (delta > 0) {
+		__sync_fetch_and_add(&w->window.known, 1);
+		if (!taken(ctx, w->mount, ts))
+			w->window.whole = 0;
+		return 0;
+	}
+	dropped(ctx, m, &w->window, ts, w->window.active || w->window.last_to ? total(slot, ts) : -1);
 	return 0;
 }
 
@@ -262,8 +286,10 @@ SEC("iter/task_file") int resolve(struct bpf_iter__task_file *ctx)
 			w->ns = get(ns, ns.inum);
 		w->unique = unique_of(m);
 	}
-	if (a->step == 2)
+	if (a->step == 2) {
+		w->window.whole = 1;
 		w->armed = 1;
+	}
 	a->done = 1;
 	return 0;
 }

@@ -23,10 +23,13 @@ type watchAsk struct {
 }
 
 type watchCell struct {
-	_    structs.HostLayout
-	Addr uint64
-	Last int32
-	Pad  uint32
+	_      structs.HostLayout
+	Addr   uint64
+	Last   int32
+	Writes uint32
+	Seen   uint64
+	SeenAt uint32
+	Pad    uint32
 }
 
 type watchEvent struct {
@@ -79,6 +82,11 @@ type watchEvent struct {
 	Regs      [34]uint64
 }
 
+type watchFamily struct {
+	_   structs.HostLayout
+	Tid [8]uint32
+}
+
 type watchHolds struct {
 	_        structs.HostLayout
 	Depth    uint64
@@ -86,10 +94,11 @@ type watchHolds struct {
 	Pad      uint32
 	Command  [256]uint8
 	Hold     [4]struct {
-		_    structs.HostLayout
-		Ts   uint64
-		At   [2]uint64
-		Call struct {
+		_     structs.HostLayout
+		Ts    uint64
+		Depth uint64
+		At    [2]uint64
+		Call  struct {
 			_    structs.HostLayout
 			Nr   int64
 			Args [6]uint64
@@ -132,6 +141,8 @@ type watchWatched struct {
 		Active   uint64
 		LastFrom uint64
 		LastTo   uint64
+		Known    uint64
+		Whole    uint64
 	}
 	Dev    uint32
 	Ns     uint32
@@ -148,6 +159,8 @@ const (
 	watchMapCells           = "cells"
 	watchMapClasses         = "classes"
 	watchMapEvents          = "events"
+	watchMapFamilies        = "families"
+	watchMapHanded          = "handed"
 	watchMapHeld            = "held"
 	watchMapLost            = "lost"
 	watchMapMode            = "mode"
@@ -213,17 +226,19 @@ type watchProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type watchMapSpecs struct {
-	Anchor  *ebpf.MapSpec `ebpf:"anchor"`
-	Asked   *ebpf.MapSpec `ebpf:"asked"`
-	Cells   *ebpf.MapSpec `ebpf:"cells"`
-	Classes *ebpf.MapSpec `ebpf:"classes"`
-	Events  *ebpf.MapSpec `ebpf:"events"`
-	Held    *ebpf.MapSpec `ebpf:"held"`
-	Lost    *ebpf.MapSpec `ebpf:"lost"`
-	Mode    *ebpf.MapSpec `ebpf:"mode"`
-	Nothing *ebpf.MapSpec `ebpf:"nothing"`
-	Umounts *ebpf.MapSpec `ebpf:"umounts"`
-	Watches *ebpf.MapSpec `ebpf:"watches"`
+	Anchor   *ebpf.MapSpec `ebpf:"anchor"`
+	Asked    *ebpf.MapSpec `ebpf:"asked"`
+	Cells    *ebpf.MapSpec `ebpf:"cells"`
+	Classes  *ebpf.MapSpec `ebpf:"classes"`
+	Events   *ebpf.MapSpec `ebpf:"events"`
+	Families *ebpf.MapSpec `ebpf:"families"`
+	Handed   *ebpf.MapSpec `ebpf:"handed"`
+	Held     *ebpf.MapSpec `ebpf:"held"`
+	Lost     *ebpf.MapSpec `ebpf:"lost"`
+	Mode     *ebpf.MapSpec `ebpf:"mode"`
+	Nothing  *ebpf.MapSpec `ebpf:"nothing"`
+	Umounts  *ebpf.MapSpec `ebpf:"umounts"`
+	Watches  *ebpf.MapSpec `ebpf:"watches"`
 }
 
 // watchVariableSpecs contains global variables before they are loaded into the kernel.
@@ -257,17 +272,19 @@ func (o *watchObjects) Close() error {
 //
 // It can be passed to loadWatchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type watchMaps struct {
-	Anchor  *ebpf.Map `ebpf:"anchor"`
-	Asked   *ebpf.Map `ebpf:"asked"`
-	Cells   *ebpf.Map `ebpf:"cells"`
-	Classes *ebpf.Map `ebpf:"classes"`
-	Events  *ebpf.Map `ebpf:"events"`
-	Held    *ebpf.Map `ebpf:"held"`
-	Lost    *ebpf.Map `ebpf:"lost"`
-	Mode    *ebpf.Map `ebpf:"mode"`
-	Nothing *ebpf.Map `ebpf:"nothing"`
-	Umounts *ebpf.Map `ebpf:"umounts"`
-	Watches *ebpf.Map `ebpf:"watches"`
+	Anchor   *ebpf.Map `ebpf:"anchor"`
+	Asked    *ebpf.Map `ebpf:"asked"`
+	Cells    *ebpf.Map `ebpf:"cells"`
+	Classes  *ebpf.Map `ebpf:"classes"`
+	Events   *ebpf.Map `ebpf:"events"`
+	Families *ebpf.Map `ebpf:"families"`
+	Handed   *ebpf.Map `ebpf:"handed"`
+	Held     *ebpf.Map `ebpf:"held"`
+	Lost     *ebpf.Map `ebpf:"lost"`
+	Mode     *ebpf.Map `ebpf:"mode"`
+	Nothing  *ebpf.Map `ebpf:"nothing"`
+	Umounts  *ebpf.Map `ebpf:"umounts"`
+	Watches  *ebpf.Map `ebpf:"watches"`
 }
 
 func (m *watchMaps) Close() error {
@@ -277,6 +294,8 @@ func (m *watchMaps) Close() error {
 		m.Cells,
 		m.Classes,
 		m.Events,
+		m.Families,
+		m.Handed,
 		m.Held,
 		m.Lost,
 		m.Mode,
