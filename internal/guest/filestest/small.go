@@ -39,7 +39,7 @@ func Small(t testing.TB, dir string, fill Fill) {
 	for i := range 60 {
 		p.must(os.Remove(p.at(fmt.Sprintf("gone%d", i))))
 	}
-	unix.Sync()
+	p.sync()
 }
 
 // Later changes what Small made, and sees to it that a journal has it: what is copied or cut off

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -80,7 +79,7 @@ func mountedNode(t testing.TB, full string) Node {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if n.Content, err = digest(f); err != nil {
+		if n.Content, err = mountedDigest(f); err != nil {
 			t.Fatal(err)
 		}
 	case files.TypeLink:
@@ -91,28 +90,6 @@ func mountedNode(t testing.TB, full string) Node {
 		n.Content = to
 	}
 	return n
-}
-
-// digest hashes the blocks that are not all zeros, with their numbers, so that holes cost nothing.
-func digest(r io.Reader) (string, error) {
-	sum := sha256.New()
-	buf := make([]byte, 64<<10)
-	zeros := make([]byte, len(buf))
-	length := int64(0)
-	for {
-		n, err := io.ReadFull(r, buf)
-		if !bytes.Equal(buf[:n], zeros[:n]) {
-			fmt.Fprintf(sum, "%d:", length)
-			sum.Write(buf[:n])
-		}
-		length += int64(n)
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			return fmt.Sprintf("%d bytes %x", length, sum.Sum(nil)), nil
-		case err != nil:
-			return "", err
-		}
-	}
 }
 
 func stamp(s unix.StatxTimestamp) files.Time {
@@ -179,7 +156,7 @@ func viewNode(ctx context.Context, f files.File) Node {
 	switch n.Stat.Mode & files.TypeMask {
 	case files.TypeRegular:
 		var err error
-		if n.Content, err = digest(io.NewSectionReader(f, 0, n.Stat.Size)); err != nil {
+		if n.Content, err = viewDigest(ctx, f); err != nil {
 			n.Content = err.Error()
 		}
 	case files.TypeLink:
