@@ -26,6 +26,7 @@ var layer = map[string]int{
 	"internal/repair":           5,
 	"internal/check":            4,
 	"internal/doctor":           5,
+	"internal/doctor/trend":     1,
 	"internal/evidence":         4,
 	"internal/linux/tree":       2,
 	"internal/holders":          4,
@@ -95,7 +96,7 @@ var budget = map[string][]string{
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
-		"internal/linux/probe"},
+		"internal/linux/probe", "internal/linux/tree"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }
