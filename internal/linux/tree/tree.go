@@ -33,6 +33,9 @@ var (
 	ErrNotCollected = errors.New("was not collected")
 	// ErrTooLarge: there is more than was asked for. What was asked for is given all the same.
 	ErrTooLarge = errors.New("is larger than what is read")
+	// ErrAvoided: it was not touched, since it may not answer: it lies on a mount of a server, of FUSE or
+	// of an automounter, or on one that did not answer before.
+	ErrAvoided = errors.New("is not touched")
 )
 
 // Tree is where evidence is read. Names are absolute, with slashes, and clean. Symbolic links of
