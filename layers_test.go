@@ -37,6 +37,7 @@ var layer = map[string]int{
 	"internal/lab":              3,
 	"internal/lab/cut":          3,
 	"internal/lab/hold":         3,
+	"internal/lab/faultfs":      3,
 	"internal/lab/zoo":          4,
 	"internal/lab/sweep":        4,
 	"internal/lab/cutfs":        3,
@@ -52,6 +53,7 @@ var layer = map[string]int{
 	"internal/linux/stack":      2,
 	"internal/linux/code":       2,
 	"internal/linux/probe":      2,
+	"internal/linux/loop":       2,
 	"internal/guest":            2,
 	"internal/guest/xfs":        2,
 	"internal/guest/ext4":       2,
@@ -68,12 +70,14 @@ var layer = map[string]int{
 
 // onlyBy names the packages that few may import, and who those are; tests may import all.
 var onlyBy = map[string][]string{
-	"internal/lab":             {"internal/cli", "bench", "internal/lab/sweep"}, // it writes images
-	"internal/lab/zoo":         {"bench"},                                       // it runs qemu-img
-	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                 // it mounts
-	"internal/lab/sweep":       {"bench"},                                       // it runs programs on broken images
-	"internal/lab/cut":         {},                                              // for tests
-	"internal/lab/hold":        {"bench"},                                       // it keeps mounts busy
+	"internal/lab":             {"internal/cli", "bench", "internal/lab/sweep"},                 // it writes images
+	"internal/lab/zoo":         {"bench"},                                                       // it runs qemu-img
+	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                                 // it mounts
+	"internal/lab/sweep":       {"bench"},                                                       // it runs programs on broken images
+	"internal/lab/cut":         {},                                                              // for tests
+	"internal/lab/faultfs":     {"bench"},                                                       // it mounts, and makes it fail
+	"internal/lab/hold":        {"bench"},                                                       // it keeps mounts busy
+	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"}, // it makes devices
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
 	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files
@@ -86,7 +90,7 @@ var onlyBy = map[string][]string{
 // A new one needs a record in doc/decisions.
 var budget = map[string][]string{
 	"github.com/cilium/ebpf":        {"internal/linux/probe"},
-	"github.com/hanwen/go-fuse/v2":  {"internal/lab/cutfs", "internal/mount"},
+	"github.com/hanwen/go-fuse/v2":  {"internal/lab/cutfs", "internal/lab/faultfs", "internal/mount"},
 	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab"},
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
@@ -96,7 +100,7 @@ var budget = map[string][]string{
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
-		"internal/linux/probe", "internal/linux/tree"},
+		"internal/linux/probe", "internal/linux/tree", "internal/linux/loop", "internal/lab/faultfs"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

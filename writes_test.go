@@ -18,6 +18,8 @@ var writers = []string{
 	"internal/lab/sweep",       // tests and the bench: breaks images that it made
 	"internal/lab/cutfs",       // tests and the bench: a directory of its own, mounted for one thread
 	"internal/lab/hold",        // tests and the bench: keeps mounts busy in a mount namespace of its own
+	"internal/lab/faultfs",     // tests and the bench: disks of its own that fail, in a mount namespace of its own
+	"internal/linux/loop",      // loop devices; the file is opened by others
 	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
@@ -32,6 +34,7 @@ var writers = []string{
 
 // runners may start other programs: what the program itself knows, it knows from reading.
 var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/lab/hold",
+	"internal/lab/faultfs",
 	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/holders/trace", // the command that is to run when a umount fails

@@ -15,14 +15,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux/loop"
 )
 
-const (
-	// sectorBytes is the size of a loop device's sectors.
-	sectorBytes = 512
-	// loopTries is how often a free loop device is looked for: others may take it first.
-	loopTries = 64
-)
+// sectorBytes is the size of a loop device's sectors.
+const sectorBytes = 512
 
 // loopDevice is a loop device that we made. The kernel takes it away by itself when nobody has it
 // open any more: also when this process is killed.
@@ -31,38 +29,15 @@ type loopDevice struct {
 	number int
 }
 
-func (l *loopDevice) path() string { return loopPath(l.number) }
+func (l *loopDevice) path() string { return loop.Path(l.number) }
 
-func loopPath(number int) string { return fmt.Sprintf("/dev/loop%d", number) }
-
-// makeLoop makes a loop device on an open file, with a name that marks it as ours; loop(4).
+// makeLoop makes a loop device on an open file, with a name that marks it as ours.
 func makeLoop(file int, marker string) (*loopDevice, error) {
-	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, n, err := loop.Attach(file, loop.Options{SectorBytes: sectorBytes, Name: marker})
 	if err != nil {
-		return nil, fmt.Errorf("open /dev/loop-control: %w", err)
+		return nil, err
 	}
-	defer unix.Close(control)
-	config := unix.LoopConfig{Fd: uint32(file), Size: sectorBytes,
-		Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
-	copy(config.Info.File_name[:len(config.Info.File_name)-1], marker)
-	for range loopTries {
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, fmt.Errorf("look for a free loop device: %w", err)
-		}
-		fd, err := unix.Open(loopPath(n), unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", loopPath(n), err)
-		}
-		err = unix.IoctlLoopConfigure(fd, &config)
-		if err == nil {
-			return &loopDevice{fd, n}, nil
-		}
-		if err = errors.Join(err, unix.Close(fd)); !errors.Is(err, unix.EBUSY) {
-			return nil, fmt.Errorf("set up %s: %w", loopPath(n), err)
-		}
-	}
-	return nil, errors.New("other programs take every free loop device first")
+	return &loopDevice{fd, n}, nil
 }
 
 // close lets go of the device and waits until the kernel has taken it away. Programs that look at
@@ -117,12 +92,12 @@ func (r *record) loops() ([]int, error) {
 
 // marked reports whether a loop device is in use and bears a mark.
 func marked(number int, marker string) (bool, error) {
-	fd, err := unix.Open(loopPath(number), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(loop.Path(number), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENXIO):
 		return false, nil
 	case err != nil:
-		return false, &os.PathError{Op: "open", Path: loopPath(number), Err: err}
+		return false, &os.PathError{Op: "open", Path: loop.Path(number), Err: err}
 	}
 	defer unix.Close(fd)
 	info, err := unix.IoctlLoopGetStatus64(fd)
@@ -130,7 +105,7 @@ func marked(number int, marker string) (bool, error) {
 	case errors.Is(err, unix.ENXIO):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("ask %s for its file: %w", loopPath(number), err)
+		return false, fmt.Errorf("ask %s for its file: %w", loop.Path(number), err)
 	}
 	name, _, _ := bytes.Cut(info.File_name[:], []byte{0})
 	return string(name) == marker, nil
@@ -138,9 +113,9 @@ func marked(number int, marker string) (bool, error) {
 
 // clearLoop takes a loop device off its file, now or when nobody uses it any more.
 func clearLoop(number int) error {
-	fd, err := unix.Open(loopPath(number), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(loop.Path(number), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: loopPath(number), Err: err}
+		return &os.PathError{Op: "open", Path: loop.Path(number), Err: err}
 	}
 	err = unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0)
 	if errors.Is(err, unix.ENXIO) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/loop"
 )
 
 const (
@@ -27,8 +28,6 @@ const (
 	apartMark = "SHISA_HOLD_APART"
 	// imageBytes is the size of a disk: room for a copy of the program.
 	imageBytes = 256 << 20
-	// loopTries is how often a free loop device is looked for: others may take it first.
-	loopTries = 64
 	// settling is how long an answer that may be wrong for a moment is asked for again: others look
 	// at processes, and each look keeps a mount busy for microseconds.
 	settling = 5 * time.Second
@@ -164,30 +163,8 @@ func loopOn(path string) (int, string, error) {
 		return -1, "", fmt.Errorf("open %s: %w", path, err)
 	}
 	defer unix.Close(file)
-	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, "", fmt.Errorf("open /dev/loop-control: %w", err)
-	}
-	defer unix.Close(control)
-	config := unix.LoopConfig{Fd: uint32(file), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
-	for range loopTries {
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return -1, "", fmt.Errorf("look for a free loop device: %w", err)
-		}
-		name := fmt.Sprintf("/dev/loop%d", n)
-		fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return -1, "", fmt.Errorf("open %s: %w", name, err)
-		}
-		if err = unix.IoctlLoopConfigure(fd, &config); err == nil {
-			return fd, name, nil
-		}
-		if err = errors.Join(err, unix.Close(fd)); !errors.Is(err, unix.EBUSY) {
-			return -1, "", fmt.Errorf("set up %s: %w", name, err)
-		}
-	}
-	return -1, "", errors.New("others take every free loop device first")
+	fd, n, err := loop.Attach(file, loop.Options{})
+	return fd, loop.Path(n), err
 }
 
 // Umount is the kernel's answer to umount(2): nil, unix.EBUSY, or unix.EINVAL where nothing is
