@@ -134,6 +134,9 @@ func umountWorld() (w umount.World, done func() error) {
 		h, opened = holdersHost(context.Background())
 		return h
 	})
+	look := func(ctx context.Context, t holders.Target) (*holders.Report, error) {
+		return holders.Scan(ctx, host(), t, holders.Options{})
+	}
 	w = umount.World{
 		Host:  linux.Open(""),
 		Guard: umount.StartGuard,
@@ -143,7 +146,16 @@ func umountWorld() (w umount.World, done func() error) {
 			if err != nil {
 				return nil, err
 			}
-			return holders.Scan(ctx, host(), t, holders.Options{})
+			return look(ctx, t)
+		},
+		ScanSystem: func(ctx context.Context, m linux.Mount) (*holders.Report, error) {
+			return look(ctx, holders.SystemOf(m))
+		},
+		Kernel: func() (umount.Kernel, error) {
+			if refs, ok := host().Kernel.(*probe.Refs); ok {
+				return refs, nil
+			}
+			return nil, host().NoKernel
 		},
 	}
 	return w, func() error { return opened() }

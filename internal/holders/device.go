@@ -171,8 +171,12 @@ func (s *scan) system(ctx context.Context, dev uint64) error {
 		s.frozen(ctx, u, s.twin(Mount{Root: "/"}))
 		s.mounts = append(had, s.mounts...)
 		if len(s.holders) == listed {
-			s.add(Holder{Kind: Internal, FD: -1, Blocks: BlocksDevice, Process: s.process(ctx, 0, 0, ""),
-				Device: u.Type + ", a file system that nothing shows the use of", Path: "/dev/" + s.t.Device})
+			h := Holder{Kind: Internal, FD: -1, Blocks: BlocksDevice, Process: s.process(ctx, 0, 0, ""),
+				Device: u.Type + ", a file system that nothing shows the use of"}
+			if s.t.Device != "" {
+				h.Path = "/dev/" + s.t.Device
+			}
+			s.add(h)
 		}
 	}
 	return nil

@@ -211,6 +211,8 @@ func Scan(ctx context.Context, h Host, t Target, o Options) (*Report, error) {
 		err = s.device(ctx)
 	case TargetImage:
 		err = s.image(ctx)
+	case TargetSystem:
+		err = s.system(ctx, t.dev)
 	default:
 		err = errors.New("look for holders: the target is of no kind that has any")
 	}

@@ -34,6 +34,8 @@ const (
 	TargetMount  TargetKind = "mount"
 	TargetDevice TargetKind = "device"
 	TargetImage  TargetKind = "image"
+	// TargetSystem is a file system whose mount is gone.
+	TargetSystem TargetKind = "filesystem"
 )
 
 // Target is what is asked about, and what it turned out to be.
@@ -122,6 +124,13 @@ func ResolveMount(ctx context.Context, h Host, id int) (Target, error) {
 		return Target{}, fmt.Errorf("look for mount %d: %w", id, fs.ErrNotExist)
 	}
 	return Target{Asked: m.Point}.mounted(m), nil
+}
+
+// SystemOf is the file system of a mount, which need not be mounted any more.
+func SystemOf(m linux.Mount) Target {
+	t := Target{Asked: m.Point}.mounted(m)
+	t.Kind, t.MountID = TargetSystem, 0
+	return t
 }
 
 // mounted takes over a mount.

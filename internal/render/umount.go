@@ -28,9 +28,9 @@ func Umount(w io.Writer, r *umount.Result, stacks bool, s Style) error {
 	case umount.Held:
 		o.prose("", fmt.Sprintf("%s is mounted as before: it was held at each of %s", path, tries))
 	case umount.Pinned:
-		o.prose("", fmt.Sprintf("%s is unmounted (%s), and its device is still in use", path, tries))
+		o.prose("", fmt.Sprintf("%s is unmounted (%s), and its file system lives on", path, tries))
 	case umount.Unknown:
-		o.prose("", fmt.Sprintf("%s is unmounted (%s); whether its device is free cannot be told", path, tries))
+		o.prose("", fmt.Sprintf("%s is unmounted (%s); whether its file system is gone cannot be told", path, tries))
 	}
 	if r.Frozen != "" {
 		o.prose("", fmt.Sprintf("%s was stopped at each try, and runs again", Name(r.Frozen)))

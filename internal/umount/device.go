@@ -4,13 +4,14 @@
 package umount
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/holders"
 )
 
 // devicePause is how often a device is looked at.
@@ -28,7 +29,7 @@ func (u *unmount) device(ctx context.Context) error {
 			return nil
 		case why != "":
 			u.r.State = Unknown
-			u.r.Notes = append(u.r.Notes, "whether the device is free cannot be told: "+why)
+			u.r.Notes = append(u.r.Notes, "whether the file system is gone cannot be told: "+why)
 			return nil
 		}
 		left := time.Until(u.deadline)
@@ -42,41 +43,49 @@ func (u *unmount) device(ctx context.Context) error {
 		}
 	}
 	u.r.State = Pinned
-	if u.Scan == nil || unix.Major(u.mount.Dev) == 0 {
-		return nil
-	}
-	node, err := u.Host.BlockOf(u.mount.Dev)
+	report, err := u.scanSystem(ctx)
 	if err != nil {
-		u.r.Notes = append(u.r.Notes, "name the device: "+err.Error())
-		return nil
-	}
-	// The mount is gone: who pins it is asked of the device.
-	report, err := u.Scan(ctx, "/dev/"+node)
-	if err != nil {
-		u.r.Notes = append(u.r.Notes, "look who pins the device: "+err.Error())
+		u.r.Notes = append(u.r.Notes, "look who keeps the file system: "+err.Error())
 	}
 	u.r.Report = report
 	return ctx.Err()
 }
 
-// free tells whether the file system is gone; why says that it cannot be told.
-func (u *unmount) free(ctx context.Context) (free bool, why string) {
-	if u.Alive != nil {
-		alive, err := u.Alive(ctx, u.mount.Dev)
-		if err == nil {
-			return !alive, ""
-		}
-		why = err.Error()
-	}
+// scanSystem looks who keeps the file system. The mount is gone, so that is asked of its device, or of
+// the file system itself where it has none.
+func (u *unmount) scanSystem(ctx context.Context) (*holders.Report, error) {
 	if unix.Major(u.mount.Dev) == 0 {
-		return false, cmp.Or(why, "a file system without a block device, and the kernel's list of file "+
-			"systems cannot be read")
+		if u.ScanSystem == nil {
+			return nil, nil
+		}
+		return u.ScanSystem(ctx, u.mount)
+	}
+	if u.Scan == nil {
+		return nil, nil
 	}
 	node, err := u.Host.BlockOf(u.mount.Dev)
 	if err != nil {
-		return false, err.Error()
+		return nil, err
 	}
-	// A file system that is mounted claims its device alone (open(2), O_EXCL).
+	return u.Scan(ctx, "/dev/"+node)
+}
+
+// free tells whether the file system is gone and its device can be used; why says that it cannot be
+// told.
+func (u *unmount) free(ctx context.Context) (free bool, why string) {
+	alive, err := u.system.alive(ctx)
+	switch {
+	case alive:
+		return false, ""
+	case unix.Major(u.mount.Dev) == 0:
+		return err == nil, errText(err)
+	}
+	node, nodeErr := u.Host.BlockOf(u.mount.Dev)
+	if nodeErr != nil {
+		// A device that is gone, as a loop device that goes with its last user, holds no file system.
+		return err == nil, errText(err)
+	}
+	// A file system that is mounted claims its device alone (open(2), O_EXCL), and so do others.
 	fd, err := unix.Open("/dev/"+node, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	switch {
 	case err == nil:

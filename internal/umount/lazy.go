@@ -26,6 +26,7 @@ func (u *unmount) lazy(ctx context.Context) (*Result, error) {
 			"let go of it first (shisa holders "+quote(u.mount.Point)+" says who), or accept that it is "+
 				"written to unseen: --accept-risk="+Risk+":"+u.mount.Point)
 	}
+	u.know(ctx)
 	u.begin()
 	u.r.Tries = 1
 	if err := u.call(ctx, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != nil {

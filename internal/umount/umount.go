@@ -123,9 +123,10 @@ type World struct {
 	Watch func(ctx context.Context, m linux.Mount) (Watcher, error)
 	// Scan looks who holds the mount at path.
 	Scan func(ctx context.Context, path string) (*holders.Report, error)
-	// Alive tells whether the file system of a device number still lives, nil where the kernel cannot
-	// be asked.
-	Alive func(ctx context.Context, dev uint64) (bool, error)
+	// ScanSystem looks who keeps the file system of a mount that is gone, nil where that is not possible.
+	ScanSystem func(ctx context.Context, m linux.Mount) (*holders.Report, error)
+	// Kernel gives the kernel's own lists, or says why they cannot be read; nil for never.
+	Kernel func() (Kernel, error)
 	// Guard starts a process that thaws a cgroup when this one ends in any way.
 	Guard func(dir string) (Guard, error)
 }
@@ -154,6 +155,7 @@ type unmount struct {
 	mount           linux.Mount
 	begun, deadline time.Time
 	freezer         *freezer
+	system          system
 	r               Result
 }
 
@@ -165,6 +167,7 @@ func (u *unmount) run(ctx context.Context) (*Result, error) {
 		}
 		u.freezer, u.r.Frozen = f, f.name
 	}
+	u.know(ctx)
 	// Who is in the way is only seen by those who watched before the umount.
 	watcher := u.watch(ctx)
 	u.begin()

@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 	case len(os.Args) == 3 && os.Args[1] == "freeze-and-wait":
 		freezeAndWait(os.Args[2])
 	}
+	if err := hold.Apart(); err != nil {
+		fmt.Fprintln(os.Stderr, err) // tests that need it fail
+	}
 	testenv.Main(m)
 }
 
@@ -430,7 +433,7 @@ func TestDeviceFree(t *testing.T) {
 	if r, err = Unmount(t.Context(), w, other, Options{DeviceFree: true}); err != nil || r.State != Done {
 		t.Errorf("Unmount of the last = %+v, %v, want it free", r, err)
 	}
-	w.Alive = func(context.Context, uint64) (bool, error) { return false, errors.New("no BPF") }
+	w.Kernel = func() (Kernel, error) { return nil, errors.New("no BPF") }
 	r, err = Unmount(t.Context(), w, mount(t), Options{DeviceFree: true})
 	if err != nil || r.State != Unknown || r.Status[0] != finding.StatusCannotTell {
 		t.Errorf("Unmount without a device = %+v, %v, want that it cannot be told", r, err)

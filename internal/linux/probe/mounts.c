@@ -354,7 +354,8 @@ INLINE void say_super(struct bpf_iter__bpf_map_elem *ctx, struct question *q,
 
 // supers tells of all super blocks there are, mounted or not: of the one that our root is of, and
 // of those after it on the list that goes round. One that is found there has a root that says so;
-// the list's head, which is none, has not.
+// the list's head, which is none, has not, nor has one that is being taken down: of such only that at
+// addr is told.
 SEC("iter/bpf_map_elem")
 int supers(struct bpf_iter__bpf_map_elem *ctx)
 {
@@ -371,7 +372,7 @@ int supers(struct bpf_iter__bpf_map_elem *ctx)
 		struct super_block *sb = (void *)s->at;
 		struct dentry *root = get(sb, s_root);
 		struct list_head *next;
-		if (root && get(root, d_sb) == sb)
+		if ((root && get(root, d_sb) == sb) || (u64)sb == q->addr)
 			say_super(ctx, q, sb);
 		next = get(sb, s_list.next);
 		if (!next || next == &sb->s_list) { // it was taken off the list

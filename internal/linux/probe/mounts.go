@@ -61,6 +61,7 @@ type Mount struct {
 // Super is a super block: a file system that the kernel has, mounted or not.
 type Super struct {
 	Addr     uint64
+	Root     uint64 // address of its uppermost directory, 0 while it is taken down
 	Dev      uint64 // device number as stat(2) has it
 	BlockDev uint64 // of the block device below it, 0: none, or one that does not say (btrfs)
 	Type, ID string
@@ -276,10 +277,21 @@ func (r *Refs) addCounts(ctx context.Context, ms []Mount, raw []mountsMountFound
 // Supers gives the super blocks that are of the device: those whose files have its number, and
 // those that lie on it, mounted, lazily unmounted or pinned otherwise. 0 stands for all devices.
 func (r *Refs) Supers(ctx context.Context, dev uint64) ([]Super, error) {
+	return r.supers(ctx, 0, func(s Super) bool { return dev == 0 || s.Dev == dev || s.BlockDev == dev })
+}
+
+// Super gives the super block at an address, also while the kernel takes it down; none once it is gone
+// with all that it had. Another one may have its address then, with another Root.
+func (r *Refs) Super(ctx context.Context, addr uint64) ([]Super, error) {
+	return r.supers(ctx, addr, func(s Super) bool { return s.Addr == addr })
+}
+
+// supers gives those of all super blocks that are wanted; that at addr with or without a root.
+func (r *Refs) supers(ctx context.Context, addr uint64, want func(Super) bool) ([]Super, error) {
 	for range maxLooks {
 		var all []Super
 		lost := false
-		err := r.desk.ask(ctx, r.mounts.Supers, []question{{}}, func(rec record) error {
+		err := r.desk.ask(ctx, r.mounts.Supers, []question{{Addr: addr}}, func(rec record) error {
 			if rec.kind == foundLost {
 				lost = true
 				return nil
@@ -288,9 +300,9 @@ func (r *Refs) Supers(ctx context.Context, dev uint64) ([]Super, error) {
 			if err := rec.into(&f); err != nil {
 				return err
 			}
-			s := Super{Addr: f.Addr, Dev: userDev(f.Dev), BlockDev: userDev(f.Bdev),
+			s := Super{Addr: f.Addr, Root: f.Root, Dev: userDev(f.Dev), BlockDev: userDev(f.Bdev),
 				Type: text(f.Type[:]), ID: text(f.Id[:]), Active: int(f.Active), Frozen: f.Frozen != 0}
-			if dev == 0 || s.Dev == dev || s.BlockDev == dev {
+			if want(s) {
 				all = append(all, s)
 			}
 			return nil
