@@ -29,6 +29,7 @@ var layer = map[string]int{
 	"internal/doctor/trend":     1,
 	"internal/evidence":         4,
 	"internal/linux/tree":       2,
+	"internal/linux/ask":        2,
 	"internal/holders":          4,
 	"internal/holders/evidence": 5,
 	"internal/vault":            4,
@@ -95,12 +96,12 @@ var budget = map[string][]string{
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
-	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli",
+	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli", "internal/evidence",
 		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/guest/filestest",
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
-		"internal/linux/probe", "internal/linux/tree", "internal/linux/loop", "internal/lab/faultfs"},
+		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/lab/faultfs"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

@@ -27,6 +27,7 @@ var writers = []string{
 	"internal/guest/busy",      // tests and the bench: the files of a mounted disk that they made
 	"internal/jail",            // shared memory and the filter of system calls: no file is opened
 	"internal/holders/trace",   // mounts a tmpfs that one thread of its own sees, to try engines on
+	"internal/linux/ask",       // O_TMPFILE, to see whether a mount can be written to
 	"internal/linux/probe",     // ioctl on events of perf: no file is opened
 	"internal/umount",          // umount(2), and cgroup.freeze of a unit
 	"bench",                    // not part of the program
@@ -40,8 +41,9 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/holders/trace", // the command that is to run when a umount fails
 	"internal/mount",         // fusermount3, and the program that is to see a mount,
 	"internal/guest/filestest",
-	"internal/jail",   // starts this program again, with fewer rights
-	"internal/umount", // starts this program again, to continue what was stopped
+	"internal/jail",      // starts this program again, with fewer rights
+	"internal/linux/ask", // starts this program again, to be left behind where a mount hangs
+	"internal/umount",    // starts this program again, to continue what was stopped
 }
 
 // opening are flags that open a file for writing, in each of the packages that have them.

@@ -26,6 +26,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/jail"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/linux/code"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/umount"
@@ -36,6 +37,9 @@ import (
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if jail.IsChild(argv) {
 		return jail.Serve()
+	}
+	if ask.IsChild(argv) {
+		return ask.Serve()
 	}
 	if umount.IsGuard(argv) {
 		return umount.RunGuard(argv)

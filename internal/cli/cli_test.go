@@ -22,12 +22,16 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/jail"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
 	if jail.IsChild(os.Args) {
 		os.Exit(jail.Serve())
+	}
+	if ask.IsChild(os.Args) {
+		os.Exit(ask.Serve())
 	}
 	testenv.Main(m)
 }
