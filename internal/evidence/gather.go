@@ -39,8 +39,11 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.host,   // host.go
 		g.mounts, // mounts.go, nfs.go
 		g.systems,
-		// slice C: g.devices, g.udev, g.memory, g.config, g.machines, g.images, g.cluster
-		g.tasks, // tasks.go
+		g.devices, // devices.go
+		g.config,  // config.go, udev.go, nova.go
+		g.multipath,
+		g.memory, // memory.go
+		g.tasks,  // tasks.go
 		// slice B: g.log, g.boots
 	} {
 		part(ctx)
@@ -132,6 +135,33 @@ func (g *gatherer) list(ctx context.Context, p Part, dir string) (names []tree.E
 	names, err := g.t.List(ctx, dir)
 	g.missed(p, dir, err)
 	return names, err == nil || tree.Missing(err)
+}
+
+// optional reads a file that not all systems have. A copy that has not all files is no worse for it:
+// who needs this one sees that it is not there.
+func (g *gatherer) optional(ctx context.Context, p Part, name string) []byte {
+	b, err := g.t.Read(ctx, name, maxSmallBytes)
+	g.unread(p, name, err)
+	return b
+}
+
+// optionalWord is optional for a file of one line, without its end.
+func (g *gatherer) optionalWord(ctx context.Context, p Part, name string) string {
+	return strings.TrimSpace(string(g.optional(ctx, p, name)))
+}
+
+// optionalList gives the names in a directory that not all systems have.
+func (g *gatherer) optionalList(ctx context.Context, p Part, dir string) []tree.Entry {
+	all, err := g.t.List(ctx, dir)
+	g.unread(p, dir, err)
+	return all
+}
+
+// unread is missed for what may be missing in a copy.
+func (g *gatherer) unread(p Part, name string, err error) {
+	if !errors.Is(err, tree.ErrNotCollected) {
+		g.missed(p, name, err)
+	}
 }
 
 // own reads a file of /shisa, which a tree has that was asked before: a bundle, or an overlay.

@@ -125,6 +125,7 @@ type Slab struct {
 
 // MemoryPoint is the memory at one time, in bytes; -1 where that is not known.
 type MemoryPoint struct {
-	Time                  time.Time
-	Available, SUnreclaim int64
+	Time       time.Time `json:"time"`
+	Available  int64     `json:"available_bytes"`
+	SUnreclaim int64     `json:"sunreclaim_bytes"`
 }

@@ -18,7 +18,9 @@ type Config struct {
 	// Units are systemd's, as far as rules need them.
 	Units []Unit
 	ISCSI map[string]Setting
-	Nova  *Nova
+	// Multipath are the defaults of multipath.conf: "no_path_retry" -> "queue".
+	Multipath map[string]Setting
+	Nova      *Nova
 	// Exports are the directories that this machine's NFS server gives to others.
 	Exports []string
 }
