@@ -187,7 +187,7 @@ func (d *describer) fields(t *testing.T, typ reflect.Type) []jsonRow {
 		}
 		word := d.word(t, f.Type)
 		if opts == "omitempty" {
-			word += ", may be absent"
+			word = strings.TrimSuffix(word, " or null") + ", may be absent"
 		}
 		rows = append(rows, jsonRow{name: name, typ: word})
 	}

@@ -71,6 +71,9 @@ type Audit struct {
 	Own         int64 `json:"own"`
 	Explained   int64 `json:"explained"`
 	Unexplained int64 `json:"unexplained"`
+	// Writers is the kernel's own count of those who may write to the mount, by open files or for the
+	// moment of a call.
+	Writers int64 `json:"writers"`
 	// Changed: the counter moved at every look, so somebody takes and drops references.
 	Changed bool `json:"changed"`
 	// Hints say what the unexplained ones may be.
@@ -141,6 +144,9 @@ type Holder struct {
 	// References are how many of the kernel's count on its mount it explains; 0 for a process that
 	// shares its open file with one that is listed before.
 	References int64 `json:"references"`
+	// Writing tells whether the file system may be written to by it: a file is open or mapped for that.
+	// It is nil where that is not known.
+	Writing *bool `json:"writing,omitempty"`
 	// Release says in one line how it is released.
 	Release string `json:"release"`
 

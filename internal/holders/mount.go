@@ -226,10 +226,15 @@ func (s *scan) object(ctx context.Context, m Mount, refs []probe.Reference) {
 		if m.floating() && r.Path == "/" {
 			h.Kind, h.Path = Detached, s.twin(m)
 		}
+		write := r.Write
 		for i++; i < len(refs) && refs[i].PID == r.PID; i++ {
+			write = write || refs[i].Write
 			if fd := refs[i].FD; fd >= 0 && fd != h.FD && refs[i].Kind == r.Kind && !slices.Contains(h.AlsoFDs, fd) {
 				h.AlsoFDs = append(h.AlsoFDs, fd)
 			}
+		}
+		if r.Kind != probe.Context {
+			h.Writing = may(write)
 		}
 		s.add(h)
 		left = 0
@@ -276,6 +281,7 @@ func (s *scan) balance(before, after []probe.Mount) {
 		}
 		if m.Asked {
 			a.Read, a.Count, a.Baseline, a.Own = true, k.Count, k.Baseline, s.ownOn[m.ID]
+			a.Writers = k.Writers
 			a.Explained, a.Unexplained = found[m.ID], m.Unexplained
 		}
 	}

@@ -205,6 +205,9 @@ func (s *scan) unread(what string, err error) {
 // add lists a holder. What this very process holds is counted and not listed.
 func (s *scan) add(h Holder) {
 	h.Certainty = Static
+	if h.Writing == nil {
+		h.Writing = writingOf(h.Kind)
+	}
 	if h.AlsoFDs == nil {
 		h.AlsoFDs = []int{}
 	}

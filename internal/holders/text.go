@@ -34,6 +34,7 @@ func (s *scan) fromText(ctx context.Context) {
 		}
 		shown[key] = true
 		s.add(Holder{Kind: kind, Path: u.Path, Deleted: u.Deleted, FD: u.FD, References: 1,
+			Writing: writingByText(kind, u),
 			Process: s.process(ctx, u.PID, u.TID, "")}.on(m))
 	}
 }
@@ -81,35 +82,36 @@ func (s *scan) named(ns uint64, u linux.Use) (Mount, bool) {
 func (s *scan) fromKernelSide(ctx context.Context) {
 	s.nested(ctx)
 	kernel := s.process(ctx, 0, 0, "")
-	hold := func(k Kind, path, device string) {
+	hold := func(k Kind, path, device string, writing *bool) {
 		if m, ok := s.locate(s.own, path); ok {
-			s.add(Holder{Kind: k, Path: path, Device: device, FD: -1, References: 1, Process: kernel}.on(m))
+			s.add(Holder{Kind: k, Path: path, Device: device, FD: -1, References: 1, Writing: writing,
+				Process: kernel}.on(m))
 		}
 	}
 	loops, err := s.h.Linux.Loops(ctx)
 	s.unread("loop devices", err)
 	for _, l := range loops {
-		hold(Loop, l.Path, l.Name)
+		hold(Loop, l.Path, l.Name, may(!l.ReadOnly))
 	}
 	swaps, err := s.h.Linux.Swaps(ctx)
 	s.unread("swap", err)
 	for _, w := range swaps {
 		if !w.Device {
-			hold(Swap, w.Path, "")
+			hold(Swap, w.Path, "", nil)
 		}
 	}
 	if at, ok := s.mountedAs("binfmt_misc"); ok {
 		interpreters, err := s.h.Linux.Interpreters(ctx, at)
 		s.unread("interpreters of binfmt_misc", err)
 		for _, i := range interpreters {
-			hold(BinfmtMisc, i.Path, i.Name)
+			hold(BinfmtMisc, i.Path, i.Name, nil)
 		}
 	}
 	if at, ok := s.mountedAs("tracefs"); ok {
 		probes, err := s.h.Linux.Uprobes(ctx, at)
 		s.unread("probes of tracefs", err)
 		for _, p := range probes {
-			hold(Uprobe, p.Path, p.Event)
+			hold(Uprobe, p.Path, p.Event, nil)
 		}
 	}
 }

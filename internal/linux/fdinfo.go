@@ -21,6 +21,8 @@ type Fdinfo struct {
 	Mount int
 	// Path: it was opened with O_PATH.
 	Path bool
+	// Opened: the flags of open(2) are known; then Write tells whether they permit to write.
+	Opened, Write bool
 	// InFlight is how many descriptors lie in the queue of a unix socket, sent and not received.
 	InFlight int
 	// Registered are the names of the files that an io_uring holds by itself.
@@ -61,7 +63,9 @@ func ParseFdinfo(text []byte) Fdinfo {
 		case key == "mnt_id":
 			f.Mount = int(min(number(10), 1<<31-1))
 		case key == "flags":
-			f.Path = number(8)&unix.O_PATH != 0
+			n, err := strconv.ParseUint(strings.TrimSpace(value), 8, 64)
+			f.Path, f.Opened = n&unix.O_PATH != 0, err == nil
+			f.Write = !f.Path && n&unix.O_ACCMODE != unix.O_RDONLY
 		case key == "scm_fds":
 			f.InFlight = int(min(number(10), 1<<31-1))
 		case strings.HasPrefix(key, "fanotify ") && len(f.Marks) < maxMarks:

@@ -95,8 +95,10 @@ func TestParseFdinfo(t *testing.T) {
 		name, text string
 		want       Fdinfo
 	}{
-		{"file", "pos:\t0\nflags:\t012100000\nmnt_id:\t29\nino:\t5\n", Fdinfo{Mount: 29, Path: true}},
-		{"socket", "flags:\t02\nmnt_id:\t9\nino:\t7\nscm_fds: 2\n", Fdinfo{Mount: 9, InFlight: 2}},
+		{"file", "pos:\t0\nflags:\t012100000\nmnt_id:\t29\nino:\t5\n", Fdinfo{Mount: 29, Path: true, Opened: true}},
+		{"for reading", "flags:\t0100000\n", Fdinfo{Opened: true}},
+		{"for writing", "flags:\t0100001\n", Fdinfo{Opened: true, Write: true}},
+		{"socket", "flags:\t02\nmnt_id:\t9\nino:\t7\nscm_fds: 2\n", Fdinfo{Mount: 9, InFlight: 2, Opened: true, Write: true}},
 		{"ring", "mnt_id:\t16\nUserFiles:\t3\n    0: /mnt/a\\040b\n    1: <none>\n    2: /mnt/c (deleted)\n" +
 			"UserBufs:\t1\n    0: 0x1000/4096\n", Fdinfo{Mount: 16, Registered: []string{"/mnt/a b", "/mnt/c"}}},
 		{"fanotify", "mnt_id:\t16\nfanotify flags:0 event-flags:8000\n" +
@@ -116,11 +118,12 @@ func TestParseFdinfo(t *testing.T) {
 func TestParseMaps(t *testing.T) {
 	got := ParseMaps([]byte("7f00-7f01 r-xp 00000000 fe:00 99     /usr/a b (deleted)\n" +
 		"7f01-7f02 r--p 00001000 fe:00 99     /usr/a b (deleted)\n" +
+		"7f01-7f02 r--s 00001000 fe:00 99     /usr/a b (deleted)\n" +
 		"7f02-7f03 rw-p 00000000 00:00 0 \n7f03-7f04 rw-p 00000000 00:00 0      [heap]\n" +
 		"7f04-7f05 rw-s 00000000 00:01 12     /SYSV00000000\nx\n"))
 	want := []Use{
-		{Kind: UseMapping, FD: -1, Path: "/usr/a b (deleted)", Dev: unix.Mkdev(254, 0), Inode: 99},
-		{Kind: UseMapping, FD: -1, Path: "/SYSV00000000", Dev: unix.Mkdev(0, 1), Inode: 12},
+		{Kind: UseMapping, FD: -1, Path: "/usr/a b (deleted)", Dev: unix.Mkdev(254, 0), Inode: 99, Shared: true},
+		{Kind: UseMapping, FD: -1, Path: "/SYSV00000000", Dev: unix.Mkdev(0, 1), Inode: 12, Shared: true, Write: true},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("ParseMaps (-want +got):\n%s", diff)
@@ -136,6 +139,7 @@ func TestKernelSide(t *testing.T) {
 			"/x\\040(deleted)                         file\t\t65532\t\t0\t\t-2\n",
 		"sys/block/loop0/loop/backing_file":   "/mnt/a b (deleted)\n",
 		"sys/block/loop0/loop/autoclear":      "1\n",
+		"sys/block/loop0/ro":                  "1\n",
 		"sys/block/loop1/size":                "0\n",
 		"sys/block/sda/size":                  "8\n",
 		"proc/sys/fs/binfmt_misc/status":      "enabled\n",
@@ -160,7 +164,7 @@ func TestKernelSide(t *testing.T) {
 	same(t, "Swaps", swaps, []Swap{{"/mnt/swap file", false, false}, {"/dev/dm-1", false, true},
 		{"/x", true, false}}, err)
 	loops, err := h.Loops(ctx)
-	same(t, "Loops", loops, []Loop{{"loop0", "/mnt/a b", true, true}}, err)
+	same(t, "Loops", loops, []Loop{{"loop0", "/mnt/a b", true, true, true}}, err)
 	interpreters, err := h.Interpreters(ctx, "/proc/sys/fs/binfmt_misc")
 	same(t, "Interpreters", interpreters, []Interpreter{{"qemu-arm", "/mnt/qemu-arm"}}, err)
 	uprobes, err := h.Uprobes(ctx, "/sys/kernel/tracing")

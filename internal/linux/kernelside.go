@@ -106,6 +106,8 @@ type Loop struct {
 	Deleted bool
 	// AutoClear: it lets go of its file when its last user ends (losetup -d has been said).
 	AutoClear bool
+	// ReadOnly: nothing is written to its file.
+	ReadOnly bool
 }
 
 // Loops reads which files the kernel made loop devices of.
@@ -133,6 +135,11 @@ func (h *Host) Loops(ctx context.Context) ([]Loop, error) {
 			return nil, err
 		}
 		l.AutoClear = strings.TrimSpace(string(clear)) == "1"
+		only, err := h.list(ctx, "/sys/block/"+name+"/ro")
+		if err != nil && !vanished(err) {
+			return nil, err
+		}
+		l.ReadOnly = strings.TrimSpace(string(only)) == "1"
 		all = append(all, l)
 	}
 	return all, nil

@@ -63,7 +63,10 @@ type Use struct {
 	// Inode is the number of a socket, a namespace, or a mapped file; Dev the device of a mapped file
 	// (include/linux/fs.h, s_dev of its superblock).
 	Inode, Dev uint64
-	Info       Fdinfo
+	// Shared: it is mapped, somewhere at least, so that what is written goes to the file; Write: and it
+	// may be written to there now.
+	Shared, Write bool
+	Info          Fdinfo
 }
 
 // Tasks is what threads held while the list was made.
@@ -326,7 +329,7 @@ func ParseMaps(maps []byte) []Use {
 		dev, ino uint64
 		name     string
 	}
-	seen, out := map[file]bool{}, []Use{}
+	seen, out := map[file]int{}, []Use{}
 	for line := range bytes.Lines(maps) {
 		fields := strings.SplitN(strings.TrimSuffix(string(line), "\n"), " ", 6)
 		if len(fields) < 6 {
@@ -339,10 +342,15 @@ func ParseMaps(maps []byte) []Use {
 			continue // memory without a file, or of the kernel
 		}
 		f := file{dev, ino, name}
-		if !seen[f] && len(out) < maxUses {
-			seen[f] = true
+		i, had := seen[f]
+		if !had && len(out) < maxUses {
+			i, had = len(out), true
+			seen[f] = i
 			out = append(out, Use{Kind: UseMapping, FD: -1, Path: strings.ReplaceAll(name, `\012`, "\n"),
 				Dev: dev, Inode: ino})
+		}
+		if had && strings.HasSuffix(fields[1], "s") {
+			out[i].Shared, out[i].Write = true, out[i].Write || strings.Contains(fields[1], "w")
 		}
 	}
 	return out

@@ -48,19 +48,8 @@ func (u *unmount) lazy(ctx context.Context) (*Result, error) {
 // Risk is the name under which detaching is accepted for a path while somebody may write.
 const Risk = "lazy"
 
-// writes tells whether who holds a mount in such a way may write to it. Whoever only stands in a
-// directory, or has a name, may not without opening a file first, which needs no mount point; that a
-// program does so later cannot be ruled out for anybody.
-func writes(k holders.Kind) bool {
-	switch k {
-	case holders.OPath, holders.Cwd, holders.Root, holders.Exe, holders.UnixSocket, holders.Uprobe,
-		holders.BinfmtMisc, holders.Bind, holders.Namespace, holders.Fanotify:
-		return false
-	}
-	return true
-}
-
-// unsafe says why detaching may lose what is written, "" where nobody holds the mount.
+// unsafe says why detaching may lose what is written, "" where nobody may write. Of whom that is not
+// known may.
 func unsafe(r *holders.Report) string {
 	switch {
 	case r == nil:
@@ -71,13 +60,20 @@ func unsafe(r *holders.Report) string {
 		return fmt.Sprintf("references that nobody explains: %d, and whoever has them may write", r.Audit.Unexplained)
 	}
 	for _, h := range r.Holders {
-		if writes(h.Kind) {
-			who := fmt.Sprintf("process %d (%s)", h.Process.PID, h.Process.Comm)
-			if h.Process.PID == 0 {
-				who = "the kernel"
-			}
-			return fmt.Sprintf("%s may write to it: %s of %s", who, h.Kind, h.Path)
+		if h.Writing != nil && !*h.Writing {
+			continue
 		}
+		who := fmt.Sprintf("process %d (%s)", h.Process.PID, h.Process.Comm)
+		if h.Process.PID == 0 {
+			who = "the kernel"
+		}
+		if h.Writing == nil {
+			return fmt.Sprintf("whether %s writes to it is not known: %s of %s", who, h.Kind, h.Path)
+		}
+		return fmt.Sprintf("%s may write to it: %s of %s", who, h.Kind, h.Path)
+	}
+	if n := r.Audit.Writers; n != 0 {
+		return fmt.Sprintf("the kernel counts writers that nobody explains: %d", n)
 	}
 	return ""
 }

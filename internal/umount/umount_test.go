@@ -362,8 +362,12 @@ func TestNotStopped(t *testing.T) {
 }
 
 func TestLazy(t *testing.T) {
-	held := func(k holders.Kind) *holders.Report {
-		return &holders.Report{Audit: holders.Audit{Read: true}, Holders: []holders.Holder{{Kind: k, FD: -1}}}
+	held := func(k holders.Kind, writing ...bool) *holders.Report {
+		h := holders.Holder{Kind: k, FD: -1}
+		for _, w := range writing {
+			h.Writing = &w
+		}
+		return &holders.Report{Audit: holders.Audit{Read: true}, Holders: []holders.Holder{h}}
 	}
 	for _, c := range []struct {
 		name   string
@@ -372,10 +376,15 @@ func TestLazy(t *testing.T) {
 		want   string // refused
 	}{
 		{"nobody", &holders.Report{Audit: holders.Audit{Read: true}}, false, ""},
-		{"a working directory", held(holders.Cwd), false, ""},
-		{"an open file", held(holders.OpenFD), false, "the kernel may write to it: open_fd"},
-		{"an open file, accepted", held(holders.OpenFD), true, ""},
-		{"a loop device", held(holders.Loop), false, "may write"},
+		{"a working directory", held(holders.Cwd, false), false, ""},
+		{"an open file", held(holders.OpenFD, true), false, "the kernel may write to it: open_fd"},
+		{"an open file, accepted", held(holders.OpenFD, true), true, ""},
+		{"a file open for reading", held(holders.OpenFD, false), false, ""},
+		{"a loop device", held(holders.Loop, true), false, "may write"},
+		{"not known", held(holders.Mapping), false, "whether the kernel writes to it is not known: mapping"},
+		{"not known, accepted", held(holders.Mapping), true, ""},
+		{"a writer by the kernel's count", &holders.Report{Audit: holders.Audit{Read: true, Writers: 2}}, false,
+			"writers that nobody explains: 2"},
 		{"not looked", nil, false, "could not be looked at"},
 		{"no counter", &holders.Report{Audit: holders.Audit{Reason: "no BPF"}}, false, "no BPF"},
 		{"unexplained", &holders.Report{Audit: holders.Audit{Read: true, Unexplained: 1}}, false, "references that nobody explains: 1"},

@@ -24,7 +24,7 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct vm_area_struct {
-	unsigned long vm_start;
+	unsigned long vm_flags;
 	struct mm_struct *vm_mm;
 	struct file *vm_file;
 };
@@ -212,6 +212,7 @@ enum {
 	OVERLAY = 0x794c7630, // OVERLAYFS_SUPER_MAGIC
 	S_IFMT = 0170000,     // of include/uapi/linux/stat.h
 	S_IFDIR = 0040000,
+	VM_WRITES = 0x08 | 0x20, // VM_SHARED and VM_MAYWRITE of include/linux/mm.h
 };
 
 struct held {
@@ -394,20 +395,24 @@ int files(struct bpf_iter__bpf_map_elem *ctx)
 }
 
 // area tells of one area of memory, if it is of a file of the super block. The parts of a program
-// lie side by side and are one: last is the file of the area before.
+// lie side by side and are one: last is the file of the area before, and 1 more where that may be written
+// to through it. What may be written to is said in extra.
 INLINE void area(struct bpf_iter__bpf_map_elem *ctx, struct question *q,
 		 struct vm_area_struct *vma, volatile u64 *last)
 {
 	struct file *file = get(vma, vm_file);
 	struct vfsmount *mnt = get(file, f_path.mnt);
-	bool again = (u64)file == *last;
-	*last = (u64)file;
+	u64 writes = 1;
+	if (field_exists(((struct vm_area_struct *)0)->vm_flags))
+		writes = (get(vma, vm_flags) & VM_WRITES) == VM_WRITES;
+	bool again = ((u64)file | writes) == *last;
+	*last = (u64)file | writes;
 	if (again || (u64)get(mnt, mnt_sb) != q->super)
 		return;
 	struct found f = { .head = header_of(q, FOUND_FILE, sizeof(f)), .addr = (u64)file, .fd = -1 };
 	f.mnt = (u64)mount_of(mnt);
 	f.dentry = (u64)get(file, f_path.dentry);
-	f.extra = get(vma, vm_start);
+	f.extra = writes;
 	f.flags = get(file, f_flags);
 	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 }

@@ -88,11 +88,14 @@ type Reference struct {
 	Holder       uint64
 	Mount, Super uint64
 	Flags        uint32 // of open(2)
-	Inode        uint64 // for Namespace the number of that
-	Path         string // from the root of the mount's namespace; bytes as the file system has them
-	Deleted      bool   // no name leads to it any more
-	Count        int64  // references of Mount's counter that Holder has
-	Comm         string
+	// Write tells that the file is open, or mapped, so that it can be written to. What only has the place
+	// of a file or directory does not write.
+	Write   bool
+	Inode   uint64 // for Namespace the number of that
+	Path    string // from the root of the mount's namespace; bytes as the file system has them
+	Deleted bool   // no name leads to it any more
+	Count   int64  // references of Mount's counter that Holder has
+	Comm    string
 }
 
 // Incomplete is the error of a scan that gives what it found, and could not look at all.

@@ -28,8 +28,8 @@ type search struct {
 	namespaces map[uint64]bool
 
 	refs   []Reference
-	spots  []spot // of refs
-	seen   map[refKey]bool
+	spots  []spot          // of refs
+	seen   map[refKey]int  // where it is in refs
 	asked  map[uint64]bool // addresses that were looked into
 	unread []Unread
 	lost   int // how much went while it was looked at
@@ -69,7 +69,7 @@ const (
 )
 
 func newSearch(r *Refs, super uint64, namespaces []uint64) *search {
-	s := &search{r: r, super: super, namespaces: map[uint64]bool{}, seen: map[refKey]bool{},
+	s := &search{r: r, super: super, namespaces: map[uint64]bool{}, seen: map[refKey]int{},
 		asked: map[uint64]bool{}}
 	for _, n := range namespaces {
 		s.namespaces[n] = true
@@ -156,10 +156,14 @@ func (s *search) add(ref Reference, o owner, at spot) {
 	key := refKey{ref.Kind, ref.Holder, ref.PID, ref.FD}
 	asExe := key
 	asExe.kind = Exe // a program is mapped to be run: that is one thing to say
-	if s.seen[key] || ref.Kind == Mapping && s.seen[asExe] {
+	if i, had := s.seen[key]; had {
+		s.refs[i].Write = s.refs[i].Write || ref.Write // of several areas of a file one may be written to
 		return
 	}
-	s.seen[key] = true
+	if _, had := s.seen[asExe]; had && ref.Kind == Mapping {
+		return
+	}
+	s.seen[key] = len(s.refs)
 	at.super, at.across = s.super, true
 	s.refs, s.spots = append(s.refs, ref), append(s.spots, at)
 }
@@ -243,8 +247,13 @@ func (s *search) take(rec record, k Kind, owners []owner, own bool, at map[carri
 			k = OPath
 		}
 		ref := Reference{Kind: k, Holder: f.Addr, Mount: f.Mnt, Flags: f.Flags, Count: 1}
-		if k == Context {
+		switch {
+		case k == Context:
 			ref.Count = 0
+		case k == Mapping:
+			ref.Write = f.Extra != 0
+		case rec.kind == foundFile && k != OPath:
+			ref.Write = f.Flags&unix.O_ACCMODE != unix.O_RDONLY
 		}
 		for _, o := range owners {
 			s.add(ref, o, spot{dentry: f.Dentry, mount: f.Mnt})
