@@ -50,7 +50,7 @@ check: format vet static cross bpf race ## format, vet, staticcheck, cross-build
 test: packages ## install what tests need, then check everything and skip nothing
 	SHISA_TEST_ALL=1 $(MAKE) check
 	SHISA_TEST_ALL=1 $(MAKE) footprint
-	SHISA_TEST_ALL=1 $(MAKE) zoo
+	SHISA_TEST_ALL=1 $(MAKE) sweeps
 
 .PHONY: format
 format:
@@ -90,10 +90,14 @@ bpf: ## compare the kept BPF objects with what their sources give
 race:
 	$(GO) test -race -timeout 15m ./...
 
-# All of the random faults that repair has to stand; -race would take many times as long.
-.PHONY: zoo
-zoo: ## repair a thousand random images with random faults
-	SHISA_LONG=1 $(GO) test -count=1 -timeout 15m -run '^TestZoo$$' ./internal/repair
+# Each test that asks testenv.Rounds: a race run has a few rounds of it.
+.PHONY: sweeps
+sweeps: ## the tests that try random things, with many rounds and without -race
+	@files=$$(grep -rl --include='*_test.go' 'testenv\.Rounds(' .); \
+	tests=$$(awk '/^func / { name = $$2; sub(/\(.*/, "", name) } \
+		/testenv\.Rounds\(/ && name !~ /^Test/ { print FILENAME ": not in a test itself" > "/dev/stderr"; exit 1 } \
+		/testenv\.Rounds\(/ { print name }' $$files | sort -u | paste -sd '|'); \
+	SHISA_SWEEP=1 $(GO) test -count=1 -timeout 15m -run "^($$tests)\$$" $$(dirname $$files | sort -u)
 
 # The real program's start and size in memory, which -race would change.
 .PHONY: footprint

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -20,6 +21,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/repair"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
+
+// largeBytes is the size of a disk from which on a few rounds leave it out.
+const largeBytes = 16 << 20
 
 // broken is a random image with random faults.
 type broken struct {
@@ -68,30 +72,36 @@ func breakOne(t *testing.T, seed uint64) (broken, bool) {
 	return x, len(x.faults) > 0
 }
 
-// TestZoo repairs random images with random faults. Afterwards our check and qemu-img's agree that
+// TestRandomFaults repairs random images with random faults. Afterwards our check and qemu-img's agree that
 // nothing is wrong, or the plan says what remains; the guest reads what it read before, or zeros
 // where the plan says that something is lost; and the old bytes in the plan give the image back.
-func TestZoo(t *testing.T) {
+func TestRandomFaults(t *testing.T) {
 	testenv.Need(t, "qemu-img")
-	seeds := uint64(150)
-	if testenv.Long() {
-		seeds = 1000
-	}
+	const bare = 586 // entries past the end of the file, in a table that nothing is written into
+	var mu sync.Mutex
 	outcome := map[string]int{}
+	t.Cleanup(func() { t.Logf("outcomes: %v", outcome) })
 	one := func(seed uint64) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { // each gives its files back at its end
+			t.Parallel()
 			if x, ok := breakOne(t, seed); ok {
-				outcome[repairOne(t, x)]++
+				how := repairOne(t, x)
+				mu.Lock()
+				defer mu.Unlock()
+				outcome[how]++
 			}
 		})
 	}
+	seeds := uint64(testenv.Rounds(24, 1000, 3000))
+	few := seeds <= bare
 	for seed := range seeds {
-		one(seed)
+		if !few || lab.RandomSpec(seed).VirtualBytes <= largeBytes {
+			one(seed)
+		}
 	}
-	if !testenv.Long() {
-		one(586) // entries past the end of the file, in a table that nothing is written into
+	if few {
+		one(bare)
 	}
-	t.Logf("outcomes: %v", outcome)
 }
 
 func repairOne(t *testing.T, x broken) string {
@@ -194,16 +204,16 @@ func comparable(t *testing.T, x broken, p *plan.Plan, after memory) (lost bool) 
 	return lost || len(p.Hurt) > 0
 }
 
-// TestZooL1 is TestZoo for L1 tables that are overwritten as a whole or in part.
-func TestZooL1(t *testing.T) {
+// TestRandomL1 is TestRandomFaults for L1 tables that are overwritten as a whole or in part.
+func TestRandomL1(t *testing.T) {
 	testenv.Need(t, "qemu-img")
-	seeds := uint64(24)
-	if testenv.Long() {
-		seeds = 300
-	}
 	outcome := map[string]int{}
+	seeds := uint64(testenv.Rounds(16, 60, 300))
 	for seed := range seeds {
 		s := lab.RandomSpec(seed)
+		if seeds == 16 && s.VirtualBytes > largeBytes {
+			continue
+		}
 		s.VirtualBytes, s.Data = min(s.VirtualBytes, 64<<20), true
 		_, sound := build(t, s)
 		h, err := qcow2.ReadHeader(sound, int64(len(sound)))

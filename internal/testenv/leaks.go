@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,6 +50,10 @@ func (c checked) Run() int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testenv:", err)
 		return 1
+	}
+	if signal.Ignored(os.Interrupt) {
+		// As a shell starts what it runs in the background. Programs that tests start would inherit it.
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	}
 	before := openFiles()
 	status := c.m.Run()

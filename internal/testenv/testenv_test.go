@@ -49,6 +49,19 @@ func TestNeed(t *testing.T) {
 	}
 }
 
+func TestRounds(t *testing.T) {
+	for _, c := range []struct {
+		sweep, long string
+		want        int
+	}{{"", "", 1}, {"1", "", 2}, {"", "1", 3}, {"1", "1", 3}} {
+		t.Setenv("SHISA_SWEEP", c.sweep)
+		t.Setenv("SHISA_LONG", c.long)
+		if n := Rounds(1, 2, 3); n != c.want {
+			t.Errorf("Rounds() = %d with SHISA_SWEEP=%s and SHISA_LONG=%s, want %d", n, c.sweep, c.long, c.want)
+		}
+	}
+}
+
 func TestRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
