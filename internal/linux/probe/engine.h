@@ -69,6 +69,10 @@ struct event {
 	u64 regs[REGS];
 };
 
+struct names {
+	u8 name[NAMES][NAME];
+};
+
 struct full {
 	struct event e;
 	u8 stack[STACK];
@@ -94,7 +98,7 @@ struct {
 	UINT(max_entries, 8 << 20);
 } events SEC(".maps");
 
-NOINLINE int read_call(struct call *c)
+GLOBAL read_call(struct call *c)
 {
 	void *regs;
 
@@ -107,7 +111,7 @@ NOINLINE int read_call(struct call *c)
 	u32 text = class_of(c->nr) & C_TEXT;
 
 	if (text && text < 7)
-		bpf_probe_read_user_str(c->text, TEXT, (void *)c->args[text - 1]);
+		bpf_probe_read_user_str(c->text, TEXT, (void *)argument(c->args, text - 1));
 	return 0;
 }
 
@@ -121,12 +125,15 @@ INLINE int in_umount(void)
 	return !!(class_of(nr) & C_UMOUNT);
 }
 
-// names writes the names of a path, the last first, up to the root of the task's namespace.
-NOINLINE int names(u8 to[NAMES][NAME], struct vfsmount *vfs, struct dentry *d)
+// write_names writes the names of a path, the last first, up to the root of the task's namespace.
+GLOBAL write_names(struct names *to, u64 vfs, u64 dentry)
 {
-	struct mount *m = container(vfs, struct mount, mnt);
+	struct mount *m = container((struct vfsmount *)vfs, struct mount, mnt);
+	struct dentry *d = (struct dentry *)dentry;
 	int n = 0;
 
+	if (!to)
+		return 0;
 	for (int i = 0; i < 2 * NAMES && n < NAMES; i++) {
 		struct dentry *up = get(d, d_parent);
 
@@ -140,11 +147,16 @@ NOINLINE int names(u8 to[NAMES][NAME], struct vfsmount *vfs, struct dentry *d)
 			continue;
 		}
 		if (n >= 0 && n < NAMES)
-			bpf_probe_read_kernel_str(to[n], NAME, get(d, d_name.name));
+			bpf_probe_read_kernel_str(to->name[n], NAME, get(d, d_name.name));
 		n++;
 		d = up;
 	}
 	return n;
+}
+
+INLINE void names(u8 to[NAMES][NAME], struct vfsmount *vfs, struct dentry *d)
+{
+	write_names((struct names *)to, (u64)vfs, (u64)d);
 }
 
 INLINE struct kernfs_node *above(struct kernfs_node *k)
@@ -167,7 +179,7 @@ INLINE u32 command_of(struct mm_struct *mm, u8 to[COMMAND])
 }
 
 // about writes down the current task.
-NOINLINE int about(struct event *e)
+GLOBAL about(struct event *e)
 {
 	struct task_struct *t = me(), *up;
 	struct mm_struct *mm;
@@ -218,9 +230,11 @@ INLINE u64 unique_of(struct mount *m)
 	return get((struct mount___unique *)m, mnt_id_unique);
 }
 
-// mounted writes down a mount.
-NOINLINE int mounted(struct event *e, struct mount *m)
+// write_mount writes down a mount.
+GLOBAL write_mount(struct event *e, u64 mount)
 {
+	struct mount *m = (struct mount *)mount;
+
 	if (!e)
 		return 0;
 	struct super_block *s = get(m, mnt.mnt_sb);
@@ -240,8 +254,13 @@ NOINLINE int mounted(struct event *e, struct mount *m)
 	return 0;
 }
 
+INLINE void mounted(struct event *e, struct mount *m)
+{
+	write_mount(e, (u64)m);
+}
+
 // user_stack copies registers and the stack above them, to be unwound later.
-NOINLINE int user_stack(struct full *f)
+GLOBAL user_stack(struct full *f)
 {
 	void *regs = user_regs();
 	u64 sp;
@@ -281,15 +300,19 @@ NOINLINE int user_stack(struct full *f)
 // new_event takes room for an event. The size of what is taken is what is written: zero first.
 INLINE struct full *new_event(u32 kind)
 {
-	struct full *f = NULL;
+	struct full *f;
 
-	// Before 6.15 a full lock of the ring is given up at once: several tries, not a wait.
-	for (int i = 0; i < 4 && !f; i++)
+	// Before 6.15 a full lock of the ring is given up at once: several tries, not a wait. Each try is
+	// looked at once only: older verifiers (6.1) forget at the second look that there was one.
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
 		f = bpf_ringbuf_reserve(&events, sizeof(*f), 0);
-	if (!f) {
-		count_lost(LOST_RING, 1);
-		return NULL;
+		if (f)
+			goto reserved;
 	}
+	count_lost(LOST_RING, 1);
+	return NULL;
+reserved:
 	for (int i = 0; i < sizeof(f->e) / 8; i++)
 		((volatile u64 *)&f->e)[i] = 0;
 	f->e.kind = kind;

@@ -277,9 +277,18 @@ BEGIN(mntput_begin, "mntput")
 #else
 #define BEGIN(name, function) SEC("fentry/" function) int name(u64 *ctx)
 #define END(name, function) SEC("fexit/" function) int name(u64 *ctx)
-#define ARG0 ctx[0]
+#define ARG0 number(ctx[0])
 #define RET(args) ctx[args]
-#define ARG_AT_END(function) ctx[0]
+#define ARG_AT_END(function) ARG0
+
+// number makes a number of what the verifier knows to be a pointer.
+INLINE u64 number(u64 pointer)
+{
+	u64 n = 0;
+
+	bpf_probe_read_kernel(&n, sizeof(n), &pointer);
+	return n;
+}
 #endif
 
 BEGIN(security_begin, "security_sb_umount")

@@ -137,7 +137,7 @@ SEC("raw_tp/sys_exit") int polls(struct raw *ctx)
 		return 0;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (text && text < 7)
-		bpf_probe_read_user_str(r->text, TEXT, (void *)args[text - 1]);
+		bpf_probe_read_user_str(r->text, TEXT, (void *)argument(args, text - 1));
 	if (r->text[0] == '/')
 		root = bpf_map_lookup_elem(&roots, r);
 	else if (!r->text[0])

@@ -172,14 +172,14 @@ NOINLINE u32 concerns(struct entered *c, s64 ret)
 	if (ret == 0 && n < 6 && class & C_STAT) {
 		u64 dev = 0;
 
-		bpf_probe_read_user(&dev, sizeof(dev), (void *)c->args[n]);
+		bpf_probe_read_user(&dev, sizeof(dev), (void *)argument(c->args, n));
 		// new_encode_dev: the minor number has its upper bits above the major one.
 		return encoded((dev & 0xfff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xfff00));
 	}
 	if (ret == 0 && n < 6 && class & C_STATX) {
 		u32 dev[2] = {}; // stx_dev_major and stx_dev_minor: include/uapi/linux/stat.h
 
-		bpf_probe_read_user(dev, sizeof(dev), (void *)(c->args[n] + 0x88));
+		bpf_probe_read_user(dev, sizeof(dev), (void *)(argument(c->args, n) + 0x88));
 		return encoded(dev[0], dev[1]);
 	}
 	u64 fd = (class & C_FD) >> 3;
@@ -188,7 +188,7 @@ NOINLINE u32 concerns(struct entered *c, s64 ret)
 	if (class & C_OPEN && ret >= 0)
 		f = file_of(ret);
 	else if (fd && fd < 7)
-		f = file_of(c->args[fd - 1]);
+		f = file_of(argument(c->args, fd - 1));
 	if (f)
 		return dev_of(get(f, f_path.mnt));
 	u32 text = class & C_TEXT;
@@ -200,7 +200,7 @@ NOINLINE u32 concerns(struct entered *c, s64 ret)
 	if (!s)
 		return 0;
 	s->text[0] = 0;
-	bpf_probe_read_user_str(s->text, TEXT, (void *)c->args[text - 1]);
+	bpf_probe_read_user_str(s->text, TEXT, (void *)argument(c->args, text - 1));
 	if (s->text[0] != '/')
 		return s->text[0] ? dev_of(get(get(me(), fs), pwd.mnt)) : 0;
 	s->bits = TEXT * 8;
@@ -290,7 +290,7 @@ NOINLINE struct path *lets_go(struct umounted *u, u32 class, u64 fd)
 INLINE int drops(void *ctx, struct umounted *u, struct entered *c, u32 class)
 {
 	u64 fd = (class & C_FD) >> 3;
-	struct path *p = lets_go(u, class, fd && fd < 7 ? c->args[fd - 1] : 0);
+	struct path *p = lets_go(u, class, argument(c->args, fd - 1));
 
 	if (!p)
 		return 0;
