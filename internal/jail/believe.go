@@ -47,7 +47,8 @@ const maxBlockBytes = 64 << 10
 
 // saneInfo tells whether sizes are sizes.
 func saneInfo(i *files.Info) bool {
-	return i.BlockBytes >= 0 && i.BlockBytes <= maxBlockBytes && i.SizeBytes >= 0 && i.Inodes >= 0
+	return i.BlockBytes >= 0 && i.BlockBytes <= maxBlockBytes && i.SizeBytes >= 0 && i.Inodes >= 0 &&
+		i.Record.Errors >= 0 && i.Record.ReservedBytes >= 0
 }
 
 // saneView tells whether a view has a state, and the one that its problems mean.

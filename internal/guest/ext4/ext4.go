@@ -26,6 +26,7 @@ type FS struct {
 	super   *super
 	groups  []group
 	zones   []run // blocks of metadata, ascending; only where no checksum guards the maps
+	record  files.Record
 	orphans map[files.Ino]bool
 	notes   *files.Notes
 	// hashed is how many names directories keep while they are read, held the bytes of their blocks.
@@ -42,11 +43,12 @@ func Open(ctx context.Context, volume io.ReaderAt, size int64) (*FS, error) {
 		return nil, err
 	}
 	noteErrors(s, notes)
-	replayed, err := replay(ctx, volume, size, s, notes)
+	record := s.record()
+	replayed, err := replay(ctx, volume, size, s, notes, &record)
 	if err != nil {
 		return nil, err
 	}
-	fs := &FS{meta: newCache(replayed, size), super: s, notes: notes}
+	fs := &FS{meta: newCache(replayed, size), super: s, notes: notes, record: record}
 	if replayed != volume {
 		// The journal may hold another superblock.
 		if fs.super, err = readSuper(ctx, fs.meta, notes); err != nil {
@@ -93,7 +95,7 @@ func noteErrors(s *super, notes *files.Notes) {
 		what := fmt.Sprintf("the kernel noted %d errors", count)
 		if name, _, _ := bytes.Cut(b[424:456], []byte{0}); count > 0 {
 			what += fmt.Sprintf("; the first at %d seconds, in inode %d, by %q, line %d",
-				int64(b[633])<<32|int64(le32(b, 408)), le32(b, 412), name, le32(b, 456))
+				int64(b[632])<<32|int64(le32(b, 408)), le32(b, 412), name, le32(b, 456))
 		}
 		notes.Note(files.Problem{What: what, Offset: s.at, Length: superBytes})
 	}
@@ -105,8 +107,8 @@ func noteErrors(s *super, notes *files.Notes) {
 
 // replay gives the volume with its journal replayed; the volume itself if there is nothing to
 // replay. Damage of the journal is noted.
-func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
-	notes *files.Notes) (io.ReaderAt, error) {
+func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super, notes *files.Notes,
+	record *files.Record) (io.ReaderAt, error) {
 	needed := s.incompat&incompatRecover != 0
 	if s.compat&compatJournal == 0 {
 		if needed {
@@ -146,6 +148,7 @@ func replay(ctx context.Context, volume io.ReaderAt, size int64, s *super,
 		notes.Note(files.Problem{What: fmt.Sprintf("journal: %v; the copy of its map in the superblock "+
 			"is used", j.damaged), Offset: -1, Ino: s.journal()})
 	}
+	record.Aborted = int64(j.errno)
 	if j.errno != 0 {
 		notes.Note(files.Problem{What: fmt.Sprintf("the journal was given up by the kernel, error %d",
 			j.errno), Offset: -1, Ino: s.journal()})
@@ -220,6 +223,7 @@ func (fs *FS) checkMMP(ctx context.Context) error {
 // Info describes the file system.
 func (fs *FS) Info() files.Info {
 	info := fs.super.info()
+	info.Record = fs.record
 	for i := range fs.groups {
 		if g := &fs.groups[i]; g.state != groupLost {
 			info.FreeBytes += int64(g.freeBlocks) * fs.super.clusterBlocks * fs.super.blockBytes

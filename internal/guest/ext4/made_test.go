@@ -361,3 +361,31 @@ func TestSeed(t *testing.T) {
 		t.Errorf("%d names, %v, the view is %+v", count.Names, err, view)
 	}
 }
+
+// TestRecord holds what a file system says of itself against what debugfs wrote there.
+func TestRecord(t *testing.T) {
+	disk := made(t, 16*mib, "-b 1024 -e remount-ro -m 5 -O 64bit,metadata_csum")
+	debugfs(t, disk, strings.Join([]string{"ssv state 2", "ssv error_count 7",
+		"ssv first_error_time @1700000001", "ssv first_error_ino 12", "ssv first_error_block 1234",
+		"ssv first_error_func ext4_first", "ssv first_error_line 77",
+		"ssv last_error_time @1700000002", "ssv last_error_ino 13", "ssv last_error_block 5678",
+		"ssv last_error_func ext4_last", "ssv last_error_line 88",
+		"ssv lastcheck @1600000000", "ssv mkfs_time @1500000000", "ssv mtime @1650000000",
+		"ssv last_mounted /srv/data", "feature +needs_recovery"}, "\n"))
+	got := openDisk(t, disk).Info().Record
+	if got.Written < 1700000000 {
+		t.Errorf("written at %d, want the present", got.Written)
+	}
+	got.Written = 0
+	want := files.Record{Dirty: true, State: "errors", OnError: "remount-ro", Errors: 7,
+		First: files.Fault{Time: 1700000001, Ino: 12, Block: 1234, Func: "ext4_first", Line: 77},
+		Last:  files.Fault{Time: 1700000002, Ino: 13, Block: 5678, Func: "ext4_last", Line: 88},
+		Made:  1500000000, Mounted: 1650000000, Checked: 1600000000, ReservedBytes: 819 << 10, At: "/srv/data"}
+	if got != want {
+		t.Errorf("%+v\nwant %+v", got, want)
+	}
+	if r := openDisk(t, made(t, 16*mib, "-b 1024 -e continue")).Info().Record; r.State != "clean" || r.Dirty ||
+		r.OnError != "continue" || r.Errors != 0 || r.First.Time != 0 {
+		t.Errorf("a new one: %+v", r)
+	}
+}

@@ -27,7 +27,10 @@ import (
 //	228 device of the journal                   232 first orphan     253 kind of 268
 //	254 size of a descriptor                    260 first meta block group
 //	268 i_block and size of the journal's inode 336 blocks, upper    344 free blocks, upper
+//	8   reserved blocks   44  last mount        48  last write       60  what to do at errors
+//	64  last check        136 last mounted on   264 when it was made 340 reserved blocks, upper
 //	360 block of MMP      404 errors            408 first error      460 last error
+//	628 upper parts of the times of 48, 44, 264, 64, 408 and 460, one byte each; codes of the errors
 //	576 inodes of quotas  588 groups of sparse_super2                620 inode of project quota
 //	624 seed of checksums 640 inode of the orphan file               1020 CRC32C of what is before
 const (
@@ -259,6 +262,40 @@ func (s *super) info() files.Info {
 		BlockBytes: s.blockBytes, SizeBytes: s.blocks * s.blockBytes,
 		Inodes: s.inodes, Root: rootIno, Features: featureNames(s.compat, s.incompat, s.ro),
 	}
+}
+
+// record gives what the kernel wrote down about the file system.
+func (s *super) record() files.Record {
+	b := s.raw
+	// seconds are 32 bits, with eight more for later times in another place.
+	seconds := func(at, upper int) int64 { return int64(b[upper])<<32 | int64(le32(b, at)) }
+	text := func(b []byte) string {
+		b, _, _ = bytes.Cut(b, []byte{0})
+		return string(bytes.ToValidUTF8(b, []byte("?")))
+	}
+	number := func(at int) int64 { return int64(binary.LittleEndian.Uint64(b[at:]) & (1<<63 - 1)) }
+	r := files.Record{
+		Dirty: s.incompat&incompatRecover != 0, State: "not clean", Errors: int64(le32(b, 404)),
+		First: files.Fault{Time: seconds(408, 632), Func: text(b[424:456]), Line: int64(le32(b, 456)),
+			Code: int64(b[634]), Ino: files.Ino(le32(b, 412)), Block: number(416)},
+		Last: files.Fault{Time: seconds(460, 633), Func: text(b[480:512]), Line: int64(le32(b, 468)),
+			Code: int64(b[635]), Ino: files.Ino(le32(b, 464)), Block: number(472)},
+		Made: seconds(264, 630), Mounted: seconds(44, 629), Written: seconds(48, 628),
+		Checked: seconds(64, 631), At: text(b[136:200]),
+	}
+	switch state := le16(b, 58); {
+	case state&stateErrors != 0:
+		r.State = "errors"
+	case state&stateValid != 0:
+		r.State = "clean"
+	}
+	r.OnError = map[uint16]string{1: "continue", 2: "remount-ro", 3: "panic"}[le16(b, 60)]
+	reserved := int64(le32(b, 8))
+	if s.incompat&incompat64bit != 0 {
+		reserved |= int64(le32(b, 340)) << 32
+	}
+	r.ReservedBytes = min(reserved, s.blocks) * s.blockBytes
+	return r
 }
 
 // firstBlock gives the first block of a group.

@@ -77,6 +77,45 @@ type Info struct {
 	Root Ino `json:"root"`
 	// Features are its features by the names of its tools, in the order of its superblock.
 	Features []string `json:"features"`
+	// Record is what it keeps of itself, as of before its journal was replayed.
+	Record Record `json:"record"`
+}
+
+// Record is what a file system writes down about what happened to it. XFS keeps no more than Dirty.
+// Times are in seconds since 1970, 0 where there is none.
+type Record struct {
+	// Dirty: it was not unmounted, and its journal says so.
+	Dirty bool `json:"dirty"`
+	// State is that of ext4: "clean", "not clean", "errors"; OnError is what the kernel does at an
+	// error, "continue", "remount-ro" or "panic". Both are "" for others.
+	State   string `json:"state"`
+	OnError string `json:"on_error"`
+	// Errors is how many were met since the last check; First and Last are two of them.
+	Errors int64 `json:"errors"`
+	First  Fault `json:"first"`
+	Last   Fault `json:"last"`
+	// Aborted is the error for which the kernel gave the journal up, 0 if it did not.
+	Aborted int64 `json:"aborted"`
+	// Made, Mounted, Written and Checked are when that was done last.
+	Made    int64 `json:"made"`
+	Mounted int64 `json:"mounted"`
+	Written int64 `json:"written"`
+	Checked int64 `json:"checked"`
+	// ReservedBytes is how much is kept free for root.
+	ReservedBytes int64 `json:"reserved_bytes"`
+	// At is the directory where it was mounted last.
+	At string `json:"at"`
+}
+
+// Fault is an error that a file system noted.
+type Fault struct {
+	Time int64 `json:"time"`
+	// Func and Line are the place in the kernel, Code is the kernel's word for the error by number.
+	Func  string `json:"func"`
+	Line  int64  `json:"line"`
+	Code  int64  `json:"code"`
+	Ino   Ino    `json:"ino"`
+	Block int64  `json:"block"`
 }
 
 // View is the state of what was read so far, with its reasons.

@@ -86,6 +86,9 @@ func TestCrashed(t *testing.T) {
 				same(t, f, want, files.Recovered, files.Clean)
 				wholeMap(t, f)
 				view := f.View()
+				if dirty := f.Info().Record.Dirty; dirty != (view.State == files.Recovered) {
+					t.Errorf("dirty is %v, and the view %s", dirty, view.State)
+				}
 				t.Logf("%d names, %d transactions, %d blocks", len(want), view.Transactions, view.Blocks)
 			}
 			mkfs := append(append([]string{"mkfs.xfs", "-q"}, v.mkfs...), "DISK")

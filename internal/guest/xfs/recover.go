@@ -140,6 +140,7 @@ func (j *journal) replay(ctx context.Context) error {
 	if clean {
 		return lost
 	}
+	f.dirty = true
 	if unknown := f.logIn &^ logKnown; f.v5 && unknown != 0 {
 		return fmt.Errorf("it has features that are not known: 0x%x", unknown)
 	}

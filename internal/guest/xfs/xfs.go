@@ -27,6 +27,7 @@ type FS struct {
 	volume io.ReaderAt // with the log laid over it
 	size   int64
 	info   files.Info
+	dirty  bool // the log was not unmounted
 	notes  files.Notes
 	cache  cache
 	held   atomic.Int64 // bytes of the blocks of directories that are being read
@@ -129,6 +130,7 @@ func (f *FS) describe(ctx context.Context) error {
 		Kind: "xfs", Label: f.label, BlockBytes: f.block, SizeBytes: f.blocks * f.block,
 		UUID:   fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]),
 		Inodes: f.inodes, FreeInodes: f.freeInodes, Root: files.Ino(f.root), Features: f.features(),
+		Record: files.Record{Dirty: f.dirty},
 	}
 	// After a crash the counts of the superblock are of long ago, if they are not kept there at each
 	// change (lazy-count): the groups have them.
