@@ -9,10 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -29,7 +26,7 @@ import (
 type lookOptions struct {
 	json        bool
 	all         bool
-	html        string
+	html        htmlPage
 	follow      bool
 	pools       []string
 	live        bool
@@ -47,7 +44,7 @@ func (o *lookOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	jsonFlag(c, &o.json)
 	f.BoolVar(&o.all, "all", false, "list every finding, range and image instead of at most 20 of a kind")
-	f.StringVar(&o.html, "html", "", "write a page with pictures to `FILE`, which must not exist yet")
+	o.html.flag(f)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are")
 	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
 	f.BoolVar(&o.live, "live", false, "take every image for one that a program writes to, for storage whose "+
@@ -114,53 +111,7 @@ func (o *lookOptions) ready(c *cobra.Command) error {
 			return err
 		}
 	}
-	if o.html == "" {
-		return nil
-	}
-	_, err := diskio.Look(o.html)
-	switch {
-	case err == nil, errors.Is(err, diskio.ErrDirectory), errors.Is(err, diskio.ErrSpecial):
-		return pageError(o.html, fs.ErrExist)
-	case !errors.Is(err, fs.ErrNotExist):
-		return pageError(o.html, err)
-	}
-	dir := filepath.Dir(o.html)
-	switch _, err := diskio.Look(dir); {
-	case err == nil:
-		return pageError(o.html, fmt.Errorf("%s: not a directory", dir))
-	case !errors.Is(err, diskio.ErrDirectory):
-		return pageError(o.html, err)
-	}
-	return nil
-}
-
-// pageError says why a page was not written.
-func pageError(name string, err error) error {
-	if errors.Is(err, fs.ErrExist) {
-		err = finding.WithHint(fmt.Errorf("write the page %s: there is a file of that name", name),
-			"nothing is ever written over: choose a name that does not exist")
-		return withStatus(finding.StatusRefused, err)
-	}
-	return fmt.Errorf("write the page: %w", err)
-}
-
-// page writes the page that was asked for, if any.
-func (o *lookOptions) page(write func(io.Writer, render.PageInfo) error) error {
-	if o.html == "" {
-		return nil
-	}
-	info := render.PageInfo{When: time.Now(), All: o.all}
-	info.Version, _, _ = buildFacts(debug.ReadBuildInfo())
-	// A host that does not know its name has a page without one.
-	info.Host, _ = os.Hostname()
-	f, err := diskio.Create(o.html)
-	if err != nil {
-		return pageError(o.html, err)
-	}
-	if err := errors.Join(write(f, info), f.Close()); err != nil {
-		return pageError(o.html, err)
-	}
-	return nil
+	return o.html.ready()
 }
 
 // style says how text is laid out on this output.
@@ -214,7 +165,7 @@ func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) erro
 	if !partial(ctx, err, len(r.Images)) {
 		return err
 	}
-	page := o.page(func(w io.Writer, info render.PageInfo) error { return render.CheckHTML(w, r, info) })
+	page := o.html.write(o.all, func(w io.Writer, info render.PageInfo) error { return render.CheckHTML(w, r, info) })
 	r.Status, page = withPage(r.Status, page)
 	var show error
 	if o.json {
@@ -237,22 +188,6 @@ func (o *lookOptions) beside(images []check.Image) disk.Policy {
 		}
 	}
 	return disk.Policy{Dirs: dirs, Follow: o.follow}
-}
-
-// withPage counts a page that could not be written among the statuses of a result, and lets the
-// error end the program with the first of them: it never hides what is wrong with an image, and
-// never passes for success.
-func withPage(statuses []int, page error) ([]int, error) {
-	if page == nil {
-		return statuses, nil
-	}
-	status := finding.StatusFailed
-	var se *statusError
-	if errors.As(page, &se) {
-		status = se.status
-	}
-	statuses = finding.OrderStatus(append(slices.Clone(statuses), status)...)
-	return statuses, withStatus(statuses[0], page)
 }
 
 // partial reports whether there is a result to show: there is one without an error, and what was

@@ -48,7 +48,7 @@ The directory is removed at the end unless it is named or kept. The exit status 
 	jsonFlag(c, &o.look.json)
 	f := c.Flags()
 	f.BoolVar(&o.look.all, "all", false, "list everything instead of at most 20 of a kind")
-	f.StringVar(&o.look.html, "html", "", "write a page with pictures to `FILE`, which must not exist yet")
+	o.look.html.flag(f)
 	f.StringVar(&o.dir, "dir", "", "make the world in `DIR`, which must not exist yet, and leave it there")
 	f.BoolVar(&o.keep, "keep", false, "do not remove the directory at the end")
 	return c

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/doctor"
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -57,6 +58,7 @@ func jsonDocuments() map[string]any {
 		render.EnginesSchema:     render.EnginesDocument{},
 		render.UmountSchema:      umount.Result{},
 		render.AdviceSchema:      umount.Advice{},
+		render.DoctorSchema:      doctor.Report{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}
@@ -206,6 +208,8 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint8,
 		reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return "integer"
+	case reflect.Float64:
+		return "number"
 	case reflect.String:
 		if values := d.values(t, typ); len(values) > 0 {
 			return "one of " + strings.Join(values, ", ")
@@ -227,6 +231,9 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 			name = "traced_mount"
 		case reflect.TypeFor[trace.Umount]():
 			name = "failed_umount"
+		}
+		if strings.HasSuffix(typ.PkgPath(), "/doctor") {
+			name = "doctor_" + name // it has findings, causes and objects of its own
 		}
 		d.object(t, name, typ)
 		return fmt.Sprintf("[%s](#%s)", name, name)
@@ -256,7 +263,8 @@ func (d *describer) values(t *testing.T, typ reflect.Type) []string {
 	if !inside {
 		return nil
 	}
-	if _, ok := d.enums[typ.PkgPath()+"."+typ.Name()]; !ok {
+	if _, ok := d.enums[typ.PkgPath()]; !ok {
+		d.enums[typ.PkgPath()] = []string{} // its source is read once
 		d.constants(t, filepath.Join("../..", dir), typ.PkgPath())
 	}
 	return d.enums[typ.PkgPath()+"."+typ.Name()]

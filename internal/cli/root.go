@@ -24,6 +24,7 @@ func groups(s *stdio) []group {
 	return []group{
 		{"Looking at disk images", []*cobra.Command{
 			newScan(s),
+			newDoctor(s),
 			newCheck(s),
 			newInfo(s),
 			newMap(s),

@@ -59,7 +59,7 @@ func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error
 	if !partial(ctx, err, len(r.Images)) {
 		return err
 	}
-	page := o.page(func(w io.Writer, info render.PageInfo) error { return render.ScanHTML(w, r, info) })
+	page := o.html.write(o.all, func(w io.Writer, info render.PageInfo) error { return render.ScanHTML(w, r, info) })
 	r.Status, page = withPage(r.Status, page)
 	var show error
 	if o.json {

@@ -83,8 +83,8 @@ type Finding struct {
 	// Evidence is what it rests on.
 	Evidence []Fact `json:"evidence"`
 	// FirstSeen and LastSeen are the times of the evidence, zero where there is none.
-	FirstSeen time.Time `json:"first_seen"`
-	LastSeen  time.Time `json:"last_seen"`
+	FirstSeen time.Time `json:"first_seen,omitempty"`
+	LastSeen  time.Time `json:"last_seen,omitempty"`
 	// Over: it was so, and is no longer, as far as the evidence goes.
 	Over bool `json:"over"`
 	// Affects are the objects that suffer, as the rule knows by itself; those that rest on the object

@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -108,9 +109,10 @@ func (r *ranking) weigh(n *node, f *Finding) *candidate {
 		c.term(-healthyCosts*sure, d, "rests on it and is well")
 	}
 	for i := range c.terms {
-		c.terms[i].Value *= times
+		c.terms[i].Value = math.Round(c.terms[i].Value*times*1000) / 1000
 		c.score += c.terms[i].Value
 	}
+	c.score = math.Round(c.score*1000) / 1000
 	return c
 }
 

@@ -104,7 +104,7 @@ type Source struct {
 	Path string `json:"path"`
 	Line int    `json:"line"`
 	// Time is when the value came to be, as a message; the zero time if it is as of Now.
-	Time time.Time `json:"time"`
+	Time time.Time `json:"time,omitempty"`
 }
 
 // Host is the machine itself.

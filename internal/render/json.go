@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -190,6 +191,11 @@ func (e *encoder) value(v reflect.Value) error {
 		e.w.WriteString(strconv.FormatInt(v.Int(), 10))
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		e.w.WriteString(strconv.FormatUint(v.Uint(), 10))
+	case reflect.Float64:
+		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
+			return fmt.Errorf("%g has no place in a document", f)
+		}
+		e.w.WriteString(strconv.FormatFloat(v.Float(), 'f', -1, 64))
 	case reflect.String:
 		e.string(v.String())
 	case reflect.Slice, reflect.Array:

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -149,7 +150,7 @@ func TestJSONRefuses(t *testing.T) {
 	endless := &loop{}
 	endless.Next = endless
 	for name, v := range map[string]any{
-		"no struct": 3, "float": struct{ F float64 }{1}, "map of numbers": struct{ M map[int]int }{},
+		"no struct": 3, "no number": struct{ F float64 }{math.NaN()}, "map of numbers": struct{ M map[int]int }{},
 		"endless": endless, "function": struct{ F func() }{}, "nil": (*sample)(nil),
 	} {
 		if err := JSONLine(&strings.Builder{}, "shisa.test/1", v); err == nil {

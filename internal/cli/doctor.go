@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/doctor"
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/render"
+)
+
+type doctorOptions struct {
+	json, sarif, metrics, verbose bool
+
+	// roots are of whom the evidence is, none means this machine.
+	roots []string
+}
+
+func newDoctor(s *stdio) *cobra.Command {
+	var o doctorOptions
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "tell what is wrong with a machine, and the likely cause",
+		Long: `doctor looks at everything between a machine's files and the storage that they live on: mounts and whether
+they answer, file systems, disks, the kernel's messages, tasks that wait, memory, images and clusters. It says
+what is wrong, what the likely cause is, what to do next, and what could not be looked at.
+
+A machine need not run: --root reads a copy of a system's files or a report of sos. Several of them are
+looked at as one picture: what do the sick ones share that the healthy ones do not?
+
+Looking changes nothing. A mount that does not answer is asked by a child process that is left behind, so the
+doctor never hangs, and is never what keeps a mount busy.`,
+		Example: `  shisa doctor                                      this machine
+  shisa doctor --root /mnt/rescue
+  shisa doctor --json --verbose`,
+		Args: wantArgs(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := o.ready(c); err != nil {
+				return err
+			}
+			return runDoctor(c.Context(), o, s)
+		},
+	}
+	o.flags(c)
+	return c
+}
+
+func (o *doctorOptions) flags(c *cobra.Command) {
+	f := c.Flags()
+	jsonFlag(c, &o.json)
+	f.BoolVar(&o.sarif, "sarif", false, "print a SARIF 2.1.0 log, for tools that collect results of checks")
+	f.BoolVar(&o.metrics, "openmetrics", false, "print OpenMetrics text, for a monitoring system")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell all: every finding with its evidence, its score, and what "+
+		"could not be told")
+	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
+}
+
+// ready refuses two forms of one result at once, and a page that could not be written.
+func (o *doctorOptions) ready(c *cobra.Command) error {
+	n := 0
+	for _, form := range []bool{o.json, o.sarif, o.metrics} {
+		if form {
+			n++
+		}
+	}
+	if n > 1 {
+		return usageError(c, "--json, --sarif and --openmetrics are forms of one result, want one of them")
+	}
+	return nil
+}
+
+func runDoctor(ctx context.Context, o doctorOptions, s *stdio) error {
+	all, err := o.gather(ctx)
+	if err != nil {
+		return err
+	}
+	r := doctor.Examine(all, nil)
+	if err := o.show(r, s); err != nil {
+		return err
+	}
+	return exitWith(r.Status[0])
+}
+
+// show prints a report in the form that was asked for.
+func (o *doctorOptions) show(r *doctor.Report, s *stdio) error {
+	switch {
+	case o.json:
+		return render.JSON(s.out, render.DoctorSchema, r)
+	case o.sarif:
+		version, _, _ := buildFacts(debug.ReadBuildInfo())
+		return render.DoctorSARIF(s.out, r, version)
+	case o.metrics:
+		return render.DoctorMetrics(s.out, r)
+	}
+	return render.Doctor(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.verbose})
+}
+
+// gather gathers the evidence of every machine that is meant. Nothing at all is an error; of several the
+// rest is looked at if one cannot be.
+func (o *doctorOptions) gather(ctx context.Context) (all []*evidence.Evidence, err error) {
+	add := func(name string, open func(context.Context, string) (*evidence.Evidence, error)) error {
+		e, err := open(ctx, name)
+		if err != nil {
+			return err
+		}
+		all = append(all, e)
+		return nil
+	}
+	if len(o.roots) == 0 {
+		return all, add("", gatherLive)
+	}
+	for _, of := range []struct {
+		names []string
+		open  func(context.Context, string) (*evidence.Evidence, error)
+	}{{o.roots, gatherRoot}} {
+		for _, name := range of.names {
+			if err := add(name, of.open); err != nil {
+				return nil, err
+			}
+		}
+	}
+	apart(all)
+	return all, nil
+}
+
+// apart gives machines of one name numbers.
+func apart(all []*evidence.Evidence) {
+	for i, e := range all {
+		name := e.Label
+		for n := 2; slices.ContainsFunc(all[:i], func(x *evidence.Evidence) bool { return x.Label == e.Label }); n++ {
+			e.Label = name + "#" + strconv.Itoa(n)
+		}
+	}
+}
+
+// gatherLive gathers the evidence of this machine.
+func gatherLive(ctx context.Context, _ string) (*evidence.Evidence, error) {
+	t, err := tree.OpenLive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e, err := evidence.Gather(ctx, t, evidence.Options{Now: time.Now()})
+	return e, errors.Join(err, t.Close())
+}
+
+func gatherRoot(ctx context.Context, dir string) (*evidence.Evidence, error) {
+	t, err := tree.OpenDirectory(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	e, err := evidence.Gather(ctx, t, evidence.Options{Now: time.Now()})
+	return e, errors.Join(err, t.Close())
+}
