@@ -198,15 +198,21 @@ func TestCheckAgreesWithQemuImg(t *testing.T) {
 	}
 }
 
-func TestCheckAgreesOverTheZoo(t *testing.T) {
+// TestLabZoo makes the images of the lab's zoo once for what is tried with all of them.
+func TestLabZoo(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
-	dir := t.TempDir()
-	animals, err := labzoo.Fill(t.Context(), dir)
+	animals, err := labzoo.Fill(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
+	animals = slices.DeleteFunc(animals, func(a labzoo.Image) bool { return a.Format != "qcow2" })
+	t.Run("check", func(t *testing.T) { checkAgreesOver(t, animals) })
+	t.Run("reconstruct", func(t *testing.T) { reconstructAll(t, animals, testenv.Rounds(4, 1, 1)) })
+}
+
+func checkAgreesOver(t *testing.T, animals []labzoo.Image) {
 	for _, a := range animals {
-		if a.Format != "qcow2" || a.Encrypted {
+		if a.Encrypted {
 			continue
 		}
 		t.Run(a.Name, func(t *testing.T) {
@@ -290,10 +296,6 @@ func spoilable(t *testing.T) (imgs map[string][]byte) {
 // a failure is in its name.
 func TestCheckAgreesOnSpoiledImages(t *testing.T) {
 	testenv.Need(t, "qemu-img")
-	seeds := 150
-	if testenv.Long() {
-		seeds = 10000
-	}
 	imgs := spoilable(t)
 	names := make([]string, 0, len(imgs))
 	for n := range imgs {
@@ -301,7 +303,7 @@ func TestCheckAgreesOnSpoiledImages(t *testing.T) {
 	}
 	slices.Sort(names)
 	path := filepath.Join(t.TempDir(), "spoiled.qcow2")
-	for seed := range seeds {
+	for seed := range testenv.Rounds(30, 300, 10000) {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 1))
 		name := names[rnd.IntN(len(names))]
 		img := slices.Clone(imgs[name])
@@ -318,12 +320,8 @@ func TestCheckAgreesOnSpoiledImages(t *testing.T) {
 // A random valid image is clean; a random single fault is found, and named with the part of the
 // disk that it hurts.
 func TestCheckFindsEveryFault(t *testing.T) {
-	seeds := 120
-	if testenv.Long() {
-		seeds = 5000
-	}
 	dir := t.TempDir()
-	for seed := range seeds {
+	for seed := range testenv.Rounds(25, 250, 5000) {
 		path := filepath.Join(dir, fmt.Sprintf("%d.qcow2", seed))
 		spec := lab.RandomSpec(uint64(seed))
 		if err := lab.Write(path, spec); err != nil {

@@ -244,16 +244,12 @@ var laterRefusals = []string{
 // Random headers: we accept and refuse what qemu does, with its words.
 func TestHeaderAgainstQemu(t *testing.T) {
 	testenv.Need(t, "qemu-img")
-	rounds := 120
-	if testenv.Long() {
-		rounds = 3000
-	}
 	bases := [][]byte{plain(t, "cluster_size=64k"), plain(t, "compat=0.10,cluster_size=4k"),
 		plain(t, "cluster_size=512"),
 		with(plain(t, "cluster_size=2M,extended_l2=on"), ext(112, extDataFile, 5, "a.raw"),
 			ext(128, extBitmaps, 24, be32s(2, 0)+be64(64, 4<<20)))}
 	rnd := rand.New(rand.NewPCG(8, 8))
-	for range rounds {
+	for range testenv.Rounds(40, 150, 3000) {
 		img := bytes.Clone(bases[rnd.IntN(len(bases))])
 		for range 1 + rnd.IntN(3) {
 			at := rnd.IntN(128)

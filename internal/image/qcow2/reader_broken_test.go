@@ -92,10 +92,7 @@ func damage(rnd *rand.Rand, img []byte, h *qcow2.Header) string {
 // With broken entries we give the bytes that qemu gives, or fail where it fails.
 func TestBrokenAgainstQemu(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
-	rounds := uint64(12)
-	if testenv.Long() {
-		rounds = 300
-	}
+	rounds := uint64(testenv.Rounds(4, 15, 300))
 	for _, f := range []features{
 		{version: 2, clusterBits: 9, sizeBytes: 100*512 + 512},
 		{version: 3, clusterBits: 12, sizeBytes: 40<<12 + 1024},
