@@ -30,6 +30,7 @@ var layer = map[string]int{
 	"internal/evidence":         4,
 	"internal/linux/tree":       2,
 	"internal/linux/ask":        2,
+	"internal/linux/klog":       1,
 	"internal/holders":          4,
 	"internal/holders/evidence": 5,
 	"internal/vault":            4,

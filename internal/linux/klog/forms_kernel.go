@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package klog
+
+// nfsForms are those of net/sunrpc, fs/nfs, fs/lockd and fs/nfsd.
+func nfsForms() []Form {
+	return []Form{
+		form("nfs.hang", danger, "{program}: server {server} not responding, still trying"),
+		form("nfs.timeout", warning, "{program}: server {server} not responding, timed out"),
+		form("nfs.ok", note, "{program}: server {server} OK"),
+		form("nfs.locks", danger, "NFS: {function}: Lock reclaim failed!", "NFS: {server}: lost {count#} locks"),
+		form("nfs.lease", warning,
+			"NFS: state manager{text~} failed on NFSv4 server {server} with error {errno#}"),
+		form("nfs.open", warning, "NFSv4: state recovery failed for open file {path~}, error = {errno#}"),
+		form("nfs.lockd", warning, "lockd: cannot monitor {server}"),
+		form("nfsd.errno", warning, "nfsd: non-standard errno: {errno#}"),
+		form("nfsd.note", note, "nfsd: {text~}", "NFSD: {text~}"),
+	}
+}
+
+// kernelForms are about tasks, memory, the end of a boot and the clock.
+func kernelForms() []Form {
+	return []Form{
+		form("hung.task", danger,
+			"INFO: task {comm*}:{pid#} blocked< in I/O wait> for more than {seconds#} seconds."),
+		form("hung.owner", note,
+			"INFO: task {comm*}:{pid#} is blocked on a {lock} likely owned by task {owner~}:{ownerpid#}.",
+			"INFO: task {comm*}:{pid#} blocked on {lock~} likely {how~} by task {owner~}:{ownerpid#}",
+			"INFO: task {comm*}:{pid#} <{~}> blocked on {lock~} likely owned by task {owner~}:{ownerpid#} <{~}>",
+			"INFO: task {comm*}:{pid#} is blocked on {lock~}, but the {~} is not found."),
+		form("hung.silent", note,
+			"Future hung task reports are suppressed, see sysctl kernel.hung_task_warnings"),
+		form("oom.kill", danger,
+			"Out of memory: Killed process {pid#} ({comm*}) total-vm:{vm#}kB, {text~}",
+			"Out of memory (oom_kill_allocating_task): Killed process {pid#} ({comm*}) total-vm:{vm#}kB, {text~}",
+			"Killed process {pid#} ({comm*})<, UID {uid#},> total-vm:{vm#}kB, {text~}"),
+		form("oom.cgroup", warning,
+			"Memory cgroup out of memory: Killed process {pid#} ({comm*}) total-vm:{vm#}kB, {text~}"),
+		form("oom.choice", note,
+			"{scope~}: Kill process {pid#} ({comm*}) score {score#} or sacrifice child"),
+		form("oom.invoked", note,
+			"{comm*} invoked oom-killer: gfp_mask={flags~}, order={order#}, oom_score_adj={adj#}"),
+		form("oom.scope", note,
+			"oom-kill:constraint={constraint~},nodemask={nodes~},task={comm*},pid={pid#},uid={uid#}",
+			"Task in {cgroup~} killed as a result of limit of {limit~}"),
+		form("oom.reaped", note, "oom_reaper: {text~}"),
+		form("oom.none", danger, "Out of memory and no killable processes..."),
+		form("mem.alloc", warning,
+			"{comm*}: page allocation failure: order:{order#}, mode:{mode~}",
+			"{comm*}: page allocation stalls for {ms#}ms, order:{order#}, mode:{mode~}"),
+		form("mem.slub", warning, "SLUB: Unable to allocate memory on {text~}"),
+		form("kernel.panic", danger, "Kernel panic - not syncing: {text~}"),
+		form("kernel.oops", danger,
+			"BUG: unable to handle {text~}", "BUG: kernel NULL pointer dereference{text~}",
+			"kernel BUG at {file}:{line#}!", "Oops: {text~}", "general protection fault{text~}",
+			"Unable to handle kernel {text~}"),
+		form("kernel.softlockup", danger,
+			"watchdog: BUG: soft lockup - CPU#{cpu#} stuck for {seconds#}s! [{comm*}:{pid#}]",
+			"NMI watchdog: BUG: soft lockup - CPU#{cpu#} stuck for {seconds#}s! [{comm*}:{pid#}]",
+			"BUG: soft lockup - CPU#{cpu#} stuck for {seconds#}s! [{comm*}:{pid#}]"),
+		form("kernel.hardlockup", danger,
+			"NMI watchdog: Watchdog detected hard LOCKUP on cpu {cpu#}",
+			"Watchdog detected hard LOCKUP on cpu {cpu#}",
+			"watchdog: CPU{on#}: Watchdog detected hard LOCKUP on cpu {cpu#}"),
+		form("kernel.stall", warning,
+			"<rcu: >INFO: {flavour} self-detected stall on CPU<{~}>",
+			"<rcu: >INFO: {flavour} detected stalls on CPUs/tasks:<{~}>",
+			"<rcu: >INFO: {flavour} detected expedited stalls on CPUs/tasks: {~}",
+			"BUG: workqueue lockup - pool {~} stuck for {seconds#}s!"),
+		form("kernel.mce", warning, "mce: [Hardware Error]: {text~}"),
+		form("kernel.reboot", note,
+			"reboot: Restarting system<{text~}>", "reboot: Power down", "reboot: System halted",
+			"Restarting system.", "Power down.", "System halted."),
+		form("kernel.boot", note, "Linux version {kernel} {text~}"),
+		form("kernel.suspend", note, "PM: suspend entry ({mode})", "PM: hibernation: hibernation entry",
+			"PM: hibernation entry", "Suspending system ({mode})", "PM: Preparing system for {mode} sleep"),
+		form("kernel.resume", note, "PM: suspend exit", "PM: hibernation: hibernation exit",
+			"PM: hibernation exit", "PM: Finishing wakeup."),
+		form("kernel.clock", note, "clocksource: timekeeping watchdog on CPU{cpu#}: {text~}",
+			"rtc_cmos {device}: setting system clock to {text~}"),
+		form("kernel.sysrq", warning, "sysrq: {action~}", "SysRq : {action~}"),
+		form("kernel.emergencyro", note, "Emergency Remount complete"),
+		form("log.suppressed", note, "{function~}: {count#} callbacks suppressed"),
+	}
+}
