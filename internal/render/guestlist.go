@@ -44,7 +44,7 @@ type GuestHead struct {
 	FileSystem GuestFileSystem `json:"file_system"`
 }
 
-// GuestFileSystem describes a file system: files.Info in JSON.
+// GuestFileSystem describes a file system: files.Info in JSON, without its record.
 type GuestFileSystem struct {
 	Kind       string    `json:"kind"`
 	Label      string    `json:"label"`
@@ -63,7 +63,9 @@ func NewGuestFileSystem(i files.Info) GuestFileSystem {
 	if i.Features == nil {
 		i.Features = []string{}
 	}
-	return GuestFileSystem(i)
+	return GuestFileSystem{Kind: i.Kind, Label: i.Label, UUID: i.UUID, BlockBytes: i.BlockBytes,
+		SizeBytes: i.SizeBytes, FreeBytes: i.FreeBytes, Inodes: i.Inodes, FreeInodes: i.FreeInodes,
+		Root: i.Root, Features: i.Features}
 }
 
 // GuestEntry is a name in the guest.
