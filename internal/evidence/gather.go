@@ -33,7 +33,7 @@ type Options struct {
 // Each part of it is a function in the file of what it reads. They come in the order in which they need
 // one another: mounts before what lies on them, the kernel's messages last.
 func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
-	g := &gatherer{t: t, o: o, e: &Evidence{Kind: t.Kind(), Now: o.Now.UTC(), Label: o.Label}}
+	g := &gatherer{t: t, o: o, byDev: map[systemKey]int{}, e: &Evidence{Kind: t.Kind(), Now: o.Now.UTC(), Label: o.Label}}
 	for _, part := range []func(context.Context){
 		g.meta,   // gather.go
 		g.host,   // host.go
@@ -65,6 +65,8 @@ type gatherer struct {
 	t tree.Tree
 	o Options
 	e *Evidence
+	// byDev has the indexes of file systems.
+	byDev map[systemKey]int
 }
 
 // Meta is /shisa/meta.json: what evidence was gathered of, and when.

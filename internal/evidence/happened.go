@@ -3,7 +3,10 @@
 
 package evidence
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Log is what was said of disks, file systems and what they are for, by the kernel and by programs.
 type Log struct {
@@ -15,6 +18,24 @@ type Log struct {
 	Sources  []LogSource
 	// HungSilent: the kernel has said so often that a task hangs that it says it no more.
 	HungSilent bool
+}
+
+// maxOf bounds what one question to the log gives; the count of each event says how many there were.
+const maxOf = 8
+
+// Of gives the first and last events of some forms about a device, "" for any, in the order of time.
+func (l *Log) Of(device string, forms ...string) []*Event {
+	var all []*Event
+	for i := range l.Events {
+		e := &l.Events[i]
+		if slices.Contains(forms, e.Form) && (device == "" || e.Fields["device"] == device) {
+			all = append(all, e)
+		}
+	}
+	if len(all) > maxOf {
+		all = append(all[:maxOf/2:maxOf/2], all[len(all)-maxOf/2:]...)
+	}
+	return all
 }
 
 // LogSource is one file of a log, or the kernel's own ring.
@@ -69,37 +90,41 @@ type Jump struct {
 	From Source
 }
 
-// Tasks is who waited in the kernel, both times that were looked at.
+// Tasks is who waited in the kernel, both times that were looked at. It is /shisa/tasks.json.
 type Tasks struct {
-	// Between is the time from the first look to the second.
-	Between time.Duration
-	Waiting []Task
-	// Looked is how many there were.
-	Looked int
+	// Between is the time from the first look to the second, 0 if there was no need for that one.
+	Between time.Duration `json:"between"`
+	Waiting []Task        `json:"waiting"`
+	// Looked is how many there were, More how many waited that are not in the list.
+	Looked int `json:"looked"`
+	More   int `json:"more"`
+	// Missed says what was not seen, "" if all was.
+	Missed string `json:"missed"`
 }
 
 // Task is a thread in state D at both looks.
 type Task struct {
-	PID, TID int
-	Comm     string
-	Args     []string
-	Kernel   bool // a thread of the kernel
-	Unit     string
+	PID    int      `json:"pid"`
+	TID    int      `json:"tid"`
+	Comm   string   `json:"comm"`
+	Args   []string `json:"args"`
+	Kernel bool     `json:"kernel"` // a thread of the kernel
+	Unit   string   `json:"unit"`
 	// Container is as in linux.Place.
-	Container string
-	WChan     string
+	Container string `json:"container"`
+	WChan     string `json:"wchan"`
 	// Same: the second look found the same place in the kernel, and no progress.
-	Same  bool
-	Stack []string
+	Same  bool     `json:"same"`
+	Stack []string `json:"stack"`
 	// Syscall is the number and arguments as /proc tells.
-	Syscall string
+	Syscall string `json:"syscall"`
 	// Mounts are the mount points of what it has open or works in, the likeliest first; Devices where
 	// its stack or its files lead.
-	Mounts  []string
-	Devices []string
+	Mounts  []string `json:"mounts"`
+	Devices []string `json:"devices"`
 	// Machine is the virtual machine that it runs, "" for others.
-	Machine string
-	From    Source
+	Machine string `json:"machine"`
+	From    Source `json:"source"`
 }
 
 // Memory is what the kernel tells of memory, in bytes.

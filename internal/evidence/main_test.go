@@ -4,9 +4,16 @@
 package evidence
 
 import (
+	"os"
 	"testing"
 
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if ask.IsChild(os.Args) {
+		os.Exit(ask.Serve())
+	}
+	testenv.Main(m)
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 )
 
 // Mount is a file system at a directory: mounted, or only said to be in /etc/fstab.
@@ -26,21 +27,7 @@ type Mount struct {
 }
 
 // Answer is what a mount answered to a child that looked at it once.
-type Answer struct {
-	// Errno is the error of stat(2) on the mount point, StatfsErrno that of statfs(2), 0 if none;
-	// -1 if the call was not made.
-	Errno, StatfsErrno int
-	// Hung: there was no answer within Waited.
-	Hung   bool
-	Waited time.Duration
-	// ReadOnly is ST_RDONLY of statfs.
-	ReadOnly bool
-	// Blocks of BlockSize bytes, how many are free for root and for others; inodes and the free ones.
-	// A file system without a number of inodes has 0.
-	BlockSize, Blocks, Free, Avail, Inodes, InodesFree uint64
-	// WriteErrno is the error of making an unnamed file, -1 if that was not asked for.
-	WriteErrno int
-}
+type Answer = ask.Answer
 
 // NFS is what mountstats and the options tell of an NFS mount.
 type NFS struct {
@@ -55,8 +42,12 @@ type NFS struct {
 	Ops, Retransmits, Timeouts int64
 	// Idle is how long nothing was heard from the server, as far as the transport tells; -1 else.
 	Idle time.Duration
-	// Waiting is how many requests were sent and not answered.
+	// Waiting is how many requests were sent and not answered, at least.
 	Waiting int64
+	// Stalled: none of them was answered for so long that the mount was not asked.
+	Stalled bool
+
+	received int64 // answers since the mount
 }
 
 // FS is a file system, mounted or on a disk that nobody runs.
@@ -66,6 +57,8 @@ type FS struct {
 	Label string
 	// Device is the name of the device without /dev, "" if there is none; Source what mountinfo names.
 	Device, Source string
+	// Names are others that the kernel may have for the device, of a machine that does not run.
+	Names []string
 	// Mounts are the indexes in Mounts.
 	Mounts []int
 	// Super is what the superblock, or the kernel's view of it in /sys/fs, tells; nil if not known.
@@ -88,6 +81,10 @@ type Super struct {
 	OnError string
 	// Checked is when it was last checked, Made when it was made.
 	Checked, Made time.Time
+	// Written is when it was written last, on a disk.
+	Written time.Time
+	// Aborted is the error for which the kernel gave the journal up, on a disk; 0 if it did not.
+	Aborted int64
 	// Reserved is in blocks.
 	Reserved uint64
 	// Withdrawn is gfs2's, Shutdown xfs's where the kernel tells.
