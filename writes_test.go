@@ -20,6 +20,7 @@ var writers = []string{
 	"internal/lab/hold",        // tests and the bench: keeps mounts busy in a mount namespace of its own
 	"internal/lab/faultfs",     // tests and the bench: disks of its own that fail, in a mount namespace of its own
 	"internal/linux/loop",      // loop devices; the file is opened by others
+	"internal/linux/apart",     // unmounts and covers in a mount namespace of one thread of its own
 	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only

@@ -21,12 +21,16 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
 	"github.com/shisa-vm/shisa/internal/jail"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
 	if jail.IsChild(os.Args) {
 		os.Exit(jail.Serve())
+	}
+	if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
+		fmt.Fprintln(os.Stderr, err)
 	}
 	testenv.Main(m)
 }

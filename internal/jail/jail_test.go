@@ -22,6 +22,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
 	"github.com/shisa-vm/shisa/internal/guest/volume"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -34,6 +35,9 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv(parentEnv) == "1" {
 		os.Exit(beParent())
+	}
+	if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
+		fmt.Fprintln(os.Stderr, err)
 	}
 	testenv.Main(m)
 }

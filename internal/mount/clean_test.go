@@ -5,6 +5,7 @@ package mount
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -127,7 +128,11 @@ func TestUnmount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	who := fmt.Sprintf("in use by mount.test (process %d)", os.Getpid())
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := fmt.Sprintf("in use by %s (process %d)", bytes.TrimSpace(comm), os.Getpid())
 	_, err = Unmount(t.Context(), s.state, s.dir)
 	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), who) {
 		t.Errorf("Unmount in use = %v, want %v, %s", err, ErrBusy, who)

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux/apart"
 )
 
 // graceful is how long programs are given to end when the mount is to end.
@@ -151,7 +154,7 @@ func (k *kernelMount) run(ctx context.Context) (status int, err error) {
 		}
 	}()
 	undo = append(undo, k.record.remove)
-	if err := k.enter(); err != nil {
+	if err := k.enter(ctx); err != nil {
 		return 0, err
 	}
 	private := k.record.private()
@@ -194,22 +197,40 @@ func (k *kernelMount) run(ctx context.Context) (status int, err error) {
 	return k.program(ctx)
 }
 
-// enter gives the thread a mount namespace of its own. What others mount and unmount goes on to
-// arrive there, so that nothing of theirs is kept busy; nothing of ours gets out.
-func (k *kernelMount) enter() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("new mount namespace: %w", err)
+// enter gives the thread a mount namespace of its own, in which nothing of others is kept busy.
+func (k *kernelMount) enter(ctx context.Context) error {
+	keep := []string{k.dir, k.o.StateDir}
+	for _, word := range k.o.Command {
+		keep = append(keep, pathsIn(word)...)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("keep mounts apart: %w", err)
+	covered, err := apart.Mounts(ctx, keep...)
+	if err != nil {
+		return err
 	}
-	var err error
+	if len(covered) > 0 && k.o.Log != nil {
+		k.o.Log("not seen by the command, so that it keeps nobody from unmounting them: " +
+			strings.Join(covered, ", "))
+	}
 	k.record.Namespace, err = os.Readlink("/proc/thread-self/ns/mnt")
 	k.record.Marker = k.record.mark()
 	if err != nil {
 		return err
 	}
 	return k.record.write()
+}
+
+// pathsIn gives all in a word of a command line that may be a path from the root: the word may be a
+// script.
+func pathsIn(word string) []string {
+	var all []string
+	for _, part := range strings.FieldsFunc(word, func(r rune) bool {
+		return strings.ContainsRune(" \t\n\"'=:;,()<>|&", r)
+	}) {
+		if filepath.IsAbs(part) {
+			all = append(all, filepath.Clean(part))
+		}
+	}
+	return all
 }
 
 // loop makes a loop device on the disk's file.

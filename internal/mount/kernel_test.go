@@ -22,6 +22,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -293,6 +294,78 @@ func TestKernelImpatient(t *testing.T) {
 			t.Errorf("%s: %d, %v, told %q, want 3", tc.name, status, err, told)
 		}
 		nothingLeft(t, w.state, w.dir)
+	}
+}
+
+// TestKernelKeepsNothing: while the program runs, others unmount what they have, and its device is free,
+// however their mounts are shared. Meanwhile nobody writes to what lies beneath; what the command names
+// it sees.
+func TestKernelKeepsNothing(t *testing.T) {
+	v := plain(t)
+	for _, tc := range []struct {
+		name        string
+		propagation uintptr
+		told        bool // that it itself is not seen; the one that it is on never is
+	}{{"private", unix.MS_PRIVATE, true}, {"shared", unix.MS_SHARED, false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			dir, fifos := t.TempDir(), t.TempDir()
+			d, err := hold.NewDisk(t.Context(), dir)
+			if errors.Is(err, hold.ErrUnavailable) {
+				testenv.Lacks(t, err.Error())
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			ready, done := fifos+"/ready", fifos+"/done"
+			err = errors.Join(unix.Mount("", dir, "", tc.propagation, ""), os.WriteFile(d.Mount+"/theirs", nil, 0o600),
+				unix.Mkfifo(ready, 0o600), unix.Mkfifo(done, 0o600))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var run sync.WaitGroup
+			run.Go(func() {
+				// The command does not name where it is.
+				where := strings.TrimPrefix(d.Mount, "/")
+				status, err := Kernel(t.Context(), v, w.dir, KernelOptions{StateDir: w.state, Log: w.log,
+					Command: []string{"sh", "-c", `echo > "$READY"; cat "$DONE"; ls -A "/$WHERE"; touch "/$WHERE/x"`},
+					Env:     append(os.Environ(), "READY="+ready, "DONE="+done, "WHERE="+where),
+					Stdout:  &w.out, Stderr: &w.errs})
+				if err != nil || status > 1 {
+					t.Errorf("Kernel = %d, %v, %s", status, err, &w.errs)
+				}
+			})
+			if _, err := os.ReadFile(ready); err != nil {
+				t.Error(err)
+			}
+			if err := d.Umount(nil); err != nil {
+				t.Errorf("umount(2) of somebody else = %v", err)
+			}
+			if free, err := d.Free(true); err != nil || !free {
+				t.Errorf("the device is free: %t, %v, while the namespace lives", free, err)
+			}
+			if err := os.WriteFile(done, nil, 0); err != nil {
+				t.Error(err)
+			}
+			run.Wait()
+			told := slices.ContainsFunc(w.logged, func(text string) bool { return strings.Contains(text, d.Mount) })
+			refused := strings.Contains(w.errs.String(), "touch: ")
+			if w.out.String() != "" || told != tc.told || !refused {
+				t.Errorf("the command sees %q and is refused %q, told is %q", &w.out, &w.errs, w.logged)
+			}
+			nothingLeft(t, w.state, w.dir)
+		})
+	}
+}
+
+func TestPathsIn(t *testing.T) {
+	got := pathsIn(`dd of=/srv/a b/c "/x/../y";/z,'//w'>/v`)
+	if want := []string{"/srv/a", "/y", "/z", "/w", "/v"}; !slices.Equal(got, want) {
+		t.Errorf("pathsIn = %q, want %q", got, want)
 	}
 }
 

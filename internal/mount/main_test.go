@@ -8,6 +8,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -18,6 +19,9 @@ func TestMain(m *testing.M) {
 			os.Exit(9)
 		}
 		return
+	}
+	if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
+		fmt.Fprintln(os.Stderr, err)
 	}
 	testenv.Main(m)
 }

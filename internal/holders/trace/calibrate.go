@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/linux/apart"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
 
@@ -116,7 +117,7 @@ func onThread(fn func()) {
 
 // try runs on a thread of its own.
 func (s *EngineState) try(ctx context.Context) (err error) {
-	dir, err := scratch()
+	dir, err := scratch(ctx)
 	if err != nil {
 		return err
 	}
@@ -253,16 +254,16 @@ func exercise(dir string) error {
 }
 
 // scratch gives this thread a mount namespace of its own with an empty tmpfs, and says where that is.
-// What others unmount is unmounted here as well; what is mounted here nobody else sees.
-func scratch() (string, error) {
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return "", fmt.Errorf("make a mount namespace for a trial: %w", err)
+// Of what others have mounted it keeps nothing; what is mounted here nobody else sees.
+func scratch(ctx context.Context) (string, error) {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return "", fmt.Errorf("make a directory of its own for a trial: %w", err)
 	}
 	if err := unix.Chdir("/"); err != nil {
 		return "", err
 	}
-	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return "", fmt.Errorf("make the mounts of a trial unseen: %w", err)
+	if _, err := apart.Mounts(ctx); err != nil {
+		return "", fmt.Errorf("make a mount namespace for a trial: %w", err)
 	}
 	var err error
 	for _, dir := range []string{"/mnt", "/tmp", "/run", "/dev"} {

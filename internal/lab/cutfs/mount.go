@@ -11,6 +11,7 @@
 package cutfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux/apart"
 )
 
 // ErrUnavailable: this machine or this user cannot mount it, for errors.Is.
@@ -52,7 +55,8 @@ func Mount(dir string, t *Tree) (*FS, error) {
 func (f *FS) serve(ready chan<- error) {
 	// Never unlocked: the runtime ends the thread with the goroutine, and its namespace goes with it.
 	runtime.LockOSThread()
-	if err := ownNamespace(); err != nil {
+	// Nobody else sees what is mounted there, and nothing of others stays mounted in it.
+	if _, err := apart.Mounts(context.Background(), f.dir); err != nil {
 		ready <- err
 		return
 	}
@@ -91,17 +95,6 @@ func (f *FS) unmount(served <-chan struct{}) {
 		<-served
 	}
 	f.done <- err
-}
-
-// ownNamespace gives the thread mounts that nobody else sees.
-func ownNamespace() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("new mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("keep mounts apart: %w", err)
-	}
-	return nil
 }
 
 // Do runs fn on the thread that sees the directory, and gives its error. Programs that fn starts
