@@ -161,6 +161,12 @@ func (c *child) carryOut(o order) (r reply) {
 		r.Count = Count{Rule: "autofs", Hit: c.trap.hits.Load()}
 		return r
 	}
+	if o.Verb == "lift" && o.File == "" {
+		if err := c.liftAll(); err != nil {
+			return failed(err)
+		}
+		return r
+	}
 	f := c.files[o.File]
 	if f == nil {
 		return failed(fmt.Errorf("no file is called %q", o.File))
@@ -182,12 +188,15 @@ func (c *child) carryOut(o order) (r reply) {
 	return r
 }
 
-// end lets all go that waits, and unmounts.
-func (c *child) end() error {
+// liftAll takes all rules away.
+func (c *child) liftAll() error {
 	for _, f := range c.files {
 		if err := f.lift(0, 0); err != nil {
 			return err
 		}
 	}
-	return c.unmount()
+	return nil
 }
+
+// end lets all go on that waits, and unmounts.
+func (c *child) end() error { return errors.Join(c.liftAll(), c.unmount()) }

@@ -241,7 +241,7 @@ func (t *Fault) lift(then unix.Errno) error {
 	return err
 }
 
-// Clear takes all rules of a file away. What waits goes on.
+// Clear takes all rules of a file away, or of all files for "". What waits goes on.
 func (f *FS) Clear(file string) error {
 	_, err := f.order(order{Verb: "lift", File: file})
 	return err
@@ -290,4 +290,20 @@ func (f *FS) Close() error {
 			strings.TrimSpace(f.words.String()))
 	}
 	return errors.Join(err, f.said.Close(), ended, takeDown(f.Dir))
+}
+
+// relieve lets all go on that waits, also where the child is frozen or gone.
+func (f *FS) relieve() error {
+	if f.frozen {
+		if err := f.Thaw(); err != nil {
+			return err
+		}
+	}
+	select {
+	case err := <-f.ended:
+		f.ended <- err // for Close
+		return nil
+	default:
+		return f.Clear("")
+	}
 }

@@ -6,13 +6,10 @@ package faultfs
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -318,52 +315,4 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// TestParentKilled holds that nothing stays of a program that is killed with a request hanging.
-func TestParentKilled(t *testing.T) {
-	testenv.NeedRoot(t)
-	available(t, apart())
-	dir := t.TempDir()
-	must(t, os.WriteFile(dir+"/store", make([]byte, 4096), 0o600))
-	must(t, os.Mkdir(dir+"/fuse", 0o755))
-	victim := exec.Command("/proc/self/exe")
-	victim.Env = append(os.Environ(), victimDir+"="+dir)
-	out, err := victim.StdoutPipe()
-	must(t, err)
-	ended := make(chan error, 1)
-	victim.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	must(t, launch(victim, ended))
-	var pid int
-	if _, err := fmt.Fscan(out, &pid); err != nil {
-		t.Fatal(err)
-	}
-	must(t, victim.Process.Kill())
-	<-ended
-	must(t, until(func() (bool, error) { return errors.Is(unix.Kill(pid, 0), unix.ESRCH), nil }))
-}
-
-// victimDir in the environment makes this program the one that is killed.
-const victimDir = "SHISA_FAULTFS_VICTIM"
-
-// beVictim has a write hang, prints the number of the process that serves, and waits.
-func beVictim(dir string) error {
-	fs, err := Mount(dir+"/fuse", Stored{Name: "disk", Store: dir + "/store"})
-	if err != nil {
-		return err
-	}
-	rule, err := fs.Set("disk", "write hang")
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(dir+"/fuse/disk", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	go f.WriteAt([]byte("x"), 0)
-	if err := rule.Waiting(); err != nil {
-		return err
-	}
-	fmt.Println(fs.PID())
-	select {}
 }

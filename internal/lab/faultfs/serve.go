@@ -16,7 +16,12 @@ import (
 // caller that then waits in state D.
 type stop = <-chan struct{}
 
-const blockBytes = 4096
+const (
+	blockBytes = 4096
+	noFlush    = 1 << 5 // FOPEN_NOFLUSH, linux/fuse.h
+	// attrSeconds is how long the kernel keeps what it knows of a cached file.
+	attrSeconds = 3600
+)
 
 // directory answers the kernel: one directory with files whose names never change. What it does not
 // answer is not supported.
@@ -81,6 +86,9 @@ func (d *directory) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.Entr
 	}
 	out.NodeId, out.Generation = uint64(i+2), 1
 	f, st := d.look(out.NodeId)
+	if f != nil && f.cached {
+		out.AttrValid = attrSeconds
+	}
 	if st.Ok() {
 		st = d.attr(out.NodeId, f, &out.Attr)
 	}
@@ -89,6 +97,9 @@ func (d *directory) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.Entr
 
 func (d *directory) GetAttr(_ stop, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	f, st := d.look(in.NodeId)
+	if f != nil && f.cached {
+		out.AttrValid = attrSeconds
+	}
 	if st.Ok() {
 		st = d.attr(in.NodeId, f, &out.Attr)
 	}
@@ -109,9 +120,11 @@ func (d *directory) SetAttr(_ stop, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.
 
 func (d *directory) Open(_ stop, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	f, st := d.look(in.NodeId)
+	// To close a file is no request: nobody is to hang for having it open.
+	out.OpenFlags = noFlush
 	if st.Ok() && f != nil && !f.cached {
 		// Each read and write of the loop device above comes here, and its error goes back there.
-		out.OpenFlags = fuse.FOPEN_DIRECT_IO
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 	return st
 }

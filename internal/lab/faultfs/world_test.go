@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package faultfs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// claim is what the kernel is to show of a disk that is hurt.
+type claim struct {
+	stat, list, write unix.Errno
+	readOnly          bool
+	// super begins with this: what the options of the file system say of writing.
+	super string
+	// sys are files below /sys/fs with what begins their content.
+	sys map[string]string
+	// copy is what the superblock of an ext4 says in a copy of the disk.
+	copy string
+	// full is what statfs counts none of: "blocks", "available" or "inodes".
+	full string
+}
+
+// claims are those of each scenario with a disk that does not hang.
+func claims() map[string]claim {
+	one, none := map[string]string{"errors_count": "1"}, map[string]string{"errors_count": "0"}
+	return map[string]claim{
+		"ext4-journal-eio": {write: unix.EROFS, super: "rw", sys: one, copy: "errors: 1, to be recovered"},
+		// What could not be written cannot say that it could not.
+		"ext4-disk-eio":      {write: unix.EROFS, super: "rw", sys: one, copy: "clean, to be recovered"},
+		"ext4-error-logical": {write: unix.EROFS, super: "rw", sys: one, copy: "errors: 1, to be recovered"},
+		"ext4-data-eio":      {super: "rw", sys: none, copy: "clean, to be recovered"},
+		"ext4-shutdown":      {write: unix.EIO, super: "rw", sys: none, copy: "clean, to be recovered"},
+		// The superblock is changed by the journal, which is not read here.
+		"ext4-errors-continue": {super: "rw", sys: one, copy: "clean, to be recovered"},
+		"xfs-log-eio":          {stat: unix.EIO, list: unix.EIO, write: unix.EIO, super: "rw"},
+		"xfs-goingdown":        {stat: unix.EIO, list: unix.EIO, write: unix.EIO, super: "rw"},
+		"xfs-writeback-eio":    {super: "rw"},
+		"btrfs-abort": {list: unix.EIO, write: unix.EROFS, readOnly: true, super: "ro",
+			sys: map[string]string{"error_stats": "write_errs "}},
+		"btrfs-read-eio": {super: "rw", sys: map[string]string{"error_stats": "write_errs 0 read_errs 1 "}},
+		"btrfs-corrupt": {super: "rw",
+			sys: map[string]string{"error_stats": "write_errs 0 read_errs 0 flush_errs 0 corruption_errs 1"}},
+		"ext4-full":          {write: unix.ENOSPC, super: "rw", sys: none, full: "available"},
+		"ext4-reserved-only": {super: "rw", sys: none, full: "available"},
+		"ext4-inodes-full":   {write: unix.ENOSPC, super: "rw", sys: none, full: "inodes"},
+		"enospc-under":       {super: "rw", sys: none},
+		"delay":              {super: "rw", sys: none},
+	}
+}
+
+// TestScenarios holds that each world shows what is said of it, and goes without a trace. What this
+// kernel shows is logged as a table.
+func TestScenarios(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs")
+	want := claims()
+	for _, s := range Scenarios() {
+		t.Run(s.Name, func(t *testing.T) {
+			dir := t.TempDir()
+			w, err := Make(t.Context(), s.Name, dir)
+			available(t, err)
+			t.Cleanup(func() { gone(t, w, dir) })
+			c, has := want[s.Name]
+			if has != (w.Hurt != nil && !w.Hangs) {
+				t.Fatalf("a claim: %t, a disk to look at: %+v", has, w.Hurt)
+			}
+			if has {
+				judge(t, w, c)
+			}
+			tell(t, w)
+		})
+	}
+}
+
+// judge holds what the kernel shows against what is claimed.
+func judge(t *testing.T, w *World, c claim) {
+	t.Helper()
+	copied := filepath.Join(t.TempDir(), "copy")
+	must(t, w.CopyTo(copied)) // before anything is looked at: that writes
+	d := w.Hurt
+	seen, err := d.Look()
+	must(t, err)
+	t.Logf("mount %s, fs %s, ST_RDONLY %t", seen.Options, seen.Super, seen.ReadOnly)
+	t.Logf("stat %d, statfs %d, list %d, write %d; free %d, available %d, inodes %d; %v", seen.Stat,
+		seen.Statfs, seen.List, seen.Write, seen.Free, seen.Available, seen.Inodes, seen.Sys)
+	if seen.Stat != c.stat || seen.Statfs != 0 || seen.List != c.list || seen.Write != c.write {
+		t.Errorf("stat %d, statfs %d, list %d, write %d, want %d, 0, %d, %d", seen.Stat, seen.Statfs,
+			seen.List, seen.Write, c.stat, c.list, c.write)
+	}
+	if seen.ReadOnly != c.readOnly || !strings.HasPrefix(seen.Super, c.super+",") && seen.Super != c.super ||
+		!strings.HasPrefix(seen.Options, "rw") {
+		t.Errorf("read only %t, options %s and %s, want %t, rw and %s", seen.ReadOnly, seen.Options,
+			seen.Super, c.readOnly, c.super)
+	}
+	for name, text := range c.sys {
+		if got, has := seen.Sys[name]; !has || !strings.HasPrefix(got, text) {
+			t.Errorf("%s is %q, want %q", name, got, text)
+		}
+	}
+	counts := map[string]int64{"available": seen.Available, "inodes": seen.Inodes}
+	for name, n := range counts {
+		if d.Type != "btrfs" && (n == 0) != (name == c.full) { // a btrfs counts no inodes
+			t.Errorf("%s: %d, want none only where %q is full", name, n, c.full)
+		}
+	}
+	if c.copy != "" {
+		if got := ext4State(t, copied); got != c.copy {
+			t.Errorf("the copy is %q, want %q", got, c.copy)
+		}
+	}
+}
+
+// ext4State is what the superblock of an image says of itself: struct ext4_super_block, s_state at
+// 0x3a, s_feature_incompat at 0x60, s_error_count at 0x194.
+func ext4State(t *testing.T, image string) string {
+	t.Helper()
+	f, err := os.Open(image)
+	must(t, err)
+	defer f.Close()
+	sb := make([]byte, 1024)
+	if _, err := f.ReadAt(sb, 1024); err != nil {
+		t.Fatal(err)
+	}
+	state := "clean"
+	if n := binary.LittleEndian.Uint32(sb[0x194:]); n != 0 || sb[0x3a]&2 != 0 {
+		state = fmt.Sprintf("errors: %d", n)
+	}
+	if sb[0x60]&4 != 0 {
+		state += ", to be recovered"
+	}
+	return state
+}
+
+// tell holds what the kernel wrote and who is stuck against what the world says, and logs it.
+func tell(t *testing.T, w *World) {
+	t.Helper()
+	all, err := w.Kernel()
+	must(t, err)
+	for _, m := range all {
+		t.Logf("<%d> %s", m.Level, m.Text)
+	}
+	if said, err := w.allSaid(); !said || err != nil {
+		t.Errorf("the kernel did not write all of %q (%v)", w.Says, err)
+	}
+	for _, u := range w.Stuck {
+		state, err := stateOf("/proc/" + strconv.Itoa(u.PID))
+		where, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", u.PID))
+		t.Logf("%s (%d) is in state %c, at %s", u.Command, u.PID, state, where)
+		if err != nil || state != u.State {
+			t.Errorf("%s is in state %c (%v), want %c", u.Command, state, err, u.State)
+		}
+	}
+	if w.Fault != nil && w.Name != "stuck-fuse" {
+		c, err := w.Fault.Count()
+		t.Logf("%+v", c)
+		if err != nil || c.Hit == 0 {
+			t.Errorf("Count() = %+v, %v, want hits", c, err)
+		}
+	}
+	if (w.Inode != 0) != (w.File != "" && w.Hurt != nil) {
+		t.Errorf("file %q, inode %d, want both or none", w.File, w.Inode)
+	}
+}
+
+// gone takes a world away and holds that nothing is left of it.
+func gone(t *testing.T, w *World, dir string) {
+	t.Helper()
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, left := range leftBelow(t, dir) {
+		t.Errorf("left behind: %s", left)
+	}
+	for _, u := range w.Stuck {
+		if err := unix.Kill(u.PID, 0); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("%s (%d) is still there (%v)", u.Command, u.PID, err)
+		}
+	}
+}
+
+// leftBelow lists what is mounted below a directory, loop devices on files there, and its names.
+func leftBelow(t *testing.T, dir string) []string {
+	t.Helper()
+	var left []string
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for line := range bytes.Lines(table) {
+		if bytes.Contains(line, []byte(" "+dir+"/")) {
+			left = append(left, string(line))
+		}
+	}
+	left = append(left, loopsBelow(t, dir)...)
+	names, err := os.ReadDir(dir)
+	must(t, err)
+	for _, n := range names {
+		left = append(left, n.Name())
+	}
+	return left
+}
+
+// TestTrap holds what triggers a mount point of autofs and what does not.
+func TestTrap(t *testing.T) {
+	testenv.NeedRoot(t)
+	dir := t.TempDir()
+	w, err := Make(t.Context(), "autofs-trap", dir)
+	available(t, err)
+	t.Cleanup(func() { gone(t, w, dir) })
+	fd, err := unix.Open(w.Mount, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == nil {
+		must(t, unix.Close(fd))
+	}
+	for _, c := range []struct {
+		name     string
+		do       func() error
+		triggers bool
+	}{
+		{"lstat", func() error { return unix.Lstat(w.Mount, new(unix.Stat_t)) }, false},
+		{"statx, no automount", func() error {
+			return unix.Statx(unix.AT_FDCWD, w.Mount, unix.AT_NO_AUTOMOUNT, unix.STATX_ALL, new(unix.Statx_t))
+		}, false},
+		{"statfs", func() error { return unix.Statfs(w.Mount, new(unix.Statfs_t)) }, true},
+		{"list", func() error { _, err := os.ReadDir(w.Mount); return err }, true},
+		{"open below", func() error { _, err := os.ReadFile(w.Mount + "/x"); return err }, true},
+	} {
+		before, err := w.Trap.Hits()
+		must(t, err)
+		got := c.do()
+		after, err := w.Trap.Hits()
+		must(t, err)
+		if triggered := after > before; triggered != c.triggers || triggered != (got != nil) {
+			t.Errorf("%s = %v, triggered %t, want %t", c.name, got, triggered, c.triggers)
+		}
+	}
+}
+
+func TestUnknownScenario(t *testing.T) {
+	if w, err := Make(t.Context(), "no-such", t.TempDir()); err == nil || !strings.Contains(err.Error(), `"no-such"`) {
+		t.Errorf("Make(no-such) = %v, %v, want an error that names it", w, err)
+	}
+}
+
+func TestScenarioNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, s := range Scenarios() {
+		if seen[s.Name] || !strings.HasSuffix(s.What, ".") {
+			t.Errorf("%s is there twice, or is not described: %q", s.Name, s.What)
+		}
+		seen[s.Name] = true
+	}
+	for name := range claims() {
+		if !seen[name] {
+			t.Errorf("a claim of %s, which is no scenario", name)
+		}
+	}
+}
