@@ -13,7 +13,10 @@ import (
 
 // Rules lists every rule, in the order of their codes.
 func Rules() []Rule {
-	return []Rule{}
+	return []Rule{
+		ruleBL01(), ruleBL05(), ruleBL06(), ruleBL07(), ruleBL08(),
+		ruleME01(), ruleME02(),
+	}
 }
 
 // judge asks a rule. Where a part that it needs is not known it can tell nothing, of the machine as a

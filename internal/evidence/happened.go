@@ -5,6 +5,7 @@ package evidence
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -28,7 +29,7 @@ func (l *Log) Of(device string, forms ...string) []*Event {
 	var all []*Event
 	for i := range l.Events {
 		e := &l.Events[i]
-		if slices.Contains(forms, e.Form) && (device == "" || e.Fields["device"] == device) {
+		if slices.Contains(forms, e.Form) && (device == "" || e.about(device)) {
 			all = append(all, e)
 		}
 	}
@@ -36,6 +37,24 @@ func (l *Log) Of(device string, forms ...string) []*Event {
 		all = append(all[:maxOf/2:maxOf/2], all[len(all)-maxOf/2:]...)
 	}
 	return all
+}
+
+// Devices gives the devices that events of some forms name, each once, in the order of their names.
+func (l *Log) Devices(forms ...string) []string {
+	var all []string
+	for i := range l.Events {
+		if name := l.Events[i].Fields["device"]; name != "" && slices.Contains(forms, l.Events[i].Form) {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// about tells whether a message names a device; NVMe names the controller, nvme0 of nvme0n1.
+func (e *Event) about(device string) bool {
+	c := e.Fields["controller"]
+	return e.Fields["device"] == device || c != "" && strings.HasPrefix(device, c+"n")
 }
 
 // LogSource is one file of a log, or the kernel's own ring.

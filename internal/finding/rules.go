@@ -107,13 +107,13 @@ var (
 			"be made to"}
 )
 
-// Rules lists every rule in the order of its code, for documents and tests.
+// Rules lists every rule, for documents and tests: those of images first, then the doctor's.
 func Rules() []Rule {
-	return []Rule{
+	return append([]Rule{
 		CH01, CH02, CH03, CH04, CH05, CH06,
 		GR01,
 		QC01, QC02, QC03, QC04, QC05, QC06, QC07, QC08, QC09, QC10, QC11, QC12,
 		QC13, QC14, QC15, QC16, QC17, QC18, QC19, QC20, QC21, QC22, QC23, QC24,
 		QC25, QC26,
-	}
+	}, doctorRules()...)
 }
