@@ -20,7 +20,7 @@ import (
 )
 
 type doctorOptions struct {
-	json, sarif, metrics, verbose bool
+	json, sarif, metrics, verbose, write bool
 
 	// roots are of whom the evidence is, none means this machine.
 	roots []string
@@ -62,6 +62,8 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 	f.BoolVar(&o.metrics, "openmetrics", false, "print OpenMetrics text, for a monitoring system")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell all: every finding with its evidence, its score, and what "+
 		"could not be told")
+	f.BoolVar(&o.write, "write-probe", false, "ask each mount for a file without a name as well: the only sure sign of "+
+		"one that takes no writes")
 	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
 }
 
@@ -117,7 +119,7 @@ func (o *doctorOptions) gather(ctx context.Context) (all []*evidence.Evidence, e
 		return nil
 	}
 	if len(o.roots) == 0 {
-		return all, add("", gatherLive)
+		return all, add("", o.gatherLive)
 	}
 	for _, of := range []struct {
 		names []string
@@ -143,14 +145,20 @@ func apart(all []*evidence.Evidence) {
 	}
 }
 
-// gatherLive gathers the evidence of this machine.
-func gatherLive(ctx context.Context, _ string) (*evidence.Evidence, error) {
+// gatherLive gathers the evidence of this machine, and asks what only a running one can tell.
+func (o *doctorOptions) gatherLive(ctx context.Context, _ string) (*evidence.Evidence, error) {
 	t, err := tree.OpenLive(ctx)
 	if err != nil {
 		return nil, err
 	}
-	e, err := evidence.Gather(ctx, t, evidence.Options{Now: time.Now()})
-	return e, errors.Join(err, t.Close())
+	defer t.Close()
+	version, _, _ := buildFacts(debug.ReadBuildInfo())
+	now := time.Now()
+	files, err := evidence.Probe(ctx, t, evidence.ProbeOptions{Now: now, Version: version, Write: o.write})
+	if err != nil {
+		return nil, err
+	}
+	return evidence.Gather(ctx, tree.Overlay(t, files), evidence.Options{Now: now})
 }
 
 func gatherRoot(ctx context.Context, dir string) (*evidence.Evidence, error) {
