@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
+	"github.com/shisa-vm/shisa/internal/linux"
 )
 
 // The bounds of a guest's /etc/fstab.
@@ -29,45 +27,21 @@ const (
 // fstabEntry is a line of fstab(5) that puts a file system with files in the place of a directory.
 type fstabEntry struct{ source, point string }
 
-// memoryTypes are file systems that no disk holds.
-var memoryTypes = []string{"proc", "sysfs", "tmpfs", "ramfs", "devtmpfs", "devpts", "swap", "cgroup", "cgroup2",
-	"debugfs", "tracefs", "securityfs", "configfs", "fusectl", "hugetlbfs", "mqueue", "pstore", "bpf",
-	"efivarfs", "binfmt_misc", "usbfs", "usbdevfs", "rpc_pipefs", "ignore"}
-
-// parseFstab reads lines of fstab(5). What is no such line is passed over, as by mount(8).
+// parseFstab reads the lines of fstab(5) that put something in the place of a directory. What is no such
+// line is passed over, as by mount(8).
 func parseFstab(text string) []fstabEntry {
 	var all []fstabEntry
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) < 3 || strings.HasPrefix(fields[0], "#") || slices.Contains(memoryTypes, fields[2]) {
-			continue
-		}
-		point := path.Clean(fstabText(fields[1]))
-		if !path.IsAbs(point) || point == "/" || strings.ContainsRune(point, 0) {
+	lines, _ := linux.ParseFstab([]byte(text))
+	for _, e := range lines {
+		if !e.Files() || e.Point == "/" || strings.ContainsRune(e.Point, 0) {
 			continue
 		}
 		if len(all) == maxFstabMounts {
 			break
 		}
-		all = append(all, fstabEntry{fstabText(fields[0]), point})
+		all = append(all, fstabEntry{e.Source, e.Point})
 	}
 	return all
-}
-
-// fstabText puts in what stands as \ and three octal digits: a space, a tab, a backslash.
-func fstabText(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // MountedThere says where the guest shows other files than a directory of the file system holds, as its
