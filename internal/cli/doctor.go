@@ -24,6 +24,8 @@ type doctorOptions struct {
 
 	// roots are of whom the evidence is, none means this machine.
 	roots []string
+	// rules is a directory with rules of the user.
+	rules string
 }
 
 func newDoctor(s *stdio) *cobra.Command {
@@ -52,6 +54,7 @@ doctor never hangs, and is never what keeps a mount busy.`,
 		},
 	}
 	o.flags(c)
+	c.AddCommand(newDoctorRules(s))
 	return c
 }
 
@@ -64,6 +67,7 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 		"could not be told")
 	f.BoolVar(&o.write, "write-probe", false, "ask each mount for a file without a name as well: the only sure sign of "+
 		"one that takes no writes")
+	rulesFlag(c, &o.rules)
 	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
 }
 
@@ -82,11 +86,15 @@ func (o *doctorOptions) ready(c *cobra.Command) error {
 }
 
 func runDoctor(ctx context.Context, o doctorOptions, s *stdio) error {
+	rules, err := userRules(o.rules)
+	if err != nil {
+		return err
+	}
 	all, err := o.gather(ctx)
 	if err != nil {
 		return err
 	}
-	r := doctor.Examine(all, nil)
+	r := doctor.Examine(all, rules)
 	if err := o.show(r, s); err != nil {
 		return err
 	}

@@ -59,6 +59,7 @@ func jsonDocuments() map[string]any {
 		render.UmountSchema:      umount.Result{},
 		render.AdviceSchema:      umount.Advice{},
 		render.DoctorSchema:      doctor.Report{},
+		render.RulesSchema:       render.RulesDocument{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}
