@@ -27,7 +27,8 @@ TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc gdb:gdb python3:python3-
 	mkfs.fat:dosfstools mkfs.exfat:exfatprogs mkntfs:ntfs-3g mkfs.f2fs:f2fs-tools \
 	make-bcache:bcache-tools mkfs.jfs:jfsutils mkfs.nilfs2:nilfs-tools mkudffs:udftools \
 	fuser:psmisc lsof:lsof genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils \
-	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container
+	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container \
+	journalctl:systemd /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils
 # What is looked for as a file: a library, and a program that the shell has a word for.
 FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time /usr/share/zoneinfo/UTC:tzdata
 

@@ -69,6 +69,9 @@ var layer = map[string]int{
 	"internal/plan":             1,
 	"internal/finding":          0,
 	"internal/testenv":          0,
+
+	"internal/linux/journal":             1,
+	"internal/linux/journal/journaltest": 1,
 }
 
 // onlyBy names the packages that few may import, and who those are; tests may import all.
@@ -87,6 +90,8 @@ var onlyBy = map[string][]string{
 	"internal/testenv":         {"internal/image/imagetest", "internal/guest/filestest"},
 	"internal/cli":             {"cmd/shisa"},
 	"internal/apply":           {"internal/cli"}, // it changes images
+
+	"internal/linux/journal/journaltest": {"bench"}, // it runs systemd
 }
 
 // budget names every outside module and the packages that may use it, here and in their tests.
@@ -94,7 +99,7 @@ var onlyBy = map[string][]string{
 var budget = map[string][]string{
 	"github.com/cilium/ebpf":        {"internal/linux/probe"},
 	"github.com/hanwen/go-fuse/v2":  {"internal/lab/cutfs", "internal/lab/faultfs", "internal/mount"},
-	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab"},
+	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab", "internal/linux/journal"},
 	"github.com/spf13/cobra":        {"internal/cli"},
 	"go.yaml.in/yaml/v3":            {"internal/doctor"},
 	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags

@@ -32,6 +32,8 @@ var writers = []string{
 	"internal/linux/probe",     // ioctl on events of perf: no file is opened
 	"internal/umount",          // umount(2), and cgroup.freeze of a unit
 	"bench",                    // not part of the program
+
+	"internal/linux/journal/journaltest", // tests and the bench: journals that systemd writes
 }
 
 // runners may start other programs: what the program itself knows, it knows from reading.
@@ -39,6 +41,7 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/lab/faultfs",
 	"internal/testenv",
 	"internal/image/imagetest",
+	"internal/linux/journal/journaltest",
 	"internal/holders/trace", // the command that is to run when a umount fails
 	"internal/mount",         // fusermount3, and the program that is to see a mount,
 	"internal/guest/filestest",
