@@ -39,6 +39,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// Nothing of this machine: neither where its user keeps things nor how wide it is.
 			env.Setenv("NO_COLOR", "1")
+			env.Setenv("GORACE", testenv.NoWait)
 			return nil
 		},
 	})

@@ -22,6 +22,7 @@ func TestMountScript(t *testing.T) {
 		Cmds:               scriptCommands,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("NO_COLOR", "1")
+			env.Setenv("GORACE", testenv.NoWait)
 			env.Setenv("SHISA_STATE", env.WorkDir+"/state")
 			return nil
 		},

@@ -23,6 +23,10 @@ import (
 // machine. Only what stays for good is waited for to the end.
 const leakPatience = 2 * time.Minute
 
+// NoWait is for the variable GORACE: without it each program with the race detector waits for a second
+// before it ends. Run sets it for what the tests start.
+const NoWait = "atexit_sleep_ms=0"
+
 // Main runs the tests of a package and fails them if they leave something behind: a temporary
 // file, an open file descriptor, a goroutine, a child process, a mount or a loop device. A package
 // calls it from its TestMain.
@@ -46,6 +50,9 @@ func (c checked) Run() int {
 	}
 	if err == nil {
 		err = os.Setenv("TMPDIR", dir)
+	}
+	if err == nil && os.Getenv("GORACE") == "" {
+		err = os.Setenv("GORACE", NoWait)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testenv:", err)
