@@ -54,7 +54,7 @@ doctor never hangs, and is never what keeps a mount busy.`,
 		},
 	}
 	o.flags(c)
-	c.AddCommand(newDoctorRules(s))
+	c.AddCommand(newDoctorRules(s), newDoctorMem(s))
 	return c
 }
 

@@ -60,6 +60,7 @@ func jsonDocuments() map[string]any {
 		render.AdviceSchema:      umount.Advice{},
 		render.DoctorSchema:      doctor.Report{},
 		render.RulesSchema:       render.RulesDocument{},
+		render.MemorySchema:      render.MemoryDocument{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

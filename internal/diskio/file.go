@@ -228,3 +228,30 @@ func Create(path string) (*os.File, error) {
 func CreatePrivate(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
+
+// Append opens a file of our own for adding to its end. It is made with its directory if it is not
+// there, for its owner alone. What is no regular file, or not ours, is an error.
+func Append(path string) (*os.File, error) {
+	if err := (host{}).MakeDir(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	switch {
+	case err != nil:
+	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1:
+		err = ErrSpecial
+	case int(st.Uid) != os.Geteuid():
+		err = fs.ErrPermission
+	}
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "append to", Path: path, Err: err}
+	}
+	return f, nil
+}

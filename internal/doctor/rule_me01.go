@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// minSpan is the least time that memory has to be watched for a forecast: shorter than that, any
+	// MinSpan is the least time that memory has to be watched for a forecast: shorter than that, any
 	// start of a service is a leak.
-	minSpan = 6 * time.Hour
+	MinSpan = 6 * time.Hour
 	// suspect is the part of all memory from which on memory of the kernel that cannot be given back
 	// is worth an answer, if nothing is known of how it grew.
 	suspect = 0.15
@@ -34,7 +34,7 @@ func ruleME01() Rule {
 		if len(m.Series) == 0 || m.Total == 0 && e.Kind != "disk" {
 			return nil
 		}
-		f := Forecast(m)
+		f := Forecast(m, MinSpan)
 		used := float64(m.SUnreclaim) / float64(max(m.Total, 1))
 		switch {
 		case f.SUnreclaim.Shape == trend.Grows && f.Ends:
@@ -62,7 +62,8 @@ type MemoryForecast struct {
 
 // Forecast tells what becomes of the memory. It ends when as much more is used as is available now: by
 // the line of what is available where that falls as well, else by that of the kernel's own memory.
-func Forecast(m *evidence.Memory) MemoryForecast {
+// Fewer points than ten, or less time than that given, tell nothing.
+func Forecast(m *evidence.Memory, atLeast time.Duration) MemoryForecast {
 	var own, free []trend.Point
 	for _, p := range m.Series {
 		if p.SUnreclaim >= 0 {
@@ -72,7 +73,7 @@ func Forecast(m *evidence.Memory) MemoryForecast {
 			free = append(free, trend.Point{Time: p.Time, Value: float64(p.Available)})
 		}
 	}
-	f := MemoryForecast{SUnreclaim: trend.Fit(own, minSpan), Available: trend.Fit(free, minSpan)}
+	f := MemoryForecast{SUnreclaim: trend.Fit(own, atLeast), Available: trend.Fit(free, atLeast)}
 	if f.Available.Shape == trend.Falls {
 		f.End, f.Ends = f.Available.Reaches(0)
 	} else if f.SUnreclaim.Shape == trend.Grows && len(free) > 0 {

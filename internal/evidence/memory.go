@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,6 +56,17 @@ func (g *gatherer) memory(ctx context.Context) {
 	}
 	m := &g.e.Memory
 	m.Series = append(m.Series, MemoryPoint{Time: g.e.Now, Available: m.Available, SUnreclaim: m.SUnreclaim})
+}
+
+// GatherMemory reads memory alone. The last point of its series is that of now. The error says why nothing
+// is known.
+func GatherMemory(ctx context.Context, t tree.Tree, now time.Time) (*Memory, error) {
+	g := &gatherer{t: t, e: &Evidence{Kind: t.Kind(), Now: now}}
+	g.memory(ctx)
+	if why, known := g.e.Known(PartMemory); !known {
+		return nil, fmt.Errorf("read memory: %s", why)
+	}
+	return &g.e.Memory, ctx.Err()
 }
 
 // pairs reads lines of a name and a number: "MemTotal:  16384 kB", "oom_kill 3".
