@@ -5,7 +5,7 @@ package faultfs
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -24,31 +24,36 @@ func btrfsAbort(ctx context.Context, w *World) error {
 	if err != nil {
 		return err
 	}
-	return w.abort("write eio", "bdev "+d.Device+" errs: wr 1, rd 0,", "Transaction aborted (error -5)",
-		"forced readonly")
+	// "errs: wr 1" and "forced readonly" come too, unless there were many such lines just before.
+	return w.abort("write eio",
+		"BTRFS error (device "+d.Name+" state A): Transaction aborted (error -5)")
 }
 
 func btrfsReadEIO(ctx context.Context, w *World) error {
-	return btrfsRead(ctx, w, "read eio ", "errs: wr 0, rd 1, flush 0, corrupt 0,")
+	return btrfsRead(ctx, w, "read eio ",
+		"BTRFS error (device %[1]s): bdev /dev/%[1]s errs: wr 0, rd ")
 }
 
 func btrfsCorrupt(ctx context.Context, w *World) error {
-	return btrfsRead(ctx, w, "read flip ", "csum failed root 5 ino ", "rd 0, flush 0, corrupt 1,")
+	return btrfsRead(ctx, w, "read flip ", "BTRFS warning (device %s): csum failed root 5 ino ")
 }
 
-func btrfsRead(ctx context.Context, w *World, rule string, says ...string) error {
-	if _, err := w.usedDisk(ctx, DiskOptions{Type: "btrfs"}); err != nil {
+func btrfsRead(ctx context.Context, w *World, rule, says string) error {
+	d, err := w.usedDisk(ctx, DiskOptions{Type: "btrfs"})
+	if err != nil {
 		return err
 	}
-	if err := errors.Join(w.marked("hurt"), w.forget()); err != nil {
+	if err := w.marked("hurt"); err != nil {
 		return err
 	}
 	if err := w.set(rule + Ranges(w.Where)); err != nil {
 		return err
 	}
-	_, err := os.ReadFile(w.File)
-	if err := fails(err, unix.EIO); err != nil {
-		return err
-	}
-	return errors.Join(w.Fault.Hit(), w.said(says...))
+	return w.provoke(func() error {
+		if err := w.forget(); err != nil {
+			return err
+		}
+		_, err := os.ReadFile(w.File)
+		return fails(err, unix.EIO)
+	}, fmt.Sprintf(says, d.Name))
 }

@@ -19,8 +19,8 @@ const markedBlocks = 16
 // mark is what each block of such a file begins with.
 const mark = "shisa-faultfs-block-"
 
-// marked makes a file on the disk whose blocks are found again, has it written, and makes it what is
-// hurt in the world: Where is where its content lies on the disk.
+// marked makes a file on the disk whose blocks are found again, has it written, and makes it what
+// is hurt in the world: Where is where its content lies on the disk.
 func (w *World) marked(name string) error {
 	w.File = w.Hurt.Mount + "/" + name
 	if err := os.WriteFile(w.File, markedContent(0), 0o644); err != nil {

@@ -31,6 +31,8 @@ type DiskOptions struct {
 	// StoreBytes: the image is in a file system of this size, and nothing is between that and the
 	// loop device: no faults but that one day it is full. 0 is a store with room, and faults.
 	StoreBytes int64
+	// AllocatedBytes: so much of the image, from its beginning, has its space in the store.
+	AllocatedBytes int64
 }
 
 // Disk is a file system on a loop device on a file that has faults.
@@ -83,6 +85,9 @@ func (d *Disk) build(ctx context.Context, o DiskOptions) error {
 	if err := makeFS(ctx, d.Image, o); err != nil {
 		return err
 	}
+	if err := allocate(d.Image, o.AllocatedBytes); err != nil {
+		return err
+	}
 	d.Loop = d.Image
 	if o.StoreBytes == 0 {
 		var err error
@@ -110,6 +115,18 @@ func (d *Disk) attach() error {
 	}
 	d.loop, d.Device, d.Name = fd, loop.Path(n), "loop"+strconv.Itoa(n)
 	return nil
+}
+
+// allocate gives the first bytes of a file their space.
+func allocate(path string, bytes int64) error {
+	if bytes == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, bytes), f.Close())
 }
 
 func mountTmpfs(at string, sizeBytes int64) error {

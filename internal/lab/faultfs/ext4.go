@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -122,8 +123,8 @@ func ext4ErrorLogical(ctx context.Context, w *World) error {
 		"EXT4-fs ("+d.Name+"): Remounting filesystem read-only"), ext4Noted(d))
 }
 
-// ext4Noted waits until an error is noted in the superblock on the disk: s_error_count, at 0x194. The
-// kernel does it some time after the error (where it goes on, by the journal, and much later).
+// ext4Noted waits until an error is noted in the superblock on the disk: s_error_count, at 0x194.
+// The kernel does it some time after the error (where it goes on, by the journal, and much later).
 func ext4Noted(d *Disk) error {
 	f, err := os.Open(d.Image)
 	if err != nil {
@@ -148,7 +149,11 @@ func (w *World) ext4Trigger(d *Disk) error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = errors.Join(err, ErrUnavailable)
 	}
-	return errors.Join(err, w.said("EXT4-fs error (device "+d.Name+"): trigger_test_error:"))
+	return errors.Join(err, w.said("EXT4-fs error (device "+d.Name+"): trigger_test_error:"),
+		until(func() (bool, error) { // it is counted some time after it is told
+			text, err := os.ReadFile("/sys/fs/ext4/" + d.Name + "/errors_count")
+			return strings.TrimSpace(string(text)) != "0", err
+		}))
 }
 
 func ext4DataEIO(ctx context.Context, w *World) error {

@@ -6,6 +6,7 @@ package faultfs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -114,7 +115,10 @@ func TestFaults(t *testing.T) {
 			}
 		}
 		n, err := fault.Count()
-		if err != nil || n.Hit < c.hit || n.Hit > c.hit && n.Rule != "look estale" || n.Waiting != 0 || n.Asked < n.Hit || n.Rule == "" {
+		if n.Rule == "look estale" {
+			n.Hit = min(n.Hit, c.hit) // how often the kernel looks is its own affair
+		}
+		if err != nil || n.Hit != c.hit || n.Waiting != 0 || n.Asked < n.Hit || n.Rule == "" {
 			t.Errorf("%s: Count() = %+v, %v, want %d hits", c.rule, n, err, c.hit)
 		}
 		if err := fault.Lift(); err != nil {
@@ -227,7 +231,8 @@ func TestOrders(t *testing.T) {
 	if _, err := fs.Set("disk", "write never"); !errors.Is(err, ErrLanguage) {
 		t.Errorf("Set(write never) = %v, want ErrLanguage", err)
 	}
-	if _, err := fs.Set("no-such", "write eio"); err == nil || !strings.Contains(err.Error(), `"no-such"`) {
+	_, err := fs.Set("no-such", "write eio")
+	if err == nil || !strings.Contains(err.Error(), `"no-such"`) {
 		t.Errorf("Set(no-such) = %v, want an error that names it", err)
 	}
 	for range maxRules {
@@ -299,11 +304,12 @@ func TestCloseWhatever(t *testing.T) {
 				done <- errors.Join(err, f.Close())
 			}()
 			err = fs.Close() // with a file open and read from
-			if killed := name == "killed"; killed != (err != nil && strings.Contains(err.Error(), "killed")) {
+			if killed := name == "killed"; killed != strings.Contains(fmt.Sprint(err), "killed") {
 				t.Errorf("Close() = %v", err)
 			}
 			<-done
-			if text, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(text, []byte(at)) {
+			text, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil || bytes.Contains(text, []byte(at)) {
 				t.Errorf("still mounted (%v)", err)
 			}
 		})

@@ -108,7 +108,8 @@ func (f *file) hits(r *ruleState, op Op, off, n int64) bool {
 	return true
 }
 
-// needsSpace tells whether a part of a range is a hole of the store. What cannot be told needs none.
+// needsSpace tells whether a part of a range is a hole of the store. What cannot be told needs
+// none.
 func (f *file) needsSpace(off, n int64) bool {
 	hole, err := unix.Seek(int(f.store.Fd()), off, unix.SEEK_HOLE)
 	return errors.Is(err, unix.ENXIO) || err == nil && hole < off+n

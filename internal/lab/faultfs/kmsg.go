@@ -93,8 +93,8 @@ func (l *Log) Read(words ...string) (all []Message, lost bool, err error) {
 // Close ends it.
 func (l *Log) Close() error { return l.file.Close() }
 
-// parseMessage reads a record of /dev/kmsg: "level,sequence,microseconds,flags[,...];text" and lines
-// that begin with a blank after that (Documentation/ABI/testing/dev-kmsg).
+// parseMessage reads a record of /dev/kmsg: "level,sequence,microseconds,flags[,...];text" and
+// lines that begin with a blank after that (Documentation/ABI/testing/dev-kmsg).
 func parseMessage(record []byte) (m Message, ok bool) {
 	line, _, _ := bytes.Cut(record, []byte{'\n'})
 	head, text, found := strings.Cut(string(line), ";")

@@ -94,9 +94,9 @@ func (d *Disk) sysDirs() ([]string, error) {
 
 // telling are the names of the files of those directories that are read.
 func telling() []string {
-	return []string{"errors_count", "warning_count", "msg_count", "first_error_func", "first_error_errcode",
-		"first_error_time", "last_error_func", "last_error_errcode", "error/fail_at_unmount",
-		"error/metadata/EIO/max_retries", "error_stats", "missing"}
+	return []string{"errors_count", "warning_count", "msg_count", "first_error_func",
+		"first_error_errcode", "first_error_time", "last_error_func", "last_error_errcode",
+		"error/fail_at_unmount", "error/metadata/EIO/max_retries", "error_stats", "missing"}
 }
 
 func (d *Disk) lookAtSys(s *Seen) error {

@@ -19,6 +19,8 @@ func spaceScenarios() []Scenario {
 		{"ext4-inodes-full", "No inode is free, and there is space.", ext4InodesFull},
 		{"enospc-under", "The store that the image is in is full; in the image there is space.",
 			enospcUnder},
+		{"enospc-journal", "The store is full, and the journal in the image needs space there.",
+			enospcJournal},
 	}
 }
 
@@ -95,8 +97,10 @@ func ext4InodesFull(ctx context.Context, w *World) error {
 }
 
 func enospcUnder(ctx context.Context, w *World) error {
-	const storeBytes, fileBytes = 8 << 20, 12 << 20
-	d, err := w.disk(ctx, "disk", DiskOptions{Type: "ext4", StoreBytes: storeBytes})
+	// What the file system keeps of itself lies in the first 6 MiB: only content needs space.
+	const storeBytes, ownBytes, fileBytes = 8 << 20, 6 << 20, 12 << 20
+	d, err := w.disk(ctx, "disk", DiskOptions{Type: "ext4", StoreBytes: storeBytes,
+		AllocatedBytes: ownBytes, Options: "errors=remount-ro"})
 	if err != nil {
 		return err
 	}
@@ -116,4 +120,16 @@ func enospcUnder(ctx context.Context, w *World) error {
 	w.Others = []string{d.Store}
 	return errors.Join(err, w.said("EXT4-fs warning (device "+d.Name+"): ext4_end_bio:",
 		fmt.Sprintf("writing to inode %d ", st.Ino)))
+}
+
+func enospcJournal(ctx context.Context, w *World) error {
+	d, err := ext4Disk(ctx, w)
+	if err != nil {
+		return err
+	}
+	if w.Where, err = journal(ctx, d); err != nil {
+		return err
+	}
+	return w.abort("write enospc "+Ranges(w.Where), "Aborting journal on device "+d.Name+"-8.",
+		"EXT4-fs ("+d.Name+"): Remounting filesystem read-only")
 }

@@ -26,9 +26,9 @@ type User struct {
 	ended chan error
 }
 
-// Use starts a program that is to get stuck, and waits until it is in a state. stdin may be nil. The
-// program is given back with an error, too, if it was started: what has to go on first for it to end,
-// its caller knows.
+// Use starts a program that is to get stuck, and waits until it is in a state. stdin may be nil.
+// The program is given back with an error, too, if it was started: what has to go on first for it
+// to end, its caller knows.
 func Use(state byte, stdin *os.File, argv ...string) (*User, error) {
 	u := &User{Command: argv[0], State: state, ended: make(chan error, 1)}
 	path, err := exec.LookPath(argv[0])

@@ -118,9 +118,9 @@ func (w *World) allSaid() (bool, error) {
 	return true, err
 }
 
-// provoke does something until the kernel has written all of these about it. Some messages it leaves
-// out where others like them came of other devices just before, and one that has no newline of its
-// own ("writeback error on inode", fs/iomap/ioend.c of Linux 6.18) nobody can read before the next
+// provoke does something until the kernel has written all of these about it. Some messages it
+// leaves out where others like them came of other devices just before, and one that has no newline
+// of its own ("writeback error on inode", fs/iomap of Linux 6.18) nobody can read before the next
 // one is written.
 func (w *World) provoke(do func() error, pieces ...string) error {
 	const pause = 50 * time.Millisecond
