@@ -14,6 +14,7 @@ import (
 var layer = map[string]int{
 	"cmd/shisa":                 9,
 	"bench":                     9,
+	"e2e":                       9,
 	"internal/cli":              8,
 	"internal/render":           7,
 	"internal/qemuimg":          7,
@@ -30,6 +31,7 @@ var layer = map[string]int{
 	"internal/evidence":         4,
 	"internal/linux/tree":       2,
 	"internal/linux/ask":        2,
+	"internal/linux/logs":       3,
 	"internal/linux/klog":       1,
 	"internal/holders":          4,
 	"internal/holders/evidence": 5,
@@ -39,6 +41,8 @@ var layer = map[string]int{
 	"internal/lab":              3,
 	"internal/lab/cut":          3,
 	"internal/lab/hold":         3,
+	"internal/lab/vm":           3,
+	"internal/lab/vm/init":      3,
 	"internal/lab/faultfs":      3,
 	"internal/lab/zoo":          4,
 	"internal/lab/sweep":        5,
@@ -84,6 +88,7 @@ var onlyBy = map[string][]string{
 	"internal/lab/faultfs":     {"bench"},                                                       // it mounts, and makes it fail
 	"internal/lab/hold":        {"bench"},                                                       // it keeps mounts busy
 	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"}, // it makes devices
+	"internal/lab/vm":          {"bench", "internal/lab/vm/init"},                               // it runs QEMU
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
 	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files
@@ -97,15 +102,16 @@ var onlyBy = map[string][]string{
 // budget names every outside module and the packages that may use it, here and in their tests.
 // A new one needs a record in doc/decisions.
 var budget = map[string][]string{
-	"github.com/cilium/ebpf":        {"internal/linux/probe"},
-	"github.com/hanwen/go-fuse/v2":  {"internal/lab/cutfs", "internal/lab/faultfs", "internal/mount"},
-	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab", "internal/linux/journal"},
-	"github.com/spf13/cobra":        {"internal/cli"},
-	"go.yaml.in/yaml/v3":            {"internal/doctor"},
-	"github.com/spf13/pflag":        {"internal/cli"}, // cobra's own: its types of flags
-	"golang.org/x/sync":             {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
+	"github.com/cilium/ebpf":       {"internal/linux/probe"},
+	"github.com/hanwen/go-fuse/v2": {"internal/lab/cutfs", "internal/lab/faultfs", "internal/mount"},
+	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab", "internal/linux/journal",
+		"internal/linux/logs"},
+	"github.com/spf13/cobra": {"internal/cli"},
+	"go.yaml.in/yaml/v3":     {"internal/doctor"},
+	"github.com/spf13/pflag": {"internal/cli"}, // cobra's own: its types of flags
+	"golang.org/x/sync":      {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli", "internal/evidence",
-		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/guest/filestest",
+		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/lab/vm/init", "internal/guest/filestest",
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",

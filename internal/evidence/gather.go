@@ -44,7 +44,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.multipath,
 		g.memory, // memory.go
 		g.tasks,  // tasks.go
-		// slice B: g.log, g.boots
+		g.log,    // log.go, boots.go
 	} {
 		part(ctx)
 		if err := ctx.Err(); err != nil {

@@ -24,12 +24,13 @@ type Log struct {
 // maxOf bounds what one question to the log gives; the count of each event says how many there were.
 const maxOf = 8
 
-// Of gives the first and last events of some forms about a device, "" for any, in the order of time.
+// Of gives the first and last events of some forms about a device of the machine, "" for any, in the
+// order of time.
 func (l *Log) Of(device string, forms ...string) []*Event {
 	var all []*Event
 	for i := range l.Events {
 		e := &l.Events[i]
-		if slices.Contains(forms, e.Form) && (device == "" || e.about(device)) {
+		if e.Host == "" && slices.Contains(forms, e.Form) && (device == "" || e.about(device)) {
 			all = append(all, e)
 		}
 	}
@@ -39,11 +40,13 @@ func (l *Log) Of(device string, forms ...string) []*Event {
 	return all
 }
 
-// Devices gives the devices that events of some forms name, each once, in the order of their names.
+// Devices gives the machine's devices that events of some forms name, each once, in the order of their
+// names.
 func (l *Log) Devices(forms ...string) []string {
 	var all []string
 	for i := range l.Events {
-		if name := l.Events[i].Fields["device"]; name != "" && slices.Contains(forms, l.Events[i].Form) {
+		e := &l.Events[i]
+		if name := e.Fields["device"]; name != "" && e.Host == "" && slices.Contains(forms, e.Form) {
 			all = append(all, name)
 		}
 	}
@@ -79,7 +82,7 @@ type Event struct {
 	Exact bool
 	// Boot is the boot that it belongs to, "" if that is not known.
 	Boot string
-	// Host is who said it, where a log holds the messages of several.
+	// Host is another machine that said it, where a log holds the messages of several.
 	Host string
 	Text string
 	From Source
@@ -104,9 +107,11 @@ type Boot struct {
 
 // Jump is a step of the clock.
 type Jump struct {
-	At   time.Time // the time after it
-	By   time.Duration
-	From Source
+	At time.Time // the time after it
+	By time.Duration
+	// Asleep: the machine slept there, and so it is none.
+	Asleep bool
+	From   Source
 }
 
 // Tasks is who waited in the kernel, both times that were looked at. It is /shisa/tasks.json.

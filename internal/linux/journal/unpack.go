@@ -136,3 +136,12 @@ func repeat(dst []byte, back, n int) []byte {
 	}
 	return dst
 }
+
+// UnpackXZ gives what an .xz file holds, by the unpacker of values: of at most 16 MiB, without filters.
+// Its checksums are not verified.
+func UnpackXZ(src []byte) ([]byte, error) {
+	if len(src) > maxValue {
+		return nil, errTooLarge
+	}
+	return new(lzma).unpack(nil, src)
+}

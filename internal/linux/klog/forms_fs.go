@@ -96,7 +96,9 @@ func ext4Forms() []Form {
 func xfsForms() []Form {
 	return []Form{
 		form("xfs.user", note,
-			"XFS ({device}): User initiated shutdown received.< Shutting down filesystem>"),
+			"XFS ({device}): User initiated shutdown received.< Shutting down filesystem>",
+			"XFS ({device}): {reason~} ({flags}) detected at xfs_fs_goingdown{~} ({file}:{line#}).  "+
+				"Shutting down filesystem."),
 		form("xfs.shutdown", danger,
 			"XFS ({device}): {reason~} ({flags}) detected at {where~} ({file}:{line#}).  "+
 				"Shutting down filesystem.",

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import (
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/linux/logs"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+)
+
+// boots takes the boots that logs tell of, and the one that goes on.
+func (g *gatherer) boots(l *logs.Log) {
+	running := false
+	for _, b := range l.Boots {
+		boot := Boot{ID: b.ID, Began: b.Began, Last: b.Last, End: b.End, LastUnit: b.LastUnit,
+			From: Source{Path: b.Path, Time: b.Began}}
+		for _, j := range b.Jumps {
+			boot.Jumps = append(boot.Jumps, Jump{At: j.At, By: j.By, Asleep: j.Asleep, From: Source{Path: j.Path, Time: j.At}})
+		}
+		running = running || b.End == "running"
+		g.e.Boots = append(g.e.Boots, boot)
+	}
+	h := &g.e.Host
+	alive := g.t.Kind() == tree.Live || g.t.Kind() == tree.Bundle
+	if alive && !running && !h.Booted.IsZero() {
+		g.e.Boots = append(g.e.Boots, Boot{ID: strings.ReplaceAll(h.BootID, "-", ""), Began: h.Booted, Last: g.e.Now,
+			End: "running", From: Source{Path: "/proc/stat", Time: h.Booted}})
+	}
+	if alive && running {
+		last := &g.e.Boots[len(g.e.Boots)-1]
+		if g.e.Now.After(last.Last) {
+			last.Last = g.e.Now
+		}
+	}
+	if len(g.e.Boots) == 0 {
+		g.gap(PartBoots, "", "no journal, syslog or wtmp tells of a boot")
+	}
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import (
+	"cmp"
+	"context"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/linux/logs"
+)
+
+// hungWarnings is how often the kernel tells of tasks that hang before it is silent, unless it is set
+// otherwise (kernel.hung_task_warnings).
+const hungWarnings = 10
+
+// log reads what was said of disks and file systems, and the boots that logs tell of.
+func (g *gatherer) log(ctx context.Context) {
+	h := &g.e.Host
+	l, err := logs.Read(ctx, g.t, logs.Options{Now: g.e.Now, MachineID: h.MachineID, BootID: h.BootID, Booted: h.Booted})
+	if err != nil {
+		return // ctx ended, and Gather with it
+	}
+	for _, gap := range l.Gaps {
+		g.gap(PartLog, gap.Path, gap.Reason)
+	}
+	for _, s := range l.Sources {
+		g.e.Log.Sources = append(g.e.Log.Sources, LogSource{Path: s.Path, From: s.From, To: s.To, Entries: s.Entries,
+			Persistent: s.Persistent, Damage: s.Damage})
+		if from := &g.e.Log.From; !s.From.IsZero() && (from.IsZero() || s.From.Before(*from)) {
+			*from = s.From
+		}
+		if s.To.After(g.e.Log.To) {
+			g.e.Log.To = s.To
+		}
+	}
+	if len(l.Sources) == 0 {
+		reason := "there is neither a journal nor another log"
+		if len(l.Gaps) > 0 {
+			reason = "no log could be read"
+		}
+		g.gap(PartLog, "", reason)
+	}
+	own := cmp.Or(h.Name, mostHeard(l))
+	for i := range l.Messages {
+		g.e.Log.Events = append(g.e.Log.Events, event(&l.Messages[i], own))
+	}
+	g.e.Log.HungSilent = g.hungSilent()
+	g.boots(l)
+}
+
+// event makes a message an event.
+func event(m *logs.Message, own string) Event {
+	e := Event{Form: m.Form.Name, Fields: map[string]string{}, Time: m.Time, Exact: m.Exact, Boot: m.Boot, Host: m.Host,
+		Text: m.Text, From: Source{Path: m.Path, Line: m.Line, Time: m.Time}, Count: m.Count, Last: m.Last}
+	for _, f := range m.Fields {
+		e.Fields[f.Name] = f.Value
+	}
+	if m.Program != "kernel" {
+		e.Fields["program"] = m.Program
+	}
+	if sameHost(m.Host, own) || m.Host == "localhost" {
+		e.Host = ""
+	}
+	return e
+}
+
+// mostHeard is the host of which most is said in the logs of a machine whose name is not known.
+func mostHeard(l *logs.Log) (name string) {
+	count := map[string]int64{}
+	for i := range l.Messages {
+		m := &l.Messages[i]
+		if count[m.Host] += m.Count; m.Host != "" && count[m.Host] > count[name] {
+			name = m.Host
+		}
+	}
+	return name
+}
+
+// sameHost compares names of hosts, short ones with long ones too.
+func sameHost(a, b string) bool {
+	if a == "" || b == "" || a == b {
+		return a == b
+	}
+	short := func(s string) string { first, _, _ := strings.Cut(s, "."); return strings.ToLower(first) }
+	return short(a) == short(b)
+}
+
+// hungSilent tells whether the kernel says no more that tasks hang: since it said so, or by how often it
+// did in the newest boot.
+func (g *gatherer) hungSilent() bool {
+	newest, count := "", int64(0)
+	silent := false
+	for i := range g.e.Log.Events {
+		e := &g.e.Log.Events[i]
+		switch e.Form {
+		case "hung.silent":
+			newest, silent = e.Boot, true
+		case "hung.task":
+			if e.Boot != newest {
+				newest, count, silent = e.Boot, 0, false
+			}
+			count += e.Count
+		case "kernel.boot":
+			newest, count, silent = e.Boot, 0, false
+		}
+	}
+	return silent || count >= hungWarnings
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package logs
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Boot is one run of the machine.
+type Boot struct {
+	ID string // as journals write it, "" if not known
+	// Began is the first sign of it, Last the last.
+	Began, Last time.Time
+	// End is "shutdown", "panic", "cut", "running" or "unknown".
+	End string
+	// LastUnit is what systemd started last before it shut down.
+	LastUnit string
+	Jumps    []Jump
+	Path     string
+	// Exact: the times are.
+	Exact bool
+}
+
+// Jump is a step of the clock of the day against the kernel's own.
+type Jump struct {
+	At     time.Time // the time after it
+	By     time.Duration
+	Asleep bool // the machine slept there, and so it is none
+	Path   string
+}
+
+// Bounds: of boots that are kept, and of what is a step of the clock.
+const (
+	maxBoots = 4096
+	minJump  = time.Minute
+)
+
+// tracker finds the boots.
+type tracker struct {
+	byID  map[string]*boot
+	texts []mark
+	// logins are those of wtmp.
+	logins []Boot
+	end    time.Time // of all logs in text
+}
+
+// boot is a boot of the journal while it is read.
+type boot struct {
+	Boot
+	marks  []mark
+	offset time.Duration // of the clock of the day, against the kernel's
+	mono   time.Duration // of the last entry
+	timed  bool
+}
+
+// mark is a message that tells of the course of a boot.
+type mark struct {
+	at, before time.Time
+	form, unit string
+	path       string
+	exact      bool
+}
+
+func (t *tracker) boot(id string) *boot {
+	if t.byID == nil {
+		t.byID = map[string]*boot{}
+	}
+	b := t.byID[id]
+	if b == nil && len(t.byID) < maxBoots {
+		b = &boot{Boot: Boot{ID: id, Exact: true}}
+		t.byID[id] = b
+	}
+	return b
+}
+
+// entry takes the times of any entry of a journal.
+func (b *boot) entry(at time.Time, mono time.Duration, path string) {
+	if b.Began.IsZero() || at.Before(b.Began) {
+		b.Began = at
+	}
+	if at.After(b.Last) {
+		b.Last = at
+	}
+	b.Path = cmp.Or(b.Path, path)
+	offset := at.Sub(time.Unix(0, 0)) - mono
+	if b.timed && mono >= b.mono {
+		if d := offset - b.offset; d.Abs() > minJump {
+			b.Jumps = append(b.Jumps, Jump{At: at, By: d.Round(time.Millisecond), Path: path})
+		}
+	}
+	b.offset, b.mono, b.timed = offset, mono, true
+}
+
+// marked tells whether a form says something about the course of a boot.
+func marked(form string) bool {
+	kind, _, _ := strings.Cut(form, ".")
+	return kind == "unit" || kind == "shutdown" || kind == "journal" || kind == "kernel" || kind == "machine"
+}
+
+func (t *tracker) text(m *Message, before, end time.Time) {
+	if end.After(t.end) {
+		t.end = end
+	}
+	if marked(m.Form.Name) {
+		t.texts = append(t.texts, mark{at: m.Time, before: before, form: m.Form.Name, unit: unitOf(m.Field("unit")),
+			path: m.Path, exact: m.Exact})
+	}
+}
+
+// unitOf takes the name of a unit from "srv.mount - /srv".
+func unitOf(s string) string {
+	name, _, _ := strings.Cut(s, " - ")
+	return name
+}
+
+// boots gives those that are known: of journals, or else of texts, or else of wtmp.
+func (t *tracker) boots(running bool, current string) []Boot {
+	var out []Boot
+	for _, b := range t.byID {
+		b.judge(b.marks)
+		out = append(out, b.Boot)
+	}
+	if len(out) == 0 {
+		out = t.fromTexts()
+	}
+	if len(out) == 0 {
+		out = t.logins
+	}
+	slices.SortFunc(out, func(a, b Boot) int { return cmp.Or(a.Began.Compare(b.Began), strings.Compare(a.ID, b.ID)) })
+	if n := len(out); n > 0 && running {
+		last := &out[n-1]
+		i := slices.IndexFunc(out, func(b Boot) bool { return b.ID != "" && b.ID == plainID(current) })
+		if i >= 0 {
+			out[i].End = "running"
+		} else if current == "" || last.ID == "" {
+			last.End = "running"
+		}
+	}
+	return out
+}
+
+// fromTexts divides messages at the first one of each kernel.
+func (t *tracker) fromTexts() []Boot {
+	slices.SortStableFunc(t.texts, func(a, b mark) int { return a.at.Compare(b.at) })
+	var out []Boot
+	var marks []mark
+	finish := func(last time.Time) {
+		if n := len(out); n > 0 {
+			b := boot{Boot: out[n-1]}
+			b.Last = last
+			for _, m := range marks {
+				if m.at.After(b.Last) {
+					b.Last = m.at
+				}
+			}
+			b.judge(marks)
+			out[n-1] = b.Boot
+		}
+		marks = nil
+	}
+	for _, m := range t.texts {
+		if m.form == "kernel.boot" {
+			if n := len(out); n > 0 && m.at.Sub(out[n-1].Began) <= apart {
+				if n > 1 && m.before.After(out[n-2].Last) {
+					out[n-2].Last = m.before
+				}
+				continue // in another log, too
+			}
+			finish(m.before)
+			out = append(out, Boot{Began: m.at, Path: m.path, Exact: m.exact})
+			continue
+		}
+		marks = append(marks, m)
+	}
+	finish(t.end)
+	return out
+}
+
+// judge tells how a boot ended, and what was started last before.
+func (b *boot) judge(marks []mark) {
+	slices.SortStableFunc(marks, func(a, b mark) int { return a.at.Compare(b.at) })
+	b.End = "cut"
+	b.unique()
+	down := false
+	for _, m := range marks {
+		switch m.form {
+		case "kernel.panic":
+			b.End = "panic"
+		case "unit.starting", "unit.started":
+			if !down && m.unit != "" {
+				b.LastUnit = m.unit
+			}
+		case "shutdown.request", "shutdown.forced":
+			down = true
+		case "unit.stopped":
+			down = down || goesDown(m.unit)
+		case "unit.reached":
+			if ends(m.unit) {
+				down, b.End = true, "shutdown"
+			}
+		case "shutdown.begun", "shutdown.final", "journal.stopped", "kernel.reboot":
+			if b.End != "panic" {
+				down, b.End = true, "shutdown"
+			}
+		case "kernel.suspend", "kernel.resume", "machine.suspended":
+			b.asleep(m.at)
+		}
+	}
+}
+
+// unique leaves out steps that were seen more than once, as when a journal was gone through for one kind
+// of entries after the other.
+func (b *boot) unique() {
+	slices.SortFunc(b.Jumps, func(x, y Jump) int { return x.At.Compare(y.At) })
+	var out []Jump
+	for _, j := range b.Jumps {
+		again := slices.ContainsFunc(out, func(k Jump) bool {
+			return (j.By-k.By).Abs() < minJump && j.At.Sub(k.At) < time.Hour
+		})
+		if !again {
+			out = append(out, j)
+		}
+	}
+	b.Jumps = out
+}
+
+// asleep marks the steps of the clock that sleep explains.
+func (b *boot) asleep(at time.Time) {
+	for i := range b.Jumps {
+		j := &b.Jumps[i]
+		before := j.At.Add(-j.By)
+		if j.By > 0 && !at.Before(before.Add(-5*time.Minute)) && !at.After(j.At.Add(5*time.Minute)) {
+			j.Asleep = true
+		}
+	}
+}
+
+// goesDown tells of a target that is stopped first when a machine is shut down.
+func goesDown(unit string) bool {
+	switch unit {
+	case "multi-user.target", "graphical.target", "timers.target", "Multi-User System", "Graphical Interface", "Timers",
+		"Timer Units":
+		return true
+	}
+	return false
+}
+
+// ends tells of a target that ends a boot, by its name or the description that older systemd writes.
+func ends(unit string) bool {
+	switch unit {
+	case "shutdown.target", "reboot.target", "poweroff.target", "halt.target", "kexec.target", "final.target",
+		"Shutdown", "Reboot", "Power-Off", "Halt", "Final Step", "System Reboot", "System Shutdown",
+		"System Power Off", "System Halt", "Late Shutdown Services":
+		return true
+	}
+	return false
+}

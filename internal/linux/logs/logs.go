@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package logs reads all logs of a machine through a tree of its files: the kernel's ring, journals,
+// and logs in text with those that were rotated away. It gives the messages whose form is known, in the
+// order of time and each once, and the boots that can be told from them.
+//
+// What a log does not tell is found out from what stands around it, and marked: the year of a syslog
+// from the time of the file's last change and from its neighbours, the zone from the machine's own. What
+// was not read is told.
+package logs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/klog"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+)
+
+// Bounds of what is read, unless Options say otherwise.
+const (
+	defaultBack  = 30 * 24 * time.Hour
+	defaultBytes = 256 << 20
+	// maxMessages bounds what is kept, maxFiles how many files are looked at.
+	maxMessages = 100_000
+	maxFiles    = 4096
+)
+
+// Options say what is read. The zero value is the last 30 days, of at most 256 MiB.
+type Options struct {
+	// Now is the present of the tree: nothing can be later, but by the slack of clocks.
+	Now time.Time
+	// Back is how far before the newest message is read.
+	Back time.Duration
+	// Bytes is how much is read of all files, unpacked.
+	Bytes int64
+	// MachineID, BootID and Booted are of the machine that runs; as far as they are known.
+	MachineID, BootID string
+	Booted            time.Time
+}
+
+// Message is one whose form is known.
+type Message struct {
+	Form    *klog.Form
+	Fields  []klog.Field
+	Program string // the name under which it was written; "kernel"
+	Host    string // as the log names it, "" in what the machine itself keeps
+	Text    string
+	// Time is UTC. Exact is false where year or zone were found out from elsewhere.
+	Time  time.Time
+	Exact bool
+	// Boot is the boot it belongs to, "" if not known.
+	Boot string
+	// Path and Line are where it stands; Line is 0 in a journal.
+	Path string
+	Line int
+	// Count is how often it was said, from Time to Last.
+	Count int64
+	Last  time.Time
+
+	// since is the kernel's own time of it.
+	since    time.Duration
+	hasSince bool
+}
+
+// Field gives the value of a field, "" if there is none.
+func (m *Message) Field(name string) string {
+	return klog.Match{Fields: m.Fields}.Field(name)
+}
+
+// Source is one file, or the kernel's ring.
+type Source struct {
+	Path     string
+	From, To time.Time
+	// Entries is how many messages it has, known or not, as far as they were read.
+	Entries int64
+	// Persistent: it outlives the boot.
+	Persistent bool
+	// Damage says what could not be read of it.
+	Damage string
+}
+
+// Gap is a log that was not read, or not all of it.
+type Gap struct{ Path, Reason string }
+
+// Log is what all logs of a machine say.
+type Log struct {
+	Messages []Message
+	Sources  []Source
+	Boots    []Boot
+	Gaps     []Gap
+}
+
+// reader reads the logs of one tree.
+type reader struct {
+	ctx     context.Context
+	t       tree.Tree
+	o       Options
+	matcher *klog.Matcher
+	zone    *time.Location
+	since   time.Time // what is older is left out
+	left    int64     // bytes that may still be read
+	log     Log
+	full    bool // of messages
+	track   tracker
+	seen    seen
+}
+
+// Read reads all logs of a tree. What could not be read is in the Gaps of the log; the error is that of
+// ctx.
+func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
+	if o.Back == 0 {
+		o.Back = defaultBack
+	}
+	if o.Bytes == 0 {
+		o.Bytes = defaultBytes
+	}
+	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, seen: seen{}}
+	r.zone = r.localZone()
+	journals, texts := r.journals(), r.texts()
+	r.since = r.newest(journals, texts).Add(-o.Back)
+	r.ring()
+	r.readJournals(journals)
+	r.readTexts(texts)
+	r.readLogins()
+	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)
+	r.log.Messages = collapse(r.log.Messages)
+	r.place()
+	return &r.log, ctx.Err()
+}
+
+// gap tells what was not read.
+func (r *reader) gap(path, format string, args ...any) {
+	r.log.Gaps = append(r.log.Gaps, Gap{path, fmt.Sprintf(format, args...)})
+}
+
+// list gives a directory, nothing where there is none, or where a copy does not have it.
+func (r *reader) list(dir string) []tree.Entry {
+	all, err := r.t.List(r.ctx, dir)
+	r.missed(dir, err)
+	return all
+}
+
+// missed tells of an error, unless there is just nothing.
+func (r *reader) missed(path string, err error) {
+	switch {
+	case err == nil, tree.Missing(err), errors.Is(err, tree.ErrNotCollected):
+	case errors.Is(err, fs.ErrPermission):
+		r.gap(path, "may not be read without more rights")
+	default:
+		if named := new(fs.PathError); errors.As(err, &named) {
+			err = named.Err
+		}
+		r.gap(path, "%v", err)
+	}
+}
+
+// keep takes a message, unless it says nothing that matters by itself.
+func (r *reader) keep(m Message) {
+	if strings.HasSuffix(m.Form.Name, ".note") || strings.HasPrefix(m.Form.Name, "unit.") && m.Form.Name != "unit.failed" {
+		return
+	}
+	if len(r.log.Messages) >= maxMessages {
+		if !r.full {
+			r.gap(m.Path, "more than %d messages about storage: the others were left out", maxMessages)
+		}
+		r.full = true
+		return
+	}
+	m.Count, m.Last = 1, m.Time
+	r.log.Messages = append(r.log.Messages, m)
+}
+
+// place tells for messages without a boot which one they belong to.
+func (r *reader) place() {
+	for i := range r.log.Messages {
+		m := &r.log.Messages[i]
+		for j := range r.log.Boots {
+			b := &r.log.Boots[j]
+			if m.Boot == "" && m.Exact && b.ID != "" && !m.Time.Before(b.Began) && !m.Time.After(b.Last) {
+				m.Boot = b.ID
+			}
+		}
+	}
+}
+
+// localZone gives the zone of the machine, UTC if it does not say one.
+func (r *reader) localZone() *time.Location {
+	if b, err := r.t.Read(r.ctx, "/etc/localtime", 1<<16); err == nil {
+		if zone, err := time.LoadLocationFromTZData("", b); err == nil {
+			return zone
+		}
+	}
+	return time.UTC
+}
+
+// newest is the time of the last change of any log, no later than the present.
+func (r *reader) newest(journals, texts []file) time.Time {
+	var last time.Time
+	for _, f := range append(append([]file{}, journals...), texts...) {
+		if f.mtime.After(last) {
+			last = f.mtime
+		}
+	}
+	if last.IsZero() || !r.o.Now.IsZero() && last.After(r.o.Now) {
+		return r.o.Now
+	}
+	return last
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package logs
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// seen tells whether a message was read from another log already: a syslog daemon writes what the
+// journal has too, and one message into several files.
+type seen map[string][]sighting
+
+// sighting is a message with the logs that have had it.
+type sighting struct {
+	at       time.Time
+	since    time.Duration
+	hasSince bool
+	by       []string
+}
+
+// apart is how far the times of one message in two logs may be: each daemon takes its own, and that of
+// a syslog has no fraction. Messages of the kernel with the same time of its own are one, also if a
+// daemon came to write them later.
+const (
+	apart = 2 * time.Second
+	later = time.Hour
+)
+
+// twice notes that a log has a message, and tells whether another one had it before.
+func (s seen) twice(log string, m *Message) bool {
+	key := m.Program + "\x00" + m.Text
+	list := s[key]
+	for i := range list {
+		x := &list[i]
+		same := x.at.Sub(m.Time).Abs() <= apart
+		if x.hasSince && m.hasSince {
+			same = (x.since-m.since).Abs() < 2*time.Microsecond && x.at.Sub(m.Time).Abs() <= later
+		}
+		if same && !slices.Contains(x.by, log) {
+			x.by = append(x.by, log)
+			return true
+		}
+	}
+	s[key] = append(list, sighting{m.Time, m.since, m.hasSince, []string{log}})
+	return false
+}
+
+// varying are the fields in which messages may differ that say the same.
+var varying = [...]string{"sector", "block", "offset", "tag", "lba", "segments", "flags", "id", "daddr",
+	"opcode", "prio", "line", "at", "length", "blocks", "size", "text", "queue"}
+
+// alike gives what messages that say the same have in common.
+func alike(m *Message) string {
+	var b strings.Builder
+	b.WriteString(m.Form.Name + "\x00" + m.Host + "\x00" + m.Boot + "\x00" + m.Path)
+	for _, f := range m.Fields {
+		if !slices.Contains(varying[:], f.Name) {
+			b.WriteString("\x00" + f.Name + "=" + f.Value)
+		}
+	}
+	return b.String()
+}
+
+// collapse sorts messages by time and makes one of those that say the same without a pause of more than
+// an hour.
+func collapse(all []Message) []Message {
+	slices.SortStableFunc(all, func(a, b Message) int { return a.Time.Compare(b.Time) })
+	var out []Message
+	last := map[string]int{}
+	for i := range all {
+		m := &all[i]
+		key := alike(m)
+		if j, ok := last[key]; ok && m.Time.Sub(out[j].Last) <= time.Hour {
+			out[j].Count += m.Count
+			out[j].Last = m.Last
+			continue
+		}
+		last[key] = len(out)
+		out = append(out, *m)
+	}
+	return out
+}
