@@ -28,7 +28,10 @@ TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc gdb:gdb python3:python3-
 	make-bcache:bcache-tools mkfs.jfs:jfsutils mkfs.nilfs2:nilfs-tools mkudffs:udftools \
 	fuser:psmisc lsof:lsof genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils \
 	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container \
-	journalctl:systemd /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils
+	journalctl:systemd /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils \
+	cpio:cpio zstd:zstd lz4:lz4 gzip:gzip
+# What guests need besides.
+GUESTS := qemu-system-x86_64:qemu-system-x86
 # What is looked for as a file: a library, and a program that the shell has a word for.
 FILES := /usr/include/stdlib.h:libc6-dev /usr/bin/time:time /usr/share/zoneinfo/UTC:tzdata
 
@@ -110,6 +113,16 @@ footprint:
 .PHONY: long
 long: packages ## the long sweeps too
 	SHISA_LONG=1 SHISA_TEST_ALL=1 $(GO) test -timeout 120m ./...
+
+# The kernel comes from the lists of packages that this machine has; without any, they are fetched first.
+.PHONY: test-vm
+test-vm: packages ## the program in guests with other kernels (doc/lab.md)
+	@$(MAKE) packages TOOLS="$(GUESTS)" FILES=
+	@cache="$${XDG_CACHE_HOME:-$$HOME/.cache}/shisa-lab"; \
+	if ! compgen -G "$$cache/linux-image-*" >/dev/null && [ "$$(id -u)" -eq 0 ]; then \
+		apt-get update -q </dev/null; \
+	fi
+	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -v ./e2e
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (30s)

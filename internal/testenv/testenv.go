@@ -4,9 +4,10 @@
 // Package testenv is what tests share: what they need of the machine, and proof that they leave
 // nothing behind on it.
 //
-// Three variables steer tests. SHISA_TEST_ALL=1 says that this machine has everything, so a test
+// Five variables steer tests. SHISA_TEST_ALL=1 says that this machine has everything, so a test
 // that would skip fails. SHISA_LONG=1 runs the long sweeps. SHISA_TEST_DIR names a directory on a
 // file system with storage behind it, for tests that a file system in memory cannot serve.
+// SHISA_TEST_VM=1 runs what runs in guests, and SHISA_TEST_ENGINES says what traces there.
 package testenv
 
 import (
@@ -73,6 +74,35 @@ func NeedLong(t testing.TB) {
 
 // Long tells whether the long sweeps are to run.
 func Long() bool { return os.Getenv("SHISA_LONG") == "1" }
+
+// NeedVM skips the test unless SHISA_TEST_VM=1: it runs in a guest with a kernel of its own, and
+// "make test-vm" is what runs it.
+func NeedVM(t testing.TB) {
+	t.Helper()
+	if os.Getenv("SHISA_TEST_VM") != "1" {
+		t.Skip("in a guest: make test-vm runs it")
+	}
+}
+
+// InGuest is what a guest sets for the tests that run in it.
+const InGuest = "SHISA_TEST_IN_GUEST"
+
+// NeedGuest skips the test unless it runs in a guest, whose kernel it may do with as it likes.
+func NeedGuest(t testing.TB) {
+	t.Helper()
+	if os.Getenv(InGuest) != "1" {
+		t.Skip("is run by others in a guest")
+	}
+}
+
+// Engines names what traces holders of mounts here: watch and syscall, which need no more than BPF and
+// a processor, or what SHISA_TEST_ENGINES says, separated by commas.
+func Engines() []string {
+	if names := os.Getenv("SHISA_TEST_ENGINES"); names != "" {
+		return strings.Split(names, ",")
+	}
+	return []string{"watch", "syscall"}
+}
 
 // Lacks skips the test for want of what, or fails it where SHISA_TEST_ALL=1. It is for what Need
 // cannot look up, such as a feature of the kernel that the test tried to use.

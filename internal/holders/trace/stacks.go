@@ -112,7 +112,9 @@ func (y *symbols) mappings(pid int) ([]stack.Mapping, error) {
 	return stack.Maps("", pid)
 }
 
-func (y *symbols) Kernel(addrs []uint64) []holders.Frame { return y.kernel.Frames(addrs) }
+func (y *symbols) Kernel(addrs []uint64) []holders.Frame {
+	return y.kernel.Frames(y.kernel.Inner(addrs))
+}
 
 func (y *symbols) User(pid int, start int64, regs []uint64, bytes []byte) []holders.Frame {
 	maps, known := y.noted[noted{pid, start}]

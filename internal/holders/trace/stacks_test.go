@@ -43,7 +43,7 @@ int main(int argc, char **argv) { return GuestInfo_GetDiskInfo(argv[1]) < 0; }
 // all the same, and so is the kernel's.
 func TestStacks(t *testing.T) {
 	testenv.Need(t, "gcc")
-	for _, engine := range []string{probe.Watch, probe.Syscall} {
+	for _, engine := range testenv.Engines() {
 		t.Run(engine, func(t *testing.T) {
 			p := newPlace(t)
 			program := filepath.Join(t.TempDir(), "agent")
@@ -94,7 +94,7 @@ func TestStacks(t *testing.T) {
 					t.Errorf("the user's stack has no %s: %v", want, h.UserStack)
 				}
 			}
-			if engine == probe.Watch && !slices.ContainsFunc(h.KernelStack, func(x holders.Frame) bool {
+			if engine != probe.Syscall && !slices.ContainsFunc(h.KernelStack, func(x holders.Frame) bool {
 				return strings.Contains(x.Symbol, "path_openat")
 			}) {
 				t.Errorf("the kernel's stack has no path_openat: %v", h.KernelStack)

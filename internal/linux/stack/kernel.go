@@ -32,6 +32,8 @@ type Kernel struct {
 	// that of addrs[i] begins. As strings they would take three times as much.
 	names []byte
 	at    []uint32
+	// begin and end of the kernel's own code, 0 if they are not told: _stext and _etext.
+	begin, end uint64
 }
 
 // OpenKernel reads /proc/kallsyms below root.
@@ -65,6 +67,12 @@ func readKernel(from io.Reader) (*Kernel, error) {
 			return nil, fmt.Errorf("the kernel has more than %d functions", maxKernelSymbols)
 		}
 		hidden = hidden && addr == 0
+		switch words[2] {
+		case "_stext":
+			k.begin = addr
+		case "_etext":
+			k.end = addr
+		}
 		places = append(places, place{addr, uint32(len(k.names))})
 		module := "kernel"
 		if len(words) > 3 {
@@ -83,6 +91,17 @@ func readKernel(from io.Reader) (*Kernel, error) {
 		k.addrs, k.at = append(k.addrs, p.addr), append(k.at, p.at)
 	}
 	return k, nil
+}
+
+// Inner gives a stack from the kernel's own code on: what watches a function of the kernel by a BPF
+// program of ours is called by it, and is no part of what happened. Such programs are not among the
+// symbols either, which were read before they were loaded.
+func (k *Kernel) Inner(addrs []uint64) []uint64 {
+	if k == nil || k.begin == 0 || k.end == 0 {
+		return addrs
+	}
+	at := slices.IndexFunc(addrs, func(a uint64) bool { return a >= k.begin && a < k.end })
+	return addrs[max(at, 0):]
 }
 
 // Frames names addresses of the kernel, the innermost first as they are. A nil Kernel names none.

@@ -341,6 +341,19 @@ func TestKernel(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("Frames = %q, want %q", got, want)
 	}
+	// What is before the kernel's own code is a program that watches it; a module may call from later on.
+	k, err = readKernel(strings.NewReader("ffffffff81000000 T _stext\nffffffff81000040 T mntget\n" +
+		"ffffffff82000000 T _etext\nffffffffc0000000 t ovl_exit\t[overlay]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stack := []uint64{0xffffffffc0009999, 0xffffffffc0008888, 0xffffffff81000045, 0xffffffffc0000010}
+	if got := k.Inner(stack); !slices.Equal(got, stack[2:]) {
+		t.Errorf("the stack is %x, want %x", got, stack[2:])
+	}
+	if got := k.Inner(stack[:2]); len(got) != 2 {
+		t.Errorf("of a stack without the kernel's code %x is left", got)
+	}
 	if _, err := readKernel(strings.NewReader("0000000000000000 T _stext\n")); err != ErrHidden {
 		t.Errorf("hidden addresses: %v", err)
 	}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/lab/hold"
+	"github.com/shisa-vm/shisa/internal/lab/vm"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+const module = "github.com/shisa-vm/shisa"
+
+func TestMain(m *testing.M) {
+	if hold.IsChild(os.Args) {
+		hold.Serve()
+	}
+	testenv.Main(m)
+}
+
+// modules are what the tests need of a kernel that a machine has loaded or built in.
+func modules() []string {
+	return []string{"loop", "ext4", "crc32c_generic", "overlay", "fuse", "erofs", "binfmt_misc"}
+}
+
+// tools are the programs that the tests call.
+func tools() []string {
+	return []string{"sh", "stat", "df", "ls", "cat", "tail", "timeout", "sleep", "mount", "umount", "losetup",
+		"mkfs.ext4", "mkfs.erofs", "fuser", "lsof"}
+}
+
+// suite are the tests of a package that run in a guest.
+type suite struct {
+	pkg string // below the module
+	// run and skip are what go test takes.
+	run, skip string
+	// must are tests that have to be among those that ran and passed.
+	must []string
+	env  []string
+}
+
+func (s suite) name() string { return path.Base(s.pkg) + ".test" }
+
+func (s suite) check() vm.Check {
+	c := vm.Check{Name: s.name(), Command: []string{"/lab/bin/" + s.name(), "-test.v", "-test.timeout=400s"},
+		Timeout: 420 * time.Second, Env: append(s.env, testenv.InGuest+"=1")}
+	if s.run != "" {
+		c.Command = append(c.Command, "-test.run="+s.run)
+	}
+	if s.skip != "" {
+		c.Command = append(c.Command, "-test.skip="+s.skip)
+	}
+	return c
+}
+
+// guest runs suites in the kernel of a Debian package.
+func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Report {
+	t.Helper()
+	testenv.NeedVM(t)
+	testenv.Need(t, append(tools(), vm.QEMU, "apt-get", "dpkg-deb", "go")...)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+	defer cancel()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := vm.Fetch(ctx, cache, kernel)
+	if errors.Is(err, vm.ErrUnavailable) {
+		testenv.Lacks(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := vm.Image{Kernel: k, Init: filepath.Join(t.TempDir(), "init"), Modules: modules(), Programs: tools(),
+		Files: map[string]string{}, Checks: also}
+	build := func(to, pkg string, tests bool) {
+		if err := vm.Build(ctx, to, pkg, tests); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build(i.Init, vm.InitPackage, false)
+	for _, s := range suites {
+		to := filepath.Join(t.TempDir(), s.name())
+		build(to, module+"/"+s.pkg, true)
+		i.Files["/lab/bin/"+s.name()] = to
+		i.Checks = append(i.Checks, s.check())
+	}
+	shisa := filepath.Join(t.TempDir(), "shisa")
+	build(shisa, module+"/cmd/shisa", false)
+	i.Files["/usr/bin/shisa"] = shisa
+	r, err := vm.Machine{CPUs: 2, MemoryMiB: 1536}.Run(ctx, i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s %s, up after %v; %v of wall clock, %v of processor", k.Package, k.Version,
+		r.Booted.Took.Round(time.Millisecond), r.Took.Round(time.Millisecond), r.CPU.Round(time.Millisecond))
+	for _, s := range suites {
+		t.Run(s.name(), func(t *testing.T) { s.judge(t, r) })
+	}
+	return r
+}
+
+// passed is what go test -v prints of a test that passed; a subtest is indented.
+var passed = regexp.MustCompile(`(?m)^ *--- PASS: (\S+) `)
+
+func (s suite) judge(t *testing.T, r *vm.Report) {
+	got, _ := r.Result(s.name())
+	t.Logf("%v of the guest's clock", got.Took.Round(time.Millisecond))
+	if !got.OK {
+		t.Errorf("%s: %s\n%s\n%s", s.name(), got.Error, got.Stdout, got.Stderr)
+		return
+	}
+	var names []string
+	for _, m := range passed.FindAllStringSubmatch(got.Stdout, -1) {
+		names = append(names, m[1])
+	}
+	for _, must := range s.must {
+		if !slices.Contains(names, must) {
+			t.Errorf("%s is not among what passed: %s\n%s", must, strings.Join(names, " "), got.Stdout)
+		}
+	}
+	if testing.Verbose() {
+		t.Log(got.Stdout)
+	}
+}
