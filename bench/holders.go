@@ -66,7 +66,7 @@ func (a *apart) kinds(ctx context.Context) (f kindsFound, err error) {
 		if k.Effect != hold.Harmless {
 			f.Harmful++
 		}
-		if k.Effect == hold.Blocks && (k.Word == "" || k.Unnamed) {
+		if k.Effect == hold.Blocks && k.Word == "" {
 			f.Unknown++
 		}
 		f.Rows = append(f.Rows, r.Cells())

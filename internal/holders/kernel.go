@@ -28,6 +28,13 @@ type Kernel interface {
 	Uncounted() error
 }
 
+// Deep reads what is under way as well, where a counter says that somebody is missing. A Kernel may have it.
+type Deep interface {
+	// Everything is References with calls that wait, requests, and files that are mounted or read by the
+	// kernel.
+	Everything(ctx context.Context, super uint64, namespaces ...uint64) ([]probe.Reference, error)
+}
+
 // noKernel says why the kernel's own lists are not there.
 func noKernel(err error) string {
 	if err == nil {
@@ -39,6 +46,26 @@ func noKernel(err error) string {
 // references reads who refers to a file system with these mounts. What was not looked into stays in
 // s.unlooked.
 func (s *scan) references(ctx context.Context, super uint64, mounts []probe.Mount) ([]probe.Reference, error) {
+	return s.referencesBy(ctx, s.h.Kernel.References, super, mounts)
+}
+
+// everything is references with what is under way. Where that cannot be looked at, it is said.
+func (s *scan) everything(ctx context.Context, super uint64, mounts []probe.Mount) ([]probe.Reference, error) {
+	if deep, ok := s.h.Kernel.(Deep); ok {
+		refs, err := s.referencesBy(ctx, deep.Everything, super, mounts)
+		if s.tried = err == nil; s.tried || ctx.Err() != nil {
+			return refs, err
+		}
+		s.note("calls and requests that are under way could not be looked at: " + err.Error())
+	}
+	return s.references(ctx, super, mounts)
+}
+
+// asking is a method of Kernel that gives references.
+type asking func(ctx context.Context, super uint64, namespaces ...uint64) ([]probe.Reference, error)
+
+func (s *scan) referencesBy(ctx context.Context, ask asking, super uint64, mounts []probe.Mount,
+) ([]probe.Reference, error) {
 	// Of this process's namespace too, so that it is known which processes the kernel's lists have.
 	others := []uint64{s.own}
 	seen := map[uint64]bool{0: true, s.own: true}
@@ -48,7 +75,7 @@ func (s *scan) references(ctx context.Context, super uint64, mounts []probe.Moun
 			others = append(others, m.Namespace)
 		}
 	}
-	refs, err := s.h.Kernel.References(ctx, super, others...)
+	refs, err := ask(ctx, super, others...)
 	s.unlooked = nil
 	var some *probe.Incomplete
 	if errors.As(err, &some) {

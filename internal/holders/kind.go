@@ -23,7 +23,11 @@ const (
 	Mapping      Kind = "mapping"
 	UnixSocket   Kind = "unix_socket"  // bound to a name there, which may be gone
 	InFlight     Kind = "fd_in_flight" // sent over a socket and not received
-	IOUring      Kind = "io_uring"     // registered with an io_uring
+	IOUring      Kind = "io_uring"     // registered with an io_uring, or of a request to it
+	AIO          Kind = "aio"          // of a request of io_submit(2)
+	SystemCall   Kind = "system_call"  // of a call that waits in the kernel
+	ImageMount   Kind = "image_mount"  // a file system that is mounted of a file there
+	FuseBacking  Kind = "fuse_backing" // a file there that FUSE reads past its server
 	NestedMount  Kind = "nested_mount"
 	Loop         Kind = "loop" // a loop device made of a file there
 	Swap         Kind = "swap"
@@ -51,7 +55,7 @@ const (
 // is told.
 func kindOrder(k Kind) int {
 	return slices.Index([]Kind{NestedMount, Mounted, OpenFD, OPath, Cwd, Root, Exe, Mapping, UnixSocket,
-		InFlight, IOUring, Loop, Swap, DeviceHolder, MD, Served, ImageLock, Uprobe, BinfmtMisc, Fanotify,
+		InFlight, IOUring, AIO, FuseBacking, SystemCall, Loop, ImageMount, Swap, DeviceHolder, MD, Served, ImageLock, Uprobe, BinfmtMisc, Fanotify,
 		Lookup, Ending, MountContext, Frozen, Internal, Peer, Overlay, Bind, Namespace, Detached}, k)
 }
 
@@ -75,6 +79,8 @@ func (h *Holder) release() string {
 		return "take /dev/" + h.Device + " apart: dmsetup remove, vgchange -an or cryptsetup close"
 	case MD:
 		return "mdadm --stop /dev/" + h.Device
+	case ImageMount:
+		return "unmount what is made of it: " + cmp.Or(h.Device, "a file system of a file")
 	case Overlay:
 		return "unmount the overlay that has it as a layer"
 	case Frozen:
@@ -108,6 +114,8 @@ func (h *Holder) releaseProcess() string {
 		return "change its directory (cd /), or " + stop(h.Process)
 	case Fanotify:
 		return "let it read its events, or " + stop(h.Process)
+	case SystemCall:
+		return "let its system call end, or " + stop(h.Process)
 	case InFlight:
 		return "let it receive what was sent to it, or " + stop(h.Process)
 	}

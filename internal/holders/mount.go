@@ -35,6 +35,7 @@ func (s *scan) mount(ctx context.Context) error {
 	s.setTextMounts(s.t.dev)
 	s.fromText(ctx)
 	s.fromKernelSide(ctx)
+	s.images(ctx)
 	s.rings(ctx)
 	s.sockets(ctx)
 	s.peers(ctx)
@@ -46,7 +47,7 @@ func (s *scan) mount(ctx context.Context) error {
 // mountByKernel reads the kernel's lists until the counter stands still and is explained, at most
 // maxLooks times: between the count and the list somebody may take or drop a reference.
 func (s *scan) mountByKernel(ctx context.Context) error {
-	blind := s.blind
+	blind, read := s.blind, s.references
 	for look := range maxLooks {
 		s.holders, s.audit, s.blind = []Holder{}, Audit{Hints: []string{}}, slices.Clip(blind)
 		s.ownOn = map[int]int64{}
@@ -58,7 +59,7 @@ func (s *scan) mountByKernel(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		refs, err := s.references(ctx, asked.Super, before)
+		refs, err := read(ctx, asked.Super, before)
 		if err != nil {
 			return err
 		}
@@ -72,6 +73,10 @@ func (s *scan) mountByKernel(ctx context.Context) error {
 		s.balance(before, after)
 		if look == maxLooks-1 || !s.audit.Changed && s.settled() {
 			break
+		}
+		// Whoever was only passing by is gone by the next look; who is missing then is looked for deeper.
+		if s.missing() && (look > 0 || !s.audit.Changed) {
+			read = s.everything
 		}
 	}
 	s.counted = true
@@ -210,6 +215,7 @@ func (s *scan) fromReferences(ctx context.Context, refs []probe.Reference) {
 		}
 		i = j
 	}
+	s.calls()
 }
 
 // object lists who leads to one object; the references are ordered by process. One that others lead to
@@ -236,8 +242,57 @@ func (s *scan) object(ctx context.Context, m Mount, refs []probe.Reference) {
 		if r.Kind != probe.Context {
 			h.Writing = may(write)
 		}
+		if r.Kind == probe.Waits {
+			h.Certainty, h.Syscall = Overlap, probe.CallName(r.Call)
+			if r.Walks {
+				h.Writing = nil // it may be on its way to open it for that
+			}
+		}
+		if r.Kind == probe.Image {
+			h.Device = s.madeOf(r.On)
+		}
 		s.add(h)
 		left = 0
+	}
+}
+
+// madeOf names a file system by where it is mounted.
+func (s *scan) madeOf(dev uint64) string {
+	for _, ns := range append([]uint64{s.own}, slices.Sorted(keys(s.tables))...) {
+		for _, m := range s.tables[ns] {
+			if m.Dev == dev {
+				return m.Type + " on " + m.Point
+			}
+		}
+	}
+	return "a file system that is not seen mounted"
+}
+
+// calls puts together what one call that waits holds: an open(2) has the place that it came to, and
+// the file that it makes.
+func (s *scan) calls() {
+	var kept []Holder
+	at := map[[3]int]int{}
+	for _, h := range s.holders {
+		key := [3]int{h.MountID, h.Process.PID, h.Process.TID}
+		i, had := at[key]
+		switch {
+		case h.Kind != SystemCall:
+			kept = append(kept, h)
+		case !had:
+			at[key] = len(kept)
+			kept = append(kept, h)
+		default:
+			kept[i].References += h.References
+			if kept[i].Writing != nil && h.Writing != nil {
+				kept[i].Writing = may(*kept[i].Writing || *h.Writing)
+			} else {
+				kept[i].Writing = cmp.Or(kept[i].Writing, h.Writing) // that of the file
+			}
+		}
+	}
+	if kept != nil {
+		s.holders = kept
 	}
 }
 
@@ -301,6 +356,7 @@ func (s *scan) found() map[int]int64 {
 
 // share takes what the kernel holds for the open file of a process where more was found than is
 // counted: a loop device keeps the very file that it was given, and who gave it may have it open still.
+// So may calls that wait: what was found of them may be of an earlier one.
 func (s *scan) share(after []probe.Mount) {
 	found := s.found()
 	for _, k := range after {
@@ -314,8 +370,16 @@ func (s *scan) share(after []probe.Mount) {
 				h.References = 0
 				over--
 			}
+			if h.MountID == k.ID && h.Kind == SystemCall && over > 0 {
+				less := min(over, h.References)
+				h.References -= less
+				over -= less
+			}
 		}
 	}
+	s.holders = slices.DeleteFunc(s.holders, func(h Holder) bool {
+		return h.Kind == SystemCall && h.References == 0
+	})
 }
 
 // settled reports whether nothing is left to explain where the umount goes.
@@ -323,6 +387,11 @@ func (s *scan) settled() bool {
 	return s.audit.Unexplained == 0 && !slices.ContainsFunc(s.mounts, func(m Mount) bool {
 		return m.Follows && m.Unexplained > 0
 	})
+}
+
+// missing reports whether the kernel counts somebody where the umount goes who was not found.
+func (s *scan) missing() bool {
+	return slices.ContainsFunc(s.mounts, func(m Mount) bool { return (m.Asked || m.Follows) && m.Unexplained > 0 })
 }
 
 // peers says of each copy that keeps the umount from succeeding where it is; who holds it is listed

@@ -57,8 +57,32 @@ func (s *scan) hints(ctx context.Context) {
 	for _, e := range s.exported(ctx) {
 		hint("the NFS server, which exports %s: exportfs -f", e)
 	}
+	if s.tried {
+		hint("a read or write of io_submit(2) or io_uring that storage has not answered")
+		hint("a file that poll(2) waits for, and that was closed meanwhile")
+	} else {
+		hint("a system call that waits, or a request to io_uring or of io_submit(2)")
+	}
+	if at, ok := s.mountedLike("erofs"); ok {
+		hint("a further image of the erofs on %s", at)
+	}
+	if at, ok := s.mountedLike("fuse"); ok {
+		hint("a file that the FUSE on %s passes on", at)
+	}
 	hint("a probe made with perf_event_open on a program there")
 	hint("a descriptor sent over a socket that was itself sent over a socket and never received")
+}
+
+// mountedLike gives where a file system of a type is mounted, in any namespace; of FUSE there are several.
+func (s *scan) mountedLike(kind string) (string, bool) {
+	for _, ns := range slices.Sorted(keys(s.tables)) {
+		for _, m := range s.tables[ns] {
+			if m.Type == kind || strings.HasPrefix(m.Type, kind+".") {
+				return m.Point, true
+			}
+		}
+	}
+	return "", false
 }
 
 // marks reports whether a mark of fanotify is on the file system that is asked about.

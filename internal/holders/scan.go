@@ -59,6 +59,8 @@ type scan struct {
 	visible map[int]bool
 	// counted: the kernel's own lists were read.
 	counted bool
+	// tried: what is under way was looked at.
+	tried bool
 	// hidden: the kernel has copies of the mount that nothing explains.
 	hidden bool
 	// details are the processes that were read.
@@ -204,7 +206,7 @@ func (s *scan) unread(what string, err error) {
 
 // add lists a holder. What this very process holds is counted and not listed.
 func (s *scan) add(h Holder) {
-	h.Certainty = Static
+	h.Certainty = cmp.Or(h.Certainty, Static)
 	if h.Writing == nil {
 		h.Writing = writingOf(h.Kind)
 	}

@@ -116,6 +116,24 @@ func (s *scan) fromKernelSide(ctx context.Context) {
 	}
 }
 
+// images lists the file systems that are mounted of a file, by the name that it had then: erofs alone
+// does that, others make a loop device of it.
+func (s *scan) images(ctx context.Context) {
+	seen := map[uint64]bool{}
+	for _, ns := range slices.Sorted(keys(s.tables)) {
+		for _, m := range s.tables[ns] {
+			if m.Type != "erofs" || !strings.HasPrefix(m.Source, "/") || strings.HasPrefix(m.Source, "/dev/") || seen[m.Dev] {
+				continue
+			}
+			seen[m.Dev] = true
+			if on, ok := s.locate(ns, m.Source); ok {
+				s.add(Holder{Kind: ImageMount, Path: m.Source, Device: s.madeOf(m.Dev), FD: -1, References: 1,
+					Process: s.process(ctx, 0, 0, "")}.on(on))
+			}
+		}
+	}
+}
+
 // mountedAs is where a file system of the kernel can be read.
 func (s *scan) mountedAs(kind string) (string, bool) {
 	for _, m := range s.tables[s.own] {

@@ -13,7 +13,7 @@ func may(write bool) *bool { return &write }
 // file first; a mount elsewhere is written to by those who hold that.
 func writingOf(k Kind) *bool {
 	switch k {
-	case OPath, Cwd, Root, Exe, UnixSocket, Uprobe, BinfmtMisc, Fanotify, Bind, Namespace:
+	case OPath, Cwd, Root, Exe, UnixSocket, Uprobe, BinfmtMisc, Fanotify, Bind, Namespace, ImageMount:
 		return may(false)
 	case Swap:
 		return may(true)

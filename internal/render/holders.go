@@ -202,8 +202,16 @@ func KindWords(h *holders.Holder) string {
 		return "was sent and did not receive"
 	case holders.IOUring:
 		return "file of an io_uring"
+	case holders.AIO:
+		return "file of an asynchronous request"
+	case holders.FuseBacking:
+		return "file that FUSE reads past its server"
+	case holders.SystemCall:
+		return "waits in the system call " + Text(h.Syscall) + " on"
 	case holders.NestedMount:
 		return device + " mounted on"
+	case holders.ImageMount:
+		return device + " is made of"
 	case holders.Loop:
 		return device + " is made of"
 	case holders.Swap:

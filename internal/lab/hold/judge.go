@@ -51,7 +51,7 @@ func (h *Hold) Judge(a Answer) []string {
 	if k.Effect != Harmless && a.Free {
 		say("is said to be free")
 	}
-	if k.Word != "" && !named && !k.Unnamed {
+	if k.Word != "" && !named {
 		say("is not told as %s", h.want())
 	}
 	if k.Effect == Blocks && !named && a.Unexplained == 0 {
@@ -60,7 +60,7 @@ func (h *Hold) Judge(a Answer) []string {
 	if !a.Audited && k.Effect != Hides {
 		say("is not audited")
 	}
-	if a.Unexplained < 0 || a.Unexplained > 0 && (named && !k.Unnamed || k.Effect != Blocks) {
+	if a.Unexplained < 0 || a.Unexplained > 0 && (named || k.Effect != Blocks) {
 		say("has %d references unexplained", a.Unexplained)
 	}
 	for _, s := range a.Holders {

@@ -23,8 +23,6 @@ func TestJudge(t *testing.T) {
 	blocks := &Hold{PID: 7, TID: 8, FD: 3, Path: "/mnt/held", Namespace: 5,
 		Kind: Kind{Name: "x", Effect: Blocks, Word: "open_fd"}}
 	pins := &Hold{PID: 7, FD: -1, Kind: Kind{Name: "x", Effect: Pins, Word: "namespace"}}
-	unnamed := &Hold{PID: 7, FD: 3,
-		Kind: Kind{Name: "x", Effect: Blocks, Word: "uprobe", Unnamed: true}}
 	nameless := &Hold{PID: 7, FD: -1, Kind: Kind{Name: "x", Effect: Blocks}}
 	hides := &Hold{PID: 7, FD: 3, Kind: Kind{Name: "x", Effect: Hides, Word: "open_fd"}}
 	harmless := &Hold{PID: 7, FD: 3, Kind: Kind{Name: "x", Effect: Harmless}}
@@ -55,9 +53,6 @@ func TestJudge(t *testing.T) {
 		{"only unexplained", blocks, func(a *Answer) { none(a); a.Unexplained = 1 }, "is not told"},
 		{"missed", blocks, none, "is missed without a word"},
 		{"said to be free", blocks, func(a *Answer) { none(a); a.Free = true }, "is said to be free"},
-		{"unnamed, named", unnamed, func(*Answer) {}, ""},
-		{"unnamed, unexplained", unnamed, func(a *Answer) { none(a); a.Unexplained = 1 }, ""},
-		{"unnamed, missed", unnamed, none, "is missed without a word"},
 		{"nameless, unexplained", nameless, func(a *Answer) { none(a); a.Unexplained = 2 }, ""},
 		{"nameless, missed", nameless, none, "is missed without a word"},
 		{"pins", pins, func(*Answer) {}, ""},

@@ -39,8 +39,6 @@ type Kind struct {
 	// Word is what a scan calls it, empty where none has a word for it: it has to say then that
 	// something is unexplained. Nothing at all is to be said of what is Harmless.
 	Word string
-	// Unnamed: a scan may say unexplained instead, as the kernel shows no way from it to a process.
-	Unnamed bool
 
 	make func(*child) error
 	// namespaces are those that the child is in, flags of clone(2).
@@ -90,8 +88,8 @@ func threads() []Kind {
 		{Name: "thread-cwd", Effect: Blocks, Word: "cwd", make: threadCwd},
 		{Name: "thread-fd-table", Effect: Blocks, Word: "open_fd", make: threadFiles},
 		{Name: "zombie-leader", Effect: Blocks, Word: "open_fd", make: zombieLeader},
-		{Name: "blocked-open", Effect: Blocks, make: blockedOpen},
-		{Name: "blocked-read", Effect: Blocks, make: blockedRead},
+		{Name: "blocked-open", Effect: Blocks, Word: "system_call", make: blockedOpen},
+		{Name: "blocked-read", Effect: Blocks, Word: "system_call", make: blockedRead},
 	}
 }
 
@@ -119,11 +117,10 @@ func sockets() []Kind {
 func requests() []Kind {
 	return []Kind{
 		{Name: "io-uring-file", Effect: Blocks, Word: "io_uring", make: ringFile},
-		{Name: "io-uring-request", Effect: Blocks, make: ringRequest},
-		{Name: "aio-request", Effect: Blocks, make: aioRequest},
+		{Name: "io-uring-request", Effect: Blocks, Word: "io_uring", make: ringRequest},
+		{Name: "aio-request", Effect: Blocks, Word: "aio", make: aioRequest},
 		{Name: "fanotify-event", Effect: Blocks, Word: "fanotify", make: unreadEvent},
-		{Name: "fanotify-permission", Effect: Blocks, Word: "fanotify", Unnamed: true,
-			make: unansweredEvent},
+		{Name: "fanotify-permission", Effect: Blocks, Word: "fanotify", make: unansweredEvent},
 		{Name: "perf-uprobe", Effect: Blocks, Word: "uprobe", make: perfUprobe},
 		{Name: "bpf-uprobe", Effect: Blocks, Word: "uprobe", make: bpfUprobe},
 	}
@@ -136,8 +133,8 @@ func kernel() []Kind {
 		{Name: "swap", Effect: Blocks, Word: "swap", make: swapThere, outlives: true},
 		{Name: "uprobe", Effect: Blocks, Word: "uprobe", make: uprobeEvent, outlives: true},
 		{Name: "binfmt-misc", Effect: Blocks, Word: "binfmt_misc", make: interpreter, outlives: true},
-		{Name: "erofs-image", Effect: Blocks, make: erofsImage},
-		{Name: "fuse-backing", Effect: Blocks, make: fuseBacking},
+		{Name: "erofs-image", Effect: Blocks, Word: "image_mount", make: erofsImage},
+		{Name: "fuse-backing", Effect: Blocks, Word: "fuse_backing", make: fuseBacking},
 	}
 }
 

@@ -15,11 +15,13 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type question -type found -type mount_found -type super_found -type found_kind -type mount_flag -type path_flag -type inode_flag mounts mounts.c -- -O2 -Wall -Werror
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type held -type task_found refs refs.c -- -O2 -Wall -Werror
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type sleeper_found underway underway.c -- -O2 -Wall -Werror
 
 // ErrRefused means that this kernel does not load the programs, or not for this user.
 var ErrRefused = errors.New("the kernel refuses the program")
@@ -27,7 +29,13 @@ var ErrRefused = errors.New("the kernel refuses the program")
 // load gives the programs and maps of spec to the kernel and fills objects, a pointer to one of the
 // structs that bpf2go makes. What it gives back matches ErrRefused where the kernel said no.
 func load(name string, spec *ebpf.CollectionSpec, objects any) error {
-	err := unlimited(func() error { return spec.LoadAndAssign(objects, nil) })
+	return loadWith(name, spec, objects, nil)
+}
+
+// loadWith is load with types that are not of the kernel itself but of its modules.
+func loadWith(name string, spec *ebpf.CollectionSpec, objects any, types []*btf.Spec) error {
+	o := &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{ExtraRelocationTargets: types}}
+	err := unlimited(func() error { return spec.LoadAndAssign(objects, o) })
 	if err != nil {
 		return fmt.Errorf("load %s: %w: %w", name, ErrRefused, &oneLine{err})
 	}

@@ -209,6 +209,8 @@ enum {
 	SOCKETS = 0x534F434B,   // SOCKFS_MAGIC, ANON_INODE_FS_MAGIC, NSFS_MAGIC
 	ANONYMOUS = 0x09041934, // of include/uapi/linux/magic.h
 	NAMESPACES = 0x6e736673,
+	FUSE_DEVICE = 10 << 20 | 229, // /dev/fuse, as the kernel writes the number
+	FUSE_NAME = 0x65737566,       // what user space knows it by
 	OVERLAY = 0x794c7630, // OVERLAYFS_SUPER_MAGIC
 	S_IFMT = 0170000,     // of include/uapi/linux/stat.h
 	S_IFDIR = 0040000,
@@ -340,18 +342,21 @@ INLINE void look(struct bpf_iter__bpf_map_elem *ctx, struct question *q, struct 
 		f.mnt = (u64)mount_of(get(under, f_path.mnt));
 		f.dentry = (u64)get(under, f_path.dentry);
 	} else if ((u64)sb != q->super) {
+		struct inode *inode = get(file, f_inode);
+		bool fuse = get(inode, i_rdev) == FUSE_DEVICE;
 		if (magic == SOCKETS)
 			f.head.kind = FOUND_SOCKET;
-		else if (magic == ANONYMOUS)
+		else if (magic == ANONYMOUS || fuse)
 			f.head.kind = FOUND_ANONYMOUS;
 		else if (magic == NAMESPACES)
 			f.head.kind = FOUND_NAMESPACE;
 		else
 			return;
-		struct inode *inode = get(file, f_inode);
 		f.extra = (u64)get(file, private_data);
 		f.mnt = get(inode, i_ino);
 		bpf_probe_read_kernel(&f.dentry, sizeof(f.dentry), get(dentry, d_name.name));
+		if (fuse)
+			f.dentry = FUSE_NAME;
 	}
 	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 )
@@ -20,6 +21,12 @@ type Refs struct {
 	tasks     *desk // of refs
 	cpus      int   // that may be
 	uncounted error // why no counters can be read
+
+	// What is under way is looked at by programs that are loaded when it is asked for.
+	lateOnce sync.Once
+	lateErr  error
+	underway underwayObjects
+	lateDesk *desk
 }
 
 // OpenRefs loads the programs. It matches ErrRefused where the kernel does not take them.
@@ -55,7 +62,11 @@ func (r *Refs) Uncounted() error { return r.uncounted }
 
 // Close takes the programs out of the kernel again.
 func (r *Refs) Close() error {
-	return errors.Join(r.tasks.close(), r.desk.close(), r.refs.Close(), r.mounts.Close())
+	var late error
+	if r.lateDesk != nil {
+		late = errors.Join(r.lateDesk.close(), r.underway.Close())
+	}
+	return errors.Join(late, r.tasks.close(), r.desk.close(), r.refs.Close(), r.mounts.Close())
 }
 
 // Kind is a way of referring to a file system.
@@ -96,6 +107,12 @@ type Reference struct {
 	Deleted bool   // no name leads to it any more
 	Count   int64  // references of Mount's counter that Holder has
 	Comm    string
+	// Call is the number of the system call that waits, for Waits; Walks tells that it holds the place
+	// which it has come to, and not an open file. On is the device number of the file system that is
+	// mounted of the file, for Image.
+	Call  int64
+	Walks bool
+	On    uint64
 }
 
 // Incomplete is the error of a scan that gives what it found, and could not look at all.
@@ -130,7 +147,11 @@ func (r *Refs) References(ctx context.Context, super uint64, namespaces ...uint6
 	if super == 0 {
 		return nil, fmt.Errorf("look for references to no file system: %w", ErrNoMount)
 	}
-	s := newSearch(r, super, namespaces)
+	return newSearch(r, super, namespaces).run(ctx)
+}
+
+// run looks until nothing went while it was looked at, at most maxLooks times.
+func (s *search) run(ctx context.Context) ([]Reference, error) {
 	for range maxLooks {
 		s.lost = 0
 		if err := s.look(ctx); err != nil {
@@ -138,6 +159,11 @@ func (r *Refs) References(ctx context.Context, super uint64, namespaces ...uint6
 		}
 		if s.lost == 0 {
 			break
+		}
+	}
+	if s.deep {
+		if err := s.more(ctx); err != nil {
+			return nil, fmt.Errorf("look at what is under way: %w", err)
 		}
 	}
 	if err := s.addPaths(ctx); err != nil {

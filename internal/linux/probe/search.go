@@ -32,7 +32,8 @@ type search struct {
 	seen   map[refKey]int  // where it is in refs
 	asked  map[uint64]bool // addresses that were looked into
 	unread []Unread
-	lost   int // how much went while it was looked at
+	lost   int  // how much went while it was looked at
+	deep   bool // into what is under way as well
 }
 
 type refKey struct {
@@ -66,6 +67,7 @@ const (
 	aConnection                    // that is not accepted yet, by struct sock
 	aMessage
 	aKernelFile // a ring, a perf event, ...
+	aQueue      // of asynchronous requests
 )
 
 func newSearch(r *Refs, super uint64, namespaces []uint64) *search {
@@ -253,7 +255,7 @@ func (s *search) take(rec record, k Kind, owners []owner, own bool, at map[carri
 		case k == Mapping:
 			ref.Write = f.Extra != 0
 		case rec.kind == foundFile && k != OPath:
-			ref.Write = f.Flags&unix.O_ACCMODE != unix.O_RDONLY
+			ref.Write = writes(f.Flags)
 		}
 		for _, o := range owners {
 			s.add(ref, o, spot{dentry: f.Dentry, mount: f.Mnt})
@@ -280,6 +282,9 @@ func (s *search) take(rec record, k Kind, owners []owner, own bool, at map[carri
 	return nil
 }
 
+// writes reports whether the flags of open(2) are those of a file that may be written to.
+func writes(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
+
 // carry notes something that may hold references itself, if there is a way to look into it.
 func (s *search) carry(key carrierKey, owners []owner, at map[carrierKey]int, carriers *[]carrier) {
 	if key.addr == 0 || len(s.ways(key)) == 0 {
@@ -299,6 +304,7 @@ type way struct {
 	program *ebpf.Program
 	kind    Kind
 	flags   uint32
+	late    bool // the program is of those that look at what is under way
 }
 
 // ways gives how to look into a carrier.
@@ -306,26 +312,38 @@ func (s *search) ways(c carrierKey) []way {
 	p := &s.r.refs
 	switch c.what {
 	case aSocket:
-		return []way{{p.Messages, UnixSocket, 1}}
+		return []way{{p.Messages, UnixSocket, 1, false}}
 	case aConnection:
-		return []way{{p.Messages, UnixSocket, 0}}
+		return []way{{p.Messages, UnixSocket, 0, false}}
 	case aMessage:
-		return []way{{p.Passed, InFlight, 0}}
+		return []way{{p.Passed, InFlight, 0, false}}
+	case aQueue:
+		return []way{{s.r.underway.Queue, AIO, 0, true}}
 	}
 	switch c.name {
 	case eight("[io_uring]"):
-		return []way{{p.Rings, IOUring, 0}}
+		if s.deep {
+			return []way{{p.Rings, IOUring, 0, false}, {s.r.underway.Waiting, IOUring, 0, true}}
+		}
+		return []way{{p.Rings, IOUring, 0, false}}
+	case fuseDevice:
+		if s.deep {
+			return []way{{s.r.underway.Backings, Backing, 0, true}}
+		}
 	case eight("[fanotify]"):
-		return []way{{p.Events, Fanotify, 0}, {p.Events, Fanotify, 1}}
+		return []way{{p.Events, Fanotify, 0, false}, {p.Events, Fanotify, 1, false}}
 	case eight("[perf_event]"):
-		return []way{{p.Uprobes, Uprobe, 0}}
+		return []way{{p.Uprobes, Uprobe, 0, false}}
 	case eight("bpf_link"):
-		return []way{{p.Uprobes, Uprobe, 1}}
+		return []way{{p.Uprobes, Uprobe, 1, false}}
 	case eight("[fscontext]"), eight("fscontext"):
-		return []way{{p.Contexts, Context, 0}}
+		return []way{{p.Contexts, Context, 0, false}}
 	}
 	return nil
 }
+
+// fuseDevice stands for the name of /dev/fuse, as refs.c has it.
+const fuseDevice = 0x65737566
 
 // eight is the beginning of a name as the program reads it, eight bytes at once.
 func eight(name string) uint64 { return binary.NativeEndian.Uint64([]byte(name)) }
@@ -369,7 +387,11 @@ func (s *search) askCarriers(ctx context.Context, w way, now []carrier, at map[c
 		for i, c := range now {
 			qs[i] = question{Addr: c.addr, Super: s.super, Flags: w.flags}
 		}
-		err := s.r.tasks.ask(ctx, w.program, qs, func(rec record) error {
+		desk := s.r.tasks
+		if w.late {
+			desk = s.r.lateDesk
+		}
+		err := desk.ask(ctx, w.program, qs, func(rec record) error {
 			c := now[rec.question]
 			switch {
 			case rec.kind != foundLost:

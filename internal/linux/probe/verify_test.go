@@ -34,7 +34,7 @@ func TestVerified(t *testing.T) {
 		"mounts": {loadMounts, maxVerified, false}, "refs": {loadRefs, maxVerified, false},
 		"watch": {loadWatch, maxVerifiedEngine, false}, "window": {loadWindow, maxVerifiedEngine, false},
 		"fentry": {loadFentry, maxVerifiedEngine, true}, "kprobe": {loadKprobe, maxVerifiedEngine, true},
-		"pollers": {loadPollers, maxVerified, false},
+		"pollers": {loadPollers, maxVerified, false}, "underway": {loadUnderway, maxVerified, false},
 	} {
 		all, err := one.open()
 		if err != nil {
