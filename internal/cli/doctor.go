@@ -4,8 +4,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"io"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -22,6 +24,7 @@ import (
 type doctorOptions struct {
 	json, sarif, metrics, verbose, write bool
 
+	html htmlPage
 	// roots are of whom the evidence is, none means this machine.
 	roots []string
 	// rules is a directory with rules of the user.
@@ -44,7 +47,7 @@ Looking changes nothing. A mount that does not answer is asked by a child proces
 doctor never hangs, and is never what keeps a mount busy.`,
 		Example: `  shisa doctor                                      this machine
   shisa doctor --root /mnt/rescue
-  shisa doctor --json --verbose`,
+  shisa doctor --html report.html --verbose`,
 		Args: wantArgs(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := o.ready(c); err != nil {
@@ -67,6 +70,7 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 		"could not be told")
 	f.BoolVar(&o.write, "write-probe", false, "ask each mount for a file without a name as well: the only sure sign of "+
 		"one that takes no writes")
+	o.html.flag(f)
 	rulesFlag(c, &o.rules)
 	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
 }
@@ -82,7 +86,7 @@ func (o *doctorOptions) ready(c *cobra.Command) error {
 	if n > 1 {
 		return usageError(c, "--json, --sarif and --openmetrics are forms of one result, want one of them")
 	}
-	return nil
+	return o.html.ready()
 }
 
 func runDoctor(ctx context.Context, o doctorOptions, s *stdio) error {
@@ -95,7 +99,11 @@ func runDoctor(ctx context.Context, o doctorOptions, s *stdio) error {
 		return err
 	}
 	r := doctor.Examine(all, rules)
-	if err := o.show(r, s); err != nil {
+	page := o.html.write(o.verbose, func(w io.Writer, info render.PageInfo) error {
+		return render.DoctorHTML(w, r, info)
+	})
+	r.Status, page = withPage(r.Status, page)
+	if err := cmp.Or(page, o.show(r, s)); err != nil {
 		return err
 	}
 	return exitWith(r.Status[0])

@@ -28,10 +28,7 @@ const (
 // Doctor writes a report for people: the likely cause, what is hurt, what to do now, and what was not
 // looked at.
 func Doctor(w io.Writer, r *doctor.Report, s Style) error {
-	o := &doctorOut{out: newOut(w, s), r: r, findings: map[string]*doctor.Finding{}}
-	for i := range r.Findings {
-		o.findings[r.Findings[i].ID] = &r.Findings[i]
-	}
+	o := &doctorOut{newOut(w, s), diagnose(r)}
 	o.causes()
 	o.harmless()
 	o.common()
@@ -40,10 +37,23 @@ func Doctor(w io.Writer, r *doctor.Report, s Style) error {
 	return o.flush()
 }
 
+// diagnosis is a report with its findings by their IDs, for text and for pages.
+type diagnosis struct {
+	r    *doctor.Report
+	byID map[string]*doctor.Finding
+}
+
+func diagnose(r *doctor.Report) diagnosis {
+	d := diagnosis{r, map[string]*doctor.Finding{}}
+	for i := range r.Findings {
+		d.byID[r.Findings[i].ID] = &r.Findings[i]
+	}
+	return d
+}
+
 type doctorOut struct {
 	*out
-	r        *doctor.Report
-	findings map[string]*doctor.Finding
+	diagnosis
 }
 
 // causes tells what is wrong, each with what it explains.
@@ -51,7 +61,7 @@ func (o *doctorOut) causes() {
 	n := 0
 	for i := range o.r.Causes {
 		c := &o.r.Causes[i]
-		f := o.findings[c.Finding]
+		f := o.byID[c.Finding]
 		if f != nil && f.Severity.Rank() >= finding.Waste.Rank() {
 			continue
 		}
@@ -124,14 +134,19 @@ func (o *doctorOut) facts(f *doctor.Finding) {
 	}
 }
 
-// explains names what a cause explains, by object.
-func (o *doctorOut) explains(c *doctor.Cause) {
+// explained names what a cause explains, by object.
+func (d diagnosis) explained(c *doctor.Cause) []string {
 	var items []string
 	for _, id := range c.Explains {
-		if f := o.findings[id]; f != nil {
-			items = append(items, o.object(f.Object)+" ("+Text(f.Code)+")")
+		if f := d.byID[id]; f != nil {
+			items = append(items, d.object(f.Object)+" ("+Text(f.Code)+")")
 		}
 	}
+	return items
+}
+
+func (o *doctorOut) explains(c *doctor.Cause) {
+	items := o.explained(c)
 	o.named("explains", items)
 	if len(items) > 0 {
 		return
@@ -155,20 +170,24 @@ func (o *doctorOut) named(first string, items []string) {
 	o.flow(label("  ", first), items, ", ")
 }
 
-// rivals names what explains as much.
-func (o *doctorOut) rivals(c *doctor.Cause) {
+// rivalNames names what explains as much.
+func (d diagnosis) rivalNames(c *doctor.Cause) []string {
 	var items []string
 	for _, x := range c.Rivals {
-		text := o.object(x.Object)
-		if f := o.findings[x.Finding]; f != nil {
+		text := d.object(x.Object)
+		if f := d.byID[x.Finding]; f != nil {
 			text += " (" + Text(f.Code) + ")"
 		} else {
 			text += " (not looked at)"
 		}
 		items = append(items, text)
 	}
+	return items
+}
+
+func (o *doctorOut) rivals(c *doctor.Cause) {
 	if c.Certainty == doctor.NotCertain {
-		o.named("or", items)
+		o.named("or", o.rivalNames(c))
 	}
 }
 
@@ -352,9 +371,9 @@ func (o *doctorOut) asked() {
 }
 
 // object names an object for people; the machine only where there are several.
-func (o *doctorOut) object(x doctor.Object) string {
+func (d diagnosis) object(x doctor.Object) string {
 	name := string(x.Kind) + " " + Name(x.Name)
-	if x.On != "" && len(o.r.Machines) > 1 && x.Kind != doctor.Host {
+	if x.On != "" && len(d.r.Machines) > 1 && x.Kind != doctor.Host {
 		name += " of " + Name(x.On)
 	}
 	return name

@@ -124,16 +124,19 @@ func (s *sheet) worst() state {
 	return stateClean
 }
 
-func (s *sheet) made() string {
+func (s *sheet) made() string { return madeBy(s.info) }
+
+// madeBy tells by what, where and when a page was made.
+func madeBy(info PageInfo) string {
 	text := ""
-	if s.info.Version != "" {
-		text += " " + s.info.Version
+	if info.Version != "" {
+		text += " " + info.Version
 	}
-	if s.info.Host != "" {
-		text += " on " + s.info.Host
+	if info.Host != "" {
+		text += " on " + info.Host
 	}
-	if !s.info.When.IsZero() {
-		text += ", " + s.info.When.UTC().Format("2006-01-02 15:04:05") + " UTC"
+	if !info.When.IsZero() {
+		text += ", " + info.When.UTC().Format("2006-01-02 15:04:05") + " UTC"
 	}
 	return text
 }
