@@ -71,7 +71,7 @@ func (t *Trace) loop(ctx context.Context) {
 				t.o.Stacks.Tick()
 			}
 			t.settle(false)
-			if ticks++; ticks%followTicks == 0 && len(t.away) > 0 {
+			if ticks++; ticks%followTicks == 0 && t.places.away() {
 				// What cannot be followed now may be there in a second.
 				_ = t.follow(ctx, false) // Unwatched tells it
 			}
@@ -101,10 +101,12 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 		return
 	}
 	m, dev, known := t.mountOf(ctx, e)
-	target := slices.ContainsFunc(t.places, func(o linux.Mount) bool { return o.ID == m.ID })
+	target := slices.ContainsFunc(t.places.now, func(o place) bool {
+		return o.Point == m.Path && m.Namespace == t.own
+	})
 	if ended(e) {
 		if known && target {
-			t.away[m.ID] = true
+			t.places.ended(m.ID, e.TS)
 		}
 		return
 	}
@@ -165,26 +167,34 @@ func (t *Trace) failed(e probe.Event) bool {
 
 // mountOf tells which mount a umount was about, and on which device it is.
 func (t *Trace) mountOf(ctx context.Context, e probe.Event) (m Mount, dev uint64, known bool) {
-	table := t.places
-	if len(t.o.Mounts) == 0 || e.Namespace != t.own {
+	named := e.Got.Text
+	if !path.IsAbs(named) {
+		named = path.Join(e.Where, named)
+	}
+	find := func(table []linux.Mount) (int, bool) {
+		at := -1
+		for i, o := range table {
+			if e.MountID != 0 && o.ID == e.MountID || e.MountID == 0 && o.Point == path.Clean(named) {
+				at = i // of two at one place the later one covers the other
+			}
+		}
+		return at, at >= 0
+	}
+	var table []linux.Mount
+	if len(t.o.Mounts) > 0 && e.Namespace == t.own {
+		table = t.places.at(e.TS)
+	}
+	at, found := find(table)
+	if !found {
 		pid := e.PID
 		if e.Namespace == t.own {
 			pid = 0
 		}
 		// The caller may be gone; then its mounts are not known.
 		table, _ = t.o.Host.Mounts(ctx, pid)
+		at, found = find(table)
 	}
-	named := e.Got.Text
-	if !path.IsAbs(named) {
-		named = path.Join(e.Where, named)
-	}
-	at := -1
-	for i, o := range table {
-		if e.MountID != 0 && o.ID == e.MountID || e.MountID == 0 && o.Point == path.Clean(named) {
-			at = i // of two at one place the later one covers the other
-		}
-	}
-	if at >= 0 {
+	if found {
 		o := table[at]
 		return Mount{ID: o.ID, UniqueID: e.UniqueID, Path: o.Point, Source: o.Source, Type: o.Type,
 			Device: device(o.Dev), Namespace: cmp.Or(e.MountNamespace, e.Namespace)}, o.Dev, true
@@ -272,7 +282,8 @@ func (t *Trace) elsewhere(p *pending, e probe.Event) bool {
 		return false
 	}
 	at := mountAt(p.table, e.Got.Text)
-	return at.ID != 0 && at.Dev == e.Dev && at.ID != p.mount.ID
+	// Its number may be another by now: it was unmounted and mounted again since.
+	return at.ID != 0 && at.Dev == e.Dev && at.Point != p.mount.Path
 }
 
 // mountAt gives the mount that a path is on by its text, none with number 0.

@@ -5,12 +5,8 @@ package trace
 
 import (
 	"context"
-	"errors"
-	"io"
-	"math"
-	"math/rand/v2"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -19,114 +15,32 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-// asChild has the test binary hold a mount instead: the way and the directory.
-const asChild = "SHISA_TRACE_HOLD"
-
 func TestMain(m *testing.M) {
-	if way, dir := os.Getenv(asChild), os.Getenv(asChild+"_DIR"); way != "" {
-		go func() {
-			io.Copy(io.Discard, os.Stdin) // ends with the test
-			os.Exit(0)
-		}()
-		for {
-			if err := ways[way](dir); err != nil {
-				// The mount is away now and then; a holder that cannot hold is seen by its test.
-				time.Sleep(time.Millisecond)
-			}
+	if hold.IsChild(os.Args) {
+		hold.Serve()
+	}
+	if os.Geteuid() == 0 {
+		if err := hold.Apart(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
 		}
 	}
 	testenv.Main(m)
 }
 
-// ways are the ways of holding a mount for a moment.
-var ways = map[string]func(dir string) error{
-	"stat": func(dir string) error {
-		var st unix.Stat_t
-		return unix.Stat(dir, &st)
-	},
-	// A stat holds for less than a microsecond, which the bench has the time for; this holds in the
-	// same way, in one call, until release.
-	"call": func(dir string) error {
-		fd, err := unix.Open(dir+"/fifo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		return unix.Close(fd)
-	},
-	"open": func(dir string) error {
-		fd, err := unix.Open(dir+"/file", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		hold()
-		return unix.Close(fd)
-	},
-	"mmap": func(dir string) error {
-		fd, err := unix.Open(dir+"/file", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		m, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
-		if err = errors.Join(err, unix.Close(fd)); err != nil {
-			return err
-		}
-		hold()
-		return unix.Munmap(m)
-	},
-	"chdir": func(dir string) error {
-		if err := unix.Chdir(dir); err != nil {
-			return err
-		}
-		hold()
-		return unix.Chdir("/")
-	},
-	"exec": func(dir string) error {
-		argv := [][]string{{"df", dir}, {"ls", dir}, {"cat", dir + "/file"},
-			{"sh", "-c", "cd " + dir + " && exec stat ."}, {"tail", "-f", "--pid=1", dir + "/file"}}
-		c := exec.Command("timeout", append([]string{"0.02"}, argv[rand.IntN(len(argv))]...)...)
-		return c.Run()
-	},
-}
+// mountpoint is a directory that is mounted and unmounted again and again.
+type mountpoint struct{ source, target string }
 
-// hold lasts 50 us to 5 ms, of which there are as many short ones as long ones, and a pause.
-func hold() {
-	held := 50 * math.Pow(100, rand.Float64()) * float64(time.Microsecond)
-	for end := time.Now().Add(time.Duration(held)); time.Now().Before(end); {
-		unix.Getppid()
-	}
-}
-
-// holding starts a process that holds dir in one way.
-func holding(t *testing.T, way, dir string) *os.Process {
-	t.Helper()
-	c := exec.Command(os.Args[0])
-	c.Env = append(os.Environ(), asChild+"="+way, asChild+"_DIR="+dir, "GOMAXPROCS=1")
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		c.Wait()
-	})
-	return c.Process
-}
-
-// place is a directory that is mounted and unmounted again and again.
-type place struct{ source, target string }
-
-func newPlace(t *testing.T) place {
+func newMountpoint(t *testing.T) mountpoint {
 	t.Helper()
 	testenv.NeedRoot(t)
-	p := place{t.TempDir(), t.TempDir()}
+	p := mountpoint{t.TempDir(), t.TempDir()}
 	if err := unix.Mount("shisa", p.source, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -138,26 +52,11 @@ func newPlace(t *testing.T) place {
 	if err := os.WriteFile(filepath.Join(p.source, "file"), make([]byte, 8192), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mkfifo(filepath.Join(p.source, "fifo"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	p.mount(t)
 	return p
 }
 
-// release lets a call go on that waits for somebody to write into the pipe.
-func (p place) release(t *testing.T) {
-	t.Helper()
-	fd, err := unix.Open(filepath.Join(p.source, "fifo"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Close(fd)
-	}
-	if err != nil && err != unix.ENXIO {
-		t.Fatal(err)
-	}
-}
-
-func (p place) mount(t *testing.T) {
+func (p mountpoint) mount(t *testing.T) {
 	t.Helper()
 	if err := unix.Mount(p.source, p.target, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
@@ -165,7 +64,7 @@ func (p place) mount(t *testing.T) {
 }
 
 // mounted is its mount in the table.
-func (p place) mounted(t *testing.T) linux.Mount {
+func (p mountpoint) mounted(t *testing.T) linux.Mount {
 	t.Helper()
 	all, err := linux.Open("").Mounts(context.Background(), 0)
 	if err != nil {
@@ -194,102 +93,128 @@ func started(t *testing.T, o Options) *Trace {
 	return tr
 }
 
-// fail unmounts until that failed n times, and gives what was told of it. Where it succeeds it is
-// mounted again.
-func (p place) fail(t *testing.T, tr *Trace, n int) []Failure {
+// attempt is a umount that failed, and whose reference it met: 0 where it was none of the test's, or
+// one that was held for longer after it than is waited for.
+type attempt struct {
+	way string
+	pid int
+}
+
+// fail has n umounts fail, each while somebody stands still in the way. In between it is unmounted
+// and mounted again.
+func (p mountpoint) fail(t *testing.T, tr *Trace, way string, n int) (all []attempt) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	told := make(chan []Failure, 1)
-	go func() {
-		var all []Failure
-		for len(all) < n {
-			f, err := tr.Next(ctx)
-			if err != nil {
+	ctx := t.Context()
+	h, err := hold.TakeTurns(ctx, way, p.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := h.Release(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for i := range n {
+		pid, err := h.Take(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := time.Now()
+		if err := unix.Unmount(p.target, unix.UMOUNT_NOFOLLOW); err != unix.EBUSY {
+			t.Fatalf("umount = %v, want %v", err, unix.EBUSY)
+		}
+		if err := h.LetGo(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(from); took > settle {
+			t.Logf("%s, umount %d: held for %s after it, on a busy machine", way, i, took)
+			pid = 0
+		}
+		all = append(all, attempt{way, pid})
+		if i%4 != 3 {
+			continue
+		}
+		for {
+			err := unix.Unmount(p.target, unix.UMOUNT_NOFOLLOW)
+			if err == nil {
 				break
 			}
-			all = append(all, f)
-		}
-		told <- all
-	}()
-	tries := 0
-	for failed := 0; failed < n && ctx.Err() == nil; tries++ {
-		switch err := unix.Unmount(p.target, 0); {
-		case err == nil:
-			p.mount(t)
-			if err := tr.Follow(ctx); err != nil {
-				t.Fatal(err)
+			if err != unix.EBUSY || len(all) > 10*n {
+				t.Fatalf("umount = %v, want that it succeeds", err)
 			}
-		case errors.Is(err, unix.EBUSY):
-			failed++
-			p.release(t)
+			all = append(all, attempt{way, 0}) // somebody else looked at it
 			time.Sleep(time.Millisecond)
-		default:
-			t.Fatalf("umount: %v", err)
+		}
+		p.mount(t)
+		if err := tr.Follow(ctx); err != nil {
+			t.Fatal(err)
 		}
 	}
-	all := <-told
-	if len(all) != n {
-		t.Fatalf("told of %d failures of %d", len(all), n)
-	}
-	t.Logf("%d of %d umounts failed", n, tries)
 	return all
 }
 
-// TestCatch holds that those who made umounts fail are named, and nobody else is.
+// TestCatch holds that those who made umounts fail are named, each time, and nobody else is: exactly
+// where the engine sees references, and where it sees calls as suspects at least.
 func TestCatch(t *testing.T) {
-	testenv.Need(t, "stat", "df", "ls", "cat", "tail", "timeout")
-	for _, c := range []struct {
-		way    string
-		rounds int
-	}{{"open", 30}, {"chdir", 30}, {"mmap", 30}, {"call", 30}, {"exec", 10}} {
-		for _, engine := range testenv.Engines() {
-			if engine == probe.Syscall && c.way == "mmap" {
-				continue // it does not see what holds without a file: its coverage says so
+	testenv.NeedRoot(t)
+	testenv.Need(t, "sh")
+	const rounds = 12
+	for _, engine := range testenv.Engines() {
+		t.Run(engine, func(t *testing.T) {
+			p := newMountpoint(t)
+			tr := started(t, Options{Engine: engine, Mounts: []linux.Mount{p.mounted(t)}})
+			decoy, err := hold.Pass(t.Context(), hold.StatLoop, p.source)
+			if err != nil {
+				t.Fatal(err)
 			}
-			t.Run(engine+"/"+c.way, func(t *testing.T) { catch(t, engine, c.way, c.rounds) })
-		}
+			defer decoy.Release()
+			ways := []string{hold.OpenLoop, hold.CwdLoop, hold.CallLoop, hold.RunLoop}
+			if engine != probe.Syscall {
+				ways = append(ways, hold.MapLoop) // the other does not see it: its coverage says so
+			}
+			var all []attempt
+			for _, way := range ways {
+				all = append(all, p.fail(t, tr, way, rounds)...)
+			}
+			judgeAll(t, tr, all, decoy.PID)
+		})
 	}
 }
 
-func catch(t *testing.T, engine, way string, rounds int) {
-	p := newPlace(t)
-	tr := started(t, Options{Engine: engine, Mounts: []linux.Mount{p.mounted(t)}})
-	holder, decoy := holding(t, way, p.target), holding(t, "stat", p.source)
-	exact, suspect := 0, 0
-	for _, f := range p.fail(t, tr, rounds) {
-		c, wrong := judge(f, holder.Pid, decoy.Pid)
-		switch c {
-		case holders.HeldAtCheck:
-			exact++
-			fallthrough
-		case holders.Overlap:
-			suspect++
-		default:
-			t.Logf("nobody is named: %+v", f)
+// judgeAll takes what was told of attempts and holds it against them.
+func judgeAll(t *testing.T, tr *Trace, all []attempt, decoy int) {
+	t.Helper()
+	want := holders.HeldAtCheck
+	if tr.Engine().Name == probe.Syscall {
+		want = holders.Overlap
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for i, a := range all {
+		f, err := tr.Next(ctx)
+		for err == nil && f.Umount.Process.PID != os.Getpid() {
+			f, err = tr.Next(ctx) // somebody else's, of which it is not known which mount it was about
 		}
+		if err != nil {
+			t.Fatalf("told of %d failures of %d: %v", i, len(all), err)
+		}
+		c, wrong := judge(f, a.pid, decoy)
 		if wrong > 0 {
-			t.Errorf("a process is named that looks at another mount: %+v", f.Holders)
+			t.Errorf("%s, umount %d: a process is named that looks at another mount: %+v", a.way, i, f.Holders)
 		}
-	}
-	t.Logf("of %d failures %d have their holder, %d exactly", rounds, suspect, exact)
-	if suspect < rounds*9/10 {
-		t.Errorf("of %d failures %d have their holder", rounds, suspect)
-	}
-	if engine != probe.Syscall && exact < rounds*8/10 {
-		t.Errorf("of %d failures %d have their holder exactly", rounds, exact)
+		if a.pid != 0 && c != want && c != holders.HeldAtCheck {
+			t.Errorf("%s, umount %d: %d is told as %q, want %q: %+v", a.way, i, a.pid, c, want, f)
+		}
 	}
 }
 
-// judge tells how sure a failure names the holder or a child of it, and how often the decoy.
+// judge tells how sure a failure names the holder, and how often the decoy.
 func judge(f Failure, holder, decoy int) (c holders.Certainty, wrong int) {
 	for _, h := range f.Holders {
 		switch {
 		case h.Process.PID == decoy:
 			wrong++
-		case h.Process.PID != holder && h.Process.PPID != holder && h.Process.Parent != "timeout" &&
-			h.Process.Comm != "timeout":
-		case c != holders.HeldAtCheck:
+		case h.Process.PID == holder && c != holders.HeldAtCheck:
 			c = h.Certainty
 		}
 	}

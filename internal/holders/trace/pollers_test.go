@@ -64,7 +64,7 @@ func TestPollers(t *testing.T) {
 
 // TestFindPollers has this process poll a mount until it was seen for long enough.
 func TestFindPollers(t *testing.T) {
-	p := newPlace(t)
+	p := newMountpoint(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	type answer struct {
 		r   *PollReport

@@ -45,7 +45,7 @@ func TestStacks(t *testing.T) {
 	testenv.Need(t, "gcc")
 	for _, engine := range testenv.Engines() {
 		t.Run(engine, func(t *testing.T) {
-			p := newPlace(t)
+			p := newMountpoint(t)
 			program := filepath.Join(t.TempDir(), "agent")
 			build := exec.Command("gcc", "-O2", "-fomit-frame-pointer", "-x", "c", "-o", program, "-")
 			build.Stdin = strings.NewReader(agent)
@@ -99,7 +99,11 @@ func TestStacks(t *testing.T) {
 			}) {
 				t.Errorf("the kernel's stack has no path_openat: %v", h.KernelStack)
 			}
-			if h.Process.Parent != "trace.test" || h.Process.Exe != program || h.Process.Cmdline[0] != program {
+			comm, err := os.ReadFile("/proc/self/comm")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.Process.Parent != strings.TrimSpace(string(comm)) || h.Process.Exe != program || h.Process.Cmdline[0] != program {
 				t.Errorf("the agent is %+v", h.Process)
 			}
 			bundle(t, f)

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,8 +80,7 @@ type Trace struct {
 	readers chan struct{}
 
 	// Only the loop uses these.
-	places  []linux.Mount // the engine's targets
-	away    map[int]bool  // those that were unmounted
+	places  places
 	recent  []probe.Event
 	pending []*pending
 	ready   []Failure
@@ -100,7 +98,7 @@ type Trace struct {
 func Start(ctx context.Context, o Options) (*Trace, error) {
 	t := &Trace{o: o, events: make(chan probe.Event, 64), out: make(chan Failure),
 		tell: make(chan chan []Failure), look: make(chan chan error), done: make(chan struct{}), readers: make(chan struct{}),
-		places: slices.Clone(o.Mounts)}
+		places: placesOf(o.Mounts)}
 	var err error
 	if t.clock, err = newClock(); err != nil {
 		return nil, err
@@ -113,7 +111,6 @@ func Start(ctx context.Context, o Options) (*Trace, error) {
 		return nil, err
 	}
 	// What is watched goes on after the call that began it: Close ends it.
-	t.away = map[int]bool{}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	t.cancel = cancel
 	t.moments = newMoments(run, o)
@@ -166,8 +163,8 @@ func (e *NoEngineError) Error() string {
 // open attaches an engine to the mounts that are asked for.
 func (t *Trace) open(ctx context.Context, name string) (*probe.Engine, error) {
 	var targets []probe.Target
-	for _, m := range t.places {
-		x, err := target(ctx, name, m)
+	for _, m := range t.places.now {
+		x, err := target(ctx, name, m.Mount)
 		if err != nil {
 			return nil, err
 		}
@@ -276,45 +273,6 @@ func (t *Trace) Unwatched() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.followed
-}
-
-// follow watches what is mounted now where targets were: where all are asked for, or else those of
-// which a umount was seen. The numbers do not tell, for they are given again.
-func (t *Trace) follow(ctx context.Context, all bool) (err error) {
-	defer func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.followed = err
-	}()
-	table, err := t.o.Host.Mounts(ctx, 0)
-	if err != nil {
-		return err
-	}
-	for i, old := range t.places {
-		at := -1
-		for j, m := range table {
-			if m.Point == old.Point {
-				at = j // of several the last covers the others
-			}
-		}
-		if at < 0 || !all && !t.away[old.ID] {
-			continue
-		}
-		x, err := target(ctx, t.engine.Name(), table[at])
-		if err != nil {
-			return err
-		}
-		err = t.engine.Follow(i, x)
-		if x.File != nil {
-			x.File.Close()
-		}
-		if err != nil {
-			return err
-		}
-		t.places[i] = table[at]
-		delete(t.away, old.ID)
-	}
-	return nil
 }
 
 // Lost says how much was not told of, since the kernel's buffers or our own were full.

@@ -49,7 +49,7 @@ func TestEngines(t *testing.T) {
 
 // TestAuto holds that the first engine that works is taken, and that the others say why they are not.
 func TestAuto(t *testing.T) {
-	p := newPlace(t)
+	p := newMountpoint(t)
 	tr := started(t, Options{Engine: Auto, Mounts: []linux.Mount{p.mounted(t)}})
 	at := slices.Index(Names(), tr.Engine().Name)
 	if len(tr.Tried()) != at {
@@ -72,7 +72,7 @@ func TestNoEngine(t *testing.T) {
 
 // TestAny holds that without mounts every umount of the host is told of.
 func TestAny(t *testing.T) {
-	p := newPlace(t)
+	p := newMountpoint(t)
 	tr := started(t, Options{Engine: probe.Syscall})
 	f, err := os.Open(filepath.Join(p.target, "file"))
 	if err != nil {
@@ -102,7 +102,7 @@ func TestAny(t *testing.T) {
 // TestMoment holds that what is to be done at the moment of a failure is done, that a lasting holder is
 // named by it, and that Tell gives what was not asked for.
 func TestMoment(t *testing.T) {
-	p := newPlace(t)
+	p := newMountpoint(t)
 	m := p.mounted(t)
 	moments := make(chan Failure, 1)
 	lasting := holders.Holder{Kind: holders.OpenFD, Certainty: holders.Static, Blocks: holders.BlocksUmount,
@@ -139,7 +139,7 @@ func TestMoment(t *testing.T) {
 
 // TestUnexplained holds that nobody is never said where the kernel counts somebody.
 func TestUnexplained(t *testing.T) {
-	p := newPlace(t)
+	p := newMountpoint(t)
 	tr := started(t, Options{Engine: probe.Watch, Mounts: []linux.Mount{p.mounted(t)}})
 	f, err := os.Open(filepath.Join(p.target, "file"))
 	if err != nil {

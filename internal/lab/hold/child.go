@@ -32,6 +32,8 @@ type child struct {
 	Place
 	hold Hold
 	undo []func() error
+	// order does what the parent says with one byte, nil where it has nothing to say.
+	order func(b byte) report
 	// leave ends the process' first thread once it is closed.
 	leave chan struct{}
 }
@@ -52,7 +54,7 @@ func Serve() {
 // serve gives the exit status of the child.
 func (c *child) serve(kind, place string) int {
 	err := json.Unmarshal([]byte(place), &c.Place)
-	kinds := slices.Concat(Kinds(), Passing())
+	kinds := slices.Concat(Kinds(), Passing(), turning())
 	i := slices.IndexFunc(kinds, func(k Kind) bool { return k.Name == kind })
 	switch {
 	case err != nil:
@@ -61,15 +63,12 @@ func (c *child) serve(kind, place string) int {
 	default:
 		err = kinds[i].make(c)
 	}
-	r := report{Hold: c.hold}
-	if err != nil {
-		r.Error, r.Unavailable = err.Error(), lacking(err)
-	}
+	r := reportOf(c.hold, err)
 	if sayErr := json.NewEncoder(os.Stdout).Encode(r); sayErr != nil {
 		err = sayErr
 	}
 	if err == nil {
-		_, err = io.Copy(io.Discard, os.Stdin) // until the parent's end of it is closed
+		err = c.obey()
 	} else if r.Error != "" {
 		err = nil // the parent knows
 	}
@@ -82,6 +81,34 @@ func (c *child) serve(kind, place string) int {
 		return 1
 	}
 	return 0
+}
+
+func reportOf(h Hold, err error) report {
+	r := report{Hold: h}
+	if err != nil {
+		r.Error, r.Unavailable = err.Error(), lacking(err)
+	}
+	return r
+}
+
+// obey does what the parent says, until the parent's end of the standard input is closed.
+func (c *child) obey() error {
+	if c.order == nil {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
+	}
+	for {
+		var b [1]byte
+		if _, err := io.ReadFull(os.Stdin, b[:]); err != nil {
+			if err == io.EOF {
+				err = nil
+			}
+			return err
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(c.order(b[0])); err != nil {
+			return err
+		}
+	}
 }
 
 // lacking tells whether err says that the kernel or the user's rights are short of something.

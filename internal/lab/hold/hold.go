@@ -69,7 +69,9 @@ type Hold struct {
 // process is the child, seen from outside.
 type process struct {
 	cmd   *exec.Cmd
-	life  *os.File     // its end is the child's
+	life  *os.File // its end is the child's
+	said  *os.File // what the child reports
+	lines *bufio.Reader
 	words bytes.Buffer // what the child wrote to its standard error
 	ended chan error   // how the child ended
 }
@@ -111,7 +113,8 @@ func start(ctx context.Context, k Kind, at Place) (*Hold, error) {
 	if err != nil {
 		return nil, errors.Join(err, lifeEnd.Close(), life.Close())
 	}
-	p := &process{life: life, ended: make(chan error, 1)}
+	p := &process{life: life, said: said, lines: bufio.NewReaderSize(said, maxReportBytes),
+		ended: make(chan error, 1)}
 	p.cmd = &exec.Cmd{Path: program, Args: []string{childName, k.Name, string(where)}, Dir: "/",
 		Env: environment(), Stdin: lifeEnd, Stdout: saying, Stderr: &p.words, SysProcAttr: attributes(k)}
 	err = p.launch()
@@ -119,11 +122,15 @@ func start(ctx context.Context, k Kind, at Place) (*Hold, error) {
 	if err != nil {
 		return nil, errors.Join(err, life.Close(), said.Close())
 	}
-	h, err := p.listen(ctx, said)
-	if err = errors.Join(err, said.Close()); err != nil {
+	h, err := p.listen(ctx)
+	if err != nil {
 		return nil, errors.Join(err, p.end())
 	}
 	h.Kind = k
+	h.process = p
+	if h.PID != 0 {
+		h.PID = p.cmd.Process.Pid // its own is another one in a PID namespace
+	}
 	return h, nil
 }
 
@@ -157,14 +164,14 @@ func (p *process) launch() error {
 	return <-started
 }
 
-// listen takes the child's report.
-func (p *process) listen(ctx context.Context, said *os.File) (*Hold, error) {
+// listen takes a report of the child.
+func (p *process) listen(ctx context.Context) (*Hold, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { said.SetReadDeadline(time.Now()) })
+	stop := context.AfterFunc(ctx, func() { p.said.SetReadDeadline(time.Now()) })
 	defer stop()
 	var r report
-	line, err := bufio.NewReaderSize(said, maxReportBytes).ReadSlice('\n')
+	line, err := p.lines.ReadSlice('\n')
 	if ctx.Err() != nil {
 		err = fmt.Errorf("no answer from the child: %w", ctx.Err())
 	}
@@ -179,12 +186,7 @@ func (p *process) listen(ctx context.Context, said *os.File) (*Hold, error) {
 	case r.Error != "":
 		return nil, errors.New(r.Error)
 	}
-	h := &r.Hold
-	h.process = p
-	if h.PID != 0 {
-		h.PID = p.cmd.Process.Pid // its own is another one in a PID namespace
-	}
-	return h, nil
+	return &r.Hold, nil
 }
 
 // Release ends the holder and waits until it is gone, with all that it made.
@@ -197,7 +199,7 @@ func (h *Hold) Release() error {
 
 // end ends the child, which undoes what it made.
 func (p *process) end() error {
-	err := p.life.Close()
+	err := errors.Join(p.life.Close(), p.said.Close())
 	var ended error
 	select {
 	case ended = <-p.ended:

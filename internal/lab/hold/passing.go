@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"runtime"
 	"syscall"
@@ -53,24 +54,57 @@ const (
 //
 // MapLoop, RunLoop and CallLoop make a file when they are made, and hold where it is.
 func Passing() []Kind {
-	return []Kind{
+	all := []Kind{
 		{Name: StatLoop, Effect: Passes, make: statLoop},
-		{Name: OpenLoop, Effect: Passes, make: openLoop},
-		{Name: MapLoop, Effect: Passes, make: mapLoop},
-		{Name: CwdLoop, Effect: Passes, make: cwdLoop},
 		{Name: RunLoop, Effect: Passes, make: runLoop},
 		{Name: CallLoop, Effect: Passes, make: callLoop},
 	}
+	for _, w := range []struct {
+		name string
+		way  way
+	}{{OpenLoop, opening}, {MapLoop, mapping}, {CwdLoop, entering}} {
+		all = append(all, Kind{Name: w.name, Effect: Passes, make: w.way.loop})
+	}
+	return all
 }
 
 // Pass holds a directory for moments, by the name of a kind of Passing, until Release.
 func Pass(ctx context.Context, name, dir string) (*Hold, error) {
-	for _, k := range Passing() {
+	return makeNamed(ctx, Passing(), name, dir)
+}
+
+func makeNamed(ctx context.Context, kinds []Kind, name, dir string) (*Hold, error) {
+	for _, k := range kinds {
 		if k.Name == name {
 			return Make(ctx, k, Place{Mount: dir})
 		}
 	}
 	return nil, fmt.Errorf("no kind of holder is called %q", name)
+}
+
+// way gets ready to hold in one way, and gives what takes hold.
+type way func(c *child) (take func() (held, error), err error)
+
+// held is what is held: by this process, or by one that it started.
+type held struct {
+	pid   int
+	letGo func() error
+}
+
+// loop holds again and again.
+func (w way) loop(c *child) error {
+	take, err := w(c)
+	if err != nil {
+		return err
+	}
+	var d duty
+	return c.again(func(context.Context) error {
+		h, err := take()
+		if err != nil {
+			return err
+		}
+		return d.linger(h.letGo)
+	})
 }
 
 // again holds on a thread of its own, again and again until the child ends. Where it cannot, nothing
@@ -130,43 +164,29 @@ func statLoop(c *child) error {
 	})
 }
 
-func openLoop(c *child) error {
-	var d duty
-	return c.again(func(context.Context) error {
+func opening(c *child) (func() (held, error), error) {
+	return func() (held, error) {
 		fd, err := unix.Open(c.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		return d.linger(func() error { return unix.Close(fd) })
-	})
+		return held{os.Getpid(), func() error { return unix.Close(fd) }}, err
+	}, nil
 }
 
-func mapLoop(c *child) (err error) {
-	var d duty
-	if c.hold.Path, err = c.file("held"); err != nil {
-		return err
-	}
-	return c.again(func(context.Context) error {
+func mapping(c *child) (_ func() (held, error), err error) {
+	c.hold.Path, err = c.file("held")
+	return func() (held, error) {
 		fd, err := unix.Open(c.hold.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return err
+			return held{}, err
 		}
 		m, err := unix.Mmap(fd, 0, unix.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
-		if err = errors.Join(err, unix.Close(fd)); err != nil {
-			return err
-		}
-		return d.linger(func() error { return unix.Munmap(m) })
-	})
+		return held{os.Getpid(), func() error { return unix.Munmap(m) }}, errors.Join(err, unix.Close(fd))
+	}, err
 }
 
-func cwdLoop(c *child) error {
-	var d duty
-	return c.again(func(context.Context) error {
-		if err := unix.Chdir(c.Mount); err != nil {
-			return err
-		}
-		return d.linger(func() error { return unix.Chdir("/") })
-	})
+func entering(c *child) (func() (held, error), error) {
+	return func() (held, error) {
+		return held{os.Getpid(), func() error { return unix.Chdir("/") }}, unix.Chdir(c.Mount)
+	}, nil
 }
 
 func runLoop(c *child) (err error) {

@@ -195,11 +195,8 @@ SEC("perf_event") int written(void *ctx)
 }
 
 // What is asked of resolve.
-const volatile u32 ask_pid = 0;
-
 struct ask {
-	u64 mount; // struct mount, or 0 for that of a file
-	u32 fd;
+	u32 fd; // of the process that asks
 	u32 slot;
 	u32 step; // 1: find the counter, 2: read it
 	u32 done;
@@ -212,35 +209,24 @@ struct {
 	TYPE(value, struct ask);
 } asked SEC(".maps");
 
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
-struct bpf_iter__task_file {
-	struct bpf_iter_meta *meta;
-	struct task_struct *task;
-	u32 fd;
-	struct file *file;
-};
-
-#pragma clang attribute pop
-
-SEC("iter/task_file") int resolve(struct bpf_iter__task_file *ctx)
+// resolve runs for each task in the context of the process that asks, and does its work for the first.
+SEC("iter/task") int resolve(struct bpf_iter__task *ctx)
 {
-	struct task_struct *t = ctx->task;
-	struct file *file = ctx->file;
 	u32 zero = 0;
 	struct ask *a = bpf_map_lookup_elem(&asked, &zero);
 
-	if (!t || !file || !a || a->done || t->tgid != ask_pid || ctx->fd != a->fd || a->slot >= SLOTS)
+	if (!ctx->task || !a || a->done || a->slot >= SLOTS)
+		return 0;
+	struct file *file = file_of(a->fd);
+
+	if (!file)
 		return 0;
 	u32 slot = a->slot;
 	struct watched *w = bpf_map_lookup_elem(&watches, &slot);
 
 	if (!w)
 		return 0;
-	struct mount *m = (struct mount *)a->mount;
-
-	if (!m)
-		m = mount_of(get(file, f_path.mnt));
+	struct mount *m = mount_of(get(file, f_path.mnt));
 	u64 pcp = (u64)get(m, mnt_pcp);
 
 	for (u32 i = 0; i < CPUS && i < cpus; i++) {

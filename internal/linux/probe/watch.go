@@ -43,8 +43,7 @@ func (e *Engine) openWatch(targets []Target, ringBytes uint32) error {
 		return err
 	}
 	resize(spec, ringBytes)
-	if err := errors.Join(spec.Variables["cpus"].Set(uint32(cpus)),
-		spec.Variables["ask_pid"].Set(uint32(os.Getpid()))); err != nil {
+	if err := spec.Variables["cpus"].Set(uint32(cpus)); err != nil {
 		return err
 	}
 	var o watchObjects

@@ -14,12 +14,11 @@ import (
 )
 
 type watchAsk struct {
-	_     structs.HostLayout
-	Mount uint64
-	Fd    uint32
-	Slot  uint32
-	Step  uint32
-	Done  uint32
+	_    structs.HostLayout
+	Fd   uint32
+	Slot uint32
+	Step uint32
+	Done uint32
 }
 
 type watchCell struct {
@@ -169,7 +168,6 @@ const (
 	watchMapWatches         = "watches"
 	watchProgResolve        = "resolve"
 	watchProgWritten        = "written"
-	watchVarAskPid          = "ask_pid"
 	watchVarCompatOldumount = "compat_oldumount"
 	watchVarCompatUmount    = "compat_umount"
 	watchVarCpus            = "cpus"
@@ -245,7 +243,6 @@ type watchMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type watchVariableSpecs struct {
-	AskPid          *ebpf.VariableSpec `ebpf:"ask_pid"`
 	CompatOldumount *ebpf.VariableSpec `ebpf:"compat_oldumount"`
 	CompatUmount    *ebpf.VariableSpec `ebpf:"compat_umount"`
 	Cpus            *ebpf.VariableSpec `ebpf:"cpus"`
@@ -309,7 +306,6 @@ func (m *watchMaps) Close() error {
 //
 // It can be passed to loadWatchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type watchVariables struct {
-	AskPid          *ebpf.Variable `ebpf:"ask_pid"`
 	CompatOldumount *ebpf.Variable `ebpf:"compat_oldumount"`
 	CompatUmount    *ebpf.Variable `ebpf:"compat_umount"`
 	Cpus            *ebpf.Variable `ebpf:"cpus"`
