@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -38,21 +39,27 @@ type pool struct {
 	target string // path on this host
 }
 
-// domain is a virtual machine.
-type domain struct {
-	name  string
-	disks []domainDisk
+// Domain is a virtual machine of libvirt.
+type Domain struct {
+	Name, UUID string
+	// State is what it does ("running", "paused", "shutoff"), Reason why ("ioerror"), PID the process
+	// that runs it; only a document about what runs tells.
+	State, Reason string
+	PID           int
+	Disks         []DomainDisk
 }
 
-// domainDisk is one file of a domain: a disk or what a disk rests on.
-type domainDisk struct {
-	target   string // as the guest calls it, "vda"
-	device   string // "disk", "cdrom", "floppy", "lun"; "nvram" for the firmware's variables
-	backing  bool   // named as something that the disk rests on
-	path     string // a file or block device of this host
-	pool     string // with volume, instead of path
-	volume   string
-	protocol string // of a disk on the network, with its name in path
+// DomainDisk is one file of a domain: a disk or what a disk rests on.
+type DomainDisk struct {
+	Target  string // as the guest calls it, "vda"
+	Device  string // "disk", "cdrom", "floppy", "lun"; "nvram" for the firmware's variables
+	Backing bool   // named as something that the disk rests on
+	// ReadOnly and Shared are as configured.
+	ReadOnly, Shared bool
+	Path             string // a file or block device of this host
+	Pool             string // with Volume, instead of Path
+	Volume           string
+	Protocol         string // of a disk on the network, with its name in Path
 }
 
 // handler is told of what a document holds, each time with the names of the elements around it,
@@ -155,52 +162,71 @@ func parsePool(text []byte) (pool, error) {
 	return p, err
 }
 
-// parseDomain reads a domain, also one inside <domstatus>.
-func parseDomain(text []byte) (domain, error) {
+// ParseDomain reads a domain, also one inside <domstatus>. With an error comes what was understood before
+// it.
+func ParseDomain(text []byte) (Domain, error) {
 	r := domainReader{}
 	err := nodes(text, handler{r.start, r.text, r.end})
 	if err == nil && r.domains == 0 {
 		err = errors.New("holds no domain")
 	}
-	return r.domain, err
+	return r.Domain, err
 }
 
 type domainReader struct {
-	domain
+	Domain
 	domains int
-	disk    domainDisk // the <disk> that is read
+	disk    DomainDisk // the <disk> that is read
 	first   int        // of its files in disks
 	nvram   string
 }
 
 func (r *domainReader) start(path []string, e xml.StartElement) error {
 	switch {
+	case e.Name.Local == "domstatus" && r.domains == 0:
+		r.State, r.Reason = attr(e, "state"), attr(e, "reason")
+		if pid, err := strconv.Atoi(attr(e, "pid")); err == nil && pid > 0 {
+			r.PID = pid
+		}
 	case e.Name.Local == "domain":
 		r.domains++
 	case e.Name.Local == "disk":
-		r.disk, r.first = domainDisk{device: attr(e, "device")}, len(r.disks)
+		r.disk, r.first = DomainDisk{Device: attr(e, "device")}, len(r.Disks)
+	case under(path, "disk", "readonly"), under(path, "disk", "shareable"):
+		r.mark(e.Name.Local)
 	case under(path, "disk", "target"):
-		r.disk.target = attr(e, "dev")
+		r.disk.Target = attr(e, "dev")
 	case e.Name.Local == "source" && (within(path, "disk") || under(path, "os", "nvram", "source")):
-		if len(r.disks) >= maxXMLDisks {
+		if len(r.Disks) >= maxXMLDisks {
 			return fmt.Errorf("names more than %d files", maxXMLDisks)
 		}
 		f := r.disk
 		if !within(path, "disk") {
-			f = domainDisk{device: "nvram"}
+			f = DomainDisk{Device: "nvram"}
 		}
 		if f, ok := sourceOf(f, e); ok {
-			f.backing = within(path, "backingStore")
-			r.disks = append(r.disks, f)
+			f.Backing = within(path, "backingStore")
+			r.Disks = append(r.Disks, f)
 		}
 	}
 	return nil
 }
 
+// mark sets what is said of a whole disk.
+func (r *domainReader) mark(what string) {
+	for i := range r.Disks[min(r.first, len(r.Disks)):] {
+		d := &r.Disks[r.first+i]
+		d.ReadOnly, d.Shared = d.ReadOnly || what == "readonly", d.Shared || what == "shareable"
+	}
+	r.disk.ReadOnly, r.disk.Shared = r.disk.ReadOnly || what == "readonly", r.disk.Shared || what == "shareable"
+}
+
 func (r *domainReader) text(path []string, s string) {
 	switch {
 	case under(path, "domain", "name") && r.domains == 1:
-		grow(&r.name, s)
+		grow(&r.Name, s)
+	case under(path, "domain", "uuid") && r.domains == 1:
+		grow(&r.UUID, s)
 	case under(path, "os", "nvram"):
 		grow(&r.nvram, s)
 	}
@@ -210,13 +236,13 @@ func (r *domainReader) end(path []string) {
 	switch {
 	case under(path, "disk"):
 		// The target stands behind the sources.
-		for i := range r.disks[min(r.first, len(r.disks)):] {
-			r.disks[r.first+i].target = r.disk.target
+		for i := range r.Disks[min(r.first, len(r.Disks)):] {
+			r.Disks[r.first+i].Target = r.disk.Target
 		}
-		r.first = len(r.disks)
+		r.first = len(r.Disks)
 	case under(path, "os", "nvram"):
 		if path := strings.TrimSpace(r.nvram); path != "" {
-			r.disks = append(r.disks, domainDisk{device: "nvram", path: path})
+			r.Disks = append(r.Disks, DomainDisk{Device: "nvram", Path: path})
 		}
 		r.nvram = ""
 	}
@@ -232,17 +258,17 @@ func within(path []string, name string) bool {
 }
 
 // sourceOf reads <source .../> of a disk; ok is false for an empty drive and what is no disk.
-func sourceOf(f domainDisk, e xml.StartElement) (domainDisk, bool) {
+func sourceOf(f DomainDisk, e xml.StartElement) (DomainDisk, bool) {
 	for _, name := range []string{"file", "dev", "dir"} {
-		if f.path = attr(e, name); f.path != "" {
+		if f.Path = attr(e, name); f.Path != "" {
 			return f, true
 		}
 	}
-	if f.pool, f.volume = attr(e, "pool"), attr(e, "volume"); f.volume != "" {
+	if f.Pool, f.Volume = attr(e, "pool"), attr(e, "volume"); f.Volume != "" {
 		return f, true
 	}
-	f.protocol, f.path = attr(e, "protocol"), attr(e, "name")
-	return f, f.protocol != ""
+	f.Protocol, f.Path = attr(e, "protocol"), attr(e, "name")
+	return f, f.Protocol != ""
 }
 
 // libvirt adds the pools and domains that are configured below etc, and those that run.
@@ -326,25 +352,25 @@ func (f *finder) domain(file, who string, targets map[string]string) {
 	if text == nil {
 		return
 	}
-	d, err := parseDomain(text)
+	d, err := ParseDomain(text)
 	if err != nil {
 		// What was understood before the error is used all the same.
 		f.fail(file, "a domain of "+who, err)
 	}
-	for _, disk := range d.disks {
-		why := strings.TrimSpace(disk.device+" "+disk.target) + fmt.Sprintf(" of machine %q of %s", d.name, who)
-		if disk.backing {
+	for _, disk := range d.Disks {
+		why := strings.TrimSpace(disk.Device+" "+disk.Target) + fmt.Sprintf(" of machine %q of %s", d.Name, who)
+		if disk.Backing {
 			why = "what " + why + " rests on"
 		}
-		switch dir, known := targets[disk.pool]; {
-		case disk.protocol != "":
-			f.remote(disk.protocol+":"+disk.path, why, d.name)
-		case disk.volume == "":
-			f.add(PlaceImage, strings.TrimSpace(disk.path), why, d.name)
-		case known && filepath.IsLocal(disk.volume):
-			f.add(PlaceImage, filepath.Join(dir, disk.volume), why, d.name)
+		switch dir, known := targets[disk.Pool]; {
+		case disk.Protocol != "":
+			f.remote(disk.Protocol+":"+disk.Path, why, d.Name)
+		case disk.Volume == "":
+			f.add(PlaceImage, strings.TrimSpace(disk.Path), why, d.Name)
+		case known && filepath.IsLocal(disk.Volume):
+			f.add(PlaceImage, filepath.Join(dir, disk.Volume), why, d.Name)
 		default:
-			f.remote(disk.pool+"/"+disk.volume, why, d.name)
+			f.remote(disk.Pool+"/"+disk.Volume, why, d.Name)
 		}
 	}
 }

@@ -294,13 +294,13 @@ func TestParseBounds(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		d, _ := parseDomain([]byte(text))
+		d, _ := ParseDomain([]byte(text))
 		runtime.ReadMemStats(&after)
-		if len(d.name) > maxNameBytes || len(d.disks) > maxXMLDisks {
-			t.Errorf("%s: parseDomain = name of %d bytes, %d disks", name, len(d.name), len(d.disks))
+		if len(d.Name) > maxNameBytes || len(d.Disks) > maxXMLDisks {
+			t.Errorf("%s: ParseDomain = name of %d bytes, %d disks", name, len(d.Name), len(d.Disks))
 		}
 		if n := after.TotalAlloc - before.TotalAlloc; n > most*uint64(len(text)) {
-			t.Errorf("%s: parseDomain of %d bytes allocates %d, want %d at most", name, len(text), n, most*len(text))
+			t.Errorf("%s: ParseDomain of %d bytes allocates %d, want %d at most", name, len(text), n, most*len(text))
 		} else {
 			t.Logf("%s: %d for each byte", name, n/uint64(len(text)))
 		}
@@ -313,18 +313,18 @@ func FuzzDomainXML(f *testing.F) {
 	f.Add([]byte("<disk></disk></disk>"))
 	f.Add([]byte("<?xml version='1.0' encoding='latin1'?><domain/>"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		d, err := parseDomain(text)
-		if len(d.name) > maxNameBytes || len(d.disks) > maxXMLDisks {
-			t.Errorf("parseDomain = name of %d bytes, %d disks", len(d.name), len(d.disks))
+		d, err := ParseDomain(text)
+		if len(d.Name) > maxNameBytes || len(d.Disks) > maxXMLDisks {
+			t.Errorf("ParseDomain = name of %d bytes, %d disks", len(d.Name), len(d.Disks))
 		}
 		size := 0
-		for _, disk := range d.disks {
-			size += len(disk.path) + len(disk.volume)
+		for _, disk := range d.Disks {
+			size += len(disk.Path) + len(disk.Volume)
 		}
 		if size > len(text) {
 			t.Errorf("parseDomain gives %d bytes of paths from %d bytes", size, len(text))
 		}
-		if err == nil && d.disks == nil && d.name == "" {
+		if err == nil && d.Disks == nil && d.Name == "" {
 			return
 		}
 		parsePool(text)
