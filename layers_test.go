@@ -115,7 +115,7 @@ var budget = map[string][]string{
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
-		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs"},
+		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs", "internal/doctor"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

@@ -53,6 +53,7 @@ func (g *gatherer) onDisk(ctx context.Context) {
 		g.gap(PartFSs, "", "the disk was not looked at")
 		return
 	}
+	g.e.DisksChanged = d.Changed.UTC()
 	text, err := g.t.Read(ctx, "/etc/fstab", maxSmallBytes)
 	if err != nil && !tree.Missing(err) && !errors.Is(err, tree.ErrTooLarge) {
 		g.gap(PartMounts, "/etc/fstab", Reason(err))
@@ -62,13 +63,21 @@ func (g *gatherer) onDisk(ctx context.Context) {
 	for _, note := range d.Notes {
 		g.gap(PartFSs, "the disk", note)
 	}
+	g.e.IDs = map[string]string{}
 	for i := range d.Volumes {
-		g.volume(&d, &d.Volumes[i])
+		v := &d.Volumes[i]
+		for key, value := range map[string]string{"UUID": v.UUID, "LABEL": v.Label, "PARTUUID": v.PartUUID,
+			"PARTLABEL": v.PartName} {
+			if value != "" {
+				g.e.IDs[key+"="+value] = v.Name
+			}
+		}
+		g.volume(v)
 	}
 }
 
 // volume takes in one file system.
-func (g *gatherer) volume(d *Disks, v *DiskVolume) {
+func (g *gatherer) volume(v *DiskVolume) {
 	if v.Info == nil && v.Unread == "" {
 		return // nothing that holds files
 	}

@@ -32,8 +32,14 @@ type Evidence struct {
 	// Now is the time that the evidence is of: of the running system the present, of a bundle when it
 	// was collected, of a dead disk its last sign of life.
 	Now time.Time
+	// DisksChanged is when the images of a machine that does not run were written last, as their host
+	// tells; zero for others.
+	DisksChanged time.Time
 
-	Mounts   []Mount
+	Mounts []Mount
+	// IDs are the file systems and partitions that there are, as fstab names them: "UUID=...", "LABEL=...",
+	// "PARTUUID=...", "PARTLABEL=..." -> device. It is nil where that is not known.
+	IDs      map[string]string
 	FSs      []FS
 	Devices  []Device
 	Log      Log

@@ -225,8 +225,10 @@ func below(name, dir string) bool {
 // nameDevices gives the numbers of devices their names, from /sys/dev/block or from what mountinfo has as
 // the source.
 func (g *gatherer) nameDevices(ctx context.Context) {
-	uuids := g.links(ctx, "/dev/disk/by-uuid")
-	labels := g.links(ctx, "/dev/disk/by-label")
+	uuids := g.links(ctx, "/dev/disk/by-uuid", "UUID=")
+	labels := g.links(ctx, "/dev/disk/by-label", "LABEL=")
+	g.links(ctx, "/dev/disk/by-partuuid", "PARTUUID=")
+	g.links(ctx, "/dev/disk/by-partlabel", "PARTLABEL=")
 	for i := range g.e.FSs {
 		f := &g.e.FSs[i]
 		if f.Device == "" && len(f.Mounts) > 0 {
@@ -261,16 +263,22 @@ func (g *gatherer) deviceName(ctx context.Context, dev uint64, source string) st
 	return name
 }
 
-// links reads a directory of links to devices: device -> name. Names have bytes as \x20.
-func (g *gatherer) links(ctx context.Context, dir string) map[string]string {
+// links reads a directory of links to devices: device -> name. All are in Evidence.IDs by that with a
+// prefix. The directories of udev are there only where there is something to name, but for by-uuid.
+func (g *gatherer) links(ctx context.Context, dir, prefix string) map[string]string {
 	found := map[string]string{}
 	names, err := g.t.List(ctx, dir)
 	if err != nil {
-		return found // names are a convenience
+		return found // names are a convenience; without them IDs stays nil
+	}
+	if g.e.IDs == nil {
+		g.e.IDs = map[string]string{}
 	}
 	for _, n := range names {
 		if to, err := g.t.Link(ctx, dir+"/"+n.Name); err == nil {
-			found[path.Base(to)] = udevText(n.Name)
+			name := udevText(n.Name)
+			found[path.Base(to)] = name
+			g.e.IDs[prefix+name] = path.Base(to)
 		}
 	}
 	return found

@@ -72,10 +72,10 @@ func whole(s string) int {
 
 // Stats is what mountstats tells of one mount of NFS.
 type stats struct {
-	point                                  string
-	ops, transmitted, timeouts             int64
-	sends, received, idle int64
-	transports                             int
+	point                      string
+	ops, transmitted, timeouts int64
+	sends, received, idle      int64
+	transports                 int
 }
 
 // parseStats reads /proc/PID/mountstats (fs/nfs/super.c, nfs_show_stats, and net/sunrpc/xprtsock.c,

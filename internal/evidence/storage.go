@@ -64,8 +64,17 @@ type FS struct {
 	// Super is what the superblock, or the kernel's view of it in /sys/fs, tells; nil if not known.
 	Super *Super
 	// Log is the state of its journal on a disk that was read, nil if it was not.
-	Log  *FSLog
+	Log *FSLog
+	// Hurt are inodes that the log speaks of, with their names where those were looked for.
+	Hurt []HurtFile
 	From Source
+}
+
+// HurtFile is a file by its inode.
+type HurtFile struct {
+	Inode uint64
+	// Path is in the file system, as seen from where it is mounted first; "" if it was not found.
+	Path string
 }
 
 // Super is the record that a file system keeps of itself.

@@ -3,6 +3,46 @@
 
 package finding
 
+// The rules about file systems.
+var (
+	FS01 = Rule{"FS01", "ext4-failed", Lost, "the kernel gave up an ext4 file system",
+		"stop what writes to it, bring its storage back, copy it, then check and mount it anew"}
+	FS02 = Rule{"FS02", "xfs-shutdown", Lost, "an XFS file system shut itself down",
+		"bring its storage back, unmount it, mount it again, and check it without repair first"}
+	FS03 = Rule{"FS03", "btrfs-forced-ro", Lost, "the kernel made a btrfs file system read-only",
+		"copy what can be read before anything is tried; bring its storage back"}
+	FS04 = Rule{"FS04", "file-hurt", Danger, "the content of a file was lost on its way to the disk",
+		"bring the file back from a backup of before, or write it anew"}
+	FS05 = Rule{"FS05", "fs-errors-noted", Danger, "a file system remembers errors",
+		"check it while it is not mounted, on a copy first"}
+	FS06 = Rule{"FS06", "fs-not-unmounted", Note, "a file system on a disk was not unmounted",
+		"nothing, if the machine runs or was cut off; its log is replayed when it is mounted"}
+	FS08 = Rule{"FS08", "fs-full", Danger, "a file system has no room left",
+		"make room, then look at what failed to write meanwhile"}
+	FS09 = Rule{"FS09", "fs-goes-on", Note, "a file system goes on after an error",
+		"have it stop taking writes at an error: tune2fs -e remount-ro"}
+	FS10 = Rule{"FS10", "fstab-risk", Warning, "a line of /etc/fstab can keep the machine from starting",
+		"add nofail where the machine is of use without the mount, or name what is there"}
+)
+
+// The rules about mounts of servers, and about who waits.
+var (
+	NF01 = Rule{"NF01", "mount-stuck", Danger, "a mount does not answer",
+		"bring back what it waits for: the server, the process or the disk; repair nothing meanwhile"}
+	NF02 = Rule{"NF02", "share-full", Danger, "a share is full",
+		"make room on the server; its clients go on by themselves"}
+	NF03 = Rule{"NF03", "nfs4-soft", Note, "a mount is soft in the belief that it does not hang",
+		"mount it hard"}
+	NF04 = Rule{"NF04", "images-unsafe-mount", Warning, "disk images lie on a mount that loses writes or locks",
+		"mount it hard and with locks at the server"}
+	PR01 = Rule{"PR01", "task-waits", Warning, "a task waits in the kernel and cannot be ended",
+		"bring back what it waits for"}
+	PR02 = Rule{"PR02", "task-hung", Warning, "the kernel says that a task hangs",
+		"bring back what it waits for"}
+	UM01 = Rule{"UM01", "umount-prober", Note, "a umount failed since somebody just looked into the mount",
+		"try again with pauses: shisa umount"}
+)
+
 // The rules about block devices.
 var (
 	BL01 = Rule{"BL01", "device-offline", Lost, "a disk was taken out of use",
@@ -25,10 +65,25 @@ var (
 		"look which process grew; what was ended may have been writing"}
 )
 
+// The rules about what logs tell of the course of a machine.
+var (
+	FS07 = Rule{"FS07", "log-stopped", Warning, "the log stops long before the machine did",
+		"take the end of the log for no proof; look whether its file system still took writes"}
+	TM08 = Rule{"TM08", "boot-churn", Danger, "the machine starts again and again",
+		"start it once without the unit that was started last: systemd.mask=UNIT on the kernel's command line"}
+	TM09 = Rule{"TM09", "clock-jump", Warning, "the clock of the day was set by more than a minute",
+		"compare no times across the step; find out who set the clock"}
+)
+
 // doctorRules are the rules of the doctor.
 func doctorRules() []Rule {
 	return []Rule{
 		BL01, BL05, BL06, BL07, BL08,
+		FS01, FS02, FS03, FS04, FS05, FS06, FS07, FS08, FS09, FS10,
 		ME01, ME02,
+		NF01, NF02, NF03, NF04,
+		PR01, PR02,
+		TM08, TM09,
+		UM01,
 	}
 }

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+)
+
+// ruleNF01 finds mounts that do not answer. Whoever touches one waits, and may not be ended.
+func ruleNF01() Rule {
+	r := Rule{Rule: finding.NF01, Needs: []evidence.Part{evidence.PartMounts}, Reach: Upward,
+		Guard: "a server that was slow and answered since is well; a mount that was not asked is not told to hang, and not " +
+			"to be well",
+		Test: "on FUSE mounts that do not answer among many that do, with somebody who waits on them; NFS by what its " +
+			"kernels write"}
+	r.Judge = func(e *evidence.Evidence) []Result {
+		var out []Result
+		for i := range e.Mounts {
+			if m := &e.Mounts[i]; m.FS >= 0 && e.Kind != tree.Disk {
+				if res, concerns := stuckMount(&r, e, i); concerns {
+					out = append(out, res)
+				}
+			}
+		}
+		return out
+	}
+	return r
+}
+
+func stuckMount(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool) {
+	m := &e.Mounts[i]
+	o, a := mountObject(e, i), m.Probe
+	remote := linux.MayHang(m.Type)
+	hang, over := serverSaid(e, m)
+	s := newSigns()
+	switch {
+	case a != nil && a.Hung:
+		s.add(0.9, Fact{Source: evidence.Source{Path: m.Point}, Value: fmt.Sprintf("no answer to stat and statfs within %s",
+			a.Waited.Round(100*time.Millisecond)), Text: "asked by a process of its own, which waits still"})
+	case a != nil && (a.Errno >= 0 || a.StatfsErrno >= 0):
+		if hang != nil {
+			s.say(0.9, []*evidence.Event{hang})
+			return fail(found(r, o, s.sure(), "did-not-answer", "the server of "+m.Point+" did not answer for a while; "+
+				"it does now", s.facts...).over()), true
+		}
+		return pass(o), true
+	case m.NFS != nil && m.NFS.Stalled:
+		s.add(0.85, at(m, m.NotAsked, "by the counters of the kernel (mountstats)"))
+	case hang != nil && !over:
+	case remote == "" && m.NotAsked == "" && a == nil:
+		return res, false
+	default:
+		return unknown(o, notAsked(m)), true
+	}
+	if hang != nil && !over {
+		s.say(0.8, []*evidence.Event{hang})
+	}
+	kind, text := kindOfHang(m, remote)
+	x := found(r, o, s.sure(), kind, m.Point+" does not answer: "+text, s.facts...)
+	if m.NFS != nil {
+		x.Affects = append(x.Affects, shareObject(m.NFS))
+	}
+	x.Remedies = unstick(m, kind)
+	return fail(x), true
+}
+
+func notAsked(m *evidence.Mount) string {
+	if m.NotAsked != "" {
+		return m.NotAsked
+	}
+	return "it was not asked"
+}
+
+func kindOfHang(m *evidence.Mount, remote string) (kind, text string) {
+	switch {
+	case m.NFS != nil:
+		return "nfs", "who uses it waits for the server " + m.NFS.Server
+	case strings.HasPrefix(m.Type, "fuse"):
+		return "fuse", "who uses it waits for the process that serves it"
+	case remote != "":
+		return "remote", "who uses it waits for " + remote
+	}
+	return "device", "who uses it waits for the disk below it (" + m.Source + ")"
+}
+
+// serverSaid gives the last message that the server of a mount does not answer, and whether it answered
+// since.
+func serverSaid(e *evidence.Evidence, m *evidence.Mount) (hang *evidence.Event, over bool) {
+	if m.NFS == nil {
+		return nil, false
+	}
+	for i := range e.Log.Events {
+		ev := &e.Log.Events[i]
+		if serverName(ev.Fields["server"]) != serverName(m.NFS.Server) || ev.Time.Before(e.Host.Booted) {
+			continue
+		}
+		switch ev.Form {
+		case "nfs.hang", "nfs.timeout":
+			hang, over = ev, false
+		case "nfs.ok":
+			over = true
+		}
+	}
+	return hang, over
+}
+
+func unstick(m *evidence.Mount, kind string) []Remedy {
+	last := []Remedy{
+		{Text: "see who waits; none of these can be ended until it answers", Command: "shisa doctor --verbose"},
+		{Text: "when it will never answer again, take the mount out of the way: who has files open there keeps on waiting",
+			Command: "umount -l " + quoted(m.Point), Risk: "what was not written is lost; the mount cannot be seen any more " +
+				"while it is still in use"},
+	}
+	var first []Remedy
+	switch kind {
+	case "nfs":
+		first = []Remedy{
+			{Text: "look at the server first: does it run, is its file system full, does its disk answer (shisa doctor on " +
+				"the server)", Command: "rpcinfo -t " + quoted(m.NFS.Server) + " nfs"},
+			{Text: "do nothing to guests and images that lie there: they are not broken, they wait, and go on when the " +
+				"server does", Risk: "a repair of an image by another host, while a guest waits for it, breaks it"}}
+	case "fuse":
+		first = []Remedy{{Text: "look at the process that serves it (" + m.Type + ", " + m.Source + "): does it run, and what " +
+			"does it wait for itself"},
+			{Text: "give the connection up: all who wait get an error", Command: "echo 1 > /sys/fs/fuse/connections/" +
+				fmt.Sprint(minor(m.Dev)) + "/abort", Risk: "the mount is of no use any more, and what was not written is lost"}}
+	case "device":
+		first = []Remedy{{Text: "look at the disk below it", Command: "shisa doctor --verbose"}}
+	default:
+		first = []Remedy{{Text: "look at what it waits for first: " + m.Source}}
+	}
+	return append(first, last...)
+}

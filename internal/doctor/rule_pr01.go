@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// rulePR01 finds tasks that wait in the kernel at the same place at two looks: for a disk, a server, a
+// lock that one of those holds up.
+func rulePR01() Rule {
+	r := Rule{Rule: finding.PR01, Needs: []evidence.Part{evidence.PartTasks}, Reach: Local,
+		Guard: "who got on between the looks is busy and not stuck; a thread of the kernel of which no storage is known is a note: some wait " +
+			"so for their work",
+		Test: "on programs that read from FUSE mounts which do not answer, and were to be ended"}
+	r.Judge = func(e *evidence.Evidence) []Result {
+		var out []Result
+		for i := range e.Tasks.Waiting {
+			if t := &e.Tasks.Waiting[i]; t.Same {
+				out = append(out, fail(waitsLong(&r, e, t)))
+			}
+		}
+		if len(out) == 0 && e.Tasks.Looked > 0 {
+			out = append(out, pass(hostObject(e)))
+		}
+		return out
+	}
+	return r
+}
+
+func waitsLong(r *Rule, e *evidence.Evidence, t *evidence.Task) *Finding {
+	who := fmt.Sprintf("%s (%d)", t.Comm, t.TID)
+	switch {
+	case t.Machine != "":
+		who = fmt.Sprintf("the machine %s (%s)", t.Machine, who)
+	case t.Unit != "":
+		who = fmt.Sprintf("%s of %s", who, t.Unit)
+	}
+	what := ""
+	switch {
+	case len(t.Mounts) > 0:
+		what = ", likely for " + t.Mounts[0]
+	case len(t.Devices) > 0:
+		what = ", likely for " + t.Devices[0]
+	}
+	facts := []Fact{{Source: t.From, Value: "D " + t.WChan, Text: fmt.Sprintf("at the same place %s apart, without any progress",
+		e.Tasks.Between.Round(100*time.Millisecond))}}
+	if len(t.Stack) > 0 {
+		facts = append(facts, Fact{Source: evidence.Source{Path: strings.TrimSuffix(t.From.Path, "stat") + "stack"},
+			Value: strings.Join(t.Stack, " < ")})
+	}
+	x := found(r, taskObject(e, t), 0.85, "waits", who+" waits in the kernel and cannot be ended"+what, facts...)
+	if t.Kernel && len(t.Devices) == 0 {
+		x.Severity, x.Confidence, x.Kind, x.Reach = finding.Note, 0.5, "kernel-thread", Hint
+		x.ID = idOf(r.Code, x.Kind, x.Object)
+		return x
+	}
+	for i := range e.Mounts {
+		if len(t.Mounts) > 0 && e.Mounts[i].Own && e.Mounts[i].Point == t.Mounts[0] {
+			x.Affects = append(x.Affects, mountObject(e, i))
+			break
+		}
+	}
+	x.Remedies = []Remedy{{Text: "bring back what it waits for: it goes on by itself then. Ending it changes nothing, and a " +
+		"program that was told to end does so at that moment",
+		Risk: "a restart of the machine loses what it was about to write; and may wait as well, at the umount"}}
+	return x
+}
