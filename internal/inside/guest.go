@@ -400,18 +400,18 @@ func (l *lookup) child(dir *files.Found, name string) (*files.Found, error) {
 	if !dir.File.Stat().IsDir() {
 		return nil, fmt.Errorf("%w: %s: %s is no directory", ErrPath, path, dir.Path)
 	}
-	folds := foldOf(l.fs, dir.File.Stat())
+	folds := files.FoldOf(l.fs.Info(), dir.File.Stat())
 	var found, folded *files.Entry
-	unsure := folds.unsure(name)
+	unsure := false
 	err := dir.File.Entries(l.ctx, func(e files.Entry) error {
 		switch {
 		case e.Name == name:
 			found = &e
 			return errFound
-		case folded == nil && folds.same(e.Name, name):
+		case folded == nil && folds.Same(e.Name, name):
 			folded = &e
 		}
-		unsure = unsure || folds.unsure(e.Name)
+		unsure = unsure || folds.Unsure(e.Name, name)
 		return nil
 	})
 	if found == nil && folded != nil && err == nil {

@@ -197,6 +197,30 @@ func (s *listings) find(dir files.Ino, name string, read entries) (files.Ino, bo
 	return 0, false, l.err
 }
 
+// each calls fn for each entry of a directory until it says no. It is an error if a part of the directory
+// cannot be read.
+func (s *listings) each(dir files.Ino, read entries, fn func(files.Entry) bool) error {
+	l := s.at(dir, 0, read)
+	if l.whole() {
+		for i, e := range l.entries {
+			if !fn(files.Entry{Name: l.name(i), Ino: e.ino, Type: e.typ}) {
+				return nil
+			}
+		}
+		return l.err
+	}
+	err := read(func(e files.Entry) error {
+		if wrong(e.Name) == nil && !fn(e) {
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
 // search looks for a name from the beginning of a directory that is too large to be kept.
 func search(name string, read entries) (ino files.Ino, found bool, err error) {
 	err = read(func(e files.Entry) error {

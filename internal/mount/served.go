@@ -142,6 +142,9 @@ func (s *served) entry(n *node, out *fuse.EntryOut) {
 func (s *served) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	dir := files.Ino(s.other(h.NodeId))
 	ino, found, err := s.lists.find(dir, name, s.names(dir))
+	if err == nil && !found {
+		ino, found, err = s.folded(dir, name)
+	}
 	switch {
 	case err != nil:
 		return s.fail(fmt.Sprintf("directory %d", dir), err)
@@ -156,6 +159,34 @@ func (s *served) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.EntryOu
 	}
 	s.entry(n, out)
 	return fuse.OK
+}
+
+// folded looks for a name that is not there as it is written, in a directory of a guest that does not
+// care for case. It is an error if the guest may find it by rules that are not known here.
+func (s *served) folded(dir files.Ino, name string) (files.Ino, bool, error) {
+	n, err := s.node(dir)
+	if err != nil {
+		return 0, false, err
+	}
+	fold := files.FoldOf(s.info, n.file.Stat())
+	if fold == files.FoldNone {
+		return 0, false, nil
+	}
+	ino, found, unsure := files.Ino(0), false, false
+	err = s.lists.each(dir, s.names(dir), func(e files.Entry) bool {
+		found = fold.Same(e.Name, name)
+		ino = e.Ino
+		unsure = unsure || fold.Unsure(e.Name, name)
+		return !found
+	})
+	switch {
+	case found:
+		return ino, true, nil
+	case err == nil && unsure:
+		err = fmt.Errorf("%q: the guest does not care for case here, and may find it by rules of Unicode that "+
+			"are not known", name)
+	}
+	return 0, false, err
 }
 
 // names reads a directory for its names alone.
