@@ -215,7 +215,6 @@ func (b *boot) judge(marks []mark) {
 // unique leaves out steps that were seen more than once, as when a journal was gone through for one kind
 // of entries after the other.
 func (b *boot) unique() {
-	slices.SortFunc(b.Jumps, func(x, y Jump) int { return x.At.Compare(y.At) })
 	var out []Jump
 	for _, j := range b.Jumps {
 		again := slices.ContainsFunc(out, func(k Jump) bool {

@@ -16,10 +16,6 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
-// wholeBytes is up to how many bytes journals are read as a whole; of more only the entries are
-// looked up that may matter.
-const wholeBytes = 24 << 20
-
 // fields are those that are needed of an entry.
 var fields = []string{"MESSAGE", "SYSLOG_IDENTIFIER", "_COMM", "_TRANSPORT", "_HOSTNAME", "UNIT",
 	"_PID", "_SOURCE_MONOTONIC_TIMESTAMP"}
@@ -90,7 +86,7 @@ func (r *reader) readMachine(series string, all []file, own bool) {
 		open = append(open, o)
 	}
 	if len(open) > 0 {
-		r.merge(open, bytes <= wholeBytes, own)
+		r.merge(open, bytes <= r.o.WholeBytes, own)
 	}
 }
 

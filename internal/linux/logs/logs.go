@@ -26,6 +26,7 @@ import (
 const (
 	defaultBack  = 30 * 24 * time.Hour
 	defaultBytes = 256 << 20
+	defaultWhole = 24 << 20
 	// maxMessages bounds what is kept, maxFiles how many files are looked at.
 	maxMessages = 100_000
 	maxFiles    = 4096
@@ -39,6 +40,9 @@ type Options struct {
 	Back time.Duration
 	// Bytes is how much is read of all files, unpacked.
 	Bytes int64
+	// WholeBytes is up to how much of journals is read as a whole; of more only the entries are looked
+	// up that may matter.
+	WholeBytes int64
 	// MachineID, BootID and Booted are of the machine that runs; as far as they are known.
 	MachineID, BootID string
 	Booted            time.Time
@@ -119,6 +123,9 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	}
 	if o.Bytes == 0 {
 		o.Bytes = defaultBytes
+	}
+	if o.WholeBytes == 0 {
+		o.WholeBytes = defaultWhole
 	}
 	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, seen: seen{}}
 	r.zone = r.localZone()

@@ -72,6 +72,10 @@ func collapse(all []Message) []Message {
 	last := map[string]int{}
 	for i := range all {
 		m := &all[i]
+		if kind, _, _ := strings.Cut(m.Form.Name, "."); kind == "kernel" || kind == "clock" {
+			out = append(out, *m) // each says something of its own time
+			continue
+		}
 		key := alike(m)
 		if j, ok := last[key]; ok && m.Time.Sub(out[j].Last) <= time.Hour {
 			out[j].Count += m.Count

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// Bounds of what is boot churn: boots shorter than shortBoot, so many in a row, none of which waits
+// longer than shortBoot for the next one.
+const (
+	shortBoot  = 10 * time.Minute
+	churnBoots = 3
+)
+
+// ruleTM08 finds machines that start again and again.
+func ruleTM08() Rule {
+	r := Rule{Rule: finding.TM08, Needs: []evidence.Part{evidence.PartBoots}, Reach: Upward,
+		Guard: "a row of short boots that a longer one followed is over; panics and cuts are told apart from orderly " +
+			"restarts",
+		Test: "on tables, and on journals of a machine that a unit restarted"}
+	r.Judge = func(e *evidence.Evidence) []Result {
+		o := hostObject(e)
+		row, over := churn(e.Boots)
+		switch n := len(e.Boots); {
+		case row != nil:
+			f := churned(&r, e, row)
+			if over {
+				f.over()
+			}
+			return []Result{fail(f)}
+		case n == 1 && e.Boots[0].End == "running" && length(&e.Boots[0]) < shortBoot && !toldBefore(e):
+			return []Result{unknown(o, "the machine was started just now, and no log tells what was before")}
+		}
+		return []Result{pass(o)}
+	}
+	return r
+}
+
+func length(b *evidence.Boot) time.Duration { return b.Last.Sub(b.Began) }
+
+// toldBefore tells whether some log reaches back before the only boot that is known.
+func toldBefore(e *evidence.Evidence) bool {
+	return !e.Log.From.IsZero() && e.Log.From.Before(e.Boots[0].Began.Add(-time.Minute))
+}
+
+// churn gives the last row of short boots, and whether the machine has run longer since.
+func churn(boots []evidence.Boot) (row []evidence.Boot, over bool) {
+	from := 0
+	for i := range boots {
+		if length(&boots[i]) >= shortBoot {
+			from = i + 1
+			continue
+		}
+		if i > from && boots[i].Began.Sub(boots[i-1].Last) >= shortBoot {
+			from = i
+		}
+		if i-from+1 >= churnBoots {
+			row = boots[from : i+1]
+			over = i < len(boots)-1
+		}
+	}
+	return row, over
+}
+
+// churned is the finding of a row of short boots.
+func churned(r *Rule, e *evidence.Evidence, row []evidence.Boot) *Finding {
+	kinds, units := map[string]int{}, map[string]int{}
+	facts := make([]Fact, 0, len(row))
+	for i := range row {
+		b := &row[i]
+		kinds[b.End]++
+		text := fmt.Sprintf("it ran for %s and ended: %s", spell(length(b)), b.End)
+		if b.LastUnit != "" {
+			text += "; started last was " + b.LastUnit
+			units[b.LastUnit]++
+		}
+		if i < maxFacts/2 || i >= len(row)-maxFacts/2 {
+			facts = append(facts, Fact{Source: b.From, Value: b.Began.Format(time.RFC3339), Text: text})
+		}
+	}
+	kind, how := "restarts", "and was shut down in order each time: something in it asks for that"
+	switch {
+	case kinds["panic"]*2 > len(row):
+		kind, how = "panics", "and ended in panics of the kernel"
+	case kinds["shutdown"]*2 < len(row):
+		kind, how = "cuts", "and was cut off: by a reset, a watchdog, its power, or a panic that nobody wrote down"
+	}
+	f := found(r, hostObject(e), 0.9, kind, fmt.Sprintf("the machine was started %d times in a row for less than %s %s",
+		len(row), spell(shortBoot), how), facts...)
+	unit, n := often(units)
+	if kind != "restarts" || n*2 <= len(row) {
+		f.Remedies = []Remedy{{Text: "look at its console while it starts; the log has only what it could still write"}}
+		return f
+	}
+	f.Summary += "; each time " + unit + " was started last"
+	f.Affects = append(f.Affects, unitObject(e, unit))
+	f.Remedies = []Remedy{
+		{Text: "in the boot menu, add systemd.mask=" + unit + " to the kernel's command line: it starts once without that " +
+			"unit, and nothing on the disk is changed", Undo: "leave it out at the next start"},
+		{Text: "then disable what starts it, and read why it asks for a restart", Command: "systemctl disable " + unit,
+			Undo: "systemctl enable " + unit},
+	}
+	return f
+}
+
+// maxFacts bounds the observations that one finding lists.
+const maxFacts = 12
+
+// often is the unit that was started last most often.
+func often(units map[string]int) (name string, n int) {
+	for u, c := range units {
+		if c > n || c == n && u < name {
+			name, n = u, c
+		}
+	}
+	return name, n
+}

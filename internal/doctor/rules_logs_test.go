@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+)
+
+// source is a log that ends so long before noon.
+func source(path string, persistent bool, before time.Duration) evidence.LogSource {
+	return evidence.LogSource{Path: path, From: noon.Add(-1000 * time.Hour), To: noon.Add(-before), Persistent: persistent}
+}
+
+func TestFS07(t *testing.T) {
+	const journal = "/var/log/journal/0/system.journal"
+	written := func(before time.Duration) []evidence.FS {
+		return []evidence.FS{{Device: "vda1", Super: &evidence.Super{Written: noon.Add(-before)}}}
+	}
+	tests := []struct {
+		name string
+		e    evidence.Evidence
+		want []says
+	}{
+		{"no log on disk", evidence.Evidence{Log: evidence.Log{Sources: []evidence.LogSource{source("/dev/kmsg", false, 0)}}}, nil},
+		{"both go on", evidence.Evidence{Log: evidence.Log{Sources: []evidence.LogSource{
+			source("/dev/kmsg", false, 0), source(journal, true, time.Hour)}}}, []says{{"host:h:h", Pass, "", ""}}},
+		{"the kernel goes on alone", evidence.Evidence{Log: evidence.Log{Sources: []evidence.LogSource{
+			source("/dev/kmsg", false, 0), source(journal, true, 3*time.Hour), source("/var/log/syslog", true, 9*time.Hour)}}},
+			[]says{{"host:h:h", Fail, "stopped", finding.Warning}}},
+		{"on the file system that has it", evidence.Evidence{
+			Mounts: []evidence.Mount{{Own: true}}, FSs: []evidence.FS{{Device: "vda1"}},
+			Log: evidence.Log{Sources: []evidence.LogSource{source("/dev/kmsg", false, 0), source(journal, true, 3*time.Hour)}}},
+			[]says{{"filesystem:h:vda1", Fail, "stopped", finding.Warning}}},
+		{"dead, written on", evidence.Evidence{Kind: tree.Disk, FSs: written(0), Log: evidence.Log{
+			Sources: []evidence.LogSource{source(journal, true, 5*time.Hour)}}}, []says{{"host:h:h", Fail, "stopped", finding.Warning}}},
+		{"dead, shut down in order", evidence.Evidence{Kind: tree.Disk, FSs: written(0), Boots: []evidence.Boot{{End: "shutdown"}},
+			Log: evidence.Log{Sources: []evidence.LogSource{source(journal, true, 5*time.Hour)}}}, []says{{"host:h:h", Pass, "", ""}}},
+		{"dead, both end", evidence.Evidence{Kind: tree.Disk, FSs: written(5 * time.Hour), DisksChanged: noon.Add(-5 * time.Hour),
+			Log: evidence.Log{Sources: []evidence.LogSource{source(journal, true, 5*time.Hour)}}}, []says{{"host:h:h", Pass, "", ""}}},
+		{"dead, only the image is newer", evidence.Evidence{Kind: tree.Disk, FSs: written(5 * time.Hour), DisksChanged: noon,
+			Log: evidence.Log{Sources: []evidence.LogSource{source(journal, true, 5*time.Hour)}}},
+			[]says{{"host:h:h", Fail, "stopped", finding.Note}}},
+		{"a copy without more", evidence.Evidence{Kind: tree.Directory, Log: evidence.Log{
+			Sources: []evidence.LogSource{source(journal, true, 5*time.Hour)}}}, []says{{"host:h:h", Unknown, "", ""}}},
+		{"no log could be read", evidence.Evidence{Gaps: []evidence.Gap{{Part: evidence.PartLog, Reason: "no"}}},
+			[]says{{"host:h:h", Unknown, "", ""}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := tt.e
+			for i := range e.Mounts {
+				e.Mounts[i].Point = "/"
+			}
+			ask(t, ruleFS07(), &e, tt.want...)
+		})
+	}
+}
+
+// course makes boots one after the other, a minute apart: "10s shutdown a.service".
+func course(list ...string) []evidence.Boot {
+	var out []evidence.Boot
+	at := noon.Add(-48 * time.Hour)
+	for i, s := range list {
+		f := strings.Fields(s)
+		d, _ := time.ParseDuration(f[0])
+		b := evidence.Boot{ID: string(rune('a' + i)), Began: at, Last: at.Add(d), End: f[1]}
+		if len(f) > 2 {
+			b.LastUnit = f[2]
+		}
+		out = append(out, b)
+		at = b.Last.Add(time.Minute)
+	}
+	return out
+}
+
+func TestTM08(t *testing.T) {
+	again := "20s shutdown daily_reboot.service"
+	host := "host:h:h"
+	tests := []struct {
+		name  string
+		boots []evidence.Boot
+		want  says
+		unit  string
+	}{
+		{"one long", course("30h running"), says{host, Pass, "", ""}, ""},
+		{"two short", course("30h shutdown", again, again), says{host, Pass, "", ""}, ""},
+		{"three short", course("30h shutdown", again, again, again), says{host, Fail, "restarts", finding.Danger}, "daily_reboot.service"},
+		{"and runs since", course(again, again, again, "1h running"), says{host, Fail, "restarts", finding.Note}, "daily_reboot.service"},
+		{"different units", course("20s shutdown a", "20s shutdown b", "20s shutdown c"),
+			says{host, Fail, "restarts", finding.Danger}, ""},
+		{"panics", course("20s panic", "20s panic", "20s panic"), says{host, Fail, "panics", finding.Danger}, ""},
+		{"cuts", course("20s cut x", "20s cut x", "20s cut x"), says{host, Fail, "cuts", finding.Danger}, ""},
+		{"a day apart", daysBetween(course(again, again, again)), says{host, Pass, "", ""}, ""},
+		{"started just now", course("20s running"), says{host, Unknown, "", ""}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &evidence.Evidence{Boots: tt.boots}
+			ask(t, ruleTM08(), e, tt.want)
+			for _, r := range ruleTM08().Judge(e) {
+				if r.Finding == nil {
+					continue
+				}
+				unit := ""
+				if len(r.Finding.Affects) > 0 {
+					unit = r.Finding.Affects[0].Name
+				}
+				if unit != tt.unit || (unit != "") != strings.Contains(r.Finding.Remedies[0].Text, "systemd.mask="+unit) {
+					t.Errorf("affects %q, remedy %q, want the unit %q", unit, r.Finding.Remedies[0].Text, tt.unit)
+				}
+			}
+		})
+	}
+	ask(t, ruleTM08(), &evidence.Evidence{Gaps: []evidence.Gap{{Part: evidence.PartBoots, Reason: "no"}}}, says{host, Unknown, "", ""})
+	e := &evidence.Evidence{Boots: course("20s running"), Log: evidence.Log{From: noon.Add(-1000 * time.Hour)}}
+	ask(t, ruleTM08(), e, says{host, Pass, "", ""})
+}
+
+// daysBetween moves boots a day from each other.
+func daysBetween(boots []evidence.Boot) []evidence.Boot {
+	for i := range boots {
+		d := time.Duration(i) * 24 * time.Hour
+		boots[i].Began, boots[i].Last = boots[i].Began.Add(d), boots[i].Last.Add(d)
+	}
+	return boots
+}
+
+func TestTM09(t *testing.T) {
+	boot := func(jumps ...evidence.Jump) []evidence.Boot {
+		return []evidence.Boot{{ID: "a", Began: noon.Add(-time.Hour), Last: noon, Jumps: jumps}}
+	}
+	jump := func(after, by time.Duration) evidence.Jump {
+		return evidence.Jump{At: noon.Add(-time.Hour + after + by), By: by}
+	}
+	asleep := jump(30*time.Minute, 8*time.Hour)
+	asleep.Asleep = true
+	chrony := event("clock.step", time.Minute, map[string]string{"seconds": "-32400.5"})
+	foreign := chrony
+	foreign.Host = "other"
+	small := event("clock.step", time.Minute, map[string]string{"seconds": "0.5"})
+	tests := []struct {
+		name   string
+		boots  []evidence.Boot
+		events []evidence.Event
+		want   []says
+	}{
+		{"none", boot(), nil, []says{{"host:h:h", Pass, "", ""}}},
+		{"small", boot(jump(30*time.Minute, 30*time.Second)), []evidence.Event{small}, []says{{"host:h:h", Pass, "", ""}}},
+		{"back", boot(jump(30*time.Minute, -2*time.Minute)), nil, []says{{"host:h:h", Fail, "step", finding.Warning}}},
+		{"forward", boot(jump(30*time.Minute, 2*time.Minute)), nil, []says{{"host:h:h", Fail, "step", finding.Warning}}},
+		{"learns the time", boot(jump(time.Minute, 2*time.Minute)), nil, []says{{"host:h:h", Fail, "step", finding.Note}}},
+		{"nine hours at the start", boot(jump(time.Minute, 9*time.Hour)), nil, []says{{"host:h:h", Fail, "step", finding.Warning}}},
+		{"asleep", boot(asleep), nil, []says{{"host:h:h", Pass, "", ""}}},
+		{"chrony says so", nil, []evidence.Event{chrony}, []says{{"host:h:h", Fail, "step", finding.Warning}}},
+		{"another machine says so", boot(), []evidence.Event{foreign}, []says{{"host:h:h", Pass, "", ""}}},
+		{"no journal", nil, nil, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ask(t, ruleTM09(), &evidence.Evidence{Boots: tt.boots, Log: evidence.Log{Events: tt.events}}, tt.want...)
+		})
+	}
+}
