@@ -182,28 +182,9 @@ func (g *graph) storage(e *evidence.Evidence) {
 
 // file says that an object rests on the mount that a file of the machine lies on.
 func (g *graph) file(e *evidence.Evidence, o Object, name string) {
-	if i := mountOf(e, name); i >= 0 {
+	if i := e.MountOf(name); i >= 0 {
 		g.rest(o, mountObject(e, i))
 	}
-}
-
-// mountOf gives the mount that a path of the machine lies on, -1 if none is known.
-func mountOf(e *evidence.Evidence, name string) int {
-	best, length := -1, -1
-	for i := range e.Mounts {
-		m := &e.Mounts[i]
-		// Of two on one directory the later one covers the other.
-		if m.Own && below(name, m.Point) && len(m.Point) >= length {
-			best, length = i, len(m.Point)
-		}
-	}
-	return best
-}
-
-// below tells whether a path is a directory, or in it.
-func below(name, dir string) bool {
-	dir = strings.TrimSuffix(dir, "/")
-	return name == dir || strings.HasPrefix(name, dir+"/")
 }
 
 // images joins machines, their images and what these rest on.
@@ -218,7 +199,7 @@ func (g *graph) images(e *evidence.Evidence) {
 			g.rest(o, mountObject(e, img.Mount))
 		}
 		if img.BackingPath != "" {
-			g.rest(o, imagePathObject(e, img.BackingPath, mountOf(e, img.BackingPath)))
+			g.rest(o, imagePathObject(e, img.BackingPath, e.MountOf(img.BackingPath)))
 		}
 	}
 	for i := range e.Machines {
@@ -279,7 +260,7 @@ func (g *graph) serving(e *evidence.Evidence) {
 				continue
 			}
 			g.see(s)
-			if i := mountOf(e, export); i >= 0 {
+			if i := e.MountOf(export); i >= 0 {
 				g.rest(s, mountObject(e, i))
 			}
 		}

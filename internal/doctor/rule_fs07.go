@@ -56,7 +56,7 @@ func newestSources(l *evidence.Log) (kept, other *evidence.LogSource) {
 
 // logPlace is the file system that logs lie on, the machine where that is not known.
 func logPlace(e *evidence.Evidence) Object {
-	if i := mountOf(e, "/var/log"); i >= 0 && e.Mounts[i].FS >= 0 && e.Mounts[i].FS < len(e.FSs) {
+	if i := e.MountOf("/var/log"); i >= 0 && e.Mounts[i].FS >= 0 && e.Mounts[i].FS < len(e.FSs) {
 		return fsObject(e, e.Mounts[i].FS)
 	}
 	return hostObject(e)

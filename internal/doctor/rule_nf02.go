@@ -73,7 +73,7 @@ func fullShare(r *Rule, o Object, server, text string, f Fact) *Finding {
 // exportRoom is a directory as the server sees it that exports it. concerns is false where nothing is known
 // of what it lies on: FS08 tells that.
 func exportRoom(r *Rule, e *evidence.Evidence, dir string) (res Result, concerns bool) {
-	i := mountOf(e, dir)
+	i := e.MountOf(dir)
 	if i < 0 || e.Mounts[i].Probe == nil || e.Mounts[i].Probe.StatfsErrno != 0 || e.Host.Name == "" {
 		return res, false
 	}

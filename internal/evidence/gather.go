@@ -42,9 +42,10 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.devices, // devices.go
 		g.config,  // config.go, udev.go, nova.go
 		g.multipath,
-		g.memory, // memory.go
-		g.tasks,  // tasks.go
-		g.log,    // log.go, boots.go
+		g.memory,   // memory.go
+		g.machines, // machines.go, images.go
+		g.tasks,    // tasks.go
+		g.log,      // log.go, boots.go
 	} {
 		part(ctx)
 		if err := ctx.Err(); err != nil {

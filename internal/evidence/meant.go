@@ -88,53 +88,59 @@ type Machine struct {
 
 // QMP is what QEMU's monitor told.
 type QMP struct {
-	Status string // "running", "io-error", "paused" ...
+	Status string // "running", "io-error", "paused" ... `json:"status"`
 	// Stopped are the disks that stopped the machine: device -> "nospace" or "failed".
-	Stopped map[string]string
+	Stopped map[string]string `json:"stopped"`
 }
 
 // Image is a disk image with what is right below it.
 type Image struct {
 	// Path is its name without symbolic links, as this host sees it.
-	Path   string
-	Format string
+	Path   string `json:"path"`
+	Format string `json:"format"`
 	// Mount is the index in Mounts of where it lies, -1 if not known.
-	Mount int
+	Mount int `json:"mount"`
 	// Backing is the name as the image has it, BackingPath where that is; "" for none. BackingState is
 	// as in shisa check: "ok", "missing", "not followed" ...
-	Backing, BackingPath, BackingState string
-	BackingFormat                      string
+	Backing       string `json:"backing"`
+	BackingPath   string `json:"backing_path"`
+	BackingState  string `json:"backing_state"`
+	BackingFormat string `json:"backing_format"`
 	// Corrupt and Dirty are the marks of the header.
-	Corrupt, Dirty bool
+	Corrupt bool `json:"corrupt"`
+	Dirty   bool `json:"dirty"`
 	// Made and Changed are when the image came to be, as far as that is known, and its last change.
-	Made, Changed time.Time
+	Made    time.Time `json:"made"`
+	Changed time.Time `json:"changed"`
 	// Identity is device and inode, by which two names of one file are one.
-	Identity string
+	Identity string `json:"identity"`
 	// Users are who has it open: processes of this host, and the locks of others.
-	Users []ImageUser
+	Users []ImageUser `json:"users"`
 	// Checked is what a check of it found, nil if it was not checked.
-	Checked *Checked
+	Checked *Checked `json:"checked"`
 	// Unread says why nothing is known of it, "" if it could be read.
-	Unread string
-	From   Source
+	Unread string `json:"unread"`
+	From   Source `json:"from"`
 }
 
 // ImageUser is one who has an image open.
 type ImageUser struct {
-	PID     int
-	Command string
-	Machine string
-	Writing bool
+	PID     int    `json:"pid"`
+	Command string `json:"command"`
+	Machine string `json:"machine"`
+	Writing bool   `json:"writing"`
 	// Host is another machine, where its locks or its configuration show that.
-	Host string
+	Host string `json:"host"`
 }
 
 // Checked is what a check of an image found.
 type Checked struct {
-	Leaks, LeakBytes, Corruptions int64
+	Leaks       int64 `json:"leaks"`
+	LeakBytes   int64 `json:"leak_bytes"`
+	Corruptions int64 `json:"corruptions"`
 	// Codes are those of the findings, worst first.
-	Codes []string
-	Time  time.Time
+	Codes []string  `json:"codes"`
+	Time  time.Time `json:"time"`
 }
 
 // Cluster is what corosync, pacemaker, dlm and gfs2 tell.

@@ -44,11 +44,11 @@ func Probe(ctx context.Context, t tree.Tree, o ProbeOptions) (map[string][]byte,
 	for _, part := range []func(context.Context){
 		p.mounts, // probemounts.go
 		p.tasks,  // probetasks.go
-		// slice C: p.machines (qmp.json), p.images (images.json)
 	} {
 		wait.Go(func() { part(ctx) })
 	}
 	wait.Wait()
+	p.machines(ctx) // probemachines.go: it wants to know which mounts answer
 	return p.files, ctx.Err()
 }
 

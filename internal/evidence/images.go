@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+)
+
+const (
+	// maxImages bounds the images whose headers are read, with all that they rest on.
+	maxImages = 1 << 14
+	// maxChain bounds one chain, as qemu's own users do.
+	maxChain = 512
+)
+
+// The states of what an image rests on, as of check.BackingState.
+const (
+	backingOK       = "ok"
+	backingMissing  = "missing"
+	backingUnread   = "unreadable"
+	backingElse     = "not_followed"
+	backingTooDeep  = "too_deep"
+	incompatDirty   = 1 << 0 // qcow2.txt, "Header", incompatible features
+	incompatCorrupt = 1 << 1
+)
+
+// opener opens an image by its name on the machine.
+type opener func(ctx context.Context, name string) (tree.File, error)
+
+// describeAll reads the headers of images, and of all that they rest on. Nothing but headers is read.
+func describeAll(ctx context.Context, paths []string, open opener, gaps *[]Gap) []Image {
+	d := &describer{open: open, at: map[string]int{}}
+	for _, p := range paths {
+		if ctx.Err() != nil {
+			return d.all
+		}
+		d.chain(ctx, path.Clean(p))
+	}
+	if d.left > 0 {
+		*gaps = append(*gaps, Gap{PartImages, "", "there are more images than are looked at"})
+	}
+	return d.all
+}
+
+type describer struct {
+	open opener
+	all  []Image
+	at   map[string]int // path -> index, what was looked at
+	left int
+}
+
+// chain describes an image and what it rests on, each once.
+func (d *describer) chain(ctx context.Context, name string) {
+	for range maxChain {
+		if _, known := d.at[name]; known {
+			return
+		}
+		if len(d.all) == maxImages {
+			d.left++
+			return
+		}
+		img := d.one(ctx, name)
+		d.at[name] = len(d.all)
+		d.all = append(d.all, img)
+		if img.BackingPath == "" {
+			return
+		}
+		d.chainState(ctx, d.at[name])
+		name = img.BackingPath
+	}
+}
+
+// chainState tells how it stands with what an image rests on, by opening it.
+func (d *describer) chainState(ctx context.Context, i int) {
+	img := &d.all[i]
+	f, err := d.open(ctx, img.BackingPath)
+	switch {
+	case err == nil:
+		f.Close()
+		img.BackingState = backingOK
+	case errors.Is(err, fs.ErrNotExist):
+		img.BackingState = backingMissing
+	default:
+		img.BackingState = backingUnread
+	}
+}
+
+// one reads the header of an image.
+func (d *describer) one(ctx context.Context, name string) Image {
+	img := Image{Path: name, Mount: -1, From: Source{Path: name}}
+	f, err := d.open(ctx, name)
+	if err != nil {
+		img.Unread = Reason(err)
+		if errors.Is(err, fs.ErrNotExist) {
+			img.Unread = notThere
+		}
+		return img
+	}
+	defer f.Close()
+	img.Changed = f.Mtime()
+	format, err := image.Probe(f, f.Size(), name)
+	if err != nil {
+		img.Unread = Reason(err)
+		return img
+	}
+	img.Format = string(format)
+	if format != image.Qcow2 {
+		return img
+	}
+	h, err := qcow2.ReadHeader(f, f.Size())
+	if err != nil {
+		img.Unread = err.Error()
+		return img
+	}
+	img.Dirty, img.Corrupt = h.Incompatible&incompatDirty != 0, h.Incompatible&incompatCorrupt != 0
+	if h.HasBacking && h.Backing != "" {
+		img.Backing, img.BackingFormat = h.Backing, h.BackingFormat
+		img.BackingPath, img.BackingState = backingOf(name, h.Backing)
+	}
+	return img
+}
+
+// notThere is why an image is not read that is not there.
+const notThere = "is not there"
+
+// Gone tells whether the image itself is not there.
+func (i *Image) Gone() bool { return i.Unread == notThere }
+
+// backingOf gives the file that a backing name means: relative to the image, as qemu takes it. A name of
+// something that is no file is not followed.
+func backingOf(of, name string) (file, state string) {
+	if rest, ok := strings.CutPrefix(name, "file:"); ok {
+		name = rest
+	} else if i := strings.IndexByte(name, ':'); i >= 0 && !strings.Contains(name[:i], "/") {
+		return "", backingElse
+	}
+	if !path.IsAbs(name) {
+		name = path.Join(path.Dir(of), name)
+	}
+	return path.Clean(name), ""
+}
