@@ -178,7 +178,8 @@ func btrfsForms() []Form {
 		form("btrfs.unmounted", note, "BTRFS info"+dev+": last unmount of filesystem {uuid}"),
 		form("btrfs.fault", warning, "BTRFS error"+dev+": {text~}", "BTRFS critical"+dev+": {text~}",
 			"BTRFS warning"+dev+": {text~}"),
-		form("btrfs.note", note, "BTRFS info"+dev+": {text~}"),
+		form("btrfs.note", note, "BTRFS info"+dev+": {text~}",
+			"BTRFS: device {how} {id} devid {devid#} transid {transid#} {device}< {text~}>"),
 	}
 }
 

@@ -9,10 +9,7 @@ import (
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/linux/klog"
-	"github.com/shisa-vm/shisa/internal/testenv"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 // sample is one line of testdata.
 type sample struct {
