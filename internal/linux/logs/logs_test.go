@@ -194,6 +194,20 @@ func TestOneMessageInSeveralLogsIsOne(t *testing.T) {
 	same(t, "messages", times(l), "ext4.abort 2026-11-22T09:00:00? x2")
 }
 
+// TestMountsDivideWhatIsSaid: an error before a mount is not one with the same error after it.
+func TestMountsDivideWhatIsSaid(t *testing.T) {
+	root, at := t.TempDir(), utc(2026, 11, 22, 9, 0)
+	other := strings.ReplaceAll(abort, "sda1", "sdb1")
+	put(t, root, "var/log/syslog", "Nov 22 08:00:00 h "+abort+"Nov 22 08:00:00 h "+other+"Nov 22 08:00:05 h "+abort+
+		"Nov 22 08:00:10 h kernel: EXT4-fs (sda1): mounted filesystem with ordered data mode. Opts: (null)\n"+
+		"Nov 22 08:00:20 h "+abort+"Nov 22 08:00:20 h "+other, at)
+	same(t, "messages", times(read(t, root, logs.Options{Now: at})), `
+ext4.abort 2026-11-22T08:00:00? x2
+ext4.abort 2026-11-22T08:00:00? x2
+ext4.mounted 2026-11-22T08:00:10?
+ext4.abort 2026-11-22T08:00:20?`)
+}
+
 func TestBytesAreBoundedFromTheEnd(t *testing.T) {
 	root := t.TempDir()
 	at := utc(2026, 11, 22, 9, 0)

@@ -5,6 +5,7 @@ package logs
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -64,19 +65,30 @@ func alike(m *Message) string {
 	return b.String()
 }
 
-// collapse sorts messages by time and makes one of those that say the same without a pause of more than
-// an hour.
+// lives tells whether a message begins or ends the life of what a device's name stands for: what was
+// said before is of another file system, or of another mount of it.
+func lives(form string) bool {
+	_, what, _ := strings.Cut(form, ".")
+	return what == "mounted" || what == "unmounted" || what == "capacity"
+}
+
+// collapse sorts messages by time and makes one of those that say the same of one life of a device,
+// without a pause of more than an hour.
 func collapse(all []Message) []Message {
 	slices.SortStableFunc(all, func(a, b Message) int { return a.Time.Compare(b.Time) })
 	var out []Message
-	last := map[string]int{}
+	last, life := map[string]int{}, map[string]int{}
 	for i := range all {
 		m := &all[i]
 		if kind, _, _ := strings.Cut(m.Form.Name, "."); kind == "kernel" || kind == "clock" {
 			out = append(out, *m) // each says something of its own time
 			continue
 		}
-		key := alike(m)
+		device := m.Host + "\x00" + strings.TrimPrefix(m.Field("device"), "/dev/")
+		if lives(m.Form.Name) {
+			life[device]++
+		}
+		key := alike(m) + "\x00" + strconv.Itoa(life[device])
 		if j, ok := last[key]; ok && m.Time.Sub(out[j].Last) <= time.Hour {
 			out[j].Count += m.Count
 			out[j].Last = m.Last
