@@ -81,7 +81,7 @@ func (o *out) cure(c *umount.Cure) {
 	o.prose("", o.paint(bold, who)+": "+how)
 	for _, w := range c.Ways {
 		word := map[umount.WayKind]string{
-			umount.WayOption: "  own option: ", umount.WayDropin: "  drop-in: ", umount.WayPropagation: "  container: ",
+			umount.WayOption: "  own option: ", umount.WayDropin: "  drop-in: ", umount.WayUserDropin: "  drop-in: ", umount.WayPropagation: "  container: ",
 			umount.WayNone: "  none: ",
 		}[w.Kind]
 		o.prose(word, Text(w.What))

@@ -107,6 +107,8 @@ func TextReceipt(w io.Writer, r *vault.TextReceipt, undo string, s Style) error 
 		f := &r.Plan.Files[i]
 		word := "  file      "
 		switch {
+		case f.Same():
+			word = "  unchanged "
 		case r.State == vault.Committed && f.Before == nil:
 			word = "  made      "
 		case r.State == vault.Committed:

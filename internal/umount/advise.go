@@ -71,6 +71,7 @@ type WayKind string
 const (
 	WayOption      WayKind = "option"      // a setting of the program's own
 	WayDropin      WayKind = "dropin"      // a drop-in for its unit
+	WayUserDropin  WayKind = "user_dropin" // a drop-in for a unit of a user's own manager
 	WayPropagation WayKind = "propagation" // how the container gets the host's mounts
 	WayNone        WayKind = "none"        // there is none, and why
 )
@@ -237,8 +238,11 @@ func wayAround(s Seen, path string, known bool) (w Way, ok bool) {
 	case p.Container != "":
 		return propagation(p.Container), true
 	case p.UserUnit != "":
-		return none("%s is a unit of a user's own manager, which may not make such a view of the mounts: change what "+
-			"the program looks at, or stop it", p.UserUnit)
+		w, err := userDropin(p, path)
+		if err != nil {
+			return none("%v", err)
+		}
+		return w, true
 	case !strings.HasSuffix(p.Unit, ".service"):
 		return none("it belongs to no service of systemd that a drop-in could be for: end it, or start it as one")
 	}

@@ -104,7 +104,7 @@ func process(comm, unit string, args ...string) holders.Process {
 
 func TestCures(t *testing.T) {
 	in := func(p holders.Process, container string) holders.Process { p.Container = container; return p }
-	user := func(p holders.Process, unit string) holders.Process { p.UserUnit = unit; return p }
+	user := func(p holders.Process, unit string) holders.Process { p.UserUnit, p.UID = unit, 1000; return p }
 	for _, c := range []struct {
 		name  string
 		seen  Seen
@@ -146,7 +146,15 @@ func TestCures(t *testing.T) {
 		{"a user's unit", Seen{user(process("gvfsd-trash", "user@1000.service"), "gvfs-daemon.service"), Holds, 0}, "/mnt/x",
 			"gvfsd-trash", []WayKind{WayOption}, []string{"x-gvfs-notrash"}},
 		{"a user's unit, unknown", Seen{user(process("x", "user@1000.service"), "x.service"), Holds, 0}, "/mnt/x", "",
-			[]WayKind{WayNone}, []string{"user's own manager"}},
+			[]WayKind{WayUserDropin}, []string{"PrivateUsers=yes\nInaccessiblePaths=\"-/mnt/x\"\n", "does not reach it",
+				"~/.config/systemd/user/x.service.d/50-shisa-mnt-x.conf", "systemctl --user --machine=1000@ daemon-reload",
+				"systemctl --user --machine=1000@ restart x.service"}},
+		{"a user's unit that mounts", Seen{user(process("gvfsd", "user@1000.service"), "gvfs-daemon.service"), Holds, 0}, "/mnt/x", "",
+			[]WayKind{WayNone}, []string{"mount for nobody"}},
+		{"a user's unit that belongs to the session", Seen{user(process("x", "user@1000.service"), "dbus.service"), Holds, 0}, "/mnt/x",
+			"", []WayKind{WayNone}, []string{"mount for nobody"}},
+		{"a user's scope", Seen{user(process("x", "user@1000.service"), "app-x-7.scope"), Holds, 0}, "/mnt/x", "",
+			[]WayKind{WayNone}, []string{"no service"}},
 		{"a container", Seen{in(process("node_exporter", "docker-1.scope"), "docker:4f1a"), Polls, 1}, "/mnt/x",
 			"node_exporter", []WayKind{WayPropagation}, []string{"rslave"}},
 		{"a pod", Seen{in(process("x", ""), "kubernetes:p/1"), Holds, 0}, "/mnt/x", "", []WayKind{WayPropagation},

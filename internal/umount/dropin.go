@@ -15,6 +15,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
@@ -142,6 +143,35 @@ func Dropin(unit, path string) (plan.Text, error) {
 		Content: "# Made by shisa holders --write-dropin: the unit does not see what is mounted there, so it\n" +
 			"# cannot keep it busy.\n[Service]\nInaccessiblePaths=" + unitWord(path) + "\n",
 	}, nil
+}
+
+// userMounters are units of users' managers whose own mounts are meant for all that the user runs.
+func userMounters() []string { return []string{"gvfs-daemon", "xdg-document-portal"} }
+
+// userDropin is the drop-in for a unit of a user's own manager. A drop-in below unitDir is for the units of the
+// system's manager, and would be for all that the user runs: user@UID.service. A user's manager may not
+// make a view of the mounts, but in a user namespace it may, which PrivateUsers= gives the unit
+// (systemd.exec(5), "Sandboxing", systemd 252). What the host unmounts goes from there, too. It lies in the user's
+// home, where shisa writes nothing.
+func userDropin(p holders.Process, path string) (Way, error) {
+	name, _, _ := strings.Cut(strings.TrimSuffix(p.UserUnit, ".service"), "@")
+	switch err := errors.Join(fitsUnit(p.UserUnit), fitsPath(path)); {
+	case !strings.HasSuffix(p.UserUnit, ".service"):
+		return Way{}, fmt.Errorf("%s is no service, which a drop-in could be for, but a scope of a user's own manager "+
+			"for what was started by other means: change what the program looks at, or stop it", p.UserUnit)
+	case slices.Contains(userMounters(), name):
+		return Way{}, fmt.Errorf("%s is a unit of a user's own manager that mounts for all that the user runs, and in a "+
+			"view of its own it would mount for nobody", p.UserUnit)
+	case err != nil:
+		return Way{}, err
+	}
+	manager := fmt.Sprintf("systemctl --user --machine=%d@ ", max(p.UID, 0))
+	return Way{Kind: WayUserDropin, File: "~/.config/systemd/user/" + p.UserUnit + ".d/" + dropinName(path),
+		What: fmt.Sprintf("its unit does not see what is mounted there. It is of the own manager of the user %d, so a drop-in "+
+			"of the system (--write-dropin) does not reach it: the user makes this one. With PrivateUsers=yes, without which "+
+			"a user's manager cannot do it, the unit sees the files of all others but root as nobody's", max(p.UID, 0)),
+		Text:     "[Service]\nPrivateUsers=yes\nInaccessiblePaths=" + unitWord(path) + "\n",
+		Commands: []string{manager + "daemon-reload", manager + "restart " + quoteUnit(p.UserUnit)}}, nil
 }
 
 // DropinPlan is the plan that makes the drop-in, without what only the host tells. root is where the units
