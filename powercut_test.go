@@ -39,10 +39,7 @@ func TestPowerCut(t *testing.T) {
 		t.Log("the program has no repair yet")
 		return
 	}
-	o := sweep.Options{Cuts: 5, Seeds: 2, Again: 1}
-	if testenv.Long() {
-		o = sweep.Options{Seeds: 8, Again: 2}
-	}
+	o := sweep.Options{Cuts: testenv.Rounds(2, 5, 0), Seeds: testenv.Rounds(1, 2, 8), Again: testenv.Rounds(1, 1, 2)}
 	for _, c := range sweep.Cases() {
 		t.Run(c.Name, func(t *testing.T) {
 			table, err := sweep.Run(t.Context(), t.TempDir(), c, sweep.Shisa(program), o)

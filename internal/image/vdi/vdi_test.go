@@ -17,6 +17,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/imagetest"
 	"github.com/shisa-vm/shisa/internal/image/vdi"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 const block = 1 << 20
@@ -116,7 +117,7 @@ func look(t *testing.T, data []byte) { imagetest.Look(t, data, vdi.Open) }
 
 func TestSpoiled(t *testing.T) {
 	data, _, _ := made(t, "static=off", "5M", 3)
-	imagetest.Spoil(t, data, [][2]int64{{0x40, 0x190}, {0x150, 0x40}, {0x200, 20}}, 2000, 16<<20,
+	imagetest.Spoil(t, data, [][2]int64{{0x40, 0x190}, {0x150, 0x40}, {0x200, 20}}, testenv.Rounds(200, 2000, 20000), 16<<20,
 		func(p []byte) { look(t, p) })
 }
 

@@ -423,8 +423,8 @@ func TestSpoiledLog(t *testing.T) {
 	l.entry(op{off: pl.bat, data: bytes.Clone(data[pl.bat : pl.bat+4096])}, op{off: 9 * mib, zeros: 8192})
 	l.entry(op{off: int64(len(data)) - 4096, data: noise(rnd)})
 	spots := [][2]int64{{l.off, 160}, {l.off + 4096, 8}, {l.off + 8192, 96}, {l.off + 12288, 8}, {l.off + 12288 + 4092, 4}}
-	imagetest.Spoil(t, data, spots, 1000, 32<<20, func(p []byte) { look(t, p) })
-	imagetest.Spoil(t, data, spots, 1000, 32<<20, func(p []byte) {
+	imagetest.Spoil(t, data, spots, testenv.Rounds(80, 1000, 20000), 32<<20, func(p []byte) { look(t, p) })
+	imagetest.Spoil(t, data, spots, testenv.Rounds(80, 1000, 20000), 32<<20, func(p []byte) {
 		sum(p[l.off : l.off+8192])
 		sum(p[l.off+8192 : l.off+16384])
 		look(t, p)

@@ -254,8 +254,8 @@ func TestSpoiled(t *testing.T) {
 	data, _, _ := made(t, "block_size=1M", "6M", 3)
 	pl := placesOf(data)
 	spots := [][2]int64{{head1, 96}, {head2, 96}, {regi1, 96}, {pl.meta, 32 + 5*32}, {pl.meta + tableLen, 48}, {pl.bat, 64}}
-	imagetest.Spoil(t, data, spots, 300, 32<<20, func(p []byte) { look(t, p) })
-	imagetest.Spoil(t, data, spots, 1000, 32<<20, func(p []byte) {
+	imagetest.Spoil(t, data, spots, testenv.Rounds(50, 300, 5000), 32<<20, func(p []byte) { look(t, p) })
+	imagetest.Spoil(t, data, spots, testenv.Rounds(100, 1000, 20000), 32<<20, func(p []byte) {
 		sum(p[head1 : head1+headLen])
 		sum(p[head2 : head2+headLen])
 		sum(p[regi1 : regi1+tableLen])

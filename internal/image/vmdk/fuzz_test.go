@@ -11,6 +11,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/image/imagetest"
 	"github.com/shisa-vm/shisa/internal/image/vmdk"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // look does with an image whatever can be done; all its extents are the file data itself.
@@ -57,7 +58,7 @@ func TestSpoiled(t *testing.T) {
 		default:
 			spots = [][2]int64{{0, 208}, {512, 32}, {1024, 24}, {10 * 512, 200}}
 			header := []byte("version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"seSparse\"\nRW 40000 SESPARSE \"x\"\n")
-			imagetest.Spoil(t, data, spots, 500, 64<<20, func(p []byte) {
+			imagetest.Spoil(t, data, spots, testenv.Rounds(60, 500, 10000), 64<<20, func(p []byte) {
 				m := parse(t, header)
 				d, err := m.Disk([]vmdk.File{{R: bytes.NewReader(p), Size: end}})
 				if err == nil {
@@ -68,7 +69,7 @@ func TestSpoiled(t *testing.T) {
 			})
 			continue
 		}
-		imagetest.Spoil(t, data, spots, 500, 64<<20, func(p []byte) { look(t, p) })
+		imagetest.Spoil(t, data, spots, testenv.Rounds(60, 500, 10000), 64<<20, func(p []byte) { look(t, p) })
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/imagetest"
 	"github.com/shisa-vm/shisa/internal/image/vpc"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 const block = 2 << 20 // the blocks that qemu makes
@@ -207,9 +208,9 @@ func TestSpoiled(t *testing.T) {
 	data, _, _ := made(t, "", "40M", 3)
 	end := int64(len(data))
 	places := [][2]int64{{0, 96}, {512, 64}, {1536, 96}, {end - 512, 96}}
-	imagetest.Spoil(t, data, places, 1000, 16<<20, func(p []byte) { look(t, p) })
+	imagetest.Spoil(t, data, places, testenv.Rounds(100, 1000, 20000), 16<<20, func(p []byte) { look(t, p) })
 	// Most of all with a checksum that is right.
-	imagetest.Spoil(t, data, places[:2], 1000, 16<<20, func(p []byte) {
+	imagetest.Spoil(t, data, places[:2], testenv.Rounds(100, 1000, 20000), 16<<20, func(p []byte) {
 		sum(p, 0, 64, 512)
 		look(t, p)
 	})
