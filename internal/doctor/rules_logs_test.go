@@ -4,13 +4,19 @@
 package doctor
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux/journal/journaltest"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // source is a log that ends so long before noon.
@@ -166,5 +172,88 @@ func TestTM09(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			ask(t, ruleTM09(), &evidence.Evidence{Boots: tt.boots, Log: evidence.Log{Events: tt.events}}, tt.want...)
 		})
+	}
+}
+
+// gathered is the evidence of a copy of a machine with that journal.
+func gathered(t *testing.T, c *journaltest.Course, files map[string]string) *evidence.Evidence {
+	t.Helper()
+	testenv.Need(t, journaltest.Remote)
+	root := t.TempDir()
+	if _, err := c.Keep(t.Context(), filepath.Join(root, "var/log/journal")); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		p := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := tree.OpenDirectory(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	e, err := evidence.Gather(t.Context(), dir, evidence.Options{Now: c.At, Label: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func newCourse() *journaltest.Course { return &journaltest.Course{At: noon.Add(-72 * time.Hour)} }
+
+func TestChurnIsSeen(t *testing.T) {
+	c := newCourse()
+	c.Start()
+	c.Say(30*time.Hour, "cron", "x")
+	c.Churn(5)
+	e := gathered(t, c, nil)
+	got := ruleTM08().Judge(e)
+	if len(got) != 1 || got[0].Finding == nil || got[0].Finding.Kind != "restarts" || len(got[0].Finding.Evidence) != 5 ||
+		got[0].Finding.Affects[0].Name != "daily_reboot.service" {
+		t.Errorf("TM08 says %+v, want five restarts by daily_reboot.service", got)
+	}
+	c = newCourse()
+	c.Churn(2)
+	if got := ruleTM08().Judge(gathered(t, c, nil)); len(got) != 1 || got[0].Outcome != Pass {
+		t.Errorf("TM08 says %+v of two restarts, want a pass", got)
+	}
+}
+
+func TestJumpsAreSeen(t *testing.T) {
+	c := newCourse()
+	c.Start()
+	c.Say(time.Hour, "cron", "x")
+	c.At, c.Skew = c.At.Add(-9*time.Hour), -9*time.Hour
+	c.Say(time.Minute, "cron", "y")
+	got := ruleTM09().Judge(gathered(t, c, nil))
+	if len(got) != 1 || got[0].Finding == nil || !strings.Contains(got[0].Finding.Summary, "9 hours back") {
+		t.Errorf("TM09 says %+v, want nine hours back", got)
+	}
+	c = newCourse()
+	c.Start()
+	c.Say(time.Hour, "kernel", "PM: suspend entry (deep)")
+	c.At, c.Skew = c.At.Add(9*time.Hour), 9*time.Hour
+	c.Say(time.Second, "kernel", "PM: suspend exit")
+	if got := ruleTM09().Judge(gathered(t, c, nil)); len(got) != 1 || got[0].Outcome != Pass {
+		t.Errorf("TM09 says %+v of a machine that slept, want a pass", got)
+	}
+}
+
+func TestLogThatStoppedIsSeen(t *testing.T) {
+	c := newCourse()
+	c.Start()
+	began := c.At
+	c.Say(time.Hour, "cron", "x")
+	files := map[string]string{
+		"proc/stat": fmt.Sprintf("btime %d\n", began.Unix()),
+		"dev/kmsg":  "3,9,86400000000,-;EXT4-fs (vda1): Remounting filesystem read-only\n",
+	}
+	e := gathered(t, c, files)
+	e.Kind = tree.Bundle // of a machine that ran
+	got := ruleFS07().Judge(e)
+	if len(got) != 1 || got[0].Finding == nil || !strings.Contains(got[0].Finding.Summary, "ends 23 hours before") {
+		t.Errorf("FS07 says %+v, want a log that ends 23 hours before", got)
 	}
 }
