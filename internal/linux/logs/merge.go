@@ -72,16 +72,6 @@ func lives(form string) bool {
 	return what == "mounted" || what == "unmounted" || what == "capacity"
 }
 
-// device gives the device that a message names, "" for none.
-func (m *Message) device() string {
-	for _, f := range m.Fields {
-		if f.Name == "device" {
-			return f.Value
-		}
-	}
-	return ""
-}
-
 // collapse sorts messages by time and makes one of those that say the same of one life of a device,
 // without a pause of more than an hour.
 func collapse(all []Message) []Message {
