@@ -287,5 +287,8 @@ func bpfUprobe(c *child) error {
 	binary.NativeEndian.PutUint64(link[24:], address(make([]byte, 8)))
 	binary.NativeEndian.PutUint32(link[48:], 1)
 	c.hold.FD, err = bpf(bpfLinkCreate, link)
+	if errors.Is(err, unix.EINVAL) { // older than that
+		err = errors.Join(err, ErrUnavailable)
+	}
 	return errors.Join(err, unix.Close(fd))
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +20,8 @@ func TestArchive(t *testing.T) {
 	testenv.Need(t, "cpio")
 	var b bytes.Buffer
 	a := newArchive(&b)
-	contents := map[string]string{"/usr/bin/a": "one", "/usr/bin/b": "", "/lab/plan.json": strings.Repeat("x", 4097)}
+	contents := map[string]string{"/usr/bin/a": "one", "/usr/bin/b": "",
+		"/lab/plan.json": strings.Repeat("x", 4097)}
 	for _, name := range sorted(contents) {
 		a.file(name, 0o755, int64(len(contents[name])), strings.NewReader(contents[name]))
 	}
@@ -100,7 +100,8 @@ func TestPrograms(t *testing.T) {
 	}
 	out, err := exec.Command("chroot", root, "sh", "-c", "stat -c %F /bin/stat").CombinedOutput()
 	if err != nil || string(out) != "regular file\n" {
-		t.Errorf("stat says %q (%v) of itself, want a regular file; it came with %q", out, err, slices.Sorted(keys(p.files)))
+		t.Errorf("stat says %q (%v) of itself, want a regular file; it came with %q", out, err,
+			sorted(p.files))
 	}
 	if err := p.add("no-such-program-of-shisa"); err == nil {
 		t.Error("a program that is nowhere: no error")

@@ -63,8 +63,8 @@ func (i Image) write(ctx context.Context, w io.Writer) error {
 		}
 	}
 	a := newArchive(w)
-	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/mnt", "/root", "/usr/bin", "/usr/sbin",
-		"/usr/lib", "/usr/lib64", "/etc", "/var/lib", "/lab/modules"} {
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/mnt", "/root", "/usr/bin",
+		"/usr/sbin", "/usr/lib", "/usr/lib64", "/etc", "/var/lib", "/lab/modules"} {
 		a.dir(dir)
 	}
 	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -72,6 +72,8 @@ func (i Image) write(ctx context.Context, w io.Writer) error {
 			a.link(name, to)
 		}
 	}
+	a.link("/var/run", "/run")
+	a.link("/var/lock", "/run/lock")
 	plan := Plan{Checks: i.Checks}
 	for _, m := range all {
 		path := "/lab/modules/" + m.name + ".ko"

@@ -8,8 +8,6 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/binary"
-	"iter"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +17,6 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
-
-func keys(m map[string]string) iter.Seq[string] { return maps.Keys(m) }
 
 // bzImage is a kernel's file with a payload and nothing else.
 func bzImage(payload []byte) []byte {

@@ -17,7 +17,8 @@ import (
 
 // libraryDirs is where programs find libraries that name no place of their own: ld.so(8).
 func libraryDirs() []string {
-	return []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"}
+	return []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib",
+		"/usr/lib"}
 }
 
 // maxPrograms bounds how many files programs drag in.

@@ -230,14 +230,15 @@ func attachWithin(t *testing.T, name string, on Target) {
 	}
 }
 
-// TestHooks holds that the engines at functions of the kernel work, or say what the kernel refused.
+// TestHooks holds that the engines at functions of the kernel work, or say what the kernel refused where
+// they are not said to work.
 func TestHooks(t *testing.T) {
 	for _, name := range []string{Fentry, Kprobe} {
 		t.Run(name, func(t *testing.T) {
 			on := scratch(t)
 			defer on.File.Close()
 			e, err := Open(name, []Target{on}, 0)
-			if errors.Is(err, ErrRefused) {
+			if errors.Is(err, ErrRefused) && !slices.Contains(testenv.Engines(), name) {
 				t.Log(err)
 				return
 			}

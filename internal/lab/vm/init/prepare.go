@@ -47,7 +47,7 @@ func prepare() error {
 	}); err != nil {
 		return err
 	}
-	return errors.Join(unix.Sethostname([]byte("guest")), loopback())
+	return errors.Join(os.MkdirAll("/run/lock", 0o755), unix.Sethostname([]byte("guest")), loopback())
 }
 
 // mountMore mounts what needs modules.
