@@ -30,6 +30,7 @@ const (
 
 // trap is a mount point of autofs. Whoever triggers it is counted, and told that there is nothing.
 type trap struct {
+	dir  string
 	hits atomic.Int64
 }
 
@@ -48,19 +49,12 @@ func (c *child) beTrap(dir string) error {
 	if err := asking.Close(); err != nil { // the kernel's end stays, and goes with the mount
 		return err
 	}
-	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	c.trap = &trap{}
+	c.trap = &trap{dir: dir}
 	ended := make(chan error, 1)
-	go func() { ended <- c.trap.answer(asked, root) }()
+	go func() { ended <- c.trap.answer(asked) }()
 	c.unmount = func() error {
-		if err := unix.Close(root); err != nil {
-			return err
-		}
 		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-		if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // the parent unmounts it first
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 		return errors.Join(<-ended, asked.Close())
@@ -69,7 +63,7 @@ func (c *child) beTrap(dir string) error {
 }
 
 // answer counts and refuses until the mount is gone.
-func (t *trap) answer(asked *os.File, root int) error {
+func (t *trap) answer(asked *os.File) error {
 	packet := make([]byte, autofsPacketBytes)
 	for {
 		n, err := asked.Read(packet)
@@ -77,9 +71,17 @@ func (t *trap) answer(asked *os.File, root int) error {
 			return nil // unmounted
 		}
 		t.hits.Add(1)
-		token := binary.NativeEndian.Uint32(packet[autofsToken:])
-		if err := unix.IoctlSetInt(root, autofsFail, int(token)); err != nil {
+		if err := t.refuse(int(binary.NativeEndian.Uint32(packet[autofsToken:]))); err != nil {
 			return fmt.Errorf("refuse what was asked of autofs: %w", err)
 		}
 	}
+}
+
+// refuse lets who asked go on, with nothing mounted.
+func (t *trap) refuse(token int) error {
+	root, err := unix.Open(t.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.IoctlSetInt(root, autofsFail, token), unix.Close(root))
 }

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -247,9 +246,7 @@ func eachData(f *os.File, size int64, fn func(off, n int64) error) error {
 // Close takes the disk away, whatever state it is in. What hangs goes on.
 func (d *Disk) Close() (err error) {
 	if d.FS != nil {
-		// What does not come to its end with a server that answers, does without one.
-		rescue := time.AfterFunc(patience, func() { d.FS.Kill() })
-		defer rescue.Stop()
+		defer d.FS.rescue().Stop()
 		err = d.FS.relieve()
 	}
 	err = errors.Join(err, takeDown(d.Mount))

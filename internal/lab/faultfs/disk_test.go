@@ -6,7 +6,6 @@ package faultfs
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,18 +37,17 @@ func TestDiskCloses(t *testing.T) {
 		for _, c := range []struct {
 			name string
 			hurt func(*testing.T, *Disk)
-			want string // in the error
 		}{
 			{"hung", func(t *testing.T, d *Disk) {
 				_, err := d.Set("any hang")
 				must(t, err)
-			}, ""},
-			{"frozen", func(t *testing.T, d *Disk) { must(t, d.FS.Freeze()) }, ""},
-			{"killed", func(t *testing.T, d *Disk) { must(t, d.FS.Kill()) }, "killed"},
+			}},
+			{"frozen", func(t *testing.T, d *Disk) { must(t, d.FS.Freeze()) }},
+			{"killed", func(t *testing.T, d *Disk) { must(t, d.FS.Kill()) }},
 			{"failing", func(t *testing.T, d *Disk) {
 				_, err := d.Set("any eio")
 				must(t, err)
-			}, ""},
+			}},
 		} {
 			t.Run(kind+" "+c.name, func(t *testing.T) {
 				d, dir := newDisk(t, DiskOptions{Type: kind})
@@ -69,9 +67,8 @@ func TestDiskCloses(t *testing.T) {
 					must(t, d.FS.relieve()) // who has a file open is in the way of every umount
 				}
 				<-synced
-				err = d.Close()
-				if c.want == "" && err != nil || c.want != "" && !strings.Contains(fmt.Sprint(err), c.want) {
-					t.Errorf("Close() = %v, want %q", err, c.want)
+				if err := d.Close(); err != nil {
+					t.Errorf("Close() = %v", err)
 				}
 				for _, left := range leftBelow(t, dir) {
 					t.Errorf("left behind: %s", left)

@@ -32,6 +32,7 @@ func ext4Scenarios() []Scenario {
 			ext4ErrorLogical},
 		{"ext4-data-eio", "The content of one file cannot be written.", ext4DataEIO},
 		{"ext4-shutdown", "Somebody shut the file system down, by ioctl.", ext4Shutdown},
+		{"ext4-read-only", "Nothing is wrong: its administrator mounted it read-only.", ext4ReadOnly},
 		{"ext4-errors-continue", "The file system found an error, and is told to go on with it.",
 			ext4ErrorsContinue},
 	}
@@ -190,4 +191,12 @@ func ext4ErrorsContinue(ctx context.Context, w *World) error {
 		return err
 	}
 	return w.ext4Trigger(d)
+}
+
+func ext4ReadOnly(ctx context.Context, w *World) error {
+	d, err := ext4Disk(ctx, w)
+	if err != nil {
+		return err
+	}
+	return unix.Mount("", d.Mount, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }

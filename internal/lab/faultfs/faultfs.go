@@ -69,6 +69,7 @@ type FS struct {
 	words  bytes.Buffer // what the child wrote to its standard error
 	ended  chan error   // how the child ended
 	frozen bool
+	killed bool       // on purpose
 	mu     sync.Mutex // one order at a time
 }
 
@@ -114,7 +115,7 @@ func (f *FS) start(s setup) error {
 		return errors.Join(err, orders.Close(), said.Close())
 	}
 	if _, err := f.listen(); err != nil {
-		return errors.Join(err, f.Close())
+		return errors.Join(err, f.end())
 	}
 	return nil
 }
@@ -271,39 +272,49 @@ func (f *FS) Thaw() error {
 
 // Kill ends the child at once, as a daemon that crashed: all that waits for it fails, and the mount
 // stays without anybody behind it.
-func (f *FS) Kill() error { return f.cmd.Process.Kill() }
+func (f *FS) Kill() error {
+	f.killed = true
+	return f.cmd.Process.Kill()
+}
 
-// Close ends it and waits until it is gone. What is mounted from its files is unmounted before.
+// rescue is what f is to be given up with after a while: what does not come to its end with a server
+// that answers, does without one. The server's end is an error then.
+func (f *FS) rescue() *time.Timer {
+	return time.AfterFunc(patience, func() { f.cmd.Process.Kill() })
+}
+
+// Close ends it and waits until it is gone. What is mounted from its files is unmounted before; that
+// a file is open for longer than a moment is an error.
 func (f *FS) Close() error {
+	defer f.rescue().Stop()
+	return errors.Join(f.relieve(), takeDown(f.Dir), f.end())
+}
+
+// end ends the child, and takes down what it could not.
+func (f *FS) end() error {
 	err := f.orders.Close()
-	if f.frozen {
-		err = errors.Join(err, f.Thaw())
-	}
 	var ended error
 	select {
 	case ended = <-f.ended:
 	case <-time.After(patience):
-		ended = errors.Join(errors.New("does not end"), f.Kill(), <-f.ended)
+		ended = errors.Join(errors.New("does not end"), f.cmd.Process.Kill(), <-f.ended)
 	}
-	if ended != nil {
-		ended = fmt.Errorf("the child that served %s: %w: %s", f.Dir, ended,
-			strings.TrimSpace(f.words.String()))
+	if ended != nil && !f.killed {
+		err = errors.Join(err, fmt.Errorf("the child that served %s: %w: %s", f.Dir, ended,
+			strings.TrimSpace(f.words.String())))
 	}
-	return errors.Join(err, f.said.Close(), ended, takeDown(f.Dir))
+	return errors.Join(err, f.said.Close(), takeDown(f.Dir))
 }
 
-// relieve lets all go on that waits, also where the child is frozen or gone.
+// relieve lets all go on that waits, also where the child is frozen.
 func (f *FS) relieve() error {
+	if f.killed {
+		return nil
+	}
 	if f.frozen {
 		if err := f.Thaw(); err != nil {
 			return err
 		}
 	}
-	select {
-	case err := <-f.ended:
-		f.ended <- err // for Close
-		return nil
-	default:
-		return f.Clear("")
-	}
+	return f.Clear("")
 }

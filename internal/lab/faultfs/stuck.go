@@ -16,6 +16,9 @@ func stuckScenarios() []Scenario {
 	return []Scenario{
 		{"delay", "Everything on the disk takes 5 ms more.", delayed},
 		{"hang-writer", "The disk does not answer writes; a program waits for one.", hangWriter},
+		{"frozen-writer", "The file system was frozen and not thawed; a program waits to write.",
+			frozenWriter},
+		{"dead-fuse", "The daemon of a FUSE mount is gone.", deadFUSE},
 		{"stuck-fuse", "The daemon of a FUSE mount is stopped; one program reads, one looks.", stuckFUSE},
 		{"stuck-fuse-killed", "A FUSE mount does not answer; a program that waits for it was killed.",
 			stuckFUSEKilled},
@@ -48,10 +51,53 @@ func hangWriter(ctx context.Context, w *World) error {
 	if err := w.set("write hang"); err != nil {
 		return err
 	}
+	return errors.Join(w.write(d), w.Fault.Waiting())
+}
+
+// write has a program write to the file of a disk, and wait for that.
+func (w *World) write(d *Disk) error {
 	u, err := Use('D', nil, "dd", "if=/dev/zero", "of="+d.Mount+"/file", "bs=4k", "count=1",
 		"conv=notrunc,fsync", "status=none")
 	w.stuck(u)
-	return errors.Join(err, w.Fault.Waiting())
+	return err
+}
+
+// FIFREEZE and FITHAW of linux/fs.h.
+const (
+	freezeFS = 0xc0045877
+	thawFS   = 0xc0045878
+)
+
+func frozenWriter(ctx context.Context, w *World) error {
+	d, err := ext4Disk(ctx, w)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Open(d.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(fd, freezeFS, 0); err != nil {
+		return errors.Join(fmt.Errorf("freeze %s: %w", d.Mount, err), unix.Close(fd))
+	}
+	w.Hangs = true
+	w.thaw = func() error { return errors.Join(unix.IoctlSetInt(fd, thawFS, 0), unix.Close(fd)) }
+	return w.write(d)
+}
+
+func deadFUSE(_ context.Context, w *World) error {
+	fs, err := w.fuse("fuse", true)
+	if err != nil {
+		return err
+	}
+	w.Mount = fs.Dir
+	if err := fs.Kill(); err != nil {
+		return err
+	}
+	return until(func() (bool, error) {
+		err := unix.Access(fs.Dir, unix.F_OK)
+		return errors.Is(err, unix.ENOTCONN), nil
+	})
 }
 
 // fuse mounts a file system with one file, which is no disk.

@@ -51,6 +51,7 @@ type World struct {
 	log    *Log
 	wrote  []Message
 	served []*FS
+	thaw   func() error   // nil where nothing is frozen
 	last   []func() error // what is to be undone, in order
 }
 
@@ -148,10 +149,11 @@ func (w *World) CopyTo(path string) error {
 // Close takes all of it away: first all goes on that waits.
 func (w *World) Close() error {
 	var err error
+	if w.thaw != nil {
+		err = w.thaw()
+	}
 	for _, fs := range w.served {
-		// What does not come to its end with a server that answers, does without one.
-		rescue := time.AfterFunc(patience, func() { fs.Kill() })
-		defer rescue.Stop()
+		defer fs.rescue().Stop()
 		err = errors.Join(err, fs.relieve())
 	}
 	for _, u := range w.Stuck {

@@ -5,6 +5,7 @@ package faultfs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,8 +24,9 @@ import (
 type claim struct {
 	stat, list, write unix.Errno
 	readOnly          bool
-	// super begins with this: what the options of the file system say of writing.
-	super string
+	// options and super are what the options of the mount (rw, if not said) and of the file system
+	// begin with.
+	options, super string
 	// sys are files below /sys/fs with what begins their content.
 	sys map[string]string
 	// copy is what the superblock of an ext4 says in a copy of the disk.
@@ -45,6 +47,8 @@ func claims() map[string]claim {
 		"ext4-data-eio":      {super: "rw", sys: none, copy: unnoted},
 		"ext4-shutdown":      {write: unix.EIO, super: "rw", sys: none, copy: unnoted},
 		// The superblock is changed by the journal, which is not read here.
+		"ext4-read-only": {write: unix.EROFS, readOnly: true, options: "ro", super: "ro", sys: none,
+			copy: "clean"},
 		"ext4-errors-continue": {super: "rw", sys: one, copy: unnoted},
 		"xfs-log-eio":          {stat: unix.EIO, list: unix.EIO, write: unix.EIO, super: "rw"},
 		"xfs-goingdown":        {stat: unix.EIO, list: unix.EIO, write: unix.EIO, super: "rw"},
@@ -82,6 +86,9 @@ func TestScenarios(t *testing.T) {
 			if has {
 				judge(t, w, c)
 			}
+			if more := beside()[s.Name]; more != nil {
+				more(t, w)
+			}
 			tell(t, w)
 		})
 	}
@@ -103,9 +110,8 @@ func judge(t *testing.T, w *World, c claim) {
 			seen.List, seen.Write, c.stat, c.list, c.write)
 	}
 	if seen.ReadOnly != c.readOnly || !strings.HasPrefix(seen.Super+",", c.super+",") ||
-		!strings.HasPrefix(seen.Options, "rw") {
-		t.Errorf("read only %t, options %s and %s, want %t, rw and %s", seen.ReadOnly, seen.Options,
-			seen.Super, c.readOnly, c.super)
+		!strings.HasPrefix(seen.Options, cmp.Or(c.options, "rw")+",") {
+		t.Errorf("read only %t, options %s and %s, want %+v", seen.ReadOnly, seen.Options, seen.Super, c)
 	}
 	for name, text := range c.sys {
 		got, has := seen.Sys[name]
@@ -147,6 +153,76 @@ func ext4State(t *testing.T, image string) string {
 	return state
 }
 
+// beside is what else is to be so.
+func beside() map[string]func(*testing.T, *World) {
+	statfs := func(path string) error { return unix.Statfs(path, new(unix.Statfs_t)) }
+	return map[string]func(*testing.T, *World){
+		"dead-fuse": func(t *testing.T, w *World) {
+			if err := statfs(w.Mount); !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("Statfs() = %v, want %v", err, unix.ENOTCONN)
+			}
+		},
+		"frozen-writer": func(t *testing.T, w *World) { must(t, statfs(w.Mount)) }, // only writing hangs
+		"many-mounts": func(t *testing.T, w *World) {
+			for _, at := range w.Others {
+				must(t, statfs(at))
+			}
+			if n := len(leftBelow(t, w.Dir)) - 52; len(w.Others) != 49 || n != 50 {
+				t.Errorf("%d mounts, of which %d are well, want 50 and 49", n, len(w.Others))
+			}
+		},
+		"enospc-under": func(t *testing.T, w *World) {
+			var st unix.Statfs_t
+			must(t, unix.Statfs(w.Others[0], &st))
+			if st.Bavail != 0 {
+				t.Errorf("%d blocks of the store are free, want none", st.Bavail)
+			}
+		},
+		"healthy": func(t *testing.T, w *World) {
+			if len(w.Disks) != 3 || w.Mount != "" {
+				t.Errorf("%d disks, hurt is %q, want 3 and none", len(w.Disks), w.Mount)
+			}
+			for _, d := range w.Disks {
+				seen, err := d.Look()
+				must(t, err)
+				if seen.Stat+seen.Statfs+seen.List+seen.Write != 0 || seen.ReadOnly ||
+					!strings.HasPrefix(seen.Super+",", "rw,") {
+					t.Errorf("%s: Look() = %+v, want all well", d.Type, seen)
+				}
+			}
+			all, err := w.Kernel()
+			must(t, err)
+			for _, m := range all {
+				if m.Level < 5 {
+					t.Errorf("the kernel wrote %q", m.Text)
+				}
+			}
+		},
+	}
+}
+
+// TestPage holds that the page of the lab has all worlds and words.
+func TestPage(t *testing.T) {
+	text, err := os.ReadFile("../../../doc/lab-faults.md")
+	must(t, err)
+	page := string(text)
+	for _, s := range Scenarios() {
+		if row := fmt.Sprintf("| `%s` | %s |\n", s.Name, s.What); !strings.Contains(page, row) {
+			t.Errorf("doc/lab-faults.md lacks %s", row)
+		}
+	}
+	words := []string{string(Read), string(Write), string(Fsync), string(Discard), string(Any),
+		string(Look), actHang, actLose, actFlip, "delay=DURATION", "new", "after=N", "times=N"}
+	for name := range errnos() {
+		words = append(words, name)
+	}
+	for _, w := range words {
+		if !strings.Contains(page, "`"+w+"`") {
+			t.Errorf("doc/lab-faults.md lacks `%s`", w)
+		}
+	}
+}
+
 // tell holds what the kernel wrote and who is stuck against what the world says, and logs it.
 func tell(t *testing.T, w *World) {
 	t.Helper()
@@ -166,7 +242,7 @@ func tell(t *testing.T, w *World) {
 			t.Errorf("%s is in state %c (%v), want %c", u.Command, state, err, u.State)
 		}
 	}
-	if w.Fault != nil && w.Name != "stuck-fuse" {
+	if w.Fault != nil {
 		c, err := w.Fault.Count()
 		t.Logf("%+v", c)
 		if err != nil || c.Hit == 0 {
@@ -221,15 +297,25 @@ func TestTrap(t *testing.T) {
 	w, err := Make(t.Context(), "autofs-trap", dir)
 	available(t, err)
 	t.Cleanup(func() { gone(t, w, dir) })
-	fd, err := unix.Open(w.Mount, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err == nil {
-		must(t, unix.Close(fd))
+	open := func(flags int) func() error {
+		return func() error {
+			fd, err := unix.Open(w.Mount, flags|unix.O_CLOEXEC, 0)
+			if err == nil {
+				err = unix.Close(fd)
+			}
+			return err
+		}
 	}
 	for _, c := range []struct {
 		name     string
 		do       func() error
 		triggers bool
 	}{
+		{"stat", func() error { return unix.Stat(w.Mount, new(unix.Stat_t)) }, false},
+		{"access", func() error { return unix.Access(w.Mount, unix.R_OK) }, false},
+		{"open, path only", open(unix.O_PATH), false},
+		{"open, path only, directory", open(unix.O_PATH | unix.O_DIRECTORY), true},
+		{"open", open(0), true},
 		{"lstat", func() error { return unix.Lstat(w.Mount, new(unix.Stat_t)) }, false},
 		{"statx, no automount", func() error {
 			var st unix.Statx_t
