@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // deepKernel has more to tell when it is asked for what is under way.
@@ -32,6 +36,63 @@ func (k *deepKernel) Everything(ctx context.Context, super uint64, ns ...uint64)
 	}
 	refs, err := k.References(ctx, super, ns...)
 	return append(slices.Clone(refs), k.more...), err
+}
+
+// TestImageUnderWay: an image that only the kernel has is not called free, and who uses it is told. So is
+// who keeps a file system that was unmounted lazily.
+func TestImageUnderWay(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "mkfs.ext4", "mkfs.erofs")
+	h := byKernel(t)
+	for _, k := range hold.Kinds() {
+		name, ok := map[string]string{"erofs-image": "/image.erofs", "fuse-backing": "/held", "aio-request": ""}[k.Name]
+		if !ok {
+			continue
+		}
+		t.Run(k.Name, func(t *testing.T) {
+			d, err := hold.NewDisk(t.Context(), t.TempDir())
+			if errors.Is(err, hold.ErrUnavailable) {
+				testenv.Lacks(t, err.Error())
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			made, err := hold.Make(t.Context(), k, d.Place)
+			if errors.Is(err, hold.ErrUnavailable) {
+				testenv.Lacks(t, err.Error())
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := made.Release(); err != nil {
+					t.Error(err)
+				}
+			}()
+			named := func(about string) {
+				t.Helper()
+				_, wrong := settled(t, h, about, func(a hold.Answer) []string {
+					if !slices.ContainsFunc(a.Holders, func(s hold.Seen) bool { return s.Word == k.Word && s.PID == made.PID }) {
+						return []string{"is not told"}
+					}
+					return nil
+				})
+				if len(wrong) > 0 {
+					t.Errorf("%s of %s %s", k.Word, about, wrong)
+				}
+			}
+			if name != "" {
+				named(d.Mount + name)
+			}
+			if err := unix.Unmount(d.Mount, unix.MNT_DETACH); err != nil {
+				t.Fatal(err)
+			}
+			named(d.Device)
+		})
+	}
 }
 
 // TestDeep: calls that wait are told where somebody is missing, and no more is put down to them than the
@@ -89,5 +150,22 @@ func TestDeep(t *testing.T) {
 				t.Errorf("notes %q", r.Notes)
 			}
 		})
+	}
+}
+
+// TestImageUnsure: an image has no counter, so one is not called free where what is under way was not
+// looked at.
+func TestImageUnsure(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "vm.raw")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for deep, want := range map[error]Verdict{nil: Free, errors.New("no such program"): Unknown} {
+		k := &deepKernel{fakeKernel: fakeKernel{mounts: kernelMounts(1, 1)}, deep: deep}
+		h := Host{Linux: world(t, nil), Kernel: k, Self: 99}
+		r, err := Scan(t.Context(), h, Target{Kind: TargetImage, Path: image, MountID: 40}, Options{})
+		if err != nil || r.Verdict != want {
+			t.Errorf("Scan with %v = %+v, %v, want %s", deep, r, err, want)
+		}
 	}
 }

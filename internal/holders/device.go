@@ -166,6 +166,12 @@ func (s *scan) system(ctx context.Context, dev uint64) error {
 		had, listed := s.mounts, len(s.holders)
 		s.setMounts(mounts)
 		s.fromReferences(ctx, refs)
+		if len(s.holders) == listed {
+			if refs, err = s.everything(ctx, u.Addr, mounts); err != nil {
+				return err
+			}
+			s.fromReferences(ctx, refs)
+		}
 		s.blindSpots()
 		s.pins(ctx)
 		s.frozen(ctx, u, s.twin(Mount{Root: "/"}))

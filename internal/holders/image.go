@@ -71,13 +71,14 @@ func (s *scan) ofInode(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	refs, err := s.references(ctx, m.Super, nil)
+	// There is no counter that says whether somebody is missing, so what is under way is always looked at.
+	refs, err := s.everything(ctx, m.Super, nil)
 	if err != nil {
 		return err
 	}
 	// The volumes of a btrfs have the same numbers of inodes.
 	refs = slices.DeleteFunc(refs, func(r probe.Reference) bool {
-		return r.Inode != s.t.stat.Ino || s.t.Type == "btrfs" && path.Base(r.Path) != path.Base(s.t.Path)
+		return r.Inode != s.t.stat.Ino || r.Walks || s.t.Type == "btrfs" && path.Base(r.Path) != path.Base(s.t.Path)
 	})
 	s.setMounts(all)
 	had := len(s.holders)

@@ -56,7 +56,12 @@ func (s *scan) everything(ctx context.Context, super uint64, mounts []probe.Moun
 		if s.tried = err == nil; s.tried || ctx.Err() != nil {
 			return refs, err
 		}
-		s.note("calls and requests that are under way could not be looked at: " + err.Error())
+		const what = "calls and requests that are under way"
+		if s.t.Kind == TargetMount { // its counter tells whether somebody is missing
+			s.note(what + " could not be looked at: " + err.Error())
+		} else {
+			s.unseen(s.t.Path, what, err.Error())
+		}
 	}
 	return s.references(ctx, super, mounts)
 }
