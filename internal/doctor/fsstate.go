@@ -22,34 +22,99 @@ type told struct {
 }
 
 // tell looks for messages of some forms about a file system. renew are the forms that begin or end a
-// life of it, as its mounting. Those of an earlier boot are of an earlier life, too.
+// life of it, as its mounting. Those of an earlier boot are of an earlier life, too; those of another file
+// system that was on the same device are none of it.
 func tell(e *evidence.Evidence, f *evidence.FS, renew, forms []string) told {
 	var t told
-	last := -1
-	for i := range e.Log.Events {
-		if ev := &e.Log.Events[i]; slices.Contains(renew, ev.Form) && concerns(ev, f) {
-			last = i
+	since, id := lifeBegan(e, f), identity(e, f)
+	ours := true
+	for _, ev := range messagesOf(e, f) {
+		if newDisk(ev) {
+			t, ours = told{}, true
 		}
-	}
-	since := lifeBegan(e, f)
-	for i := range e.Log.Events {
-		ev := &e.Log.Events[i]
-		if !slices.Contains(forms, ev.Form) || !concerns(ev, f) {
+		if mounting(ev) {
+			ours = id.is(ev)
+		}
+		if slices.Contains(renew, ev.Form) {
+			t.before, t.now = append(t.before, t.now...), nil
+		}
+		if !ours || !slices.Contains(forms, ev.Form) {
 			continue
 		}
 		otherBoot := e.Kind != tree.Disk && ev.Boot != "" && e.Host.BootID != "" && !sameBoot(ev.Boot, e.Host.BootID)
-		// A message that was repeated may have begun before.
-		at := ev.Last
-		if at.IsZero() {
-			at = ev.Time
-		}
-		if i < last || otherBoot || at.Before(since) {
+		if otherBoot || lastSaid(ev).Before(since) {
 			t.before = append(t.before, ev)
 		} else {
 			t.now = append(t.now, ev)
 		}
 	}
 	return t
+}
+
+// newDisk tells of a device that has got another disk or file behind it: what was said before is of that.
+func newDisk(ev *evidence.Event) bool { return ev.Form == "blk.capacity" && ev.Fields["from"] == "0" }
+
+// messagesOf gives the messages about a file system, in the order of when they were said last: what was said
+// before and is said again is about what there is now.
+func messagesOf(e *evidence.Evidence, f *evidence.FS) []*evidence.Event {
+	var all []*evidence.Event
+	for i := range e.Log.Events {
+		if ev := &e.Log.Events[i]; concerns(ev, f) {
+			all = append(all, ev)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b *evidence.Event) int { return lastSaid(a).Compare(lastSaid(b)) })
+	return all
+}
+
+func lastSaid(ev *evidence.Event) time.Time {
+	if ev.Last.IsZero() {
+		return ev.Time
+	}
+	return ev.Last
+}
+
+// fsIdentity is by what the messages of mounting tell a file system from others on the same device.
+type fsIdentity struct{ family, uuid string }
+
+// identity gives that of a file system. Where its UUID is not known, the last one of its type that was
+// mounted from its device is it.
+func identity(e *evidence.Evidence, f *evidence.FS) fsIdentity {
+	id := fsIdentity{familyOf(f.Type), f.UUID}
+	for _, ev := range slices.Backward(messagesOf(e, f)) {
+		if id.uuid == "" && mounting(ev) && strings.HasPrefix(ev.Form, id.family+".") {
+			id.uuid = uuidIn(ev)
+		}
+	}
+	return id
+}
+
+// familyOf is how the forms of messages about a type begin.
+func familyOf(fsType string) string {
+	if strings.HasPrefix(fsType, "ext") {
+		return "ext4"
+	}
+	return fsType
+}
+
+func mounting(ev *evidence.Event) bool {
+	return slices.Contains([]string{"ext4.mounted", "xfs.mounted", "btrfs.mounted"}, ev.Form)
+}
+
+// is tells whether a message that something was mounted is about this file system, as far as it tells.
+func (id fsIdentity) is(ev *evidence.Event) bool {
+	other := uuidIn(ev)
+	return strings.HasPrefix(ev.Form, id.family+".") && (id.uuid == "" || other == "" || strings.EqualFold(other, id.uuid))
+}
+
+// uuidIn gives the UUID that a message of a mount names, "" if it names none, as before Linux 6.0.
+func uuidIn(ev *evidence.Event) string {
+	for _, word := range append(strings.Fields(ev.Fields["text"]), ev.Fields["uuid"]) {
+		if len(word) == 36 && strings.Count(word, "-") == 4 {
+			return word
+		}
+	}
+	return ""
 }
 
 // sameBoot compares numbers of boots, with dashes or without.

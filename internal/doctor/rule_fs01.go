@@ -51,7 +51,7 @@ func judgeExt4(r *Rule, e *evidence.Evidence, i int) Result {
 	took, _ := written(e, f)
 	var x *Finding
 	switch {
-	case len(by) > 0 && len(formed(t.now, "ext4.abort", "ext4.error")) == 0 || shutToken(e, f) && len(t.now) == 0:
+	case shutDown(e, f, t.now):
 		s.say(0.9, by)
 		x = found(r, o, s.sure(), "shut-down", "somebody shut down "+named(e, i)+
 			": it takes nothing any more until it is mounted anew", s.facts...)
@@ -80,6 +80,20 @@ func judgeExt4(r *Rule, e *evidence.Evidence, i int) Result {
 		x.Remedies = recovery(e, i)
 	}
 	return fail(x)
+}
+
+// shutDown tells of a shutdown that somebody asked for: nothing was wrong before. It gives the journal up as
+// well.
+func shutDown(e *evidence.Evidence, f *evidence.FS, now []*evidence.Event) bool {
+	for _, ev := range now {
+		switch ev.Form {
+		case "ext4.shutdown":
+			return true
+		case "ext4.abort", "ext4.error", "ext4.ro":
+			return false
+		}
+	}
+	return shutToken(e, f)
 }
 
 func onErrorText(f *evidence.FS) string {

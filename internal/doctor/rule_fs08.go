@@ -75,7 +75,7 @@ func space(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool) {
 	usable := a.Blocks - min(a.Free, a.Blocks) + a.Avail
 	kind, text, sev := "", "", r.Severity
 	switch {
-	case a.Free == 0 || a.Avail == 0 && a.Free*100 < a.Blocks*nearlyPercent:
+	case a.Avail == 0 && a.Free <= keptBack(f.Type, a):
 		kind, text = "full", "is full: nothing more can be written"
 	case a.Avail == 0:
 		kind, text = "reserved", "is full but for what is kept for root: nobody else can write"
@@ -95,6 +95,15 @@ func space(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool) {
 	x.Severity = sev
 	x.Remedies = makeRoom(m.Point, kind)
 	return fail(x), true
+}
+
+// keptBack is how much of what is free nobody gets: ext4 keeps some for what has been written and has no
+// place yet (ext4_set_resv_clusters in fs/ext4/super.c of Linux 6.12).
+func keptBack(fsType string, a *evidence.Answer) uint64 {
+	if strings.HasPrefix(fsType, "ext") {
+		return min(a.Blocks/25, 4096) // of all blocks 1/50, of which statfs tells the part for files
+	}
+	return a.Blocks / 1000
 }
 
 // writes tells of a mount that somebody may write to; of a disk that does not run what fstab says.

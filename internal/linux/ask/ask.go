@@ -212,3 +212,11 @@ func (a *Asker) reap() {
 	defer a.mu.Unlock()
 	a.left = slices.DeleteFunc(a.left, ended)
 }
+
+// Left is how many children were left behind and have not ended.
+func (a *Asker) Left() int {
+	a.reap()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.left)
+}
