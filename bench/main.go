@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: The shisa authors
 
-// Command bench holds shisa against qemu-img, libguestfs, fuser, lsof, umount and the kernel, on the
-// same disks and mounts in one run, and prints a table: processor time, wall time, memory, and whether
-// what is required was reached. The images are made in a scratch directory and removed at the end;
+// Command bench holds shisa against qemu-img, libguestfs, fuser, lsof, umount, journalctl and the
+// kernel, on the same disks, mounts and journals in one run, and prints a table: processor time, wall
+// time, memory, and whether what is required was reached. The images are made in a scratch directory and removed at the end;
 // what is mounted to be kept busy is mounted in a namespace of its own.
 //
 // Exit status: 0 everything required was reached, 3 something was not, 4 something could not be
@@ -62,6 +62,12 @@ func run(args []string, out, log io.Writer) int {
 	}
 	if len(args) == 2 && args[0] == hungCommand {
 		return serveHung(args[1], out, log)
+	}
+	if len(args) == 4 && args[0] == readCommand {
+		return journalStatus(readJournal(args[1], args[2], args[3], out), log)
+	}
+	if len(args) == 2 && args[0] == parseCommand {
+		return journalStatus(parseExport(args[1], os.Stdin, out), log)
 	}
 	if len(args) == 3 && args[0] == holdCommand {
 		return holdForMoments(args[1], args[2])

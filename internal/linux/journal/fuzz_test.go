@@ -14,8 +14,8 @@ import (
 // maxFuzzRead bounds what a walk reads of a file of that size, and what Merge does of two.
 func maxFuzzRead(size int) int64 { return 64<<20 + 1024*int64(size) }
 
-// FuzzJournal: whatever the bytes are, each walk ends, reads a bounded number of bytes, and gives each
-// entry once; and of two copies of a file Merge gives no entry twice.
+// FuzzJournal: whatever the bytes are, each walk ends, reads a bounded number of bytes, and gives
+// each entry once; and of two copies of a file Merge gives no entry twice.
 func FuzzJournal(f *testing.F) {
 	for _, c := range [][2]bool{{false, false}, {true, true}} {
 		m := seeded(c[0], c[1], 9)

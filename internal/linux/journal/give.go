@@ -71,8 +71,8 @@ func (w *walk) give(o object, e entryWords, wrong bool) error {
 	return w.fn(&w.entry)
 }
 
-// matches tells whether an entry with these terms has one of each name. One that is damaged may have
-// had others, and is given.
+// matches tells whether an entry with these terms has one of each name. One that is damaged may
+// have had others, and is given.
 func (w *walk) matches(hits uint64) bool {
 	for _, g := range w.groups {
 		if g&hits == 0 {
@@ -136,9 +136,9 @@ func microseconds(usec uint64) time.Duration {
 	return time.Duration(min(usec, maxTime)) * time.Microsecond
 }
 
-// spans tells whether want is the exclusive or of some of all. A field that an entry was given twice
-// is listed once and counted twice in the entry's hash, so some may be missing from it. With so few of
-// so many bits no other set of fields gives the same.
+// spans tells whether want is the exclusive or of some of all. A field that an entry was given
+// twice is listed once and counted twice in the entry's hash, so some may be missing from it. With
+// so few of so many bits no other set of fields gives the same.
 func spans(all []uint64, want uint64) bool {
 	const few = 40
 	if want == 0 {

@@ -16,9 +16,9 @@ const (
 	staleEntries = 1 << 16
 )
 
-// index finds the lists of the entries that may match: of all names that are asked for, those of the
-// name that the fewest entries have. They hold for entries before cut. Without lists, none of the
-// entries can be left out unseen.
+// index finds the lists of the entries that may match: of all names that are asked for, those of
+// the name that the fewest entries have. They hold for entries before cut. Without lists, none of
+// the entries can be left out unseen.
 func (w *walk) index(all reach) (lists []*list, cut int64) {
 	best, fewest := []*list(nil), int64(-1)
 	if w.all.n == 0 {
@@ -55,7 +55,8 @@ func (w *walk) keyed() bool {
 		return false
 	}
 	items, err := w.entryItems(o, nil)
-	return err == nil && slices.ContainsFunc(items, func(off int64) bool { return w.value(off).bad == nil })
+	sound := func(off int64) bool { return w.value(off).bad == nil }
+	return err == nil && slices.ContainsFunc(items, sound)
 }
 
 // fresh is where the index of the file may begin to lack entries.
@@ -96,8 +97,8 @@ var (
 	errTable = errors.New("the hash table is not where the header says")
 )
 
-// lookUp finds a field and the list of its entries, nil if no entry has it ("Hash Table Objects"). It
-// goes by the chain of its hash, which must be sound to its end to prove that.
+// lookUp finds a field and the list of its entries, nil if no entry has it ("Hash Table Objects").
+// It goes by the chain of its hash, which must be sound to its end to prove that.
 func (w *walk) lookUp(term string) (*list, int64, error) {
 	f := w.f
 	table, err := w.object(f.table-objectHead, kindDataTable)
@@ -158,8 +159,8 @@ func (w *walk) lookUp(term string) (*list, int64, error) {
 	return nil, 0, nil
 }
 
-// indexed gives the entries of lists that lie in r, each once. It ends where a list proves wrong, and
-// tells how far it came: what is left of r is to be looked at entry by entry.
+// indexed gives the entries of lists that lie in r, each once. It ends where a list proves wrong,
+// and tells how far it came: what is left of r is to be looked at entry by entry.
 func (w *walk) indexed(lists []*list, r reach) (done int64, err error) {
 	start, end, step := r.low, r.high, int64(1)
 	if w.o.Backward {
@@ -209,9 +210,11 @@ func (w *walk) indexed(lists []*list, r reach) (done int64, err error) {
 	}
 }
 
-// nearest is the next entry of several lists, nil if they have no more. ok is false where one of them
-// leads to what is no entry, or has not the value.
-func (w *walk) nearest(lists []*list, at []int64, step int64) (best *list, o object, e entryWords, ok bool) {
+// nearest is the next entry of several lists, nil if they have no more. ok is false where one of
+// them leads to what is no entry, or has not the value.
+func (w *walk) nearest(lists []*list, at []int64, step int64) (
+	best *list, o object, e entryWords, ok bool,
+) {
 	for i, l := range lists {
 		if at[i] < 0 || at[i] >= l.n {
 			continue

@@ -134,12 +134,13 @@ type File struct {
 	problems               []Spot // of the header
 }
 
-// Open reads the header of a journal file of size bytes. The file is not read further, and nothing is
-// kept of it. Errors: ErrNotJournal, ErrUnsupported, and those of r.
+// Open reads the header of a journal file of size bytes. The file is not read further, and nothing
+// is kept of it. Errors: ErrNotJournal, ErrUnsupported, and those of r.
 func Open(r io.ReaderAt, size int64) (*File, error) {
 	var b [headerMin]byte
 	if size < headerMin {
-		return nil, fmt.Errorf("%w: %d bytes, and the header alone takes %d", ErrNotJournal, size, headerMin)
+		return nil, fmt.Errorf("%w: %d bytes, and the header alone takes %d", ErrNotJournal, size,
+			headerMin)
 	}
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, headerMin), b[:]); err != nil {
 		return nil, fmt.Errorf("read the header: %w", err)

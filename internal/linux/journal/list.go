@@ -144,8 +144,8 @@ func (l *list) between(i int64, w entryWords) bool {
 	return true
 }
 
-// search finds the first entry for which is holds, by halving: it holds for all behind that one. ok is
-// false where the list is too damaged for that.
+// search finds the first entry for which is holds, by halving: it holds for all behind that one. ok
+// is false where the list is too damaged for that.
 func (l *list) search(is func(o object, w entryWords) bool) (i int64, ok bool) {
 	low, high := int64(0), l.n
 	for low < high {
@@ -166,8 +166,8 @@ func (l *list) search(is func(o object, w entryWords) bool) (i int64, ok bool) {
 	return low, true
 }
 
-// ordered tells whether times ascend, as far as samples show. Where a clock was set back, a search by
-// time may miss entries.
+// ordered tells whether times ascend, as far as samples show. Where a clock was set back, a search
+// by time may miss entries.
 func (l *list) ordered() bool {
 	const samples = 64
 	last := uint64(0)

@@ -6,12 +6,13 @@ package journal
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"slices"
 )
 
-// lzma unpacks files of xz (xz-file-format.txt 1.2.1) with one filter, LZMA2, as systemd writes them.
-// What was unpacked so far is the dictionary: none is allocated, whatever size the file claims. The
-// checks behind blocks are passed over, as is the index: the hash of the value says whether it is
-// right.
+// lzma unpacks files of xz (xz-file-format.txt 1.2.1) with one filter, LZMA2, as systemd writes
+// them. What was unpacked so far is the dictionary: none is allocated, whatever size the file
+// claims. The checks behind blocks are passed over, as is the index: the hash of the value says
+// whether it is right.
 type lzma struct {
 	probabilities
 	// The range decoder, and what it reads.
@@ -77,9 +78,14 @@ func (z *lzma) unpack(dst, src []byte) ([]byte, error) {
 			return z.out, nil
 		}
 		size := (int(src[at]) + 1) * 4
-		if size > len(src)-at || !plainBlock(src[at:at+size]) {
+		if size > len(src)-at {
 			return dst, errPacked
 		}
+		claim, ok := plainBlock(src[at : at+size])
+		if !ok {
+			return dst, errPacked
+		}
+		z.out = slices.Grow(z.out, int(min(claim, maxValue, uint64(len(src))*maxXZRatio)))
 		used, err := z.block(src[at+size:], start)
 		if err != nil {
 			return dst, err
@@ -88,23 +94,31 @@ func (z *lzma) unpack(dst, src []byte) ([]byte, error) {
 	}
 }
 
-// plainBlock tells whether a block's header is one of LZMA2 alone.
-func plainBlock(h []byte) bool {
+// maxXZRatio bounds how much of a claimed size is allocated at once.
+const maxXZRatio = 1 << 10
+
+// plainBlock tells whether a block's header is one of LZMA2 alone, and the size that it claims, 0
+// for none.
+func plainBlock(h []byte) (claim uint64, ok bool) {
 	end := len(h) - 4
 	if h[1]&0x3f != 0 || crc32.ChecksumIEEE(h[:end]) != le.Uint32(h[end:]) {
-		return false
+		return 0, false
 	}
 	at := 2
 	for _, sized := range []byte{0x40, 0x80} { // the packed and the unpacked size
-		if h[1]&sized != 0 {
-			_, n := binary.Uvarint(h[at:end])
-			if n <= 0 {
-				return false
-			}
-			at += n
+		if h[1]&sized == 0 {
+			continue
+		}
+		v, n := binary.Uvarint(h[at:end])
+		if n <= 0 {
+			return 0, false
+		}
+		at += n
+		if sized == 0x80 {
+			claim = v
 		}
 	}
-	return end-at >= 3 && h[at] == filterLZMA2 && h[at+1] == 1
+	return claim, end-at >= 3 && h[at] == filterLZMA2 && h[at+1] == 1
 }
 
 // block unpacks the chunks of a block and gives the length of what it read.

@@ -11,17 +11,19 @@ import (
 	"time"
 )
 
-// mergeSlack is how long before its first entry a file is begun. Files that follow each other are read
-// one after the other so, and need the memory of one.
+// mergeSlack is how long before its first entry a file is begun. Files that follow each other are
+// read one after the other so, and need the memory of one.
 const mergeSlack = time.Hour
 
-// Merge hands the entries of many files of one machine to fn as one stream, with the index of the file
-// that each comes from. What is in more than one file, as after a file was copied or set aside, is
-// given once, from the file that has it undamaged. The order is that of journalctl: by number where
-// files continue each other, by the time since the boot within a boot, else by time.
+// Merge hands the entries of many files of one machine to fn as one stream, with the index of the
+// file that each comes from. What is in more than one file, as after a file was copied or set
+// aside, is given once, from the file that has it undamaged. The order is that of journalctl: by
+// number where files continue each other, by the time since the boot within a boot, else by time.
 //
 // It ends as Entries does; the damage is that of each file.
-func Merge(ctx context.Context, files []*File, o Options, fn func(file int, e *Entry) error) ([]Damage, error) {
+func Merge(ctx context.Context, files []*File, o Options, fn func(file int, e *Entry) error) (
+	[]Damage, error,
+) {
 	m := &merger{sources: make([]source, len(files)), backward: o.Backward}
 	for i, f := range files {
 		m.sources[i].file = f
@@ -197,8 +199,8 @@ func order(a, b *Entry) int {
 	return cmp.Or(a.Realtime.Compare(b.Realtime), cmp.Compare(a.XorHash, b.XorHash))
 }
 
-// same tells whether entries of two files are one: they have the same values, and the same number or,
-// where a file was written anew, the same times.
+// same tells whether entries of two files are one: they have the same values, and the same number
+// or, where a file was written anew, the same times.
 func same(a, b *Entry) bool {
 	if a.XorHash != b.XorHash {
 		return false

@@ -41,21 +41,25 @@ const (
 	maxItems = 1 << 16
 )
 
-// Blocks of the file are kept, so that objects that lie together are read at once.
+// Blocks of the file are kept, so that objects that lie together are read at once. A block has a
+// few slots to be in: a walk goes to and fro between lists, entries and values.
 const (
 	blockBytes = 32 << 10
-	blockSlots = 32
+	blockSets  = 8
+	blockSlots = 4
 )
 
 // reader reads objects of a file. One reads at a time.
 type reader struct {
 	f       *File
-	blocks  [blockSlots]block
+	blocks  [blockSets][blockSlots]block
+	used    int64  // counts uses of blocks
 	scratch []byte // for what lies in more than one block
 }
 
 type block struct {
 	number int64 // that of the block, plus one
+	used   int64
 	bytes  []byte
 }
 
@@ -92,11 +96,19 @@ func (r *reader) bytes(off, n int64) ([]byte, error) {
 }
 
 func (r *reader) block(number int64) ([]byte, error) {
-	s := &r.blocks[number%blockSlots]
-	if s.number == number+1 {
-		return s.bytes, nil
+	set := &r.blocks[number%blockSets]
+	s := &set[0]
+	r.used++
+	for i := range set {
+		if set[i].number == number+1 {
+			set[i].used = r.used
+			return set[i].bytes, nil
+		}
+		if set[i].used < s.used {
+			s = &set[i] // the one that was not used for the longest time
+		}
 	}
-	s.number = 0
+	s.number, s.used = 0, r.used
 	n := min(blockBytes, r.f.size-number*blockBytes)
 	if int64(cap(s.bytes)) < n {
 		s.bytes = make([]byte, blockBytes)
@@ -223,8 +235,8 @@ func (r *reader) entry(off int64) (o object, w entryWords, err error) {
 	if err != nil {
 		return o, w, err
 	}
-	w = entryWords{seqnum: le.Uint64(b[16:]), realtime: le.Uint64(b[24:]), monotonic: le.Uint64(b[32:]),
-		boot: ID(b[40:56]), xor: le.Uint64(b[56:])}
+	w = entryWords{seqnum: le.Uint64(b[16:]), realtime: le.Uint64(b[24:]),
+		monotonic: le.Uint64(b[32:]), boot: ID(b[40:56]), xor: le.Uint64(b[56:])}
 	if w.seqnum == 0 {
 		return o, w, errors.New("an entry without a number")
 	}

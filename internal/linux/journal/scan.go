@@ -5,8 +5,9 @@ package journal
 
 import "errors"
 
-// scan looks for entries from low to high, object by object, and hands them to found. Where the row of
-// objects is broken it looks for the next one that proves to be an object; what lies between is told.
+// scan looks for entries from low to high, object by object, and hands them to found. Where the row
+// of objects is broken it looks for the next one that proves to be an object; what lies between is
+// told.
 func (w *walk) scan(low, high int64, found func(o object, e entryWords) error) error {
 	high = min(high, w.f.size)
 	before := object{off: low, size: 0} // the object that led here

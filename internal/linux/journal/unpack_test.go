@@ -59,8 +59,8 @@ func TestXZ(t *testing.T) {
 	}
 }
 
-// broken cuts and changes what is packed: the result is an error or other bytes, but no more than the
-// bound.
+// broken cuts and changes what is packed: the result is an error or other bytes, but no more than
+// the bound.
 func broken(t *testing.T, packed []byte, unpack func([]byte) ([]byte, error)) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(3, 4))

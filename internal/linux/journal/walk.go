@@ -52,9 +52,9 @@ type walk struct {
 	last   uint64 // realtime of the last entry
 }
 
-// Entries hands the entries of the file to fn, in the order of the file, or backwards. It ends early
-// with the error that fn returns, without one if that is ErrStop, and with that of ctx. Whatever is
-// wrong with the file is told by Damage, which is of what was walked through only.
+// Entries hands the entries of the file to fn, in the order of the file, or backwards. It ends
+// early with the error that fn returns, without one if that is ErrStop, and with that of ctx.
+// Whatever is wrong with the file is told by Damage, which is of what was walked through only.
 func (f *File) Entries(ctx context.Context, o Options, fn func(*Entry) error) (Damage, error) {
 	w := &walk{ctx: ctx, o: o, fn: fn, until: maxUint64}
 	w.f, w.names, w.maxWork = f, map[string]name{}, workBase+workRatio*f.size
@@ -287,8 +287,8 @@ func (w *walk) nextGood(i, end, step, last int64) (o object, e entryWords, at in
 	return o, e, end
 }
 
-// after is where to search for what follows entry i. Its size may be wrong: that of one that reaches
-// behind the next does not count.
+// after is where to search for what follows entry i. Its size may be wrong: that of one that
+// reaches behind the next does not count.
 func (w *walk) after(o object, i int64) int64 {
 	end := o.end()
 	if i < w.all.n-1 {

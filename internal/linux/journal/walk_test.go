@@ -21,8 +21,8 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux/journal/journaltest"
 )
 
-// kept is a journal in testdata. Each was written by systemd-journal-remote of the version in its name,
-// with journaltest.Stream of 100 entries.
+// kept is a journal in testdata. Each was written by systemd-journal-remote of the version in its
+// name, with journaltest.Stream of 100 entries.
 func kept(t testing.TB, name string) []byte {
 	t.Helper()
 	f, err := os.Open(filepath.Join("testdata", name+".journal.gz"))

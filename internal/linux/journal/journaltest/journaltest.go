@@ -125,7 +125,8 @@ func put(b *bytes.Buffer, name string, value []byte) {
 		fmt.Fprintf(b, "%s=%s\n", name, value)
 		return
 	}
-	fmt.Fprintf(b, "%s\n%s%s\n", name, binary.LittleEndian.AppendUint64(nil, uint64(len(value))), value)
+	size := binary.LittleEndian.AppendUint64(nil, uint64(len(value)))
+	fmt.Fprintf(b, "%s\n%s%s\n", name, size, value)
 }
 
 func isText(value []byte) bool {

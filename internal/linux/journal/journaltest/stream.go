@@ -21,9 +21,9 @@ var Boots = [...]string{
 // Start is when a stream begins, in microseconds since 1970.
 const Start = 1_700_000_000_000_000
 
-// Stream is a row of entries: three boots, kernel messages and those of services, and every so often
-// what is seldom: binary values, values of many lines, empty ones, the same name many times, values
-// that are compressed, and one of 1 MiB.
+// Stream is a row of entries: three boots, kernel messages and those of services, and every so
+// often what is seldom: binary values, values of many lines, empty ones, the same name many times,
+// values that are compressed, and one of 1 MiB.
 type Stream struct {
 	N int
 	// SetBack is by how much the clock is set back in the middle.
