@@ -77,7 +77,7 @@ func churned(r *Rule, e *evidence.Evidence, row []evidence.Boot) *Finding {
 		kinds[b.End]++
 		text := fmt.Sprintf("it ran for %s and ended: %s", spell(length(b)), b.End)
 		if b.LastUnit != "" {
-			text += "; started last was " + b.LastUnit
+			text += "; most likely asked by " + b.LastUnit
 			units[b.LastUnit]++
 		}
 		if i < maxFacts/2 || i >= len(row)-maxFacts/2 {
@@ -98,7 +98,7 @@ func churned(r *Rule, e *evidence.Evidence, row []evidence.Boot) *Finding {
 		f.Remedies = []Remedy{{Text: "look at its console while it starts; the log has only what it could still write"}}
 		return f
 	}
-	f.Summary += "; each time " + unit + " was started last"
+	f.Summary += ", most likely " + unit
 	f.Affects = append(f.Affects, unitObject(e, unit))
 	f.Remedies = []Remedy{
 		{Text: "in the boot menu, add systemd.mask=" + unit + " to the kernel's command line: it starts once without that " +

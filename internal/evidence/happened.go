@@ -98,7 +98,8 @@ type Boot struct {
 	Began, Last time.Time
 	// End is how it ended: "shutdown", "panic", "cut" (the log just stops), "running", "unknown".
 	End string
-	// LastUnit is what systemd started or reached last before the end, "" if not known.
+	// LastUnit is the service that most likely asked for the end: that which ended first after it was
+	// asked for, or else was started last before; "" if not known.
 	LastUnit string
 	// Jumps are where the clock of the day left that of the kernel.
 	Jumps []Jump

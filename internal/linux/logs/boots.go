@@ -17,7 +17,8 @@ type Boot struct {
 	Began, Last time.Time
 	// End is "shutdown", "panic", "cut", "running" or "unknown".
 	End string
-	// LastUnit is what systemd started last before it shut down.
+	// LastUnit is the service that most likely asked for the end: that which ended first after it was
+	// asked for, or else was started last before.
 	LastUnit string
 	Jumps    []Jump
 	Path     string
@@ -185,31 +186,118 @@ func (b *boot) judge(marks []mark) {
 	slices.SortStableFunc(marks, func(a, b mark) int { return a.at.Compare(b.at) })
 	b.End = "cut"
 	b.unique()
-	down := false
+	var up rising
 	for _, m := range marks {
 		switch m.form {
 		case "kernel.panic":
 			b.End = "panic"
 		case "unit.starting", "unit.started":
-			if !down && m.unit != "" {
-				b.LastUnit = m.unit
-			}
+			up.start(m)
 		case "shutdown.request", "shutdown.forced":
-			down = true
+			up.down, up.asked = true, true
+		case "unit.failed":
+			up.end(m)
 		case "unit.stopped":
-			down = down || goesDown(m.unit)
+			up.end(m)
+			up.down = up.down || goesDown(m.unit)
 		case "unit.reached":
+			up.down = up.down && !goesUp(m.unit)
 			if ends(m.unit) {
-				down, b.End = true, "shutdown"
+				up.down, b.End = true, "shutdown"
+			}
+		case "journal.started":
+			if b.End == "shutdown" {
+				up, b.End = rising{}, "cut" // so far it was the system that finds the root file system
 			}
 		case "shutdown.begun", "shutdown.final", "journal.stopped", "kernel.reboot":
 			if b.End != "panic" {
-				down, b.End = true, "shutdown"
+				up.down, b.End = true, "shutdown"
 			}
 		case "kernel.suspend", "kernel.resume", "machine.suspended":
 			b.asleep(m.at)
 		}
 	}
+	b.LastUnit = up.last()
+}
+
+// rising is what systemd starts before it shuts down.
+type rising struct {
+	// asked: somebody asked the machine to go down; down: it does.
+	asked, down bool
+	// ended is the first service that ended after that: who asks does so by a program that ends then.
+	ended string
+	// starting are services that are not up yet, started those that are; the newest last.
+	starting, started []string
+}
+
+func (u *rising) start(m mark) {
+	if u.down || m.unit == "" || aside(m.unit) {
+		return
+	}
+	if i := slices.Index(u.starting, m.unit); i >= 0 {
+		u.starting = slices.Delete(u.starting, i, i+1)
+	}
+	to := &u.started
+	if m.form == "unit.starting" {
+		to = &u.starting
+	}
+	if *to = append(*to, m.unit); len(*to) > maxStarting {
+		*to = (*to)[1:]
+	}
+}
+
+// end takes a service that ended.
+func (u *rising) end(m mark) {
+	if u.asked && u.ended == "" && (slices.Contains(u.starting, m.unit) || slices.Contains(u.started, m.unit)) {
+		u.ended = m.unit
+	}
+}
+
+// maxStarting bounds how many services are remembered.
+const maxStarting = 64
+
+// last is the service that ended first after the machine was asked to go down; else one that was about
+// to start then, else the last that had.
+func (u *rising) last() string {
+	if u.ended != "" {
+		return u.ended
+	}
+	all := u.started
+	if len(u.starting) > 0 {
+		all = u.starting
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return all[len(all)-1]
+}
+
+// aside tells of what comes up with any request to shut down, or with a login, and asks for nothing
+// itself: by its name, or by the description that older logs have.
+func aside(unit string) bool {
+	if i := strings.LastIndexByte(unit, '.'); i >= 0 && !strings.ContainsRune(unit, ' ') {
+		switch unit[i:] {
+		case ".target", ".slice", ".scope", ".socket", ".mount", ".timer", ".path", ".device", ".swap", ".automount":
+			return true
+		}
+	}
+	for _, p := range []string{"systemd-", "dbus", "polkit", "user@", "user-runtime-dir@", "getty@", "serial-getty@",
+		"console-getty", "plymouth-", "Session ", "User Manager", "User Runtime", "Login Service", "User Login", "D-Bus",
+		"Authorization Manager", "Getty on", "Serial Getty", "Show Plymouth", "Update UTMP", "Create list of", "Permit User"} {
+		if strings.HasPrefix(unit, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// goesUp tells of targets that are reached on the way up.
+func goesUp(unit string) bool {
+	switch unit {
+	case "sysinit.target", "basic.target", "multi-user.target", "System Initialization", "Basic System", "Multi-User System":
+		return true
+	}
+	return false
 }
 
 // unique leaves out steps that were seen more than once, as when a journal was gone through for one kind
@@ -241,8 +329,8 @@ func (b *boot) asleep(at time.Time) {
 // goesDown tells of a target that is stopped first when a machine is shut down.
 func goesDown(unit string) bool {
 	switch unit {
-	case "multi-user.target", "graphical.target", "timers.target", "Multi-User System", "Graphical Interface", "Timers",
-		"Timer Units":
+	case "multi-user.target", "graphical.target", "timers.target", "Multi-User System", "Graphical Interface",
+		"Timers", "Timer Units":
 		return true
 	}
 	return false

@@ -52,17 +52,25 @@ func (c *Course) Say(after time.Duration, who, text string, fields ...string) {
 	c.WriteByte('\n')
 }
 
-// Churn is a machine that one of its units restarts at every start, so many times.
+// Churn is a machine that one of its units restarts at every start, so many times. What systemd 252 says
+// then was taken from a container: services that others need to go down come up meanwhile.
 func (c *Course) Churn(times int) {
+	unit := func(text, name string) { c.Say(100*time.Millisecond, "systemd", text, "UNIT="+name, "_PID=1") }
 	for range times {
 		c.Start()
-		c.Say(time.Second, "systemd", "Started cron.service - Cron.", "UNIT=cron.service", "_PID=1")
-		c.Say(time.Second, "systemd", "Starting daily_reboot.service - Reboot...", "UNIT=daily_reboot.service", "_PID=1")
+		unit("Started cron.service - Cron.", "cron.service")
+		unit("Starting daily_reboot.service - Reboot...", "daily_reboot.service")
+		unit("Starting upower.service - Daemon for power management...", "upower.service")
+		unit("Started dbus.service - D-Bus System Message Bus.", "dbus.service")
+		c.Say(0, "systemd-logind", "The system will reboot now!")
 		c.Say(0, "systemd-logind", "System is rebooting.")
+		unit("daily_reboot.service: Deactivated successfully.", "daily_reboot.service")
 		c.Say(0, "systemd", "Reached target shutdown.target - Shutdown.", "_PID=4711", "USER_UNIT=shutdown.target")
-		c.Say(time.Second, "systemd", "Starting plymouth-reboot.service - Splash...", "UNIT=plymouth-reboot.service", "_PID=1")
-		c.Say(0, "systemd", "Reached target reboot.target - System Reboot.", "UNIT=reboot.target", "_PID=1")
-		c.Say(0, "systemd-journald", "Journal stopped")
+		unit("Stopping cron.service - Cron...", "cron.service")
+		unit("cron.service: Deactivated successfully.", "cron.service")
+		unit("Starting plymouth-reboot.service - Splash...", "plymouth-reboot.service")
+		unit("Reached target reboot.target - System Reboot.", "reboot.target")
+		c.Say(time.Second, "systemd-journald", "Journal stopped")
 		c.At = c.At.Add(5 * time.Second)
 	}
 }
