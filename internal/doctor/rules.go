@@ -15,7 +15,10 @@ import (
 func Rules() []Rule {
 	return []Rule{
 		ruleBL01(), ruleBL05(), ruleBL06(), ruleBL07(), ruleBL08(),
+		ruleCL01(), ruleCL02(),
 		ruleFS01(), ruleFS02(), ruleFS03(), ruleFS04(), ruleFS05(), ruleFS06(), ruleFS07(), ruleFS08(), ruleFS09(), ruleFS10(),
+		ruleIM01(), ruleIM02(), ruleIM03(), ruleIM04(), ruleIM05(),
+		ruleLC01(), ruleLC02(),
 		ruleME01(), ruleME02(),
 		ruleNF01(), ruleNF02(), ruleNF03(), ruleNF04(),
 		rulePR01(), rulePR02(),

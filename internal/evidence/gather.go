@@ -46,6 +46,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.machines, // machines.go, images.go
 		g.tasks,    // tasks.go
 		g.log,      // log.go, boots.go
+		g.cluster,  // cluster.go
 	} {
 		part(ctx)
 		if err := ctx.Err(); err != nil {

@@ -70,16 +70,45 @@ var (
 	FS07 = Rule{"FS07", "log-stopped", Warning, "the log stops long before the machine did",
 		"take the end of the log for no proof; look whether its file system still took writes"}
 	TM08 = Rule{"TM08", "boot-churn", Danger, "the machine starts again and again",
-		"start it once without the unit that was started last: systemd.mask=UNIT on the kernel's command line"}
+		"start it once without the unit that asks for it: systemd.mask=UNIT on the kernel's command line"}
 	TM09 = Rule{"TM09", "clock-jump", Warning, "the clock of the day was set by more than a minute",
 		"compare no times across the step; find out who set the clock"}
+)
+
+// The rules about images and their life.
+var (
+	IM01 = Rule{"IM01", "image-missing", Lost, "a disk of a machine, or what it rests on, is not there",
+		"find the very same file; neither start the machine nor rebase its overlay before"}
+	IM02 = Rule{"IM02", "base-changed", Lost, "a base image was written after overlays were made on it",
+		"compare the base with where it came from; stop what writes to it"}
+	IM03 = Rule{"IM03", "image-damaged", Danger, "an image is marked as damaged, or was found to be",
+		"shisa check tells what is hurt; shisa repair mends it so that it can be undone"}
+	IM04 = Rule{"IM04", "two-writers", Lost, "several programs write to one image",
+		"stop all but one of them at once, then check the image"}
+	IM05 = Rule{"IM05", "stopped-by-storage", Danger, "a machine was stopped by its storage",
+		"bring the storage back or make room, then let the machine go on; do not reset it"}
+	LC01 = Rule{"LC01", "base-removed", Lost, "a base image was removed on which images rest",
+		"have nothing removed any more, then bring the very same file back"}
+	LC02 = Rule{"LC02", "shared-base-cleaner", Danger, "base images that several nodes share are removed by one of them",
+		"set remove_unused_base_images = False on every node"}
+)
+
+// The rules about clusters.
+var (
+	CL01 = Rule{"CL01", "gfs2-withdrawn", Lost, "this node has withdrawn from a GFS2 file system",
+		"find the error before it; the node has to be started anew"}
+	CL02 = Rule{"CL02", "cluster-waits", Lost, "a cluster waits for a node to be fenced, or for a quorum",
+		"make sure that the node is off; then tell the cluster"}
 )
 
 // doctorRules are the rules of the doctor.
 func doctorRules() []Rule {
 	return []Rule{
 		BL01, BL05, BL06, BL07, BL08,
+		CL01, CL02,
 		FS01, FS02, FS03, FS04, FS05, FS06, FS07, FS08, FS09, FS10,
+		IM01, IM02, IM03, IM04, IM05,
+		LC01, LC02,
 		ME01, ME02,
 		NF01, NF02, NF03, NF04,
 		PR01, PR02,

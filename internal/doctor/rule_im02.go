@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// sameMoment is how much later than its overlay a base may have been written for it to be one copy.
+const sameMoment = 10 * time.Minute
+
+// ruleIM02 finds base images that were written after an overlay was made on them: what the overlay
+// does not hold itself is then not what the guest saw.
+func ruleIM02() Rule {
+	r := Rule{Rule: finding.IM02, Needs: []evidence.Part{evidence.PartImages}, Reach: Upward,
+		Guard: "programs that keep base images touch them without writing: of files that nova or shisa keep alive it is a " +
+			"note, and a machine that writes to the base itself is told as such",
+		Test: "on times and users of bases and overlays"}
+	r.Judge = func(e *evidence.Evidence) []Result {
+		var out []Result
+		for i := range e.Images {
+			x := &e.Images[i]
+			if x.BackingState != "ok" {
+				continue
+			}
+			base := imageAt(e, x.BackingPath)
+			if base == nil || base.Unread != "" {
+				continue
+			}
+			o := imagePathObject(e, base.Path, base.Mount)
+			switch {
+			case writer(base) != nil:
+				u := writer(base)
+				f := found(&r, o, 0.9, "written_now", fmt.Sprintf("%s [%d] writes to %s, on which %s rests", u.Command,
+					u.PID, base.Path, x.Path), Fact{Source: evidence.Source{Path: fmt.Sprintf("/proc/%d/fd", u.PID)}, Value: base.Path})
+				f.Affects = []Object{imageObject(e, i)}
+				f.Remedies = []Remedy{{Text: "stop the machine that writes to the base, now: each write changes the disks of all that " +
+					"rest on it"}}
+				out = append(out, fail(f))
+			case x.Made.IsZero():
+				out = append(out, pass(o)) // nobody writes to it; when the overlay was made is not known
+			case base.Changed.After(x.Made.Add(sameMoment)):
+				out = append(out, fail(rewritten(&r, e, i, base)))
+			default:
+				out = append(out, pass(o))
+			}
+		}
+		return once(out)
+	}
+	return r
+}
+
+func rewritten(r *Rule, e *evidence.Evidence, i int, base *evidence.Image) *Finding {
+	x := &e.Images[i]
+	f := found(r, imagePathObject(e, base.Path, base.Mount), 0.5, "newer", fmt.Sprintf(
+		"%s was changed after %s was made on it", base.Path, x.Path),
+		Fact{Source: base.From, Value: base.Changed.UTC().Format(time.RFC3339), Text: "last change of the base"},
+		Fact{Source: x.From, Value: x.Made.UTC().Format(time.RFC3339), Text: "when the overlay was made"})
+	f.Affects = []Object{imageObject(e, i)}
+	f.Severity = finding.Warning
+	if e.Config.Nova != nil {
+		f.Severity, f.Reach, f.Confidence = finding.Note, Hint, 0.2
+		f.Summary += "; nova touches base images without writing to them"
+	}
+	f.Remedies = []Remedy{{Text: "compare the base with the image that it came from, by its digest: a change of the time alone is " +
+		"harmless", Command: "sha256sum " + base.Path}}
+	return f
+}
+
+// imageAt gives the image with a path, nil if it was not looked at.
+func imageAt(e *evidence.Evidence, name string) *evidence.Image {
+	for i := range e.Images {
+		if e.Images[i].Path == name {
+			return &e.Images[i]
+		}
+	}
+	return nil
+}
+
+// writer gives one who has an image open for writing, nil if there is none.
+func writer(x *evidence.Image) *evidence.ImageUser {
+	for i := range x.Users {
+		if x.Users[i].Writing {
+			return &x.Users[i]
+		}
+	}
+	return nil
+}

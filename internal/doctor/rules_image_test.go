@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+func TestImageRules(t *testing.T) {
+	img := func(name string, change func(*evidence.Image)) evidence.Image {
+		x := evidence.Image{Path: name, Format: "qcow2", Mount: -1}
+		if change != nil {
+			change(&x)
+		}
+		return x
+	}
+	over := func(state string) evidence.Image {
+		return img("/v/over", func(x *evidence.Image) {
+			x.Backing, x.BackingPath, x.BackingState = "base", "/v/base", state
+		})
+	}
+	images := func(all ...evidence.Image) evidence.Evidence { return evidence.Evidence{Images: all} }
+	gone := func(x *evidence.Image) {
+		*x = evidence.Image{Path: x.Path, Mount: -1, Unread: "is not there"}
+	}
+	machine := func(m evidence.Machine) evidence.Evidence {
+		m.Name = "web"
+		return evidence.Evidence{Machines: []evidence.Machine{m}}
+	}
+	use := func(pid int, machine string, writing bool) evidence.ImageUser {
+		return evidence.ImageUser{PID: pid, Command: "qemu", Machine: machine, Writing: writing}
+	}
+	lost := images(img("/v/disk", gone))
+	lost.Machines = []evidence.Machine{{Name: "web", Disks: []int{0}}}
+	newer := images(over("ok"), img("/v/base", nil))
+	newer.Images[0].Made, newer.Images[1].Changed = noon.Add(-time.Hour), noon
+	touched := images(over("ok"), img("/v/base", nil))
+	touched.Images[0].Made, touched.Images[1].Changed = noon.Add(-time.Hour), noon
+	touched.Config.Nova = &evidence.Nova{}
+	for _, c := range []struct {
+		name string
+		rule Rule
+		e    evidence.Evidence
+		want []says
+	}{
+		{"a whole chain", ruleIM01(), images(over("ok"), img("/v/base", nil)),
+			[]says{{"image:h:/v/over", Pass, "", ""}, {"image:h:/v/base", Pass, "", ""}}},
+		{"no base", ruleIM01(), images(over("missing"), img("/v/base", gone), over("missing")),
+			[]says{{"image:h:/v/base", Fail, "base_gone", finding.Lost}}},
+		{"no disk", ruleIM01(), lost, []says{{"image:h:/v/disk", Fail, "gone", finding.Lost}}},
+		{"a base that was not looked at", ruleIM01(), images(over("unreadable")), []says{{"image:h:/v/over", Unknown, "", ""}}},
+		{"a base that is no file", ruleIM01(), images(over("not_followed")), []says{{"image:h:/v/over", Unknown, "", ""}}},
+		{"storage that does not answer", ruleIM01(), images(img("/v/x", func(x *evidence.Image) { x.Unread = "did not answer" })),
+			[]says{{"image:h:/v/x", Unknown, "", ""}}},
+
+		{"an old base", ruleIM02(), images(over("ok"), img("/v/base", nil)), []says{{"image:h:/v/base", Pass, "", ""}}},
+		{"a newer base", ruleIM02(), newer, []says{{"image:h:/v/base", Fail, "newer", finding.Warning}}},
+		{"a base that nova touches", ruleIM02(), touched, []says{{"image:h:/v/base", Fail, "newer", finding.Note}}},
+		{"a base that is written to", ruleIM02(), images(over("ok"), img("/v/base", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{use(7, "db", true)}
+		})), []says{{"image:h:/v/base", Fail, "written_now", finding.Lost}}},
+		{"a base with readers", ruleIM02(), images(over("ok"), img("/v/base", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{use(7, "db", false), use(8, "web", false)}
+		})), []says{{"image:h:/v/base", Pass, "", ""}}},
+
+		{"an image without marks", ruleIM03(), images(img("/v/x", nil)), []says{{"image:h:/v/x", Pass, "", ""}}},
+		{"marked as corrupt", ruleIM03(), images(img("/v/x", func(x *evidence.Image) { x.Corrupt = true })),
+			[]says{{"image:h:/v/x", Fail, "marked", finding.Danger}}},
+		{"not closed", ruleIM03(), images(img("/v/x", func(x *evidence.Image) { x.Dirty = true })),
+			[]says{{"image:h:/v/x", Fail, "not_closed", finding.Note}}},
+		{"open, so not closed", ruleIM03(), images(img("/v/x", func(x *evidence.Image) {
+			x.Dirty, x.Users = true, []evidence.ImageUser{use(7, "web", true)}
+		})), []says{{"image:h:/v/x", Pass, "", ""}}},
+		{"leaks", ruleIM03(), images(img("/v/x", func(x *evidence.Image) { x.Checked = &evidence.Checked{Leaks: 4} })),
+			[]says{{"image:h:/v/x", Fail, "leaks", finding.Waste}}},
+		{"damaged, with leaks", ruleIM03(), images(img("/v/x", func(x *evidence.Image) {
+			x.Checked = &evidence.Checked{Leaks: 4, Corruptions: 2, Codes: []string{"QC02"}}
+		})), []says{{"image:h:/v/x", Fail, "damaged", finding.Danger}, {"image:h:/v/x", Fail, "leaks", finding.Waste}}},
+		{"a raw image", ruleIM03(), images(img("/v/x", func(x *evidence.Image) { x.Format = "raw" })), nil},
+
+		{"one writer", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{use(7, "web", true), use(8, "backup", false)}
+		})), []says{{"image:h:/v/x", Pass, "", ""}}},
+		{"two writers", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{use(7, "web", true), use(8, "db", true)}
+		})), []says{{"image:h:/v/x", Fail, "two_writers", finding.Lost}}},
+		{"nobody", ruleIM04(), images(img("/v/x", nil)), nil},
+
+		{"runs", ruleIM05(), machine(evidence.Machine{State: "running", PID: 7, QMP: &evidence.QMP{Status: "running"}}),
+			[]says{{"machine:h:web", Pass, "", ""}}},
+		{"no room", ruleIM05(), machine(evidence.Machine{State: "running", QMP: &evidence.QMP{Status: "io-error",
+			Stopped: map[string]string{"vda": "nospace"}}}), []says{{"machine:h:web", Fail, "nospace", finding.Danger}}},
+		{"an error", ruleIM05(), machine(evidence.Machine{State: "paused", QMP: &evidence.QMP{Status: "io-error"}}),
+			[]says{{"machine:h:web", Fail, "failed", finding.Danger}}},
+		{"paused by somebody", ruleIM05(), machine(evidence.Machine{State: "paused", QMP: &evidence.QMP{Status: "paused"}}),
+			[]says{{"machine:h:web", Pass, "", ""}}},
+		{"paused, and not asked", ruleIM05(), machine(evidence.Machine{State: "paused", QMPWhy: "its monitor belongs to libvirt"}),
+			[]says{{"machine:h:web", Unknown, "", ""}}},
+		{"off", ruleIM05(), machine(evidence.Machine{State: "shut off"}), []says{{"machine:h:web", Pass, "", ""}}},
+	} {
+		t.Run(c.rule.Code+"/"+c.name, func(t *testing.T) { ask(t, c.rule, &c.e, c.want...) })
+	}
+}
+
+func TestLifeAndClusterRules(t *testing.T) {
+	const base = "/var/lib/nova/instances/_base/1a2b"
+	removed := func(state string) evidence.Evidence {
+		e := evidence.Evidence{Log: evidence.Log{Events: []evidence.Event{
+			event("nova.removed", time.Hour, map[string]string{"path": base})}}}
+		e.Log.Events[0].Host = "node2"
+		if state != "" {
+			e.Images = []evidence.Image{{Path: "/var/lib/nova/instances/x/disk", Mount: -1, BackingPath: base, BackingState: state}}
+		}
+		return e
+	}
+	nova := func(n evidence.Nova) evidence.Evidence {
+		n.Instances = "/i"
+		return evidence.Evidence{Config: evidence.Config{Nova: &n}}
+	}
+	alive := map[string]time.Time{"a": noon.Add(-time.Minute), "b": noon.Add(-time.Hour)}
+	silent := map[string]time.Time{"a": noon.Add(-time.Minute), "b": noon.Add(-30 * 24 * time.Hour)}
+	gfs := func(s *evidence.Super, events ...evidence.Event) evidence.Evidence {
+		return evidence.Evidence{FSs: []evidence.FS{{Type: "gfs2", Device: "dm-1", Super: s}}, Log: evidence.Log{Events: events}}
+	}
+	withdraw := event("gfs2.withdraw", time.Hour, map[string]string{"device": "c:fs"})
+	booted := evidence.Evidence{Log: evidence.Log{Events: []evidence.Event{withdraw}}, Host: evidence.Host{Booted: noon}}
+	cluster := func(c evidence.Cluster) evidence.Evidence {
+		c.Present = true
+		return evidence.Evidence{Cluster: c}
+	}
+	for _, c := range []struct {
+		name string
+		rule Rule
+		e    evidence.Evidence
+		want []says
+	}{
+		{"removed and missed", ruleLC01(), removed("missing"), []says{{"image:h:" + base, Fail, "removed", finding.Lost}}},
+		{"removed and back", ruleLC01(), removed("ok"), []says{{"image:h:" + base, Pass, "", ""}}},
+		{"removed and unused", ruleLC01(), removed(""), []says{{"image:h:" + base, Pass, "", ""}}},
+		{"its own directory", ruleLC02(), nova(evidence.Nova{RemoveUnused: true, Nodes: alive}),
+			[]says{{"file:h:/i/_base", Pass, "", ""}}},
+		{"shared, all alive", ruleLC02(), nova(evidence.Nova{RemoveUnused: true, Shared: true, Nodes: alive}),
+			[]says{{"file:h:/i/_base", Fail, "removes_shared", finding.Warning}}},
+		{"shared, one silent", ruleLC02(), nova(evidence.Nova{RemoveUnused: true, Shared: true, Nodes: silent}),
+			[]says{{"file:h:/i/_base", Fail, "node_silent", finding.Danger}}},
+		{"shared, nothing is removed", ruleLC02(), nova(evidence.Nova{Shared: true, Nodes: silent}),
+			[]says{{"file:h:/i/_base", Pass, "", ""}}},
+		{"no nova", ruleLC02(), evidence.Evidence{}, nil},
+
+		{"a GFS2 that is well", ruleCL01(), gfs(&evidence.Super{}), []says{{"filesystem:h:dm-1", Pass, "", ""}}},
+		{"withdrawn", ruleCL01(), gfs(&evidence.Super{Withdrawn: true}, withdraw),
+			[]says{{"filesystem:h:dm-1", Fail, "withdrawn", finding.Lost}}},
+		{"nothing was read", ruleCL01(), gfs(nil), []says{{"filesystem:h:dm-1", Unknown, "", ""}}},
+		{"before the last start", ruleCL01(), booted, []says{{"filesystem:h:c:fs", Fail, "withdrawn", finding.Note}}},
+		{"no cluster", ruleCL02(), evidence.Evidence{}, nil},
+		{"a cluster that is well", ruleCL02(), cluster(evidence.Cluster{Quorum: "yes"}),
+			[]says{{"cluster:h:cluster", Pass, "", ""}}},
+		{"a node is to be fenced", ruleCL02(), cluster(evidence.Cluster{Pending: []string{"n2", "n3"}}),
+			[]says{{"cluster:h:cluster", Fail, "fencing", finding.Lost}}},
+		{"no quorum", ruleCL02(), cluster(evidence.Cluster{Quorum: "no"}),
+			[]says{{"cluster:h:cluster", Fail, "no_quorum", finding.Lost}}},
+		{"locks wait", ruleCL02(), cluster(evidence.Cluster{Waiting: map[string]string{"clvmd": "fencing"}}),
+			[]says{{"cluster:h:cluster", Fail, "locks_wait", finding.Lost}}},
+	} {
+		t.Run(c.rule.Code+"/"+c.name, func(t *testing.T) { ask(t, c.rule, &c.e, c.want...) })
+	}
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+)
+
+// cluster reads what is configured of a cluster, and what its programs said last. It comes after the log.
+func (g *gatherer) cluster(ctx context.Context) {
+	c := &g.e.Cluster
+	c.Nodes, c.Waiting = map[string]string{}, map[string]string{}
+	const file = "/etc/corosync/corosync.conf"
+	if text := g.optional(ctx, PartCluster, file); text != nil {
+		c.Present, c.From = true, Source{Path: file}
+		c.corosync(text)
+	}
+	for _, name := range []string{"/etc/cluster/cluster.conf", "/var/lib/pacemaker/cib/cib.xml"} {
+		if text := g.optional(ctx, PartCluster, name); text != nil {
+			c.Present = true
+			c.fencing(string(text))
+		}
+	}
+	c.said(&g.e.Log)
+}
+
+// corosync reads the timeout and the nodes of corosync.conf(5).
+func (c *Cluster) corosync(text []byte) {
+	section := []string{}
+	c.Token = time.Second
+	for _, l := range joined(text, maxConfigLines) {
+		body, _, _ := strings.Cut(l.text, "#")
+		body = strings.TrimSpace(body)
+		switch {
+		case strings.HasSuffix(body, "{"):
+			section = append(section, strings.TrimSpace(strings.TrimSuffix(body, "{")))
+		case body == "}" && len(section) > 0:
+			section = section[:len(section)-1]
+		default:
+			name, value, _ := strings.Cut(body, ":")
+			in := strings.Join(section, ".")
+			value = strings.TrimSpace(value)
+			switch strings.TrimSpace(name) {
+			case "token":
+				if in == "totem" {
+					c.Token = time.Duration(min(number(value, 1000), 1<<31)) * time.Millisecond
+				}
+			case "name", "ring0_addr":
+				if in == "nodelist.node" && len(c.Nodes) < 1024 && c.Nodes[value] == "" {
+					c.Nodes[value] = "unknown"
+				}
+			}
+		}
+	}
+}
+
+// fencing tells whether anything is set to fence nodes.
+func (c *Cluster) fencing(text string) {
+	switch {
+	case strings.Contains(text, `name="stonith-enabled" value="false"`):
+		c.Fencing = "no"
+	case strings.Contains(text, `class="stonith"`), strings.Contains(text, "<fencedevice "):
+		c.Fencing = "yes"
+	}
+}
+
+// said takes the last word of messages: what is needed and was not done.
+func (c *Cluster) said(l *Log) {
+	for i := range l.Events {
+		e := &l.Events[i]
+		node := e.Fields["node"]
+		switch e.Form {
+		case "fence.needed":
+			c.Present = true
+			if node != "" && !slices.Contains(c.Pending, node) && len(c.Pending) < 1024 {
+				c.Pending = append(c.Pending, node)
+			}
+		case "fence.done", "dlm.fenced":
+			c.Pending = slices.DeleteFunc(c.Pending, func(n string) bool { return n == node || e.Form == "dlm.fenced" })
+			clear(c.Waiting)
+		case "dlm.fencing":
+			c.Present = true
+			if space := e.Fields["lockspace"]; space != "" && len(c.Waiting) < 1024 {
+				c.Waiting[space] = "fencing or quorum"
+			}
+		case "quorum.lost":
+			c.Present, c.Quorum = true, "no"
+		case "quorum.got":
+			c.Present, c.Quorum = true, "yes"
+			clear(c.Waiting)
+		case "node.state":
+			c.Nodes[node] = e.Fields["state"]
+		case "kernel.boot":
+			c.Pending, c.Quorum = nil, "" // what was said before is of another run
+			clear(c.Waiting)
+		}
+	}
+}
