@@ -27,12 +27,17 @@ func mountObject(e *evidence.Evidence, i int) Object {
 	return Object{Mount, e.Label, m.Point + "@" + strconv.FormatUint(m.Namespace, 10)}
 }
 
-// fsObject is file system i: by its device, or what is mounted where it has none.
+// fsObject is file system i: by its device; one of a server by its share; one without either by where it is
+// mounted first, since many are called "tmpfs".
 func fsObject(e *evidence.Evidence, i int) Object {
 	f := &e.FSs[i]
-	name := cmp.Or(f.Device, strings.TrimPrefix(f.Source, "/dev/"), f.UUID)
-	if f.Device == "" {
-		name = f.Type + ":" + name
+	name := f.Device
+	switch {
+	case name != "":
+	case strings.Contains(f.Source, ":/") || strings.HasPrefix(f.Source, "//") || len(f.Mounts) == 0:
+		name = f.Type + ":" + cmp.Or(strings.TrimPrefix(f.Source, "/dev/"), f.UUID)
+	default:
+		name = f.Type + ":" + mountObject(e, f.Mounts[0]).Name
 	}
 	return Object{FileSystem, e.Label, name}
 }

@@ -46,7 +46,10 @@ func ruleFS08() Rule {
 func space(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool) {
 	f := &e.FSs[i]
 	o := fsObject(e, i)
-	all := mountsOf(e, f)
+	all := slices.DeleteFunc(mountsOf(e, f), func(m *evidence.Mount) bool { return m.Hidden })
+	if len(all) == 0 {
+		return res, false
+	}
 	at := slices.IndexFunc(all, func(m *evidence.Mount) bool { return m.Probe != nil && m.Probe.StatfsErrno == 0 })
 	if at < 0 {
 		why := ""

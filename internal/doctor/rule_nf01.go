@@ -24,7 +24,7 @@ func ruleNF01() Rule {
 	r.Judge = func(e *evidence.Evidence) []Result {
 		var out []Result
 		for i := range e.Mounts {
-			if m := &e.Mounts[i]; m.FS >= 0 && e.Kind != tree.Disk {
+			if m := &e.Mounts[i]; m.FS >= 0 && !m.Hidden && e.Kind != tree.Disk {
 				if res, concerns := stuckMount(&r, e, i); concerns {
 					out = append(out, res)
 				}

@@ -250,6 +250,7 @@ func TestFS08(t *testing.T) {
 		{"for reading", r, one("ext4", func(e *evidence.Evidence) {
 			e.Mounts[0].Options, e.Mounts[0].Probe.Avail = "ro", 0
 		}), nil},
+		{"covered by another", r, one("ext4", func(e *evidence.Evidence) { e.Mounts[0].Hidden, e.Mounts[0].Probe = true, nil }), nil},
 		{"no answer", r, one("ext4", func(e *evidence.Evidence) {
 			e.Mounts[0].Probe = &evidence.Answer{Errno: -1, StatfsErrno: -1, Hung: true}
 		}), []says{{fs, Unknown, "", ""}}},

@@ -55,6 +55,7 @@ func TestNF01(t *testing.T) {
 		{"FUSE", r, one("fuse.sshfs", hangs), stuck("fuse")},
 		{"a disk", r, one("ext4", hangs), stuck("device")},
 		{"not asked", r, one("fuse.sshfs", notAskedFor("below an automount point")), []says{{m, Unknown, "", ""}}},
+		{"covered by another", r, one("tmpfs", func(e *evidence.Evidence) { e.Mounts[0].Hidden, e.Mounts[0].Probe = true, nil }), nil},
 		{"of a disk that does not run", r, dead(evidence.FSLog{}, nil), nil},
 	})
 }

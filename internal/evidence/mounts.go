@@ -315,7 +315,7 @@ func (g *gatherer) answers(ctx context.Context) {
 	for i := range g.e.Mounts {
 		m := &g.e.Mounts[i]
 		if a := by[[2]uint64{m.Namespace, uint64(m.ID)}]; a != nil && a.Point == m.Point {
-			m.Probe, m.NotAsked = a.Answer, a.Why
+			m.Probe, m.NotAsked, m.Hidden = a.Answer, a.Why, a.Why == covered
 			if m.NFS != nil {
 				m.NFS.Stalled = a.Stalled
 			}

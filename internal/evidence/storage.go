@@ -21,6 +21,8 @@ type Mount struct {
 	// Probe is what it answered, nil if it was not asked; NotAsked says why not.
 	Probe    *Answer
 	NotAsked string
+	// Hidden: another mount covers it, and nothing of it can be reached by its name.
+	Hidden bool
 	// NFS is set for NFS.
 	NFS  *NFS
 	From Source
