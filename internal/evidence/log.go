@@ -6,6 +6,7 @@ package evidence
 import (
 	"cmp"
 	"context"
+	"strconv"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/linux/logs"
@@ -87,11 +88,18 @@ func sameHost(a, b string) bool {
 	return short(a) == short(b)
 }
 
-// hungSilent tells whether the kernel says no more that tasks hang: since it said so, or by how often it
-// did in the newest boot.
+// hungSilent tells whether the kernel says no more that tasks hang: by its own count of how often it may
+// still do so; or since it said that, or by how often it did in the newest boot.
 func (g *gatherer) hungSilent() bool {
-	newest, count := "", int64(0)
-	silent := false
+	limit := int64(hungWarnings)
+	set, ok := g.e.Config.Sysctl["kernel.hung_task_warnings"]
+	if n, err := strconv.ParseInt(set.Value, 10, 64); ok && err == nil {
+		if strings.HasPrefix(set.From.Path, "/proc/") {
+			return n == 0
+		}
+		limit = n
+	}
+	newest, count, silent := "", int64(0), false
 	for i := range g.e.Log.Events {
 		e := &g.e.Log.Events[i]
 		switch e.Form {
@@ -106,5 +114,5 @@ func (g *gatherer) hungSilent() bool {
 			newest, count, silent = e.Boot, 0, false
 		}
 	}
-	return silent || count >= hungWarnings
+	return silent || limit >= 0 && count >= max(limit, 1)
 }

@@ -53,6 +53,7 @@ var places = []struct {
 	{"/var/log/libvirt", `^(libvirtd|virtqemud)\.log$`, libvirtKind},
 	{"/var/log/libvirt/qemu", `\.log$`, qemuKind},
 	{"/var/log/nova", `\.log$`, novaKind},
+	{"/sys/fs/pstore", `^dmesg-`, dmesgKind},
 	{"/sos_commands/kernel", `^dmesg$|^dmesg_-T$`, dmesgKind},
 	{"/sos_commands/logs", `^journalctl_.*`, journalctlKind},
 }
@@ -75,8 +76,9 @@ func (r *reader) texts() []file {
 		}
 	}
 	for _, dir := range central {
-		all = r.remote(all, dir, 2)
+		all = r.below(all, dir, 2, syslogKind, "")
 	}
+	all = r.below(all, kept, 3, dmesgKind, "dmesg")
 	slices.SortStableFunc(all, func(a, b file) int {
 		return cmp.Or(strings.Compare(a.series, b.series), -a.mtime.Compare(b.mtime), strings.Compare(a.path, b.path))
 	})
@@ -87,15 +89,22 @@ func (r *reader) texts() []file {
 	return all
 }
 
-// remote finds the logs of other hosts.
-func (r *reader) remote(all []file, dir string, depth int) []file {
+// kept is where systemd keeps what the kernel left in the firmware's memory when it crashed.
+const kept = "/var/lib/systemd/pstore"
+
+func pstored(path string) bool {
+	return strings.HasPrefix(path, kept+"/") || strings.HasPrefix(path, "/sys/fs/pstore/")
+}
+
+// below finds logs in a directory and those in it.
+func (r *reader) below(all []file, dir string, depth int, k kind, prefix string) []file {
 	for _, e := range r.list(dir) {
 		name := path.Join(dir, e.Name)
 		switch {
 		case e.Type.IsDir() && depth > 0 && len(all) <= maxFiles:
-			all = r.remote(all, name, depth-1)
-		case regular(e):
-			all = append(all, file{name, e.Size, e.Mtime, syslogKind, rotation.ReplaceAllString(name, "")})
+			all = r.below(all, name, depth-1, k, prefix)
+		case regular(e) && strings.HasPrefix(e.Name, prefix):
+			all = append(all, file{name, e.Size, e.Mtime, k, rotation.ReplaceAllString(name, "")})
 		}
 	}
 	return all

@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	pathpkg "path"
+	"slices"
 	"strings"
 	"time"
 
@@ -138,6 +140,7 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)
 	r.log.Messages = collapse(r.log.Messages)
 	r.place()
+	r.crashes()
 	return &r.log, ctx.Err()
 }
 
@@ -158,7 +161,11 @@ func (r *reader) missed(path string, err error) {
 	switch {
 	case err == nil, tree.Missing(err), errors.Is(err, tree.ErrNotCollected):
 	case errors.Is(err, fs.ErrPermission):
-		r.gap(path, "may not be read without more rights")
+		// Told once for a directory, which may have hundreds.
+		gap := Gap{pathpkg.Dir(path), "has logs that may not be read without more rights"}
+		if !slices.Contains(r.log.Gaps, gap) {
+			r.log.Gaps = append(r.log.Gaps, gap)
+		}
 	default:
 		if named := new(fs.PathError); errors.As(err, &named) {
 			err = named.Err
@@ -191,6 +198,24 @@ func (r *reader) place() {
 			b := &r.log.Boots[j]
 			if m.Boot == "" && m.Exact && b.ID != "" && !m.Time.Before(b.Began) && !m.Time.After(b.Last) {
 				m.Boot = b.ID
+			}
+		}
+	}
+}
+
+// crashes tells of boots that a panic ended which only the firmware's memory kept: no log on a disk has
+// it. What is there was taken over at the next start.
+func (r *reader) crashes() {
+	for i := range r.log.Messages {
+		m := &r.log.Messages[i]
+		if m.Form.Name != "kernel.panic" || !pstored(m.Path) {
+			continue
+		}
+		for j := range r.log.Boots {
+			b := &r.log.Boots[j]
+			next := j+1 < len(r.log.Boots) && m.Time.After(r.log.Boots[j+1].Began.Add(later))
+			if b.End == "cut" && !m.Time.Before(b.Last) && !next && m.Time.Sub(b.Last) < 24*time.Hour {
+				b.End = "panic"
 			}
 		}
 	}

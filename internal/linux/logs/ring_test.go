@@ -52,6 +52,19 @@ ext4.ro 2026-11-22T09:31:00?`)
 	same(t, "boots", told(l), "09:00:00+20s cut\n09:30:00+0s cut")
 }
 
+func TestPanicThatOnlyTheFirmwareKept(t *testing.T) {
+	root, c := t.TempDir(), newCourse()
+	c.Start()
+	c.Say(time.Minute, "cron", "x")
+	c.At = c.At.Add(time.Minute)
+	c.Start()
+	c.Say(time.Minute, "cron", "y")
+	keep(t, c, root, "/var/log/journal")
+	put(t, root, "/var/lib/systemd/pstore/1763802060/001/dmesg.txt", "Panic#1 Part1\n<6>[   60.000000] x\n"+
+		"<0>[   61.000000] Kernel panic - not syncing: hung_task: blocked tasks\n", c.At.Add(-time.Minute))
+	same(t, "boots", told(read(t, root, logs.Options{Now: c.At})), "09:00:00+1m0s panic\n09:02:00+1m0s cut")
+}
+
 // TestLinesThatAreTooLong: the rest of a line is skipped, and the next one is read.
 func TestLinesThatAreTooLong(t *testing.T) {
 	root, at := t.TempDir(), utc(2026, 11, 22, 10, 0)
