@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/lab/hold"
+	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
 
 // apartCommand has the bench measure in a mount namespace of its own, where what it mounts and keeps
@@ -40,6 +41,10 @@ var apartWork = map[string]func(a *apart, ctx context.Context) (any, error){
 	"crowd":   func(a *apart, ctx context.Context) (any, error) { return a.crowd(ctx) },
 	"passing": func(a *apart, ctx context.Context) (any, error) { return a.passing(ctx) },
 	"lasting": func(a *apart, ctx context.Context) (any, error) { return a.lasting(ctx) },
+
+	"catch-watch":   func(a *apart, ctx context.Context) (any, error) { return a.catchesBy(ctx, probe.Watch) },
+	"catch-syscall": func(a *apart, ctx context.Context) (any, error) { return a.catchesBy(ctx, probe.Syscall) },
+	"watching":      func(a *apart, ctx context.Context) (any, error) { return a.watchingCosts(ctx) },
 }
 
 // apart measures one thing there. found is a pointer to what it comes to.

@@ -69,8 +69,12 @@ func run(args []string, out, log io.Writer) int {
 	if len(args) == 2 && args[0] == parseCommand {
 		return journalStatus(parseExport(args[1], os.Stdin, out), log)
 	}
-	if len(args) == 3 && args[0] == holdCommand {
-		return holdForMoments(args[1], args[2])
+	if len(args) == 2 && args[0] == callCommand {
+		if err := measureCalls(args[1], os.Stdin, out); err != nil {
+			fmt.Fprintln(log, err)
+			return 1
+		}
+		return 0
 	}
 	if os.Getpid() == 1 && os.Getenv(oldDoes) != "" {
 		return oldMain()

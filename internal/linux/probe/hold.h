@@ -80,6 +80,7 @@ struct umounting {
 	u64 ts;      // begin
 	u64 from, to; // of the check, 0: not seen
 	s64 depth;   // watch: its own references
+	u64 callers[2]; // watch: of the function that took the first
 	s64 before, count;
 	u64 peer;
 	u64 state;

@@ -74,7 +74,17 @@ NOINLINE s64 total(u32 slot, u64 now)
 	return sum;
 }
 
-INLINE int umount_takes(struct watched *w, u32 slot, u64 now)
+// callers gives where the function that wrote the counter will return to, and that one's caller.
+INLINE void callers(void *ctx, u64 to[2])
+{
+	u64 frames[3] = {};
+
+	bpf_get_stack(ctx, frames, sizeof(frames), 0);
+	to[0] = frames[1];
+	to[1] = frames[2];
+}
+
+INLINE int umount_takes(void *ctx, struct watched *w, u32 slot, u64 now)
 {
 	u64 tid = (u32)bpf_get_current_pid_tgid();
 	struct umounting *u = bpf_map_lookup_elem(&umounts, &tid);
@@ -88,6 +98,7 @@ INLINE int umount_takes(struct watched *w, u32 slot, u64 now)
 	fresh.mount = w->mount;
 	fresh.ts = now;
 	fresh.depth = 1;
+	callers(ctx, fresh.callers);
 	fresh.before = total(slot, fresh.ts);
 	// Counted by the task that takes it off again, and by none else.
 	__sync_fetch_and_add(&w->window.active, 1);
@@ -108,6 +119,16 @@ INLINE int umount_drops(void *ctx, struct watched *w, u32 slot)
 		return 0;
 	if (--u->depth > 0)
 		return 0;
+	u64 now[2], then[2] = {u->callers[0], u->callers[1]};
+
+	callers(ctx, now);
+	if (now[0] && now[0] == then[0] && now[1] == then[1]) {
+		// A lookup gives back at once what it took when the tree of mounts was changed meanwhile, and
+		// begins anew: __legitimize_mnt. The umount is still to come.
+		bpf_map_delete_elem(&umounts, &tid);
+		__sync_fetch_and_add(&w->window.active, -1);
+		return 0;
+	}
 	u64 began = u->ts;
 	s64 before = u->before;
 	// What is dropped after the counting was there until then, what is taken after it was not.
@@ -183,7 +204,7 @@ SEC("perf_event") int written(void *ctx)
 	}
 	count_lost(LOST_SEEN, 1);
 	if (in_umount())
-		return delta > 0 ? umount_takes(w, slot, ts) : umount_drops(ctx, w, slot);
+		return delta > 0 ? umount_takes(ctx, w, slot, ts) : umount_drops(ctx, w, slot);
 	if (delta > 0) {
 		__sync_fetch_and_add(&w->window.known, 1);
 		if (!taken(ctx, w->mount, ts))

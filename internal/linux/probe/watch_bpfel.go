@@ -115,16 +115,17 @@ type watchKey struct {
 }
 
 type watchUmounting struct {
-	_      structs.HostLayout
-	Mount  uint64
-	Ts     uint64
-	From   uint64
-	To     uint64
-	Depth  int64
-	Before int64
-	Count  int64
-	Peer   uint64
-	State  uint64
+	_       structs.HostLayout
+	Mount   uint64
+	Ts      uint64
+	From    uint64
+	To      uint64
+	Depth   int64
+	Callers [2]uint64
+	Before  int64
+	Count   int64
+	Peer    uint64
+	State   uint64
 }
 
 type watchWatched struct {

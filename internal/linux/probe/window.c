@@ -43,16 +43,13 @@ const volatile u32 any = 0; // tell of all devices
 struct umounted {
 	u64 active;  // under way
 	u64 from;    // begin of the last that began
-	u64 failed;  // end of the last that failed
+	u64 failed;  // end of the last that failed, 0: none, or long ago
 	u64 number;  // of the last
 };
 
-struct {
-	UINT(type, MAP_ARRAY);
-	UINT(max_entries, 1);
-	TYPE(key, u32);
-	TYPE(value, struct umounted);
-} umounted SEC(".maps");
+struct umounted seen = {};
+const volatile s64 own_umount = 0; // the number of umount2
+const volatile u32 own_space = 0;  // the mount namespace of the mounts that are asked for, 0: any
 
 struct entered {
 	u64 ts;
@@ -61,8 +58,9 @@ struct entered {
 	u64 number; // umount: its own; what lets go: since when it had that
 };
 
-// begun is when a task entered the system call that it is in. It is written at each call, so it is
-// small: the arguments are read at the end, and only where they matter.
+// begun is when a task entered the system call that it is in. It is written only when a umount is
+// under way or failed a moment ago: what was not noted began before that. The arguments are read at
+// the end, and only where they matter.
 struct begun {
 	u64 ts;
 	s64 nr;
@@ -104,9 +102,14 @@ struct {
 
 INLINE struct umounted *state(void)
 {
-	u32 zero = 0;
+	return &seen;
+}
 
-	return bpf_map_lookup_elem(&umounted, &zero);
+// quiet tells that nobody unmounts, nor did a moment ago: nearly always. Then a system call costs two
+// runs of a program that looks here and ends.
+INLINE int quiet(void)
+{
+	return !*(volatile u64 *)&seen.active && !*(volatile u64 *)&seen.failed && !tells_all();
 }
 
 // since gives when a file was opened or a directory entered, 0: before any umount failed.
@@ -218,7 +221,7 @@ NOINLINE int tell(void *ctx, struct entered *c, u32 dev, u32 flags, struct path 
 	struct telling k = {(u32)bpf_get_current_pid_tgid(), dev};
 	struct full *f;
 
-	if (!u || !c)
+	if (!c)
 		return 0;
 	u64 number = u->number, *last = bpf_map_lookup_elem(&told, &k);
 
@@ -261,7 +264,7 @@ NOINLINE struct path *held_file(struct umounted *u, u64 fd)
 {
 	struct file *f = file_of(fd);
 
-	return f && u && held(&f->f_path) && !opened_later(f, u) ? &f->f_path : NULL;
+	return f && held(&f->f_path) && !opened_later(f, u) ? &f->f_path : NULL;
 }
 
 // lets_go finds what a call of the class drops, before it is dropped.
@@ -301,15 +304,23 @@ INLINE int drops(void *ctx, struct umounted *u, struct entered *c, u32 class)
 	return 0;
 }
 
+NOINLINE int note(u32 tid, u64 ts, s64 nr)
+{
+	struct begun b = {ts, nr};
+
+	return bpf_map_update_elem(&calls, &tid, &b, 0);
+}
+
 SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 {
 	s64 nr = ctx->args[1];
+
+	if (nr != own_umount && nr != compat_umount && nr != compat_oldumount && quiet())
+		return 0;
 	u32 class = class_of(nr), tid = bpf_get_current_pid_tgid();
 	struct umounted *u = state();
 	struct entered c = {};
 
-	if (!u)
-		return 0;
 	if (compat()) {
 		// Their numbers mean other calls; only umounts of theirs are known.
 		if (nr == compat_umount || nr == compat_oldumount)
@@ -322,24 +333,19 @@ SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 	}
 	if (!class)
 		return 0;
-	if (!(class & (C_UMOUNT | C_CLOSE | C_CHDIR | C_EXIT))) {
-		struct begun b = {bpf_ktime_get_ns(), nr};
-
-		bpf_map_update_elem(&calls, &tid, &b, 0);
-		return 0;
-	}
 	c.ts = bpf_ktime_get_ns();
 	c.nr = nr;
 	if (!(class & C_UMOUNT) && !recent(u, c.ts)) {
-		if (class & C_CHDIR) {
-			struct begun b = {c.ts, nr};
-
-			bpf_map_update_elem(&calls, &tid, &b, 0);
-		}
+		u->failed = 0;
 		return 0;
 	}
+	if (!(class & (C_UMOUNT | C_CLOSE | C_CHDIR | C_EXIT)))
+		return note(tid, c.ts, nr);
 	call_args(c.args, (void *)ctx->args[0]);
 	if (class & C_UMOUNT) {
+		// In another namespace it is about another mount.
+		if (own_space && get(get(get(me(), nsproxy), mnt_ns), ns.inum) != own_space)
+			return 0;
 		c.number = __sync_fetch_and_add(&u->number, 1) + 1;
 		u->from = c.ts;
 		// Counted off by the task that counted it on, and by none else.
@@ -351,12 +357,7 @@ SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 		return 0;
 	}
 	drops(ctx, u, &c, class);
-	if (class & C_CHDIR) {
-		struct begun b = {c.ts, nr};
-
-		bpf_map_update_elem(&calls, &tid, &b, 0);
-	}
-	return 0;
+	return class & C_CHDIR ? note(tid, c.ts, nr) : 0;
 }
 
 INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
@@ -369,9 +370,9 @@ INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
 	u64 from = c->ts, now = bpf_ktime_get_ns();
 
 	bpf_map_delete_elem(&umounts, &tid);
-	__sync_fetch_and_add(&u->active, -1);
 	if (ret < 0)
-		u->failed = now;
+		u->failed = now; // before it is over: no moment is quiet in between
+	__sync_fetch_and_add(&u->active, -1);
 	f = new_event(EV_UMOUNT);
 	if (!f)
 		return 0;
@@ -394,23 +395,20 @@ INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
 
 SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 {
+	if (quiet())
+		return 0;
 	s64 nr = call_number((void *)ctx->args[0]), ret = ctx->args[1];
 	u32 class = class_of(nr), tid = bpf_get_current_pid_tgid();
-	struct umounted *u;
+	struct umounted *u = state();
 
 	if (compat())
 		class = nr == compat_umount || nr == compat_oldumount ? C_UMOUNT : 0;
-	if (!class || class & (C_CLOSE | C_EXIT) || !(u = state()))
+	if (!class || class & (C_CLOSE | C_EXIT))
 		return 0;
 	if (class & C_UMOUNT)
 		return umount_ends(ctx, u, tid, ret);
-	if (!u->active && !u->failed && !tells_all())
-		return 0;
 	struct begun *b = bpf_map_lookup_elem(&calls, &tid);
-
-	if (!b || b->nr != nr)
-		return 0;
-	struct entered full = {b->ts, nr}, *c = &full;
+	struct entered full = {b && b->nr == nr ? b->ts : 0, nr}, *c = &full;
 	if (class & C_OPEN && ret >= 0) {
 		u64 k = (u64)file_of(ret), v = c->ts;
 
@@ -438,8 +436,7 @@ SEC("raw_tp/sched_process_exit") int gone(struct raw *ctx)
 	struct entered c = {};
 	u32 tid = bpf_get_current_pid_tgid();
 
-	bpf_map_delete_elem(&calls, &tid);
-	if (!u)
+	if (quiet())
 		return 0;
 	c.ts = bpf_ktime_get_ns();
 	c.nr = -1;

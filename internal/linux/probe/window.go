@@ -4,11 +4,13 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -25,12 +27,17 @@ func (e *Engine) openWindow(targets []Target, ringBytes uint32) error {
 	if err != nil {
 		return err
 	}
-	all := uint32(0)
-	if len(targets) == 0 {
-		all = 1
+	all, space := uint32(1), uint32(0)
+	if len(targets) > 0 {
+		var st unix.Stat_t
+		if err := unix.Stat("/proc/thread-self/ns/mnt", &st); err != nil {
+			return fmt.Errorf("look at the mount namespace: %w", err)
+		}
+		all, space = 0, uint32(st.Ino)
 	}
 	resize(spec, ringBytes)
-	if err := spec.Variables["any"].Set(all); err != nil {
+	if err := errors.Join(spec.Variables["any"].Set(all), spec.Variables["own_space"].Set(space),
+		spec.Variables["own_umount"].Set(int64(unix.SYS_UMOUNT2))); err != nil {
 		return err
 	}
 	var o windowObjects
@@ -62,7 +69,7 @@ func (e *Engine) openWindow(targets []Target, ringBytes uint32) error {
 	}
 	e.underWay = func() (int64, error) {
 		var u windowUmounted
-		err := o.Umounted.Lookup(uint32(0), &u)
+		err := o.Seen.Get(&u)
 		return int64(u.Active), err
 	}
 	for _, at := range []struct {

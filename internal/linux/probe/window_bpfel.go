@@ -66,7 +66,6 @@ const (
 	windowMapPlaces          = "places"
 	windowMapScratch         = "scratch"
 	windowMapTold            = "told"
-	windowMapUmounted        = "umounted"
 	windowMapUmounts         = "umounts"
 	windowMapYoung           = "young"
 	windowProgEnter          = "enter"
@@ -75,6 +74,9 @@ const (
 	windowVarAny             = "any"
 	windowVarCompatOldumount = "compat_oldumount"
 	windowVarCompatUmount    = "compat_umount"
+	windowVarOwnSpace        = "own_space"
+	windowVarOwnUmount       = "own_umount"
+	windowVarSeen            = "seen"
 )
 
 // loadWindow returns the embedded CollectionSpec for window.
@@ -128,18 +130,17 @@ type windowProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type windowMapSpecs struct {
-	Calls    *ebpf.MapSpec `ebpf:"calls"`
-	Classes  *ebpf.MapSpec `ebpf:"classes"`
-	Devices  *ebpf.MapSpec `ebpf:"devices"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Lost     *ebpf.MapSpec `ebpf:"lost"`
-	Mode     *ebpf.MapSpec `ebpf:"mode"`
-	Places   *ebpf.MapSpec `ebpf:"places"`
-	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
-	Told     *ebpf.MapSpec `ebpf:"told"`
-	Umounted *ebpf.MapSpec `ebpf:"umounted"`
-	Umounts  *ebpf.MapSpec `ebpf:"umounts"`
-	Young    *ebpf.MapSpec `ebpf:"young"`
+	Calls   *ebpf.MapSpec `ebpf:"calls"`
+	Classes *ebpf.MapSpec `ebpf:"classes"`
+	Devices *ebpf.MapSpec `ebpf:"devices"`
+	Events  *ebpf.MapSpec `ebpf:"events"`
+	Lost    *ebpf.MapSpec `ebpf:"lost"`
+	Mode    *ebpf.MapSpec `ebpf:"mode"`
+	Places  *ebpf.MapSpec `ebpf:"places"`
+	Scratch *ebpf.MapSpec `ebpf:"scratch"`
+	Told    *ebpf.MapSpec `ebpf:"told"`
+	Umounts *ebpf.MapSpec `ebpf:"umounts"`
+	Young   *ebpf.MapSpec `ebpf:"young"`
 }
 
 // windowVariableSpecs contains global variables before they are loaded into the kernel.
@@ -149,6 +150,9 @@ type windowVariableSpecs struct {
 	Any             *ebpf.VariableSpec `ebpf:"any"`
 	CompatOldumount *ebpf.VariableSpec `ebpf:"compat_oldumount"`
 	CompatUmount    *ebpf.VariableSpec `ebpf:"compat_umount"`
+	OwnSpace        *ebpf.VariableSpec `ebpf:"own_space"`
+	OwnUmount       *ebpf.VariableSpec `ebpf:"own_umount"`
+	Seen            *ebpf.VariableSpec `ebpf:"seen"`
 }
 
 // windowObjects contains all objects after they have been loaded into the kernel.
@@ -171,18 +175,17 @@ func (o *windowObjects) Close() error {
 //
 // It can be passed to loadWindowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type windowMaps struct {
-	Calls    *ebpf.Map `ebpf:"calls"`
-	Classes  *ebpf.Map `ebpf:"classes"`
-	Devices  *ebpf.Map `ebpf:"devices"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Lost     *ebpf.Map `ebpf:"lost"`
-	Mode     *ebpf.Map `ebpf:"mode"`
-	Places   *ebpf.Map `ebpf:"places"`
-	Scratch  *ebpf.Map `ebpf:"scratch"`
-	Told     *ebpf.Map `ebpf:"told"`
-	Umounted *ebpf.Map `ebpf:"umounted"`
-	Umounts  *ebpf.Map `ebpf:"umounts"`
-	Young    *ebpf.Map `ebpf:"young"`
+	Calls   *ebpf.Map `ebpf:"calls"`
+	Classes *ebpf.Map `ebpf:"classes"`
+	Devices *ebpf.Map `ebpf:"devices"`
+	Events  *ebpf.Map `ebpf:"events"`
+	Lost    *ebpf.Map `ebpf:"lost"`
+	Mode    *ebpf.Map `ebpf:"mode"`
+	Places  *ebpf.Map `ebpf:"places"`
+	Scratch *ebpf.Map `ebpf:"scratch"`
+	Told    *ebpf.Map `ebpf:"told"`
+	Umounts *ebpf.Map `ebpf:"umounts"`
+	Young   *ebpf.Map `ebpf:"young"`
 }
 
 func (m *windowMaps) Close() error {
@@ -196,7 +199,6 @@ func (m *windowMaps) Close() error {
 		m.Places,
 		m.Scratch,
 		m.Told,
-		m.Umounted,
 		m.Umounts,
 		m.Young,
 	)
@@ -209,6 +211,9 @@ type windowVariables struct {
 	Any             *ebpf.Variable `ebpf:"any"`
 	CompatOldumount *ebpf.Variable `ebpf:"compat_oldumount"`
 	CompatUmount    *ebpf.Variable `ebpf:"compat_umount"`
+	OwnSpace        *ebpf.Variable `ebpf:"own_space"`
+	OwnUmount       *ebpf.Variable `ebpf:"own_umount"`
+	Seen            *ebpf.Variable `ebpf:"seen"`
 }
 
 // windowPrograms contains all programs after they have been loaded into the kernel.
