@@ -109,7 +109,7 @@ func TestKindsByText(t *testing.T) {
 	// What no text tells of: it is not named, and the answer is that it cannot be told.
 	hidden := []string{"fd-in-flight", "fd-in-flight-net-namespace", "fanotify-event", "detached-mount", "lazy-fd",
 		"namespace-empty", "namespace-bound", "unix-socket-relative", "bind-lazy-fd", "overlay-lazy-fd",
-		"mount-context", "frozen", "blocked-open", "blocked-read", "io-uring-request", "aio-request", "fuse-backing", "fd-in-flight-unaccepted", "fd-in-flight-orphan", "perf-uprobe",
+		"mount-context", "frozen", "blocked-open", "blocked-read", "io-uring-request", "aio-request", "fuse-backing", "fanotify-permission", "fd-in-flight-unaccepted", "fd-in-flight-orphan", "perf-uprobe",
 		"bpf-uprobe"}
 	for _, k := range hold.Kinds() {
 		t.Run(k.Name, func(t *testing.T) {

@@ -162,11 +162,13 @@ func (s *search) calls(ctx context.Context, all []*underwaySleeperFound) error {
 			of = append(of, f)
 		}
 	}
-	type pathKey struct {
-		task          int
-		mount, dentry uint64
+	// A call is at one place of its way; what lies further up its stack is where it was before. That of
+	// rename(2) and link(2) is at two, of which one is told.
+	type wayKey struct {
+		task  int
+		mount uint64
 	}
-	seen := map[pathKey]bool{}
+	seen := map[wayKey]bool{}
 	return s.r.lateDesk.ask(ctx, s.r.underway.Stack, qs, func(rec record) error {
 		var f found
 		if err := rec.into(&f); err != nil {
@@ -182,7 +184,7 @@ func (s *search) calls(ctx context.Context, all []*underwaySleeperFound) error {
 			known[f.Addr] = true
 			ref.Write = writes(f.Flags)
 		case foundPath:
-			key := pathKey{rec.question, f.Mnt, f.Dentry}
+			key := wayKey{rec.question, f.Mnt}
 			if seen[key] || !walks(task.Nr) {
 				return nil
 			}
