@@ -23,7 +23,7 @@ import (
 )
 
 // largeBytes is the size of a disk from which on a few rounds leave it out.
-const largeBytes = 16 << 20
+const largeBytes = 8 << 20
 
 // broken is a random image with random faults.
 type broken struct {
@@ -92,7 +92,7 @@ func TestRandomFaults(t *testing.T) {
 			}
 		})
 	}
-	seeds := uint64(testenv.Rounds(24, 1000, 3000))
+	seeds := uint64(testenv.Rounds(200, 1000, 3000))
 	few := seeds <= bare
 	for seed := range seeds {
 		if !few || lab.RandomSpec(seed).VirtualBytes <= largeBytes {

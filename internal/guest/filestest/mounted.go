@@ -21,6 +21,10 @@ import (
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
+// patience is how often it is asked whether a file system is free, each 20 ms: a busy machine may take
+// long to end what was started.
+const patience = 6000
+
 // Make makes a file system in a sparse file of sizeBytes below dir and gives the file's name. In
 // mkfs the word DISK is replaced by that name.
 func Make(t testing.TB, dir string, sizeBytes int64, mkfs ...string) string {
@@ -68,7 +72,7 @@ func Mount(t testing.TB, disk, kind string, options ...string) (dir string, unmo
 				released(t, disk)
 				return
 			}
-			if !errors.Is(err, unix.EBUSY) || try == 100 {
+			if !errors.Is(err, unix.EBUSY) || try == patience {
 				t.Errorf("umount %s: %v", dir, err)
 				return
 			}
@@ -99,7 +103,7 @@ func released(t testing.TB, disk string) {
 		if !busy {
 			return
 		}
-		if try == 1000 {
+		if try == patience {
 			t.Errorf("%s is still mounted somewhere", disk)
 			return
 		}
