@@ -14,21 +14,24 @@ func (w *walk) unlinked(o object, e entryWords) error {
 	return w.give(o, e, false)
 }
 
-// linked gives entry i of a list.
-func (w *walk) linked(l *list, i int64, o object, e entryWords) error {
+// linked gives an entry that a list leads to.
+func (w *walk) linked(o object, e entryWords) error {
 	w.entry.Unlinked = false
-	return w.give(o, e, w.misnumbered(l, i, e.seqnum))
+	i, ok := w.all.find(o.off)
+	return w.give(o, e, ok && w.misnumbered(i, e.seqnum))
 }
 
-// misnumbered tells whether the number of entry i does not fit its neighbours', or those of the
-// header. The numbers of a file ascend ("Sequence Numbers").
-func (w *walk) misnumbered(l *list, i int64, n uint64) bool {
-	f := w.f
-	if f.header.State != Online && (n < f.first || n > f.last) {
-		return true
-	}
-	if f.dense && f.header.State != Online && l == w.all {
-		return n-f.first != uint64(i)
+// misnumbered tells whether the number of entry i of the file does not fit its neighbours', or those of
+// the header. The numbers of a file ascend ("Sequence Numbers").
+func (w *walk) misnumbered(i int64, n uint64) bool {
+	f, l := w.f, w.all
+	if f.header.State != Online {
+		if f.dense {
+			return n-f.first != uint64(i)
+		}
+		if n < f.first || n > f.last {
+			return true
+		}
 	}
 	if i > 0 {
 		if _, e, err := w.reader.entry(l.slot(i - 1)); err == nil && e.seqnum >= n {

@@ -192,16 +192,12 @@ func (w *walk) indexed(lists []*list, r reach) (done int64, err error) {
 			w.damage.spot(best.value, "the index of this value goes back to 0x%x", o.off)
 			return done, nil
 		}
-		i := int64(0)
 		for k, l := range lists { // an entry may have two of the values
 			if at[k] >= 0 && at[k] < l.n && l.slot(at[k]) == o.off {
-				if l == best {
-					i = at[k]
-				}
 				at[k] += step
 			}
 		}
-		if err := w.linked(best, i, o, e); err != nil {
+		if err := w.linked(o, e); err != nil {
 			return done, err
 		}
 		if done = o.off; step > 0 {

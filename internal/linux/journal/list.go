@@ -21,7 +21,8 @@ type list struct {
 	missing int64
 	broken  error // why it ends where it does, with the place
 	at      int64
-	more    bool // it has more entries than it is said to have
+	last    int64 // the place that was found last
+	more    bool  // it has more entries than it is said to have
 }
 
 // part is an array of the list.
@@ -116,6 +117,27 @@ func (l *list) good(i int64) (o object, w entryWords, ok bool) {
 	}
 	o, w, err := l.r.entry(off)
 	return o, w, err == nil
+}
+
+// find gives the place of an entry in the list, if its neighbours on the way there are right. The walk
+// asks for one after the other: the last place and those beside it are looked at first.
+func (l *list) find(off int64) (int64, bool) {
+	for i := max(0, l.last-1); i < min(l.n, l.last+2); i++ {
+		if l.slot(i) == off {
+			l.last = i
+			return i, true
+		}
+	}
+	low, high := int64(0), l.n
+	for low < high {
+		if mid := low + (high-low)/2; l.slot(mid) < off {
+			low = mid + 1
+		} else {
+			high = mid
+		}
+	}
+	l.last = low
+	return low, low < l.n && l.slot(low) == off
 }
 
 // near gives the first of a few entries at or behind i that is good, and whose number and time lie

@@ -71,8 +71,8 @@ func (r *reader) bytes(off, n int64) ([]byte, error) {
 	if off < 0 || n < 0 || off > r.f.size-n {
 		return nil, errCut
 	}
-	if in := off % blockBytes; in+n <= blockBytes {
-		b, err := r.block(off / blockBytes)
+	if in := int64(uint64(off) % blockBytes); in+n <= blockBytes {
+		b, err := r.block(int64(uint64(off) / blockBytes))
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +96,7 @@ func (r *reader) bytes(off, n int64) ([]byte, error) {
 }
 
 func (r *reader) block(number int64) ([]byte, error) {
-	set := &r.blocks[number%blockSets]
+	set := &r.blocks[uint64(number)%blockSets]
 	s := &set[0]
 	r.used++
 	for i := range set {

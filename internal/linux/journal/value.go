@@ -43,7 +43,7 @@ type values struct {
 	plain    []byte // the last one unpacked
 	cache    [2]map[int64]*value
 	cached   int             // bytes in the first half
-	front    [1 << 10]*value // some of them, by their offset
+	front    [1 << 12]*value // some of them, by their offset
 	single   value           // the last one that no other entry has
 	names    map[string]name
 	fields   map[string]bool // nil for all
@@ -68,7 +68,7 @@ var (
 // value gives the one at off. Its bytes are good until the next entry is begun, all else until the
 // next value is asked for.
 func (v *values) value(off int64) *value {
-	slot := &v.front[off/8%int64(len(v.front))]
+	slot := &v.front[uint64(off)/8%uint64(len(v.front))]
 	if *slot != nil && (*slot).off == off {
 		return *slot
 	}

@@ -236,7 +236,7 @@ func (w *walk) forward(r reach, from, to int64) error {
 			return nil
 		}
 		if o.off >= r.low && o.off < r.high {
-			if err := w.linked(w.all, next, o, e); err != nil {
+			if err := w.linked(o, e); err != nil {
 				return err
 			}
 		}
@@ -266,7 +266,7 @@ func (w *walk) backward(r reach, from, to int64) error {
 			return nil
 		}
 		if o.off >= r.low && o.off < r.high {
-			if err := w.linked(w.all, next, o, e); err != nil {
+			if err := w.linked(o, e); err != nil {
 				return err
 			}
 		}
