@@ -31,6 +31,8 @@ func TestAttribute(t *testing.T) {
 	}
 	unread := umount
 	unread.CountRead = false
+	late := unread
+	late.Since, late.TS = 10*lettingGo, 10*lettingGo+10
 	more := umount
 	more.Count, more.Before = 4, 4
 	free := umount // when the umount ended
@@ -68,6 +70,11 @@ func TestAttribute(t *testing.T) {
 		{"a call after", unread, []probe.Event{call(2, 111, 120, false)}, nil},
 		{"let go after", unread, []probe.Event{call(2, 0, 120, true)}, []string{"2!"}},
 		{"opened and let go after", unread, []probe.Event{call(2, 111, 120, true)}, nil},
+		{"letting go before", late, []probe.Event{call(2, 0, late.Since-lettingGo/2, true)}, []string{"2"}},
+		{"let go long before", late, []probe.Event{call(2, 0, late.Since-2*lettingGo, true)}, nil},
+		{"letting go before, and another", late, []probe.Event{call(2, 0, late.Since-1, true),
+			call(3, 0, late.TS+1, true)}, []string{"3!"}},
+		{"a call before", late, []probe.Event{call(2, 0, late.Since-1, false)}, nil},
 		{"let go long after", unread, []probe.Event{call(2, 0, 111+settle, true)}, nil},
 	} {
 		var got []string
