@@ -48,6 +48,8 @@ type suite struct {
 	// must are tests that have to be among those that ran and passed.
 	must []string
 	env  []string
+	// modules and tools are what it needs besides what all have.
+	modules, tools []string
 }
 
 func (s suite) name() string { return path.Base(s.pkg) + ".test" }
@@ -68,7 +70,11 @@ func (s suite) check() vm.Check {
 func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Report {
 	t.Helper()
 	testenv.NeedVM(t)
-	testenv.Need(t, append(tools(), vm.QEMU, "apt-get", "dpkg-deb", "go")...)
+	programs, loaded := tools(), modules()
+	for _, s := range suites {
+		programs, loaded = append(programs, s.tools...), append(loaded, s.modules...)
+	}
+	testenv.Need(t, append(programs, vm.QEMU, "apt-get", "dpkg-deb", "go")...)
 	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer cancel()
 	cache, err := vm.CacheDir()
@@ -82,7 +88,7 @@ func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Re
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := vm.Image{Kernel: k, Init: filepath.Join(t.TempDir(), "init"), Modules: modules(), Programs: tools(),
+	i := vm.Image{Kernel: k, Init: filepath.Join(t.TempDir(), "init"), Modules: loaded, Programs: programs,
 		Files: map[string]string{}, Checks: also}
 	build := func(to, pkg string, tests bool) {
 		if err := vm.Build(ctx, to, pkg, tests); err != nil {

@@ -20,13 +20,12 @@ func btrfsScenarios() []Scenario {
 }
 
 func btrfsAbort(ctx context.Context, w *World) error {
-	d, err := w.usedDisk(ctx, DiskOptions{Type: "btrfs"})
-	if err != nil {
+	if _, err := w.usedDisk(ctx, DiskOptions{Type: "btrfs"}); err != nil {
 		return err
 	}
-	// "errs: wr 1" and "forced readonly" come too, unless there were many such lines just before.
-	return w.abort("write eio",
-		"BTRFS error (device "+d.Name+" state A): Transaction aborted (error -5)")
+	// "errs: wr 1" and "forced readonly" come too, unless there were many such lines just before;
+	// "Transaction aborted" comes of Linux 6.18 and not of 6.1.
+	return w.abort("write eio", "errno=-5 IO failure")
 }
 
 func btrfsReadEIO(ctx context.Context, w *World) error {

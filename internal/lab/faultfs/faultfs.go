@@ -277,14 +277,14 @@ func (f *FS) Kill() error {
 	return f.cmd.Process.Kill()
 }
 
-// rescue is what f is to be given up with after a while: what does not come to its end with a server
-// that answers, does without one. The server's end is an error then.
+// rescue is what f is to be given up with after a while: what does not come to its end with a
+// server that answers, does without one. The server's end is an error then.
 func (f *FS) rescue() *time.Timer {
 	return time.AfterFunc(patience, func() { f.cmd.Process.Kill() })
 }
 
-// Close ends it and waits until it is gone. What is mounted from its files is unmounted before; that
-// a file is open for longer than a moment is an error.
+// Close ends it and waits until it is gone. What is mounted from its files is unmounted before;
+// that a file is open for longer than a moment is an error.
 func (f *FS) Close() error {
 	defer f.rescue().Stop()
 	return errors.Join(f.relieve(), takeDown(f.Dir), f.end())

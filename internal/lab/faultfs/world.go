@@ -121,8 +121,8 @@ func (w *World) allSaid() (bool, error) {
 
 // provoke does something until the kernel has written all of these about it. Some messages it
 // leaves out where others like them came of other devices just before, and one that has no newline
-// of its own ("writeback error on inode", fs/iomap of Linux 6.18) nobody can read before the next
-// one is written.
+// of its own ("writeback error on inode", fs/iomap of Linux 6.1 and 6.18) nobody can read before
+// the next one is written.
 func (w *World) provoke(do func() error, pieces ...string) error {
 	const pause = 50 * time.Millisecond
 	w.Says = append(w.Says, pieces...)

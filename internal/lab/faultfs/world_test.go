@@ -27,7 +27,8 @@ type claim struct {
 	// options and super are what the options of the mount (rw, if not said) and of the file system
 	// begin with.
 	options, super string
-	// sys are files below /sys/fs with what begins their content.
+	// sys are files below /sys/fs with what begins their content. Where that is no number, none of
+	// what counts errors is next: Linux 6.1 counts each write that it refuses.
 	sys map[string]string
 	// copy is what the superblock of an ext4 says in a copy of the disk.
 	copy string
@@ -37,8 +38,8 @@ type claim struct {
 
 // claims are those of each scenario with a disk that does not hang.
 func claims() map[string]claim {
-	one, none := map[string]string{"errors_count": "1"}, map[string]string{"errors_count": "0"}
-	const noted, unnoted = "errors: 1, to be recovered", "clean, to be recovered"
+	one, none := map[string]string{"errors_count": ""}, map[string]string{"errors_count": "0"}
+	const noted, unnoted = "errors, to be recovered", "clean, to be recovered"
 	return map[string]claim{
 		"ext4-journal-eio": {write: unix.EROFS, super: "rw", sys: one, copy: noted},
 		// What could not be written cannot say that it could not.
@@ -115,7 +116,7 @@ func judge(t *testing.T, w *World, c claim) {
 	}
 	for name, text := range c.sys {
 		got, has := seen.Sys[name]
-		if !has || !strings.HasPrefix(got, text) || strings.HasPrefix(got, text+"0 ") {
+		if !has || !strings.HasPrefix(got, text) || strings.HasPrefix(got+" ", text+"0 ") {
 			t.Errorf("%s is %q, want %q", name, got, text)
 		}
 	}
@@ -144,8 +145,8 @@ func ext4State(t *testing.T, image string) string {
 		t.Fatal(err)
 	}
 	state := "clean"
-	if n := binary.LittleEndian.Uint32(sb[0x194:]); n != 0 || sb[0x3a]&2 != 0 {
-		state = fmt.Sprintf("errors: %d", n)
+	if binary.LittleEndian.Uint32(sb[0x194:]) != 0 && sb[0x3a]&2 != 0 {
+		state = "errors"
 	}
 	if sb[0x60]&4 != 0 {
 		state += ", to be recovered"

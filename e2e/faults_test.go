@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package e2e
+
+import (
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/lab/faultfs"
+	"github.com/shisa-vm/shisa/internal/lab/vm"
+)
+
+// TestFaultsDebian12 holds what Debian 12's kernel shows of storage that fails.
+func TestFaultsDebian12(t *testing.T) {
+	var must []string
+	for _, s := range faultfs.Scenarios() {
+		must = append(must, "TestScenarios/"+s.Name)
+	}
+	guest(t, vm.Debian12, []suite{{pkg: "internal/lab/faultfs",
+		run: "^(TestScenarios|TestTrap|TestKilled)$", env: []string{"SHISA_TEST_ALL=1"}, must: must,
+		modules: []string{"xfs", "btrfs", "autofs4"}, tools: []string{"mkfs.xfs", "mkfs.btrfs", "dd"}}})
+}
