@@ -70,7 +70,7 @@ func runDemo(ctx context.Context, o demoOptions, s *stdio) error {
 		fmt.Fprintf(s.err, "  %-24s %s\n", i.Path, i.What)
 	}
 	fmt.Fprintf(s.err, "\n$ shisa scan %s\n", render.Text(w.Dir))
-	err = runScan(ctx, o.look, []string{w.Dir}, s)
+	err = runScan(ctx, scanOptions{lookOptions: o.look}, []string{w.Dir}, s)
 	if !kept {
 		if rm := w.Remove(); rm != nil {
 			return fmt.Errorf("remove the world: %w", rm)

@@ -225,6 +225,9 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 		if typ == reflect.TypeFor[time.Time]() {
 			return "time"
 		}
+		if typ == reflect.TypeFor[doctor.Report]() {
+			return "[shisa.doctor/1](#shisadoctor1)" // a document of its own, without its schema
+		}
 		name := objectName(typ.Name())
 		switch typ { // where another package has the name too
 		case reflect.TypeFor[holders.Holder]():

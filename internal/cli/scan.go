@@ -11,12 +11,20 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
 )
 
+type scanOptions struct {
+	lookOptions
+	// host: the doctor looks at this host too, as it does where no path is named.
+	host  bool
+	rules string
+}
+
 func newScan(s *stdio) *cobra.Command {
-	var o lookOptions
+	var o scanOptions
 	c := &cobra.Command{
 		Use:   "scan [PATH...]",
 		Short: "find what is wrong with the disks of this host",
@@ -26,11 +34,14 @@ at the end.
 
 Without a path it looks where images live: the storage pools and machines of libvirt, the instances
 of OpenStack Nova, the usual directories of other programs and of this user, and the images that
-running QEMU processes have open. It says which of these places it looked at.`,
+running QEMU processes have open. It says which of these places it looked at. The doctor looks at the host then
+as well ("shisa doctor"), and all that was found is ranked together: an image may be hurt because of the disk that it
+lies on. With paths, --host does that.`,
 		Example: `  shisa scan
   shisa scan /var/lib/nova/instances
   shisa scan --html report.html
-  shisa scan --json --io-limit 50M`,
+  shisa scan --json --io-limit 50M
+  shisa scan --host /srv/images`,
 		Args: wantArgs(0, -1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := o.ready(c); err != nil {
@@ -40,10 +51,12 @@ running QEMU processes have open. It says which of these places it looked at.`,
 		},
 	}
 	o.flags(c)
+	c.Flags().BoolVar(&o.host, "host", false, "have the doctor look at this host, too")
+	rulesFlag(c, &o.rules)
 	return c
 }
 
-func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error {
+func runScan(ctx context.Context, o scanOptions, paths []string, s *stdio) error {
 	p := newProgress(s, "scanning")
 	opts := scan.Options{Check: o.options(p)}
 	if err := remember(ctx, o.state, &opts.Check); err != nil {
@@ -51,6 +64,15 @@ func runScan(ctx context.Context, o lookOptions, paths []string, s *stdio) error
 	}
 	// A user without a home has no machines there.
 	opts.Home, _ = os.UserHomeDir()
+	if o.host || len(paths) == 0 {
+		opts.Evidence = func(ctx context.Context) (*evidence.Evidence, error) {
+			return (&doctorOptions{}).gatherLive(ctx, "")
+		}
+		var err error
+		if opts.Rules, err = userRules(o.rules); err != nil {
+			return err
+		}
+	}
 	r, err := scan.Run(ctx, paths, opts)
 	if partial(ctx, err, len(r.Images)) {
 		o.files.name(ctx, r.Images, o.beside(r.Images), s)

@@ -15,6 +15,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/finding"
 )
 
+// tellAll is the flag of doctor that has it tell all.
+const tellAll = "--verbose"
+
 // DoctorSchema is the schema of a doctor.Report in JSON.
 const DoctorSchema = "shisa.doctor/1"
 
@@ -28,12 +31,15 @@ const (
 // Doctor writes a report for people: the likely cause, what is hurt, what to do now, and what was not
 // looked at.
 func Doctor(w io.Writer, r *doctor.Report, s Style) error {
-	o := &doctorOut{newOut(w, s), diagnose(r)}
+	o := &doctorOut{newOut(w, s), diagnose(r, tellAll)}
 	o.causes()
 	o.harmless()
 	o.common()
 	o.unread()
-	o.asked()
+	if s.All {
+		o.doubts()
+	}
+	o.prose(o.word()+"  ", o.asked(s.All))
 	return o.flush()
 }
 
@@ -41,10 +47,12 @@ func Doctor(w io.Writer, r *doctor.Report, s Style) error {
 type diagnosis struct {
 	r    *doctor.Report
 	byID map[string]*doctor.Finding
+	// more is the flag by which the rest is told.
+	more string
 }
 
-func diagnose(r *doctor.Report) diagnosis {
-	d := diagnosis{r, map[string]*doctor.Finding{}}
+func diagnose(r *doctor.Report, more string) diagnosis {
+	d := diagnosis{r, map[string]*doctor.Finding{}, more}
 	for i := range r.Findings {
 		d.byID[r.Findings[i].ID] = &r.Findings[i]
 	}
@@ -72,7 +80,7 @@ func (o *doctorOut) causes() {
 	}
 	if left := n - maxCauses; left > 0 && !o.s.All {
 		o.line("... and ", Count(int64(left), "more thing that is wrong", "more things that are wrong"),
-			" (--verbose tells all)")
+			" ("+o.more+" tells all)")
 		o.line()
 	}
 }
@@ -202,7 +210,7 @@ func (o *doctorOut) steps(f *doctor.Finding) {
 	}
 	for i, x := range steps {
 		if i == maxSteps && !o.s.All {
-			o.prose(label("  ", ""), "... (--verbose tells all steps)")
+			o.prose(label("  ", ""), "... ("+o.more+" tells all steps)")
 			return
 		}
 		first := label("  ", "")
@@ -259,7 +267,7 @@ func (o *doctorOut) harmless() {
 	o.line(o.paint(dim, "worth knowing, and no cause:"))
 	for i, f := range list {
 		if i == maxNeeding && !o.s.All {
-			o.line("  ... and ", strconv.Itoa(len(list)-i), " more (--verbose tells all)")
+			o.line("  ... and ", strconv.Itoa(len(list)-i), " more ("+o.more+" tells all)")
 			break
 		}
 		o.prose("  "+Text(f.Code)+"  ", o.object(f.Object)+": "+sentence(f.Summary))
@@ -315,7 +323,7 @@ func (o *doctorOut) unread() {
 	o.line(o.paint(magenta, "not looked at:"))
 	for i, g := range order {
 		if i == maxNeeding && !o.s.All {
-			o.line("  ... and ", strconv.Itoa(len(order)-i), " more (--verbose tells all)")
+			o.line("  ... and ", strconv.Itoa(len(order)-i), " more ("+o.more+" tells all)")
 			break
 		}
 		text := Text(g.reason)
@@ -330,10 +338,19 @@ func (o *doctorOut) unread() {
 	o.line()
 }
 
-// asked sums up what the rules said.
-func (o *doctorOut) asked() {
-	failed, passed, doubt, idle := 0, 0, 0, 0
+// doubts lists what rules could not tell.
+func (o *doctorOut) doubts() {
 	for _, a := range o.r.Rules {
+		for _, d := range a.Reasons {
+			o.prose(o.paint(magenta, "UNKNOWN")+"  "+Text(a.Code)+"  ", o.object(d.Object)+": "+Text(d.Why))
+		}
+	}
+}
+
+// asked sums up what the rules said.
+func (d diagnosis) asked(all bool) string {
+	failed, passed, doubt, idle := 0, 0, 0, 0
+	for _, a := range d.r.Rules {
 		switch {
 		case a.Failed > 0:
 			failed++
@@ -345,29 +362,26 @@ func (o *doctorOut) asked() {
 			idle++
 		}
 	}
-	if o.s.All {
-		for _, a := range o.r.Rules {
-			for _, d := range a.Reasons {
-				o.prose(o.paint(magenta, "UNKNOWN")+"  "+Text(a.Code)+"  ", o.object(d.Object)+": "+Text(d.Why))
-			}
-		}
-	}
 	text := fmt.Sprintf("of %s %d found something, %d found nothing, %d could not tell",
-		Count(int64(len(o.r.Rules)), "rule", "rules"), failed, passed, doubt)
+		Count(int64(len(d.r.Rules)), "rule", "rules"), failed, passed, doubt)
 	if idle > 0 {
 		text += fmt.Sprintf(", %d had nothing to look at", idle)
 	}
-	if doubt > 0 && !o.s.All {
-		text += " (--verbose says why)"
+	if doubt > 0 && !all {
+		text += " (" + d.more + " says why)"
 	}
-	word, color := "CLEAN", green
+	return text
+}
+
+// word is the verdict in a word.
+func (o *doctorOut) word() string {
 	switch o.r.Verdict {
 	case finding.Found:
-		word, color = "FOUND", red
+		return o.paint(red, "FOUND")
 	case finding.CannotTell:
-		word, color = "CANNOT TELL", magenta
+		return o.paint(magenta, "CANNOT TELL")
 	}
-	o.prose(o.paint(color, word)+"  ", text)
+	return o.paint(green, "CLEAN")
 }
 
 // object names an object for people; the machine only where there are several.

@@ -38,8 +38,8 @@ func hung(seen bool) *doctor.Report {
 		m, t := object(doctor.Mount, on, "/data"), object(doctor.Task, on, "ls[17]")
 		look(m, doctor.Hurt, share)
 		look(t, doctor.Hurt, m)
-		find(m, "NF01", "nfs-stuck", "m"+on, finding.Lost, "the server does not answer")
-		find(t, "PR01", "d-state", "t"+on, finding.Danger, "waits for storage\x1b[2J<script>")
+		find(m, "ZZ01", "nfs-stuck", "m"+on, finding.Lost, "the server does not answer")
+		find(t, "ZZ02", "d-state", "t"+on, finding.Danger, "waits for storage\x1b[2J<script>")
 		c.Explains = append(c.Explains, "m"+on, "t"+on)
 		r.Machines = append(r.Machines, doctor.Patient{Label: on, Kind: "bundle", Now: doctorNoon, Sick: true})
 	}
@@ -52,13 +52,13 @@ func hung(seen bool) *doctor.Report {
 	r.Shared = []doctor.Common{{Object: server, Sick: []string{"web1", "web2"}, Healthy: []string{"web3"}}}
 	if seen {
 		c.Certainty, c.Finding = doctor.LikelyCause, "full"
-		find(server, "NF02", "nfs-server-full", "full", finding.Lost, "its file system is full")
+		find(server, "ZZ03", "nfs-server-full", "full", finding.Lost, "its file system is full")
 	}
 	leak := object(doctor.Image, "web1", "/var/lib/x.qcow2")
 	look(leak, doctor.Hurt)
-	find(leak, "IM03", "leaks", "leak", finding.Waste, "4 leaked clusters")
+	find(leak, "ZZ04", "leaks", "leak", finding.Waste, "4 leaked clusters")
 	r.Causes = []doctor.Cause{c, {Certainty: doctor.Alone, Object: leak, Finding: "leak", Score: 0.03}}
-	r.Rules = []doctor.Asked{{Code: "NF01", Name: "nfs-stuck", Failed: 2, Passed: 1}, {Code: "NF02", Name: "nfs-server-full",
+	r.Rules = []doctor.Asked{{Code: "ZZ01", Name: "nfs-stuck", Failed: 2, Passed: 1}, {Code: "ZZ03", Name: "nfs-server-full",
 		Unknown: 1, Reasons: []doctor.Doubt{{Object: server, Why: "nothing is known of the server"}}}}
 	r.NotLookedAt = []doctor.Missing{{Machine: "web1", Gap: machine.Gap{Part: machine.PartLog, Object: "/var/log/x", Reason: "x"}}}
 	return r

@@ -16,7 +16,7 @@ import (
 
 // DoctorHTML writes a report as one page that needs nothing beside itself.
 func DoctorHTML(w io.Writer, r *doctor.Report, info PageInfo) error {
-	d := &doctorPage{newPage(w, info.All), diagnose(r)}
+	d := &doctorPage{newPage(w, info.All), diagnose(r, tellAll)}
 	st := d.worst()
 	d.head("shisa doctor: " + st.word)
 	d.start("main")
@@ -113,7 +113,7 @@ func (d *doctorPage) cards() {
 			told = true
 		}
 		if i >= maxCards && !d.all {
-			d.el("p", "soft", Count(int64(len(d.r.Causes)-i), "more cause", "more causes")+" (--verbose tells them)")
+			d.el("p", "soft", Count(int64(len(d.r.Causes)-i), "more cause", "more causes")+" ("+d.more+" tells them)")
 			break
 		}
 		d.card(c, f)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/doctor"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
 	"github.com/shisa-vm/shisa/internal/scan"
@@ -48,13 +49,15 @@ type sheet struct {
 	blind   []finding.Blind
 	summary check.Summary
 	info    PageInfo
+	// host is what the doctor says of the host, nil where it was not asked.
+	host *doctor.Report
 }
 
 // ScanHTML writes the result of a scan as one page that needs nothing beside itself.
 func ScanHTML(w io.Writer, r *scan.Report, info PageInfo) error {
 	s := &sheet{command: "shisa scan", verdict: r.Verdict, status: r.Status, paths: r.Paths,
 		causes: r.Causes, images: worstFirst(r.Images), edges: r.Edges, places: r.Places,
-		blind: r.NotLookedAt, summary: r.Summary, info: info}
+		blind: r.NotLookedAt, summary: r.Summary, info: info, host: r.Doctor}
 	if s.causes == nil {
 		s.causes = []scan.Cause{}
 	}
@@ -82,6 +85,11 @@ func (s *sheet) write(w io.Writer) error {
 	p.head(s.command + ": " + s.worst().word)
 	p.start("main")
 	s.hero(p)
+	if s.host != nil {
+		d := &doctorPage{p, diagnose(s.host, "--all")}
+		d.cards()
+		d.graph(s.host)
+	}
 	if s.causes != nil {
 		s.causeCards(p)
 	} else {
@@ -98,6 +106,11 @@ func (s *sheet) write(w io.Writer) error {
 		}
 	}
 	s.lookedAt(p)
+	if s.host != nil {
+		d := &doctorPage{p, diagnose(s.host, "--all")}
+		d.rules()
+		d.missing()
+	}
 	p.start("footer")
 	p.text("Made by " + s.command + s.made() + ". Looking changed nothing.")
 	p.end()
@@ -115,6 +128,11 @@ func (s *sheet) plain() []check.Image {
 
 // worst is how the whole stands.
 func (s *sheet) worst() state {
+	if s.host != nil {
+		if st := (&doctorPage{nil, diagnose(s.host, "")}).worst(); len(s.images) == 0 || st == stateOf(finding.Lost) {
+			return st
+		}
+	}
 	if len(s.images) > 0 && s.verdict != finding.Clean {
 		return imageState(s.images[0])
 	}

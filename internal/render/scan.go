@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/doctor"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
 	"github.com/shisa-vm/shisa/internal/scan"
@@ -23,6 +24,7 @@ const ScanSchema = "shisa.scan/1"
 // what was looked at and what was not.
 func Scan(w io.Writer, r *scan.Report, s Style) error {
 	o := newOut(w, s)
+	o.hostCauses(r)
 	harmless := []scan.Cause{}
 	n, left := 0, 0
 	for _, c := range r.Causes {
@@ -52,8 +54,30 @@ func Scan(w io.Writer, r *scan.Report, s Style) error {
 	if len(r.NotLookedAt) > 0 {
 		o.line()
 	}
-	o.prose(o.verdictWord(r.Verdict, r.Images)+"  ", standing(r.Images, r.Summary, len(r.NotLookedAt)))
+	text := standing(r.Images, r.Summary, len(r.NotLookedAt))
+	if r.Doctor != nil {
+		d := &doctorOut{o, diagnose(r.Doctor, "--all")}
+		d.unread()
+		if s.All {
+			d.doubts()
+		}
+		text += "; " + d.asked(s.All)
+	}
+	o.prose(o.verdictWord(r.Verdict, r.Images)+"  ", text)
 	return o.flush()
+}
+
+// hostCauses tells what the doctor found that is not about one image alone: that is told with the image.
+func (o *out) hostCauses(r *scan.Report) {
+	if r.Doctor == nil {
+		return
+	}
+	own := *r.Doctor
+	own.Causes = slices.DeleteFunc(slices.Clone(own.Causes), func(c doctor.Cause) bool {
+		return c.Object.Kind == doctor.Image && c.Certainty == doctor.Alone
+	})
+	d := &doctorOut{o, diagnose(&own, "--all")}
+	d.causes()
 }
 
 // cause tells one cause with all that hangs on it.

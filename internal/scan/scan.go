@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/check"
+	"github.com/shisa-vm/shisa/internal/doctor"
+	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
 )
@@ -22,6 +24,10 @@ type Options struct {
 	// Home is the user's home directory, where a scan without paths looks for the user's own
 	// machines; "" leaves them out.
 	Home string
+	// Evidence, if set, gives the evidence of this host, which the doctor looks at together with the
+	// images, by Rules of the user too.
+	Evidence func(ctx context.Context) (*evidence.Evidence, error)
+	Rules    []doctor.Rule
 }
 
 // Report is the result of a scan (schema shisa.scan/1).
@@ -42,6 +48,8 @@ type Report struct {
 	// NotLookedAt lists all that could not be examined, in an image or anywhere else.
 	NotLookedAt []finding.Blind `json:"not_looked_at"`
 	Summary     check.Summary   `json:"summary"`
+	// Doctor is what the doctor says of this host, null where only images were looked at.
+	Doctor *doctor.Report `json:"doctor"`
 }
 
 // Cause is one thing that is wrong, in one image or alike in several, with all that it explains.
@@ -99,6 +107,9 @@ func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
 	}
 	rep.take(found)
 	rep.Places = shown(rep.Places, found.Images)
+	if err == nil && opts.Evidence != nil {
+		err = rep.examine(ctx, opts)
+	}
 	return rep, err
 }
 
