@@ -110,7 +110,7 @@ func TestIndexGivesWhatAllEntriesGive(t *testing.T) {
 			c.Say(time.Second, "cron", fmt.Sprintf("job %d", j))
 		}
 		c.Say(time.Second, "kernel", "Aborting journal on device sda1-8.")
-		c.Say(time.Second, "rsync", `write failed on "/srv/x": No space left on device (28)`)
+		c.Say(time.Second, "rsync", `write failed on "/srv/x": No space left on device (28)`, "PRIORITY=3")
 		c.Say(time.Minute, "cron", "last word")
 		c.At = c.At.Add(time.Duration(i) * time.Minute)
 	}
@@ -152,6 +152,7 @@ func TestDamagedJournalIsTold(t *testing.T) {
 	if err := os.WriteFile(p, b[:len(b)/2], 0o644); err != nil {
 		t.Fatal(err)
 	}
+	put(t, root, "/run/log/journal/"+journaltest.Machine+"/user-1000.journal", "not looked at", c.At)
 	put(t, root, "/run/log/journal/"+journaltest.Machine+"/other.journal", "no journal", c.At)
 	l := read(t, root, logs.Options{Now: c.At})
 	if len(l.Sources) != 1 || l.Sources[0].Damage == "" || l.Sources[0].Persistent {

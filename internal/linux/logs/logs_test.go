@@ -97,9 +97,10 @@ func TestYearsComeFromWhatStandsAround(t *testing.T) {
 			strings.ReplaceAll(abort, "sda1", "sdb1")},
 			map[string]time.Time{"syslog": utc(2026, 11, 22, 9, 0)}, 0,
 			"ext4.abort 2026-11-22T08:00:00?\next4.abort 2026-11-22T09:00:00?"},
-		{"a machine without a clock", map[string]string{"syslog": "Nov 21 09:00:00 h cron: x\nJan  1 00:00:09 h cron: x\n" +
+		{"a machine without a clock", map[string]string{"syslog": "Nov 21 09:00:00 h " + abort + "Jan  1 00:00:09 h cron: x\n" +
 			"Nov 22 09:00:00 h " + abort},
-			map[string]time.Time{"syslog": utc(2026, 11, 22, 9, 0)}, 0, "ext4.abort 2026-11-22T09:00:00?"},
+			map[string]time.Time{"syslog": utc(2026, 11, 22, 9, 0)}, 0,
+			"ext4.abort 2026-11-21T09:00:00?\next4.abort 2026-11-22T09:00:00?"},
 		{"leap day", map[string]string{"messages": "Feb 29 10:00:00 h " + abort + "Mar  1 00:00:00 h cron: x\n"},
 			map[string]time.Time{"messages": utc(2026, 3, 2, 0, 0)}, 40 * 365 * 24 * time.Hour, "ext4.abort 2024-02-29T10:00:00?"},
 		{"no later than the file that followed", map[string]string{

@@ -28,6 +28,14 @@ unit.failed 2026-11-22T09:01:03`)
 	if n := len(l.Sources); n != 1 || l.Sources[0].Entries != 6 || l.Sources[0].Persistent || l.Sources[0].Damage == "" {
 		t.Errorf("sources = %+v, want one of 6 entries, with damage", l.Sources)
 	}
+	put(t, root, "dev/kmsg", "4,7,60000000,-;x\n", booted)
+	if l := read(t, root, logs.Options{Now: booted, Booted: booted}); l.Sources[0].Damage == "" {
+		t.Error("a ring that does not begin with the first record is whole")
+	}
+	put(t, root, "dev/kmsg", "4,0,60000000,-;x\n", booted)
+	if l := read(t, root, logs.Options{Now: booted, Booted: booted}); l.Sources[0].Damage != "" {
+		t.Errorf("a whole ring is damaged: %s", l.Sources[0].Damage)
+	}
 	if l.Messages[0].Boot != "0001" {
 		t.Errorf("boot %q", l.Messages[0].Boot)
 	}

@@ -35,7 +35,8 @@ func (c *Course) Start() {
 	c.Say(0, "kernel", "Linux version 6.1.0-44-amd64 (x) #1 SMP")
 }
 
-// Say writes an entry of a program, or of the kernel, some time after the one before.
+// Say writes an entry of a program, or of the kernel, some time after the one before. Those of programs
+// have no priority but by their fields.
 func (c *Course) Say(after time.Duration, who, text string, fields ...string) {
 	c.At = c.At.Add(after)
 	mono := (c.At.Sub(c.began) - c.Skew).Microseconds()
@@ -44,7 +45,7 @@ func (c *Course) Say(after time.Duration, who, text string, fields ...string) {
 	if who == "kernel" {
 		fmt.Fprintf(c, "_TRANSPORT=kernel\nPRIORITY=4\n_SOURCE_MONOTONIC_TIMESTAMP=%d\n", mono)
 	} else {
-		fmt.Fprintf(c, "_TRANSPORT=syslog\nSYSLOG_IDENTIFIER=%s\nPRIORITY=3\n", who)
+		fmt.Fprintf(c, "_TRANSPORT=syslog\nSYSLOG_IDENTIFIER=%s\n", who)
 	}
 	for _, f := range fields {
 		fmt.Fprintln(c, f)
