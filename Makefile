@@ -122,7 +122,7 @@ test-vm: packages ## the program in guests with other kernels (doc/lab.md)
 	if ! compgen -G "$$cache/linux-image-*" >/dev/null && [ "$$(id -u)" -eq 0 ]; then \
 		apt-get update -q </dev/null; \
 	fi
-	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -v ./e2e
+	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 45m -v ./e2e
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (30s)

@@ -18,13 +18,19 @@ import (
 // who made umounts fail.
 func TestDebian12(t *testing.T) {
 	env := []string{"SHISA_TEST_ALL=1", "SHISA_TEST_ENGINES=" + strings.Join(trace.Names(), ",")}
-	var must []string
+	tracing, engines := []string{"TestDevices/mapper", "TestDevices/md", "TestDevices/nbd"}, []string{}
 	for _, e := range trace.Names() {
-		must = append(must, "TestTracing/"+e)
+		tracing = append(tracing, "TestTracing/"+e)
+		engines = append(engines, "TestHeld/"+e, "TestElsewhere/"+e, "TestRingFull/"+e)
 	}
 	r := guest(t, vm.Debian12, []suite{
-		{pkg: "e2e", run: "^TestTracing$", env: env, must: must},
-	}, vm.Check{Name: "engines", Command: []string{"/usr/bin/shisa", "holders", "--engines", "--json"}, Timeout: time.Minute})
+		{pkg: "e2e", run: "^Test(Devices|Tracing)$", env: env, must: tracing},
+		{pkg: "internal/linux/probe", run: "^Test(Hooks|Held|Elsewhere|RingFull|Pollers)$", env: env,
+			must: append(engines, "TestHooks/fentry", "TestHooks/kprobe", "TestPollers")},
+		{pkg: "internal/holders/trace", run: "^Test(Engines|Auto|Any)$", env: env,
+			must: []string{"TestEngines", "TestAuto", "TestAny"}},
+	}, vm.Check{Name: "engines", Timeout: 5 * time.Minute,
+		Command: []string{"/usr/bin/shisa", "holders", "--engines", "--json"}})
 	x, _ := r.Result("engines")
 	var said struct {
 		Engines []trace.EngineState `json:"engines"`

@@ -31,13 +31,14 @@ func TestMain(m *testing.M) {
 
 // modules are what the tests need of a kernel that a machine has loaded or built in.
 func modules() []string {
-	return []string{"loop", "ext4", "crc32c_generic", "overlay", "fuse", "erofs", "binfmt_misc"}
+	return []string{"loop", "ext4", "crc32c_generic", "overlay", "fuse", "erofs", "binfmt_misc",
+		"dm_mod", "raid1", "nbd"}
 }
 
 // tools are the programs that the tests call.
 func tools() []string {
 	return []string{"sh", "stat", "df", "ls", "cat", "tail", "timeout", "sleep", "mount", "umount", "losetup",
-		"mkfs.ext4", "mkfs.erofs", "fuser", "lsof"}
+		"mkfs.ext4", "mkfs.erofs", "fuser", "lsof", "dmsetup", "mdadm", "qemu-nbd", "setpriv"}
 }
 
 // suite are the tests of a package that run in a guest.
@@ -55,8 +56,8 @@ type suite struct {
 func (s suite) name() string { return path.Base(s.pkg) + ".test" }
 
 func (s suite) check() vm.Check {
-	c := vm.Check{Name: s.name(), Command: []string{"/lab/bin/" + s.name(), "-test.v", "-test.timeout=400s"},
-		Timeout: 420 * time.Second, Env: append(s.env, testenv.InGuest+"=1")}
+	c := vm.Check{Name: s.name(), Command: []string{"/lab/bin/" + s.name(), "-test.v", "-test.timeout=600s"},
+		Timeout: 620 * time.Second, Env: append(s.env, testenv.InGuest+"=1")}
 	if s.run != "" {
 		c.Command = append(c.Command, "-test.run="+s.run)
 	}
@@ -75,7 +76,7 @@ func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Re
 		programs, loaded = append(programs, s.tools...), append(loaded, s.modules...)
 	}
 	testenv.Need(t, append(programs, vm.QEMU, "apt-get", "dpkg-deb", "go")...)
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 14*time.Minute)
 	defer cancel()
 	cache, err := vm.CacheDir()
 	if err != nil {
@@ -107,7 +108,10 @@ func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Re
 	i.Files["/usr/bin/shisa"] = shisa
 	r, err := vm.Machine{CPUs: 2, MemoryMiB: 1536}.Run(ctx, i)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err) // what it said until then is told all the same
+	}
+	if r == nil {
+		t.FailNow()
 	}
 	t.Logf("%s %s, up after %v; %v of wall clock, %v of processor", k.Package, k.Version,
 		r.Booted.Took.Round(time.Millisecond), r.Took.Round(time.Millisecond), r.CPU.Round(time.Millisecond))
