@@ -16,10 +16,35 @@ import (
 // otherwise (kernel.hung_task_warnings).
 const hungWarnings = 10
 
+// Said is /shisa/log.json: what logs said, where they were read before. A bundle has it in place of the
+// logs themselves, which hold much that is nobody's business.
+type Said struct {
+	Log   Log    `json:"log"`
+	Boots []Boot `json:"boots"`
+	Gaps  []Gap  `json:"gaps"`
+}
+
+// SaidIn gives what the logs of evidence said.
+func SaidIn(e *Evidence) Said {
+	s := Said{Log: e.Log, Boots: e.Boots}
+	for _, gap := range e.Gaps {
+		if gap.Part == PartLog || gap.Part == PartBoots {
+			s.Gaps = append(s.Gaps, gap)
+		}
+	}
+	return s
+}
+
 // log reads what was said of disks and file systems, and the boots that logs tell of.
 func (g *gatherer) log(ctx context.Context) {
+	var said Said
+	if g.own(ctx, PartLog, "log.json", &said) {
+		g.e.Log, g.e.Boots = said.Log, said.Boots
+		g.e.Gaps = append(g.e.Gaps, said.Gaps...)
+		return
+	}
 	h := &g.e.Host
-	l, err := logs.Read(ctx, g.t, logs.Options{Now: g.e.Now, MachineID: h.MachineID, BootID: h.BootID, Booted: h.Booted})
+	l, err := logs.Read(ctx, g.t, logs.Options{Now: g.e.Now, Host: h.Name, MachineID: h.MachineID, BootID: h.BootID, Booted: h.Booted})
 	if err != nil {
 		return // ctx ended, and Gather with it
 	}
@@ -61,7 +86,7 @@ func event(m *logs.Message, own string) Event {
 	if m.Program != "kernel" {
 		e.Fields["program"] = m.Program
 	}
-	if sameHost(m.Host, own) || m.Host == "localhost" {
+	if logs.SameHost(m.Host, own) || m.Host == "localhost" {
 		e.Host = ""
 	}
 	return e
@@ -77,15 +102,6 @@ func mostHeard(l *logs.Log) (name string) {
 		}
 	}
 	return name
-}
-
-// sameHost compares names of hosts, short ones with long ones too.
-func sameHost(a, b string) bool {
-	if a == "" || b == "" || a == b {
-		return a == b
-	}
-	short := func(s string) string { first, _, _ := strings.Cut(s, "."); return strings.ToLower(first) }
-	return short(a) == short(b)
 }
 
 // hungSilent tells whether the kernel says no more that tasks hang: by its own count of how often it may

@@ -73,17 +73,6 @@ func TestNoLogIsAGap(t *testing.T) {
 	}
 }
 
-func TestSameHost(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want bool
-	}{{"h", "h", true}, {"h.example", "h", true}, {"H", "h.x", true}, {"h1", "h", false}, {"", "h", false}, {"", "", true}} {
-		if sameHost(tt.a, tt.b) != tt.want {
-			t.Errorf("sameHost(%q, %q) = %v", tt.a, tt.b, !tt.want)
-		}
-	}
-}
-
 func TestHungSilent(t *testing.T) {
 	hung := func(n int64, boot string) Event { return Event{Form: "hung.task", Count: n, Boot: boot} }
 	for name, tt := range map[string]struct {

@@ -45,9 +45,9 @@ type Options struct {
 	// WholeBytes is up to how much of journals is read as a whole; of more only the entries are looked
 	// up that may matter.
 	WholeBytes int64
-	// MachineID, BootID and Booted are of the machine that runs; as far as they are known.
-	MachineID, BootID string
-	Booted            time.Time
+	// Host, MachineID, BootID and Booted are of the machine; as far as they are known.
+	Host, MachineID, BootID string
+	Booted                  time.Time
 }
 
 // Message is one whose form is known.
@@ -133,8 +133,8 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	r.zone = r.localZone()
 	journals, texts := r.journals(), r.texts()
 	r.since = r.newest(journals, texts).Add(-o.Back)
-	r.ring()
 	r.readJournals(journals)
+	r.ring() // it has no times of the day, the journal has
 	r.readTexts(texts)
 	r.readLogins()
 	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)

@@ -196,6 +196,19 @@ func TestOneMessageInSeveralLogsIsOne(t *testing.T) {
 }
 
 // TestMountsDivideWhatIsSaid: an error before a mount is not one with the same error after it.
+func TestHostsThatSayTheSameAreTwo(t *testing.T) {
+	root, at := t.TempDir(), utc(2026, 11, 22, 9, 0)
+	line := "Nov 22 08:00:00 %s kernel: nfs: server nas not responding, still trying\n"
+	for _, host := range []string{"h1", "h2"} {
+		put(t, root, "var/log/remote/"+host+"/messages", fmt.Sprintf(line, host), at)
+	}
+	put(t, root, "var/log/messages", fmt.Sprintf(line, "h1"), at)
+	l := read(t, root, logs.Options{Now: at, Host: "h1.example"})
+	if len(l.Messages) != 2 || l.Messages[0].Host == l.Messages[1].Host {
+		t.Errorf("messages = %+v, want one of each host", l.Messages)
+	}
+}
+
 func TestMountsDivideWhatIsSaid(t *testing.T) {
 	root, at := t.TempDir(), utc(2026, 11, 22, 9, 0)
 	other := strings.ReplaceAll(abort, "sda1", "sdb1")
@@ -308,4 +321,15 @@ func TestBootsFromWtmp(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s-%s %s", b.Began.Format("15:04"), b.Last.Format("15:04"), b.End))
 	}
 	same(t, "boots", strings.Join(got, "\n"), "09:00-09:02 shutdown\n09:03-09:04 cut\n09:05-09:05 cut")
+}
+
+func TestSameHost(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{{"h", "h", true}, {"h.example", "h", true}, {"H", "h.x", true}, {"h1", "h", false}, {"", "h", false}, {"", "", true}} {
+		if logs.SameHost(tt.a, tt.b) != tt.want {
+			t.Errorf("SameHost(%q, %q) = %v", tt.a, tt.b, !tt.want)
+		}
+	}
 }

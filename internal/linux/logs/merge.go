@@ -17,6 +17,7 @@ type seen map[string][]sighting
 // sighting is a message with the logs that have had it.
 type sighting struct {
 	at       time.Time
+	boot     string
 	since    time.Duration
 	hasSince bool
 	by       []string
@@ -30,22 +31,24 @@ const (
 	later = time.Hour
 )
 
-// twice notes that a log has a message, and tells whether another one had it before.
-func (s seen) twice(log string, m *Message) bool {
-	key := m.Program + "\x00" + m.Text
+// twice notes that a log has a message of a host, "" for the machine itself, and tells whether another
+// one had it before.
+func (s seen) twice(log, host string, m *Message) bool {
+	key := host + "\x00" + m.Program + "\x00" + m.Text
 	list := s[key]
 	for i := range list {
 		x := &list[i]
 		same := x.at.Sub(m.Time).Abs() <= apart
 		if x.hasSince && m.hasSince {
-			same = (x.since-m.since).Abs() < 2*time.Microsecond && x.at.Sub(m.Time).Abs() <= later
+			near := x.boot != "" && x.boot == m.Boot || x.at.Sub(m.Time).Abs() <= later
+			same = near && (x.since-m.since).Abs() < 2*time.Microsecond
 		}
 		if same && !slices.Contains(x.by, log) {
 			x.by = append(x.by, log)
 			return true
 		}
 	}
-	s[key] = append(list, sighting{m.Time, m.since, m.hasSince, []string{log}})
+	s[key] = append(list, sighting{m.Time, m.Boot, m.since, m.hasSince, []string{log}})
 	return false
 }
 
@@ -98,4 +101,23 @@ func collapse(all []Message) []Message {
 		out = append(out, *m)
 	}
 	return out
+}
+
+// SameHost compares names of hosts, a short one with a long one too.
+func SameHost(a, b string) bool {
+	if a == "" || b == "" || a == b {
+		return a == b
+	}
+	short := func(s string) string { first, _, _ := strings.Cut(s, "."); return strings.ToLower(first) }
+	return short(a) == short(b)
+}
+
+// hostOf is who said a message, "" for the machine itself.
+func (r *reader) hostOf(m *Message) string {
+	foreign := slices.ContainsFunc(central, func(dir string) bool { return strings.HasPrefix(m.Path, dir+"/") })
+	switch {
+	case m.Host == "", m.Host == "localhost", SameHost(m.Host, r.o.Host), r.o.Host == "" && !foreign:
+		return ""
+	}
+	return m.Host
 }

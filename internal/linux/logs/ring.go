@@ -62,7 +62,7 @@ func (r *reader) record(rec klog.Record, at time.Time) {
 		m.Text = text
 	}
 	match, ok := r.matcher.Match(m.Program, m.Text)
-	if !ok || r.seen.twice(ringPath, &m) {
+	if !ok || r.seen.twice(ringPath, "", &m) {
 		return
 	}
 	m.Form, m.Fields = match.Form, match.Fields

@@ -247,7 +247,7 @@ func (t *text) end(bound time.Time) time.Time {
 			}
 			t.track.text(&f.Message, before, s.To)
 		}
-		if !t.seen.twice(t.series, &f.Message) {
+		if !t.seen.twice(t.series, t.hostOf(&f.Message), &f.Message) {
 			t.keep(f.Message)
 		}
 	}
