@@ -5,6 +5,7 @@ package faultfs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -134,6 +135,11 @@ func TestCopy(t *testing.T) {
 			}
 			name := filepath.Join(t.TempDir(), "copy")
 			must(t, d.CopyTo(name))
+			image, err := os.Stat(d.Image)
+			must(t, err)
+			if copied, err := os.Stat(name); err != nil || copied.Size() != image.Size() {
+				t.Errorf("the copy is %v, %v, want it to have %d bytes", copied, err, image.Size())
+			}
 			must(t, d.Close())
 			if got := inCopy(t, name, kind); !bytes.Equal(got, text) {
 				t.Errorf("the file has %d bytes in the copy of the %s, want %d as they were written", len(got),
@@ -168,4 +174,44 @@ func inCopy(t *testing.T, name, kind string) []byte {
 		return err
 	}))
 	return text
+}
+
+// TestCopyAtOnce holds that a copy is of one moment: what is written first is never older in it than
+// what is written after it, though it lies where a copy comes first.
+func TestCopyAtOnce(t *testing.T) {
+	const copies, last = 20, fileBytes - 8
+	fs, f := mounted(t, false)
+	d := &Disk{FS: fs, Image: filepath.Dir(fs.Dir) + "/store"}
+	number := func(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+	_, err := f.WriteAt(number(0), 0)
+	must(t, err)
+	_, err = f.WriteAt(number(0), last)
+	must(t, err)
+	stop, ended := make(chan struct{}), make(chan error)
+	go func() {
+		for n := uint64(1); ; n++ {
+			_, err := f.WriteAt(number(n), 0)
+			if err == nil {
+				_, err = f.WriteAt(number(n), last)
+			}
+			select {
+			case <-stop:
+				ended <- err
+				return
+			default:
+			}
+		}
+	}()
+	for i := range copies {
+		name := filepath.Join(t.TempDir(), "copy")
+		must(t, d.CopyTo(name))
+		p, err := os.ReadFile(name)
+		must(t, err)
+		a, b := binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[last:])
+		if a != b && a != b+1 {
+			t.Errorf("copy %d has %d, and %d after it, want the same or one less", i, a, b)
+		}
+	}
+	close(stop)
+	must(t, <-ended)
 }
