@@ -20,3 +20,10 @@ func TestFaultsDebian12(t *testing.T) {
 		run: "^(TestScenarios|TestTrap|TestKilled)$", env: []string{"SHISA_TEST_ALL=1"}, must: must,
 		modules: []string{"xfs", "btrfs", "autofs4"}, tools: []string{"mkfs.xfs", "mkfs.btrfs", "dd"}}})
 }
+
+// TestMessagesDebian12 holds that what this kernel says of them is known.
+func TestMessagesDebian12(t *testing.T) {
+	guest(t, vm.Debian12, []suite{{pkg: "internal/linux/klog", run: "^TestFaultsAreRecognised$",
+		env: []string{"SHISA_TEST_ALL=1"}, must: []string{"TestFaultsAreRecognised"},
+		modules: []string{"xfs", "btrfs"}, tools: []string{"mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"}}})
+}

@@ -143,7 +143,8 @@ func xfsForms() []Form {
 
 // btrfsForms are those of fs/btrfs.
 func btrfsForms() []Form {
-	const dev = " (device {device}< state {state}>)"
+	// Kernels before 6.3 have a colon before the state.
+	const dev = " (device {device}<:>< state {state}>)"
 	return []Form{
 		form("btrfs.ro", danger, "BTRFS info"+dev+": forced readonly", "BTRFS: info"+dev+": forced readonly"),
 		form("btrfs.abort", danger,
@@ -154,11 +155,11 @@ func btrfsForms() []Form {
 			"BTRFS: error"+dev+" in {function}:{line#}: errno={errno#} {text~}",
 			"BTRFS error"+dev+" in {function}:{line#}: errno={errno#} {text~}"),
 		form("btrfs.dev", warning,
-			"BTRFS error (device {filesystem}< state {state}>): bdev {device} errs: wr {write#}, rd {read#}, "+
+			"BTRFS error (device {filesystem}<:>< state {state}>): bdev {device} errs: wr {write#}, rd {read#}, "+
 				"flush {flush#}, corrupt {corrupt#}, gen {gen#}",
 			"BTRFS: bdev {device} errs: wr {write#}, rd {read#}, flush {flush#}, corrupt {corrupt#}, gen {gen#}"),
 		form("btrfs.stats", note,
-			"BTRFS info (device {filesystem}< state {state}>): bdev {device} errs: wr {write#}, rd {read#}, "+
+			"BTRFS info (device {filesystem}<:>< state {state}>): bdev {device} errs: wr {write#}, rd {read#}, "+
 				"flush {flush#}, corrupt {corrupt#}, gen {gen#}"),
 		form("btrfs.csum", danger,
 			"BTRFS warning"+dev+": csum failed root {root#} ino {inode#} off {offset#} {text~}",
