@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -296,6 +297,24 @@ func TestReadsLittle(t *testing.T) {
 		}
 		if most := int64(len(b)) / 4; r.n > most {
 			t.Errorf("%s: read %d bytes of %d, want %d at most", name, r.n, len(b), most)
+		}
+	}
+}
+
+// TestNeedsLittle: a walk through 20,000 entries allocates no more than its caches, whatever it is asked.
+func TestNeedsLittle(t *testing.T) {
+	f := open(t, seeded(true, true, 20_000).bytes())
+	for name, o := range map[string]Options{"all": {}, "backward": {Backward: true},
+		"kernel": {Match: []string{"_TRANSPORT=kernel"}}} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		n := 0
+		if _, err := f.Entries(t.Context(), o, func(*Entry) error { n++; return nil }); err != nil || n < 6000 {
+			t.Errorf("%s: %d entries, %v", name, n, err)
+		}
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
+			t.Errorf("%s: %d bytes allocated, want 8 MiB at most", name, got)
 		}
 	}
 }
