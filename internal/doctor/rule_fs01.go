@@ -39,6 +39,7 @@ func judgeExt4(r *Rule, e *evidence.Evidence, i int) Result {
 	o := fsObject(e, i)
 	t := tell(e, f, ext4Life(), []string{"ext4.abort", "ext4.ro", "ext4.error", "ext4.sbwrite", "ext4.shutdown",
 		"jbd2.sb", "jbd2.flush"})
+	t.now = uncounted(e, f, t.now)
 	s := newSigns()
 	s.ext4State(e, f)
 	s.say(0.9, formed(t.now, "ext4.abort"))
@@ -80,6 +81,21 @@ func judgeExt4(r *Rule, e *evidence.Evidence, i int) Result {
 		x.Remedies = recovery(e, i)
 	}
 	return fail(x)
+}
+
+// uncounted leaves out what was said of another file system on the same device, whose unmounting the kernel
+// did not tell: it tells of ten mounts in five seconds. Each error that ext4 tells of it counts, too, so
+// where it has counted none, none was told of this one.
+func uncounted(e *evidence.Evidence, f *evidence.FS, now []*evidence.Event) []*evidence.Event {
+	if e.Kind == tree.Disk || f.Super == nil || f.Super.Errors != 0 {
+		return now
+	}
+	for i, ev := range slices.Backward(now) {
+		if ev.Form == "ext4.ro" || ev.Form == "ext4.error" {
+			return now[i+1:]
+		}
+	}
+	return now
 }
 
 // shutDown tells of a shutdown that somebody asked for: nothing was wrong before. It gives the journal up as

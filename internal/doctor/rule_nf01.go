@@ -5,8 +5,11 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -45,6 +48,16 @@ func stuckMount(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool
 	case a != nil && a.Hung:
 		s.add(0.9, Fact{Source: evidence.Source{Path: m.Point}, Value: fmt.Sprintf("no answer to stat and statfs within %s",
 			a.Waited.Round(100*time.Millisecond)), Text: "asked by a process of its own, which waits still"})
+	case remote == "" && stalledBelow(e, m) != nil:
+		d := stalledBelow(e, m)
+		s.add(0.7, Fact{Source: evidence.Source{Path: "/proc/diskstats"}, Value: fmt.Sprintf(
+			"%d requests to %s wait, and none was answered within %s", d.InFlight, d.Name, d.Waited.Round(100*time.Millisecond))})
+	case a != nil && slices.Contains([]int{int(unix.ENOTCONN), int(unix.ESTALE), int(unix.ECONNABORTED)}, a.Errno):
+		s.add(0.95, probed(m, "stat", a.Errno, ""))
+		x := found(r, o, s.sure(), "gone", m.Point+" is mounted, and who serves it is gone: all that uses it fails", s.facts...)
+		x.Remedies = []Remedy{{Text: "unmount it, and mount it again when " + m.Source + " is back",
+			Command: "umount -l " + quoted(m.Point), Undo: "mount " + quoted(m.Point)}}
+		return fail(x), true
 	case a != nil && (a.Errno >= 0 || a.StatfsErrno >= 0):
 		if hang != nil {
 			s.say(0.9, []*evidence.Event{hang})
@@ -70,6 +83,16 @@ func stuckMount(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool
 	}
 	x.Remedies = unstick(m, kind)
 	return fail(x), true
+}
+
+// stalledBelow gives the device of a mount if that does not answer, nil if it does.
+func stalledBelow(e *evidence.Evidence, m *evidence.Mount) *evidence.ProbedDevice {
+	for i := range e.Stalled {
+		if m.FS < len(e.FSs) && e.Stalled[i].Name == e.FSs[m.FS].Device {
+			return &e.Stalled[i]
+		}
+	}
+	return nil
 }
 
 func notAsked(m *evidence.Mount) string {

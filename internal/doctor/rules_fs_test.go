@@ -108,7 +108,9 @@ func TestFS01(t *testing.T) {
 	runRules(t, []ruleCase{
 		{"healthy", r, one("ext4", zero), well},
 		{"another type", r, one("xfs", nil), nil},
-		{"rw in the options and aborted", r, one("ext4", zero, onSDA("ext4.abort", h), onSDA("ext4.ro", h)), lost},
+		{"rw in the options and aborted", r, one("ext4", zero, onSDA("ext4.abort", h)), lost},
+		{"said of one before, of which no umount was told", r, one("ext4", zero, onSDA("ext4.abort", h), onSDA("ext4.ro", h)), well},
+		{"said and counted", r, one("ext4", counted, onSDA("ext4.abort", h), onSDA("ext4.ro", h)), lost},
 		{"another disk aborted", r, one("ext4", zero, event("ext4.abort", h, map[string]string{"device": "sdb1"})), well},
 		{"mounted anew since", r, one("ext4", zero, onSDA("ext4.abort", 2*h), onSDA("ext4.mounted", h)), before},
 		{"aborted after it was mounted", r, one("ext4", zero, onSDA("ext4.mounted", 3*h), onSDA("ext4.abort", h)), lost},

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
@@ -52,8 +54,15 @@ func TestNF01(t *testing.T) {
 		{"it hung, and answers", r, nfs(nil, fromNAS("nfs.hang", 2*h), fromNAS("nfs.ok", h)),
 			[]says{{m, Fail, "did-not-answer", finding.Note}}},
 		{"its counters say so", r, nfs(all(notAskedFor("waits"), func(e *evidence.Evidence) { e.Mounts[0].NFS.Stalled = true })), stuck("nfs")},
+		{"its daemon is gone", r, one("fuse.sshfs", func(e *evidence.Evidence) { e.Mounts[0].Probe.Errno = int(unix.ENOTCONN) }), stuck("gone")},
 		{"FUSE", r, one("fuse.sshfs", hangs), stuck("fuse")},
 		{"a disk", r, one("ext4", hangs), stuck("device")},
+		{"its disk answers nobody", r, one("ext4", func(e *evidence.Evidence) {
+			e.Stalled = []evidence.ProbedDevice{{Name: "sda1", InFlight: 3, Waited: 2 * time.Second}}
+		}), stuck("device")},
+		{"another disk answers nobody", r, one("ext4", func(e *evidence.Evidence) {
+			e.Stalled = []evidence.ProbedDevice{{Name: "sdb1", InFlight: 3, Waited: 2 * time.Second}}
+		}), []says{{m, Pass, "", ""}}},
 		{"not asked", r, one("fuse.sshfs", notAskedFor("below an automount point")), []says{{m, Unknown, "", ""}}},
 		{"covered by another", r, one("tmpfs", func(e *evidence.Evidence) { e.Mounts[0].Hidden, e.Mounts[0].Probe = true, nil }), nil},
 		{"of a disk that does not run", r, dead(evidence.FSLog{}, nil), nil},

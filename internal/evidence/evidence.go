@@ -39,8 +39,10 @@ type Evidence struct {
 	Mounts []Mount
 	// IDs are the file systems and partitions that there are, as fstab names them: "UUID=...", "LABEL=...",
 	// "PARTUUID=...", "PARTLABEL=..." -> device. It is nil where that is not known.
-	IDs      map[string]string
-	FSs      []FS
+	IDs map[string]string
+	FSs []FS
+	// Stalled are the devices whose requests wait, and none is answered.
+	Stalled  []ProbedDevice
 	Devices  []Device
 	Log      Log
 	Boots    []Boot

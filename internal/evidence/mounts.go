@@ -307,6 +307,7 @@ func (g *gatherer) answers(ctx context.Context) {
 	if !known && g.t.Kind() != tree.Disk {
 		g.gap(PartProbes, "", "mounts are asked on the machine itself, while it runs")
 	}
+	g.e.Stalled = p.Stalled
 	by := map[[2]uint64]*ProbedMount{}
 	for i := range p.Mounts {
 		m := &p.Mounts[i]

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
@@ -323,6 +324,41 @@ func TestTasksThatWait(t *testing.T) {
 		t.Error("what a task has open was read")
 	}
 }
+
+// TestStalledDevices: a device is named whose requests wait while none is answered, and no mount on it is
+// touched; one that is busy is not.
+func TestStalledDevices(t *testing.T) {
+	line := func(name, minor, done, flight string) string {
+		return "   8  " + minor + " " + name + " 10 0 80 9 " + done + " 0 77 5 " + flight + " 12 14 0 0 0 0 3 1\n"
+	}
+	m := &memory{}
+	m.each = func(name string, n int) (string, bool) {
+		text := line("sda", "0", "5", "0") + line("sdb", "16", "7", "2") + line("sdc", "32", string(rune('0'+min(n, 9))), "4") +
+			line("sdd", "48", "5", string(rune('3'-min(n, 3))))
+		return text, name == "/proc/diskstats"
+	}
+	p := &prober{t: m, o: ProbeOptions{Between: 350 * time.Millisecond}}
+	found := p.stalledDevices(t.Context())
+	dev := unix.Mkdev(8, 16)
+	if d := found[dev]; len(found) != 1 || d.Name != "sdb" || d.InFlight != 2 || d.Waited < 350*time.Millisecond {
+		t.Fatalf("%+v", found)
+	}
+	a := &avoiding{memory: m}
+	p.t = a
+	p.avoidStalled([]Mount{{Mount: linux.Mount{Dev: dev, Point: "/data"}, Namespace: 1}, {Mount: linux.Mount{Dev: dev, Point: "/"}, Namespace: 1},
+		{Mount: linux.Mount{Dev: dev, Point: "/elsewhere"}, Namespace: 2}, {Mount: linux.Mount{Dev: 5, Point: "/well"}, Namespace: 1}}, found, 1)
+	if !slices.Equal(a.dirs, []string{"/data"}) {
+		t.Errorf("avoided: %v", a.dirs)
+	}
+}
+
+// avoiding is a tree that notes what it is to avoid.
+type avoiding struct {
+	*memory
+	dirs []string
+}
+
+func (a *avoiding) Avoid(dir, _ string) { a.dirs = append(a.dirs, dir) }
 
 func TestKernelDevices(t *testing.T) {
 	for comm, want := range map[string]string{"jbd2/dm-0-8": "dm-0", "xfsaild/sda1": "sda1", "kworker/u4:2+flush-8:0": "8:0",

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,8 @@ import (
 // Probed is /shisa/probes.json: what mounts answered.
 type Probed struct {
 	Mounts []ProbedMount `json:"mounts"`
+	// Stalled are the devices that do not answer.
+	Stalled []ProbedDevice `json:"stalled"`
 }
 
 // ProbedMount is the answer of a mount, or why there is none.
@@ -58,8 +61,11 @@ func (p *prober) mounts(ctx context.Context) {
 		g.table(s, "", text)
 		pids[s.id] = whole(s.pid)
 	}
-	pids[p.namespace(ctx)] = 0 // seen without the help of others
 	g.nfs(ctx, spaces)
+	own := p.namespace(ctx)
+	pids[own] = 0 // seen without the help of others
+	stalled := make(chan map[uint64]ProbedDevice, 1)
+	go func() { stalled <- p.stalledDevices(ctx) }()
 	stuck := p.stuck(ctx, g, spaces)
 	j := newJudge(g.e.Mounts, stuck)
 	var out Probed
@@ -85,6 +91,11 @@ func (p *prober) mounts(ctx context.Context) {
 			m.Answer, m.Why = nil, covered
 		}
 		p.avoid(&questions[i], m)
+	}
+	devices := <-stalled
+	p.avoidStalled(g.e.Mounts, devices, own)
+	for _, dev := range slices.Sorted(maps.Keys(devices)) {
+		out.Stalled = append(out.Stalled, devices[dev])
 	}
 	p.put("probes.json", out)
 }
