@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package e2e
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/lab/hold"
+	"github.com/shisa-vm/shisa/internal/lab/vm"
+)
+
+// TestDebian12Kinds has every kind of holder that Debian 12's kernel knows made and looked for there. Two
+// it does not know: a probe of bpf(2) and a file of FUSE that the kernel reads by itself; and it takes no
+// image of erofs without a loop device.
+func TestDebian12Kinds(t *testing.T) {
+	must := []string{}
+	for _, k := range hold.Kinds() {
+		if !slices.Contains([]string{"bpf-uprobe", "fuse-backing", "erofs-image"}, k.Name) {
+			must = append(must, "TestKinds/"+k.Name)
+		}
+	}
+	guest(t, vm.Debian12, []suite{{pkg: "internal/linux/probe", run: "^TestKinds$", must: must}})
+}
