@@ -105,7 +105,7 @@ var budget = map[string][]string{
 	"github.com/cilium/ebpf":       {"internal/linux/probe"},
 	"github.com/hanwen/go-fuse/v2": {"internal/lab/cutfs", "internal/lab/faultfs", "internal/mount"},
 	"github.com/klauspost/compress": {"internal/image/qcow2", "internal/image/vmdk", "internal/lab", "internal/linux/journal",
-		"internal/linux/logs"},
+		"internal/linux/logs", "internal/linux/tree"},
 	"github.com/spf13/cobra": {"internal/cli"},
 	"go.yaml.in/yaml/v3":     {"internal/doctor"},
 	"github.com/spf13/pflag": {"internal/cli"}, // cobra's own: its types of flags

@@ -25,8 +25,8 @@ type doctorOptions struct {
 	json, sarif, metrics, verbose, write bool
 
 	html htmlPage
-	// roots are of whom the evidence is, none means this machine.
-	roots []string
+	// Of whom the evidence is; all empty means this machine.
+	roots, bundles []string
 	// rules is a directory with rules of the user.
 	rules string
 }
@@ -40,13 +40,15 @@ func newDoctor(s *stdio) *cobra.Command {
 they answer, file systems, disks, the kernel's messages, tasks that wait, memory, images and clusters. It says
 what is wrong, what the likely cause is, what to do next, and what could not be looked at.
 
-A machine need not run: --root reads a copy of a system's files or a report of sos. Several of them are
+A machine need not run: --root reads a copy of a system's files or a report of sos, --bundle what "shisa doctor
+collect" gathered elsewhere. Several of them are
 looked at as one picture: what do the sick ones share that the healthy ones do not?
 
 Looking changes nothing. A mount that does not answer is asked by a child process that is left behind, so the
 doctor never hangs, and is never what keeps a mount busy.`,
 		Example: `  shisa doctor                                      this machine
   shisa doctor --root /mnt/rescue
+  shisa doctor --bundle web1.shisa --bundle web2.shisa
   shisa doctor --html report.html --verbose`,
 		Args: wantArgs(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -57,7 +59,7 @@ doctor never hangs, and is never what keeps a mount busy.`,
 		},
 	}
 	o.flags(c)
-	c.AddCommand(newDoctorRules(s), newDoctorMem(s))
+	c.AddCommand(newDoctorRules(s), newDoctorMem(s), newDoctorCollect(s))
 	return c
 }
 
@@ -73,6 +75,7 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 	o.html.flag(f)
 	rulesFlag(c, &o.rules)
 	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
+	f.StringArrayVar(&o.bundles, "bundle", nil, "look at the evidence in `FILE` (may be repeated)")
 }
 
 // ready refuses two forms of one result at once, and a page that could not be written.
@@ -134,13 +137,13 @@ func (o *doctorOptions) gather(ctx context.Context) (all []*evidence.Evidence, e
 		all = append(all, e)
 		return nil
 	}
-	if len(o.roots) == 0 {
+	if len(o.roots)+len(o.bundles) == 0 {
 		return all, add("", o.gatherLive)
 	}
 	for _, of := range []struct {
 		names []string
 		open  func(context.Context, string) (*evidence.Evidence, error)
-	}{{o.roots, gatherRoot}} {
+	}{{o.roots, gatherRoot}, {o.bundles, gatherBundle}} {
 		for _, name := range of.names {
 			if err := add(name, of.open); err != nil {
 				return nil, err

@@ -61,6 +61,7 @@ func jsonDocuments() map[string]any {
 		render.DoctorSchema:      doctor.Report{},
 		render.RulesSchema:       render.RulesDocument{},
 		render.MemorySchema:      render.MemoryDocument{},
+		render.CollectedSchema:   render.CollectedDocument{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

@@ -12,13 +12,14 @@ import (
 // Log is what was said of disks, file systems and what they are for, by the kernel and by programs.
 type Log struct {
 	// Events are in the order of time.
-	Events []Event
+	Events []Event `json:"events"`
 	// From and To are the times between which something was said at all; Sources how many files were
 	// read.
-	From, To time.Time
-	Sources  []LogSource
+	From    time.Time   `json:"from"`
+	To      time.Time   `json:"to"`
+	Sources []LogSource `json:"sources"`
 	// HungSilent: the kernel has said so often that a task hangs that it says it no more.
-	HungSilent bool
+	HungSilent bool `json:"hung_silent"`
 }
 
 // maxOf bounds what one question to the log gives; the count of each event says how many there were.
@@ -62,57 +63,59 @@ func (e *Event) about(device string) bool {
 
 // LogSource is one file of a log, or the kernel's own ring.
 type LogSource struct {
-	Path     string
-	From, To time.Time
-	Entries  int64
+	Path    string    `json:"path"`
+	From    time.Time `json:"from"`
+	To      time.Time `json:"to"`
+	Entries int64     `json:"entries"`
 	// Persistent: it outlives a boot.
-	Persistent bool
+	Persistent bool `json:"persistent"`
 	// Damage says what could not be read of it, "" if all could.
-	Damage string
+	Damage string `json:"damage"`
 }
 
 // Event is a message that is known.
 type Event struct {
 	// Form is the name of the message's form in package klog, as "ext4.abort".
-	Form string
+	Form string `json:"form"`
 	// Fields are what it names: "device", "inode", "server", "pid", "comm", "seconds", "path" ...
-	Fields map[string]string
-	Time   time.Time
+	Fields map[string]string `json:"fields"`
+	Time   time.Time         `json:"time"`
 	// Exact is false where the log has no year or zone, and Time rests on what stands around it.
-	Exact bool
+	Exact bool `json:"exact"`
 	// Boot is the boot that it belongs to, "" if that is not known.
-	Boot string
+	Boot string `json:"boot"`
 	// Host is another machine that said it, where a log holds the messages of several.
-	Host string
-	Text string
-	From Source
+	Host string `json:"host"`
+	Text string `json:"text"`
+	From Source `json:"from"`
 	// Count is how often it was said the same way, from Time to Last.
-	Count int64
-	Last  time.Time
+	Count int64     `json:"count"`
+	Last  time.Time `json:"last"`
 }
 
 // Boot is one run of the machine.
 type Boot struct {
-	ID string
+	ID string `json:"id"`
 	// Began is the first sign of it, Last the last.
-	Began, Last time.Time
+	Began time.Time `json:"began"`
+	Last  time.Time `json:"last"`
 	// End is how it ended: "shutdown", "panic", "cut" (the log just stops), "running", "unknown".
-	End string
+	End string `json:"end"`
 	// LastUnit is the service that most likely asked for the end: that which ended first after it was
 	// asked for, or else was started last before; "" if not known.
-	LastUnit string
+	LastUnit string `json:"last_unit"`
 	// Jumps are where the clock of the day left that of the kernel.
-	Jumps []Jump
-	From  Source
+	Jumps []Jump `json:"jumps"`
+	From  Source `json:"from"`
 }
 
 // Jump is a step of the clock.
 type Jump struct {
-	At time.Time // the time after it
-	By time.Duration
+	At time.Time     `json:"at"` // the time after it
+	By time.Duration `json:"by"`
 	// Asleep: the machine slept there, and so it is none.
-	Asleep bool
-	From   Source
+	Asleep bool   `json:"asleep"`
+	From   Source `json:"from"`
 }
 
 // Tasks is who waited in the kernel, both times that were looked at. It is /shisa/tasks.json.

@@ -24,6 +24,9 @@ func (rep *Report) examine(ctx context.Context, opts Options) error {
 		rep.NotLookedAt = append(rep.NotLookedAt, finding.Blind{Object: "this host", What: "evidence",
 			Reason: err.Error(), Host: []finding.Range{}, Guest: []finding.Range{}})
 		rep.Status = finding.OrderStatus(append(slices.Clone(rep.Status), finding.StatusCannotTell)...)
+		if rep.Verdict == finding.Clean {
+			rep.Verdict = finding.CannotTell
+		}
 		return nil
 	}
 	for i := range rep.Images {
