@@ -26,6 +26,8 @@ const (
 	caughtShare         = 97
 	// catchTimeout is how long that may take for one way: umounts seldom meet a stat.
 	catchTimeout, catchTimeoutQuick = 4 * time.Minute, time.Minute
+	// tellTimeout is how long it is waited for what is told of a failure: that takes a second.
+	tellTimeout = 30 * time.Second
 	// The costs of watching for what has nothing to do with the mount, as a factor.
 	watchFactor, syscallFactor = 1.05, 1.35
 )
@@ -165,7 +167,10 @@ func (a *apart) catch(ctx context.Context, engine, kind string) (c catchFound, e
 		return c, err
 	}
 	for told := 0; told < c.Failed; {
-		f, err := t.Next(ctx)
+		f, err := next(ctx, t)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			break // the rest was not told of, and counts as not named
+		}
 		if err != nil {
 			return c, err
 		}
@@ -177,6 +182,13 @@ func (a *apart) catch(ctx context.Context, engine, kind string) (c catchFound, e
 	lost, err := t.Lost()
 	c.Lost = lost.Drops + lost.Tables
 	return c, err
+}
+
+// next waits for a failure, for far longer than it takes to be told.
+func next(ctx context.Context, t *trace.Trace) (trace.Failure, error) {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	return t.Next(ctx)
 }
 
 // add judges a failure by whether it names the holder, or a child of it.

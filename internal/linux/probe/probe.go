@@ -67,7 +67,13 @@ type oneLine struct{ err error }
 
 func (o *oneLine) Error() string {
 	line, _, _ := strings.Cut(o.err.Error(), "\n")
-	return line
+	if !errors.Is(o.err, unix.EPERM) {
+		return line
+	}
+	// The module's hint is right before Linux 5.11 only, and of many reasons gives one.
+	return strings.TrimSuffix(line, " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)") +
+		"; the kernel does not say why: its lockdown, a security module, seccomp or missing rights, or before Linux " +
+		"5.11 the limit of locked memory"
 }
 
 func (o *oneLine) Unwrap() error { return o.err }
