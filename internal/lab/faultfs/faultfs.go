@@ -29,6 +29,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -142,12 +143,17 @@ func apart() error {
 	if err != nil {
 		return err
 	}
-	for _, m := range mounts {
-		if m.Point == "/" && m.Shared != 0 {
-			return fmt.Errorf("mounts are shared with others: %w", ErrUnavailable)
-		}
+	if passedOn(mounts) {
+		return fmt.Errorf("mounts are shared with others: %w", ErrUnavailable)
 	}
 	return nil
+}
+
+// passedOn tells whether what is mounted below the root reaches others.
+func passedOn(mounts []linux.Mount) bool {
+	return slices.ContainsFunc(mounts, func(m linux.Mount) bool {
+		return m.Point == "/" && m.Shared != 0
+	})
 }
 
 // listen takes the child's next line.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -278,6 +279,24 @@ func TestFiles(t *testing.T) {
 	if _, err := os.Stat(at + "/three"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Stat(three) = %v, want %v", err, os.ErrNotExist)
 	}
+}
+
+// TestApart holds that nothing is mounted where others would see it.
+func TestApart(t *testing.T) {
+	for _, c := range []struct {
+		mounts []linux.Mount
+		want   bool
+	}{
+		{[]linux.Mount{{Point: "/"}, {Point: "/mnt", Shared: 2}}, false},
+		{[]linux.Mount{{Point: "/", Master: 1}}, false},
+		{[]linux.Mount{{Point: "/mnt"}, {Point: "/", Shared: 1}}, true},
+	} {
+		if got := passedOn(c.mounts); got != c.want {
+			t.Errorf("passedOn(%+v) = %t, want %t", c.mounts, got, c.want)
+		}
+	}
+	testenv.NeedRoot(t)
+	must(t, apart())
 }
 
 // TestFrozen holds that a stopped child answers nobody, and all again when it goes on.
