@@ -6,29 +6,18 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/doctor"
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/render"
-)
-
-const (
-	// maxSeriesBytes bounds what is read and kept of remembered memory.
-	maxSeriesBytes = 64 << 20
-	// keepEvery is how often a point is kept in the state directory: a year takes 5 MB.
-	keepEvery = 10 * time.Minute
 )
 
 type doctorMemOptions struct {
@@ -79,10 +68,11 @@ func runDoctorMem(ctx context.Context, o doctorMemOptions, s *stdio) error {
 	if err != nil {
 		return err
 	}
-	m := &memoryWatch{file: filepath.Join(dir, filepath.Base(evidence.SeriesPath)), o: o}
-	if err := m.recall(); err != nil {
+	series, err := evidence.RecallSeries(filepath.Join(dir, filepath.Base(evidence.SeriesPath)))
+	if err != nil {
 		return err
 	}
+	m := &memoryWatch{o: o, series: series, points: slices.Clone(series.Points)}
 	if o.watch {
 		return m.watch(ctx, s)
 	}
@@ -100,30 +90,9 @@ func runDoctorMem(ctx context.Context, o doctorMemOptions, s *stdio) error {
 
 // memoryWatch looks at memory, and keeps points of it.
 type memoryWatch struct {
-	file   string
 	o      doctorMemOptions
-	points []evidence.MemoryPoint
-	kept   time.Time // of the last point that was kept
-}
-
-// recall reads what was kept.
-func (m *memoryWatch) recall() error {
-	f, err := diskio.Open(m.file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("read remembered memory: %w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.NewSectionReader(f, 0, min(f.Size(), maxSeriesBytes)))
-	if err != nil {
-		return fmt.Errorf("read remembered memory: %w", err)
-	}
-	m.points, _ = evidence.ParseSeries(text) // lines that are none are as good as points that were not kept
-	if n := len(m.points); n > 0 {
-		m.kept = m.points[n-1].Time
-	}
-	return nil
+	series *evidence.Series
+	points []evidence.MemoryPoint // those that were kept, and all that were seen since
 }
 
 // look reads memory now, and tells what becomes of it.
@@ -155,7 +124,7 @@ func (m *memoryWatch) watch(ctx context.Context, s *stdio) error {
 	for {
 		r, err := m.look(ctx)
 		if err == nil {
-			err = m.keep()
+			_, err = m.series.Keep(m.points[len(m.points)-1])
 		}
 		if err == nil && m.o.json {
 			err = render.JSONLine(s.out, render.MemorySchema, r)
@@ -174,26 +143,4 @@ func (m *memoryWatch) watch(ctx context.Context, s *stdio) error {
 			return exitWith(finding.StatusInterrupted)
 		}
 	}
-}
-
-// keep adds the last point to those that later runs find, if it is time for one.
-func (m *memoryWatch) keep() error {
-	p := m.points[len(m.points)-1]
-	if p.Time.Sub(m.kept) < keepEvery && !p.Time.Before(m.kept) {
-		return nil
-	}
-	line, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	f, err := diskio.Append(m.file)
-	if err != nil {
-		return fmt.Errorf("keep a point of memory: %w", err)
-	}
-	_, err = f.Write(append(line, '\n'))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("keep a point of memory: %w", err)
-	}
-	m.kept = p.Time
-	return nil
 }

@@ -25,6 +25,10 @@ type Options struct {
 	Now time.Time
 	// Label tells the machine apart; "" takes the name that it has itself.
 	Label string
+	// Said is what logs said, where they were read before, and Series what was seen of memory. They are
+	// not read again then, which is for who gathers again and again; nil has them read.
+	Said   *Said
+	Series []MemoryPoint
 }
 
 // Gather reads all that the rules need to know of a machine. What could not be read is in Gaps; the

@@ -38,11 +38,22 @@ func SaidIn(e *Evidence) Said {
 // log reads what was said of disks and file systems, and the boots that logs tell of.
 func (g *gatherer) log(ctx context.Context) {
 	var said Said
-	if g.own(ctx, PartLog, "log.json", &said) {
-		g.e.Log, g.e.Boots = said.Log, said.Boots
-		g.e.Gaps = append(g.e.Gaps, said.Gaps...)
+	switch {
+	case g.o.Said != nil:
+		said = *g.o.Said
+	case !g.own(ctx, PartLog, "log.json", &said):
+		g.logs(ctx)
 		return
 	}
+	g.e.Log, g.e.Boots = said.Log, said.Boots
+	g.e.Gaps = append(g.e.Gaps, said.Gaps...)
+	if g.o.Said != nil {
+		g.e.Log.HungSilent = g.hungSilent() // more was heard since
+	}
+}
+
+// logs reads what was said.
+func (g *gatherer) logs(ctx context.Context) {
 	h := &g.e.Host
 	l, err := logs.Read(ctx, g.t, logs.Options{Now: g.e.Now, Host: h.Name, MachineID: h.MachineID, BootID: h.BootID, Booted: h.Booted})
 	if err != nil {
@@ -75,6 +86,9 @@ func (g *gatherer) log(ctx context.Context) {
 	g.e.Log.HungSilent = g.hungSilent()
 	g.boots(l)
 }
+
+// Heard makes an event of a message that the kernel just wrote.
+func Heard(m *logs.Message) Event { return event(m, "") }
 
 // event makes a message an event.
 func event(m *logs.Message, own string) Event {

@@ -145,6 +145,10 @@ func (g *gatherer) pressure(ctx context.Context) {
 
 // remembered reads what was seen of memory before.
 func (g *gatherer) remembered(ctx context.Context) {
+	if g.o.Series != nil {
+		g.e.Memory.Series = slices.Clone(g.o.Series)
+		return
+	}
 	text, err := g.t.Read(ctx, SeriesPath, maxSeriesBytes)
 	if err != nil && !errors.Is(err, tree.ErrTooLarge) {
 		if !errors.Is(err, tree.ErrNotCollected) {

@@ -174,9 +174,14 @@ func (r *reader) missed(path string, err error) {
 	}
 }
 
+// idle tells of a form that says nothing that matters by itself.
+func idle(f *klog.Form) bool {
+	return strings.HasSuffix(f.Name, ".note") || strings.HasPrefix(f.Name, "unit.") && f.Name != "unit.failed"
+}
+
 // keep takes a message, unless it says nothing that matters by itself.
 func (r *reader) keep(m Message) {
-	if strings.HasSuffix(m.Form.Name, ".note") || strings.HasPrefix(m.Form.Name, "unit.") && m.Form.Name != "unit.failed" {
+	if idle(m.Form) {
 		return
 	}
 	if len(r.log.Messages) >= maxMessages {

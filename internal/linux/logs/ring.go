@@ -50,23 +50,35 @@ func (r *reader) ring() {
 }
 
 func (r *reader) record(rec klog.Record, at time.Time) {
-	m := Message{Program: "kernel", Text: rec.Text, Time: at.UTC(), Exact: true, Boot: plainID(r.o.BootID), Path: ringPath,
-		since: rec.Since, hasSince: true}
+	m, ok := ofRing(r.matcher, rec, at, r.o.BootID)
+	if ok && !r.seen.twice(ringPath, "", &m) {
+		r.keep(m)
+	}
+}
+
+// ofRing gives the message of a record; ok is false if its form is not known.
+func ofRing(matcher *klog.Matcher, rec klog.Record, at time.Time, bootID string) (m Message, ok bool) {
+	m = Message{Program: "kernel", Text: rec.Text, Time: at.UTC(), Exact: true, Boot: plainID(bootID), Path: ringPath,
+		since: rec.Since, hasSince: true, Count: 1, Last: at.UTC()}
 	if rec.Facility > 0 {
 		// A program wrote into the ring: "systemd[1]: text".
 		name, text, ok := strings.Cut(rec.Text, ": ")
 		if !ok {
-			return
+			return m, false
 		}
 		m.Program, _, _ = strings.Cut(name, "[")
 		m.Text = text
 	}
-	match, ok := r.matcher.Match(m.Program, m.Text)
-	if !ok || r.seen.twice(ringPath, "", &m) {
-		return
-	}
+	match, ok := matcher.Match(m.Program, m.Text)
 	m.Form, m.Fields = match.Form, match.Fields
-	r.keep(m)
+	return m, ok
+}
+
+// Heard gives the message of a record that the kernel's ring just got, at a time, in a boot; ok is false
+// where its form is not known, or says nothing that matters by itself.
+func Heard(matcher *klog.Matcher, rec klog.Record, at time.Time, bootID string) (m Message, ok bool) {
+	m, ok = ofRing(matcher, rec, at, bootID)
+	return m, ok && !idle(m.Form)
 }
 
 // records divides what was read from /dev/kmsg: lines that begin with a space belong to the record
