@@ -17,6 +17,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/doctor"
 	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/render"
 )
@@ -26,7 +27,10 @@ type doctorOptions struct {
 
 	html htmlPage
 	// Of whom the evidence is; all empty means this machine.
-	roots, bundles []string
+	roots, disks, bundles []string
+	// policy is by which backing files of disks are opened.
+	follow bool
+	pools  []string
 	// rules is a directory with rules of the user.
 	rules string
 }
@@ -40,13 +44,14 @@ func newDoctor(s *stdio) *cobra.Command {
 they answer, file systems, disks, the kernel's messages, tasks that wait, memory, images and clusters. It says
 what is wrong, what the likely cause is, what to do next, and what could not be looked at.
 
-A machine need not run: --root reads a copy of a system's files or a report of sos, --bundle what "shisa doctor
-collect" gathered elsewhere. Several of them are
+A machine need not run: --disk reads a dead guest's disk without booting or mounting it, --root a copy of a system's files or a
+report of sos, --bundle what "shisa doctor collect" gathered elsewhere. Several of them are
 looked at as one picture: what do the sick ones share that the healthy ones do not?
 
 Looking changes nothing. A mount that does not answer is asked by a child process that is left behind, so the
 doctor never hangs, and is never what keeps a mount busy.`,
 		Example: `  shisa doctor                                      this machine
+  shisa doctor --disk vm.qcow2                      a guest that does not start
   shisa doctor --root /mnt/rescue
   shisa doctor --bundle web1.shisa --bundle web2.shisa
   shisa doctor --html report.html --verbose`,
@@ -75,6 +80,9 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 	o.html.flag(f)
 	rulesFlag(c, &o.rules)
 	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
+	f.StringArrayVar(&o.disks, "disk", nil, "look at the guest whose disk is `IMAGE`, or IMAGE:PART (may be repeated)")
+	f.BoolVar(&o.follow, "follow", false, "with --disk: open backing files wherever they are")
+	f.StringArrayVar(&o.pools, "pool", nil, "with --disk: open backing files below `DIR` too (may be repeated)")
 	f.StringArrayVar(&o.bundles, "bundle", nil, "look at the evidence in `FILE` (may be repeated)")
 }
 
@@ -137,13 +145,13 @@ func (o *doctorOptions) gather(ctx context.Context) (all []*evidence.Evidence, e
 		all = append(all, e)
 		return nil
 	}
-	if len(o.roots)+len(o.bundles) == 0 {
+	if len(o.roots)+len(o.disks)+len(o.bundles) == 0 {
 		return all, add("", o.gatherLive)
 	}
 	for _, of := range []struct {
 		names []string
 		open  func(context.Context, string) (*evidence.Evidence, error)
-	}{{o.roots, gatherRoot}, {o.bundles, gatherBundle}} {
+	}{{o.roots, gatherRoot}, {o.disks, o.gatherDisk}, {o.bundles, gatherBundle}} {
 		for _, name := range of.names {
 			if err := add(name, of.open); err != nil {
 				return nil, err
@@ -187,4 +195,27 @@ func gatherRoot(ctx context.Context, dir string) (*evidence.Evidence, error) {
 	}
 	e, err := evidence.Gather(ctx, t, evidence.Options{Now: time.Now()})
 	return e, errors.Join(err, t.Close())
+}
+
+// gatherDisk gathers the evidence of a guest that does not run from its disk.
+func (o *doctorOptions) gatherDisk(ctx context.Context, arg string) (e *evidence.Evidence, err error) {
+	g := guestOptions{diskOptions: diskOptions{follow: o.follow, pools: o.pools}}
+	l, name, err := g.open(ctx, arg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	now := time.Now()
+	t, err := inside.System(ctx, l.Guest, name.Part, "", now)
+	if err != nil {
+		return nil, err
+	}
+	if e, err = evidence.Gather(ctx, t, evidence.Options{Now: now}); err != nil {
+		return nil, err
+	}
+	for _, f := range l.Changed() {
+		e.Gaps = append(e.Gaps, evidence.Gap{Part: evidence.PartFSs, Object: f,
+			Reason: "another program changed it meanwhile: what was read may never have been true at one time"})
+	}
+	return e, nil
 }
