@@ -16,14 +16,19 @@ func (w *walk) scan(low, high int64, found func(o object, e entryWords) error) e
 			return err
 		}
 		o, err := w.head(at)
-		if err == nil && o.kind == kindEntry {
+		switch {
+		case err != nil:
+		case o.kind == kindData && !w.sound(o):
+			err, before = errHash, o // its size may be wrong, too
+		case o.kind == kindEntry:
 			var e entryWords
-			if _, e, err = w.reader.entry(at); err == nil && w.ownItems(o) {
+			if _, e, err = w.reader.entry(at); err == nil && !w.ownItems(o) {
+				err, before = errHead, object{off: at}
+			}
+			if err == nil {
 				if err := found(o, e); err != nil {
 					return err
 				}
-			} else if err == nil {
-				err = errHead
 			}
 		}
 		if err == nil {
@@ -82,21 +87,18 @@ func (w *walk) proves(o object) bool {
 	return err == nil || errors.Is(err, errZeros)
 }
 
-// ownItems tells whether the first value of an entry is one.
+// ownItems tells whether all that an entry lists are values.
 func (w *walk) ownItems(o object) bool {
-	b, err := w.bytes(o.off+entryHead, 4)
-	if err != nil {
+	var err error
+	if w.items, err = w.entryItems(o, w.items); err != nil {
 		return false
 	}
-	off := int64(le.Uint32(b))
-	if !w.f.header.Compact {
-		if b, err = w.bytes(o.off+entryHead, 8); err != nil {
+	for _, at := range w.items {
+		if d, err := w.head(at); err != nil || d.kind != kindData {
 			return false
 		}
-		off = w.f.bounded(le.Uint64(b))
 	}
-	d, err := w.head(off)
-	return err == nil && d.kind == kindData
+	return true
 }
 
 // sound tells whether the size of an object can be relied on.
