@@ -176,9 +176,6 @@ func makeFS(ctx context.Context, image string, o DiskOptions) error {
 // Set sets a rule of the disk.
 func (d *Disk) Set(text string) (*Fault, error) { return d.FS.Set(imageName, text) }
 
-// Clear takes all rules of the disk away. What waits goes on.
-func (d *Disk) Clear() error { return d.FS.Clear(imageName) }
-
 // Sync has the file system write what it has, and gives its error.
 func (d *Disk) Sync() error {
 	fd, err := unix.Open(d.Mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
