@@ -233,7 +233,7 @@ NOINLINE int dropped(void *ctx, struct mount *m, struct window *w, u64 now, s64 
 		early = w->whole && !w->known;
 	else if (w->known)
 		__sync_fetch_and_add(&w->known, -1);
-	if (w->active || (w->last_to && since <= w->last_to && now - w->last_to < SETTLE) || tells_all()) {
+	if (w->active || (w->last_to && since <= w->last_to && (s64)(now - w->last_to) < (s64)SETTLE) || tells_all()) {
 		f = new_event(EV_HOLD);
 		if (f) {
 			u64 at[2];
