@@ -23,7 +23,9 @@ func TestFaultsDebian12(t *testing.T) {
 
 // TestMessagesDebian12 holds that what this kernel says of them is known.
 func TestMessagesDebian12(t *testing.T) {
-	guest(t, vm.Debian12, []suite{{pkg: "internal/linux/klog", run: "^TestFaultsAreRecognised$",
-		env: []string{"SHISA_TEST_ALL=1"}, must: []string{"TestFaultsAreRecognised"},
-		modules: []string{"xfs", "btrfs"}, tools: []string{"mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"}}})
+	guest(t, vm.Debian12, []suite{{pkg: "internal/linux/klog", run: "AreRecognised$",
+		env: []string{"SHISA_TEST_ALL=1"}, must: []string{"TestFaultsAreRecognised", "TestDevicesAreRecognised/md",
+			"TestDevicesAreRecognised/multipath", "TestDevicesAreRecognised/scsi"},
+		modules: []string{"xfs", "btrfs", "raid1", "dm-multipath", "dm-round-robin", "scsi_debug", "sd_mod"},
+		tools:   []string{"mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mdadm", "dmsetup", "losetup", "dd", "cat"}}})
 }
