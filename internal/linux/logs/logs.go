@@ -138,6 +138,7 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	r.readTexts(texts)
 	r.readLogins()
 	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)
+	nameDisks(r.log.Messages)
 	r.log.Messages = collapse(r.log.Messages)
 	r.place()
 	r.crashes()

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/klog"
 )
 
 // seen tells whether a message was read from another log already: a syslog daemon writes what the
@@ -101,6 +103,32 @@ func collapse(all []Message) []Message {
 		out = append(out, *m)
 	}
 	return out
+}
+
+// nameDisks gives messages that have a SCSI address alone the device that others of the same boot have
+// for it: that a disk was taken out of use is said by its address.
+func nameDisks(all []Message) {
+	of := func(m *Message) (key, device string) {
+		if a := m.Field("address"); a != "" && strings.HasPrefix(m.Form.Name, "scsi.") {
+			key = m.Host + "\x00" + m.Boot + "\x00" + a
+		}
+		return key, m.Field("device")
+	}
+	names := map[string]string{}
+	for i := range all {
+		key, device := of(&all[i])
+		if was, known := names[key]; key != "" && device != "" && known && was != device {
+			names[key] = "" // another disk came to the address
+		} else if key != "" && device != "" {
+			names[key] = device
+		}
+	}
+	for i := range all {
+		m := &all[i]
+		if key, device := of(m); key != "" && device == "" && names[key] != "" {
+			m.Fields = append(m.Fields, klog.Field{Name: "device", Value: names[key]})
+		}
+	}
 }
 
 // SameHost compares names of hosts, a short one with a long one too.
