@@ -115,6 +115,7 @@ type reader struct {
 	full    bool // of messages
 	track   tracker
 	seen    seen
+	disks   disks
 }
 
 // Read reads all logs of a tree. What could not be read is in the Gaps of the log; the error is that of
@@ -129,7 +130,7 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	if o.WholeBytes == 0 {
 		o.WholeBytes = defaultWhole
 	}
-	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, seen: seen{}}
+	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, seen: seen{}, disks: disks{}}
 	r.zone = r.localZone()
 	journals, texts := r.journals(), r.texts()
 	r.since = r.newest(journals, texts).Add(-o.Back)
@@ -138,7 +139,7 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	r.readTexts(texts)
 	r.readLogins()
 	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)
-	nameDisks(r.log.Messages)
+	r.disks.name(r.log.Messages)
 	r.log.Messages = collapse(r.log.Messages)
 	r.place()
 	r.crashes()
@@ -182,6 +183,7 @@ func idle(f *klog.Form) bool {
 
 // keep takes a message, unless it says nothing that matters by itself.
 func (r *reader) keep(m Message) {
+	r.disks.learn(&m)
 	if idle(m.Form) {
 		return
 	}

@@ -213,7 +213,9 @@ func TestDisksAreNamedByTheirAddress(t *testing.T) {
 	root, at := t.TempDir(), utc(2026, 11, 22, 9, 0)
 	put(t, root, "var/log/syslog", "Nov 22 08:00:00 h kernel: sd 0:0:0:0: Device offlined - not ready after error recovery\n"+
 		"Nov 22 08:00:01 h kernel: sd 0:0:0:0: [sda] tag#1 FAILED Result: hostbyte=DID_TIME_OUT driverbyte=DRIVER_OK\n"+
+		"Nov 22 08:00:02 h kernel: sd 0:0:1:0: [sdb] Attached SCSI disk\n"+
 		"Nov 22 08:00:02 h kernel: sd 0:0:1:0: rejecting I/O to offline device\n"+
+		"Nov 22 08:00:02 h kernel: sd 0:0:3:0: rejecting I/O to offline device\n"+
 		"Nov 22 08:00:02 h kernel: sd 0:0:2:0: [sdc] device offline or changed\n"+
 		"Nov 22 08:00:02 h kernel: sd 0:0:2:0: [sdd] device offline or changed\n"+
 		"Nov 22 08:00:02 h kernel: sd 0:0:2:0: rejecting I/O to dead device\n", at)
@@ -221,7 +223,7 @@ func TestDisksAreNamedByTheirAddress(t *testing.T) {
 	for _, m := range read(t, root, logs.Options{Now: at}).Messages {
 		got = append(got, m.Field("address")+"="+m.Field("device"))
 	}
-	same(t, "disks", strings.Join(got, " "), "0:0:0:0=sda 0:0:0:0=sda 0:0:1:0= 0:0:2:0=sdc 0:0:2:0=sdd 0:0:2:0=")
+	same(t, "disks", strings.Join(got, " "), "0:0:0:0=sda 0:0:0:0=sda 0:0:1:0=sdb 0:0:3:0= 0:0:2:0=sdc 0:0:2:0=sdd 0:0:2:0=")
 }
 
 func TestMountsDivideWhatIsSaid(t *testing.T) {

@@ -105,28 +105,35 @@ func collapse(all []Message) []Message {
 	return out
 }
 
-// nameDisks gives messages that have a SCSI address alone the device that others of the same boot have
-// for it: that a disk was taken out of use is said by its address.
-func nameDisks(all []Message) {
-	of := func(m *Message) (key, device string) {
-		if a := m.Field("address"); a != "" && strings.HasPrefix(m.Form.Name, "scsi.") {
-			key = m.Host + "\x00" + m.Boot + "\x00" + a
-		}
-		return key, m.Field("device")
+// disks has the device that a SCSI address stands for in a boot, "" where that changed.
+type disks map[string]string
+
+// place is what a message says of a SCSI disk: where it is, and its device.
+func (m *Message) place() (key, device string) {
+	if a := m.Field("address"); a != "" && strings.HasPrefix(m.Form.Name, "scsi.") {
+		key = m.Host + "\x00" + m.Boot + "\x00" + a
 	}
-	names := map[string]string{}
-	for i := range all {
-		key, device := of(&all[i])
-		if was, known := names[key]; key != "" && device != "" && known && was != device {
-			names[key] = "" // another disk came to the address
-		} else if key != "" && device != "" {
-			names[key] = device
-		}
+	return key, m.Field("device")
+}
+
+// learn takes the device of a message that has it with its address.
+func (d disks) learn(m *Message) {
+	key, device := m.place()
+	if key == "" || device == "" {
+		return
 	}
+	if was, known := d[key]; known && was != device {
+		device = "" // another disk came to the address
+	}
+	d[key] = device
+}
+
+// name gives messages that have an address alone the device: that a disk was taken out of use is said so.
+func (d disks) name(all []Message) {
 	for i := range all {
 		m := &all[i]
-		if key, device := of(m); key != "" && device == "" && names[key] != "" {
-			m.Fields = append(m.Fields, klog.Field{Name: "device", Value: names[key]})
+		if key, device := m.place(); key != "" && device == "" && d[key] != "" {
+			m.Fields = append(m.Fields, klog.Field{Name: "device", Value: d[key]})
 		}
 	}
 }
