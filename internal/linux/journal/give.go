@@ -26,7 +26,7 @@ func (w *walk) linked(o object, e entryWords) error {
 func (w *walk) misnumbered(i int64, n uint64) bool {
 	f, l := w.f, w.all
 	if f.header.State != Online {
-		if f.dense {
+		if f.dense && !l.more && l.missing == 0 { // places in the list are right
 			return n-f.first != uint64(i)
 		}
 		if n < f.first || n > f.last {

@@ -156,3 +156,51 @@ func TestSwallowed(t *testing.T) {
 		}
 	}
 }
+
+// TestSwallowedByList: a list whose size is wrong hides no entry, whichever list it is. More may be told
+// as lost than is.
+func TestSwallowedByList(t *testing.T) {
+	for _, compact := range []bool{false, true} {
+		m := seeded(compact, true, 100)
+		good := m.bytes()
+		want := asSet(given(t, open(t, good), Options{}))
+		w := &walk{}
+		w.f = open(t, good)
+		for at := w.f.begin; at < int64(len(good)); {
+			o, err := w.head(at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at = o.end()
+			if o.kind != kindArray {
+				continue
+			}
+			for _, more := range []int64{8, 64, 400} {
+				b := bytes.Clone(good)
+				le.PutUint64(b[o.off+8:], uint64(o.size+more))
+				got, d := given(t, open(t, b), Options{})
+				if n := among(got, want); n != 100 || len(got) != 100 {
+					t.Errorf("compact %v, list at 0x%x with %d bytes more: %d given, %d right, %v", compact, o.off,
+						more, len(got), n, &d)
+				}
+			}
+		}
+	}
+}
+
+// TestOtherKey: a file whose key is wrong is not taken for one that lacks a value.
+func TestOtherKey(t *testing.T) {
+	m := newMaker(true, true)
+	for i := range uint64(20) {
+		m.entry(i+1, uint64(at(int64(i)).UnixMicro()), i, ID{1}, "_TRANSPORT=kernel")
+	}
+	b := m.bytes()
+	for key := range byte(64) {
+		b[atFileID] ^= key + 1
+		got, d := given(t, open(t, b), Options{Match: []string{"_TRANSPORT=kernel"}})
+		if len(got) != 20 || d.Hurt != 20 {
+			t.Errorf("key %d: %d given, %v", key, len(got), &d)
+		}
+		b[atFileID] ^= key + 1
+	}
+}
