@@ -49,11 +49,15 @@ func newMaker(compact, keyed bool) *maker {
 	return m
 }
 
-// seeded has n entries, in two boots; every third is of the kernel.
+// seeded has n entries, in two boots; every third is of the kernel. It is sealed if it has more than 7.
 func seeded(compact, keyed bool, n int) *maker {
 	m := newMaker(compact, keyed)
 	for i := range uint64(n) {
 		boot := ID{byte(1 + 2*i/uint64(n))}
+		if i%50 == 7 { // a seal, which is passed over
+			m.object(kindTag, 0, make([]byte, tagBytes-objectHead))
+			m.b[atCompatible] = compatSealed
+		}
 		transport := "_TRANSPORT=journal"
 		if i%3 == 0 {
 			transport = "_TRANSPORT=kernel"

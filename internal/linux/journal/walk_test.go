@@ -153,6 +153,10 @@ func wanted(t testing.TB, f *File, want func(e *Entry) bool) []string {
 func TestWalks(t *testing.T) {
 	for _, form := range [][2]bool{{false, false}, {false, true}, {true, false}, {true, true}} {
 		f := open(t, seeded(form[0], form[1], 1000).bytes())
+		if h := f.Header(); !h.Sealed || h.Compact != form[0] || h.Keyed != form[1] || h.Entries != 1000 ||
+			!h.First.Equal(at(0)) || !h.Last.Equal(at(999)) || h.State.String() != "offline" {
+			t.Errorf("header %+v", h)
+		}
 		for name, w := range walks {
 			want := wanted(t, f, w.want)
 			got, damage := given(t, f, w.o)
