@@ -118,5 +118,8 @@ func spell(d time.Duration) string {
 	case d >= 2*time.Minute:
 		return fmt.Sprintf("%d minutes", int(d.Minutes()))
 	}
+	if int(d.Seconds()) == 1 {
+		return "1 second"
+	}
 	return fmt.Sprintf("%d seconds", int(d.Seconds()))
 }

@@ -66,7 +66,7 @@ func (r *reader) readMachine(series string, all []file, own bool) {
 			r.log.Sources = append(r.log.Sources, *o.source)
 		}
 	}()
-	bytes := int64(0)
+	bytes, left := int64(0), 0
 	for _, f := range all {
 		if f.series != series || r.ctx.Err() != nil {
 			continue
@@ -76,14 +76,16 @@ func (r *reader) readMachine(series string, all []file, own bool) {
 			continue
 		}
 		used := o.journal.Header().Bytes
-		if used > r.left {
-			r.gap(f.path, "not read: more than %d bytes of logs", r.o.Bytes)
+		if bytes+used > r.o.JournalBytes {
+			left++
 			o.in.Close()
 			continue
 		}
-		r.left -= used
 		bytes += used
 		open = append(open, o)
+	}
+	if left > 0 {
+		r.gap(series, "%d of its journals were not read: more than %d bytes", left, r.o.JournalBytes)
 	}
 	if len(open) > 0 {
 		r.merge(open, bytes <= r.o.WholeBytes, own)

@@ -125,6 +125,16 @@ func TestIndexGivesWhatAllEntriesGive(t *testing.T) {
 	}
 }
 
+func TestJournalsAreBounded(t *testing.T) {
+	root, c := t.TempDir(), newCourse()
+	c.Start()
+	keep(t, c, root, "/var/log/journal")
+	l := read(t, root, logs.Options{Now: c.At, JournalBytes: 1000})
+	if len(l.Messages) != 0 || len(l.Gaps) != 1 || !strings.Contains(l.Gaps[0].Reason, "1 of its journals") {
+		t.Errorf("%d messages, gaps %v, want none and one", len(l.Messages), l.Gaps)
+	}
+}
+
 func TestJournalAndSyslogAreOne(t *testing.T) {
 	root, c := t.TempDir(), newCourse()
 	c.Start()

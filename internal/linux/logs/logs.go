@@ -26,22 +26,26 @@ import (
 
 // Bounds of what is read, unless Options say otherwise.
 const (
-	defaultBack  = 30 * 24 * time.Hour
-	defaultBytes = 256 << 20
-	defaultWhole = 24 << 20
+	defaultBack     = 30 * 24 * time.Hour
+	defaultBytes    = 256 << 20
+	defaultJournals = 1 << 30
+	defaultWhole    = 24 << 20
 	// maxMessages bounds what is kept, maxFiles how many files are looked at.
 	maxMessages = 100_000
 	maxFiles    = 4096
 )
 
-// Options say what is read. The zero value is the last 30 days, of at most 256 MiB.
+// Options say what is read. The zero value is the last 30 days, of at most 256 MiB in text and 1 GiB of
+// journals.
 type Options struct {
 	// Now is the present of the tree: nothing can be later, but by the slack of clocks.
 	Now time.Time
 	// Back is how far before the newest message is read.
 	Back time.Duration
-	// Bytes is how much is read of all files, unpacked.
+	// Bytes is how much is read of all logs in text, unpacked.
 	Bytes int64
+	// JournalBytes is of how much of journals entries are looked up.
+	JournalBytes int64
 	// WholeBytes is up to how much of journals is read as a whole; of more only the entries are looked
 	// up that may matter.
 	WholeBytes int64
@@ -126,6 +130,9 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	}
 	if o.Bytes == 0 {
 		o.Bytes = defaultBytes
+	}
+	if o.JournalBytes == 0 {
+		o.JournalBytes = defaultJournals
 	}
 	if o.WholeBytes == 0 {
 		o.WholeBytes = defaultWhole

@@ -21,7 +21,7 @@ const maxLine = 16 << 10
 
 // readTexts reads the logs in text. A file is no newer than the oldest line of the one that followed it.
 func (r *reader) readTexts(all []file) {
-	bound, series := time.Time{}, ""
+	bound, series, left := time.Time{}, "", 0
 	for _, f := range all {
 		if r.ctx.Err() != nil {
 			return
@@ -36,12 +36,15 @@ func (r *reader) readTexts(all []file) {
 			bound = f.mtime
 		}
 		if r.left <= 0 {
-			r.gap(f.path, "not read: more than %d bytes of logs", r.o.Bytes)
+			left++
 			continue
 		}
 		if first := r.readText(f, bound); !first.IsZero() {
 			bound = first
 		}
+	}
+	if left > 0 {
+		r.gap("/var/log", "%d logs were not read: more than %d bytes", left, r.o.Bytes)
 	}
 }
 
