@@ -65,6 +65,9 @@ func (g *gatherer) logs(ctx context.Context) {
 	for _, s := range l.Sources {
 		g.e.Log.Sources = append(g.e.Log.Sources, LogSource{Path: s.Path, From: s.From, To: s.To, Entries: s.Entries,
 			Persistent: s.Persistent, Damage: s.Damage})
+		if s.Damage != "" && s.Persistent {
+			g.gap(PartLog, s.Path, s.Damage) // a ring that lost its beginning is usual
+		}
 		if from := &g.e.Log.From; !s.From.IsZero() && (from.IsZero() || s.From.Before(*from)) {
 			*from = s.From
 		}

@@ -66,6 +66,14 @@ func TestLogOfACopy(t *testing.T) {
 	}
 }
 
+func TestDamagedLogIsAGap(t *testing.T) {
+	e := ofFiles(t, map[string]string{"var/log/syslog": now() + " h cron: x\n",
+		"var/log/kern.log.2.gz": "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x00"})
+	if why, whole := e.Whole(PartLog); whole || !strings.Contains(why, "kern.log.2.gz") {
+		t.Errorf("log whole = %v, %q", whole, why)
+	}
+}
+
 func TestNoLogIsAGap(t *testing.T) {
 	e := ofFiles(t, map[string]string{"etc/hostname": "h\n"})
 	if why, known := e.Known(PartLog); known || !strings.Contains(why, "neither a journal nor") {

@@ -76,11 +76,12 @@ func (r *reader) readMachine(series string, all []file, own bool) {
 			continue
 		}
 		used := o.journal.Header().Bytes
-		if bytes+used > r.o.JournalBytes {
+		if used > r.journal {
 			left++
 			o.in.Close()
 			continue
 		}
+		r.journal -= used
 		bytes += used
 		open = append(open, o)
 	}

@@ -114,7 +114,8 @@ type reader struct {
 	matcher *klog.Matcher
 	zone    *time.Location
 	since   time.Time // what is older is left out
-	left    int64     // bytes that may still be read
+	left    int64     // bytes of texts that may still be read
+	journal int64     // and of journals
 	log     Log
 	full    bool // of messages
 	track   tracker
@@ -137,7 +138,7 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	if o.WholeBytes == 0 {
 		o.WholeBytes = defaultWhole
 	}
-	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, seen: seen{}, disks: disks{}}
+	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, journal: o.JournalBytes, seen: seen{}, disks: disks{}}
 	r.zone = r.localZone()
 	journals, texts := r.journals(), r.texts()
 	r.since = r.newest(journals, texts).Add(-o.Back)
