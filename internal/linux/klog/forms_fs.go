@@ -184,7 +184,8 @@ func btrfsForms() []Form {
 	}
 }
 
-// clusterForms are those of fs/gfs2 and fs/dlm. Old kernels wrote the first letters small.
+// clusterForms are those of fs/gfs2 and fs/dlm. Kernels up to 3.10 write the first letters large, some
+// messages of later ones do both.
 func clusterForms() []Form {
 	both := func(name string, severity finding.Severity, texts ...string) Form {
 		f := Form{Name: name, Severity: severity}
@@ -197,7 +198,7 @@ func clusterForms() []Form {
 		both("gfs2.withdraw", danger,
 			"about to withdraw this file system", "withdrawn", "File system withdrawn",
 			"telling LM to unmount",
-			"error {errno#}: withdrawing the file system to prevent further damage."),
+			"<GFS2: fsid={~}: >error {errno#}: withdrawing the file system to prevent further damage."),
 		both("gfs2.fatal", danger, "fatal: {text~}", "fatal assertion failed"),
 		both("gfs2.journal", danger, "Error {errno#} writing to journal, jid={journal#}"),
 		both("gfs2.recovery", note, "jid={journal#}: {text~}"),
