@@ -29,7 +29,7 @@ TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc gdb:gdb python3:python3-
 	fuser:psmisc lsof:lsof genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils \
 	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container \
 	journalctl:systemd /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils \
-	cpio:cpio zstd:zstd lz4:lz4 gzip:gzip
+	cpio:cpio zstd:zstd lz4:lz4 gzip:gzip bzip2:bzip2
 # What guests need besides.
 GUESTS := qemu-system-x86_64:qemu-system-x86
 # What is looked for as a file: a library, and a program that the shell has a word for.
