@@ -270,7 +270,7 @@ func TestFlips(t *testing.T) {
 		forms[fmt.Sprint("made ", c)] = seeded(c[0], c[1], 600).bytes()
 	}
 	hows := []string{"all", "all", "kernel", "between", "after", "two names"}
-	each := 100
+	each := 40
 	if testenv.Long() {
 		each = 10_000
 	}

@@ -92,7 +92,7 @@ func made(t testing.TB, form journaltest.Form, s journaltest.Stream) string {
 
 // TestAsJournalctl: all fields of all entries are those that journalctl exports, in every form.
 func TestAsJournalctl(t *testing.T) {
-	n := 2000
+	n := 1500
 	if testenv.Long() {
 		n = 20_000
 	}
