@@ -28,6 +28,7 @@ var layer = map[string]int{
 	"internal/check":            4,
 	"internal/doctor":           5,
 	"internal/doctor/trend":     1,
+	"internal/doctor/watch":     6,
 	"internal/evidence":         4,
 	"internal/linux/tree":       2,
 	"internal/linux/ask":        2,
@@ -115,7 +116,7 @@ var budget = map[string][]string{
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
-		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs", "internal/doctor"},
+		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs", "internal/doctor", "internal/doctor/watch"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

@@ -64,7 +64,7 @@ doctor never hangs, and is never what keeps a mount busy.`,
 		},
 	}
 	o.flags(c)
-	c.AddCommand(newDoctorRules(s), newDoctorMem(s), newDoctorCollect(s))
+	c.AddCommand(newDoctorRules(s), newDoctorMem(s), newDoctorWatch(s), newDoctorCollect(s))
 	return c
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/doctor"
+	"github.com/shisa-vm/shisa/internal/doctor/watch"
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -61,6 +62,7 @@ func jsonDocuments() map[string]any {
 		render.DoctorSchema:      doctor.Report{},
 		render.RulesSchema:       render.RulesDocument{},
 		render.MemorySchema:      render.MemoryDocument{},
+		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},

@@ -20,14 +20,25 @@ const maxMetrics = 200
 // its end.
 func DoctorMetrics(w io.Writer, r *doctor.Report) error {
 	m := &metrics{bufio.NewWriter(w)}
+	m.report(r)
+	return m.end()
+}
+
+func (m *metrics) report(r *doctor.Report) {
 	m.family("shisa_finding", "What was found: 1 for each object and rule.")
-	cut := 0
+	cut, told := 0, map[string]bool{}
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		if i >= maxMetrics {
+		// A rule may find two things about one object; a series may be there once.
+		key := f.Code + "\x00" + string(f.Severity) + "\x00" + f.Object.String()
+		if told[key] {
+			continue
+		}
+		if len(told) >= maxMetrics {
 			cut++
 			continue
 		}
+		told[key] = true
 		m.sample("shisa_finding", 1, "rule", f.Code, "severity", string(f.Severity), "machine", f.Object.On,
 			"kind", string(f.Object.Kind), "object", f.Object.Name)
 	}
@@ -46,14 +57,29 @@ func DoctorMetrics(w io.Writer, r *doctor.Report) error {
 	m.sample("shisa_not_looked_at", float64(len(r.NotLookedAt)))
 	m.family("shisa_status", "The exit status of the examination.")
 	m.sample("shisa_status", float64(r.Status[0]))
-	m.w.WriteString("# EOF\n")
-	return m.w.Flush()
 }
 
 type metrics struct{ w *bufio.Writer }
 
+func (m *metrics) end() error {
+	m.w.WriteString("# EOF\n")
+	return m.w.Flush()
+}
+
 func (m *metrics) family(name, help string) {
 	m.w.WriteString("# TYPE " + name + " gauge\n# HELP " + name + " " + help + "\n")
+}
+
+// gauge writes a family of one sample.
+func (m *metrics) gauge(name, help string, value float64) {
+	m.family(name, help)
+	m.sample(name, value)
+}
+
+// counter writes a family of one sample that only grows.
+func (m *metrics) counter(name, help string, value float64) {
+	m.w.WriteString("# TYPE " + name + " counter\n# HELP " + name + " " + help + "\n")
+	m.sample(name+"_total", value)
 }
 
 // sample writes one line; labels are names and values in turn.

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package shisa_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/shisa-vm/shisa/internal/doctor"
+	"github.com/shisa-vm/shisa/internal/doctor/watch"
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/render"
+)
+
+const (
+	alertRules = "contrib/prometheus/shisa.rules.yaml"
+	board      = "contrib/grafana/shisa.json"
+)
+
+// served gives the samples that the watch serves, by their names, each with its labels.
+func served(t *testing.T) map[string][]string {
+	t.Helper()
+	now := time.Now()
+	s := &watch.Status{Memory: &evidence.Memory{}, Forecast: doctor.MemoryForecast{Ends: true}, Examined: now,
+		Report: &doctor.Report{Status: []int{0}, Rules: []doctor.Asked{{Code: "FS01"}},
+			Findings: []doctor.Finding{{Code: "FS01", Severity: finding.Danger}}}}
+	s.Forecast.End.Best = now
+	var page bytes.Buffer
+	if err := render.WatchMetrics(&page, s); err != nil {
+		t.Fatal(err)
+	}
+	label := regexp.MustCompile(`(\w+)="`)
+	samples := map[string][]string{}
+	for line := range strings.Lines(page.String()) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		name := line[:strings.IndexAny(line, "{ ")]
+		samples[name] = []string{}
+		for _, m := range label.FindAllStringSubmatch(line, -1) {
+			samples[name] = append(samples[name], m[1])
+		}
+	}
+	return samples
+}
+
+var (
+	metricName = regexp.MustCompile(`\bshisa_\w+`)
+	selector   = regexp.MustCompile(`\b(shisa_\w+)\{([^}]*)\}`)
+	labelName  = regexp.MustCompile(`(\w+)\s*(=~|!=|!~|=)`)
+)
+
+// asks holds an expression against what is served. The labels instance and job are Prometheus's own.
+func asks(t *testing.T, where, expr string, samples map[string][]string) {
+	t.Helper()
+	own := map[string]bool{"instance": true, "job": true}
+	for _, name := range metricName.FindAllString(expr, -1) {
+		if _, known := samples[name]; !known {
+			t.Errorf("%s asks for %s, which is not served", where, name)
+		}
+	}
+	for _, m := range selector.FindAllStringSubmatch(expr, -1) {
+		for _, l := range labelName.FindAllStringSubmatch(m[2], -1) {
+			if !own[l[1]] && !strings.Contains(" "+strings.Join(samples[m[1]], " ")+" ", " "+l[1]+" ") {
+				t.Errorf("%s asks for %s by %s, which it does not have", where, m[1], l[1])
+			}
+		}
+	}
+}
+
+// TestAlertRules: the rules are such as Prometheus reads, and ask for nothing that is not served.
+func TestAlertRules(t *testing.T) {
+	var file struct {
+		Groups []struct {
+			Name  string
+			Rules []struct {
+				Alert, Expr, For    string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	d := yaml.NewDecoder(strings.NewReader(read(t, alertRules)))
+	d.KnownFields(true)
+	if err := d.Decode(&file); err != nil {
+		t.Fatal(err)
+	}
+	samples, seen := served(t), map[string]bool{}
+	for _, g := range file.Groups {
+		for _, r := range g.Rules {
+			if r.Alert == "" || seen[r.Alert] || r.Expr == "" || r.Labels["severity"] == "" || r.Annotations["summary"] == "" {
+				t.Errorf("%+v: want a name of its own, an expression, a severity and a summary", r)
+			}
+			seen[r.Alert] = true
+			asks(t, r.Alert, r.Expr, samples)
+		}
+	}
+	for _, name := range []string{"ShisaDanger", "ShisaWarning", "ShisaCannotTell", "ShisaWatchNotRunning", "ShisaMessagesLost",
+		"ShisaMemoryUsedUp"} {
+		if !seen[name] {
+			t.Errorf("there is no rule %s", name)
+		}
+	}
+	// Where Prometheus is installed it has the last word.
+	if tool, err := exec.LookPath("promtool"); err == nil {
+		if out, err := exec.Command(tool, "check", "rules", alertRules).CombinedOutput(); err != nil {
+			t.Errorf("promtool: %v\n%s", err, out)
+		}
+	}
+}
+
+// TestBoard: the board is JSON, its panels do not overlap, and ask for nothing that is not served.
+func TestBoard(t *testing.T) {
+	var file struct {
+		Title         string
+		SchemaVersion int
+		Templating    struct{ List []struct{ Query string } }
+		Panels        []struct {
+			ID      int
+			Type    string
+			Title   string
+			GridPos struct{ X, Y, W, H int }
+			Targets []struct{ RefID, Expr string }
+		}
+	}
+	if err := json.Unmarshal([]byte(read(t, board)), &file); err != nil {
+		t.Fatal(err)
+	}
+	if file.Title == "" || file.SchemaVersion == 0 || len(file.Panels) == 0 {
+		t.Errorf("%s is no board: %+v", board, file)
+	}
+	samples, asked := served(t), ""
+	for _, v := range file.Templating.List {
+		asks(t, "a variable", v.Query, samples)
+	}
+	at, ids := map[[2]int]string{}, map[int]bool{}
+	for _, p := range file.Panels {
+		if ids[p.ID] || p.Title == "" || len(p.Targets) == 0 || p.GridPos.X+p.GridPos.W > 24 {
+			t.Errorf("panel %+v: want a number of its own, a title, a question, and its place within 24 columns", p)
+		}
+		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other := at[[2]int{x, y}]; other != "" {
+					t.Fatalf("%q lies on %q", p.Title, other)
+				}
+				at[[2]int{x, y}] = p.Title
+			}
+		}
+		for _, q := range p.Targets {
+			asks(t, p.Title, q.Expr, samples)
+			asked += q.Expr + "\n"
+		}
+	}
+	// What is served is shown, or told of by an alert.
+	asked += read(t, alertRules)
+	for name := range samples {
+		if !regexp.MustCompile(`\b`+name+`\b`).MatchString(asked) && name != "shisa_status" {
+			t.Errorf("%s is served, and nothing in contrib asks for it", name)
+		}
+	}
+	page := read(t, "doc/watch.md")
+	for name := range samples {
+		if !strings.Contains(page, "`"+name+"`") {
+			t.Errorf("doc/watch.md does not tell of %s", name)
+		}
+	}
+}
+
+// TestUnit: the unit gives the program no mount namespace of its own, in which it would keep mounts.
+func TestUnit(t *testing.T) {
+	text, err := os.ReadFile("contrib/systemd/shisa-watch.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// systemd.exec(5) says of each of these that it sets one up.
+	apart := regexp.MustCompile(`^(Protect(System|Home|KernelTunables|KernelModules|KernelLogs|ControlGroups|Proc)|ProcSubset|Private\w+|` +
+		`(ReadWrite|ReadOnly|Inaccessible|Exec|NoExec)Paths|Bind\w+|TemporaryFileSystem|RootDirectory|RootImage|MountAPIVFS|DynamicUser)=`)
+	for line := range strings.Lines(string(text)) {
+		if apart.MatchString(line) {
+			t.Errorf("%q sets up a mount namespace", strings.TrimSpace(line))
+		}
+	}
+	if !strings.Contains(string(text), " doctor watch --json --metrics 127.0.0.1:9477\n") {
+		t.Error("it does not start the watch")
+	}
+}
