@@ -88,29 +88,30 @@ func Groups() []Group {
 // Program gives the group that a program's messages are looked for in, by the name under which it
 // writes to the log; "" if none of its own.
 func Program(identifier string) string {
-	switch id := strings.TrimSuffix(identifier, ".service"); {
-	case id == "kernel" || id == "systemd" || id == "multipathd" || id == "corosync" || id == "iscsid":
+	id := strings.TrimSuffix(identifier, ".service")
+	switch id {
+	case "kernel", "systemd", "systemd-shutdown", "systemd-journald", "systemd-logind", "multipathd", "corosync",
+		"iscsid":
 		return id
-	case id == "systemd-shutdown" || id == "systemd-journald" || id == "systemd-logind":
-		return id
-	case id == "systemd-timesyncd" || id == "chronyd" || id == "ntpd" || id == "ntpdate" || id == "systemd-journal":
-		if id == "systemd-journal" {
-			return "systemd-journald"
-		}
+	case "systemd-journal": // as the kernel cuts its name
+		return "systemd-journald"
+	case "systemd-timesyncd", "chronyd", "ntpd", "ntpdate":
 		return "clock"
-	case strings.HasPrefix(id, "nova"):
-		return "nova"
-	case strings.HasPrefix(id, "qemu") || id == "libvirtd" || strings.HasPrefix(id, "virtqemud"):
+	case "libvirtd", "virtqemud":
 		return "qemu"
-	case strings.HasPrefix(id, "pacemaker") || id == "crmd" || id == "stonith-ng" || id == "pengine" ||
-		id == "attrd" || id == "lrmd" || id == "cib":
+	case "crmd", "stonith-ng", "pengine", "attrd", "lrmd", "cib":
 		return "pacemaker"
-	case id == "dlm_controld" || id == "fenced" || id == "sanlock":
+	case "dlm_controld", "fenced", "sanlock":
 		return "fencing"
-	case id == "umount" || id == "mount":
+	case "umount", "mount":
 		return "umount"
-	case id == "dmeventd" || id == "lvm":
+	case "dmeventd", "lvm":
 		return "lvm"
+	}
+	for _, group := range []string{"nova", "qemu", "pacemaker"} {
+		if strings.HasPrefix(id, group) {
+			return group
+		}
 	}
 	return ""
 }

@@ -96,7 +96,7 @@ func (r *reader) readMachine(series string, all []file, own bool) {
 func (r *reader) openJournal(f file) (opened, bool) {
 	in, err := r.t.Open(r.ctx, f.path)
 	if err != nil {
-		r.missed(f.path, err)
+		r.missedFile(f.path, err)
 		return opened{}, false
 	}
 	j, err := journal.Open(in, in.Size())

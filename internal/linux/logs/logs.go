@@ -166,6 +166,15 @@ func (r *reader) list(dir string) []tree.Entry {
 	return all
 }
 
+// missedFile tells of an error of a file that is listed: that it was not collected is no reason to pass it over.
+func (r *reader) missedFile(path string, err error) {
+	if errors.Is(err, tree.ErrNotCollected) {
+		r.gap(path, "%v", tree.ErrNotCollected)
+		return
+	}
+	r.missed(path, err)
+}
+
 // missed tells of an error, unless there is just nothing.
 func (r *reader) missed(path string, err error) {
 	switch {

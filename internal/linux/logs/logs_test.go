@@ -139,6 +139,18 @@ func TestZoneIsTheMachines(t *testing.T) {
 	same(t, "messages", times(read(t, root, logs.Options{Now: utc(2026, 12, 1, 0, 0)})), "ext4.abort 2026-11-22T09:00:00?")
 }
 
+// TestEndOfALogInAnotherZone: a log goes on whose lines seem hours old.
+func TestEndOfALogInAnotherZone(t *testing.T) {
+	root, at := t.TempDir(), utc(2026, 11, 22, 9, 0)
+	put(t, root, "var/log/syslog", "Nov 22 04:00:00 h "+abort, at)
+	put(t, root, "var/log/messages", "2026-11-22T04:00:00Z h "+abort, at)
+	for _, s := range read(t, root, logs.Options{Now: at}).Sources {
+		if want := map[string]int{"/var/log/syslog": 9, "/var/log/messages": 4}[s.Path]; s.To.Hour() != want {
+			t.Errorf("%s ends at %s, want %d o'clock", s.Path, s.To, want)
+		}
+	}
+}
+
 func TestRotatedAndPackedLogsAreRead(t *testing.T) {
 	var z bytes.Buffer
 	w := gzip.NewWriter(&z)

@@ -72,7 +72,7 @@ type found struct {
 func (r *reader) readText(f file, bound time.Time) (first time.Time) {
 	in, err := r.t.Open(r.ctx, f.path)
 	if err != nil {
-		r.missed(f.path, err)
+		r.missedFile(f.path, err)
 		return time.Time{}
 	}
 	defer in.Close()
@@ -232,9 +232,16 @@ func (t *text) end(bound time.Time) time.Time {
 	if t.calendar.any {
 		year = t.calendar.year(bound)
 	}
+	var last time.Time
 	s := Source{Path: t.path, Entries: int64(t.lines), Persistent: true, Damage: t.damage}
 	if t.timed {
 		s.From, s.To = t.calendar.resolve(t.first, year), t.calendar.resolve(t.last, year)
+		last = s.To
+		// A daemon may write in another zone than the machine now has: the last line came with the last
+		// change of the file.
+		if d := t.mtime.Sub(s.To); t.last.zoneless && d > 0 && d < 26*time.Hour {
+			s.To = t.mtime
+		}
 	}
 	t.log.Sources = append(t.log.Sources, s)
 	for i := range t.found {
@@ -248,7 +255,7 @@ func (t *text) end(bound time.Time) time.Time {
 			if !f.first {
 				before = t.calendar.resolve(f.before, year)
 			}
-			t.track.text(&f.Message, before, s.To)
+			t.track.text(&f.Message, before, last)
 		}
 		if !t.seen.twice(t.series, t.hostOf(&f.Message), &f.Message) {
 			t.keep(f.Message)
