@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -142,4 +144,38 @@ func logOf(v *DiskVolume, from Source) *FSLog {
 		l.Incomplete = append(l.Incomplete, fmt.Sprintf("%d problems more", v.View.More))
 	}
 	return l
+}
+
+// maxHurtNames bounds the inodes of one file system whose names are looked for.
+const maxHurtNames = 100
+
+// hurt finds the names of the files that the log speaks of by their inodes, on a disk: on a machine that
+// runs that would go through all of a mount.
+func (g *gatherer) hurt(ctx context.Context) {
+	names, can := g.t.(tree.Namer)
+	if !can || g.t.Kind() != tree.Disk {
+		return
+	}
+	for i := range g.e.FSs {
+		f := &g.e.FSs[i]
+		var inodes []uint64
+		for j := range g.e.Log.Events {
+			ev := &g.e.Log.Events[j]
+			ino, err := strconv.ParseUint(ev.Fields["inode"], 10, 64)
+			if err == nil && slices.Contains(f.Names, ev.Fields["device"]) && !slices.Contains(inodes, ino) &&
+				len(inodes) < maxHurtNames {
+				inodes = append(inodes, ino)
+			}
+		}
+		if len(inodes) == 0 {
+			continue
+		}
+		found, err := names.Names(ctx, f.Source, inodes)
+		if err != nil {
+			g.gap(PartFSs, f.Device, "the names of files that were hurt were not all looked for: "+Reason(err))
+		}
+		for _, ino := range inodes {
+			f.Hurt = append(f.Hurt, HurtFile{Inode: ino, Path: found[ino]})
+		}
+	}
 }

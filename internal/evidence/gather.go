@@ -50,6 +50,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.machines, // machines.go, images.go
 		g.tasks,    // tasks.go
 		g.log,      // log.go, boots.go
+		g.hurt,     // disk.go
 		g.cluster,  // cluster.go
 	} {
 		part(ctx)
@@ -165,9 +166,10 @@ func (g *gatherer) optionalList(ctx context.Context, p Part, dir string) []tree.
 	return all
 }
 
-// unread is missed for what may be missing in a copy.
+// unread is missed for what may be missing in a copy. A bundle has an answer to all that was asked when it was
+// made; what it has none for is not known.
 func (g *gatherer) unread(p Part, name string, err error) {
-	if !errors.Is(err, tree.ErrNotCollected) {
+	if g.t.Kind() == tree.Bundle || !errors.Is(err, tree.ErrNotCollected) {
 		g.missed(p, name, err)
 	}
 }

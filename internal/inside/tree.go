@@ -41,6 +41,7 @@ type Tree struct {
 	points  map[string]int    // mount point -> volume
 	absent  map[string]string // mount point -> why nothing of it can be read
 	systems map[int]files.FS
+	names   map[int]string // of all volumes
 
 	dead atomic.Bool // the disk did not answer, and is not asked again
 	mu   sync.Mutex  // held by who reads: a Guest is for one at a time
@@ -63,7 +64,10 @@ type at struct {
 // is that of ctx, or that no volume is called part.
 func NewTree(ctx context.Context, g *Guest, part string) (*Tree, error) {
 	t := &Tree{root: -1, points: map[string]int{}, absent: map[string]string{}, systems: map[int]files.FS{},
-		kept: map[keptKey]map[string]files.Entry{}}
+		kept: map[keptKey]map[string]files.Entry{}, names: map[int]string{}}
+	for i, v := range g.Layout.Volumes {
+		t.names[i] = v.Name
+	}
 	var err error
 	if t.root, err = g.system(ctx, part); err != nil || t.root < 0 {
 		return t, err
@@ -403,4 +407,45 @@ func (t *Tree) listed(ctx context.Context, volume int, e files.Entry) tree.Entry
 		out.Type, out.Size, out.Mtime = typeOf(st.Mode&files.TypeMask), st.Size, Time(st.Mtime)
 	}
 	return out
+}
+
+// namesTimeout bounds how long names of inodes are looked for.
+const namesTimeout = 30 * time.Second
+
+// Names gives a name for each of some inodes of a volume that has one: of several the first on the disk. The
+// names begin where the volume is mounted.
+func (t *Tree) Names(ctx context.Context, volume string, inodes []uint64) (map[uint64]string, error) {
+	part, point := -1, ""
+	for i, name := range t.names {
+		if _, read := t.systems[i]; read && name == volume {
+			part = i
+		}
+	}
+	for at, i := range t.points {
+		if i == part {
+			point = at
+		}
+	}
+	if part < 0 || len(inodes) == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
+	defer cancel()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	found, system := map[uint64]string{}, t.systems[part]
+	err := files.Walk(ctx, system, system.Info().Root, "/", func(f *files.Found) error {
+		ino := uint64(f.Entry.Ino)
+		if _, known := found[ino]; !known && slices.Contains(inodes, ino) {
+			found[ino] = path.Join("/", point, f.Path)
+		}
+		if len(found) == len(inodes) {
+			return errFound
+		}
+		return nil
+	})
+	if errors.Is(err, errFound) {
+		err = nil
+	}
+	return found, err
 }

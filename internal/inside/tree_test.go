@@ -207,6 +207,29 @@ func TestSystem(t *testing.T) {
 	}
 }
 
+// TestHurtNames: the log of a guest names inodes, and the disk their files.
+func TestHurtNames(t *testing.T) {
+	disk := partitioned(t,
+		filled{ext4(), map[string]string{"etc/fstab": "/dev/vda1 / ext4 x 0 1\n/dev/vda2 /srv ext4 x 0 2\n"}},
+		filled{ext4(), map[string]string{"db/a": "x", "db/b": "y"}})
+	namer := system(t, disk).(tree.Namer)
+	all, err := namer.Names(t.Context(), "2", []uint64{2, 99999})
+	if err != nil || len(all) != 1 || all[2] != "/srv" {
+		t.Errorf("Names = %v, %v", all, err)
+	}
+	found := map[string]bool{}
+	all, err = namer.Names(t.Context(), "2", []uint64{11, 12, 13, 14, 15, 16, 17, 18})
+	for _, name := range all {
+		found[name] = true
+	}
+	if err != nil || !found["/srv/db/a"] || !found["/srv/db/b"] || !found["/srv/db"] {
+		t.Errorf("Names = %v, %v", all, err)
+	}
+	if all, err := namer.Names(t.Context(), "7", []uint64{2}); all != nil || err != nil {
+		t.Errorf("of no volume: %v, %v", all, err)
+	}
+}
+
 // TestNoSystem: without a system nothing is known of its files, and all of its file systems.
 func TestNoSystem(t *testing.T) {
 	s := system(t, partitioned(t, filled{ext4(), map[string]string{"file": "x"}}))

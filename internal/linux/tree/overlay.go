@@ -106,3 +106,18 @@ func (o *overlay) Link(ctx context.Context, name string) (string, error) {
 	}
 	return "", &fs.PathError{Op: "readlink", Path: name, Err: fs.ErrInvalid}
 }
+
+// Namer is a tree that can find the names of inodes.
+type Namer interface {
+	// Names gives for each of some inodes of a volume a name in it, as far as there is one. It may have
+	// to go through all of the volume. The error says why not all names were looked at.
+	Names(ctx context.Context, volume string, inodes []uint64) (map[uint64]string, error)
+}
+
+// Names asks the tree below, if that can find names.
+func (o *overlay) Names(ctx context.Context, volume string, inodes []uint64) (map[uint64]string, error) {
+	if n, can := o.Tree.(Namer); can {
+		return n.Names(ctx, volume, inodes)
+	}
+	return nil, nil
+}
