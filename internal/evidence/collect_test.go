@@ -90,7 +90,7 @@ func texts(t *testing.T, bundle []byte) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"/etc/nova/nova.conf", "/etc/libvirt/qemu/web.xml", "/shisa/log.json"} {
+	for _, name := range []string{"/etc/fstab", "/etc/nova/nova.conf", "/etc/libvirt/qemu/web.xml", "/shisa/log.json"} {
 		text, err := b.Read(context.Background(), name, 1<<20)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -5,10 +5,12 @@ package evidence
 
 import (
 	"context"
+	"fmt"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
@@ -23,6 +25,7 @@ func (g *gatherer) config(ctx context.Context) {
 	if text := g.optionalWord(ctx, PartConfig, "/proc/cmdline"); text != "" && g.t.Kind() != tree.Disk {
 		c.CommandLine = text
 	}
+	g.fstab(ctx)
 	g.modules(ctx)
 	g.sysctl(ctx)
 	for name, to := range map[string]map[string]Setting{"/etc/iscsi/iscsid.conf": c.ISCSI} {
@@ -34,6 +37,20 @@ func (g *gatherer) config(ctx context.Context) {
 	g.exports(ctx)
 	g.udev(ctx)
 	g.nova(ctx)
+}
+
+// fstab reads what is to be mounted (fstab(5)).
+func (g *gatherer) fstab(ctx context.Context) {
+	const file = "/etc/fstab"
+	text := g.optional(ctx, PartConfig, file)
+	entries, bad := linux.ParseFstab(text)
+	if len(bad) > 0 {
+		g.gap(PartConfig, file, fmt.Sprintf("lines that are not understood: %v", bad[:min(len(bad), 10)]))
+	}
+	for _, e := range entries {
+		g.e.Config.Fstab = append(g.e.Config.Fstab, FstabEntry{Source: e.Source, Point: e.Point, Type: e.Type,
+			Options: e.Options, Pass: e.Pass, From: Source{Path: file, Line: e.Line}})
+	}
 }
 
 // settings reads lines of NAME = VALUE.
