@@ -27,6 +27,7 @@ var layer = map[string]int{
 	"internal/repair":           5,
 	"internal/check":            4,
 	"internal/doctor":           5,
+	"internal/doctor/stories":   6,
 	"internal/doctor/trend":     1,
 	"internal/doctor/watch":     6,
 	"internal/evidence":         4,
@@ -88,6 +89,7 @@ var onlyBy = map[string][]string{
 	"internal/lab/cut":         {},                                                              // for tests
 	"internal/lab/faultfs":     {"bench"},                                                       // it mounts, and makes it fail
 	"internal/lab/hold":        {"bench"},                                                       // it keeps mounts busy
+	"internal/doctor/stories":  {"bench"},                                                       // it holds what tests need
 	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"}, // it makes devices
 	"internal/lab/vm":          {"bench", "internal/lab/vm/init"},                               // it runs QEMU
 	"internal/image/imagetest": {},

@@ -6,7 +6,6 @@ package doctor
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -151,36 +150,48 @@ func (n *node) state() State {
 	return state
 }
 
-// shared gives what at least two machines rest on and one of them is sick, that which parts the sick
-// from the healthy best first.
+// shared gives what at least two machines rest on and one of them is sick: first what parts the sick from the
+// healthy best, then that on which most of what is hurt rests, then what is hurt itself or was not looked at.
 func shared(g *graph, machines []Patient) []Common {
 	sick := map[string]bool{}
 	for _, m := range machines {
 		sick[m.Label] = m.Sick
 	}
-	out := []Common{}
+	type weighed struct {
+		Common
+		parts, hurt, state int
+	}
+	var all []weighed
 	for _, n := range g.sorted() {
-		c := Common{Object: n.object, Sick: []string{}, Healthy: []string{}, Seen: n.seen}
+		w := weighed{Common: Common{Object: n.object, Sick: []string{}, Healthy: []string{}, Seen: n.seen}}
 		for _, x := range n.reach(above) {
 			label := x.object.On
 			switch ill, known := sick[label]; {
-			case !known:
+			case !known || label == n.object.On:
 			case ill:
-				c.Sick = append(c.Sick, label)
+				w.Sick = append(w.Sick, label)
 			default:
-				c.Healthy = append(c.Healthy, label)
+				w.Healthy = append(w.Healthy, label)
+			}
+			if x.state() == Hurt {
+				w.hurt++
 			}
 		}
-		slices.Sort(c.Sick)
-		slices.Sort(c.Healthy)
-		c.Sick, c.Healthy = slices.Compact(c.Sick), slices.Compact(c.Healthy)
-		if len(c.Sick) > 0 && len(c.Sick)+len(c.Healthy) > 1 && n.object.On == "" {
-			out = append(out, c)
+		slices.Sort(w.Sick)
+		slices.Sort(w.Healthy)
+		w.Sick, w.Healthy = slices.Compact(w.Sick), slices.Compact(w.Healthy)
+		w.parts = len(w.Sick) - len(w.Healthy)
+		w.state = slices.Index([]State{Hurt, Unseen, Doubted, Plain, Healthy}, n.state())
+		if len(w.Sick) > 0 && len(w.Sick)+len(w.Healthy) > 1 {
+			all = append(all, w)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Common) int {
-		return cmp.Or(cmp.Compare(len(a.Healthy)-len(a.Sick), len(b.Healthy)-len(b.Sick)),
-			strings.Compare(string(a.Object.Kind), string(b.Object.Kind)))
+	slices.SortStableFunc(all, func(a, b weighed) int {
+		return cmp.Or(cmp.Compare(b.parts, a.parts), cmp.Compare(b.hurt, a.hurt), cmp.Compare(a.state, b.state))
 	})
+	out := make([]Common, len(all))
+	for i := range all {
+		out[i] = all[i].Common
+	}
 	return out
 }

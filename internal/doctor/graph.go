@@ -6,11 +6,13 @@ package doctor
 import (
 	"cmp"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
 // The objects of a machine's evidence, by their indexes where there are any. All rules and the graph
@@ -102,7 +104,9 @@ type node struct {
 	// on are what it rests on, above what rests on it; each once.
 	on, above []*node
 	// seen: there is evidence about the object itself, not only its name.
-	seen    bool
+	seen bool
+	// spare: it lives on without one of those that it rests on, as an array or a device of many paths.
+	spare   bool
 	results []Result
 }
 
@@ -140,6 +144,7 @@ func picture(all []*evidence.Evidence) *graph {
 	for _, e := range all {
 		g.serving(e)
 		g.guests(e, all)
+		g.cluster(e, all)
 	}
 	return g
 }
@@ -150,6 +155,7 @@ func (g *graph) storage(e *evidence.Evidence) {
 		d := &e.Devices[i]
 		o := deviceObject(e, d.Name)
 		g.see(o)
+		g.node(o).spare = d.Paths != nil || d.Array != nil && redundant(d.Array.Level)
 		for _, low := range d.On {
 			g.rest(o, deviceObject(e, low))
 		}
@@ -163,8 +169,11 @@ func (g *graph) storage(e *evidence.Evidence) {
 	for i := range e.FSs {
 		o := fsObject(e, i)
 		g.see(o)
-		if d := e.FSs[i].Device; d != "" {
+		if d := e.FSs[i].Device; d != "" && e.Kind != tree.Disk {
 			g.rest(o, deviceObject(e, d))
+			if disk := diskOf(d); disk != "" {
+				g.rest(deviceObject(e, d), deviceObject(e, disk))
+			}
 		}
 	}
 	for i := range e.Mounts {
@@ -183,6 +192,21 @@ func (g *graph) storage(e *evidence.Evidence) {
 			g.rest(shareObject(m.NFS), serverObject(m.NFS))
 		}
 	}
+}
+
+// partition is how the kernel names the parts of disks (disk_name in block/partitions of Linux).
+var partition = regexp.MustCompile(`^(sd[a-z]+|vd[a-z]+|xvd[a-z]+|hd[a-z]+|(?:nvme\d+n\d+|mmcblk\d+)p)(\d+)$`)
+
+// diskOf gives by its name the disk that a device is a part of, "" if it is none.
+func diskOf(device string) string {
+	if m := partition.FindStringSubmatch(device); m != nil {
+		disk := m[1]
+		if strings.HasPrefix(disk, "nvme") || strings.HasPrefix(disk, "mmc") {
+			disk = strings.TrimSuffix(disk, "p")
+		}
+		return disk
+	}
+	return ""
 }
 
 // file says that an object rests on the mount that a file of the machine lies on.
@@ -260,17 +284,66 @@ func (g *graph) serving(e *evidence.Evidence) {
 		g.see(o)
 		g.rest(o, hostObject(e))
 		for _, s := range shares {
-			export, ok := strings.CutPrefix(s.Name, o.Name+":")
-			if !ok {
-				continue
-			}
-			g.see(s)
-			if i := e.MountOf(export); i >= 0 {
-				g.rest(s, mountObject(e, i))
+			if export, ok := strings.CutPrefix(s.Name, o.Name+":"); ok {
+				g.export(e, s, export)
 			}
 		}
 	}
 }
+
+// export joins a share, by the name that a client has for it, with the same by the name of its server, and
+// with the mount that it lies on.
+func (g *graph) export(e *evidence.Evidence, share Object, dir string) {
+	i := e.MountOf(dir)
+	if i < 0 {
+		return // what it lies on was not looked at
+	}
+	g.see(share)
+	g.rest(share, mountObject(e, i))
+	for _, given := range e.Config.Exports {
+		if e.Host.Name == "" || dir != given && !strings.HasPrefix(dir, strings.TrimSuffix(given, "/")+"/") {
+			continue
+		}
+		own := shareObject(&evidence.NFS{Server: e.Host.Name, Export: given})
+		g.see(own)
+		g.rest(share, own)
+		if i := e.MountOf(given); i >= 0 {
+			g.rest(own, mountObject(e, i))
+		}
+	}
+}
+
+// cluster joins the file systems that nodes share with the cluster whose locks they take, and a cluster that
+// waits for a node to be fenced with that node and with what it has of those file systems.
+func (g *graph) cluster(e *evidence.Evidence, all []*evidence.Evidence) {
+	if !e.Cluster.Present {
+		return
+	}
+	o := clusterObject(e)
+	g.see(o)
+	for _, i := range typed(e, clustered...) {
+		g.rest(fsObject(e, i), o)
+	}
+	for _, name := range e.Cluster.Pending {
+		node := Object{Host, name, name}
+		for _, x := range all {
+			if x == e || !isNamed(map[string]bool{serverName(x.Host.Name): true}, serverName(name)) {
+				continue
+			}
+			node = hostObject(x)
+			for _, i := range typed(x, clustered...) {
+				g.rest(o, fsObject(x, i))
+			}
+			for _, device := range x.Log.Devices("gfs2.withdraw") {
+				g.rest(o, Object{FileSystem, x.Label, device})
+			}
+		}
+		g.rest(o, node)
+	}
+}
+
+// clustered are the types of file systems that take their locks from a cluster.
+var clustered = []string{"gfs2", "ocfs2"}
 
 // isNamed tells whether a name is one of those, a short one for a long one of the same host too. Of
 // addresses only the whole counts.

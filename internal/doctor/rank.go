@@ -50,7 +50,7 @@ func rank(g *graph) []Cause {
 		}
 	}
 	for _, n := range g.sorted() {
-		if !n.seen && len(n.results) == 0 && judged(n.object.Kind) {
+		if n.open() && !slices.ContainsFunc(n.reach(on), (*node).open) {
 			if c := r.weigh(n, nil); len(c.explains) > 1 && c.several() {
 				r.all = append(r.all, c)
 			}
@@ -59,10 +59,15 @@ func rank(g *graph) []Cause {
 	return r.causes()
 }
 
-// judged are the kinds that have a state of their own which somebody could look at. A share is no more
-// than its server shows.
-func judged(k Kind) bool {
-	return k == Server || k == Host || k == Machine || k == Image || k == Device || k == Cluster
+// open tells of an object that may be the cause of something for all that is known: it was not looked at, or
+// rules could not tell. Files and tasks carry nothing.
+func (n *node) open() bool {
+	switch n.object.Kind {
+	case File, Task, Unit:
+		return false
+	}
+	s := n.state()
+	return s == Unseen || s == Doubted
 }
 
 type ranking struct {
@@ -72,7 +77,7 @@ type ranking struct {
 
 // weigh adds up what speaks for an explanation and against it.
 func (r *ranking) weigh(n *node, f *Finding) *candidate {
-	c := &candidate{at: n, f: f, affects: n.reach(above)}
+	c := &candidate{at: n, f: f, affects: n.burden()}
 	times := 1.0
 	upward := true
 	if f != nil {
@@ -87,12 +92,12 @@ func (r *ranking) weigh(n *node, f *Finding) *candidate {
 	well := []*node{}
 	for _, d := range c.affects {
 		faults := d.faults()
-		if len(faults) == 0 && upward && d.well() {
+		if len(faults) == 0 && upward && d.well() && (f == nil || !slices.Contains(f.Affects, d.object)) {
 			well = append(well, d)
 		}
 		for _, x := range faults {
 			switch {
-			case !upward || x.Reach == Hint:
+			case !upward || x.Reach == Hint || !follows(x, f):
 			case f != nil && earlier(x, f):
 				c.term(-earlierCosts, d, "failed before: "+x.Summary)
 			default:
@@ -147,6 +152,18 @@ func (n *node) from(o Object) *node {
 		}
 	}
 	return n
+}
+
+// follows tells whether a finding may be a sign of another one below it, nil for one that is not known. What was
+// set, written, removed or filled is so by itself; a share is full if what it lies on is.
+func follows(x, of *Finding) bool {
+	switch x.Code {
+	case "BL05", "FS08", "FS09", "FS10", "IM02", "IM04", "LC01", "LC02", "ME01", "NF03", "NF04", "TM08", "TM09":
+		return false
+	case "NF02":
+		return of == nil || of.Code == "FS08" || of.Code == "NF02"
+	}
+	return true
 }
 
 // weight is what a finding is worth by its harm.
@@ -222,6 +239,17 @@ func apart(well []*node, hurt []*Finding, g *graph) []*node {
 func on(n *node) []*node    { return n.on }
 func above(n *node) []*node { return n.above }
 
+// burden gives all that a fault of n may hurt: all above it, but for what rests on something with spares, of
+// which n is one.
+func (n *node) burden() []*node {
+	return n.reach(func(x *node) []*node {
+		if x != n && x.spare {
+			return nil
+		}
+		return x.above
+	})
+}
+
 // reach gives all nodes in one direction, without n, in the order of their names.
 func (n *node) reach(way func(*node) []*node) []*node {
 	seen := map[*node]bool{n: true}
@@ -288,9 +316,16 @@ func codeOf(f *Finding) string {
 	return f.Code
 }
 
-// alsoThere takes in what else was found about the same object: it is one fault with several signs.
+// alsoThere takes in what else was found about the same object, and about the spares that it has lost: it is
+// one fault with several signs.
 func (c *candidate) alsoThere(explained map[*Finding]bool) {
-	for _, f := range c.at.faults() {
+	signs := c.at.faults()
+	if c.at.spare {
+		for _, low := range c.at.on {
+			signs = append(signs, low.faults()...)
+		}
+	}
+	for _, f := range signs {
 		if f != c.f && !explained[f] && f.Reach != Hint && !c.harmless() {
 			c.explains = append(c.explains, f)
 		}
@@ -337,13 +372,31 @@ func (r *ranking) cause(c *candidate, explained map[*Finding]bool) Cause {
 	if c.f != nil {
 		out.Finding = c.f.ID
 	}
+	if c.f != nil && len(out.Rivals) == 0 && follows(c.f, nil) {
+		out.Rivals = append(out.Rivals, c.below()...)
+	}
 	switch {
-	case len(out.Explains) == 0:
-		out.Certainty = Alone
+	case !slices.ContainsFunc(c.explains, func(f *Finding) bool { return f.Object != c.at.object }):
+		out.Certainty, out.Rivals = Alone, []Rival{}
 	case len(out.Rivals) > 0:
 		out.Certainty = NotCertain
 	case c.f == nil:
 		out.Certainty = NotLookedAt
+	}
+	return out
+}
+
+// below gives the deepest objects that a fault may come from, if they were not looked at: it can be no more than
+// a sign of those.
+func (c *candidate) below() []Rival {
+	var out []Rival
+	for _, n := range c.at.reach(on) {
+		if c.at.object.Kind == Mount && n.object.Kind == FileSystem && slices.Contains(c.at.on, n) {
+			continue // of one that does not answer nothing can be told either
+		}
+		if n.open() && !slices.ContainsFunc(n.reach(on), (*node).open) {
+			out = append(out, Rival{Object: n.object})
+		}
 	}
 	return out
 }

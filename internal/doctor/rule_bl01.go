@@ -22,7 +22,7 @@ func ruleBL01() Rule {
 		var out []Result
 		for i := range e.Devices {
 			d := &e.Devices[i]
-			if d.Partition > 0 || d.Driver != "sd" && d.Driver != "nvme" {
+			if d.Partition > 0 || d.Driver != "sd" && d.Driver != "nvme" && d.State == "" {
 				continue
 			}
 			o := deviceObject(e, d.Name)

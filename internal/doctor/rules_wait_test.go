@@ -103,7 +103,8 @@ func TestPR01And02(t *testing.T) {
 	}
 	looked := func(e *evidence.Evidence) { e.Tasks.Looked = 5 }
 	said := event("hung.task", h, map[string]string{"comm": "ls", "pid": "17", "seconds": "122"})
-	old := said
+	lately, old := said, said
+	lately.Time = noon.Add(-3 * time.Minute)
 	old.Time, old.Last = noon.Add(-48*h), noon.Add(-48*h)
 	unasked := func(e *evidence.Evidence) {
 		e.Gaps = append(e.Gaps, evidence.Gap{Part: evidence.PartTasks, Reason: "a copy"})
@@ -124,7 +125,10 @@ func TestPR01And02(t *testing.T) {
 		{"nobody hangs", rulePR02(), one("ext4", looked), []says{{host, Pass, "", ""}}},
 		{"hangs", rulePR02(), one("ext4", waits(evidence.Task{Comm: "ls"}), said), []says{{task, Fail, "hung", finding.Warning}}},
 		{"hung, and waits no more", rulePR02(), one("ext4", looked, said), []says{{task, Fail, "hung", finding.Note}}},
-		{"hangs in a copy", rulePR02(), one("ext4", unasked, said), []says{{task, Fail, "hung", finding.Warning}}},
+		{"hangs in a copy", rulePR02(), one("ext4", unasked, lately), []says{{task, Fail, "hung", finding.Warning}}},
+		{"hangs, and the kernel is silent", rulePR02(), one("ext4", all(unasked, silent), said), []says{{task, Fail, "hung",
+			finding.Warning}}},
+		{"hung, and the kernel says so no more", rulePR02(), one("ext4", unasked, said), []says{{task, Fail, "hung", finding.Note}}},
 		{"of another boot", rulePR02(), one("ext4", unasked, old), []says{{task, Fail, "hung", finding.Note}}},
 		{"the kernel is silent", rulePR02(), one("ext4", all(unasked, silent)), []says{{host, Unknown, "", ""}}},
 		{"the kernel is silent, and nobody waits", rulePR02(), one("ext4", all(looked, silent)), []says{{host, Pass, "", ""}}},

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/hypervisor"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
 // maxMachines bounds the virtual machines of a host.
@@ -49,7 +50,9 @@ var libvirtDirs = []string{"/etc/libvirt/qemu", "/run/libvirt/qemu"}
 // machines reads which virtual machines there are, and their disks.
 func (g *gatherer) machines(ctx context.Context) {
 	var asked Asked
-	g.own(ctx, PartImages, "machines.json", &asked)
+	if !g.own(ctx, PartImages, "machines.json", &asked) && g.t.Kind() == tree.Bundle {
+		g.gap(PartImages, "", "the images of machines were not collected")
+	}
 	g.e.Gaps = append(g.e.Gaps, asked.Gaps...)
 	domains := g.domains(ctx)
 	for i := range asked.Processes {
