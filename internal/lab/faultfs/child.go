@@ -4,6 +4,7 @@
 package faultfs
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,10 +16,15 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux"
 )
 
 // childName is what the process that serves is called in argv[0].
 const childName = "shisa-faultfs"
+
+// connection is the child's end of the mount, as go-fuse takes it.
+const connection = "/dev/fd/3"
 
 // maxWriteBytes is the longest request that comes in one piece.
 const maxWriteBytes = 1 << 20
@@ -112,33 +118,39 @@ func begin(arg string) (*child, error) {
 		}
 		c.files[f.Name] = &file{store: store, cached: f.Cached}
 	}
-	return c, c.mount(s.Dir)
+	return c, c.serve()
 }
 
-func (c *child) mount(dir string) error {
-	server, err := fuse.NewServer(newDirectory(c.files), dir, &fuse.MountOptions{
-		FsName: "faultfs", Name: "faultfs", DirectMountStrict: true, DisableXAttrs: true,
-		DisableReadDirPlus: true, DisableSplice: true, MaxWrite: maxWriteBytes,
+// serve answers on the connection that the parent made.
+func (c *child) serve() error {
+	if err := letGo(); err != nil {
+		return err
+	}
+	server, err := fuse.NewServer(newDirectory(c.files), connection, &fuse.MountOptions{
+		DisableXAttrs: true, DisableReadDirPlus: true, DisableSplice: true, MaxWrite: maxWriteBytes,
 		MaxBackground: maxBackground, Logger: log.New(io.Discard, "", 0)})
 	if err != nil {
 		return err
 	}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		server.Serve()
-	}()
-	c.unmount = func() error {
-		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // the parent unmounts it first
-			err = errors.Join(fmt.Errorf("unmount %s: %w", dir, err),
-				unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE|unix.MNT_DETACH))
-			return err // something may still have a file open: it is not waited for
-		}
-		<-served
-		return nil
+	go server.Serve() // until it is unmounted, which is the parent's, or this process ends
+	c.unmount = func() error { return nil }
+	return nil
+}
+
+// letGo unmounts all in the namespace of this process, which has copies of the parent's.
+func letGo() error {
+	mounts, err := linux.Open("").Mounts(context.Background(), 0)
+	if err != nil {
+		return err
 	}
-	return server.WaitMount()
+	for _, m := range slices.Backward(mounts) {
+		err := unix.Unmount(m.Point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		// The root stays. Others may have gone with the one that they were on.
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT && m.Point != "/" {
+			return fmt.Errorf("let go of %s: %w", m.Point, err)
+		}
+	}
+	return nil
 }
 
 // obey carries out orders until the parent closes its end.

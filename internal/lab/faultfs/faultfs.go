@@ -110,15 +110,44 @@ func (f *FS) start(s setup) error {
 		Env:   []string{"PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"},
 		Stdin: ordered, Stdout: saying, Stderr: &f.words,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}}
-	err = launch(f.cmd, f.ended)
+	if !s.Autofs {
+		err = f.connect()
+	}
+	if err == nil {
+		err = launch(f.cmd, f.ended)
+	}
 	err = errors.Join(err, ordered.Close(), saying.Close())
+	for _, dev := range f.cmd.ExtraFiles {
+		err = errors.Join(err, dev.Close()) // whoever has it open keeps all waiting that wait
+	}
 	if err != nil {
-		return errors.Join(err, orders.Close(), said.Close())
+		return errors.Join(err, orders.Close(), said.Close(), takeDown(s.Dir))
 	}
 	if _, err := f.listen(); err != nil {
 		return errors.Join(err, f.end())
 	}
 	return nil
+}
+
+// connect mounts the file system, and hands the child the other end. The child gets a namespace
+// without any mount. In ours it could be the last one, and then it would unmount our disks at its
+// end, before the kernel closes its end of the connection: it would wait for itself, for ever.
+func (f *FS) connect() error {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		err = errors.Join(err, ErrUnavailable)
+	}
+	if err != nil {
+		return fmt.Errorf("open /dev/fuse: %w", err)
+	}
+	f.cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "/dev/fuse")}
+	f.cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d", fd, maxWriteBytes)
+	err = unix.Mount("faultfs", f.Dir, "fuse.faultfs", unix.MS_NOSUID|unix.MS_NODEV, data)
+	if lacking(err) {
+		err = errors.Join(err, ErrUnavailable)
+	}
+	return err
 }
 
 // launch starts a program and has it waited for: ended gets how it ended.

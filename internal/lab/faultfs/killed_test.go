@@ -25,10 +25,13 @@ import (
 // victimDir in the environment makes this program the one that is killed.
 const victimDir = "SHISA_FAULTFS_VICTIM"
 
-// beVictim makes worlds in which something hangs, prints the processes that are in them, and waits.
+// victimWorlds in the environment names the worlds that it makes.
+const victimWorlds = "SHISA_FAULTFS_WORLDS"
+
+// beVictim makes worlds, prints the processes that are in them, and waits.
 func beVictim(dir string) error {
 	var pids []string
-	for _, name := range []string{"hang-writer", "stuck-fuse", "stuck-fuse-killed", "many-mounts"} {
+	for name := range strings.FieldsSeq(os.Getenv(victimWorlds)) {
 		at := filepath.Join(dir, name)
 		if err := os.Mkdir(at, 0o755); err != nil {
 			return err
@@ -48,14 +51,23 @@ func beVictim(dir string) error {
 	select {}
 }
 
-// TestKilled holds that nothing stays of a program that is killed while all of that hangs.
+// TestKilled holds that nothing stays of a program that is killed: while much hangs, and where
+// nobody but the server is left to see the end of its mounts.
 func TestKilled(t *testing.T) {
+	t.Run("hanging", func(t *testing.T) {
+		killed(t, "hang-writer stuck-fuse stuck-fuse-killed many-mounts", 9)
+	})
+	t.Run("alone", func(t *testing.T) { killed(t, "delay", 1) })
+}
+
+// killed kills a program that made worlds with so many processes in them and one disk.
+func killed(t *testing.T, worlds string, processes int) {
 	testenv.NeedRoot(t)
 	testenv.Need(t, "mkfs.ext4")
 	available(t, apart())
 	dir := t.TempDir()
 	victim := exec.Command("/proc/self/exe")
-	victim.Env = append(os.Environ(), victimDir+"="+dir)
+	victim.Env = append(os.Environ(), victimDir+"="+dir, victimWorlds+"="+worlds)
 	victim.Stderr = os.Stderr
 	out, err := victim.StdoutPipe()
 	must(t, err)
@@ -64,8 +76,8 @@ func TestKilled(t *testing.T) {
 	must(t, launch(victim, ended))
 	line, err := bufio.NewReader(out).ReadString('\n')
 	pids := strings.Fields(line)
-	if err != nil || len(pids) != 9 {
-		t.Errorf("the victim said %q, %v, want 9 numbers", line, err)
+	if err != nil || len(pids) != processes {
+		t.Errorf("the victim said %q, %v, want %d numbers", line, err, processes)
 	}
 	loops := loopsBelow(t, dir)
 	if len(loops) != 1 {
