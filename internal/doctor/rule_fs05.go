@@ -62,7 +62,8 @@ func remembered(r *Rule, e *evidence.Evidence, i int) Result {
 	if len(s.facts) == 0 {
 		return pass(o)
 	}
-	x := found(r, o, s.sure(), "errors-noted", named(e, i)+" remembers errors that nobody has looked at since", s.facts...)
+	x := found(r, o, s.sure(), "errors-noted", named(e, i)+" remembers errors that nobody has looked at since",
+		s.facts...)
 	if !p.LastError.IsZero() && p.Checked.After(p.LastError) && p.State != "errors" {
 		x.Summary = named(e, i) + " had errors, and was checked since"
 		return fail(x.over())

@@ -85,7 +85,8 @@ func space(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool) {
 	case a.Inodes > 0 && a.InodesFree == 0:
 		kind, text = "inodes", "has no inode left: no file can be made, whatever room there is"
 	case a.Avail*100 < usable*nearlyPercent, a.Avail*100 < usable*lowPercent && a.Avail*a.BlockSize < lowBytes:
-		kind, text, sev = "nearly-full", fmt.Sprintf("is nearly full: %s are left", sized(a.Avail*a.BlockSize)), finding.Warning
+		kind, sev = "nearly-full", finding.Warning
+		text = fmt.Sprintf("is nearly full: %s are left", sized(a.Avail*a.BlockSize))
 	case a.Inodes > 0 && a.InodesFree*100 < a.Inodes*nearlyPercent:
 		kind, text, sev = "inodes-low", fmt.Sprintf("has few inodes left: %d", a.InodesFree), finding.Warning
 	default:
@@ -124,8 +125,8 @@ func makeRoom(point, kind string) []Remedy {
 		{Text: "make room, or make the disk larger; then look at what failed to write meanwhile"},
 	}
 	if kind == "reserved" {
-		steps = append(steps, Remedy{Text: "in need, give others a part of what is kept for root", Command: "tune2fs -m 1 DEVICE",
-			Undo: "tune2fs -m 5 DEVICE", Risk: "a root that has no room left cannot even log in"})
+		steps = append(steps, Remedy{Text: "in need, give others a part of what is kept for root",
+			Command: "tune2fs -m 1 DEVICE", Undo: "tune2fs -m 5 DEVICE", Risk: "a root that has no room left cannot even log in"})
 	}
 	return steps
 }

@@ -50,7 +50,8 @@ func system() []string { return []string{"/", "/usr", "/var", "/boot", "/boot/ef
 
 func judgeFstab(r *Rule, e *evidence.Evidence, f *evidence.FstabEntry) Result {
 	o := Object{Mount, e.Label, f.Point}
-	line := Fact{Source: f.From, Value: strings.Join(append([]string{f.Source, f.Point, f.Type}, strings.Join(f.Options, ",")), " ")}
+	words := []string{f.Source, f.Point, f.Type, strings.Join(f.Options, ",")}
+	line := Fact{Source: f.From, Value: strings.Join(words, " ")}
 	soft := has(f, "nofail") || has(f, "x-systemd.automount")
 	there, known := sourceThere(e, f)
 	remote := linux.MayHang(f.Type) != ""

@@ -53,7 +53,8 @@ func shareRoom(r *Rule, m *evidence.Mount) Result {
 		return unknown(o, "how full it is was not told")
 	case a.Blocks > 0 && a.Avail == 0:
 		return fail(fullShare(r, o, m.NFS.Server, fmt.Sprintf("the share that is mounted on %s is full", m.Point), Fact{
-			Source: evidence.Source{Path: m.Point}, Value: fmt.Sprintf("0 of %d blocks of %d bytes are left", a.Blocks, a.BlockSize)}))
+			Source: evidence.Source{Path: m.Point},
+			Value:  fmt.Sprintf("0 of %d blocks of %d bytes are left", a.Blocks, a.BlockSize)}))
 	case a.Inodes > 0 && a.InodesFree == 0:
 		return fail(fullShare(r, o, m.NFS.Server, fmt.Sprintf("the share that is mounted on %s has no inode left", m.Point),
 			Fact{Source: evidence.Source{Path: m.Point}, Value: fmt.Sprintf("0 of %d inodes are left", a.Inodes)}))

@@ -16,8 +16,8 @@ import (
 // lock that one of those holds up.
 func rulePR01() Rule {
 	r := Rule{Rule: finding.PR01, Needs: []evidence.Part{evidence.PartTasks}, Reach: Local,
-		Guard: "who got on between the looks is busy and not stuck; a thread of the kernel of which no storage is known is a note: some wait " +
-			"so for their work",
+		Guard: "who got on between the looks is busy and not stuck; a thread of the kernel of which no storage is known " +
+			"is a note: some wait so for their work",
 		Test: "on programs that read from FUSE mounts which do not answer, and were to be ended"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		var out []Result
@@ -49,8 +49,8 @@ func waitsLong(r *Rule, e *evidence.Evidence, t *evidence.Task) *Finding {
 	case len(t.Devices) > 0:
 		what = ", likely for " + t.Devices[0]
 	}
-	facts := []Fact{{Source: t.From, Value: "D " + t.WChan, Text: fmt.Sprintf("at the same place %s apart, without any progress",
-		e.Tasks.Between.Round(100*time.Millisecond))}}
+	facts := []Fact{{Source: t.From, Value: "D " + t.WChan, Text: fmt.Sprintf(
+		"at the same place %s apart, without any progress", e.Tasks.Between.Round(100*time.Millisecond))}}
 	if len(t.Stack) > 0 {
 		facts = append(facts, Fact{Source: evidence.Source{Path: strings.TrimSuffix(t.From.Path, "stat") + "stack"},
 			Value: strings.Join(t.Stack, " < ")})
@@ -67,8 +67,8 @@ func waitsLong(r *Rule, e *evidence.Evidence, t *evidence.Task) *Finding {
 			break
 		}
 	}
-	x.Remedies = []Remedy{{Text: "bring back what it waits for: it goes on by itself then. Ending it changes nothing, and a " +
-		"program that was told to end does so at that moment",
+	x.Remedies = []Remedy{{Text: "bring back what it waits for: it goes on by itself then. Ending it changes nothing, " +
+		"and a program that was told to end does so at that moment",
 		Risk: "a restart of the machine loses what it was about to write; and may wait as well, at the umount"}}
 	return x
 }

@@ -46,8 +46,8 @@ func busy(r *Rule, e *evidence.Evidence, i int, path string) Result {
 		return unknown(o, "it was busy at "+ev.Time.UTC().Format("2006-01-02 15:04:05")+", and not free within a second: "+
 			"somebody kept it; while that is so, shisa holders "+quoted(path)+" names them")
 	}
-	x := found(r, o, 0.7, "prober", fmt.Sprintf("the umount of %s was refused, and worked a moment later: somebody just looked "+
-		"into it", path), said(ev), said(done))
+	x := found(r, o, 0.7, "prober", fmt.Sprintf("the umount of %s was refused, and worked a moment later: somebody "+
+		"just looked into it", path), said(ev), said(done))
 	x.Remedies = []Remedy{
 		{Text: "try again with pauses before anybody is blamed", Command: "shisa umount " + quoted(path)},
 		{Text: "name who looks into mounts again and again", Command: "shisa holders --pollers " + quoted(path)}}

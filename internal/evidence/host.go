@@ -22,7 +22,8 @@ func (g *gatherer) host(ctx context.Context) {
 	h.Name = g.first(ctx, "/proc/sys/kernel/hostname", "/etc/hostname", "/sos_commands/host/hostname")
 	h.MachineID = g.first(ctx, "/etc/machine-id", "/var/lib/dbus/machine-id")
 	h.Kernel = g.first(ctx, "/proc/sys/kernel/osrelease")
-	if words := strings.Fields(g.first(ctx, "/proc/version", "/sos_commands/kernel/uname_-a")); h.Kernel == "" && len(words) > 2 {
+	words := strings.Fields(g.first(ctx, "/proc/version", "/sos_commands/kernel/uname_-a"))
+	if h.Kernel == "" && len(words) > 2 {
 		h.Kernel = words[2] // both are "Linux X RELEASE ..."
 	}
 	h.OS = assigned(g.first(ctx, "/etc/os-release", "/usr/lib/os-release"), "PRETTY_NAME")

@@ -7,7 +7,6 @@ import (
 	"context"
 	"runtime"
 	"slices"
-	"strings"
 
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/linux"
@@ -69,17 +68,10 @@ func NewStacks(ctx context.Context, host *linux.Host, watched []linux.Mount) (s 
 	y.unwind = stack.NewUnwinder("", func(m stack.Mapping) bool {
 		// Only the name tells: the kernel's records of mappings have no device.
 		at := mountAt(table, m.Path)
-		return err != nil || at.ID == 0 || mayHang(at.Type) ||
+		return err != nil || at.ID == 0 || linux.MayHang(at.Type) != "" ||
 			slices.ContainsFunc(watched, func(w linux.Mount) bool { return w.Dev == at.Dev })
 	})
 	return y, notes
-}
-
-// mayHang tells of a file system whose files somebody else serves.
-func mayHang(fstype string) bool {
-	return strings.HasPrefix(fstype, "fuse") || strings.HasPrefix(fstype, "nfs") ||
-		slices.Contains([]string{"cifs", "smb3", "9p", "ceph", "lustre", "gfs2", "ocfs2", "afs", "autofs",
-			"glusterfs", "beegfs", "virtiofs", "vboxsf", "coda", "orangefs"}, fstype)
 }
 
 func (y *symbols) Tick() {
