@@ -42,7 +42,14 @@ func ruleTM08() Rule {
 	return r
 }
 
-func length(b *evidence.Boot) time.Duration { return b.Last.Sub(b.Began) }
+// length is how long a boot ran, by the clock that nobody sets where that is known: a machine whose clock
+// is put right by hours at each start runs for minutes all the same.
+func length(b *evidence.Boot) time.Duration {
+	if b.Ran > 0 {
+		return b.Ran
+	}
+	return b.Last.Sub(b.Began)
+}
 
 // toldBefore tells whether some log reaches back before the only boot that is known.
 func toldBefore(e *evidence.Evidence) bool {

@@ -221,6 +221,28 @@ func TestChurnIsSeen(t *testing.T) {
 	}
 }
 
+// TestChurnWithAWrongClockIsSeen: the clock is nine hours slow at each start and put right then, and a
+// timer restarts the machine for that.
+func TestChurnWithAWrongClockIsSeen(t *testing.T) {
+	c := newCourse()
+	for range 4 {
+		c.Start()
+		c.Say(3*time.Second, "systemd", "Started cron.service - Cron.", "UNIT=cron.service", "_PID=1")
+		c.At, c.Skew = c.At.Add(9*time.Hour), 9*time.Hour
+		c.Say(time.Second, "systemd", "Starting daily_reboot.service - Reboot...", "UNIT=daily_reboot.service", "_PID=1")
+		c.Say(0, "systemd-logind", "System is rebooting.")
+		c.Say(0, "systemd-journald", "Journal stopped")
+		c.At = c.At.Add(-9*time.Hour + 5*time.Second)
+	}
+	e := gathered(t, c, nil)
+	if got := ruleTM08().Judge(e); len(got) != 1 || got[0].Finding == nil || got[0].Finding.Kind != "restarts" {
+		t.Errorf("TM08 says %+v of %+v", got, e.Boots)
+	}
+	if got := ruleTM09().Judge(e); len(got) != 1 || got[0].Finding == nil || got[0].Finding.Severity != finding.Warning {
+		t.Errorf("TM09 says %+v", got)
+	}
+}
+
 func TestJumpsAreSeen(t *testing.T) {
 	c := newCourse()
 	c.Start()

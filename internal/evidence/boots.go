@@ -14,7 +14,7 @@ import (
 func (g *gatherer) boots(l *logs.Log) {
 	running := false
 	for _, b := range l.Boots {
-		boot := Boot{ID: b.ID, Began: b.Began, Last: b.Last, End: b.End, LastUnit: b.LastUnit,
+		boot := Boot{ID: b.ID, Began: b.Began, Last: b.Last, Ran: b.Ran, End: b.End, LastUnit: b.LastUnit,
 			From: Source{Path: b.Path, Time: b.Began}}
 		for _, j := range b.Jumps {
 			boot.Jumps = append(boot.Jumps, Jump{At: j.At, By: j.By, Asleep: j.Asleep, From: Source{Path: j.Path, Time: j.At}})
@@ -28,10 +28,12 @@ func (g *gatherer) boots(l *logs.Log) {
 		g.e.Boots = append(g.e.Boots, Boot{ID: strings.ReplaceAll(h.BootID, "-", ""), Began: h.Booted, Last: g.e.Now,
 			End: "running", From: Source{Path: "/proc/stat", Time: h.Booted}})
 	}
-	if alive && running {
-		last := &g.e.Boots[len(g.e.Boots)-1]
-		if g.e.Now.After(last.Last) {
-			last.Last = g.e.Now
+	for i := range g.e.Boots {
+		if b := &g.e.Boots[i]; alive && b.End == "running" && g.e.Now.After(b.Last) {
+			b.Last, b.Ran = g.e.Now, max(b.Ran, g.e.Now.Sub(h.Booted))
+			if h.Booted.IsZero() {
+				b.Ran = 0
+			}
 		}
 	}
 	if len(g.e.Boots) == 0 {

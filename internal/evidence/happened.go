@@ -96,9 +96,11 @@ type Event struct {
 // Boot is one run of the machine.
 type Boot struct {
 	ID string `json:"id"`
-	// Began is the first sign of it, Last the last.
+	// Began is the first sign of it, Last the last, by the clock of the day, which may have been wrong.
 	Began time.Time `json:"began"`
 	Last  time.Time `json:"last"`
+	// Ran is how long it ran by the kernel's own clock, 0 if that is not known.
+	Ran time.Duration `json:"ran"`
 	// End is how it ended: "shutdown", "panic", "cut" (the log just stops), "running", "unknown".
 	End string `json:"end"`
 	// LastUnit is the service that most likely asked for the end: that which ended first after it was

@@ -5,6 +5,7 @@ package logs
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,8 @@ type Boot struct {
 	ID string // as journals write it, "" if not known
 	// Began is the first sign of it, Last the last.
 	Began, Last time.Time
+	// Ran is how long it ran by the kernel's own clock, as far as that is known: 0 else.
+	Ran time.Duration
 	// End is "shutdown", "panic", "cut", "running" or "unknown".
 	End string
 	// LastUnit is the service that most likely asked for the end: that which ended first after it was
@@ -53,6 +56,7 @@ type tracker struct {
 type boot struct {
 	Boot
 	marks  []mark
+	order  int           // of its first entry among those of other boots: the clock of the day may be wrong
 	offset time.Duration // of the clock of the day, against the kernel's
 	mono   time.Duration // of the last entry
 	timed  bool
@@ -72,7 +76,7 @@ func (t *tracker) boot(id string) *boot {
 	}
 	b := t.byID[id]
 	if b == nil && len(t.byID) < maxBoots {
-		b = &boot{Boot: Boot{ID: id, Exact: true}}
+		b = &boot{Boot: Boot{ID: id, Exact: true}, order: len(t.byID)}
 		t.byID[id] = b
 	}
 	return b
@@ -86,7 +90,7 @@ func (b *boot) entry(at time.Time, mono time.Duration, path string) {
 	if at.After(b.Last) {
 		b.Last = at
 	}
-	b.Path = cmp.Or(b.Path, path)
+	b.Path, b.Ran = cmp.Or(b.Path, path), max(b.Ran, mono)
 	offset := at.Sub(time.Unix(0, 0)) - mono
 	if b.timed && mono >= b.mono {
 		if d := offset - b.offset; d.Abs() > minJump {
@@ -120,18 +124,13 @@ func unitOf(s string) string {
 
 // boots gives those that are known: of journals, or else of texts, or else of wtmp.
 func (t *tracker) boots(running bool, current string) []Boot {
-	var out []Boot
-	for _, b := range t.byID {
-		b.judge(b.marks)
-		out = append(out, b.Boot)
-	}
+	out := t.fromJournals()
 	if len(out) == 0 {
 		out = t.fromTexts()
 	}
 	if len(out) == 0 {
 		out = t.logins
 	}
-	slices.SortFunc(out, func(a, b Boot) int { return cmp.Or(a.Began.Compare(b.Began), strings.Compare(a.ID, b.ID)) })
 	if n := len(out); n > 0 && running {
 		last := &out[n-1]
 		i := slices.IndexFunc(out, func(b Boot) bool { return b.ID != "" && b.ID == plainID(current) })
@@ -140,6 +139,18 @@ func (t *tracker) boots(running bool, current string) []Boot {
 		} else if current == "" || last.ID == "" {
 			last.End = "running"
 		}
+	}
+	return out
+}
+
+// fromJournals gives the boots of journals in the order in which they were written.
+func (t *tracker) fromJournals() []Boot {
+	all := slices.Collect(maps.Values(t.byID))
+	slices.SortFunc(all, func(a, b *boot) int { return cmp.Compare(a.order, b.order) })
+	var out []Boot
+	for _, b := range all {
+		b.judge(b.marks)
+		out = append(out, b.Boot)
 	}
 	return out
 }

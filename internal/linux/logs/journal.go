@@ -242,6 +242,7 @@ func (r *reader) edges(files []*journal.File, open []opened) {
 					if e.Damaged {
 						return nil
 					}
+					b.Ran = max(b.Ran, e.Monotonic)
 					if e.Realtime.Before(b.Began) {
 						b.Began = e.Realtime
 					}
