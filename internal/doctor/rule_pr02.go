@@ -19,7 +19,7 @@ func rulePR02() Rule {
 	r := Rule{Rule: finding.PR02, Needs: []evidence.Part{evidence.PartLog}, Reach: Local,
 		Guard: "who does not wait any more is over, and so is one of whom the kernel says it no more, though it still " +
 			"would. After ten messages the kernel says nothing: that is not told to be well",
-		Test:  "on messages of kernels from 3.10 to 6.18, and on a task that was kept waiting"}
+		Test: "on messages of kernels from 3.10 to 6.18, and on a task that was kept waiting"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		type task struct{ comm, pid string }
 		last := map[task]*evidence.Event{}
