@@ -241,3 +241,19 @@ func sums(r *doctor.Report) string {
 	}
 	return b.String()
 }
+
+// TestWorlds holds that the ranking finds what random worlds are made with, and is seldom sure and wrong.
+func TestWorlds(t *testing.T) {
+	const n = 300
+	seen, hidden := Worlds(1, n, 0), Worlds(1, n, 30)
+	t.Logf("seen %+v, a part not %+v", seen, hidden)
+	if seen.First < n*80/100 || seen.First < 2*seen.Harm {
+		t.Errorf("of %d worlds it finds %d, the harm alone %d", n, seen.First, seen.Harm)
+	}
+	if seen.Wrong > n*3/100 || hidden.Wrong > n*5/100 {
+		t.Errorf("it is sure and wrong in %d of %d, and in %d where causes are not seen", seen.Wrong, n, hidden.Wrong)
+	}
+	if again := Worlds(1, n, 30); again != hidden {
+		t.Errorf("the same seed gives %+v and %+v", hidden, again)
+	}
+}
