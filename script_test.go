@@ -15,12 +15,16 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/cli"
 	"github.com/shisa-vm/shisa/internal/jail"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
 	if jail.IsChild(os.Args) {
 		os.Exit(jail.Serve())
+	}
+	if ask.IsChild(os.Args) {
+		os.Exit(ask.Serve())
 	}
 	main := func() { os.Exit(cli.Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
 	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main, "qemu-img": main, "signalled": signalled})

@@ -35,6 +35,7 @@ type seen struct {
 type looker struct {
 	o     *Options
 	asker *ask.Asker
+	probe evidence.ProbeOptions // how long to wait, in tests
 }
 
 // look examines the machine; said is what its logs say, nil to have them read.
@@ -63,7 +64,9 @@ func (l *looker) examine(ctx context.Context, said *evidence.Said, series []evid
 			"until they come back", len(threads))
 	}
 	now := time.Now()
-	files, err := evidence.Probe(ctx, t, evidence.ProbeOptions{Now: now, Version: l.o.Version, Asker: l.asker})
+	probe := l.probe
+	probe.Now, probe.Version, probe.Asker = now, l.o.Version, l.asker
+	files, err := evidence.Probe(ctx, t, probe)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -13,7 +13,7 @@ const (
 	// share is the part of one processor that may be taken over time, burst what may be taken beside it
 	// at once: a fault is looked at soon also where looking costs much.
 	share = 0.008
-	burst = 3 * time.Second
+	burst = 2 * time.Second
 	// logShare is the part that reading logs again may take.
 	logShare = 0.004
 )

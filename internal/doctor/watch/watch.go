@@ -31,6 +31,10 @@ const (
 	// apart is the least time between two examinations, together is how long is waited after a message
 	// for those that come with it.
 	apart, together = 5 * time.Second, 500 * time.Millisecond
+	// repeat is how long the same message about the same thing has no further examination made, but those in
+	// their time; maxAbout bounds the things that are remembered for that.
+	repeat   = 10 * time.Minute
+	maxAbout = 1000
 	// maxAlike is how many messages of one form are told one by one between two examinations.
 	maxAlike = 20
 )
@@ -86,8 +90,8 @@ type watcher struct {
 	asker   *ask.Asker
 	look    func(context.Context, *evidence.Said, []evidence.MemoryPoint) *seen
 	purse   *purse
-	// apart and together are the constants, but in tests.
-	apart, together time.Duration
+	// apart, together and repeat are the constants, but in tests.
+	apart, together, repeat time.Duration
 
 	needs  map[string][]evidence.Part
 	memory memory
@@ -97,6 +101,8 @@ type watcher struct {
 	label, boot string
 	looked      time.Time // when the last examination began
 	asked       time.Time // when a message asked for one that was not made yet, else zero
+	// about is when messages of a form about a thing asked for one.
+	about map[string]time.Time
 
 	mu     sync.Mutex
 	status Status
@@ -111,11 +117,11 @@ func Run(ctx context.Context, o Options) error {
 func newWatcher(o Options) *watcher {
 	w := &watcher{o: o, matcher: klog.New(), asker: &ask.Asker{}, things: things{}, alike: map[string]int64{},
 		needs: map[string][]evidence.Part{}, label: o.Label, purse: newPurse(processorTime, time.Now()),
-		apart: apart, together: together}
+		apart: apart, together: together, repeat: repeat, about: map[string]time.Time{}}
 	for _, r := range append(doctor.Rules(), o.Rules...) {
 		w.needs[r.Code] = r.Needs
 	}
-	w.look = (&looker{&w.o, w.asker}).look
+	w.look = (&looker{o: &w.o, asker: w.asker}).look
 	w.status.Every, w.status.Following = o.Every, o.Ring != nil
 	return w
 }
@@ -228,6 +234,23 @@ func (w *watcher) ask() {
 	}
 }
 
+// news tells whether a message says something that none said for a while: a device that complains again and
+// again is looked at once for it.
+func (w *watcher) news(e *evidence.Event) bool {
+	key := e.Form
+	for _, name := range []string{"device", "member", "address", "controller", "map", "pool", "server", "node"} {
+		key += "\x00" + e.Fields[name]
+	}
+	if at, known := w.about[key]; known && time.Since(at) < w.repeat {
+		return false
+	}
+	if len(w.about) >= maxAbout {
+		clear(w.about)
+	}
+	w.about[key] = time.Now()
+	return true
+}
+
 // hear takes a record of the kernel's.
 func (w *watcher) hear(r record) error {
 	if r.err != nil {
@@ -248,7 +271,7 @@ func (w *watcher) hear(r record) error {
 	w.update(func(s *Status) { s.Messages++ })
 	e := evidence.Heard(&m)
 	w.memory.hear(e)
-	if m.Form.Severity.Rank() <= finding.Warning.Rank() {
+	if m.Form.Severity.Rank() <= finding.Warning.Rank() && w.news(&e) {
 		w.ask()
 	}
 	if w.alike[m.Form.Name]++; w.alike[m.Form.Name] > maxAlike {

@@ -20,6 +20,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/lab/faultfs"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -68,7 +69,7 @@ func start(t *testing.T, o Options) *running {
 	o.Every, o.Label = time.Hour, "h"
 	o.Tell = func(e Event) error { r.events <- e; return nil }
 	r.watcher = newWatcher(o)
-	r.apart, r.together = 0, 0
+	r.apart, r.together, r.repeat = 0, 0, 0
 	r.look = func(ctx context.Context, said *evidence.Said, _ []evidence.MemoryPoint) *seen {
 		select {
 		case r.looks <- said:
@@ -175,6 +176,30 @@ func TestAlike(t *testing.T) {
 	}
 	if said := r.answer(t, report()); said == nil || len(said.Log.Events) != 1 || said.Log.Events[0].Count != maxAlike+5 {
 		t.Errorf("remembered %+v, want one message with its count", said)
+	}
+}
+
+// TestNews: a device that complains again and again is looked at once for it, another one at once.
+func TestNews(t *testing.T) {
+	w := newWatcher(Options{})
+	said := func(form, device string) bool {
+		return w.news(&evidence.Event{Form: form, Fields: map[string]string{"device": device, "sector": "1"}})
+	}
+	got := []bool{said("a", "sda"), said("a", "sda"), said("a", "sdb"), said("b", "sda"), said("a", "sda")}
+	if want := []bool{true, false, true, true, false}; !slices.Equal(got, want) {
+		t.Errorf("news: %v, want %v", got, want)
+	}
+	for i := range 2 * maxAbout {
+		said("c", fmt.Sprint(i))
+	}
+	if len(w.about) > maxAbout {
+		t.Errorf("%d things are remembered", len(w.about))
+	}
+	for key := range w.about {
+		w.about[key] = time.Now().Add(-repeat)
+	}
+	if !said("c", fmt.Sprint(2*maxAbout-1)) {
+		t.Error("it is never looked at again")
 	}
 }
 
@@ -336,7 +361,8 @@ func TestFault(t *testing.T) {
 	events := make(chan Event, 10_000)
 	first := make(chan struct{}, 100)
 	w := newWatcher(Options{Every: time.Hour, Ring: ring, Tell: func(e Event) error { events <- e; return nil }})
-	w.apart, w.purse.start = 0, time.Hour // the test itself takes time of the processor
+	w.apart, w.repeat = 0, 0  // others may make faults meanwhile
+	w.purse.start = time.Hour // the test itself takes time of the processor
 	look := w.look
 	w.look = func(ctx context.Context, said *evidence.Said, points []evidence.MemoryPoint) *seen {
 		defer func() { first <- struct{}{} }()
@@ -375,5 +401,52 @@ func TestFault(t *testing.T) {
 	}
 	if !message {
 		t.Error("what the kernel said of it was not told")
+	}
+}
+
+// TestHungForLong: a mount that does not answer is asked by one child, however often the machine is examined;
+// no thread is left at each, and what is known of others goes on being told.
+func TestHungForLong(t *testing.T) {
+	testenv.NeedRoot(t)
+	world, err := faultfs.Make(t.Context(), "stuck-fuse", t.TempDir())
+	if errors.Is(err, faultfs.ErrUnavailable) {
+		testenv.Lacks(t, err.Error())
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	w := &looker{o: &Options{}, asker: &ask.Asker{}, probe: evidence.ProbeOptions{Between: 200 * time.Millisecond,
+		Patience: ask.Options{Patience: 300 * time.Millisecond}}}
+	t.Cleanup(func() {
+		if err := world.Close(); err != nil {
+			t.Error(err)
+		}
+		for until := time.Now().Add(soon); w.asker.Left() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatal("children that asked mounts do not end")
+			}
+		}
+	})
+	var threads []int
+	for range 3 {
+		s := w.look(t.Context(), &evidence.Said{}, []evidence.MemoryPoint{})
+		if s.err != nil {
+			t.Fatal(s.err)
+		}
+		if left := w.asker.Left(); left > 1 {
+			t.Errorf("%d children are left, want one", left)
+		}
+		i := slices.IndexFunc(s.e.Mounts, func(m evidence.Mount) bool { return m.Point == world.Mount })
+		if i < 0 || s.e.Mounts[i].Probe != nil && !s.e.Mounts[i].Probe.Hung {
+			t.Errorf("the mount that hangs is said to answer, or is not there: %d", i)
+		}
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		threads = append(threads, len(tasks))
+	}
+	// The runtime may start some for itself.
+	if threads[2] > threads[0]+4 {
+		t.Errorf("threads after each look: %v", threads)
 	}
 }
