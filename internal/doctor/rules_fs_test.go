@@ -145,6 +145,38 @@ func TestFS01(t *testing.T) {
 	})
 }
 
+// TestOneDeviceManyFileSystems: what was said of another file system that was on the device is none of this
+// one's: by the UUID of what was mounted, by another disk behind the device, by the boot.
+func TestOneDeviceManyFileSystems(t *testing.T) {
+	const fs, h = "filesystem:h:sda1", time.Hour
+	r := ruleFS01()
+	with := func(ev evidence.Event, key, value string) evidence.Event {
+		ev.Fields[key] = value
+		return ev
+	}
+	mounted := func(uuid string, before time.Duration) evidence.Event {
+		return with(onSDA("ext4.mounted", before), "uuid", uuid)
+	}
+	const this, other = "00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000b"
+	known := func(e *evidence.Evidence) { e.FSs[0].UUID = this }
+	earlier := onSDA("ext4.abort", 2*h)
+	earlier.Boot = "1111"
+	booted := func(e *evidence.Evidence) { e.Host.BootID = "22-22" }
+	well, lost := []says{{fs, Pass, "", ""}}, []says{{fs, Fail, "gave-up", finding.Lost}}
+	before := []says{{fs, Fail, "gave-up-before", finding.Note}}
+	runRules(t, []ruleCase{
+		{"its own, before", r, one("ext4", known, mounted(this, 3*h), onSDA("ext4.abort", 2*h), mounted(this, h)), before},
+		{"another one's", r, one("ext4", known, mounted(other, 3*h), onSDA("ext4.abort", 2*h), mounted(this, h)), well},
+		{"another one's, its UUID by its last mount", r, one("ext4", nil, mounted(other, 3*h), onSDA("ext4.abort", 2*h),
+			mounted(this, h)), well},
+		{"of another type", r, one("ext4", nil, onSDA("xfs.mounted", 3*h), onSDA("ext4.abort", 2*h), mounted(this, h)), well},
+		{"of the disk that was there", r, one("ext4", nil, onSDA("ext4.abort", 2*h),
+			with(onSDA("blk.capacity", h), "from", "0")), well},
+		{"a disk that grew", r, one("ext4", nil, onSDA("ext4.abort", 2*h), with(onSDA("blk.capacity", h), "from", "8")), lost},
+		{"of another boot", r, one("ext4", booted, earlier), before},
+	})
+}
+
 func TestFS02(t *testing.T) {
 	const fs, h = "filesystem:h:sda1", time.Hour
 	r := ruleFS02()
