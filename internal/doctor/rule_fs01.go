@@ -58,8 +58,7 @@ func judgeExt4(r *Rule, e *evidence.Evidence, i int) Result {
 			": it takes nothing any more until it is mounted anew", s.facts...)
 		x.Severity = finding.Danger
 	case gone:
-		x = found(r, o, s.sure(), "gave-up", "the kernel gave up "+named(e, i)+
-			": it takes no writes any more, whatever its mount options say", s.facts...)
+		x = found(r, o, s.sure(), "gave-up", gaveUp(e, i), s.facts...)
 		if took {
 			x.Summary, x = "the kernel gave up "+named(e, i)+" some time ago; it takes writes again", x.over()
 		}
@@ -110,6 +109,13 @@ func shutDown(e *evidence.Evidence, f *evidence.FS, now []*evidence.Event) bool 
 		}
 	}
 	return shutToken(e, f)
+}
+
+func gaveUp(e *evidence.Evidence, i int) string {
+	if e.Kind == tree.Disk {
+		return "the kernel had given up " + named(e, i) + " when it was seen last: what was written after that is lost"
+	}
+	return "the kernel gave up " + named(e, i) + ": it takes no writes any more, whatever its mount options say"
 }
 
 func onErrorText(f *evidence.FS) string {
