@@ -42,6 +42,8 @@ var apartWork = map[string]func(a *apart, ctx context.Context) (any, error){
 	"passing": func(a *apart, ctx context.Context) (any, error) { return a.passing(ctx) },
 	"lasting": func(a *apart, ctx context.Context) (any, error) { return a.lasting(ctx) },
 
+	"doubts": func(a *apart, ctx context.Context) (any, error) { return a.doubts(ctx) },
+
 	"catch-watch":   func(a *apart, ctx context.Context) (any, error) { return a.catchesBy(ctx, probe.Watch) },
 	"catch-syscall": func(a *apart, ctx context.Context) (any, error) { return a.catchesBy(ctx, probe.Syscall) },
 	"watching":      func(a *apart, ctx context.Context) (any, error) { return a.watchingCosts(ctx) },

@@ -24,7 +24,9 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/shisa-vm/shisa/internal/lab/faultfs"
 	"github.com/shisa-vm/shisa/internal/lab/hold"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 )
 
 // options are the flags.
@@ -47,8 +49,13 @@ type bench struct {
 }
 
 func main() {
-	if hold.IsChild(os.Args) {
+	switch {
+	case hold.IsChild(os.Args):
 		hold.Serve()
+	case faultfs.IsChild(os.Args):
+		faultfs.Serve()
+	case ask.IsChild(os.Args):
+		os.Exit(ask.Serve())
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
