@@ -27,13 +27,19 @@ type told struct {
 func tell(e *evidence.Evidence, f *evidence.FS, renew, forms []string) told {
 	var t told
 	since, id := lifeBegan(e, f), identity(e, f)
-	ours := true
+	ours, foreign := true, false
 	for _, ev := range messagesOf(e, f) {
 		if newDisk(ev) {
 			t, ours = told{}, true
 		}
-		if mounting(ev) {
+		// The kernel tells of ten mounts in five seconds, and not of more: what comes after a umount, or is
+		// of our type while another one was told to be mounted, may be ours.
+		switch {
+		case mounting(ev):
 			ours = id.is(ev)
+			foreign = !strings.HasPrefix(ev.Form, id.family+".")
+		case strings.HasSuffix(ev.Form, ".unmounted"), foreign && strings.HasPrefix(ev.Form, id.family+"."):
+			ours = true
 		}
 		if slices.Contains(renew, ev.Form) {
 			t.before, t.now = append(t.before, t.now...), nil
