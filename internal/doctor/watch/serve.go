@@ -37,7 +37,7 @@ func Loopback(address string) error {
 		return fmt.Errorf("%q is no port, want 0 to 65535", port)
 	}
 	ip, err := netip.ParseAddr(host)
-	if err != nil || !ip.Unmap().IsLoopback() {
+	if err != nil || !ip.IsLoopback() {
 		return fmt.Errorf("%q is no address of this machine's own loopback: the numbers tell what is wrong with the "+
 			"machine to everybody who can reach them; a server in front of it can ask who they are", host)
 	}

@@ -177,6 +177,13 @@ func TestAlike(t *testing.T) {
 	if said := r.answer(t, report()); said == nil || len(said.Log.Events) != 1 || said.Log.Events[0].Count != maxAlike+5 {
 		t.Errorf("remembered %+v, want one message with its count", said)
 	}
+	// The next ones are told again.
+	if _, err := fmt.Fprintf(kernel, aborted, 100, 100); err != nil {
+		t.Fatal(err)
+	}
+	if e := get(t, r.events); e.Kind != Message || e.Count != 1 || e.Text == "" {
+		t.Errorf("told %+v, want a message", e)
+	}
 }
 
 // TestNews: a device that complains again and again is looked at once for it, another one at once.
@@ -308,7 +315,7 @@ func TestSeries(t *testing.T) {
 	ring, kernel := ringOf(t)
 	r := start(t, Options{Ring: ring, Series: series})
 	at := time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC)
-	for i, want := range [][]Kind{{CannotTell}, {Message}, {Message, Memory}} {
+	for i, want := range [][]Kind{{CannotTell}, {Message}, {Message, Memory}, {Message, CannotTell}} {
 		var told []Kind
 		if i > 0 {
 			if _, err := fmt.Fprintf(kernel, aborted, i, i); err != nil {
@@ -319,13 +326,18 @@ func TestSeries(t *testing.T) {
 			told = append(told, get(t, r.events).Kind)
 		}
 		get(t, r.looks) // the one before was taken
-		if i == 2 {
+		switch i {
+		case 2:
 			if err := os.Remove(filepath.Dir(file)); err != nil {
+				t.Fatal(err)
+			}
+		case 3:
+			if err := errors.Join(os.Rename(file, file+".kept"), os.Mkdir(file, 0o700)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		s := report()
-		s.e.Memory.Series = []evidence.MemoryPoint{{Time: at.Add(time.Duration(i) * time.Minute), Available: 5, SUnreclaim: 6}}
+		s.e.Memory.Series = []evidence.MemoryPoint{{Time: at.Add(time.Duration(i) * evidence.KeepEvery), Available: 5, SUnreclaim: 6}}
 		r.answers <- s
 		for len(told) < len(want) {
 			told = append(told, get(t, r.events).Kind)
@@ -334,7 +346,7 @@ func TestSeries(t *testing.T) {
 			t.Errorf("look %d: told %v, want %v", i, told, want)
 		}
 	}
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(file + ".kept")
 	if err != nil || strings.Count(string(text), "\n") != 1 {
 		t.Errorf("kept %q, %v", text, err)
 	}
