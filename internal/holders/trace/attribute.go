@@ -55,7 +55,8 @@ func met(u, e probe.Event) (may, must bool) {
 	return false, false
 }
 
-// attribute gives the references that a umount met, those of one task one after the other.
+// attribute gives the references that a umount met, those of one task one after the other. What is known
+// to be about another mount is not among events.
 func attribute(u probe.Event, events []probe.Event) []blame {
 	var out []blame
 	// How many references stay, at most: those that are there at the begin, at the end, and later.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/holders"
+	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
 )
 
@@ -88,6 +89,23 @@ func TestAttribute(t *testing.T) {
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
+	}
+}
+
+// TestLeavingBesideDecoy holds that a call on another mount of the same file system, which overlaps each
+// umount, hides nobody who had begun to let go.
+func TestLeavingBesideDecoy(t *testing.T) {
+	const begin = 10 * lettingGo
+	tr := Trace{own: 1, closed: true}
+	table := []linux.Mount{{ID: 40, Point: "/a", Dev: 7}, {ID: 41, Point: "/b", Dev: 7}}
+	p := &pending{u: probe.Event{Kind: probe.Umount, Since: begin, TS: begin + 10, Dev: 7, MountID: 40, TID: 1},
+		mount: Mount{ID: 40, Path: "/a"}, table: table}
+	got := tr.failure(p, []probe.Event{
+		{Kind: probe.Suspect, Dev: 7, MountID: 40, PID: 2, TID: 2, TS: begin - 1, Released: true, Namespace: 1},
+		{Kind: probe.Suspect, Dev: 7, PID: 3, TID: 3, TS: begin + 5, Got: probe.Call{Text: "/b"}, Namespace: 1},
+	})
+	if len(got.Holders) != 1 || got.Holders[0].Process.PID != 2 {
+		t.Errorf("%d holders (%+v), want process 2", len(got.Holders), got.Holders)
 	}
 }
 

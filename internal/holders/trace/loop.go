@@ -89,6 +89,7 @@ func (t *Trace) loop(ctx context.Context) {
 
 // take notes one event.
 func (t *Trace) take(ctx context.Context, e probe.Event) {
+	t.heard = max(t.heard, e.TS)
 	if e.Kind != probe.Umount {
 		if t.o.Stacks != nil && len(e.Stack) > 0 {
 			t.o.Stacks.Note(e.PID, e.Start)
@@ -98,6 +99,9 @@ func (t *Trace) take(ctx context.Context, e probe.Event) {
 			t.cut.Add(1)
 		}
 		t.recent = append(t.recent, e)
+		if old := len(t.recent) - maxStacks; old >= 0 {
+			t.recent[old].Regs, t.recent[old].Stack = nil, nil
+		}
 		return
 	}
 	m, dev, known := t.mountOf(ctx, e)
@@ -214,6 +218,9 @@ func (t *Trace) settle(all bool) {
 	if err != nil {
 		return // it cannot fail twice: newClock has read it
 	}
+	if t.engine.Pending() > 0 || len(t.events) > 0 {
+		now = min(now, t.heard) // those who let go are told of, but not read yet
+	}
 	for len(t.pending) > 0 && (all || t.pending[0].due <= now) {
 		p := t.pending[0]
 		t.pending = t.pending[1:]
@@ -241,7 +248,13 @@ func (t *Trace) failure(p *pending, events []probe.Event) Failure {
 	if f.Notes == nil {
 		f.Notes = []string{}
 	}
-	blamed := slices.DeleteFunc(attribute(u, events), func(b blame) bool { return t.elsewhere(p, b.Event) })
+	var here []probe.Event
+	for _, e := range events {
+		if !t.elsewhere(p, e) {
+			here = append(here, e)
+		}
+	}
+	blamed := attribute(u, here)
 	f.Verdict = verdict(u, len(blamed), u.RetRead)
 	f.Holders = t.people(u, p.mount, blamed)
 	for _, h := range f.Holders {

@@ -33,8 +33,9 @@ const (
 	// openTimeout is how long a mount is waited for when it is opened by its name, which the watch
 	// engine needs for a moment.
 	openTimeout = 2 * time.Second
-	// maxRecent bounds the events that are kept for umounts to come: some 16 KiB each.
-	maxRecent = 2048
+	// maxRecent bounds the events that are kept for umounts to come, some 2 KiB each, maxStacks those that
+	// have a program's stack, of 16 KiB.
+	maxRecent, maxStacks = 8192, 1024
 	// maxPending bounds the failed umounts that are waited with, and those that nobody takes.
 	maxPending = 1024
 )
@@ -82,6 +83,7 @@ type Trace struct {
 	// Only the loop uses these.
 	places  places
 	recent  []probe.Event
+	heard   int64 // when the latest event was that was taken
 	pending []*pending
 	ready   []Failure
 	cut     atomic.Int64 // events and failures that were dropped here

@@ -297,6 +297,22 @@ GLOBAL user_stack(struct full *f)
 	return 0;
 }
 
+// roomy tells whether the ring is less than half full: only then an event has the user's stack, which is
+// six times as much as all else of it.
+INLINE int roomy(void)
+{
+	return bpf_ringbuf_query(&events, 0 /* BPF_RB_AVAIL_DATA */) * 2 <
+	       bpf_ringbuf_query(&events, 1 /* BPF_RB_RING_SIZE */);
+}
+
+INLINE void begin_event(struct event *e, u32 kind)
+{
+	for (int i = 0; i < sizeof(*e) / 8; i++)
+		((volatile u64 *)e)[i] = 0;
+	e->kind = kind;
+	e->ts = bpf_ktime_get_ns();
+}
+
 // new_event takes room for an event. The size of what is taken is what is written: zero first.
 INLINE struct full *new_event(u32 kind)
 {
@@ -313,10 +329,7 @@ INLINE struct full *new_event(u32 kind)
 	count_lost(LOST_RING, 1);
 	return NULL;
 reserved:
-	for (int i = 0; i < sizeof(f->e) / 8; i++)
-		((volatile u64 *)&f->e)[i] = 0;
-	f->e.kind = kind;
-	f->e.ts = bpf_ktime_get_ns();
+	begin_event(&f->e, kind);
 	return f;
 }
 

@@ -7,7 +7,7 @@
 // that every kernel has, and knows a call's file system by the device number in its result, by the
 // file behind a descriptor, or by the path. What it tells of are suspects: that a call overlapped a
 // umount does not prove that it held the mount; a file or directory that was let go afterwards does.
-#include "engine.h"
+#include "suspects.h"
 
 #define TARGETS 8
 
@@ -39,24 +39,8 @@ struct {
 
 const volatile u32 any = 0; // tell of all devices
 
-// umounted is what umounts there were.
-struct umounted {
-	u64 active;  // under way
-	u64 from;    // begin of the last that began
-	u64 failed;  // end of the last that failed, 0: none, or long ago
-	u64 number;  // of the last
-};
-
-struct umounted seen = {};
 const volatile s64 own_umount = 0; // the number of umount2
 const volatile u32 own_space = 0;  // the mount namespace of the mounts that are asked for, 0: any
-
-struct entered {
-	u64 ts;
-	s64 nr;
-	u64 args[6];
-	u64 number; // umount: its own; what lets go: since when it had that
-};
 
 // begun is when a task entered the system call that it is in. It is written only when a umount is
 // under way or failed a moment ago: what was not noted began before that. The arguments are read at
@@ -80,18 +64,6 @@ struct {
 	TYPE(value, struct entered);
 } umounts SEC(".maps");
 
-// told has what was told of a task in which umount: once is enough.
-struct telling {
-	u32 tid, dev;
-};
-
-struct {
-	UINT(type, MAP_LRU_HASH);
-	UINT(max_entries, 8192);
-	TYPE(key, struct telling);
-	TYPE(value, u64);
-} told SEC(".maps");
-
 // young tells when files were opened: one opened after a umount failed did not make it fail.
 struct {
 	UINT(type, MAP_LRU_HASH);
@@ -99,11 +71,6 @@ struct {
 	TYPE(key, u64);
 	TYPE(value, u64);
 } young SEC(".maps");
-
-INLINE struct umounted *state(void)
-{
-	return &seen;
-}
 
 // quiet tells that nobody unmounts, nor did a moment ago: nearly always. Then a system call costs two
 // runs of a program that looks here and ends.
@@ -118,12 +85,6 @@ INLINE u64 since(u64 k)
 	u64 *ts = bpf_map_lookup_elem(&young, &k);
 
 	return ts ? *ts : 0;
-}
-
-// opened_later tells of a file that no umount can have met.
-INLINE int opened_later(struct file *f, struct umounted *u)
-{
-	return !u->active && since((u64)f) > u->failed;
 }
 
 // of_cwd is the key in young of a process's directory: no address of a file.
@@ -214,43 +175,6 @@ NOINLINE u32 concerns(struct entered *c, s64 ret)
 	return p->dev;
 }
 
-// tell gives the current task as a suspect, once for each umount and device.
-NOINLINE int tell(void *ctx, struct entered *c, u32 dev, u32 flags, struct path *what)
-{
-	struct umounted *u = state();
-	struct telling k = {(u32)bpf_get_current_pid_tgid(), dev};
-	struct full *f;
-
-	if (!c)
-		return 0;
-	u64 number = u->number, *last = bpf_map_lookup_elem(&told, &k);
-
-	// What it let go proves more than that it made a call.
-	number = number << 1 | !!(flags & F_RELEASE);
-	if (last && *last >= number && !tells_all())
-		return 0;
-	bpf_map_update_elem(&told, &k, &number, 0);
-	f = new_event(EV_SUSPECT);
-	if (!f)
-		return 0;
-	f->e.flags = flags | (u->active ? F_IN_FLIGHT : 0);
-	f->e.since = flags & F_RELEASE ? c->number : c->ts;
-	f->e.dev = dev;
-	about(&f->e);
-	read_call(&f->e.got);
-	f->e.let.nr = -1;
-	if (what) {
-		struct vfsmount *v = get(what, mnt);
-		struct mount *m = mount_of(v);
-
-		mounted(&f->e, m);
-		names(f->e.where, v, get(what, dentry));
-	}
-	user_stack(f);
-	bpf_ringbuf_submit(f, 0);
-	return 0;
-}
-
 // held tells whether a path is in a mount that was asked for.
 INLINE int held(struct path *p)
 {
@@ -260,20 +184,20 @@ INLINE int held(struct path *p)
 }
 
 // held_file gives the path of a file that is, by its descriptor.
-NOINLINE struct path *held_file(struct umounted *u, u64 fd)
+NOINLINE struct path *held_file(u64 fd)
 {
 	struct file *f = file_of(fd);
 
-	return f && held(&f->f_path) && !opened_later(f, u) ? &f->f_path : NULL;
+	return f && held(&f->f_path) ? &f->f_path : NULL;
 }
 
 // lets_go finds what a call of the class drops, before it is dropped.
-NOINLINE struct path *lets_go(struct umounted *u, u32 class, u64 fd)
+NOINLINE struct path *lets_go(u32 class, u64 fd)
 {
 	struct path *p = NULL;
 
 	if (class & C_CLOSE)
-		return held_file(u, fd);
+		return held_file(fd);
 	struct fs_struct *fs = get(me(), fs);
 
 	if (fs && held(&fs->pwd))
@@ -286,14 +210,14 @@ NOINLINE struct path *lets_go(struct umounted *u, u32 class, u64 fd)
 	if (exe && held(&exe->f_path))
 		return &exe->f_path;
 	for (u64 i = 0; i < 64 && !p; i++) // more descriptors than short programs have
-		p = held_file(u, i);
+		p = held_file(i);
 	return p;
 }
 
-INLINE int drops(void *ctx, struct umounted *u, struct entered *c, u32 class)
+INLINE int drops(void *ctx, struct entered *c, u32 class)
 {
 	u64 fd = (class & C_FD) >> 3;
-	struct path *p = lets_go(u, class, argument(c->args, fd - 1));
+	struct path *p = lets_go(class, argument(c->args, fd - 1));
 
 	if (!p)
 		return 0;
@@ -346,7 +270,8 @@ SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 		// In another namespace it is about another mount.
 		if (own_space && get(get(get(me(), nsproxy), mnt_ns), ns.inum) != own_space)
 			return 0;
-		c.number = __sync_fetch_and_add(&u->number, 1) + 1;
+		c.number = u->suspects;
+		__sync_fetch_and_add(&u->number, 1);
 		u->from = c.ts;
 		// Counted off by the task that counted it on, and by none else.
 		__sync_fetch_and_add(&u->active, 1);
@@ -356,40 +281,68 @@ SEC("raw_tp/sys_enter") int enter(struct raw *ctx)
 		}
 		return 0;
 	}
-	drops(ctx, u, &c, class);
+	drops(ctx, &c, class);
 	return class & C_CHDIR ? note(tid, c.ts, nr) : 0;
 }
 
-INLINE int umount_ends(void *ctx, struct umounted *u, u32 tid, s64 ret)
+// umount_event writes down a umount of the current task that ended.
+NOINLINE int umount_event(struct event *e, u64 from, u64 now, s64 ret)
 {
-	struct entered *c = bpf_map_lookup_elem(&umounts, &tid);
-	struct full *f;
-
-	if (!c)
-		return 0; // it began before we did
-	u64 from = c->ts, now = bpf_ktime_get_ns();
-
-	bpf_map_delete_elem(&umounts, &tid);
-	if (ret < 0)
-		u->failed = now; // before it is over: no moment is quiet in between
-	__sync_fetch_and_add(&u->active, -1);
-	f = new_event(EV_UMOUNT);
-	if (!f)
+	if (!e)
 		return 0;
-	f->e.ts = now;
-	f->e.since = from;
-	f->e.ret = ret;
-	f->e.flags = F_RET | (compat() ? F_COMPAT : 0);
-	about(&f->e);
-	read_call(&f->e.got);
+	begin_event(e, EV_UMOUNT);
+	e->ts = now;
+	e->since = from;
+	e->ret = ret;
+	e->flags = F_RET | (compat() ? F_COMPAT : 0);
+	about(e);
+	read_call(&e->got);
 	struct fs_struct *fs = get(me(), fs);
 
 	// Where a relative path begins.
 	if (fs)
-		names(f->e.where, get(fs, pwd.mnt), get(fs, pwd.dentry));
-	f->e.let.nr = -1;
-	user_stack(f);
-	bpf_ringbuf_submit(f, 0);
+		names(e->where, get(fs, pwd.mnt), get(fs, pwd.dentry));
+	e->let.nr = -1;
+	return 0;
+}
+
+INLINE int umount_ends(struct umounted *u, u32 tid, s64 ret)
+{
+	struct entered *c = bpf_map_lookup_elem(&umounts, &tid);
+
+	if (!c)
+		return 0; // it began before we did
+	u64 from = c->ts, first = c->number, now = bpf_ktime_get_ns();
+	int busy = ret == -16 /* EBUSY */;
+
+	bpf_map_delete_elem(&umounts, &tid);
+	if (busy) {
+		u->failed = now; // before it is over: no moment is quiet in between
+		__sync_fetch_and_add(&u->failures, 1);
+	}
+	__sync_fetch_and_add(&u->active, -1);
+	if (ret && !busy)
+		return 0; // it was refused for what nobody else does
+	if (busy)
+		give_kept(u, first, from);
+	if (busy && roomy()) {
+		struct full *f = new_event(EV_UMOUNT);
+
+		if (!f)
+			return 0;
+		umount_event(&f->e, from, now, ret);
+		user_stack(f);
+		bpf_ringbuf_submit(f, 0);
+		return 0;
+	}
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count_lost(LOST_RING, 1);
+		return 0;
+	}
+	umount_event(e, from, now, ret);
+	bpf_ringbuf_submit(e, 0);
 	return 0;
 }
 
@@ -406,7 +359,7 @@ SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 	if (!class || class & (C_CLOSE | C_EXIT))
 		return 0;
 	if (class & C_UMOUNT)
-		return umount_ends(ctx, u, tid, ret);
+		return umount_ends(u, tid, ret);
 	struct begun *b = bpf_map_lookup_elem(&calls, &tid);
 	struct entered full = {b && b->nr == nr ? b->ts : 0, nr}, *c = &full;
 	if (class & C_OPEN && ret >= 0) {
@@ -445,7 +398,7 @@ SEC("raw_tp/sched_process_exit") int gone(struct raw *ctx)
 		__sync_fetch_and_add(&u->active, -1);
 	}
 	if (recent(u, c.ts))
-		drops(ctx, u, &c, C_EXIT);
+		drops(ctx, &c, C_EXIT);
 	return 0;
 }
 

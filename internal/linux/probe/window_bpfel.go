@@ -39,6 +39,79 @@ type windowPrefix struct {
 	Text [160]uint8
 }
 
+type windowSuspect struct {
+	_     structs.HostLayout
+	Users uint64
+	Ready uint64
+	Full  struct {
+		_ structs.HostLayout
+		E struct {
+			_        structs.HostLayout
+			Kind     uint32
+			Flags    uint32
+			Ts       uint64
+			Since    uint64
+			Start    uint64
+			Mount    uint64
+			Super    uint64
+			Unique   uint64
+			Peer     uint64
+			Count    int64
+			Before   int64
+			Ret      int32
+			MntId    int32
+			Dev      uint32
+			MountNs  uint32
+			Pid      uint32
+			Tid      uint32
+			Ppid     uint32
+			Uid      uint32
+			Mntns    uint32
+			Cpu      uint32
+			Ngot     uint32
+			Nlet     uint32
+			Ncommand uint32
+			Nstack   uint32
+			Comm     [16]uint8
+			Pcomm    [16]uint8
+			Got      struct {
+				_    structs.HostLayout
+				Nr   int64
+				Args [6]uint64
+				Text [160]uint8
+			}
+			Let struct {
+				_    structs.HostLayout
+				Nr   int64
+				Args [6]uint64
+				Text [160]uint8
+			}
+			GotFrames [24]uint64
+			LetFrames [24]uint64
+			Command   [256]uint8
+			Exe       [8][48]uint8
+			Where     [8][48]uint8
+			Group     [3][96]uint8
+			Regs      [34]uint64
+		}
+		Stack [16384]uint8
+	}
+}
+
+type windowTales struct {
+	_      structs.HostLayout
+	Failed struct {
+		_      structs.HostLayout
+		Number uint64
+		Since  uint64
+	}
+	Active struct {
+		_      structs.HostLayout
+		Number uint64
+		Since  uint64
+	}
+}
+
 type windowTelling struct {
 	_   structs.HostLayout
 	Tid uint32
@@ -46,11 +119,13 @@ type windowTelling struct {
 }
 
 type windowUmounted struct {
-	_      structs.HostLayout
-	Active uint64
-	From   uint64
-	Failed uint64
-	Number uint64
+	_        structs.HostLayout
+	Active   uint64
+	From     uint64
+	Failed   uint64
+	Number   uint64
+	Failures uint64
+	Suspects uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -61,6 +136,7 @@ const (
 	windowMapClasses         = "classes"
 	windowMapDevices         = "devices"
 	windowMapEvents          = "events"
+	windowMapKept            = "kept"
 	windowMapLost            = "lost"
 	windowMapMode            = "mode"
 	windowMapPlaces          = "places"
@@ -134,6 +210,7 @@ type windowMapSpecs struct {
 	Classes *ebpf.MapSpec `ebpf:"classes"`
 	Devices *ebpf.MapSpec `ebpf:"devices"`
 	Events  *ebpf.MapSpec `ebpf:"events"`
+	Kept    *ebpf.MapSpec `ebpf:"kept"`
 	Lost    *ebpf.MapSpec `ebpf:"lost"`
 	Mode    *ebpf.MapSpec `ebpf:"mode"`
 	Places  *ebpf.MapSpec `ebpf:"places"`
@@ -179,6 +256,7 @@ type windowMaps struct {
 	Classes *ebpf.Map `ebpf:"classes"`
 	Devices *ebpf.Map `ebpf:"devices"`
 	Events  *ebpf.Map `ebpf:"events"`
+	Kept    *ebpf.Map `ebpf:"kept"`
 	Lost    *ebpf.Map `ebpf:"lost"`
 	Mode    *ebpf.Map `ebpf:"mode"`
 	Places  *ebpf.Map `ebpf:"places"`
@@ -194,6 +272,7 @@ func (m *windowMaps) Close() error {
 		m.Classes,
 		m.Devices,
 		m.Events,
+		m.Kept,
 		m.Lost,
 		m.Mode,
 		m.Places,
