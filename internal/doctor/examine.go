@@ -28,6 +28,7 @@ func Examine(all []*evidence.Evidence, further []Rule) *Report {
 		}
 		rep.Rules = append(rep.Rules, asked)
 	}
+	g.files()
 	rep.Causes = rank(g)
 	rep.take(g, all)
 	rep.conclude()

@@ -381,3 +381,17 @@ func (g *graph) guests(e *evidence.Evidence, all []*evidence.Evidence) {
 		}
 	}
 }
+
+// files says that files which rules speak of rest on their file systems, whose names theirs begin with.
+func (g *graph) files() {
+	for _, n := range g.sorted() {
+		if n.object.Kind != File {
+			continue
+		}
+		if name, _, ok := strings.Cut(n.object.Name, ":"); ok {
+			if fs := g.nodes[Object{FileSystem, n.object.On, name}]; fs != nil {
+				g.rest(n.object, fs.object)
+			}
+		}
+	}
+}
