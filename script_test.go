@@ -64,6 +64,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"unfinish": unfinish,
 	"receipt":  receiptOf,
 	"mount":    mountFor,
+	"story":    story,
 }
 
 // unforked keeps other scripts from starting a program while fn has files open: between fork and exec

@@ -6,7 +6,9 @@ package stories
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/doctor"
 	"github.com/shisa-vm/shisa/internal/evidence"
@@ -57,6 +59,18 @@ func (s *Story) Examine(ctx context.Context, l Loss) (*doctor.Report, error) {
 		all = append(all, e)
 	}
 	return doctor.Examine(all, nil), nil
+}
+
+// Bundle writes what the doctor would gather of a machine.
+func (m *Machine) Bundle(ctx context.Context, w io.Writer) error {
+	own := map[string][]byte{}
+	for name, text := range m.files {
+		if strings.HasPrefix(name, "/shisa/") {
+			own[name] = []byte(text)
+		}
+	}
+	_, _, err := evidence.Collect(ctx, m.Tree(""), own, evidence.Options{Now: Noon(), Label: m.Name}, "story", w)
+	return err
 }
 
 // Said is how what the doctor says stands to the truth.

@@ -96,21 +96,14 @@ func TestStoriesInBundles(t *testing.T) {
 func bundled(t *testing.T, m *Machine) *evidence.Evidence {
 	t.Helper()
 	var b bytes.Buffer
-	o := evidence.Options{Now: Noon(), Label: m.Name}
-	own := map[string][]byte{}
-	for name, text := range m.files {
-		if strings.HasPrefix(name, "/shisa/") {
-			own[name] = []byte(text)
-		}
-	}
-	if _, _, err := evidence.Collect(t.Context(), m.Tree(""), own, o, "test", &b); err != nil {
+	if err := m.Bundle(t.Context(), &b); err != nil {
 		t.Fatal(err)
 	}
 	opened, _, err := tree.ReadBundle(&b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := evidence.Gather(t.Context(), opened, o)
+	e, err := evidence.Gather(t.Context(), opened, evidence.Options{Now: Noon(), Label: m.Name})
 	if err != nil {
 		t.Fatal(err)
 	}
