@@ -127,17 +127,17 @@ func crashIn(
 
 // TestCrashInRecovery cuts the power a second time.
 func TestCrashInRecovery(t *testing.T) {
-	states := 0
+	states, ways := 0, testenv.Rounds(1, 3, 3)
 	for k := 0; ; k++ {
 		d, p, before, after := world(t)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if _, err := Apply(t.Context(), p, options(d)); err == nil {
-			enough(t, states, 3000)
+			enough(t, states, 1000*ways)
 			return
 		}
 		few(d, k, 2, func(s *cut.Disk) {
 			for _, forward := range []bool{false, true} {
-				states += crashIn(t, s, 3, func(d *cut.Disk) error {
+				states += crashIn(t, s, ways, func(d *cut.Disk) error {
 					o := options(d)
 					o.Forward = forward
 					_, err := Recover(t.Context(), imagePath, o)
@@ -170,16 +170,16 @@ func enough(t *testing.T, states, least int) {
 func TestCrashInUndoAndRecovery(t *testing.T) {
 	base, p, before, after := world(t)
 	mustApply(t, base, p)
-	states := 0
+	states, ways := 0, testenv.Rounds(1, 3, 3)
 	for k := 0; ; k++ {
 		d := clone(t, base)
 		fault(t, d, "crash after op "+strconv.Itoa(k))
 		if _, err := Undo(t.Context(), imagePath, "", options(d)); err == nil {
-			enough(t, states, 1400)
+			enough(t, states, 450*ways)
 			return
 		}
 		few(d, k, 3, func(s *cut.Disk) {
-			states += crashIn(t, s, 3, func(d *cut.Disk) error {
+			states += crashIn(t, s, ways, func(d *cut.Disk) error {
 				_, err := Recover(t.Context(), "", options(d))
 				return err
 			}, fmt.Sprintf("undo cut after %d", k), before, after)
