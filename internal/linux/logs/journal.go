@@ -223,7 +223,7 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 		b.marks = append(b.marks, mark{at: m.Time, form: m.Form.Name, path: path, exact: true,
 			unit: cmp.Or(w.unit, unitOf(m.Field("unit")))})
 	}
-	if !r.seen.twice("journal", r.hostOf(&m), &m) {
+	if !ofUnit(m.Form) && !r.seen.twice("journal", r.hostOf(&m), &m) {
 		r.keep(m)
 	}
 }

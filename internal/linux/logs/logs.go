@@ -195,7 +195,12 @@ func (r *reader) missed(path string, err error) {
 
 // idle tells of a form that says nothing that matters by itself.
 func idle(f *klog.Form) bool {
-	return strings.HasSuffix(f.Name, ".note") || strings.HasPrefix(f.Name, "unit.") && f.Name != "unit.failed"
+	return strings.HasSuffix(f.Name, ".note") || ofUnit(f)
+}
+
+// ofUnit tells of what a unit does every day. There is so much of it that it is not remembered who else said it.
+func ofUnit(f *klog.Form) bool {
+	return strings.HasPrefix(f.Name, "unit.") && f.Name != "unit.failed"
 }
 
 // keep takes a message, unless it says nothing that matters by itself.

@@ -51,7 +51,7 @@ func (r *reader) ring() {
 
 func (r *reader) record(rec klog.Record, at time.Time) {
 	m, ok := ofRing(r.matcher, rec, at, r.o.BootID)
-	if ok && !r.seen.twice(ringPath, "", &m) {
+	if ok && !ofUnit(m.Form) && !r.seen.twice(ringPath, "", &m) {
 		r.keep(m)
 	}
 }

@@ -257,7 +257,7 @@ func (t *text) end(bound time.Time) time.Time {
 			}
 			t.track.text(&f.Message, before, last)
 		}
-		if !t.seen.twice(t.series, t.hostOf(&f.Message), &f.Message) {
+		if !ofUnit(f.Form) && !t.seen.twice(t.series, t.hostOf(&f.Message), &f.Message) {
 			t.keep(f.Message)
 		}
 	}
