@@ -401,18 +401,12 @@ func TestFault(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	var message bool
-	for {
+	// Others may make faults meanwhile, so that which comes first is not certain, and where they are many the
+	// message may be one of those that are only counted.
+	for message, found := false, false; !message || !found; {
 		e := get(t, events)
-		if e.Kind == Message && slices.Contains(e.Fields, EventField{"device", world.Hurt.Name}) {
-			message = true
-		}
-		if e.Kind == Found && e.Code == "FS01" && strings.HasSuffix(e.Object, ":"+world.Hurt.Name) {
-			break
-		}
-	}
-	if !message {
-		t.Error("what the kernel said of it was not told")
+		message = message || e.Kind == Message && (e.Count > 1 || slices.Contains(e.Fields, EventField{"device", world.Hurt.Name}))
+		found = found || e.Kind == Found && e.Code == "FS01" && strings.HasSuffix(e.Object, ":"+world.Hurt.Name)
 	}
 }
 
