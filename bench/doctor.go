@@ -48,7 +48,7 @@ func ablations(ctx context.Context, b *bench, _ string) (res result) {
 	}
 	said, losses, silent := map[stories.Said]int{}, 0, 0
 	for _, s := range all {
-		whole, err := s.Examine(ctx, stories.Loss{})
+		whole, err := s.Examine(ctx)
 		if err != nil {
 			return result{missing: err.Error()}
 		}

@@ -15,14 +15,11 @@ import (
 	"github.com/shisa-vm/shisa/internal/finding"
 )
 
-// Loss is evidence that is taken away: all of a machine if From is "", nothing if Machine is "".
+// Loss is evidence that is taken away: all of a machine if From is "".
 type Loss struct{ Machine, From string }
 
 func (l Loss) String() string {
-	switch {
-	case l.Machine == "":
-		return "nothing"
-	case l.From == "":
+	if l.From == "" {
 		return "all of " + l.Machine
 	}
 	return l.Machine + ":" + l.From
@@ -43,18 +40,21 @@ func (s *Story) Losses() []Loss {
 }
 
 // Examine has the doctor look at a story without what is lost.
-func (s *Story) Examine(ctx context.Context, l Loss) (*doctor.Report, error) {
+func (s *Story) Examine(ctx context.Context, losses ...Loss) (*doctor.Report, error) {
 	var all []*evidence.Evidence
 	for _, m := range s.Machines {
-		without := ""
-		if m.Name == l.Machine {
-			if without = l.From; without == "" {
-				continue
+		var without []string
+		for _, l := range losses {
+			if l.Machine == m.Name {
+				without = append(without, l.From)
 			}
 		}
-		e, err := evidence.Gather(ctx, m.Tree(without), evidence.Options{Now: Noon(), Label: m.Name})
+		if slices.Contains(without, "") {
+			continue
+		}
+		e, err := evidence.Gather(ctx, m.Tree(without...), evidence.Options{Now: Noon(), Label: m.Name})
 		if err != nil {
-			return nil, fmt.Errorf("%s without %s: %w", s.Name, l, err)
+			return nil, fmt.Errorf("%s without %s: %w", s.Name, losses, err)
 		}
 		all = append(all, e)
 	}
@@ -69,7 +69,7 @@ func (m *Machine) Bundle(ctx context.Context, w io.Writer) error {
 			own[name] = []byte(text)
 		}
 	}
-	_, _, err := evidence.Collect(ctx, m.Tree(""), own, evidence.Options{Now: Noon(), Label: m.Name}, "story", w)
+	_, _, err := evidence.Collect(ctx, m.Tree(), own, evidence.Options{Now: Noon(), Label: m.Name}, "story", w)
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -35,7 +36,7 @@ func TestStories(t *testing.T) {
 	}
 	for _, s := range all {
 		t.Run(s.Name, func(t *testing.T) {
-			r, err := s.Examine(t.Context(), Loss{})
+			r, err := s.Examine(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +77,7 @@ func holdTruth(t *testing.T, s *Story, r *doctor.Report) {
 func TestStoriesInBundles(t *testing.T) {
 	for _, s := range stories(t) {
 		t.Run(s.Name, func(t *testing.T) {
-			want, err := s.Examine(t.Context(), Loss{})
+			want, err := s.Examine(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -127,7 +128,7 @@ func verdict(r *doctor.Report) string {
 func TestLeaksChangeNothing(t *testing.T) {
 	said := map[string]string{}
 	for _, s := range stories(t) {
-		r, err := s.Examine(t.Context(), Loss{})
+		r, err := s.Examine(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +148,7 @@ func TestLeaksChangeNothing(t *testing.T) {
 func TestAblation(t *testing.T) {
 	counts, silent := map[Said]int{}, map[string][]string{}
 	for _, s := range stories(t) {
-		whole, err := s.Examine(t.Context(), Loss{})
+		whole, err := s.Examine(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,6 +174,32 @@ func TestAblation(t *testing.T) {
 	if counts[Right] == 0 || counts[Asks] == 0 {
 		t.Errorf("of the answers are %v: that tells nothing", counts)
 	}
+}
+
+// TestTwoLosses takes two sources away at once, at random.
+func TestTwoLosses(t *testing.T) {
+	const pairs = 12
+	r := rand.New(rand.NewPCG(7, 7))
+	counts := map[Said]int{}
+	for _, s := range stories(t) {
+		all := s.Losses()
+		for range pairs {
+			two := []Loss{all[r.IntN(len(all))], all[r.IntN(len(all))]}
+			if len(s.Machines) == 2 && two[0].From == "" && two[1].From == "" {
+				continue // nothing is left
+			}
+			rep, err := s.Examine(t.Context(), two...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := s.Judge(rep)
+			counts[said]++
+			if said == Wrong || said == Clean {
+				t.Errorf("%s without %s: %s\n%s", s.Name, two, said, sums(rep))
+			}
+		}
+	}
+	t.Log(counts)
 }
 
 // TestJudge holds that a wrong answer is called wrong.

@@ -19,23 +19,25 @@ import (
 // away was not collected.
 type told struct {
 	*Machine
-	without string
+	without []string
 }
 
-// Tree is the machine, without a file or all below a directory if that is not "".
-func (m *Machine) Tree(without string) tree.Tree { return &told{m, without} }
+// Tree is the machine, without some files, or all below some directories.
+func (m *Machine) Tree(without ...string) tree.Tree { return &told{m, without} }
 
 func (t *told) Kind() tree.Kind { return t.Machine.Kind }
 
 func (t *told) missing(op, name string) error {
-	if name == t.without || t.without != "" && strings.HasPrefix(name, t.without+"/") {
+	if !t.has(name) {
 		return &fs.PathError{Op: op, Path: name, Err: tree.ErrNotCollected}
 	}
 	return &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
 }
 
 func (t *told) has(name string) bool {
-	return name != t.without && (t.without == "" || !strings.HasPrefix(name, t.without+"/"))
+	return !slices.ContainsFunc(t.without, func(gone string) bool {
+		return name == gone || strings.HasPrefix(name, gone+"/")
+	})
 }
 
 func (t *told) Read(_ context.Context, name string, limit int64) ([]byte, error) {
