@@ -30,13 +30,15 @@ const (
 	callCommand = "measure-calls"
 	// Rounds with and without, so many batches of calls in each: the fastest batch counts.
 	costRounds, costRoundsQuick, costBatches, costCalls = 12, 2, 100, 500
+	// readBytes are read at once, out of memory.
+	readBytes = 4096
 )
 
 // callCost is what one call takes of the processor, in ns.
-type callCost struct{ Stat, Open float64 }
+type callCost struct{ Stat, Open, Read float64 }
 
 func (c callCost) least(o callCost) callCost {
-	return callCost{math.Min(c.Stat, o.Stat), math.Min(c.Open, o.Open)}
+	return callCost{math.Min(c.Stat, o.Stat), math.Min(c.Open, o.Open), math.Min(c.Read, o.Read)}
 }
 
 // watchingFound is what calls on an unrelated file cost: with nothing watched, with an engine, and with
@@ -61,7 +63,8 @@ func (b *bench) watching(ctx context.Context, dir string) (res result) {
 		for _, c := range []struct {
 			what                 string
 			off, on, whileFailed float64
-		}{{"stat", f.Off.Stat, f.On.Stat, f.Failing.Stat}, {"open", f.Off.Open, f.On.Open, f.Failing.Open}} {
+		}{{"stat", f.Off.Stat, f.On.Stat, f.Failing.Stat}, {"open", f.Off.Open, f.On.Open, f.Failing.Open},
+			{"read", f.Off.Read, f.On.Read, f.Failing.Read}} {
 			res.goals = append(res.goals, outcome{got: c.on / c.off,
 				goal: goal{what: f.Engine + " " + c.what, must: must, lower: true, unit: "x"}})
 			res.text += fmt.Sprintf("%s %s %.0f ns, %.0f when watched, %.0f just after a failed umount; ", f.Engine,
@@ -79,7 +82,7 @@ func (a *apart) watchingCosts(ctx context.Context) (all []watchingFound, err err
 		return nil, err
 	}
 	other := filepath.Join(a.Dir, "other")
-	if err := os.WriteFile(other, nil, 0o600); err != nil {
+	if err := os.WriteFile(other, make([]byte, readBytes), 0o600); err != nil {
 		return nil, err
 	}
 	c, err := newCaller(ctx, other)
@@ -98,7 +101,7 @@ func (a *apart) watchingCosts(ctx context.Context) (all []watchingFound, err err
 }
 
 func (a *apart) watchingCost(ctx context.Context, p mountpoint, c *caller, engine string) (f watchingFound, err error) {
-	most := callCost{math.Inf(1), math.Inf(1)}
+	most := callCost{math.Inf(1), math.Inf(1), math.Inf(1)}
 	f = watchingFound{engine, most, most, most}
 	m, err := mountOn(ctx, p.target)
 	if err == nil && m == nil {
@@ -195,6 +198,12 @@ func measureCalls(path string, in io.Reader, out io.Writer) error {
 	if err := unix.SchedSetaffinity(0, &last); err != nil {
 		return err
 	}
+	buf := make([]byte, readBytes)
+	f, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(f)
 	for {
 		if _, err := io.ReadFull(in, make([]byte, 1)); err != nil {
 			if err == io.EOF {
@@ -203,21 +212,25 @@ func measureCalls(path string, in io.Reader, out io.Writer) error {
 			return err
 		}
 		var c callCost
-		var err error
-		if c.Stat, err = fastest(func() error {
+		for _, m := range []struct {
+			to   *float64
+			call func() error
+		}{{&c.Stat, func() error {
 			var st unix.Stat_t
 			return unix.Stat(path, &st)
-		}); err != nil {
-			return err
-		}
-		if c.Open, err = fastest(func() error {
+		}}, {&c.Open, func() error {
 			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
 			}
 			return unix.Close(fd)
-		}); err != nil {
+		}}, {&c.Read, func() error {
+			_, err := unix.Pread(f, buf, 0)
 			return err
+		}}} {
+			if *m.to, err = fastest(m.call); err != nil {
+				return err
+			}
 		}
 		if err := json.NewEncoder(out).Encode(c); err != nil {
 			return err
