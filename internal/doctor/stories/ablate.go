@@ -52,13 +52,25 @@ func (s *Story) Examine(ctx context.Context, losses ...Loss) (*doctor.Report, er
 		if slices.Contains(without, "") {
 			continue
 		}
-		e, err := evidence.Gather(ctx, m.Tree(without...), evidence.Options{Now: Noon(), Label: m.Name})
+		e, err := m.gather(ctx, without)
 		if err != nil {
 			return nil, fmt.Errorf("%s without %s: %w", s.Name, losses, err)
 		}
 		all = append(all, e)
 	}
 	return doctor.Examine(all, nil), nil
+}
+
+// gather gathers evidence; that of all there is only once.
+func (m *Machine) gather(ctx context.Context, without []string) (*evidence.Evidence, error) {
+	if len(without) == 0 && m.whole != nil {
+		return m.whole, nil
+	}
+	e, err := evidence.Gather(ctx, m.Tree(without...), evidence.Options{Now: Noon(), Label: m.Name})
+	if len(without) == 0 {
+		m.whole = e
+	}
+	return e, err
 }
 
 // Bundle writes what the doctor would gather of a machine.

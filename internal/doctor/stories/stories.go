@@ -62,6 +62,7 @@ type Machine struct {
 	tasks  evidence.Tasks
 	asked  evidence.Asked
 	log    []string
+	whole  *evidence.Evidence
 }
 
 // All reads the stories, in the order of their names. An error names the line.
