@@ -172,6 +172,10 @@ func runTrace(ctx context.Context, o holdersOptions, paths []string, s *stdio) (
 	if len(e.Missing) > 0 {
 		fmt.Fprintf(s.err, "shisa: it misses %s\n", strings.Join(e.Missing, ", "))
 	}
+	if x := e.Slows(); x > 1 {
+		fmt.Fprintf(s.err, "shisa: note: reading out of memory takes all programs %.0f times as long meanwhile; "+
+			"--engine syscall does not do that\n", x)
+	}
 	if err := r.watch(ctx, t); err != nil {
 		return err
 	}

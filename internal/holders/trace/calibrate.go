@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -35,8 +36,10 @@ func needed() []string { return []string{seesUmount, seesStat, seesOpen, seesChd
 const (
 	// tryWait is how long the events of a trial are waited for.
 	tryWait = 2 * time.Second
-	// tryStats is how many calls the cost of watching is measured with: the fastest counts.
-	tryStats = 64
+	// tryCalls is how many calls the cost of watching is measured with: the fastest counts.
+	tryCalls = 64
+	// copied are the bytes that are read for that, and below noSlower is what a busy machine may do.
+	copied, noSlower = 4096, 2
 )
 
 // EngineState says whether an engine works here.
@@ -50,6 +53,17 @@ type EngineState struct {
 	Missing  []string `json:"missing"`
 	// ObserverNS is how much longer stat of a mount takes for being watched, in ns.
 	ObserverNS int64 `json:"observer_ns"`
+	// slower is by what factor a read out of memory takes longer meanwhile, whatever is read.
+	slower float64
+}
+
+// Slows gives by what factor all programs copy memory slower while the engine is at work, 1 where that
+// hardly shows. A processor that watches data copies without its fast path.
+func (s EngineState) Slows() float64 {
+	if s.slower < noSlower {
+		return 1
+	}
+	return s.slower
 }
 
 // Names are the engines in the order in which they are tried: the first two see every mount of the
@@ -126,7 +140,7 @@ func (s *EngineState) try(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	before, err := fastestStat(dir)
+	before, err := costsOf(dir)
 	if err != nil {
 		return errors.Join(err, target.File.Close())
 	}
@@ -136,11 +150,11 @@ func (s *EngineState) try(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	after, err := fastestStat(dir)
+	after, err := costsOf(dir)
 	if err != nil {
 		return err
 	}
-	s.ObserverNS = max(after-before, 0)
+	s.ObserverNS, s.slower = max(after.stat-before.stat, 0), float64(after.read)/float64(before.read)
 	if err := e.TellAll(true); err != nil {
 		return err
 	}
@@ -291,18 +305,40 @@ func targetOf(dir string) (probe.Target, error) {
 	return probe.Target{ID: int(st.Mnt_id), Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Path: dir, File: f}, err
 }
 
-// fastestStat is what stat takes at least, in ns.
-func fastestStat(dir string) (int64, error) {
-	var st unix.Stat_t
-	best := int64(0)
-	for range tryStats {
+// costs are what calls take at least, in ns.
+type costs struct{ stat, read int64 }
+
+func costsOf(dir string) (c costs, err error) {
+	path, buf := dir+"/copied", make([]byte, copied)
+	if err := os.WriteFile(path, buf, 0o600); err != nil {
+		return c, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
+	if c.stat, err = fastest(func() error {
+		var st unix.Stat_t
+		return unix.Stat(dir, &st)
+	}); err != nil {
+		return c, err
+	}
+	c.read, err = fastest(func() error {
+		_, err := f.ReadAt(buf, 0)
+		return err
+	})
+	return c, err
+}
+
+func fastest(call func() error) (int64, error) {
+	best := int64(math.MaxInt64)
+	for range tryCalls {
 		from := time.Now()
-		if err := unix.Stat(dir, &st); err != nil {
+		if err := call(); err != nil {
 			return 0, err
 		}
-		if took := time.Since(from).Nanoseconds(); best == 0 || took < best {
-			best = took
-		}
+		best = min(best, time.Since(from).Nanoseconds())
 	}
-	return best, nil
+	return max(best, 1), nil
 }

@@ -35,6 +35,9 @@ func TestEngines(t *testing.T) {
 		if must && !s.Usable {
 			testenv.Lacks(t, "the engine "+s.Name+": "+s.Reason)
 		}
+		if s.Usable && (s.slower <= 0 || s.Slows() < 1) {
+			t.Errorf("%s: what it costs to copy was not measured: %v times", s.Name, s.slower)
+		}
 		if s.Usable == (s.Reason != "") {
 			t.Errorf("%s: usable is %t, the reason against it %q", s.Name, s.Usable, s.Reason)
 		}
