@@ -104,6 +104,9 @@ func (r *reader) openJournal(f file) (opened, bool) {
 		r.gap(f.path, "%v", err)
 	}
 	if err != nil || j.Header().Last.Before(r.since) {
+		if err == nil && j.Header().Last.After(r.passed) {
+			r.passed = j.Header().Last
+		}
 		in.Close()
 		return opened{}, false
 	}

@@ -52,6 +52,8 @@ type Options struct {
 	// Host, MachineID, BootID and Booted are of the machine; as far as they are known.
 	Host, MachineID, BootID string
 	Booted                  time.Time
+	// last is the time of the last entry of any log, where those of files are later than all of them.
+	last time.Time
 }
 
 // Message is one whose form is known.
@@ -114,6 +116,7 @@ type reader struct {
 	matcher *klog.Matcher
 	zone    *time.Location
 	since   time.Time // what is older is left out
+	passed  time.Time // of the last entry of a journal that was left out
 	left    int64     // bytes of texts that may still be read
 	journal int64     // and of journals
 	log     Log
@@ -146,6 +149,11 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	r.ring() // it has no times of the day, the journal has
 	r.readTexts(texts)
 	r.readLogins()
+	if last := r.last(); o.last.IsZero() && !last.IsZero() && last.Before(r.since) {
+		// A copy that did not keep the times of files: its logs end where their last entries say.
+		o.last = last
+		return Read(ctx, t, o)
+	}
 	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)
 	r.disks.name(r.log.Messages)
 	r.log.Messages = collapse(r.log.Messages)
@@ -261,9 +269,23 @@ func (r *reader) localZone() *time.Location {
 	return time.UTC
 }
 
+// last is the time of the last entry of all logs, those too that were left out for their age.
+func (r *reader) last() time.Time {
+	last := r.passed
+	for _, s := range r.log.Sources {
+		if s.To.After(last) {
+			last = s.To
+		}
+	}
+	return last
+}
+
 // newest is the time of the last change of any log, no later than the present.
 func (r *reader) newest(journals, texts []file) time.Time {
-	var last time.Time
+	last := r.o.last
+	if !last.IsZero() {
+		return last
+	}
 	for _, f := range append(append([]file{}, journals...), texts...) {
 		if f.mtime.After(last) {
 			last = f.mtime
