@@ -90,7 +90,7 @@ func (o *doctorOut) cause(c *doctor.Cause, f *doctor.Finding) {
 	what := o.object(c.Object)
 	if f == nil {
 		o.line(o.paint(magenta, "NOT LOOKED AT"), "  ", o.paint(bold, what))
-		o.prose(in, fmt.Sprintf("%s rest on it, and nothing is known of it: look there first",
+		o.prose(in, fmt.Sprintf("%s rest on it, and nobody could tell whether it is well: look there first",
 			Count(int64(len(c.Explains)), "thing that is troubled", "things that are troubled")))
 	} else {
 		st := stateOf(f.Severity)

@@ -94,7 +94,7 @@ func (d *doctorPage) first(c *doctor.Cause) string {
 	f := d.byID[c.Finding]
 	switch {
 	case f == nil:
-		return d.object(c.Object) + ": nothing is known of it, and " + Count(int64(len(c.Explains)),
+		return d.object(c.Object) + ": nobody could tell whether it is well, and " + Count(int64(len(c.Explains)),
 			"thing that is troubled rests", "things that are troubled rest") + " on it"
 	case f.Severity.Rank() >= finding.Note.Rank():
 		return ""
@@ -162,7 +162,7 @@ func (d *doctorPage) card(c *doctor.Cause, f *doctor.Finding) {
 
 func (d *doctorPage) heading(c *doctor.Cause, f *doctor.Finding) string {
 	if f == nil {
-		return "Look at " + d.object(c.Object) + " first: nothing is known of it"
+		return "Look at " + d.object(c.Object) + " first: nobody could tell whether it is well"
 	}
 	return sentence(f.Summary)
 }
