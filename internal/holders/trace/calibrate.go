@@ -34,8 +34,9 @@ func all() []string    { return []string{seesUmount, seesStat, seesOpen, seesChd
 func needed() []string { return []string{seesUmount, seesStat, seesOpen, seesChdir} }
 
 const (
-	// tryWait is how long the events of a trial are waited for.
-	tryWait = 2 * time.Second
+	// tryWait is how long the events of a trial are waited for, tryRest how long what was missed by the
+	// event of the last thing that is done.
+	tryWait, tryRest = 2 * time.Second, 50 * time.Millisecond
 	// tryCalls is how many calls the cost of watching is measured with: the fastest counts.
 	tryCalls = 64
 	// copied are the bytes that are read for that, and below noSlower is what a busy machine may do.
@@ -193,6 +194,9 @@ func (s *EngineState) see(ctx context.Context, e *probe.Engine, on probe.Target)
 			if i := slices.Index(s.Missing, what); i >= 0 {
 				s.Missing = slices.Delete(s.Missing, i, i+1)
 				s.Coverage = append(s.Coverage, what)
+			}
+			if what == seesChdir { // what one thread does is told in its order
+				timer.Reset(tryRest)
 			}
 			continue
 		case err = <-ended:
