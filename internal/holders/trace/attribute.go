@@ -18,8 +18,9 @@ const (
 	// whileUnmounting is what the kernel counts on a mount that is being unmounted and that nobody
 	// holds: its place in the tree, and the umount itself.
 	whileUnmounting = 2
-	// lettingGo is how long a reference may stay after the call that drops it has begun, or the end of
-	// its task: a busy machine does other things in between. ns.
+	// lettingGo is how long a reference may stay after the call that drops it has begun: a busy machine does
+	// other things in between. A task that ends gives its memory back before its files, for which settle is
+	// the bound. ns.
 	lettingGo = 100_000_000
 )
 
@@ -96,8 +97,12 @@ func attribute(u probe.Event, events []probe.Event) []blame {
 // sees calls does not see when a reference is dropped.
 func leaving(u probe.Event, events []probe.Event) (out []blame) {
 	for _, e := range events {
+		longest := int64(lettingGo)
+		if kindOf(e) == holders.Ending {
+			longest = settle
+		}
 		if e.Kind == probe.Suspect && e.Released && e.Dev == u.Dev && u.Dev != 0 &&
-			e.TS < u.Since && u.Since-e.TS < lettingGo {
+			e.TS < u.Since && u.Since-e.TS < longest {
 			out = append(out, blame{e, false})
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
@@ -23,7 +25,13 @@ func TestAttribute(t *testing.T) {
 		return probe.Event{Kind: probe.Hold, Mount: mount, TID: tid, Since: since, TS: ts, Count: left, CountRead: true}
 	}
 	call := func(tid int, since, ts int64, released bool) probe.Event {
-		return probe.Event{Kind: probe.Suspect, Dev: 7, MountID: 40, TID: tid, Since: since, TS: ts, Released: released}
+		return probe.Event{Kind: probe.Suspect, Dev: 7, MountID: 40, TID: tid, Since: since, TS: ts, Released: released,
+			Got: probe.Call{Nr: unix.SYS_CLOSE}}
+	}
+	ending := func(tid int, ts int64) probe.Event {
+		e := call(tid, 0, ts, true)
+		e.Got.Nr = -1
+		return e
 	}
 	early := func(tid int, ts, left int64) probe.Event {
 		e := hold(tid, 0, ts, left)
@@ -73,6 +81,8 @@ func TestAttribute(t *testing.T) {
 		{"opened and let go after", unread, []probe.Event{call(2, 111, 120, true)}, nil},
 		{"letting go before", late, []probe.Event{call(2, 0, late.Since-lettingGo/2, true)}, []string{"2"}},
 		{"let go long before", late, []probe.Event{call(2, 0, late.Since-2*lettingGo, true)}, nil},
+		{"ended before", late, []probe.Event{ending(2, late.Since-2*lettingGo)}, []string{"2"}},
+		{"ended long before", late, []probe.Event{ending(2, late.Since-settle)}, nil},
 		{"letting go before, and another", late, []probe.Event{call(2, 0, late.Since-1, true),
 			call(3, 0, late.TS+1, true)}, []string{"3!"}},
 		{"a call before", late, []probe.Event{call(2, 0, late.Since-1, false)}, nil},

@@ -8,8 +8,6 @@
 #include "engine.h"
 
 #define KEPT 64 // suspects of umounts that have not failed yet
-// How long before a umount somebody may have begun to let go who made it fail, ns.
-#define LETTING_GO 100000000ULL
 
 // umounted is what umounts there were.
 struct umounted {
@@ -104,8 +102,8 @@ GLOBAL give(struct suspect *s)
 	return 0;
 }
 
-// give_kept gives the suspects of a umount that failed, from when it began, or when those were let go
-// whom it may have met all the same.
+// give_kept gives the suspects of a umount that failed, from when it began on. Who began to let go or to
+// end before it may not have been done yet.
 INLINE void give_kept(struct umounted *u, u64 first, u64 from)
 {
 	u64 n = *(volatile u64 *)&u->suspects - first;
@@ -118,7 +116,7 @@ INLINE void give_kept(struct umounted *u, u64 first, u64 from)
 
 		if (!s || !s->ready)
 			continue;
-		u64 since = s->full.e.flags & F_RELEASE ? from - LETTING_GO : from;
+		u64 since = s->full.e.flags & F_RELEASE ? from - SETTLE : from;
 
 		if (s->full.e.ts >= since)
 			give(s);
