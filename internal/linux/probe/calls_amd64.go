@@ -28,6 +28,8 @@ func calls() []call {
 		call{unix.SYS_FORK, "fork", classFork},
 		call{unix.SYS_VFORK, "vfork", classFork},
 		call{unix.SYS_POLL, "poll", 0},
+		call{unix.SYS_EPOLL_WAIT, "epoll_wait", 0},
+		call{unix.SYS_PAUSE, "pause", 0},
 		call{unix.SYS_LINK, "link", pathAt(0)},
 		call{unix.SYS_SYMLINK, "symlink", pathAt(1)},
 		call{unix.SYS_CHMOD, "chmod", pathAt(0)},

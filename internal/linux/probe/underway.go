@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 )
 
 // The kinds that Everything finds besides.
@@ -209,9 +210,12 @@ func walks(nr int64) bool {
 
 // idles reports whether a system call waits for no file: what lies on its stack is of calls before it.
 func idles(nr int64) bool {
-	switch CallName(nr) {
-	case "nanosleep", "clock_nanosleep", "futex", "wait4", "epoll_pwait", "":
+	switch nr {
+	case -1, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_FUTEX, unix.SYS_WAIT4, unix.SYS_WAITID,
+		unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_PWAIT2, unix.SYS_RT_SIGTIMEDWAIT, unix.SYS_RT_SIGSUSPEND,
+		unix.SYS_RESTART_SYSCALL:
 		return true
 	}
-	return false
+	name := CallName(nr)
+	return name == "epoll_wait" || name == "pause" // which not every processor has
 }
