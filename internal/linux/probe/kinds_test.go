@@ -6,6 +6,7 @@ package probe
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,7 +88,15 @@ func look(t *testing.T, r *Refs, super uint64) (s state) {
 		}
 		s.rest += m.Count - m.Baseline
 	}
-	if s.refs, err = r.Everything(t.Context(), super, spaces...); err != nil {
+	// A process of somebody else may change its mappings faster than they can be read.
+	for range 200 {
+		s.refs, err = r.Everything(t.Context(), super, spaces...)
+		if err == nil || !strings.Contains(err.Error(), ErrChanged.Error()) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	held := map[uint64]bool{}
