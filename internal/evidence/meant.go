@@ -15,9 +15,7 @@ type Config struct {
 	Modules map[string]Setting
 	// CommandLine is the kernel's.
 	CommandLine string
-	// Units are systemd's, as far as rules need them.
-	Units []Unit
-	ISCSI map[string]Setting
+	ISCSI       map[string]Setting
 	// Multipath are the defaults of multipath.conf: "no_path_retry" -> "queue".
 	Multipath map[string]Setting
 	Nova      *Nova
@@ -49,13 +47,6 @@ type UdevRule struct {
 	// stands before it.
 	Broken, Overridden string
 	From               Source
-}
-
-// Unit is the state of a unit of systemd.
-type Unit struct {
-	Name, File      string
-	Enabled, Masked bool
-	From            Source
 }
 
 // Nova is the configuration of OpenStack's compute service.
@@ -112,8 +103,6 @@ type Image struct {
 	// Made and Changed are when the image came to be, as far as that is known, and its last change.
 	Made    time.Time `json:"made"`
 	Changed time.Time `json:"changed"`
-	// Identity is device and inode, by which two names of one file are one.
-	Identity string `json:"identity"`
 	// Users are who has it open: processes of this host, and the locks of others.
 	Users []ImageUser `json:"users"`
 	// Checked is what a check of it found, nil if it was not checked.
