@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,7 +31,9 @@ func ruleIM05() Rule {
 			case m.State == "paused":
 				out = append(out, unknown(o, "it is paused, and why is not known: "+m.QMPWhy))
 			case m.State == "running":
-				out = append(out, pass(o)) // libvirt, or the process, says that it runs
+				out = append(out, pass(o)) // libvirt says that it runs
+			default:
+				out = append(out, unknown(o, "how it stands is not known: "+cmp.Or(m.QMPWhy, "nobody tells")))
 			}
 		}
 		return out

@@ -29,7 +29,12 @@ func ruleLC02() Rule {
 			return nil
 		}
 		o := Object{File, e.Label, strings.TrimSuffix(n.Instances, "/") + "/_base"}
-		if !n.RemoveUnused || !n.Shared {
+		switch {
+		case !n.RemoveUnused:
+			return []Result{pass(o)}
+		case !n.Shared && n.NodesUnread != "":
+			return []Result{unknown(o, "whether other nodes have the directory is not known: "+n.NodesUnread)}
+		case !n.Shared:
 			return []Result{pass(o)}
 		}
 		var silent []string

@@ -101,6 +101,8 @@ func TestImageRules(t *testing.T) {
 			[]says{{"machine:h:web", Pass, "", ""}}},
 		{"paused, and not asked", ruleIM05(), machine(evidence.Machine{State: "paused", QMPWhy: "its monitor belongs to libvirt"}),
 			[]says{{"machine:h:web", Unknown, "", ""}}},
+		{"a process whose monitor says nothing", ruleIM05(), machine(evidence.Machine{State: "unknown", PID: 7,
+			QMPWhy: "it has no monitor on a socket"}), []says{{"machine:h:web", Unknown, "", ""}}},
 		{"off", ruleIM05(), machine(evidence.Machine{State: "shut off"}), []says{{"machine:h:web", Pass, "", ""}}},
 	} {
 		t.Run(c.rule.Code+"/"+c.name, func(t *testing.T) { ask(t, c.rule, &c.e, c.want...) })
@@ -150,6 +152,8 @@ func TestLifeAndClusterRules(t *testing.T) {
 			[]says{{"file:h:/i/_base", Fail, "node_silent", finding.Danger}}},
 		{"shared, nothing is removed", ruleLC02(), nova(evidence.Nova{Shared: true, Nodes: silent}),
 			[]says{{"file:h:/i/_base", Pass, "", ""}}},
+		{"nodes that were not read", ruleLC02(), nova(evidence.Nova{RemoveUnused: true, NodesUnread: "may not be read"}),
+			[]says{{"file:h:/i/_base", Unknown, "", ""}}},
 		{"no nova", ruleLC02(), evidence.Evidence{}, nil},
 
 		{"a GFS2 that is well", ruleCL01(), gfs(&evidence.Super{}), []says{{"filesystem:h:dm-1", Pass, "", ""}}},

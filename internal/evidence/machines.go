@@ -151,8 +151,8 @@ func (g *gatherer) machine(d domain) Machine {
 	switch {
 	case d.State != "":
 		m.State = d.State
-	case d.process != nil:
-		m.State = "running"
+	case d.process != nil && d.process.QMP != nil:
+		m.State = "running" // or what the monitor says; that a process is there alone says neither
 	case strings.HasPrefix(d.from.Path, "/etc"):
 		m.State = "shut off"
 	}

@@ -60,7 +60,9 @@ type Nova struct {
 	Shared    bool
 	// Nodes are the machines that have written into it, with the time of the last sign of each.
 	Nodes map[string]time.Time
-	From  Source
+	// NodesUnread says why their list could not be read, "" if it was, or there is none.
+	NodesUnread string
+	From        Source
 }
 
 // Machine is a virtual machine that this host knows.

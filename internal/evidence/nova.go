@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
 // maxNodes bounds the compute nodes that share a directory.
@@ -71,11 +72,15 @@ func (g *gatherer) novaNodes(ctx context.Context, n *Nova) {
 	text, err := g.t.Read(ctx, file, maxSmallBytes)
 	if err != nil {
 		g.missed(PartConfig, file, err)
+		if !tree.Missing(err) {
+			n.NodesUnread = Reason(err)
+		}
 		return
 	}
 	var nodes map[string]float64
 	if err := json.Unmarshal(bytes.TrimSpace(text), &nodes); err != nil {
-		g.gap(PartConfig, file, "is no list of compute nodes: "+err.Error())
+		n.NodesUnread = "is no list of compute nodes: " + err.Error()
+		g.gap(PartConfig, file, n.NodesUnread)
 		return
 	}
 	for name, at := range nodes {
