@@ -206,6 +206,20 @@ func (f *File) StatNow() (Stat, error) {
 	return s, nil
 }
 
+// Born is when the file was made, as its file system keeps that; the zero time where it does not, and for a
+// device. It may wait for the storage.
+func (f *File) Born() time.Time { return Born(f.f) }
+
+// Born is when an open file was made, as its file system keeps that; the zero time where it does not.
+func Born(f *os.File) time.Time {
+	var st unix.Statx_t
+	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME|unix.STATX_TYPE, &st)
+	if err != nil || st.Mask&unix.STATX_BTIME == 0 || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Btime.Sec <= 0 {
+		return time.Time{} // kernels before Linux 4.11 do not have the call
+	}
+	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).UTC()
+}
+
 // ReadAt is io.ReaderAt.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if f.direct {

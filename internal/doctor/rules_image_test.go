@@ -4,6 +4,8 @@
 package doctor
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,6 +44,16 @@ func TestImageRules(t *testing.T) {
 	touched := images(over("ok"), img("/v/base", nil))
 	touched.Images[0].Made, touched.Images[1].Changed = noon.Add(-time.Hour), noon
 	touched.Config.Nova = &evidence.Nova{}
+	round := func(third time.Time) evidence.Evidence {
+		e := newer
+		e.Images = slices.Clone(newer.Images)
+		for i, at := range []time.Time{noon.Add(-20 * time.Second), third} {
+			base, over := img(fmt.Sprintf("/v/base%d", i), nil), img(fmt.Sprintf("/w/over%d", i), nil)
+			base.Changed, over.BackingPath, over.BackingState = at, base.Path, "unreadable"
+			e.Images = append(e.Images, over, base)
+		}
+		return e
+	}
 	for _, c := range []struct {
 		name string
 		rule Rule
@@ -61,6 +73,8 @@ func TestImageRules(t *testing.T) {
 		{"an old base", ruleIM02(), images(over("ok"), img("/v/base", nil)), []says{{"image:h:/v/base", Pass, "", ""}}},
 		{"a newer base", ruleIM02(), newer, []says{{"image:h:/v/base", Fail, "newer", finding.Warning}}},
 		{"a base that nova touches", ruleIM02(), touched, []says{{"image:h:/v/base", Fail, "newer", finding.Note}}},
+		{"bases that somebody touches", ruleIM02(), round(noon), []says{{"image:h:/v/base", Fail, "newer", finding.Note}}},
+		{"one of several bases", ruleIM02(), round(noon.Add(-time.Hour)), []says{{"image:h:/v/base", Fail, "newer", finding.Warning}}},
 		{"a base that is written to", ruleIM02(), images(over("ok"), img("/v/base", func(x *evidence.Image) {
 			x.Users = []evidence.ImageUser{use(7, "db", true)}
 		})), []says{{"image:h:/v/base", Fail, "written_now", finding.Lost}}},

@@ -106,7 +106,7 @@ func (d *describer) one(ctx context.Context, name string) Image {
 		return img
 	}
 	defer f.Close()
-	img.Changed = f.Mtime()
+	img.Changed, img.Made = f.Mtime(), tree.Born(f)
 	format, err := image.Probe(f, f.Size(), name)
 	if err != nil {
 		img.Unread = Reason(err)

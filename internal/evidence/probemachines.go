@@ -141,6 +141,14 @@ type slowFile struct {
 
 func (f *slowFile) Mtime() time.Time { return f.Stat().ModTime }
 
+func (f *slowFile) Born() time.Time {
+	at, err := diskio.Within(f.ctx, imageTimeout, func() (time.Time, error) { return f.File.Born(), nil }, nil)
+	if err != nil {
+		return time.Time{}
+	}
+	return at
+}
+
 func (f *slowFile) ReadAt(b []byte, off int64) (int, error) {
 	own := make([]byte, len(b)) // a read that comes late must not write into memory that is used again
 	n, err := diskio.Within(f.ctx, imageTimeout, func() (int, error) { return f.File.ReadAt(own, off) }, nil)

@@ -339,6 +339,14 @@ func (f *treeFile) Size() int64      { return f.file.Stat().Size }
 func (f *treeFile) Mtime() time.Time { return Time(f.file.Stat().Mtime) }
 func (f *treeFile) Close() error     { return nil }
 
+// Born is when the file was made, the zero time where the file system does not keep that.
+func (f *treeFile) Born() time.Time {
+	if at := f.file.Stat().Birth; at.Seconds > 0 {
+		return Time(at)
+	}
+	return time.Time{}
+}
+
 func (f *treeFile) ReadAt(b []byte, off int64) (int, error) {
 	type part struct {
 		b   []byte

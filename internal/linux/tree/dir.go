@@ -63,7 +63,7 @@ func newDirectory(ctx context.Context, real string) (*Local, error) {
 		real = ""
 	}
 	l := &Local{kind: Directory, root: fd, base: real, avoid: map[string]string{},
-		points: map[string]bool{}, absent: map[string]string{}}
+		points: map[string]bool{}, absent: map[string]string{}, copied: !mounted(fd)}
 	if err = l.know(ctx, real); err == nil {
 		err = l.learnAbsent(ctx)
 	}
@@ -72,6 +72,13 @@ func newDirectory(ctx context.Context, real string) (*Local, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// mounted tells whether a directory is where a file system is mounted, whose files are no copies.
+func mounted(fd int) bool {
+	var st unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // report gives where in the directory a report of sos is: "/", or its only directory; "" if there is

@@ -46,6 +46,8 @@ type Local struct {
 	points map[string]bool
 	// absent are directories whose content is not in a copy, with the reason.
 	absent map[string]string
+	// copied: its files may be copies, of which nobody knows when they were made.
+	copied bool
 	// partial: nothing can be said of what is not there, since only a part was copied.
 	partial bool
 }
@@ -236,6 +238,18 @@ type localFile struct {
 func (f *localFile) Size() int64      { return f.size }
 func (f *localFile) Mtime() time.Time { return f.mtime }
 func (f *localFile) Close() error     { return f.f.Close() }
+
+// Born is when the file was made, the zero time where that is not known.
+func (f *localFile) Born() time.Time {
+	if f.l.copied || f.l.refused(f.name) != nil {
+		return time.Time{}
+	}
+	at, err := within(context.Background(), f.l, f.name, func() (time.Time, error) { return diskio.Born(f.f), nil }, nil)
+	if err != nil {
+		return time.Time{}
+	}
+	return at
+}
 
 // ReadAt reads into b. What is read too late goes nowhere.
 func (f *localFile) ReadAt(b []byte, off int64) (int, error) {

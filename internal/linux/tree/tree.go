@@ -62,6 +62,16 @@ type File interface {
 	Mtime() time.Time
 }
 
+// Born gives when an open file was made, as its file system keeps that: a copy of it is born when it was
+// copied. It is the zero time where that is not known, as in a tree that is itself a copy, or in a bundle. It
+// waits for storage as reading does.
+func Born(f File) time.Time {
+	if b, can := f.(interface{ Born() time.Time }); can {
+		return b.Born()
+	}
+	return time.Time{}
+}
+
 // Entry is one name in a directory.
 type Entry struct {
 	Name string
