@@ -40,7 +40,7 @@ func (o *tracing) flags(c *cobra.Command) {
 	f.BoolVar(&o.any, "any", false, "with --trace: wait for those of every mount of this host")
 	f.DurationVar(&o.duration, "for", 0, "watch for so `LONG` (default for --pollers 1m, for --trace until Ctrl-C)")
 	f.StringVar(&o.engine, "engine", trace.Auto, "watch by `ENGINE`: "+strings.Join(trace.Names(), ", ")+
-		", or the first that works")
+		"; auto is the first of these that works")
 	f.Var((*given)(&o.onFailure), "on-failure", "with --trace: run `COMMAND` by sh at each failure")
 	f.Var((*given)(&o.evidence), "evidence", "with --trace: keep what was so at each failure below `DIR`")
 	f.BoolVar(&o.pollers, "pollers", false, "tell who looks at mounts again and again")
@@ -79,8 +79,8 @@ func runEngines(ctx context.Context, json bool, s *stdio) error {
 	}
 	d := &render.EnginesDocument{Status: []int{finding.StatusFailed}, Engines: all}
 	for _, e := range all {
-		if e.Usable {
-			d.Status = []int{finding.StatusClean}
+		if e.Usable && d.Auto == "" {
+			d.Status, d.Auto = []int{finding.StatusClean}, e.Name
 		}
 	}
 	if json {
@@ -168,13 +168,13 @@ func runTrace(ctx context.Context, o holdersOptions, paths []string, s *stdio) (
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	e := t.Engine()
-	fmt.Fprintf(s.err, "shisa: watching by %s, which sees %s\n", e.Name, strings.Join(e.Coverage, ", "))
-	if len(e.Missing) > 0 {
-		fmt.Fprintf(s.err, "shisa: it misses %s\n", strings.Join(e.Missing, ", "))
-	}
-	if x := e.Slows(); x > 1 {
-		fmt.Fprintf(s.err, "shisa: note: reading out of memory takes all programs %.0f times as long meanwhile; "+
-			"--engine syscall does not do that\n", x)
+	fmt.Fprintf(s.err, "shisa: watching by %s, which %s\n", e.Name, render.Text(render.EngineWords(e)))
+	for _, other := range t.Others() {
+		does := "does not work here: " + other.Reason
+		if other.Usable {
+			does = "would work too: " + render.EngineWords(other)
+		}
+		fmt.Fprintf(s.err, "shisa: --engine %s %s\n", other.Name, render.Text(does))
 	}
 	if err := r.watch(ctx, t); err != nil {
 		return err

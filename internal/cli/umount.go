@@ -106,7 +106,7 @@ func runUmount(ctx context.Context, o umountOptions, path string, s *stdio) (err
 		_, of, _ := strings.Cut(text, ":")
 		return samePath(of, path)
 	})
-	w, done := umountWorld()
+	w, done := umountWorld(o.Wait)
 	defer func() { err = errors.Join(err, done()) }()
 	r, err := umount.Unmount(ctx, w, path, o.Options)
 	switch {
@@ -128,7 +128,7 @@ func runUmount(ctx context.Context, o umountOptions, path string, s *stdio) (err
 
 // umountWorld is this host, as umount sees it. What costs time is opened when it is needed; done gives
 // it back.
-func umountWorld() (w umount.World, done func() error) {
+func umountWorld(wait time.Duration) (w umount.World, done func() error) {
 	opened := func() error { return nil }
 	host := sync.OnceValue(func() (h holders.Host) {
 		h, opened = holdersHost(context.Background())
@@ -140,7 +140,7 @@ func umountWorld() (w umount.World, done func() error) {
 	w = umount.World{
 		Host:  linux.Open(""),
 		Guard: umount.StartGuard,
-		Watch: watchMount,
+		Watch: func(ctx context.Context, m linux.Mount) (umount.Watcher, error) { return watchMount(ctx, m, wait) },
 		Scan: func(ctx context.Context, path string) (*holders.Report, error) {
 			t, err := holders.Resolve(ctx, host(), path)
 			if err != nil {
@@ -164,16 +164,18 @@ func umountWorld() (w umount.World, done func() error) {
 // mountWatcher is a trace of one mount.
 type mountWatcher struct{ *trace.Trace }
 
-// watchMount watches by what is most exact on one mount.
-func watchMount(ctx context.Context, m linux.Mount) (umount.Watcher, error) {
-	o := trace.Options{Host: linux.Open(""), Mounts: []linux.Mount{m}, Engine: probe.Watch}
+// aMoment is for how long a watchpoint may slow down all programs where nobody asked for it.
+const aMoment = time.Minute
+
+// watchMount watches by what is most exact on one mount, if that is for a moment.
+func watchMount(ctx context.Context, m linux.Mount, wait time.Duration) (umount.Watcher, error) {
+	o := trace.Options{Host: linux.Open(""), Mounts: []linux.Mount{m}, First: trace.Exact()}
+	if wait > aMoment {
+		o.First = trace.Names()
+	}
 	o.Stacks, _ = trace.NewStacks(ctx, o.Host, o.Mounts)
 	t, err := trace.Start(ctx, o)
-	if err == nil {
-		return mountWatcher{t}, nil
-	}
-	o.Engine = trace.Auto
-	if t, err = trace.Start(ctx, o); err != nil {
+	if err != nil {
 		return nil, errors.Join(err, o.Stacks.Close())
 	}
 	return mountWatcher{t}, nil

@@ -73,6 +73,8 @@ func NewPollers(r *trace.PollReport, status []int) *PollersDocument {
 type EnginesDocument struct {
 	Status  []int               `json:"status"`
 	Engines []trace.EngineState `json:"engines"`
+	// Auto is the one that is taken where none is named, "" if none works.
+	Auto string `json:"auto"`
 }
 
 // Trace writes a failed umount for people.
@@ -175,15 +177,34 @@ func Engines(w io.Writer, d *EnginesDocument, s Style) error {
 		case !e.Usable:
 			o.prose(fmt.Sprintf("%-8s", e.Name)+" ", o.paint(dim, "does not work here")+": "+Text(e.Reason))
 		default:
-			text := o.paint(green, "works") + ": sees " + strings.Join(e.Coverage, ", ")
-			if len(e.Missing) > 0 {
-				text += "; misses " + strings.Join(e.Missing, ", ")
-			}
-			if e.ObserverNS > 0 {
-				text += fmt.Sprintf("; a look at a watched mount takes %s longer", took(e.ObserverNS))
-			}
-			o.prose(fmt.Sprintf("%-8s", e.Name)+" ", text)
+			o.prose(fmt.Sprintf("%-8s", e.Name)+" ", o.paint(green, "works")+": "+EngineWords(e))
 		}
 	}
+	if d.Auto != "" {
+		o.prose("", "taken where none is named: "+Text(d.Auto))
+	}
 	return o.flush()
+}
+
+// EngineWords says what an engine sees and misses, and what it costs as it was measured here.
+func EngineWords(e trace.EngineState) string {
+	text := "sees " + strings.Join(e.Coverage, ", ")
+	if len(e.Missing) > 0 {
+		text += "; misses " + strings.Join(e.Missing, ", ")
+	}
+	if e.ObserverNS > 0 {
+		text += "; a look at a watched mount takes " + brief(e.ObserverNS) + " longer"
+	}
+	if x := e.Slows(); x > 1 {
+		text += fmt.Sprintf("; reading out of memory takes all programs %.0f times as long meanwhile", x)
+	}
+	return text
+}
+
+// brief is a time that may be below a microsecond.
+func brief(ns int64) string {
+	if ns < 1000 {
+		return fmt.Sprintf("%d ns", ns)
+	}
+	return took(ns)
 }

@@ -54,22 +54,30 @@ type EngineState struct {
 	Missing  []string `json:"missing"`
 	// ObserverNS is how much longer stat of a mount takes for being watched, in ns.
 	ObserverNS int64 `json:"observer_ns"`
-	// slower is by what factor a read out of memory takes longer meanwhile, whatever is read.
-	slower float64
+	// ReadPercent is what a read out of memory takes meanwhile, whatever is read, of what it takes
+	// otherwise; 0 where that was not measured.
+	ReadPercent int64 `json:"read_percent"`
 }
 
 // Slows gives by what factor all programs copy memory slower while the engine is at work, 1 where that
 // hardly shows. A processor that watches data copies without its fast path.
 func (s EngineState) Slows() float64 {
-	if s.slower < noSlower {
+	if s.ReadPercent < noSlower*100 {
 		return 1
 	}
-	return s.slower
+	return float64(s.ReadPercent) / 100
 }
 
 // Names are the engines in the order in which they are tried: the first two see every mount of the
-// host, the third four of them, and the last sees suspects only.
+// host and who held it, the third suspects. The last sees who held up to four mounts, and makes all
+// programs copy memory many times slower meanwhile: nobody wants that for days who did not ask for it.
 func Names() []string {
+	return []string{probe.Fentry, probe.Kprobe, probe.Syscall, probe.Watch}
+}
+
+// Exact are the engines in the order for a moment, in which it does not matter what they cost: those that
+// see who held a mount go first.
+func Exact() []string {
 	return []string{probe.Fentry, probe.Kprobe, probe.Watch, probe.Syscall}
 }
 
@@ -155,7 +163,7 @@ func (s *EngineState) try(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.ObserverNS, s.slower = max(after.stat-before.stat, 0), float64(after.read)/float64(before.read)
+	s.ObserverNS, s.ReadPercent = max(after.stat-before.stat, 0), max(after.read*100/before.read, 1)
 	if err := e.TellAll(true); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +29,7 @@ import (
 )
 
 const (
-	// Auto is the engine that is not named: the first that works.
+	// Auto is the engine that is not named: the first of Names that works.
 	Auto = "auto"
 	// openTimeout is how long a mount is waited for when it is opened by its name, which the watch
 	// engine needs for a moment.
@@ -48,8 +49,11 @@ type Options struct {
 	Host *linux.Host
 	// Mounts are those of this process's namespace that are watched, all if there are none.
 	Mounts []linux.Mount
-	// Engine is one of package probe's, or Auto.
+	// Engine is one of package probe's, or Auto, for which the others are tried as well: Others tells what
+	// they would see and cost. First, where there are any, goes before it: the first of these that works is
+	// taken, and those behind it are not tried.
 	Engine string
+	First  []string
 	// Scan looks who holds a mount, by its number, at the moment when its umount failed. It may be
 	// nil; then those who hold it for good are only counted.
 	Scan func(ctx context.Context, mountID int) (*holders.Report, error)
@@ -67,7 +71,7 @@ type Trace struct {
 	o      Options
 	engine *probe.Engine
 	state  EngineState
-	tried  []EngineState
+	others []EngineState
 	clock  clock
 	own    uint64 // inode of this process's mount namespace
 
@@ -96,7 +100,8 @@ type Trace struct {
 }
 
 // Start tries the engines and begins to watch with the first that works, or the one that is named. It
-// takes up to some seconds. The error says of each why it does not work.
+// takes up to some seconds. The error says of each why it does not work. Only one engine is at work at a
+// time, also while they are tried.
 func Start(ctx context.Context, o Options) (*Trace, error) {
 	t := &Trace{o: o, events: make(chan probe.Event, 64), out: make(chan Failure),
 		tell: make(chan chan []Failure), look: make(chan chan error), done: make(chan struct{}), readers: make(chan struct{}),
@@ -121,34 +126,55 @@ func Start(ctx context.Context, o Options) (*Trace, error) {
 	return t, nil
 }
 
-// Engine says what it is watched with, and what that sees; Tried has those that do not work.
-func (t *Trace) Engine() EngineState  { return t.state }
-func (t *Trace) Tried() []EngineState { return t.tried }
+// Engine says what it is watched with, and what that sees; Others has the others that were tried, in
+// their order: those that do not work, and what those would see and cost that do.
+func (t *Trace) Engine() EngineState   { return t.state }
+func (t *Trace) Others() []EngineState { return t.others }
 
 // choose opens the first engine that passes its trial.
 func (t *Trace) choose(ctx context.Context) error {
-	names := []string{t.o.Engine}
-	if t.o.Engine == "" || t.o.Engine == Auto {
+	names, auto := []string{t.o.Engine}, t.o.Engine == "" || t.o.Engine == Auto
+	if len(t.o.First) > 0 {
+		names, auto = t.o.First, false
+	} else if auto {
 		names = Names()
 	}
-	var errs []error
 	for _, name := range names {
 		s := Try(ctx, name)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if s.Usable {
-			e, err := t.open(ctx, name)
-			if err == nil {
-				t.engine, t.state = e, s
-				return nil
-			}
-			s.Usable, s.Reason = false, err.Error()
+		// One that is at work would be measured with those that are tried after it.
+		if !auto && t.use(ctx, &s) {
+			return nil
 		}
-		t.tried = append(t.tried, s)
-		errs = append(errs, fmt.Errorf("%s: %s", name, s.Reason))
+		t.others = append(t.others, s)
 	}
-	return &NoEngineError{errs}
+	for i := range t.others {
+		if auto && t.use(ctx, &t.others[i]) {
+			t.others = slices.Delete(t.others, i, i+1)
+			return nil
+		}
+	}
+	none := &NoEngineError{}
+	for _, s := range t.others {
+		none.Reasons = append(none.Reasons, fmt.Errorf("%s: %s", s.Name, s.Reason))
+	}
+	return none
+}
+
+// use begins to watch with an engine that passed its trial. Where it cannot, its state says why.
+func (t *Trace) use(ctx context.Context, s *EngineState) bool {
+	if !s.Usable {
+		return false
+	}
+	e, err := t.open(ctx, s.Name)
+	if err != nil {
+		s.Usable, s.Reason = false, err.Error()
+		return false
+	}
+	t.engine, t.state = e, *s
+	return true
 }
 
 // NoEngineError says of each engine why it does not work here.

@@ -35,8 +35,8 @@ func TestEngines(t *testing.T) {
 		if must && !s.Usable {
 			testenv.Lacks(t, "the engine "+s.Name+": "+s.Reason)
 		}
-		if s.Usable && (s.slower <= 0 || s.Slows() < 1) {
-			t.Errorf("%s: what it costs to copy was not measured: %v times", s.Name, s.slower)
+		if s.Usable && (s.ReadPercent <= 0 || s.Slows() < 1) {
+			t.Errorf("%s: what it costs to copy was not measured: %d %%", s.Name, s.ReadPercent)
 		}
 		if s.Usable == (s.Reason != "") {
 			t.Errorf("%s: usable is %t, the reason against it %q", s.Name, s.Usable, s.Reason)
@@ -50,19 +50,41 @@ func TestEngines(t *testing.T) {
 	}
 }
 
-// TestAuto holds that the first engine that works is taken, and that the others say why they are not.
+// TestAuto holds that the first engine that works is taken, that the others were tried and say why they
+// do not work or what they would cost, and that a watchpoint, which slows everybody down, is taken only
+// where nothing else works or it is asked for.
 func TestAuto(t *testing.T) {
 	p := newMountpoint(t)
-	tr := started(t, Options{Engine: Auto, Mounts: []linux.Mount{p.mounted(t)}})
+	mounts := []linux.Mount{p.mounted(t)}
+	tr := started(t, Options{Engine: Auto, Mounts: mounts})
 	at := slices.Index(Names(), tr.Engine().Name)
-	if len(tr.Tried()) != at {
-		t.Errorf("took %s after %d others, want %d", tr.Engine().Name, len(tr.Tried()), at)
+	if got, want := names(tr.Others()), slices.Delete(Names(), at, at+1); !slices.Equal(got, want) {
+		t.Errorf("took %s, and tells of %q, want %q", tr.Engine().Name, got, want)
 	}
-	for _, s := range tr.Tried() {
-		if s.Usable || s.Reason == "" {
+	if Names()[len(Names())-1] != probe.Watch || tr.Engine().Name == probe.Watch {
+		t.Errorf("took %s of %q, want the watch last, and anything else before it", tr.Engine().Name, Names())
+	}
+	for i, s := range tr.Others() {
+		if i < at && (s.Usable || s.Reason == "") {
 			t.Errorf("%s was not taken, for %q", s.Name, s.Reason)
 		}
+		if s.Usable && s.ReadPercent <= 0 {
+			t.Errorf("%s works, and what it costs is not told: %+v", s.Name, s)
+		}
 	}
+	first := started(t, Options{First: Exact(), Mounts: mounts})
+	at = slices.Index(Exact(), first.Engine().Name)
+	if got := names(first.Others()); at < 0 || !slices.Equal(got, Exact()[:at]) || at > 2 {
+		t.Errorf("took %s after %q, want the first of %q that works", first.Engine().Name, got, Exact())
+	}
+}
+
+func names(all []EngineState) []string {
+	out := []string{}
+	for _, s := range all {
+		out = append(out, s.Name)
+	}
+	return out
 }
 
 func TestNoEngine(t *testing.T) {
