@@ -70,6 +70,7 @@ var layer = map[string]int{
 	"internal/guest/volume":     1,
 	"internal/guest/filestest":  2,
 	"internal/guest/busy":       1,
+	"internal/refs/protocol":    1,
 	"internal/hypervisor":       2,
 	"internal/diskio":           1,
 	"internal/plan":             1,
