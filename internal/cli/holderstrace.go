@@ -107,7 +107,7 @@ func runPollers(ctx context.Context, o holdersOptions, s *stdio) error {
 	if len(r.Pollers) > 0 {
 		applies = append(applies, finding.StatusFound)
 	}
-	if r.Lost.Tables+r.Lost.Drops+r.Lost.Compat > 0 {
+	if r.Lost.Count() > 0 {
 		applies = append(applies, finding.StatusCannotTell)
 	}
 	if ctx.Err() != nil {
@@ -242,10 +242,9 @@ func (r *tracer) watch(ctx context.Context, t *trace.Trace) error {
 	if err != nil {
 		return err
 	}
-	if n := lost.Drops + lost.Tables + lost.Compat; n > 0 {
+	if lost.Count() > 0 {
 		r.applies = append(r.applies, finding.StatusCannotTell)
-		fmt.Fprintf(r, "shisa: %s not told of: %d did not fit into buffers, %d into tables, %d are of 32-bit programs\n",
-			render.Count(n, "event was", "events were"), lost.Drops, lost.Tables, lost.Compat)
+		fmt.Fprintf(r, "shisa: %s\n", render.LostWords(lost))
 	}
 	return t.Unwatched()
 }

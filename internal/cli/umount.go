@@ -191,5 +191,5 @@ func (w mountWatcher) Tell(ctx context.Context) (failed []umount.Try, lost int64
 	if err != nil {
 		l.Drops++ // how many is not known
 	}
-	return failed, l.Drops + l.Tables
+	return failed, l.Drops + l.Tables + l.Programs
 }

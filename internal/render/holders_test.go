@@ -104,6 +104,11 @@ func TestHoldersHostile(t *testing.T) {
 	failure := trace.Failure{At: time.Unix(0, 0), Mount: trace.Mount{Path: evil}, Umount: trace.Umount{Process: p, Errno: evil},
 		Holders: list, Notes: []string{evil}}
 	poll := &trace.PollReport{Pollers: []trace.Poller{{Process: p, Children: evil, Paths: []string{evil}, CV: 0.034}}}
+	if got, want := LostWords(trace.Lost{Drops: 1, Programs: 2}), "3 events were lost: 1 did not fit into "+
+		"buffers; 2 of what programs have mapped, without which their stacks may have no names"; got != want {
+		t.Errorf("LostWords = %q, want %q", got, want)
+	}
+	failure.Lost.Programs = 7
 	engines := &EnginesDocument{Engines: []trace.EngineState{{Name: "x", Reason: evil}}}
 	for _, err := range []error{Holders(&b, r, Style{Width: 80}), Trace(&b, &TraceDocument{Failure: failure, Evidence: evil}, Style{}),
 		Pollers(&b, NewPollers(poll, nil), Style{}), Engines(&b, engines, Style{})} {
@@ -116,6 +121,9 @@ func TestHoldersHostile(t *testing.T) {
 	}
 	if strings.Contains(b.String(), "\nc") {
 		t.Error("a name ends a line")
+	}
+	if !strings.Contains(b.String(), "7 events were lost: 7 of what programs have mapped") {
+		t.Errorf("what was lost of programs is not told: %s", b.String())
 	}
 	if !strings.Contains(b.String(), "3 % irregular") {
 		t.Errorf("the period's share is not told: %s", b.String())

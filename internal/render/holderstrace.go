@@ -92,8 +92,8 @@ func Trace(w io.Writer, d *TraceDocument, s Style) error {
 	case f.Unexplained > 0:
 		o.prose("  ", o.paint(magenta, Count(f.Unexplained, "reference", "references")+" unexplained"))
 	}
-	if n := f.Lost.Drops + f.Lost.Tables; n > 0 {
-		o.prose("  ", Count(n, "event", "events")+" did not fit into the kernel's buffers and were lost")
+	if f.Lost.Drops+f.Lost.Tables+f.Lost.Programs > 0 {
+		o.prose("  ", LostWords(f.Lost))
 	}
 	for _, n := range f.Notes {
 		o.prose("  note: ", Text(n))
@@ -199,6 +199,21 @@ func EngineWords(e trace.EngineState) string {
 		text += fmt.Sprintf("; reading out of memory takes all programs %.0f times as long meanwhile", x)
 	}
 	return text
+}
+
+// LostWords says what could not be told of.
+func LostWords(l trace.Lost) string {
+	var parts []string
+	for _, x := range []struct {
+		n    int64
+		what string
+	}{{l.Drops, "did not fit into buffers"}, {l.Tables, "did not fit into tables"}, {l.Compat, "of 32-bit programs"},
+		{l.Programs, "of what programs have mapped, without which their stacks may have no names"}} {
+		if x.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", x.n, x.what))
+		}
+	}
+	return Count(l.Count(), "event was", "events were") + " lost: " + strings.Join(parts, "; ")
 }
 
 // brief is a time that may be below a microsecond.

@@ -78,6 +78,9 @@ func (t *Trace) loop(ctx context.Context) {
 		case answer := <-t.look:
 			answer <- t.follow(ctx, true)
 		case answer := <-t.tell:
+			if t.o.Stacks != nil {
+				t.o.Stacks.Tick() // what was lost since the last one counts
+			}
 			t.settle(true)
 			answer <- t.ready
 			t.ready = nil
@@ -278,6 +281,10 @@ func (t *Trace) failure(p *pending, events []probe.Event) Failure {
 	var err error
 	if f.Lost, err = t.Lost(); err != nil || f.Lost.Drops > 0 || f.Lost.Tables > 0 {
 		f.Notes = append(f.Notes, "not everything could be told of: somebody may be missing")
+	}
+	if f.Lost.Programs > 0 {
+		f.Notes = append(f.Notes, "not all that programs have mapped could be told of: the stack of one that is "+
+			"gone may have no names")
 	}
 	return f
 }

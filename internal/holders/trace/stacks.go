@@ -5,6 +5,7 @@ package trace
 
 import (
 	"context"
+	"math"
 	"runtime"
 	"slices"
 
@@ -24,6 +25,9 @@ type Stacks interface {
 	// the program counter being the last, and the bytes from the stack pointer on.
 	Kernel(addrs []uint64) []holders.Frame
 	User(pid int, start int64, regs []uint64, stack []byte) []holders.Frame
+	// Lost is how much was not told of what programs have mapped, which names the functions of those that
+	// are gone. Any goroutine may ask.
+	Lost() int64
 	Close() error
 }
 
@@ -120,6 +124,13 @@ func (y *symbols) User(pid int, start int64, regs []uint64, bytes []byte) []hold
 	}
 	frames, _ := y.unwind.User(y.ctx, pid, at, maps)
 	return frames
+}
+
+func (y *symbols) Lost() int64 {
+	if y.follow == nil {
+		return 0 // the notes say that nothing is followed
+	}
+	return int64(min(y.follow.Lost(), math.MaxInt64))
 }
 
 func (y *symbols) Close() error {

@@ -311,17 +311,26 @@ func (t *Trace) Lost() (Lost, error) {
 		return t.last, nil
 	}
 	c, err := t.engine.Counters()
-	return Lost{Drops: c.Drops + t.cut.Load(), Tables: c.Full, Compat: c.Compat}, err
+	l := Lost{Drops: c.Drops + t.cut.Load(), Tables: c.Full, Compat: c.Compat}
+	if t.o.Stacks != nil {
+		l.Programs = t.o.Stacks.Lost()
+	}
+	return l, err
 }
 
 // Lost is what an engine could not tell of.
 type Lost struct {
 	// Drops are events that did not fit into the kernel's buffer, Tables what did not fit into its
-	// tables, Compat 32-bit system calls that were not looked at.
-	Drops  int64 `json:"drops"`
-	Tables int64 `json:"tables"`
-	Compat int64 `json:"compat"`
+	// tables, Compat 32-bit system calls that were not looked at. Programs are records of what programs
+	// had mapped: the stack of one that is gone may have no names.
+	Drops    int64 `json:"drops"`
+	Tables   int64 `json:"tables"`
+	Compat   int64 `json:"compat"`
+	Programs int64 `json:"programs"`
 }
+
+// Count is all of it.
+func (l Lost) Count() int64 { return l.Drops + l.Tables + l.Compat + l.Programs }
 
 // Close ends the watching. Lost gives what it gave last.
 func (t *Trace) Close() error {

@@ -44,7 +44,7 @@ type Follower struct {
 	rings []ring
 	procs map[int]*followed
 	order []int // pids of procs, oldest first
-	lost  uint64
+	lost  atomic.Uint64
 }
 
 type ring struct {
@@ -89,8 +89,9 @@ func (f *Follower) Close() error {
 	return errors.Join(errs...)
 }
 
-// Lost is how many records the kernel could not write since the rings were full.
-func (f *Follower) Lost() uint64 { return f.lost }
+// Lost is how many records the kernel could not write since the rings were full. It may be asked for
+// at any time, by whomever.
+func (f *Follower) Lost() uint64 { return f.lost.Load() }
 
 func openRing(cpu int) (ring, error) {
 	attr := unix.PerfEventAttr{
@@ -179,7 +180,7 @@ func (f *Follower) note(e event) {
 	switch e.kind {
 	case unix.PERF_RECORD_LOST: // id u64, number u64
 		r.u64()
-		f.lost += r.u64()
+		f.lost.Add(r.u64())
 		for _, p := range f.procs {
 			p.whole = false // a record of any of them may be among those
 		}
