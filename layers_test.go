@@ -48,6 +48,7 @@ var layer = map[string]int{
 	"internal/lab/faultfs":      3,
 	"internal/lab/zoo":          4,
 	"internal/lab/sweep":        5,
+	"internal/lab/nspawn":       4,
 	"internal/lab/cutfs":        4,
 	"internal/image":            2,
 	"internal/image/qcow2":      2,
@@ -92,7 +93,8 @@ var onlyBy = map[string][]string{
 	"internal/lab/hold":        {"bench"},                                                       // it keeps mounts busy
 	"internal/doctor/stories":  {"bench"},                                                       // it holds what tests need
 	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"}, // it makes devices
-	"internal/lab/vm":          {"bench", "internal/lab/vm/init"},                               // it runs QEMU
+	"internal/lab/vm":          {"bench", "internal/lab/vm/init", "internal/lab/nspawn"},        // it runs QEMU
+	"internal/lab/nspawn":      {},                                                              // it boots systemd
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
 	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files

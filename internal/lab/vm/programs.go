@@ -123,8 +123,10 @@ func linked(e *elf.File, dir string) (out []string, err error) {
 			dirs = append(dirs, strings.Split(strings.ReplaceAll(p, "$ORIGIN", dir), ":")...)
 		}
 	}
+	// A library may need one beside it that whoever loads it has loaded by then.
+	dirs = append(append(dirs, libraryDirs()...), dir)
 	for _, n := range names {
-		at, err := library(n, append(dirs, libraryDirs()...))
+		at, err := library(n, dirs)
 		if err != nil {
 			return nil, err
 		}
@@ -143,4 +145,16 @@ func library(name string, dirs []string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%w: no library %s", ErrUnavailable, name)
+}
+
+// Programs lists programs of this machine, by their names in the path or in the file system, with all
+// that they need to run: where each file is in a guest, and where it is here.
+func Programs(names ...string) (map[string]string, error) {
+	p := programs{map[string]string{}}
+	for _, name := range names {
+		if err := p.add(name); err != nil {
+			return nil, err
+		}
+	}
+	return p.files, nil
 }
