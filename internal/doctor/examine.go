@@ -14,16 +14,16 @@ import (
 // Examine asks all rules about the evidence of one or more machines, and ranks what they find as one
 // picture. Further rules are those of the user. No two machines may have the same label.
 func Examine(all []*evidence.Evidence, further []Rule) *Report {
-	g := picture(all)
+	g, joined := picture(all), neighbours(all)
 	rep := &Report{Verdict: finding.Clean, Machines: []Patient{}, Findings: []Finding{}, Rules: []Asked{},
 		Shared: []Common{}, Objects: []Seen{}, Edges: []Edge{}, NotLookedAt: []Missing{}}
 	for _, rule := range append(Rules(), further...) {
 		asked := Asked{Code: rule.Code, Name: rule.Name, Reasons: []Doubt{}}
-		for _, e := range all {
+		for _, e := range joined {
 			for _, r := range rule.judge(e) {
-				n := g.node(r.Object)
-				n.results = append(n.results, r)
-				asked.count(r)
+				if g.node(r.Object).take(r) {
+					asked.count(r)
+				}
 			}
 		}
 		rep.Rules = append(rep.Rules, asked)
@@ -33,6 +33,42 @@ func Examine(all []*evidence.Evidence, further []Rule) *Report {
 	rep.take(g, all)
 	rep.conclude()
 	return rep
+}
+
+// take adds a result. One that another machine gave of the same object says no more: it is joined to that, and
+// false is returned.
+func (n *node) take(r Result) bool {
+	if r.Finding != nil {
+		for i := range n.results {
+			if f := n.results[i].Finding; f != nil && f.ID == r.Finding.ID {
+				f.join(r.Finding)
+				return false
+			}
+		}
+	}
+	n.results = append(n.results, r)
+	return true
+}
+
+// join adds what another machine shows of the same.
+func (f *Finding) join(x *Finding) {
+	for _, fact := range x.Evidence {
+		if !slices.Contains(f.Evidence, fact) {
+			f.Evidence = append(f.Evidence, fact)
+		}
+	}
+	f.seen(x.Evidence)
+	for _, o := range x.Affects {
+		if !slices.Contains(f.Affects, o) {
+			f.Affects = append(f.Affects, o)
+		}
+	}
+	if x.Confidence > f.Confidence {
+		f.Confidence = x.Confidence
+	}
+	if x.Severity.Rank() < f.Severity.Rank() { // the worse one counts, with its words
+		f.Severity, f.Reach, f.Over, f.Summary, f.Remedies = x.Severity, x.Reach, x.Over, x.Summary, x.Remedies
+	}
 }
 
 func (a *Asked) count(r Result) {

@@ -85,12 +85,41 @@ func imageObject(e *evidence.Evidence, i int) Object {
 }
 
 func imagePathObject(e *evidence.Evidence, name string, mount int) Object {
-	if mount < 0 || mount >= len(e.Mounts) || e.Mounts[mount].NFS == nil {
+	if mount < 0 || mount >= len(e.Mounts) {
 		return Object{Image, e.Label, name}
 	}
 	m := &e.Mounts[mount]
 	rel := strings.TrimPrefix(name, strings.TrimSuffix(m.Point, "/"))
-	return Object{Image, "", serverName(m.NFS.Server) + ":" + path.Join(m.NFS.Export, m.Root, rel)}
+	if m.NFS != nil {
+		return Object{Image, "", serverName(m.NFS.Server) + ":" + path.Join(m.NFS.Export, m.Root, rel)}
+	}
+	if store := storeOf(e, m); store != "" {
+		return Object{Image, "", store + ":" + path.Join(m.Root, rel)}
+	}
+	return Object{Image, e.Label, name}
+}
+
+// storeOf names a file system that several hosts have mounted at once, other than NFS; "" for one that is of this
+// host alone, and where all that it could be known by is not known.
+func storeOf(e *evidence.Evidence, m *evidence.Mount) string {
+	switch m.Type {
+	case "gfs2", "ocfs2":
+		if m.FS < 0 || m.FS >= len(e.FSs) {
+			return ""
+		}
+		f := &e.FSs[m.FS]
+		if m.Type == "gfs2" && f.Label != "" {
+			return m.Type + ":" + f.Label // the name that its locks have in the cluster
+		}
+		if id := strings.TrimLeft(strings.ToLower(f.UUID), "0-"); id != "" {
+			return m.Type + ":" + id
+		}
+	case "ceph", "cifs", "smb3", "fuse.glusterfs", "glusterfs", "beegfs", "lustre":
+		if m.Source != "" && m.Source != "none" {
+			return m.Type + ":" + m.Source
+		}
+	}
+	return ""
 }
 
 // graph is what rests on what, over all evidence.

@@ -42,8 +42,8 @@ func ruleIM02() Rule {
 			switch {
 			case writer(base) != nil:
 				u := writer(base)
-				f := found(&r, o, 0.9, "written_now", fmt.Sprintf("%s [%d] writes to %s, on which %s rests", u.Command,
-					u.PID, base.Path, x.Path), Fact{Source: evidence.Source{Path: fmt.Sprintf("/proc/%d/fd", u.PID)}, Value: base.Path})
+				f := found(&r, o, 0.9, "written_now", fmt.Sprintf("%s writes to %s, on which %s rests", userName(u), base.Path,
+					x.Path), usedBy(u, base.Path))
 				f.Affects = []Object{imageObject(e, i)}
 				f.Remedies = []Remedy{{Text: "stop the machine that writes to the base, now: each write changes the disks of all that " +
 					"rest on it"}}

@@ -37,6 +37,13 @@ func TestImageRules(t *testing.T) {
 	use := func(pid int, machine string, writing bool) evidence.ImageUser {
 		return evidence.ImageUser{PID: pid, Command: "qemu", Machine: machine, Writing: writing}
 	}
+	far := func(machine, state string, before time.Duration) evidence.ImageUser {
+		u := evidence.ImageUser{PID: 7, Command: "qemu", Machine: machine, State: state, Writing: true}
+		if before > 0 {
+			u.Host, u.Time = "h2", noon.Add(-before)
+		}
+		return u
+	}
 	lost := images(img("/v/disk", gone))
 	lost.Machines = []evidence.Machine{{Name: "web", Disks: []int{0}}}
 	newer := images(over("ok"), img("/v/base", nil))
@@ -103,6 +110,21 @@ func TestImageRules(t *testing.T) {
 		{"two writers", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
 			x.Users = []evidence.ImageUser{use(7, "web", true), use(8, "db", true)}
 		})), []says{{"image:h:/v/x", Fail, "two_writers", finding.Lost}}},
+		{"a machine of two hosts", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{far("web", "running", 0), far("web", "running", time.Minute)}
+		})), []says{{"image:h:/v/x", Fail, "two_writers", finding.Lost}}},
+		{"a machine that moves", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{far("web", "running", 0), far("web", "paused", time.Minute)}
+		})), []says{{"image:h:/v/x", Fail, "two_writers", finding.Warning}}},
+		{"a machine that may have moved between", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{far("web", "running", 0), far("web", "running", time.Hour)}
+		})), []says{{"image:h:/v/x", Unknown, "", ""}}},
+		{"two machines at different times", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{far("web", "running", 0), far("db", "running", time.Hour)}
+		})), []says{{"image:h:/v/x", Fail, "two_writers", finding.Lost}}},
+		{"a disk that is shared", ruleIM04(), images(img("/v/x", func(x *evidence.Image) {
+			x.Users = []evidence.ImageUser{{Machine: "a", Writing: true, Shared: true}, {Machine: "b", Writing: true, Shared: true}}
+		})), []says{{"image:h:/v/x", Pass, "", ""}}},
 		{"nobody", ruleIM04(), images(img("/v/x", nil)), nil},
 
 		{"runs", ruleIM05(), machine(evidence.Machine{State: "running", PID: 7, QMP: &evidence.QMP{Status: "running"}}),

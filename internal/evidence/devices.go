@@ -85,7 +85,7 @@ func (g *gatherer) device(ctx context.Context, name string) (Device, bool) {
 	}
 	d.Removable, d.Rotational = word("removable") == "1", word("queue/rotational") == "1"
 	d.Serial, d.WWID = word("serial"), word("wwid")
-	d.Mapper, d.Backing = word("dm/name"), word("loop/backing_file")
+	d.Mapper, d.UUID, d.Backing = word("dm/name"), word("dm/uuid"), word("loop/backing_file")
 	for _, s := range g.optionalList(ctx, PartDevices, dir+"/slaves") {
 		d.On = append(d.On, s.Name)
 	}
@@ -206,7 +206,7 @@ func (g *gatherer) multipath(ctx context.Context) {
 	}
 	for i := range g.e.Devices {
 		d := &g.e.Devices[i]
-		if uuid := g.optionalWord(ctx, PartDevices, d.From.Path+"/dm/uuid"); !strings.HasPrefix(uuid, "mpath-") {
+		if !strings.HasPrefix(d.UUID, "mpath-") {
 			continue
 		}
 		d.Paths = &Multipath{}

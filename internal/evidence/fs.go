@@ -4,6 +4,7 @@
 package evidence
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -42,7 +43,8 @@ func (g *gatherer) systems(ctx context.Context) {
 			}
 		case "gfs2":
 			if len(f.Mounts) > 0 {
-				f.Super = g.gfs2(ctx, gfs2[g.e.Mounts[f.Mounts[0]].Dev])
+				name := gfs2[g.e.Mounts[f.Mounts[0]].Dev]
+				f.Super, f.Label = g.gfs2(ctx, name), cmp.Or(f.Label, name)
 			}
 		}
 	}

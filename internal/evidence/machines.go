@@ -67,7 +67,29 @@ func (g *gatherer) machines(ctx context.Context) {
 	}
 	g.e.Images = images
 	for _, d := range domains {
-		g.e.Machines = append(g.e.Machines, g.machine(d))
+		m := g.machine(d)
+		g.uses(&m, d)
+		g.e.Machines = append(g.e.Machines, m)
+	}
+}
+
+// uses tells what is configured of those who have the disks of a machine open, and that libvirt runs it with
+// them where no process was seen.
+func (g *gatherer) uses(m *Machine, d domain) {
+	for _, i := range m.Disks {
+		x := &g.e.Images[i]
+		of := slices.IndexFunc(d.Disks, func(f hypervisor.DomainDisk) bool { return f.Path == x.Path && !f.Backing })
+		seen := false
+		for j := range x.Users {
+			if u := &x.Users[j]; u.Machine == m.Name {
+				u.State, u.Shared, seen = m.State, of >= 0 && d.Disks[of].Shared, true
+			}
+		}
+		if !seen && of >= 0 && d.State == "running" {
+			x.Users = append(x.Users, ImageUser{PID: d.PID, Command: "libvirt", Machine: m.Name, State: m.State,
+				Writing: !d.Disks[of].ReadOnly && d.Disks[of].Device != "cdrom", Shared: d.Disks[of].Shared,
+				Document: d.from.Path})
+		}
 	}
 }
 

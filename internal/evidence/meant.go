@@ -120,8 +120,15 @@ type ImageUser struct {
 	Command string `json:"command"`
 	Machine string `json:"machine"`
 	Writing bool   `json:"writing"`
-	// Host is another machine, where its locks or its configuration show that.
-	Host string `json:"host"`
+	// Shared: the machine is configured to share the disk, and its guest knows how.
+	Shared bool `json:"shared"`
+	// State is that of the machine, "" if it is not known.
+	State string `json:"state"`
+	// Document is the file that says so, "" for a process that has it open.
+	Document string `json:"document"`
+	// Host is another machine whose evidence shows that, as of Time; "" and zero for this one.
+	Host string    `json:"host"`
+	Time time.Time `json:"time,omitempty"`
 }
 
 // Checked is what a check of an image found.

@@ -140,6 +140,8 @@ type Device struct {
 	Timeouts, Errors int64
 	// InFlight is how many requests are under way.
 	InFlight int64
+	// UUID is that of device mapper, "" for others: "LVM-..." and "mpath-..." are the same on all hosts.
+	UUID string
 	// On are the names of the devices that it rests on; Backing is the file of a loop device.
 	On      []string
 	Backing string
