@@ -34,6 +34,7 @@ var layer = map[string]int{
 	"internal/linux/tree":       2,
 	"internal/linux/ask":        2,
 	"internal/linux/logs":       3,
+	"internal/linux/units":      3,
 	"internal/linux/klog":       1,
 	"internal/holders":          4,
 	"internal/holders/evidence": 5,

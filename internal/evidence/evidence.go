@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/linux/units"
 )
 
 // Evidence is all that is known of one machine at one time.
@@ -52,6 +53,8 @@ type Evidence struct {
 	Machines []Machine
 	Images   []Image
 	Cluster  Cluster
+	// Units is what systemd would start; nil where nothing is known of that.
+	Units *units.Set
 
 	// Gaps is what could not be read, by part.
 	Gaps []Gap
@@ -75,6 +78,7 @@ const (
 	PartImages  Part = "images"
 	PartQMP     Part = "qmp"
 	PartCluster Part = "cluster"
+	PartUnits   Part = "units"
 )
 
 // Gap is something that could not be read, and why.

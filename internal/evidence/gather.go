@@ -52,6 +52,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.log,      // log.go, boots.go
 		g.hurt,     // disk.go
 		g.cluster,  // cluster.go
+		g.units,    // units.go
 	} {
 		part(ctx)
 		if err := ctx.Err(); err != nil {
