@@ -13,6 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type pollersJoined struct {
+	_      structs.HostLayout
+	Named  [320]uint8
+	Whole  [640]uint8
+	Part   [12][64]uint8
+	Mount  uint64
+	Dentry uint64
+	At     uint32
+	Parts  uint32
+	Off    uint32
+	_      [4]byte
+}
+
 type pollersPoller struct {
 	_      structs.HostLayout
 	Pid    uint32
