@@ -22,6 +22,8 @@ type Rule struct {
 	// Needs are the parts of the evidence without which it can tell nothing: it is not asked then, and
 	// its answer is that it cannot tell, with the reason of the part.
 	Needs []evidence.Part
+	// LogAlone: what logs say is enough for it to find something, where file systems themselves show nothing.
+	LogAlone bool
 	// Reach says how far what it finds is felt.
 	Reach Reach
 	// Guard says against which false alarms it stands, in a sentence.

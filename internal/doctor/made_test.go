@@ -128,4 +128,3 @@ func gather(t *testing.T, dir string) *evidence.Evidence {
 	}
 	return e
 }
-

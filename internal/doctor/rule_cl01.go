@@ -12,7 +12,7 @@ import (
 
 // ruleCL01 finds GFS2 file systems that this node has withdrawn from.
 func ruleCL01() Rule {
-	r := Rule{Rule: finding.CL01, Needs: []evidence.Part{evidence.PartFSs}, Reach: Upward,
+	r := Rule{Rule: finding.CL01, Needs: []evidence.Part{evidence.PartFSs}, LogAlone: true, Reach: Upward,
 		Guard: "a message from before the last start of the machine is over",
 		Test:  "on what sysfs and the kernel say of a GFS2 that withdrew"}
 	r.Judge = func(e *evidence.Evidence) []Result {

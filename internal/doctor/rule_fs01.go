@@ -16,7 +16,7 @@ import (
 // ruleFS01 finds ext4 file systems that the kernel gave up. Their mount options do not say so: Linux 6.1
 // shows rw still, and statfs(2) no ST_RDONLY. When the disk itself failed, the superblock says "clean".
 func ruleFS01() Rule {
-	r := Rule{Rule: finding.FS01, Needs: []evidence.Part{evidence.PartFSs}, Reach: Upward,
+	r := Rule{Rule: finding.FS01, Needs: []evidence.Part{evidence.PartFSs}, LogAlone: true, Reach: Upward,
 		Guard: "errors from before it was mounted, checked or made the last time are over; one that is mounted for " +
 			"reading on purpose is well",
 		Test: "on disks that fail for real below a loop device: the journal alone, all of the disk, an error of the " +

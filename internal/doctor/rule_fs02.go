@@ -14,7 +14,7 @@ import (
 // ruleFS02 finds XFS file systems that shut themselves down. Nothing in their mount options says so, and
 // statfs(2) works on; stat(2) of the mount point is EIO (fs/xfs/xfs_iops.c, xfs_vn_getattr).
 func ruleFS02() Rule {
-	r := Rule{Rule: finding.FS02, Needs: []evidence.Part{evidence.PartFSs}, Reach: Upward,
+	r := Rule{Rule: finding.FS02, Needs: []evidence.Part{evidence.PartFSs}, LogAlone: true, Reach: Upward,
 		Guard: "a shutdown that somebody asked for is told as such; one from before it was mounted the last time is over",
 		Test:  "on disks whose log cannot be written, and on one that was shut down by ioctl; alive and as a copy"}
 	r.Judge = func(e *evidence.Evidence) []Result {

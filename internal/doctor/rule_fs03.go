@@ -14,7 +14,7 @@ import (
 // ruleFS03 finds btrfs file systems that the kernel made read-only: it sets the file system to ro, and not
 // the mounts (fs/btrfs/messages.c, btrfs_handle_fs_error).
 func ruleFS03() Rule {
-	r := Rule{Rule: finding.FS03, Needs: []evidence.Part{evidence.PartFSs}, Reach: Upward,
+	r := Rule{Rule: finding.FS03, Needs: []evidence.Part{evidence.PartFSs}, LogAlone: true, Reach: Upward,
 		Guard: "one that somebody mounted for reading is well: then its mounts are ro as well, and nothing was aborted",
 		Test:  "on a disk that takes no more writes, and on a remount by hand"}
 	r.Judge = func(e *evidence.Evidence) []Result {

@@ -25,7 +25,8 @@ const maxHurtFiles = 50
 // ruleFS04 names the files whose content was lost. The program that wrote them may never have heard of it:
 // the error is for the one who calls fsync(2).
 func ruleFS04() Rule {
-	r := Rule{Rule: finding.FS04, Needs: []evidence.Part{evidence.PartLog, evidence.PartFSs}, Reach: Local,
+	r := Rule{Rule: finding.FS04, Needs: []evidence.Part{evidence.PartLog, evidence.PartFSs}, LogAlone: true,
+		Reach: Local,
 		Guard: "an inode may have been removed since and belong to another file: the file is named with that doubt, and " +
 			"with more of it after the file system was mounted anew",
 		Test: "on files of ext4, XFS and btrfs whose content cannot be written or read back below a loop device"}

@@ -32,7 +32,11 @@ func Rules() []Rule {
 func (r *Rule) judge(e *evidence.Evidence) []Result {
 	for _, p := range r.Needs {
 		if why, known := e.Known(p); !known {
-			return []Result{unknown(hostObject(e), string(p)+": "+why)}
+			out := []Result{unknown(hostObject(e), string(p)+": "+why)}
+			if r.LogAlone && p == evidence.PartFSs {
+				out = append(out, r.heardOf(e)...)
+			}
+			return out
 		}
 	}
 	return r.Judge(e)

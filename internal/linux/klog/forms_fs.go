@@ -70,6 +70,7 @@ func ext4Forms() []Form {
 		form("ext4.recovered", note, "EXT4-fs ({device}): recovery complete"),
 		form("ext4.mounted", note,
 			"EXT4-fs ({device}): mounted filesystem {uuid} {mode} with{text~}",
+			"EXT4-fs ({device}): mounted filesystem {uuid} with{text~}", // 6.2
 			"EXT4-fs ({device}): mounted filesystem with{text~}"),
 		form("ext4.remounted", note, "EXT4-fs ({device}): re-mounted{text~}"),
 		form("ext4.unmounted", note, "EXT4-fs ({device}): unmounting filesystem< {uuid}>."),
