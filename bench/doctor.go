@@ -37,6 +37,7 @@ func doctorRows() []row {
 		{name: "doctor: what it cannot tell of real faults", special: doubts},
 		{name: "doctor: this machine", special: doctorHere},
 		{name: "doctor: a dead guest of 10 GiB, 20,000 entries", space: 256 << 20, special: doctorDead},
+		{name: "doctor: a copy with a syslog of 200 MiB", space: 256 << 20, special: doctorLarge},
 	}
 }
 

@@ -40,13 +40,16 @@ type Jump struct {
 // Bounds: of boots that are kept, and of what is a step of the clock.
 const (
 	maxBoots = 4096
+	maxJumps = 4096 // of all boots
 	minJump  = time.Minute
 )
 
 // tracker finds the boots.
 type tracker struct {
 	byID  map[string]*boot
-	texts []mark
+	texts marks
+	// marks is how many there are of journals, since they were thinned last; jumps how many steps of the clock.
+	marks, jumps int
 	// logins are those of wtmp.
 	logins []Boot
 	end    time.Time // of all logs in text
@@ -55,19 +58,11 @@ type tracker struct {
 // boot is a boot of the journal while it is read.
 type boot struct {
 	Boot
-	marks  []mark
+	marks  marks
 	order  int           // of its first entry among those of other boots: the clock of the day may be wrong
 	offset time.Duration // of the clock of the day, against the kernel's
 	mono   time.Duration // of the last entry
 	timed  bool
-}
-
-// mark is a message that tells of the course of a boot.
-type mark struct {
-	at, before time.Time
-	form, unit string
-	path       string
-	exact      bool
 }
 
 func (t *tracker) boot(id string) *boot {
@@ -83,7 +78,7 @@ func (t *tracker) boot(id string) *boot {
 }
 
 // entry takes the times of any entry of a journal.
-func (b *boot) entry(at time.Time, mono time.Duration, path string) {
+func (t *tracker) entry(b *boot, at time.Time, mono time.Duration, path string) {
 	if b.Began.IsZero() || at.Before(b.Began) {
 		b.Began = at
 	}
@@ -93,7 +88,8 @@ func (b *boot) entry(at time.Time, mono time.Duration, path string) {
 	b.Path, b.Ran = cmp.Or(b.Path, path), max(b.Ran, mono)
 	offset := at.Sub(time.Unix(0, 0)) - mono
 	if b.timed && mono >= b.mono {
-		if d := offset - b.offset; d.Abs() > minJump {
+		if d := offset - b.offset; d.Abs() > minJump && t.jumps < maxJumps {
+			t.jumps++
 			b.Jumps = append(b.Jumps, Jump{At: at, By: d.Round(time.Millisecond), Path: path})
 		}
 	}
@@ -111,8 +107,20 @@ func (t *tracker) text(m *Message, before, end time.Time) {
 		t.end = end
 	}
 	if marked(m.Form.Name) {
-		t.texts = append(t.texts, mark{at: m.Time, before: before, form: m.Form.Name, unit: unitOf(m.Field("unit")),
+		t.texts.add(mark{at: m.Time, before: before, form: m.Form.Name, unit: unitOf(m.Field("unit")),
 			path: m.Path, exact: m.Exact})
+	}
+}
+
+// mark takes a mark of a boot of the journal.
+func (t *tracker) mark(b *boot, m mark) {
+	b.marks.add(m)
+	if t.marks++; t.marks < allMarks {
+		return
+	}
+	t.marks = 0
+	for _, b := range t.byID {
+		b.marks.thin(fewDaily)
 	}
 }
 
@@ -149,7 +157,7 @@ func (t *tracker) fromJournals() []Boot {
 	slices.SortFunc(all, func(a, b *boot) int { return cmp.Compare(a.order, b.order) })
 	var out []Boot
 	for _, b := range all {
-		b.judge(b.marks)
+		b.judge(b.marks.list)
 		out = append(out, b.Boot)
 	}
 	return out
@@ -157,7 +165,7 @@ func (t *tracker) fromJournals() []Boot {
 
 // fromTexts divides messages at the first one of each kernel.
 func (t *tracker) fromTexts() []Boot {
-	slices.SortStableFunc(t.texts, func(a, b mark) int { return a.at.Compare(b.at) })
+	slices.SortStableFunc(t.texts.list, byTime)
 	var out []Boot
 	var marks []mark
 	finish := func(last time.Time) {
@@ -174,7 +182,7 @@ func (t *tracker) fromTexts() []Boot {
 		}
 		marks = nil
 	}
-	for _, m := range t.texts {
+	for _, m := range t.texts.list {
 		if m.form == "kernel.boot" {
 			if n := len(out); n > 0 && m.at.Sub(out[n-1].Began) <= apart {
 				if n > 1 && m.before.After(out[n-2].Last) {
@@ -194,7 +202,7 @@ func (t *tracker) fromTexts() []Boot {
 
 // judge tells how a boot ended, and what was started last before.
 func (b *boot) judge(marks []mark) {
-	slices.SortStableFunc(marks, func(a, b mark) int { return a.at.Compare(b.at) })
+	slices.SortStableFunc(marks, byTime)
 	b.End = "cut"
 	b.unique()
 	var up rising

@@ -210,7 +210,7 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 	var b *boot
 	if own && !e.Damaged {
 		if b = r.track.boot(m.Boot); b != nil {
-			b.entry(e.Realtime, e.Monotonic, path)
+			r.track.entry(b, e.Realtime, e.Monotonic, path)
 		}
 	}
 	if own {
@@ -223,12 +223,10 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 	}
 	m.Form, m.Fields = match.Form, match.Fields
 	if b != nil && marked(m.Form.Name) {
-		b.marks = append(b.marks, mark{at: m.Time, form: m.Form.Name, path: path, exact: true,
+		r.track.mark(b, mark{at: m.Time, form: m.Form.Name, path: path, exact: true,
 			unit: cmp.Or(w.unit, unitOf(m.Field("unit")))})
 	}
-	if !ofUnit(m.Form) && !r.seen.twice("journal", r.hostOf(&m), &m) {
-		r.keep(m)
-	}
+	r.keep("journal", m)
 }
 
 // foreign tells of a systemd that is not the machine's first process, but a user's: its targets say

@@ -30,9 +30,12 @@ const (
 	defaultBytes    = 256 << 20
 	defaultJournals = 1 << 30
 	defaultWhole    = 24 << 20
-	// maxMessages bounds what is kept, maxFiles how many files are looked at.
-	maxMessages = 100_000
-	maxFiles    = 4096
+	// maxMessages bounds what is kept, before those that say the same are made one. Where more than half stay
+	// then, maxRare of each form are kept still.
+	maxMessages = 16_000
+	maxRare     = 64
+	// maxFiles is how many files are looked at.
+	maxFiles = 4096
 )
 
 // Options say what is read. The zero value is the last 30 days, of at most 256 MiB in text and 1 GiB of
@@ -120,7 +123,7 @@ type reader struct {
 	left    int64     // bytes of texts that may still be read
 	journal int64     // and of journals
 	log     Log
-	full    bool // of messages
+	crowd   map[*klog.Form]int // how many messages there are of a form, once they are too many
 	track   tracker
 	seen    seen
 	disks   disks
@@ -141,7 +144,7 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	if o.WholeBytes == 0 {
 		o.WholeBytes = defaultWhole
 	}
-	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, journal: o.JournalBytes, seen: seen{}, disks: disks{}}
+	r := &reader{ctx: ctx, t: t, o: o, matcher: klog.New(), left: o.Bytes, journal: o.JournalBytes, disks: disks{}}
 	r.zone = r.localZone()
 	journals, texts := r.journals(), r.texts()
 	r.since = r.newest(journals, texts).Add(-o.Back)
@@ -155,8 +158,11 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 		return Read(ctx, t, o)
 	}
 	r.log.Boots = r.track.boots(t.Kind() == tree.Live || t.Kind() == tree.Bundle, o.BootID)
+	if r.track.texts.lost {
+		r.gap("/var/log", "more than %d messages about units and boots: the oldest were left out", maxMarks)
+	}
 	r.disks.name(r.log.Messages)
-	r.log.Messages = collapse(r.log.Messages)
+	r.log.Messages = collapse(r.log.Messages, r.disks)
 	r.place()
 	r.crashes()
 	return &r.log, ctx.Err()
@@ -201,31 +207,42 @@ func (r *reader) missed(path string, err error) {
 	}
 }
 
-// idle tells of a form that says nothing that matters by itself.
+// idle tells of a form that says nothing that matters by itself, or of what a unit does every day.
 func idle(f *klog.Form) bool {
-	return strings.HasSuffix(f.Name, ".note") || ofUnit(f)
+	return strings.HasSuffix(f.Name, ".note") || strings.HasPrefix(f.Name, "unit.") && f.Name != "unit.failed"
 }
 
-// ofUnit tells of what a unit does every day. There is so much of it that it is not remembered who else said it.
-func ofUnit(f *klog.Form) bool {
-	return strings.HasPrefix(f.Name, "unit.") && f.Name != "unit.failed"
-}
-
-// keep takes a message, unless it says nothing that matters by itself.
-func (r *reader) keep(m Message) {
+// keep takes a message of a log, unless it says nothing that matters by itself, or another log had it.
+func (r *reader) keep(log string, m Message) {
 	r.disks.learn(&m)
-	if idle(m.Form) {
-		return
-	}
-	if len(r.log.Messages) >= maxMessages {
-		if !r.full {
-			r.gap(m.Path, "more than %d messages about storage: the others were left out", maxMessages)
-		}
-		r.full = true
+	if idle(m.Form) || r.seen.twice(log, r.hostOf(&m), &m) {
 		return
 	}
 	m.Count, m.Last = 1, m.Time
+	if r.crowd == nil && len(r.log.Messages) >= maxMessages {
+		r.condense()
+	}
+	if r.crowd != nil {
+		if r.crowd[m.Form]++; r.crowd[m.Form] > maxRare {
+			return
+		}
+	}
 	r.log.Messages = append(r.log.Messages, m)
+}
+
+// condense makes one of messages that say the same. Where many stay, only those whose form is rare are kept
+// from then on.
+func (r *reader) condense() {
+	r.log.Messages = collapse(r.log.Messages, r.disks)
+	if len(r.log.Messages) <= maxMessages/2 {
+		return
+	}
+	r.crowd = map[*klog.Form]int{}
+	for i := range r.log.Messages {
+		r.crowd[r.log.Messages[i].Form]++
+	}
+	r.gap("", "more than %d messages about storage that differ: of those that are frequent the others were left out",
+		maxMessages/2)
 }
 
 // place tells for messages without a boot which one they belong to.

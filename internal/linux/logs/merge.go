@@ -4,6 +4,8 @@
 package logs
 
 import (
+	"cmp"
+	"hash/maphash"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,8 +15,31 @@ import (
 )
 
 // seen tells whether a message was read from another log already: a syslog daemon writes what the
-// journal has too, and one message into several files.
-type seen map[string][]sighting
+// journal has too, and one message into several files. What was read longest ago is forgotten: a message is
+// told once for each log then.
+type seen struct {
+	seed     maphash.Seed
+	now, old map[place][]*sighting
+	n        int // sightings in now
+}
+
+// maxSeen is how many sightings make a generation, of two that are remembered; maxSame how many of one text
+// in one span.
+const (
+	maxSeen = 16 << 10
+	maxSame = 32
+)
+
+// place is where sightings are looked for: by host, program and text together, and a span of time. Kernel:
+// of the kernel's own.
+type place struct {
+	text   uint64
+	kernel bool
+	span   int64
+}
+
+// span is how long one is.
+const span = 16 * time.Second
 
 // sighting is a message with the logs that have had it.
 type sighting struct {
@@ -35,22 +60,61 @@ const (
 
 // twice notes that a log has a message of a host, "" for the machine itself, and tells whether another
 // one had it before.
-func (s seen) twice(log, host string, m *Message) bool {
-	key := host + "\x00" + m.Program + "\x00" + m.Text
-	list := s[key]
-	for i := range list {
-		x := &list[i]
+func (s *seen) twice(log, host string, m *Message) bool {
+	if s.now == nil {
+		s.seed, s.now = maphash.MakeSeed(), map[place][]*sighting{}
+	}
+	text := maphash.Comparable(s.seed, [3]string{host, m.Program, m.Text})
+	at := time.Duration(m.Time.UnixNano())
+	if s.by(text, false, at, apart, log, m) || m.hasSince && s.by(text, true, m.since, 2*time.Microsecond, log, m) {
+		return true
+	}
+	if s.n >= maxSeen {
+		s.now, s.old, s.n = map[place][]*sighting{}, s.now, 0
+	}
+	x := &sighting{m.Time, m.Boot, m.since, m.hasSince, []string{log}}
+	s.add(place{text, false, int64(at / span)}, x)
+	if m.hasSince {
+		s.add(place{text, true, int64(m.since / span)}, x)
+	}
+	return false
+}
+
+func (s *seen) add(p place, x *sighting) {
+	if list := s.now[p]; len(list) < maxSame {
+		s.now[p] = append(list, x)
+		s.n++
+	}
+}
+
+// by tells whether a message is one that another log had, near a time of the day or of the kernel.
+func (s *seen) by(text uint64, kernel bool, at, near time.Duration, log string, m *Message) bool {
+	first, last := int64((at-near)/span), int64((at+near)/span)
+	for n := first; n <= last; n++ {
+		p := place{text, kernel, n}
+		if m.among(s.now[p], log) || m.among(s.old[p], log) {
+			return true
+		}
+	}
+	return false
+}
+
+// among tells whether a message is one of those that were seen, in another log.
+func (m *Message) among(list []*sighting, log string) bool {
+	for _, x := range list {
+		if slices.Contains(x.by, log) {
+			continue
+		}
 		same := x.at.Sub(m.Time).Abs() <= apart
 		if x.hasSince && m.hasSince {
 			near := x.boot != "" && x.boot == m.Boot || x.at.Sub(m.Time).Abs() <= later
 			same = near && (x.since-m.since).Abs() < 2*time.Microsecond
 		}
-		if same && !slices.Contains(x.by, log) {
+		if same {
 			x.by = append(x.by, log)
 			return true
 		}
 	}
-	s[key] = append(list, sighting{m.Time, m.Boot, m.since, m.hasSince, []string{log}})
 	return false
 }
 
@@ -78,32 +142,39 @@ func lives(form string) bool {
 }
 
 // collapse sorts messages by time and makes one of those that say the same of one life of a device,
-// without a pause of more than an hour.
-func collapse(all []Message) []Message {
+// without a pause of more than an hour, in place. It may be done again when more were read.
+func collapse(all []Message, known disks) []Message {
 	slices.SortStableFunc(all, func(a, b Message) int { return a.Time.Compare(b.Time) })
-	var out []Message
+	out := all[:0]
 	last, life := map[string]int{}, map[string]int{}
 	for i := range all {
-		m := &all[i]
+		m := all[i]
 		if kind, _, _ := strings.Cut(m.Form.Name, "."); kind == "kernel" || kind == "clock" {
-			out = append(out, *m) // each says something of its own time
+			out = append(out, m) // each says something of its own time
 			continue
 		}
-		device := m.Host + "\x00" + strings.TrimPrefix(m.Field("device"), "/dev/")
+		where, device := m.place()
+		device = m.Host + "\x00" + strings.TrimPrefix(cmp.Or(device, known[where]), "/dev/")
 		if lives(m.Form.Name) {
 			life[device]++
 		}
-		key := alike(m) + "\x00" + strconv.Itoa(life[device])
+		key := alike(&m) + "\x00" + strconv.Itoa(life[device])
 		if j, ok := last[key]; ok && m.Time.Sub(out[j].Last) <= time.Hour {
 			out[j].Count += m.Count
-			out[j].Last = m.Last
+			if m.Last.After(out[j].Last) {
+				out[j].Last = m.Last
+			}
 			continue
 		}
 		last[key] = len(out)
-		out = append(out, *m)
+		out = append(out, m)
 	}
+	clear(all[len(out):])
 	return out
 }
+
+// maxDisks bounds the addresses that are remembered.
+const maxDisks = 16 << 10
 
 // disks has the device that a SCSI address stands for in a boot, "" where that changed.
 type disks map[string]string
@@ -122,10 +193,13 @@ func (d disks) learn(m *Message) {
 	if key == "" || device == "" {
 		return
 	}
-	if was, known := d[key]; known && was != device {
-		device = "" // another disk came to the address
+	was, known := d[key]
+	switch {
+	case known && was != device:
+		d[key] = "" // another disk came to the address
+	case !known && len(d) < maxDisks:
+		d[key] = device
 	}
-	d[key] = device
 }
 
 // name gives messages that have an address alone the device: that a disk was taken out of use is said so.

@@ -51,8 +51,8 @@ func (r *reader) ring() {
 
 func (r *reader) record(rec klog.Record, at time.Time) {
 	m, ok := ofRing(r.matcher, rec, at, r.o.BootID)
-	if ok && !ofUnit(m.Form) && !r.seen.twice(ringPath, "", &m) {
-		r.keep(m)
+	if ok {
+		r.keep(ringPath, m)
 	}
 }
 

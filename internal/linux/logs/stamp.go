@@ -150,6 +150,9 @@ type when struct {
 	roll int
 }
 
+// maxLeaps bounds the leap days of a log that are looked at: each further one tells nothing new.
+const maxLeaps = 64
+
 // halfYear is how far back a clock is never set while a log goes on.
 const halfYear = 183 * 24 * time.Hour
 
@@ -169,7 +172,7 @@ func (c *calendar) next(s stamp) when {
 		}
 	}
 	c.any, c.last = true, s.at
-	if s.at.Month() == time.February && s.at.Day() == 29 && (len(c.leaps) == 0 || c.leaps[len(c.leaps)-1] != c.roll) {
+	if s.at.Month() == time.February && s.at.Day() == 29 && len(c.leaps) < maxLeaps && (len(c.leaps) == 0 || c.leaps[len(c.leaps)-1] != c.roll) {
 		c.leaps = append(c.leaps, c.roll)
 	}
 	return when{s, c.roll}
@@ -178,7 +181,7 @@ func (c *calendar) next(s stamp) when {
 // year is that of the last line, which is not later than bound but for a day of slack.
 func (c *calendar) year(bound time.Time) int {
 	y := bound.In(c.last.Location()).Year()
-	if c.in(y, c.last).After(bound.Add(24 * time.Hour)) {
+	if in(y, c.last).After(bound.Add(24 * time.Hour)) {
 		y--
 	}
 	for range 8 {
@@ -197,14 +200,14 @@ func (c *calendar) year(bound time.Time) int {
 func isLeap(y int) bool { return y%4 == 0 && (y%100 != 0 || y%400 == 0) }
 
 // in puts a time into a year.
-func (c *calendar) in(year int, t time.Time) time.Time {
+func in(year int, t time.Time) time.Time {
 	return time.Date(year, t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), t.Location())
 }
 
-// resolve gives the time, with the year of the last line.
-func (c *calendar) resolve(w when, year int) time.Time {
+// resolve gives the time; year is that before the first change.
+func resolve(w when, year int) time.Time {
 	if !w.yearless {
 		return w.at.UTC()
 	}
-	return c.in(year-c.roll+w.roll, w.at).UTC()
+	return in(year+w.roll, w.at).UTC()
 }

@@ -8,12 +8,12 @@ import (
 	"errors"
 	"io"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux/klog"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
 // maxLine is how much of a line is looked at; the rest is skipped.
@@ -48,6 +48,10 @@ func (r *reader) readTexts(all []file) {
 	}
 }
 
+// maxPending is how many messages wait for the end of a log, which tells their years. A log with more is
+// read twice.
+const maxPending = 4096
+
 // text is one log while it is read.
 type text struct {
 	*reader
@@ -57,8 +61,14 @@ type text struct {
 	last     when
 	timed    bool
 	lines    int
-	found    []found
 	damage   string
+	// found waits for the year; passed means that it became too much.
+	found  []found
+	passed bool
+	// settled: the year of the last line is known, and how often it changed before.
+	settled     bool
+	year, rolls int
+	from, to    time.Time // of the first and last line, then
 }
 
 // found is a message whose year is not known yet, with the time of the line before.
@@ -76,20 +86,42 @@ func (r *reader) readText(f file, bound time.Time) (first time.Time) {
 		return time.Time{}
 	}
 	defer in.Close()
-	stream, done, err := unpacked(in)
-	if err != nil {
-		r.gap(f.path, "%v", err)
+	t, left := &text{reader: r, file: f}, r.left
+	if !t.pass(in) {
 		return time.Time{}
 	}
+	first = t.settle(bound)
+	if !t.passed {
+		for i := range t.found {
+			t.emit(&t.found[i])
+		}
+		return first
+	}
+	again, rest := *t, r.left
+	again.found, again.passed, again.timed, again.lines, again.calendar = nil, false, false, 0, calendar{}
+	r.left = left
+	again.pass(in)
+	r.left = rest
+	return first
+}
+
+// pass reads the log from its beginning; ok is false where it cannot be.
+func (t *text) pass(in tree.File) (ok bool) {
+	stream, done, err := unpacked(in)
+	if err != nil {
+		t.gap(t.path, "%v", err)
+		return false
+	}
 	defer done()
-	t := &text{reader: r, file: f}
-	if section, plain := stream.(*io.SectionReader); plain && in.Size() > r.left {
+	if section, plain := stream.(*io.SectionReader); plain && in.Size() > t.left {
 		// The newest is at the end.
-		r.gap(f.path, "its first %d bytes were not read: more than %d bytes of logs", in.Size()-r.left, r.o.Bytes)
-		_, _ = section.Seek(in.Size()-r.left, io.SeekStart)
+		if !t.settled {
+			t.gap(t.path, "its first %d bytes were not read: more than %d bytes of logs", in.Size()-t.left, t.o.Bytes)
+		}
+		_, _ = section.Seek(in.Size()-t.left, io.SeekStart)
 	}
 	t.scan(stream)
-	return t.end(bound)
+	return t.ctx.Err() == nil
 }
 
 // scan reads line by line.
@@ -115,6 +147,9 @@ func (t *text) scan(in io.Reader) {
 			t.damage = "after line " + strconv.Itoa(t.lines) + ": " + err.Error()
 			return
 		case t.left <= 0:
+			if _, err := b.Peek(1); errors.Is(err, io.EOF) {
+				return
+			}
 			t.damage = "more than " + strconv.Itoa(int(t.o.Bytes)) + " bytes of logs: not read from line " + strconv.Itoa(t.lines+1)
 			return
 		}
@@ -134,6 +169,12 @@ func (t *text) line(line string) {
 	}
 	line, version := priority(line)
 	s, rest, ok := parseStamp(line, t.zone)
+	if t.passed {
+		if ok {
+			t.time(t.calendar.next(s))
+		}
+		return
+	}
 	if !ok {
 		if t.kind == qemuKind && t.timed {
 			t.take(said{program: "qemu", text: line}, found{at: t.last})
@@ -191,10 +232,20 @@ func (t *text) take(s said, f found) {
 	if t.kind == qemuKind {
 		f.Fields = append(f.Fields, klog.Field{Name: "machine", Value: strings.TrimSuffix(path.Base(t.series), ".log")})
 	}
-	t.found = append(t.found, f)
-	if len(t.found) > maxMessages {
-		t.found = slices.Delete(t.found, 0, len(t.found)/2)
-		t.damage = "more than " + strconv.Itoa(maxMessages) + " messages that matter: the oldest were left out"
+	t.pend(f)
+}
+
+// pend keeps a message until its year is known.
+func (t *text) pend(f found) {
+	if t.settled {
+		t.emit(&f)
+		return
+	}
+	if t.passed {
+		return
+	}
+	if t.found = append(t.found, f); len(t.found) > maxPending {
+		t.found, t.passed = nil, true
 	}
 }
 
@@ -216,27 +267,23 @@ func (t *text) dmesgLine(line string) {
 	m := Message{Program: "kernel", Text: rec.Text, Path: t.path, Line: t.lines, since: rec.Since, hasSince: rec.HasSince}
 	if match, ok := t.matcher.Match("kernel", rec.Text); ok {
 		m.Form, m.Fields = match.Form, match.Fields
-		t.found = append(t.found, found{Message: m, at: at})
+		t.pend(found{Message: m, at: at})
 	}
 }
 
-// end finds out the years, and hands over what was found.
-func (t *text) end(bound time.Time) time.Time {
-	if t.ctx.Err() != nil {
-		return time.Time{}
-	}
+// settle finds out the years, and gives the time of the first line.
+func (t *text) settle(bound time.Time) time.Time {
 	if bound.IsZero() {
 		bound = t.o.Now
 	}
-	year := 0
 	if t.calendar.any {
-		year = t.calendar.year(bound)
+		t.year = t.calendar.year(bound)
 	}
-	var last time.Time
+	t.settled, t.rolls = true, t.calendar.roll
 	s := Source{Path: t.path, Entries: int64(t.lines), Persistent: true, Damage: t.damage}
 	if t.timed {
-		s.From, s.To = t.calendar.resolve(t.first, year), t.calendar.resolve(t.last, year)
-		last = s.To
+		t.from, t.to = t.resolve(t.first), t.resolve(t.last)
+		s.From, s.To = t.from, t.to
 		// A daemon may write in another zone than the machine now has: the last line came with the last
 		// change of the file.
 		if d := t.mtime.Sub(s.To); t.last.zoneless && d > 0 && d < 26*time.Hour {
@@ -244,22 +291,23 @@ func (t *text) end(bound time.Time) time.Time {
 		}
 	}
 	t.log.Sources = append(t.log.Sources, s)
-	for i := range t.found {
-		f := &t.found[i]
-		f.Time = t.calendar.resolve(f.at, year)
-		if f.Time.Before(t.since) {
-			continue
-		}
-		if t.kind == syslogKind || t.kind == journalctlKind {
-			var before time.Time
-			if !f.first {
-				before = t.calendar.resolve(f.before, year)
-			}
-			t.track.text(&f.Message, before, last)
-		}
-		if !ofUnit(f.Form) && !t.seen.twice(t.series, t.hostOf(&f.Message), &f.Message) {
-			t.keep(f.Message)
-		}
-	}
 	return s.From
+}
+
+// resolve gives a time with its year.
+func (t *text) resolve(w when) time.Time { return resolve(w, t.year-t.rolls) }
+
+// emit hands over a message.
+func (t *text) emit(f *found) {
+	if f.Time = t.resolve(f.at); f.Time.Before(t.since) {
+		return
+	}
+	if t.kind == syslogKind || t.kind == journalctlKind {
+		var before time.Time
+		if !f.first {
+			before = t.resolve(f.before)
+		}
+		t.track.text(&f.Message, before, t.to)
+	}
+	t.keep(t.series, f.Message)
 }
