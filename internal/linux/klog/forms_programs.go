@@ -29,6 +29,17 @@ func programForms() []Group {
 				"System is rebooting ({reason~}).", "System is powering down ({reason~}).",
 				"The system will reboot now!", "The system will power off now!", "Power key pressed{~}"),
 			form("machine.suspended", note, "The system will suspend now!", "Operation 'sleep' finished."),
+			form("machine.session", note, "New session {session} of user {user}.",
+				"New session '{session}' of user '{user}' with class '{class}' and type '{type}'."),
+			form("machine.sessionend", note, "Removed session {session}.",
+				"Session {session} logged out. Waiting for processes to exit."),
+			form("shutdown.caller", note, callers()...),
+		}},
+		{"sudo", []Form{
+			form("machine.sudo", note, sudoed()...),
+		}},
+		{"watchdog", []Form{
+			form("shutdown.watchdog", warning, "shutting down the system because of error {error~}"),
 		}},
 		{"clock", []Form{
 			form("clock.step", note,
@@ -91,9 +102,12 @@ func systemdForms() []Form {
 		form("unit.failed", warning,
 			"{unit}: Failed with result '{result~}'.", "Failed to start {unit~}.", "Failed to mount {unit~}.",
 			"Dependency failed for {unit~}.",
-			"{unit}: Main process exited, code={code}, status={status}"),
+			"{unit}: Main process exited, code={code}, status={status}", "Timed out starting {unit~}."),
 		form("shutdown.begun", note, "Shutting down.", "Rebooting.", "Powering off."),
 		form("shutdown.forced", warning, "Forcibly rebooting{text~}", "Rebooting: {text~}", "Rebooting immediately{text~}"),
+		form("shutdown.caller", note, callers()...),
+		form("machine.watchdog", note, "Using hardware watchdog '{name~}', version {version~}",
+			"Watchdog running with a <hardware >timeout of {time~}."),
 		form("boot.finished", note, "Startup finished in {text~}"),
 		form("clock.changed", note, "Time has been changed"),
 		form("clock.advanced", note, "System time before build time, advancing clock."),
@@ -101,6 +115,26 @@ func systemdForms() []Form {
 			"{unit}: Not using persistent file timestamp {time~} as it is in the future."),
 		form("machine.suspended", note, "Reached target Sleep."),
 	}
+}
+
+// callers are the wordings with which systemd since 256 and logind since 257 tell who asked the machine to go
+// down; of reloads they tell in the same way.
+func callers() (patterns []string) {
+	for _, action := range []string{"Reboot", "Poweroff", "Halt", "Kexec", "Soft reboot",
+		"reboot", "poweroff", "halt", "kexec", "soft-reboot"} {
+		patterns = append(patterns, action+" requested from client PID {pid#}< ('{comm~}')>< (unit {unit})>...")
+	}
+	return patterns
+}
+
+// sudoed are the lines of sudo about commands that take a machine down.
+func sudoed() (patterns []string) {
+	for _, command := range []string{"/sbin/reboot", "/usr/sbin/reboot", "/sbin/shutdown", "/usr/sbin/shutdown",
+		"/sbin/poweroff", "/usr/sbin/poweroff", "/sbin/halt", "/usr/sbin/halt", "/usr/bin/systemctl", "/bin/systemctl",
+		"/sbin/init", "/usr/sbin/init"} {
+		patterns = append(patterns, "{user} : {~}COMMAND="+command+"{arguments~}")
+	}
+	return patterns
 }
 
 // novaForms are those of nova.virt.libvirt.imagecache from 2012 to 2026; the wording of what is removed

@@ -91,7 +91,7 @@ func Program(identifier string) string {
 	id := strings.TrimSuffix(identifier, ".service")
 	switch id {
 	case "kernel", "systemd", "systemd-shutdown", "systemd-journald", "systemd-logind", "multipathd", "corosync",
-		"iscsid":
+		"iscsid", "sudo", "watchdog":
 		return id
 	case "systemd-journal": // as the kernel cuts its name
 		return "systemd-journald"

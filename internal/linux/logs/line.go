@@ -60,6 +60,8 @@ func clean(program, text string) string {
 	switch klog.Program(program) {
 	case "nova":
 		return novaText(text)
+	case "sudo":
+		return strings.TrimLeft(text, " ")
 	case "pacemaker", "corosync", "fencing":
 		text = strings.TrimLeft(skipNumber(text), " \t")
 		if strings.HasPrefix(text, "(") {
