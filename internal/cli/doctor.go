@@ -7,7 +7,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -188,7 +190,15 @@ func (o *doctorOptions) gatherLive(ctx context.Context, _ string) (*evidence.Evi
 	return evidence.Gather(ctx, tree.Overlay(t, files), evidence.Options{Now: now})
 }
 
+// gatherRoot gathers the evidence of a copy, of a mounted system, or of a bundle that somebody unpacked.
 func gatherRoot(ctx context.Context, dir string) (*evidence.Evidence, error) {
+	b, info, err := tree.ReadUnpacked(ctx, dir)
+	if err == nil {
+		return evidence.Gather(ctx, b, evidence.Options{Now: info.Made, Label: info.Label})
+	}
+	if !errors.Is(err, tree.ErrNotBundle) || !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
 	t, err := tree.OpenDirectory(ctx, dir)
 	if err != nil {
 		return nil, err
