@@ -37,6 +37,7 @@ var layer = map[string]int{
 	"internal/linux/logs":       3,
 	"internal/linux/units":      3,
 	"internal/linux/klog":       1,
+	"internal/linux/calendar":   1,
 	"internal/holders":          4,
 	"internal/holders/evidence": 5,
 	"internal/vault":            4,
@@ -77,6 +78,7 @@ var layer = map[string]int{
 	"internal/hypervisor":       2,
 	"internal/diskio":           1,
 	"internal/plan":             1,
+	"internal/uml":              1,
 	"internal/finding":          0,
 	"internal/testenv":          0,
 
@@ -123,7 +125,8 @@ var budget = map[string][]string{
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
-		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs", "internal/doctor", "internal/doctor/watch"},
+		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs", "internal/doctor", "internal/doctor/watch",
+		"internal/uml"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/testenv"
+	"github.com/shisa-vm/shisa/internal/uml"
 )
 
 func TestMain(m *testing.M) {
@@ -25,6 +26,9 @@ func TestMain(m *testing.M) {
 	}
 	if ask.IsChild(os.Args) {
 		os.Exit(ask.Serve())
+	}
+	if uml.IsStage(os.Args) {
+		os.Exit(uml.Stage())
 	}
 	main := func() { os.Exit(cli.Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
 	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main, "qemu-img": main, "signalled": signalled})

@@ -34,6 +34,7 @@ var writers = []string{
 	"internal/linux/ask",       // O_TMPFILE, to see whether a mount can be written to
 	"internal/linux/probe",     // ioctl on events of perf: no file is opened
 	"internal/umount",          // umount(2), and cgroup.freeze of a unit
+	"internal/uml",             // the root that a guest's kernel sees, in a mount namespace of its own
 	"bench",                    // not part of the program
 
 	"internal/linux/journal/journaltest", // tests and the bench: journals that systemd writes
@@ -52,6 +53,7 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/jail",      // starts this program again, with fewer rights
 	"internal/linux/ask", // starts this program again, to be left behind where a mount hangs
 	"internal/umount",    // starts this program again, to continue what was stopped
+	"internal/uml",       // User Mode Linux, and this program again to confine it
 }
 
 // opening are flags that open a file for writing, in each of the packages that have them.

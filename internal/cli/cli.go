@@ -29,6 +29,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/linux/code"
 	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/uml"
 	"github.com/shisa-vm/shisa/internal/umount"
 )
 
@@ -40,6 +41,9 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	if ask.IsChild(argv) {
 		return ask.Serve()
+	}
+	if uml.IsStage(argv) {
+		return uml.Stage()
 	}
 	if umount.IsGuard(argv) {
 		return umount.RunGuard(argv)
