@@ -53,6 +53,8 @@ type Evidence struct {
 	Machines []Machine
 	Images   []Image
 	Cluster  Cluster
+	// Limits is how long storage may not answer before somebody gives up.
+	Limits Limits
 	// Units is what systemd would start; nil where nothing is known of that.
 	Units *units.Set
 

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import (
+	"context"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Watchdog ends or resets what does not report in time.
+type Watchdog struct {
+	// Name is who watches, or what is watched: "systemd-journald.service".
+	Name string
+	// Early and Late are when it acts after the last report that could come.
+	Early, Late time.Duration
+	// Resets: it resets the machine; otherwise it ends what it watches.
+	Resets bool
+	From   Source
+}
+
+// Lease is a time for which others believe that this node does its work.
+type Lease struct {
+	Name string
+	// Early and Late are when it is lost if this node stops to renew it.
+	Early, Late time.Duration
+	// Needs is what has to wait for the disk for it to be lost so.
+	Needs string
+	// Fenced is "no" where a node that wakes up again may write beside the one that took over, "yes" where
+	// something keeps it from that, "" where it is not known.
+	Fenced string
+	From   Source
+}
+
+const (
+	// maxLeases bounds what is kept: a machine has a handful.
+	maxLeases = 256
+	// maxConfigs bounds the files of one directory of settings that are read.
+	maxConfigs = 64
+)
+
+// value is a setting that was found in a text, with its line.
+type value struct {
+	text string
+	line int
+}
+
+// settingIn finds NAME = VALUE, NAME: VALUE, NAME VALUE or --NAME=VALUE in a text of lines; the last one
+// counts. Comments begin with "#", ";" or "!".
+func settingIn(text []byte, names ...string) (v value, found bool) {
+	for _, l := range joined(text, maxConfigLines) {
+		body := strings.TrimLeft(l.text, "-\"' \t")
+		if strings.HasPrefix(body, ";") || strings.HasPrefix(body, "!") {
+			continue
+		}
+		end := strings.IndexFunc(body, func(r rune) bool {
+			return !(r == '_' || r == '-' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
+		})
+		if end <= 0 || !slices.Contains(names, body[:end]) {
+			continue
+		}
+		rest := strings.TrimLeft(body[end:], "\"' \t:=")
+		if rest, _, _ = strings.Cut(rest, " #"); rest != "" {
+			v, found = value{strings.Trim(strings.TrimRight(rest, " \t,;"), `"'`), l.number}, true
+		}
+	}
+	return v, found
+}
+
+// among gives the first of some files that is there, or those of a directory, which ends in a slash.
+func (g *gatherer) among(ctx context.Context, names ...string) (file string, text []byte) {
+	for _, name := range names {
+		if !strings.HasSuffix(name, "/") {
+			if b := g.optional(ctx, PartConfig, name); b != nil {
+				return name, b
+			}
+			continue
+		}
+		all := g.optionalList(ctx, PartConfig, strings.TrimSuffix(name, "/"))
+		for _, e := range all[:min(len(all), maxConfigs)] {
+			if !isRegular(e) || strings.HasPrefix(e.Name, ".") {
+				continue
+			}
+			if b := g.optional(ctx, PartConfig, path.Join(name, e.Name)); b != nil {
+				file, text = path.Join(name, e.Name), append(append(text, b...), '\n')
+			}
+		}
+		if file != "" {
+			return strings.TrimSuffix(name, "/"), text
+		}
+	}
+	return "", nil
+}
+
+// program is a program whose node loses something when it waits for the disk.
+type program struct {
+	name, needs, fenced string
+	// files are where its settings lie, the first that is there counts.
+	files []string
+	// must is a word that has to be in them, "" if the file alone says that it is used.
+	must string
+	// setting is the name of the time, unit its unit where it has none, usual what is taken without it.
+	settings []string
+	unit     time.Duration
+	usual    time.Duration
+	// early and late are factors of the time, or times beside it.
+	early, late float64
+}
+
+// programs are those that are known. The usual values are those of their documents: etcd 3.5
+// (--election-timeout), Patroni 3 (ttl, loop_wait), keepalived 2 (advert_int; 3 of them and a skew),
+// Consul 1.15 (raft_multiplier 5 of 1000 ms), Galera 4 (evs.suspect_timeout, evs.inactive_timeout),
+// MongoDB 6 (electionTimeoutMillis), Kubernetes 1.28 (node-monitor-grace-period 40 s).
+func programs() []program {
+	return []program{
+		{name: "etcd election", needs: "etcd's data lies on the disk", fenced: "yes",
+			files:    []string{"/etc/etcd/etcd.conf.yml", "/etc/etcd/etcd.conf", "/etc/default/etcd", "/etc/kubernetes/manifests/etcd.yaml"},
+			settings: []string{"election-timeout", "ETCD_ELECTION_TIMEOUT"}, unit: time.Millisecond, usual: time.Second, early: 1, late: 2},
+		{name: "Patroni leader key", needs: "Patroni, or the PostgreSQL that it asks, waits for the disk", fenced: "no",
+			files: []string{"/etc/patroni/", "/etc/patroni.yml", "/etc/patroni.yaml"}, settings: []string{"ttl"}, unit: time.Second,
+			usual: 30 * time.Second, early: 0.66, late: 1.34},
+		{name: "keepalived", needs: "a check that keepalived runs waits for the disk", fenced: "no",
+			files: []string{"/etc/keepalived/keepalived.conf"}, settings: []string{"advert_int"}, unit: time.Second,
+			usual: time.Second, early: 3, late: 4},
+		{name: "Consul leader", needs: "Consul's data lies on the disk", fenced: "yes", must: "server",
+			files: []string{"/etc/consul.d/", "/etc/consul/"}, settings: []string{"raft_multiplier"}, unit: time.Second,
+			usual: 5 * time.Second, early: 0.5, late: 2},
+		{name: "Galera suspect timeout", needs: "the node's cluster thread waits for the disk", fenced: "yes", must: "wsrep",
+			files: []string{"/etc/mysql/mariadb.conf.d/", "/etc/mysql/conf.d/", "/etc/my.cnf.d/", "/etc/mysql/my.cnf", "/etc/my.cnf"},
+			usual: 5 * time.Second, early: 1, late: 3},
+		{name: "MongoDB election", needs: "mongod waits for the disk", fenced: "yes", must: "replSetName",
+			files: []string{"/etc/mongod.conf"}, settings: []string{"electionTimeoutMillis"}, unit: time.Millisecond,
+			usual: 10 * time.Second, early: 1, late: 1.5},
+		{name: "Kubernetes node", needs: "the kubelet waits for the disk", files: []string{"/var/lib/kubelet/config.yaml"},
+			usual: 40 * time.Second, early: 1, late: 1.5},
+	}
+}
+
+// leases reads what is configured of clusters and of databases that elect a leader.
+func (g *gatherer) leases(ctx context.Context) {
+	l := &g.e.Limits
+	c := &g.e.Cluster
+	if c.Token > 0 {
+		l.Leases = append(l.Leases, Lease{Name: "corosync token", Early: c.Token, Late: 2 * c.Token, Fenced: c.Fencing,
+			Needs: "corosync itself waits for the disk; it lies in locked memory, and its network goes on", From: c.From})
+	}
+	g.operations(ctx)
+	for _, p := range programs() {
+		file, text := g.among(ctx, p.files...)
+		if file == "" || p.must != "" && !strings.Contains(string(text), p.must) {
+			continue
+		}
+		d, from := p.usual, Source{Path: file}
+		if v, found := settingIn(text, p.settings...); found {
+			if t := span(v.text, p.unit); t > 0 {
+				d, from.Line = t, v.line
+			}
+		}
+		l.Leases = append(l.Leases, Lease{Name: p.name, Early: time.Duration(p.early * float64(d)),
+			Late: time.Duration(p.late * float64(d)), Needs: p.needs, Fenced: p.fenced, From: from})
+	}
+}
+
+var (
+	cibOp   = regexp.MustCompile(`<op\s[^>]*>`)
+	cibAttr = regexp.MustCompile(`([a-z-]+)="([^"]*)"`)
+)
+
+// operations reads the monitors of pacemaker's resources: the one with the shortest timeout is the first
+// to fail.
+func (g *gatherer) operations(ctx context.Context) {
+	const file = "/var/lib/pacemaker/cib/cib.xml"
+	text := g.optional(ctx, PartCluster, file)
+	found := Lease{Name: "pacemaker monitor", Fenced: g.e.Cluster.Fencing, From: Source{Path: file},
+		Needs: "a resource whose monitor looks at the disk is on this node"}
+	ops := cibOp.FindAll(text, maxConfigLines)
+	for _, op := range ops {
+		a := map[string]string{}
+		for _, m := range cibAttr.FindAllStringSubmatch(string(op), 32) {
+			a[m[1]] = m[2]
+		}
+		timeout, interval := span(a["timeout"], time.Second), span(a["interval"], time.Second)
+		if timeout <= 0 {
+			timeout = 20 * time.Second // default-action-timeout
+		}
+		if a["name"] == "monitor" && (found.Early == 0 || timeout < found.Early) {
+			found.Early, found.Late = timeout, timeout+interval
+		}
+	}
+	if found.Early > 0 {
+		g.e.Limits.Leases = append(g.e.Limits.Leases, found)
+	}
+}
+
+// watchdogs reads who resets the machine or ends a service that does not report.
+func (g *gatherer) watchdogs(ctx context.Context) {
+	l := &g.e.Limits
+	add := func(name string, d time.Duration, resets bool, from Source) {
+		if d > 0 && len(l.Watchdogs) < maxLeases {
+			// What is watched reports at half of the time: the last report may just have been.
+			l.Watchdogs = append(l.Watchdogs, Watchdog{name, d / 2, d, resets, from})
+		}
+	}
+	for _, file := range []string{"/etc/systemd/system.conf", "/etc/systemd/system.conf.d/"} {
+		at, text := g.among(ctx, file)
+		if v, found := settingIn(text, "RuntimeWatchdogSec"); found {
+			add("systemd (RuntimeWatchdogSec)", span(v.text, time.Second), true, Source{Path: at, Line: v.line})
+		}
+	}
+	if at, text := g.among(ctx, "/etc/watchdog.conf"); at != "" {
+		if v, found := settingIn(text, "watchdog-timeout"); found {
+			add("watchdogd", span(v.text, time.Second), true, Source{Path: at, Line: v.line})
+		}
+	}
+	if at, text := g.among(ctx, "/etc/sysconfig/sbd", "/etc/default/sbd"); at != "" {
+		d, from := 5*time.Second, Source{Path: at} // its default
+		if v, found := settingIn(text, "SBD_WATCHDOG_TIMEOUT"); found {
+			d, from.Line = span(v.text, time.Second), v.line
+		}
+		if v, found := settingIn(text, "SBD_DEVICE"); found && v.text != "" {
+			add("sbd", d, true, from)
+		}
+	}
+	if at, _ := g.among(ctx, "/etc/sanlock/sanlock.conf"); at != "" {
+		l.Watchdogs = append(l.Watchdogs, Watchdog{"sanlock", 60 * time.Second, 80 * time.Second, true, Source{Path: at}})
+	}
+	if at, _ := g.among(ctx, "/etc/mysql/my.cnf", "/etc/my.cnf"); at != "" {
+		// innodb_fatal_semaphore_wait_threshold
+		l.Watchdogs = append(l.Watchdogs, Watchdog{"mysqld (InnoDB)", 600 * time.Second, 660 * time.Second, false, Source{Path: at}})
+	}
+	g.serviceWatchdogs(add)
+}
+
+// serviceWatchdogs reads WatchdogSec= of the services that are started (systemd.service(5)).
+func (g *gatherer) serviceWatchdogs(add func(string, time.Duration, bool, Source)) {
+	set := g.e.Units
+	if set == nil {
+		return
+	}
+	reached := set.Reached("default.target", "sysinit.target")
+	for _, u := range set.Units {
+		if _, started := reached[u.Name]; !started {
+			continue
+		}
+		if s, found := u.Last("Service", "WatchdogSec"); found {
+			add(u.Name, span(s.Value, time.Second), false, Source{Path: s.From.Path, Line: s.From.Line})
+		}
+	}
+}
+
+var spanPart = regexp.MustCompile(`^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)`)
+
+// span reads a time as systemd, pacemaker and others write it: "3min", "1min 30s", "20", of which unit is
+// the unit; 0 for what is no time, and for "infinity".
+func span(text string, unit time.Duration) time.Duration {
+	units := map[string]time.Duration{"": unit, "us": time.Microsecond, "ms": time.Millisecond, "msec": time.Millisecond,
+		"s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
+		"m": time.Minute, "min": time.Minute, "minute": time.Minute, "minutes": time.Minute,
+		"h": time.Hour, "hr": time.Hour, "hour": time.Hour, "hours": time.Hour, "d": 24 * time.Hour}
+	var sum float64
+	rest := strings.TrimSpace(text)
+	for n := 0; rest != "" && n < 8; n++ {
+		m := spanPart.FindStringSubmatch(rest)
+		if m == nil {
+			return 0
+		}
+		u, known := units[m[2]]
+		v, err := strconv.ParseFloat(m[1], 64)
+		if !known || err != nil {
+			return 0
+		}
+		sum += v * float64(u)
+		rest = strings.TrimSpace(rest[len(m[0]):])
+	}
+	if rest != "" || sum > float64(10*365*24*time.Hour) {
+		return 0
+	}
+	return time.Duration(sum)
+}

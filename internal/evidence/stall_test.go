@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package evidence
+
+import (
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestLimits(t *testing.T) {
+	files := scsiDisk()
+	maps.Copy(files, map[string]string{
+		"proc/sys/kernel/osrelease":                              "6.1.0-56-amd64\n",
+		"boot/config-6.1.0-56-amd64":                             "CONFIG_HZ_250=y\nCONFIG_HZ=250\n",
+		"sys/class/scsi_disk/2:0:0:0/max_medium_access_timeouts": "7\n",
+		"sys/class/scsi_host/host2/eh_deadline":                  "off\n",
+		"sys/devices/pci0000:00/0000:03:00.0/driver":             "-> ../../../bus/pci/drivers/vmw_pvscsi",
+	})
+	e := gathered(t, files)
+	want := DiskLimits{Path: "/sys/devices/pci0000:00/0000:03:00.0/host2/target2:0:0/2:0:0:0/block/sda",
+		Adapter: "vmw_pvscsi", MaxMedium: 7}
+	if d := cmp.Diff(map[string]DiskLimits{"sda": want}, e.Limits.Disks); d != "" {
+		t.Errorf("disks (-want +got):\n%s", d)
+	}
+	if e.Limits.HZ != 250 {
+		t.Errorf("HZ is %d, want 250", e.Limits.HZ)
+	}
+}
+
+func TestSessionLimits(t *testing.T) {
+	const dev = "sys/devices/platform/host3/session1/target3:0:0/3:0:0:1/"
+	e := gathered(t, map[string]string{
+		"sys/class/block/sdb":  "-> ../../devices/platform/host3/session1/target3:0:0/3:0:0:1/block/sdb",
+		dev + "block/sdb/size": "2048\n", dev + "block/sdb/device": "-> ../../../3:0:0:1",
+		dev + "driver":                                      "-> ../../../../../../bus/scsi/drivers/sd",
+		"sys/class/scsi_host/host3/proc_name":               "iscsi_tcp\n",
+		"sys/class/scsi_host/host3/eh_deadline":             "30\n",
+		"sys/class/iscsi_session/session1/recovery_tmo":     "90\n",
+		"sys/class/iscsi_connection/connection1:0/recv_tmo": "4\n",
+		"etc/iscsi/iscsid.conf":                             "node.conn[0].timeo.noop_out_timeout = 7\n",
+	})
+	want := DiskLimits{Path: "/" + dev + "block/sdb", MaxMedium: -1, EHDeadline: 30 * time.Second,
+		Session: &Session{90 * time.Second, 4 * time.Second, 7 * time.Second}}
+	if d := cmp.Diff(want, e.Limits.Disks["sdb"]); d != "" {
+		t.Errorf("limits (-want +got):\n%s", d)
+	}
+}
+
+func TestLeases(t *testing.T) {
+	e := gathered(t, map[string]string{
+		"etc/corosync/corosync.conf": "totem {\n  token: 3000\n}\n",
+		"var/lib/pacemaker/cib/cib.xml": `<nvpair name="stonith-enabled" value="false"/>` +
+			`<op id="a" name="start" timeout="5s"/><op name="monitor" interval="10s" timeout="40s"/>` +
+			`<op name="monitor" interval="15s" timeout="1min"/>`,
+		"etc/default/etcd":                                     "# ETCD_ELECTION_TIMEOUT=1\nETCD_ELECTION_TIMEOUT=\"5000\"\n",
+		"etc/keepalived/keepalived.conf":                       "! advert_int 9\nvrrp_instance a {\n  advert_int 2\n}\n",
+		"etc/patroni/main.yml":                                 "bootstrap:\n  dcs:\n    ttl: 60\n",
+		"etc/consul.d/client.json":                             `{"bind_addr": "10.0.0.1"}`,
+		"etc/sysconfig/sbd":                                    "SBD_DEVICE=\"/dev/sdc\"\nSBD_WATCHDOG_TIMEOUT=15\n",
+		"etc/systemd/system.conf":                              "[Manager]\n#RuntimeWatchdogSec=1\nRuntimeWatchdogSec=30\n",
+		"etc/systemd/system/a.service":                         "[Service]\nExecStart=/bin/true\nWatchdogSec=3min\n",
+		"etc/systemd/system/b.service":                         "[Service]\nExecStart=/bin/true\nWatchdogSec=1min\n",
+		"etc/systemd/system/multi-user.target":                 "[Unit]\n",
+		"etc/systemd/system/sysinit.target":                    "[Unit]\n",
+		"etc/systemd/system/basic.target":                      "[Unit]\n",
+		"etc/systemd/system/default.target":                    "-> multi-user.target",
+		"etc/systemd/system/multi-user.target.wants/a.service": "-> ../a.service",
+	})
+	s := time.Second
+	wantLeases := map[string][2]time.Duration{"corosync token": {3 * s, 6 * s}, "pacemaker monitor": {40 * s, 50 * s},
+		"etcd election": {5 * s, 10 * s}, "keepalived": {6 * s, 8 * s}, "Patroni leader key": {39600 * time.Millisecond, 80400 * time.Millisecond}}
+	got := map[string][2]time.Duration{}
+	for _, l := range e.Limits.Leases {
+		got[l.Name] = [2]time.Duration{l.Early, l.Late}
+		if p := l.Name == "pacemaker monitor"; p && l.Fenced != "no" {
+			t.Errorf("%s: fenced is %q, want no", l.Name, l.Fenced)
+		}
+	}
+	if d := cmp.Diff(wantLeases, got); d != "" {
+		t.Errorf("leases (-want +got):\n%s", d)
+	}
+	wantDogs := map[string]time.Duration{"sbd": 15 * s, "systemd (RuntimeWatchdogSec)": 30 * s, "a.service": 180 * s}
+	dogs := map[string]time.Duration{}
+	for _, w := range e.Limits.Watchdogs {
+		dogs[w.Name] = w.Late
+	}
+	if d := cmp.Diff(wantDogs, dogs); d != "" {
+		t.Errorf("watchdogs (-want +got):\n%s", d)
+	}
+}
+
+func TestSpan(t *testing.T) {
+	for text, want := range map[string]time.Duration{"20": 20 * time.Second, "3min": 3 * time.Minute, "1min 30s": 90 * time.Second,
+		"500ms": 500 * time.Millisecond, "infinity": 0, "": 0, "-5": 0, "9e99": 0, "99999999999999999999h": 0, "1.5 h": 90 * time.Minute} {
+		if got := span(text, time.Second); got != want {
+			t.Errorf("span(%q) = %s, want %s", text, got, want)
+		}
+	}
+}
