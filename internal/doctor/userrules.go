@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,6 +60,7 @@ type userRule struct {
 	Next     string      `yaml:"next"`
 
 	line int
+	at   map[string]int // the lines of its fields
 }
 
 // condition is one thing that has to be so.
@@ -68,6 +70,7 @@ type condition struct {
 	Value yaml.Node `yaml:"value"`
 
 	line   int
+	at     map[string]int // the lines of its fields
 	text   string
 	number float64
 	list   []string
@@ -152,7 +155,7 @@ func (r *userRule) UnmarshalYAML(n *yaml.Node) error {
 	if err := strict(n, (*plain)(r), "code", "name", "severity", "title", "for", "match", "text", "next"); err != nil {
 		return err
 	}
-	r.line = n.Line
+	r.line, r.at = n.Line, fieldLines(n)
 	return nil
 }
 
@@ -162,8 +165,17 @@ func (c *condition) UnmarshalYAML(n *yaml.Node) error {
 	if err := strict(n, (*plain)(c), "fact", "op", "value"); err != nil {
 		return err
 	}
-	c.line = n.Line
+	c.line, c.at = n.Line, fieldLines(n)
 	return nil
+}
+
+// fieldLines gives the line of each value of a map.
+func fieldLines(n *yaml.Node) map[string]int {
+	at := map[string]int{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		at[n.Content[i].Value] = n.Content[i+1].Line
+	}
+	return at
 }
 
 // strict decodes a map that has only these keys: what a type decodes itself is not held to the decoder's
@@ -184,25 +196,33 @@ func strict(n *yaml.Node, to any, keys ...string) error {
 func (r *userRule) wrong(known map[string]string) (int, string) {
 	severities := []string{string(finding.Lost), string(finding.Danger), string(finding.Warning),
 		string(finding.Note)}
+	field := ""
+	why := ""
 	switch {
 	case !userCode.MatchString(r.Code):
-		return r.line, fmt.Sprintf("the code %q, want capitals and digits", r.Code)
+		field, why = "code", fmt.Sprintf("the code %q, want capitals and digits", r.Code)
 	case known[r.Code] != "":
-		return r.line, fmt.Sprintf("the code %s is taken by %s", r.Code, known[r.Code])
+		field, why = "code", fmt.Sprintf("the code %s is taken by %s", r.Code, known[r.Code])
 	case r.Name == "" || known[r.Name] != "":
-		return r.line, fmt.Sprintf("the name %q is missing or taken", r.Name)
+		field, why = "name", fmt.Sprintf("the name %q is missing or taken", r.Name)
 	case !slices.Contains(severities, r.Severity):
-		return r.line, fmt.Sprintf("the severity %q, want one of %s", r.Severity, strings.Join(severities, ", "))
-	case r.Title == "" || r.Next == "":
-		return r.line, "title and next are wanted: what is wrong, and what to do about it"
+		field, why = "severity", fmt.Sprintf("the severity %q, want one of %s", r.Severity, strings.Join(severities, ", "))
+	case r.Title == "":
+		field, why = "title", "title and next are wanted: what is wrong, and what to do about it"
+	case r.Next == "":
+		field, why = "next", "title and next are wanted: what is wrong, and what to do about it"
 	case factNames(Kind(r.For)) == nil:
-		return r.line, fmt.Sprintf("for: %q, want one of %s", r.For, strings.Join(factKinds(), ", "))
+		field, why = "for", fmt.Sprintf("for: %q, want one of %s", r.For, strings.Join(factKinds(), ", "))
 	case len(r.Match) == 0 || len(r.Match) > maxConditions:
-		return r.line, fmt.Sprintf("%d conditions, want 1 to %d", len(r.Match), maxConditions)
+		field, why = "match", fmt.Sprintf("%d conditions, want 1 to %d", len(r.Match), maxConditions)
+	}
+	if why != "" {
+		return cmp.Or(r.at[field], r.line), why // of one that is not there the rule is all there is
 	}
 	for i := range r.Match {
-		if why := r.Match[i].wrong(Kind(r.For)); why != "" {
-			return r.Match[i].line, why
+		c := &r.Match[i]
+		if field, why := c.wrong(Kind(r.For)); why != "" {
+			return cmp.Or(c.at[field], c.line), why
 		}
 	}
 	return 0, ""
@@ -211,16 +231,20 @@ func (r *userRule) wrong(known map[string]string) (int, string) {
 // ops are the ways of comparing.
 var ops = []string{"equals", "not_equals", "contains", "matches", "in", "above", "below"}
 
-// wrong says what is wrong about a condition, and takes its value.
-func (c *condition) wrong(of Kind) string {
+// wrong says what is wrong about a condition, and of which field, and takes its value.
+func (c *condition) wrong(of Kind) (field, why string) {
 	names := factNames(of)
 	prefix, _, dotted := strings.Cut(c.Fact, ".")
 	if !slices.Contains(names, c.Fact) && (!dotted || !slices.Contains(names, prefix+".*")) {
-		return fmt.Sprintf("the fact %q is not known of a %s, want one of %s", c.Fact, of, strings.Join(names, ", "))
+		return "fact", fmt.Sprintf("the fact %q is not known of a %s, want one of %s", c.Fact, of, strings.Join(names, ", "))
 	}
 	if !slices.Contains(ops, c.Op) {
-		return fmt.Sprintf("the operator %q, want one of %s", c.Op, strings.Join(ops, ", "))
+		return "op", fmt.Sprintf("the operator %q, want one of %s", c.Op, strings.Join(ops, ", "))
 	}
+	return "value", c.wrongValue()
+}
+
+func (c *condition) wrongValue() string {
 	c.text = c.Value.Value
 	switch c.Op {
 	case "in":
@@ -282,9 +306,11 @@ func (u *userRule) judge(r *Rule, x facts) Result {
 	if text == "" {
 		text = u.Title
 	}
+	var named []string
 	for name, value := range x.values {
-		text = strings.ReplaceAll(text, "{"+name+"}", value)
+		named = append(named, "{"+name+"}", value)
 	}
+	text = strings.NewReplacer(named...).Replace(text) // what stands in a value is not replaced again
 	return fail(found(r, x.object, 0.8, "match", text, seen...))
 }
 

@@ -85,16 +85,19 @@ func TestUserRulesRefused(t *testing.T) {
 		{"another key of a condition", "fact: driver", "factum: driver", "line 8"},
 		{"no code", "code: SITE1", "code: ''", "x:2: the code"},
 		{"a code of ours", "code: SITE1", "code: BL01", "taken by a rule of shisa"},
-		{"a severity", "severity: warning", "severity: high", "x:2: the severity"},
-		{"no advice", "next: install the package site-udev", "next: ''", "x:2: title and next"},
-		{"a kind", "for: device", "for: disk", "want one of host, mount"},
+		{"a severity", "severity: warning", "severity: high", "x:4: the severity"},
+		{"no advice", "next: install the package site-udev", "next: ''", "x:11: title and next"},
+		{"a kind", "for: device", "for: disk", `x:6: for: "disk", want one of host, mount`},
 		{"a fact", "fact: driver", "fact: colour", `x:8: the fact "colour"`},
 		{"an operator", "op: below", "op: less", `x:9: the operator "less"`},
 		{"no number", "value: 180", "value: many", "x:9: below wants a number"},
 		{"no list", "op: equals, value: sd", "op: in, value: sd", "x:8: in wants a list"},
 		{"a pattern", "op: equals, value: sd", "op: matches, value: '['", "x:8: the pattern"},
 		{"no conditions", goodRules[strings.Index(goodRules, "      - {fact"):strings.Index(goodRules, "    text")], "",
-			"x:2: 0 conditions"},
+			"x:7: 0 conditions"},
+		{"no kind at all", "    for: device\n", "", "x:2: for"},
+		{"a value on a line of its own", "{fact: driver, op: equals, value: sd}", "{fact: driver,\n         op: in,\n         value: sd}",
+			"x:10: in wants a list"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			known := map[string]string{"BL01": "a rule of shisa"}

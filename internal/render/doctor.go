@@ -85,6 +85,21 @@ func (o *doctorOut) causes() {
 	}
 }
 
+// summary gives that of a finding with a capital letter, unless it begins with the name of something: of what the
+// finding is about, or of a program with its number.
+func summary(f *doctor.Finding) string {
+	first, rest, _ := strings.Cut(f.Summary, " ")
+	about := append([]doctor.Object{f.Object}, f.Affects...)
+	named := strings.HasPrefix(rest, "[") || strings.ContainsAny(first, "0123456789/._-@") ||
+		slices.ContainsFunc(about, func(o doctor.Object) bool {
+			return slices.Contains(strings.FieldsFunc(o.Name, func(r rune) bool { return strings.ContainsRune(" :/[", r) }), first)
+		})
+	if named {
+		return Text(f.Summary)
+	}
+	return sentence(f.Summary)
+}
+
 func (o *doctorOut) cause(c *doctor.Cause, f *doctor.Finding) {
 	const in = "  "
 	what := o.object(c.Object)
@@ -97,7 +112,7 @@ func (o *doctorOut) cause(c *doctor.Cause, f *doctor.Finding) {
 		word := map[doctor.Certainty]string{doctor.LikelyCause: "LIKELY CAUSE", doctor.NotCertain: "PERHAPS THE CAUSE",
 			doctor.NotLookedAt: "", doctor.Alone: st.word}[c.Certainty]
 		o.line(o.paint(st.color, word), "  ", Text(f.Code), " ", o.paint(dim, Text(f.Name)), "  ", what)
-		o.prose(in, o.paint(bold, sentence(f.Summary)))
+		o.prose(in, o.paint(bold, summary(f)))
 		o.facts(f)
 	}
 	o.explains(c)
@@ -270,7 +285,7 @@ func (o *doctorOut) harmless() {
 			o.line("  ... and ", strconv.Itoa(len(list)-i), " more ("+o.more+" tells all)")
 			break
 		}
-		o.prose("  "+Text(f.Code)+"  ", o.object(f.Object)+": "+sentence(f.Summary))
+		o.prose("  "+Text(f.Code)+"  ", o.object(f.Object)+": "+summary(f))
 	}
 	o.line()
 }

@@ -94,3 +94,23 @@ func TestDoctorReports(t *testing.T) {
 		}
 	}
 }
+
+// TestNamesStayAsTheyAre holds that a summary begins with a capital letter, but for the name of something.
+func TestNamesStayAsTheyAre(t *testing.T) {
+	for _, c := range []struct {
+		object        doctor.Object
+		summary, want string
+	}{
+		{doctor.Object{Kind: doctor.Device, Name: "sda"}, "sda is offline", "sda is offline"},
+		{doctor.Object{Kind: doctor.Device, Name: "sda"}, "the kernel does not use sda any more", "The kernel does not use sda any more"},
+		{doctor.Object{Kind: doctor.FileSystem, Name: "vg-data"}, "vg-data (/srv) shut itself down", "vg-data (/srv) shut itself down"},
+		{doctor.Object{Kind: doctor.Task, Name: "ls[17]"}, "ls waits", "ls waits"},
+		{doctor.Object{Kind: doctor.Image, Name: "/v/x"}, "nbdkit [9] writes to /v/x", "nbdkit [9] writes to /v/x"},
+		{doctor.Object{Kind: doctor.Image, Name: "/v/x"}, "requests wait", "Requests wait"},
+		{doctor.Object{Kind: doctor.Machine, Name: "web"}, "web runs on 2 hosts at once", "web runs on 2 hosts at once"},
+	} {
+		if got := summary(&doctor.Finding{Object: c.object, Summary: c.summary}); got != c.want {
+			t.Errorf("summary of %q = %q, want %q", c.summary, got, c.want)
+		}
+	}
+}

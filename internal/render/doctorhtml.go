@@ -99,7 +99,7 @@ func (d *doctorPage) first(c *doctor.Cause) string {
 	case f.Severity.Rank() >= finding.Note.Rank():
 		return ""
 	}
-	return d.object(c.Object) + ": " + sentence(f.Summary)
+	return d.object(c.Object) + ": " + summary(f)
 }
 
 // cards tells each cause with what it explains.
@@ -164,13 +164,13 @@ func (d *doctorPage) heading(c *doctor.Cause, f *doctor.Finding) string {
 	if f == nil {
 		return "Look at " + d.object(c.Object) + " first: nobody could tell whether it is well"
 	}
-	return sentence(f.Summary)
+	return summary(f)
 }
 
 // explainedCard tells a finding that another one explains.
 func (d *doctorPage) explainedCard(f *doctor.Finding) {
 	d.start("details", "id", anchorOfFinding(f.ID))
-	d.el("summary", "", f.Code+" "+d.object(f.Object)+": "+sentence(f.Summary))
+	d.el("summary", "", f.Code+" "+d.object(f.Object)+": "+summary(f))
 	d.start("dl")
 	d.factRows(f)
 	d.end()
