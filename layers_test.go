@@ -74,6 +74,7 @@ var layer = map[string]int{
 	"internal/guest/volume":     1,
 	"internal/guest/filestest":  2,
 	"internal/guest/busy":       1,
+	"internal/refs":             4,
 	"internal/refs/protocol":    1,
 	"internal/hypervisor":       2,
 	"internal/diskio":           1,

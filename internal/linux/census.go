@@ -155,6 +155,16 @@ func (h *Host) census(ctx context.Context) (*Census, error) {
 	return c, nil
 }
 
+// Deleted gives the open files that no directory has any more, of processes and of loop devices.
+func (c *Census) Deleted() (all []OpenFile) {
+	for i := range c.files {
+		if c.files[i].Deleted {
+			all = append(all, c.files[i])
+		}
+	}
+	return all
+}
+
 // explain fills in the gaps. first: process 1 was seen.
 func (c *Census) explain(first bool) {
 	if !c.host.live {

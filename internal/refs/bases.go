@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package refs
+
+import (
+	"path/filepath"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+)
+
+// bases makes the list of bases of what was found, each with the images that rest on it.
+func (t *taking) bases() {
+	at := map[diskio.ID]int{}
+	byName := map[string]int{}
+	for _, f := range t.files {
+		if t.plain {
+			// Any image may be a base there; those that are one are rested on.
+			if _, rested := t.byID[f.stat.ID]; !rested {
+				continue
+			}
+		}
+		if i, twice := at[f.stat.ID]; twice {
+			byName[f.name] = i
+			continue
+		}
+		at[f.stat.ID], byName[f.name] = len(t.c.All), len(t.c.All)
+		t.c.All = append(t.c.All, Base{Name: f.name, Path: f.path, State: Live, File: f.stat.ID,
+			SizeBytes: f.stat.SizeBytes, AllocatedBytes: f.stat.AllocatedBytes, Format: f.format,
+			Modified: f.stat.ModTime, Uses: []Use{}})
+	}
+	for i := range t.targets {
+		g := &t.targets[i]
+		uses := t.uses(i)
+		if k, ok := at[g.stat.ID]; ok && g.there {
+			t.c.All[k].Uses = append(t.c.All[k].Uses, uses...)
+			continue
+		}
+		// The image may be another node's, which knows the directory by another name.
+		if k, ok := byName[filepath.Base(g.path)]; ok && t.alike(filepath.Dir(g.path)) {
+			for j := range uses {
+				uses[j].How = ByName
+			}
+			t.c.All[k].Uses = append(t.c.All[k].Uses, uses...)
+			continue
+		}
+		// A disk of a machine that is gone is no base, unless it should be among them.
+		if !g.there && (len(g.above) > 0 || filepath.Dir(g.path) == t.c.Bases && !t.plain) {
+			t.c.All = append(t.c.All, Base{Name: filepath.Base(g.path), Path: g.path, State: Missing, Uses: uses})
+		}
+	}
+}
+
+// alike tells whether a directory is called like that of the bases.
+func (t *taking) alike(dir string) bool {
+	return !t.plain && filepath.Base(dir) == filepath.Base(t.c.Bases)
+}
+
+// uses gives all images that rest on a target, those that rest on others that do included.
+func (t *taking) uses(i int) []Use {
+	all := append([]Use{}, t.targets[i].named...)
+	seen := map[int32]bool{}
+	as := t.targets[i].as
+	next := t.targets[i].above
+	for depth := 1; len(next) > 0; depth++ {
+		var further []int32
+		for _, k := range next {
+			if seen[k] {
+				continue
+			}
+			seen[k] = true
+			m := &t.images[k]
+			u := Use{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as}
+			if up, ok := t.byID[m.id]; ok {
+				g := &t.targets[up]
+				further = append(further, g.above...)
+				if len(g.named) > 0 {
+					u.Machine = g.named[0].Machine
+				}
+			}
+			all = append(all, u)
+		}
+		next = further
+	}
+	return all
+}
+
+// machineOf tells which machine an image belongs to by its directory: Nova calls that by the machine's UUID.
+func machineOf(dir string) string {
+	name := filepath.Base(dir)
+	if len(name) < 36 {
+		return ""
+	}
+	for i, c := range name[:36] {
+		dash := i == 8 || i == 13 || i == 18 || i == 23
+		if dash != (c == '-') || !dash && !strings.ContainsRune("0123456789abcdefABCDEF", c) {
+			return ""
+		}
+	}
+	return name[:36]
+}

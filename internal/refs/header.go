@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package refs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+
+	"github.com/shisa-vm/shisa/internal/image"
+	"github.com/shisa-vm/shisa/internal/image/qcow2"
+)
+
+// headBytes is how much of each file is read at first: the header of a qcow2 image with the name of its
+// backing file, for all but odd ones.
+const headBytes = 4096
+
+// errMore: the first bytes do not tell, and the file has to be read further.
+var errMore = errors.New("more of the file is needed")
+
+// header is what the beginning of a file tells.
+type header struct {
+	format image.Format
+	// backing is the name of the backing file, data that of an external data file; "" for none.
+	backing, data string
+	backingFormat string
+}
+
+// head is the beginning of a file that may be longer.
+type head struct {
+	b    []byte
+	size int64
+}
+
+// ReadAt is io.ReaderAt; what is not there but in the file is errMore.
+func (h *head) ReadAt(p []byte, off int64) (int, error) {
+	n := 0
+	if off < int64(len(h.b)) {
+		n = copy(p, h.b[off:])
+	}
+	switch {
+	case n == len(p):
+		return n, nil
+	case off+int64(n) < h.size:
+		return n, errMore
+	}
+	return n, io.EOF
+}
+
+// The header of QED (docs/interop/qed_spec.txt of QEMU); all numbers are little-endian:
+//
+//	0  magic "QED\0"       16  features            56  backing name: offset
+//	                           bit 0: has a backing file   60  backing name: length
+const (
+	qedFeatures   = 16
+	qedBackingOff = 56
+	qedBackingLen = 60
+	qedHeaderEnd  = 64
+	qedHasBacking = 1
+	maxBackingLen = 1023
+)
+
+// parse reads what the beginning of a file of size bytes tells. The error is errMore, or why the file is
+// no image that can be understood.
+func parse(b []byte, size int64, name string) (header, error) {
+	r := &head{b, size}
+	if len(b) < 4 {
+		return header{format: image.Raw}, nil
+	}
+	if bytes.HasPrefix(b, []byte("QFI\xfb")) && len(b) >= 8 && binary.BigEndian.Uint32(b[4:]) >= 2 {
+		q, err := qcow2.ReadHeader(r, size)
+		if err != nil {
+			if errors.Is(err, errMore) {
+				err = errMore
+			}
+			return header{format: image.Qcow2}, err
+		}
+		return header{image.Qcow2, q.Backing, q.DataFile, q.BackingFormat}, nil
+	}
+	f, err := image.Probe(&head{b, min(size, int64(len(b)))}, min(size, int64(len(b))), name)
+	if err != nil {
+		return header{}, err
+	}
+	switch f {
+	case image.QED:
+		return parseQED(r)
+	case image.Qcow:
+		return parseQcow(r)
+	case image.VMDK, image.VHDX, image.VPC, image.VDI:
+		return header{format: f}, errMore
+	}
+	return header{format: f}, nil
+}
+
+func parseQED(r *head) (header, error) {
+	h := header{format: image.QED}
+	if len(r.b) < qedHeaderEnd {
+		return h, io.ErrUnexpectedEOF
+	}
+	if binary.LittleEndian.Uint64(r.b[qedFeatures:])&qedHasBacking == 0 {
+		return h, nil
+	}
+	return h, h.name(r, uint64(binary.LittleEndian.Uint32(r.b[qedBackingOff:])),
+		binary.LittleEndian.Uint32(r.b[qedBackingLen:]))
+}
+
+// parseQcow reads the header of the first version of qcow (block/qcow.c of QEMU); all numbers are big-endian:
+//
+//	0  magic "QFI\xfb"    4  version 1    8  backing name: offset, 0 for none    16  backing name: length
+func parseQcow(r *head) (header, error) {
+	h := header{format: image.Qcow}
+	if len(r.b) < 20 {
+		return h, io.ErrUnexpectedEOF
+	}
+	off := binary.BigEndian.Uint64(r.b[8:])
+	if off == 0 {
+		return h, nil
+	}
+	return h, h.name(r, off, binary.BigEndian.Uint32(r.b[16:]))
+}
+
+// name reads the name of the backing file.
+func (h *header) name(r *head, off uint64, n uint32) error {
+	if n == 0 || n > maxBackingLen || off >= uint64(max(r.size, 0)) {
+		return errors.New("the name of the backing file cannot be where the header says")
+	}
+	p := make([]byte, n)
+	_, err := r.ReadAt(p, int64(off))
+	h.backing = string(p)
+	return err
+}

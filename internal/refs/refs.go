@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package refs tells who needs the base images of a pool: which disks rest on them by what their own
+// headers say, wherever they lie and whatever they are called, which processes have them open, and which
+// configured machines name them. It only reads.
+//
+// A base that nobody is found to need is not thereby unused: whatever could not be read may need it, and is
+// a gap. As long as there is one, nothing may be set aside.
+package refs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+)
+
+// State is where a base is.
+type State string
+
+// The states.
+const (
+	Live        State = "live"
+	Missing     State = "missing"     // somebody needs it, and it is not there
+	Quarantined State = "quarantined" // set aside, and can come back
+	Claimed     State = "claimed"     // about to be removed for good
+)
+
+// How says by what a use shows.
+type How string
+
+// The ways.
+const (
+	// Header: the header of an image names it.
+	Header How = "header"
+	// ByName: the header of an image names a file of that name in a directory of that name, which is not
+	// there on this host: the image may be another node's.
+	ByName How = "name"
+	// Open: a process has it open.
+	Open How = "open"
+	// Deleted: a process has it open that was removed since. The process can give it back.
+	Deleted How = "deleted"
+	// Loop: a loop device was made of it.
+	Loop How = "loop"
+	// Domain: the description of a machine names it, SavedDomain one that was saved with its memory,
+	// SnapshotDomain a snapshot's or checkpoint's.
+	Domain         How = "domain"
+	SavedDomain    How = "saved"
+	SnapshotDomain How = "snapshot"
+)
+
+// Use is one thing that needs a base.
+type Use struct {
+	How How `json:"how"`
+	// Holder is the image, the process or the description that needs it.
+	Holder string `json:"holder"`
+	// Machine is the virtual machine that it belongs to, "" if that is not known.
+	Machine string `json:"machine"`
+	// Node is the node whose it is, "" for one that this host sees itself.
+	Node string `json:"node"`
+	// Depth is how many images lie between: 1 for one that rests on the base itself. It is 0 for what is no
+	// image.
+	Depth int `json:"depth"`
+	// PID is that of a process, 0 for none.
+	PID int `json:"pid"`
+	// Since is when the holder came to be, zero if that is not known.
+	Since time.Time `json:"since,omitempty"`
+	// As is the name by which the holder knows the base.
+	As string `json:"as"`
+}
+
+// Base is an image that others may rest on.
+type Base struct {
+	Name string `json:"name"`
+	// Path is where it is, or where it should be.
+	Path  string    `json:"path"`
+	State State     `json:"state"`
+	File  diskio.ID `json:"-"`
+	// SizeBytes is its length, AllocatedBytes what it takes; 0 if it is missing.
+	SizeBytes      int64     `json:"size_bytes"`
+	AllocatedBytes int64     `json:"allocated_bytes"`
+	Format         string    `json:"format"`
+	Modified       time.Time `json:"modified,omitempty"`
+	// Uses are all that need it, in the order of Holder.
+	Uses []Use `json:"uses"`
+}
+
+// Counts says how much was looked at.
+type Counts struct {
+	Files     int64 `json:"files"`
+	Images    int64 `json:"images"`
+	Overlays  int64 `json:"overlays"`
+	Processes int64 `json:"processes"`
+	Domains   int64 `json:"domains"`
+}
+
+// Census is who needs what in a pool, at one time.
+type Census struct {
+	// Bases is the directory of the bases, Roots where images were looked for.
+	Bases string   `json:"bases"`
+	Roots []string `json:"roots"`
+	// All are the bases, the missing ones too, in the order of their names.
+	All []Base `json:"all"`
+	// Gaps are all that could not be looked at and might need a base.
+	Gaps   []finding.Blind `json:"gaps"`
+	Counts Counts          `json:"counts"`
+}
+
+// Complete tells whether nothing was left unseen that might need a base.
+func (c *Census) Complete() bool { return len(c.Gaps) == 0 }
+
+// Options say where to look.
+type Options struct {
+	// Pool is what the user names: the directory of instances with one for bases in it, the latter, or a
+	// directory of images.
+	Pool string
+	// BaseName is what the directory of bases is called; "" is Nova's, "_base".
+	BaseName string
+	// Roots are further directories whose images may rest on the bases.
+	Roots []string
+	// Timeout is how long one name is waited for; 0 is ten seconds.
+	Timeout time.Duration
+	// Workers is how many directories are read at once; 0 is 16.
+	Workers int
+	// Host looks at processes and configured machines; nil leaves them out, and is a gap.
+	Host *Host
+	// Progress, if set, is told how many files were looked at.
+	Progress func(files int64)
+}
+
+const (
+	defaultTimeout = 10 * time.Second
+	defaultWorkers = 16
+	novaBase       = "_base"
+	// stateDir is where a pool keeps what shisa knows of it. Nova leaves it alone, since it is a directory.
+	stateDir = ".shisa"
+)
+
+// layout says which directory holds the bases, and where images are looked for. Plain: any image may be a
+// base, since the directory has none for them alone.
+func (o *Options) layout(ctx context.Context) (bases string, roots []string, plain bool, err error) {
+	name := cmp.Or(o.BaseName, novaBase)
+	pool, err := diskio.Within(ctx, o.Timeout, func() (string, error) { return diskio.RealPath(o.Pool) }, nil)
+	if err != nil {
+		return "", nil, false, err
+	}
+	if pool, err = filepath.Abs(pool); err != nil {
+		return "", nil, false, err
+	}
+	roots = []string{pool}
+	for _, r := range o.Roots {
+		real, err := diskio.Within(ctx, o.Timeout, func() (string, error) { return diskio.RealPath(r) }, nil)
+		if err == nil {
+			real, err = filepath.Abs(real)
+		}
+		if err != nil {
+			return "", nil, false, err
+		}
+		roots = append(roots, real)
+	}
+	if filepath.Base(pool) == name {
+		roots[0] = filepath.Dir(pool)
+		return pool, roots, false, nil
+	}
+	sub := filepath.Join(pool, name)
+	_, err = diskio.Within(ctx, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(sub) }, nil)
+	switch {
+	case errors.Is(err, diskio.ErrDirectory):
+		return sub, roots, false, nil
+	case err == nil, missing(err):
+		return pool, roots, true, nil
+	}
+	return "", nil, false, err
+}
+
+// Look takes the census of a pool. What could not be read is a gap of it; the error is that of the pool
+// itself, or of ctx.
+func Look(ctx context.Context, o Options) (*Census, error) {
+	o.Timeout = cmp.Or(o.Timeout, defaultTimeout)
+	o.Workers = cmp.Or(o.Workers, defaultWorkers)
+	bases, roots, plain, err := o.layout(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots}, plain: plain}
+	if err := t.sweep(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.configured(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.follow(ctx); err != nil {
+		return nil, err
+	}
+	t.bases()
+	if err := t.processes(ctx); err != nil {
+		return nil, err
+	}
+	t.order()
+	return t.c, nil
+}
+
+// order puts everything where it belongs, so that the same world gives the same census.
+func (t *taking) order() {
+	slices.SortFunc(t.c.All, func(a, b Base) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Path, b.Path))
+	})
+	for i := range t.c.All {
+		slices.SortFunc(t.c.All[i].Uses, func(a, b Use) int {
+			return cmp.Or(a.Depth-b.Depth, strings.Compare(a.Holder, b.Holder), strings.Compare(string(a.How), string(b.How)))
+		})
+	}
+	slices.SortFunc(t.c.Gaps, func(a, b finding.Blind) int {
+		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
+	})
+}
+
+func (t *taking) gap(object, what, reason string) {
+	t.c.Gaps = append(t.c.Gaps, blind(object, what, reason))
+}
