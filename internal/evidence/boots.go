@@ -10,12 +10,25 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
+// saidBoots is of how many boots, the newest, it is kept what was said before they ended.
+const saidBoots = 256
+
 // boots takes the boots that logs tell of, and the one that goes on.
 func (g *gatherer) boots(l *logs.Log) {
 	running := false
-	for _, b := range l.Boots {
+	for i := range l.Boots {
+		b := &l.Boots[i]
 		boot := Boot{ID: b.ID, Began: b.Began, Last: b.Last, Ran: b.Ran, End: b.End, LastUnit: b.LastUnit,
-			From: Source{Path: b.Path, Time: b.Began}}
+			How: b.How, Watchdog: b.Watchdog, From: Source{Path: b.Path, Time: b.Began}}
+		if b.Asked != nil {
+			w := word(b.Asked)
+			boot.Asked = &w
+		}
+		for j := range b.Said {
+			if len(l.Boots)-i <= saidBoots {
+				boot.Said = append(boot.Said, word(&b.Said[j]))
+			}
+		}
 		for _, j := range b.Jumps {
 			boot.Jumps = append(boot.Jumps, Jump{At: j.At, By: j.By, Asleep: j.Asleep, From: Source{Path: j.Path, Time: j.At}})
 		}
@@ -39,4 +52,8 @@ func (g *gatherer) boots(l *logs.Log) {
 	if len(g.e.Boots) == 0 {
 		g.gap(PartBoots, "", "no journal, syslog or wtmp tells of a boot")
 	}
+}
+
+func word(w *logs.Word) Word {
+	return Word{Form: w.Form, Unit: w.Unit, Text: w.Text, From: Source{Path: w.Path, Line: w.Line, Time: w.At}}
 }

@@ -106,9 +106,27 @@ type Boot struct {
 	// LastUnit is the service that most likely asked for the end: that which ended first after it was
 	// asked for, or else was started last before; "" if not known.
 	LastUnit string `json:"last_unit"`
+	// How is what the machine was told to do: "reboot", "poweroff", "halt", "kexec" or "soft-reboot"; "" where
+	// nothing tells.
+	How string `json:"how"`
+	// Asked is the first sign of that, nil if there is none. Said is what units and people did before, and who
+	// asked as far as it was told, the oldest first.
+	Asked *Word  `json:"asked"`
+	Said  []Word `json:"said"`
+	// Watchdog is the line that tells of a watchdog which resets the machine, "" if none does.
+	Watchdog string `json:"watchdog"`
 	// Jumps are where the clock of the day left that of the kernel.
 	Jumps []Jump `json:"jumps"`
 	From  Source `json:"from"`
+}
+
+// Word is a message that tells of the course of a boot.
+type Word struct {
+	// Form is the name of its form in package klog, Unit the unit that it is about, or the session.
+	Form string `json:"form"`
+	Unit string `json:"unit"`
+	Text string `json:"text"`
+	From Source `json:"from"` // with its time
 }
 
 // Jump is a step of the clock.

@@ -23,6 +23,15 @@ type Boot struct {
 	// LastUnit is the service that most likely asked for the end: that which ended first after it was
 	// asked for, or else was started last before.
 	LastUnit string
+	// How is what the machine was told to do: "reboot", "poweroff", "halt", "kexec" or "soft-reboot"; "" where
+	// no log tells of it.
+	How string
+	// Asked is the first sign of that, nil if there is none. Said is what units and people did before, and who
+	// asked as far as it was told, the oldest first.
+	Asked *Word
+	Said  []Word
+	// Watchdog is the line that tells of a watchdog which resets the machine, "" if none does.
+	Watchdog string
 	Jumps    []Jump
 	Path     string
 	// Exact: the times are.
@@ -107,8 +116,9 @@ func (t *tracker) text(m *Message, before, end time.Time) {
 		t.end = end
 	}
 	if marked(m.Form.Name) {
-		t.texts.add(mark{at: m.Time, before: before, form: m.Form.Name, unit: unitOf(m.Field("unit")),
-			path: m.Path, exact: m.Exact})
+		x := newMark(m, "")
+		x.before = before
+		t.texts.add(x)
 	}
 }
 
@@ -237,6 +247,7 @@ func (b *boot) judge(marks []mark) {
 		}
 	}
 	b.LastUnit = up.last()
+	b.course(marks)
 }
 
 // rising is what systemd starts before it shuts down.

@@ -24,7 +24,7 @@ var fields = []string{"MESSAGE", "SYSLOG_IDENTIFIER", "_COMM", "_TRANSPORT", "_H
 var identifiers = []string{"systemd", "systemd-shutdown", "systemd-journald", "systemd-logind",
 	"systemd-timesyncd", "chronyd", "ntpd", "multipathd", "iscsid", "corosync", "pacemakerd", "pacemaker-fenced",
 	"pacemaker-controld", "pacemaker-schedulerd", "crmd", "stonith-ng", "pengine", "dlm_controld", "fenced", "sanlock",
-	"umount", "mount", "dmeventd", "lvm", "nova-compute", "libvirtd", "virtqemud"}
+	"umount", "mount", "sudo", "watchdog", "dmeventd", "lvm", "nova-compute", "libvirtd", "virtqemud"}
 
 // readJournals reads all journals, those that continue each other as one.
 func (r *reader) readJournals(all []file) {
@@ -223,8 +223,7 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 	}
 	m.Form, m.Fields = match.Form, match.Fields
 	if b != nil && marked(m.Form.Name) {
-		r.track.mark(b, mark{at: m.Time, form: m.Form.Name, path: path, exact: true,
-			unit: cmp.Or(w.unit, unitOf(m.Field("unit")))})
+		r.track.mark(b, newMark(&m, w.unit))
 	}
 	r.keep("journal", m)
 }

@@ -207,8 +207,12 @@ func (r *reader) missed(path string, err error) {
 	}
 }
 
-// idle tells of a form that says nothing that matters by itself, or of what a unit does every day.
+// idle tells of a form that says nothing that matters by itself, or of what a unit or a person does every day.
 func idle(f *klog.Form) bool {
+	switch f.Name {
+	case "machine.session", "machine.sessionend", "machine.sudo":
+		return true
+	}
 	return strings.HasSuffix(f.Name, ".note") || strings.HasPrefix(f.Name, "unit.") && f.Name != "unit.failed"
 }
 

@@ -4,6 +4,7 @@
 package logs
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,19 @@ type mark struct {
 	form, unit string
 	path       string
 	exact      bool
+	said       string // the message, cut
+	line       int
+}
+
+// newMark makes a mark of a message; unit is the unit that the log itself has beside it, if any.
+func newMark(m *Message, unit string) mark {
+	switch m.Form.Name {
+	case "machine.session", "machine.sessionend":
+		unit = m.Field("session")
+	default:
+		unit = cmp.Or(unit, unitOf(m.Field("unit")))
+	}
+	return mark{at: m.Time, form: m.Form.Name, unit: unit, path: m.Path, exact: m.Exact, said: m.Text, line: m.Line}
 }
 
 // marks are those of one boot, or of all logs in text.
@@ -40,6 +54,7 @@ type marks struct {
 
 func (m *marks) add(x mark) {
 	x.unit = strings.Clone(x.unit) // not the whole line with it
+	x.said = strings.Clone(x.said[:min(len(x.said), maxSaid)])
 	m.list = append(m.list, x)
 	if len(m.list) >= max(m.next, thinMarks) {
 		m.thin(keptDaily)
@@ -86,7 +101,8 @@ func (m *mark) again(before *mark) bool {
 // machine itself.
 func (m *mark) daily() bool {
 	switch m.form {
-	case "unit.starting", "unit.started", "unit.stopping", "unit.failed":
+	case "unit.starting", "unit.started", "unit.stopping", "unit.failed", "machine.session", "machine.sessionend",
+		"machine.sudo":
 		return true
 	case "unit.stopped":
 		return !goesDown(m.unit)
@@ -107,6 +123,7 @@ func thinRun(out, run []mark, keep int) []mark {
 	}
 	kept := make([]bool, len(run))
 	kept[len(run)-1] = true
+	keepLate(run, kept, keep)
 	said, up, coming := map[string]bool{}, 0, 0
 	for i := len(run) - 1; i >= 0 && up+coming < 2*keep; i-- {
 		m, n := &run[i], &up
