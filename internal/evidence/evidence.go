@@ -57,6 +57,8 @@ type Evidence struct {
 	Limits Limits
 	// Units is what systemd would start; nil where nothing is known of that.
 	Units *units.Set
+	// Menu is how its kernel is chosen.
+	Menu BootMenu
 
 	// Gaps is what could not be read, by part.
 	Gaps []Gap

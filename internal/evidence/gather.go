@@ -53,6 +53,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.hurt,     // disk.go
 		g.cluster,  // cluster.go
 		g.units,    // units.go
+		g.menu,     // bootmenu.go
 		g.limits,   // stall.go, leases.go
 	} {
 		part(ctx)

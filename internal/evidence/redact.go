@@ -25,6 +25,8 @@ var secrets = []struct {
 }{
 	{"password in an address", regexp.MustCompile(`(://[^/\s:@'"]*:)([^@\s'"]+)@`)},
 	{"private key", regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----)(.*?)-----END`)},
+	{"hash of a password", regexp.MustCompile(`(grub\.pbkdf2\.sha512\.\d+\.)(\S+)`)},
+	{"password of a boot menu", regexp.MustCompile(`(?m)^(\s*password\s+\S+\s+)(\S+)`)},
 	{"attribute of a secret", regexp.MustCompile(`(?i)(\b(?:passw[a-z]*|secret|passphrase)\s*=\s*['"])([^'"]+)`)},
 	{"setting of a secret", regexp.MustCompile(`(?im)^(\s*[\w.\-]*(?:passw|passphrase|secret|token|api_?key|auth_?key|` +
 		`private_?key|transport_url|connection|credential)[\w.\-]*\s*[=:]\s*)(\S.*)$`)},
