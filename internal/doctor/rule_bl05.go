@@ -77,9 +77,9 @@ func isFor(u *evidence.UdevRule, d *evidence.Device) bool {
 		}
 		value := ""
 		switch key {
-		case "ATTR{vendor}", "ATTRS{vendor}":
+		case "ATTR{vendor}", "ATTRS{vendor}", "ATTR{device/vendor}":
 			value = d.Vendor
-		case "ATTR{model}", "ATTRS{model}":
+		case "ATTR{model}", "ATTRS{model}", "ATTR{device/model}":
 			value = d.Model
 		default:
 			continue

@@ -14,7 +14,7 @@ import (
 // Rules lists every rule, in the order of their codes.
 func Rules() []Rule {
 	return []Rule{
-		ruleBL01(), ruleBL05(), ruleBL06(), ruleBL07(), ruleBL08(),
+		ruleBL01(), ruleBL02(), ruleBL03(), ruleBL04(), ruleBL05(), ruleBL06(), ruleBL07(), ruleBL08(),
 		ruleCL01(), ruleCL02(),
 		ruleFS01(), ruleFS02(), ruleFS03(), ruleFS04(), ruleFS05(), ruleFS06(), ruleFS07(), ruleFS08(), ruleFS09(), ruleFS10(),
 		ruleIM01(), ruleIM02(), ruleIM03(), ruleIM04(), ruleIM05(),

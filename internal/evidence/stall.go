@@ -147,3 +147,13 @@ func (g *gatherer) session(ctx context.Context, name string) *Session {
 		NoopTimeout:  of(link+"/ping_tmo", "node.conn[0].timeo.noop_out_timeout"),
 	}
 }
+
+// Runs tells whether a rule sets the timeout by a program, which runs when all rules were read.
+func (u *UdevRule) Runs() bool {
+	for _, s := range u.Sets {
+		if runTimeout.MatchString(s) {
+			return true
+		}
+	}
+	return false
+}

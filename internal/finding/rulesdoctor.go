@@ -47,6 +47,12 @@ var (
 var (
 	BL01 = Rule{"BL01", "device-offline", Lost, "a disk was taken out of use",
 		"prove that the storage is back, set the device running, then look at its file systems"}
+	BL02 = Rule{"BL02", "timeout-inert", Note, "the timeout of a disk was set, and its driver takes no notice of it",
+		"expect nothing of it; what the disk does instead is told by shisa doctor stall"}
+	BL03 = Rule{"BL03", "timeout-too-short", Warning, "a disk gives up sooner than the platform below it asks for",
+		"write a rule of udev in /etc: shisa doctor stall --set plans it, and tells what it costs"}
+	BL04 = Rule{"BL04", "timeout-order", Danger, "a cluster takes over before a disk gives up, and nothing fences the node",
+		"set up fencing before anything else"}
 	BL05 = Rule{"BL05", "udev-rule-broken", Warning, "a rule that was to set the timeout of disks does nothing",
 		"write a rule of your own in /etc/udev/rules.d; one in /usr/lib is lost with the next update"}
 	BL06 = Rule{"BL06", "device-timeouts", Danger, "commands to a disk timed out",
@@ -104,7 +110,7 @@ var (
 // doctorRules are the rules of the doctor.
 func doctorRules() []Rule {
 	return []Rule{
-		BL01, BL05, BL06, BL07, BL08,
+		BL01, BL02, BL03, BL04, BL05, BL06, BL07, BL08,
 		CL01, CL02,
 		FS01, FS02, FS03, FS04, FS05, FS06, FS07, FS08, FS09, FS10,
 		IM01, IM02, IM03, IM04, IM05,

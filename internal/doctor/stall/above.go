@@ -37,6 +37,19 @@ func (t *timeline) fileSystem(f *FS, fails map[Case]Span, usual map[Case]time.Du
 	}
 }
 
+// arrays adds what arrays do that go on without the disk.
+func (t *timeline) arrays(fails map[Case]Span) {
+	for _, a := range t.Disk.Arrays {
+		for _, c := range Cases() {
+			if at := fails[c]; at.Low != Never {
+				t.add(Event{Kind: "array_degraded", Object: a, Case: c, At: at, Harm: Warns,
+					Text: "the array takes the disk for failed and goes on without it; until then it waits as well",
+					Why:  "with the first request of the disk that fails"})
+			}
+		}
+	}
+}
+
 // stays tells whether the disk is still in use when a request has failed.
 func (t *timeline) stays(c Case) bool {
 	for i := range t.Events {
@@ -111,10 +124,10 @@ func (t *timeline) machine() {
 		t.add(e)
 	}
 	for _, w := range t.m.Watchdogs {
-		e := Event{Kind: "watchdog", Object: w.Name, At: Span{w.Timeout / 2, Never}, Harm: Kills,
+		e := Event{Kind: "watchdog", Object: w.Name, At: Span{w.At.Low, Never}, Harm: Kills,
 			If:   "it waits for the disk itself",
 			Text: "the service is ended and started again; while it waits in the kernel it cannot be ended",
-			Why:  fmt.Sprintf("it has to report each %s (%s)", w.Timeout, w.From)}
+			Why:  fmt.Sprintf("it has to report each %s (%s)", w.At.High, w.From)}
 		if w.Resets {
 			e.Harm, e.If, e.Text = Resets, "what serves the watchdog waits for the disk", "the machine is reset"
 		}

@@ -142,7 +142,8 @@ type Machine struct {
 type Watchdog struct {
 	// Name is who watches ("systemd-journald.service", "hardware"), From the file of the setting.
 	Name, From string
-	Timeout    time.Duration
+	// At is when it acts.
+	At Span
 	// Resets: it resets the machine; otherwise it ends a service.
 	Resets bool
 }
@@ -178,6 +179,10 @@ type Disk struct {
 	// NFS is set for a mount of a server, which has no disk.
 	NFS *NFS
 	FSs []FS
+	// Arrays are those of which it is a member and that go on without it.
+	Arrays []string
+	// Guess is what was taken of the disk itself without being known.
+	Guess []string
 }
 
 // ISCSI are the timers of a session; -1 if not known.
@@ -214,7 +219,7 @@ type FS struct {
 // Predict tells what happens to a disk that does not answer, and what comes of a stall of the length of
 // stalled.
 func Predict(m Machine, d Disk, stalled time.Duration) Timeline {
-	t := &timeline{m: m, Timeline: Timeline{Disk: d, Events: []Event{}, Assumed: []string{}}}
+	t := &timeline{m: m, Timeline: Timeline{Disk: d, Events: []Event{}, Assumed: append([]string{}, d.Guess...)}}
 	class := Classify(d.Driver, d.HostDriver)
 	t.Effective, t.Reason = class.Effective(), class.reason()
 	fails := map[Case]Span{Medium: {Never, Never}, Dead: {Never, Never}}
@@ -238,6 +243,7 @@ func Predict(m Machine, d Disk, stalled time.Duration) Timeline {
 	if d.Multipath != nil {
 		t.multipath(fails, usual)
 	}
+	t.arrays(fails)
 	for i := range d.FSs {
 		t.fileSystem(&d.FSs[i], fails, usual)
 	}
@@ -317,4 +323,15 @@ func times(n int64, d time.Duration) time.Duration {
 		return Never
 	}
 	return time.Duration(n) * d
+}
+
+// FirstError is when the first request to a disk fails in a case, Never to Never where none does.
+func FirstError(m Machine, d Disk, c Case) Span {
+	found := Span{Never, Never}
+	for _, e := range Predict(Machine{HZ: m.HZ}, d, 0).Events {
+		if e.If == "" && (e.Case == "" || e.Case == c) && e.Harm >= Errors && e.At.Low < found.Low {
+			found = e.At
+		}
+	}
+	return found
 }
