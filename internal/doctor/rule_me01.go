@@ -27,7 +27,7 @@ const (
 func ruleME01() Rule {
 	r := Rule{Rule: finding.ME01, Needs: []evidence.Part{evidence.PartMemory}, Reach: Upward,
 		Guard: "what falls back again and again, what is noise, and less than six hours are no leak",
-		Test:  "on leaks, sawteeth and noise made by numbers, and on a leak planted in this machine"}
+		Test:  "on leaks, sawteeth and noise made by numbers, and on leaks planted in a kernel until it had no memory left"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		o := hostObject(e)
 		m := &e.Memory
@@ -60,7 +60,8 @@ type MemoryForecast struct {
 	End  trend.Forecast
 }
 
-// Forecast tells what becomes of the memory. It ends when as much more is used as is available now: by
+// Forecast tells what becomes of the memory; what is available is less what is held all the same. It ends
+// when as much more is used as is available now: by
 // the line of what is available where that falls as well, else by that of the kernel's own memory.
 // Fewer points than ten, or less time than that given, tell nothing.
 func Forecast(m *evidence.Memory, atLeast time.Duration) MemoryForecast {
@@ -70,7 +71,7 @@ func Forecast(m *evidence.Memory, atLeast time.Duration) MemoryForecast {
 			own = append(own, trend.Point{Time: p.Time, Value: float64(p.SUnreclaim)})
 		}
 		if p.Available >= 0 {
-			free = append(free, trend.Point{Time: p.Time, Value: float64(p.Available)})
+			free = append(free, trend.Point{Time: p.Time, Value: float64(max(p.Available-p.Held, 0))})
 		}
 	}
 	f := MemoryForecast{SUnreclaim: trend.Fit(own, atLeast), Available: trend.Fit(free, atLeast)}

@@ -81,8 +81,10 @@ func TestMemory(t *testing.T) {
 		"proc/meminfo": "MemTotal:       16000 kB\nMemAvailable:    8000 kB\nSUnreclaim:       500 kB\nHugePages_Total:  3\n",
 		"proc/slabinfo": "slabinfo - version: 2.1\n# name <active_objs> <num_objs> <objsize>\n" +
 			"dentry 10 20 192 21 1 : tunables 0 0 0\nkmalloc-64 5 1000 64 64 1 : tunables 0 0 0\n",
-		"proc/vmstat":          "nr_free_pages 17\noom_kill 2\n",
-		"proc/pressure/memory": "some avg10=0.00 avg60=1.50 avg300=0.10 total=77\nfull avg10=0.00 avg60=0.25 avg300=0.00 total=7\n",
+		"proc/sys/fs/dentry-state": "100\t60\t45\t0\t20\t0\n",
+		"proc/sys/fs/inode-state":  "90\t10\t0\t0\t0\t0\t0\n",
+		"proc/vmstat":              "nr_free_pages 17\noom_kill 2\n",
+		"proc/pressure/memory":     "some avg10=0.00 avg60=1.50 avg300=0.10 total=77\nfull avg10=0.00 avg60=0.25 avg300=0.00 total=7\n",
 		"var/lib/shisa/memory.jsonl": `{"time":"2023-11-14T20:00:00Z","available_bytes":9,"sunreclaim_bytes":1}` + "\n" +
 			`{"time":"2023-11-14T19:00:00Z","available_bytes":10,"sunreclaim_bytes":1}` + "\n" + `{"time":"2023-`,
 	})
@@ -98,6 +100,10 @@ func TestMemory(t *testing.T) {
 	}
 	if len(m.Series) != 3 || m.Series[0].Available != 10 || m.Span() != 3*time.Hour+13*time.Minute+20*time.Second {
 		t.Errorf("the series is %+v, %s", m.Series, m.Span())
+	}
+	// 40 names are in use, and 40 of 80 inodes are kept by names that are not.
+	if now := m.Series[2]; now.Held != 40*192+40*600 {
+		t.Errorf("%d bytes are held", now.Held)
 	}
 	if why, whole := e.Whole(PartMemory); !whole {
 		t.Errorf("memory is not whole: %s", why)

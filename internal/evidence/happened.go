@@ -201,4 +201,6 @@ type MemoryPoint struct {
 	Time       time.Time `json:"time"`
 	Available  int64     `json:"available_bytes"`
 	SUnreclaim int64     `json:"sunreclaim_bytes"`
+	// Held is what the kernel counts as available though it is in use: see [Memory]. 0 if not known.
+	Held int64 `json:"held_bytes,omitempty"`
 }

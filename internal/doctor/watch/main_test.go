@@ -15,6 +15,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	inLeak()
 	switch {
 	case ask.IsChild(os.Args):
 		os.Exit(ask.Serve())
