@@ -25,13 +25,18 @@ const (
 	maxBackground = 32
 )
 
+// access says who may do what with a FUSE file system.
+type access struct {
+	flags      uintptr // of mount(2), where root mounts it
+	allowOther bool    // lets users in beside the one who mounts it
+	writable   bool    // for those who are not root; root's is in flags
+}
+
 // serve mounts a FUSE file system and serves it until it is unmounted.
-func serve(
-	raw fuse.RawFileSystem, dir, source string, flags uintptr, allowOther bool,
-) (*fuse.Server, error) {
+func serve(raw fuse.RawFileSystem, dir, source string, a access) (*fuse.Server, error) {
 	opts := &fuse.MountOptions{
 		Name: fuseName, FsName: cmp.Or(printable(source), fuseName),
-		AllowOther: allowOther, EnableAcl: allowOther,
+		AllowOther: a.allowOther, EnableAcl: a.allowOther,
 		MaxWrite: maxReadBytes, MaxBackground: maxBackground,
 		// Nothing changes: the kernel may keep what it has.
 		ExplicitDataCacheControl: true, EnableSymlinkCaching: true, DisableSplice: true,
@@ -39,9 +44,12 @@ func serve(
 	}
 	at := dir
 	if os.Geteuid() != 0 {
-		opts.Options = []string{"ro", "nodev", "nosuid", "noexec"} // fusermount3 mounts
+		opts.Options = []string{"nodev", "nosuid", "noexec"} // fusermount3 mounts
+		if !a.writable {
+			opts.Options = append(opts.Options, "ro")
+		}
 	} else {
-		fd, err := mountFuse(dir, opts, flags)
+		fd, err := mountFuse(dir, opts, a.flags)
 		if err != nil {
 			return nil, err
 		}

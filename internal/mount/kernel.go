@@ -28,18 +28,22 @@ import (
 const graceful = 5 * time.Second
 
 // driver is how the kernel mounts a kind of file system.
-type driver struct{ name, data string }
+type driver struct {
+	name, data string
+	write      string // more data, where it is mounted to write
+}
 
 // drivers are those that are let at a volume. What needs more than one device, or registers itself
 // with the kernel by what is written on the disk (btrfs by its UUID), is not among them.
 var drivers = map[string]driver{
-	// What the superblock wants done on errors is not left to it: it may want the host to panic.
-	"ext2": {"ext4", "errors=remount-ro"},
-	"ext3": {"ext4", "errors=remount-ro"},
-	"ext4": {"ext4", "errors=remount-ro"},
+	// What the superblock wants done on errors is not left to it: it may want the host to panic. Inode
+	// tables that mkfs left to be cleared stay so: what is written is to be little.
+	"ext2": {"ext4", "errors=remount-ro", ",noinit_itable"},
+	"ext3": {"ext4", "errors=remount-ro", ",noinit_itable"},
+	"ext4": {"ext4", "errors=remount-ro", ",noinit_itable"},
 	// The host may have a file system of the same UUID: its own template.
-	"xfs":  {"xfs", "nouuid"},
-	"vfat": {"vfat", "errors=remount-ro"},
+	"xfs":  {"xfs", "nouuid", ""},
+	"vfat": {"vfat", "errors=remount-ro", ""},
 }
 
 // KernelKinds are the kinds of file systems that Kernel mounts.
@@ -65,6 +69,9 @@ type KernelOptions struct {
 	// Stdin, Stdout and Stderr are those of the program. Files are handed on as they are.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Changed, if set, lets the program write to the mount. When nothing is left of it, and the program
+	// ended with 0, it is given what was written and differs from the volume, as by Disk.Changed.
+	Changed func(off int64, p []byte) error
 	// Mounted, if set, is called before the program is run.
 	Mounted func()
 	// Interrupt gives the signals that a terminal sends to the program as well. They are the program's
@@ -80,8 +87,8 @@ const defaultLayerBytes = 512 << 20
 // ErrKind: the kernel's driver for this kind of file system is not used.
 var ErrKind = errors.New("is not mounted with the kernel's driver")
 
-// Kernel mounts a volume with the driver of the kernel, read-only, on an existing directory, and runs
-// a program that sees it there: nobody else does, since the mount is in a namespace of its own. What
+// Kernel mounts a volume with the driver of the kernel, read-only unless KernelOptions.Changed is set, on an
+// existing directory, and runs a program that sees it there: nobody else does, since the mount is in a namespace of its own. What
 // the driver writes, as when it replays a journal, goes to a layer in memory and is forgotten; the
 // volume is only read. It gives the exit status of the program, 128 and the number of a signal that
 // killed it, and returns when nothing is left of the mount. When ctx ends the program is told to end.
@@ -112,6 +119,9 @@ func Kernel(ctx context.Context, v Volume, dir string, o KernelOptions) (status 
 		return 0, err
 	}
 	onThread(func() { status, err = k.run(ctx) })
+	if err == nil && status == 0 && o.Changed != nil {
+		err = k.disk.layer.changed(o.Changed)
+	}
 	return status, err
 }
 
@@ -162,7 +172,7 @@ func (k *kernelMount) run(ctx context.Context) (status int, err error) {
 		return 0, fmt.Errorf("make a directory for the disk: %w", err)
 	}
 	undo = append(undo, func() error { return os.Remove(private) })
-	server, err := serve(k.disk, private, k.o.Source, quiet, false)
+	server, err := serve(k.disk, private, k.o.Source, access{flags: quiet})
 	if err != nil {
 		return 0, fmt.Errorf("mount on %s: %w", private, err)
 	}
@@ -253,7 +263,11 @@ func (k *kernelMount) loop(private string) (*loopDevice, error) {
 // mount lets the driver at the device. Read-only it replays the journal all the same, since the
 // device can be written to.
 func (k *kernelMount) mount(l *loopDevice) error {
-	err := unix.Mount(l.path(), k.dir, k.driver.name, quiet|unix.MS_RDONLY, k.driver.data)
+	flags, data := uintptr(quiet|unix.MS_RDONLY), k.driver.data
+	if k.o.Changed != nil {
+		flags, data = quiet|unix.MS_NOATIME, data+k.driver.write
+	}
+	err := unix.Mount(l.path(), k.dir, k.driver.name, flags, data)
 	if err == nil {
 		return nil
 	}

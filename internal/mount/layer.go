@@ -4,9 +4,11 @@
 package mount
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -119,15 +121,18 @@ type diskFile struct {
 	fuse.RawFileSystem
 	layer *layer
 	notes notes
+	mode  uint32 // permissions of the file; 0 is 0600
 }
 
 func (d *diskFile) attr(id uint64, out *fuse.Attr) fuse.Status {
 	switch id {
 	case fuse.FUSE_ROOT_ID:
 		*out = fuse.Attr{Ino: id, Mode: unix.S_IFDIR | 0o700, Nlink: 2, Blksize: pageBytes}
+		out.Owner = fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
 	case diskNode:
-		*out = fuse.Attr{Ino: id, Mode: unix.S_IFREG | 0o600, Nlink: 1, Blksize: pageBytes,
+		*out = fuse.Attr{Ino: id, Mode: unix.S_IFREG | cmp.Or(d.mode, 0o600), Nlink: 1, Blksize: pageBytes,
 			Size: uint64(d.layer.size), Blocks: uint64(d.layer.size) / sectorBytes}
+		out.Owner = fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
 	default:
 		return fuse.ENOENT
 	}

@@ -116,7 +116,8 @@ func Files(fsys files.FS, dir string, o Options) (*Mounted, error) {
 		t.Tell(func(text string) { o.Log(Line{Crashed, text}) })
 	}
 	unread := func(text string) { o.Log(Line{Unread, text}) }
-	server, err := serve(newServed(fsys, unread), real, o.Source, quiet|unix.MS_RDONLY, o.AllowOther)
+	server, err := serve(newServed(fsys, unread), real, o.Source,
+		access{flags: quiet | unix.MS_RDONLY, allowOther: o.AllowOther})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), m.record.remove())
 	}
