@@ -90,10 +90,14 @@ func runDoctorWatch(ctx context.Context, o doctorWatchOptions, s *stdio) error {
 	if err != nil {
 		return err
 	}
+	spaces, err := evidence.RecallSpaces(dir, time.Now())
+	if err != nil {
+		return err
+	}
 	debug.SetMemoryLimit(watchMemory)
 	version, _, _ := buildFacts(debug.ReadBuildInfo())
 	host, _ := os.Hostname() // only until the first examination has read it
-	w := watch.Options{Every: o.every, Version: version, Label: host, Rules: rules, Series: series,
+	w := watch.Options{Every: o.every, Version: version, Label: host, Rules: rules, Series: series, Spaces: spaces,
 		Tell: func(e watch.Event) error { return o.tell(&e, s) },
 		Page: func(to io.Writer, st *watch.Status) error { return render.WatchMetrics(to, st) }}
 	if o.metrics != "" {

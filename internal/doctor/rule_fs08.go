@@ -24,8 +24,10 @@ const (
 func ruleFS08() Rule {
 	r := Rule{Rule: finding.FS08, Needs: []evidence.Part{evidence.PartMounts}, Reach: Upward,
 		Guard: "file systems that are full by nature, as squashfs, and those mounted for reading do not count; quotas and " +
-			"thin pools below are not seen here",
-		Test: "on file systems that were filled: their blocks, their inodes, and all but what is kept for root"}
+			"thin pools below are not seen here; what is filled and emptied again and again, what was resized, and less than " +
+			"six hours give no forecast, and none looks further ahead than four times as long as was watched",
+		Test: "on file systems that were filled: their blocks, their inodes, and all but what is kept for root; on room that " +
+			"falls, by numbers and in a file system that is written to"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		var out []Result
 		for i := range e.FSs {
@@ -90,12 +92,22 @@ func space(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool) {
 	case a.Inodes > 0 && a.InodesFree*100 < a.Inodes*nearlyPercent:
 		kind, text, sev = "inodes-low", fmt.Sprintf("has few inodes left: %d", a.InodesFree), finding.Warning
 	default:
+		if x := fills(r, e, i, m.Point); x != nil {
+			return fail(x), true
+		}
 		return pass(o), true
 	}
 	if kind == "nearly-full" && linux.MayHang(f.Type) == "" && f.Device == "" {
 		sev = finding.Note // in memory: it is sized for what it is for
 	}
-	x := found(r, o, 0.95, kind, named(e, i)+" "+text, fact)
+	facts := []Fact{fact}
+	switch bytes, inodes := filled(e, i); kind {
+	case "nearly-full":
+		facts = append(facts, bytes.fact())
+	case "inodes-low":
+		facts = append(facts, inodes.fact())
+	}
+	x := found(r, o, 0.95, kind, named(e, i)+" "+text, facts...)
 	x.Severity = sev
 	x.Remedies = makeRoom(m.Point, kind)
 	return fail(x), true

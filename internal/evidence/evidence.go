@@ -42,6 +42,8 @@ type Evidence struct {
 	// "PARTUUID=...", "PARTLABEL=..." -> device. It is nil where that is not known.
 	IDs map[string]string
 	FSs []FS
+	// Spaces is the room in file systems as it was seen before, and now at the end.
+	Spaces []SpacePoint
 	// Stalled are the devices whose requests wait, and none is answered.
 	Stalled  []ProbedDevice
 	Devices  []Device

@@ -25,10 +25,12 @@ type Options struct {
 	Now time.Time
 	// Label tells the machine apart; "" takes the name that it has itself.
 	Label string
-	// Said is what logs said, where they were read before, and Series what was seen of memory. They are
+	// Said is what logs said, where they were read before, and Series what was seen of memory, Spaces of
+	// the room in file systems. They are
 	// not read again then, which is for who gathers again and again; nil has them read.
 	Said   *Said
 	Series []MemoryPoint
+	Spaces []SpacePoint
 }
 
 // Gather reads all that the rules need to know of a machine. What could not be read is in Gaps; the
@@ -43,6 +45,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.host,   // host.go
 		g.mounts, // mounts.go, nfs.go
 		g.systems,
+		g.room,    // space.go
 		g.devices, // devices.go
 		g.config,  // config.go, udev.go, nova.go
 		g.multipath,

@@ -70,7 +70,11 @@ func (l *looker) examine(ctx context.Context, said *evidence.Said, series []evid
 	if err != nil {
 		return nil, nil, err
 	}
-	e, err := evidence.Gather(ctx, tree.Overlay(t, files), evidence.Options{Now: now, Said: said, Series: series})
+	spaces := []evidence.SpacePoint{}
+	if l.o.Spaces != nil {
+		spaces = l.o.Spaces.Points
+	}
+	e, err := evidence.Gather(ctx, tree.Overlay(t, files), evidence.Options{Now: now, Said: said, Series: series, Spaces: spaces})
 	if err != nil {
 		return nil, nil, err
 	}

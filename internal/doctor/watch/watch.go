@@ -52,6 +52,8 @@ type Options struct {
 	NoRing error
 	// Series keeps points of memory.
 	Series *evidence.Series
+	// Spaces keeps points of the room in file systems, nil for none.
+	Spaces *evidence.SpaceSeries
 	// Tell takes an event. Its error ends the watch.
 	Tell func(Event) error
 	// Listener is where Page is served to who asks for it by HTTP, nil for nowhere. Both belong to the
@@ -336,6 +338,11 @@ func (w *watcher) take(ctx context.Context, s *seen) error {
 		}
 	}
 	w.things = now
+	if w.o.Spaces != nil {
+		if _, err := w.o.Spaces.Keep(s.e.SpaceNow()); err != nil {
+			return w.trouble(err)
+		}
+	}
 	return w.remember(&s.e.Memory)
 }
 

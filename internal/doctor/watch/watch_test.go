@@ -309,12 +309,16 @@ func TestSeries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	at := time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC)
+	spaces, err := evidence.RecallSpaces(filepath.Dir(file), at)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Dir(file), nil, 0o600); err != nil { // in the way of the directory
 		t.Fatal(err)
 	}
 	ring, kernel := ringOf(t)
-	r := start(t, Options{Ring: ring, Series: series})
-	at := time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC)
+	r := start(t, Options{Ring: ring, Series: series, Spaces: spaces})
 	for i, want := range [][]Kind{{CannotTell}, {Message}, {Message, Memory}, {Message, CannotTell}} {
 		var told []Kind
 		if i > 0 {
@@ -337,6 +341,9 @@ func TestSeries(t *testing.T) {
 			}
 		}
 		s := report()
+		s.e.Now = at.Add(time.Duration(i) * evidence.KeepEvery)
+		s.e.FSs = []evidence.FS{{Type: "ext4", Device: "sda1", Mounts: []int{0}}}
+		s.e.Mounts = []evidence.Mount{{Probe: &evidence.Answer{BlockSize: 4096, Blocks: 100, Avail: 50}}}
 		s.e.Memory.Series = []evidence.MemoryPoint{{Time: at.Add(time.Duration(i) * evidence.KeepEvery), Available: 5, SUnreclaim: 6}}
 		r.answers <- s
 		for len(told) < len(want) {
@@ -349,6 +356,10 @@ func TestSeries(t *testing.T) {
 	text, err := os.ReadFile(file + ".kept")
 	if err != nil || strings.Count(string(text), "\n") != 1 {
 		t.Errorf("kept %q, %v", text, err)
+	}
+	text, err = os.ReadFile(filepath.Join(filepath.Dir(file), "space-2026-03.jsonl"))
+	if err != nil || strings.Count(string(text), "\n") != 2 || !strings.Contains(string(text), `"free":204800`) {
+		t.Errorf("kept of the room %q, %v", text, err)
 	}
 }
 
