@@ -20,7 +20,7 @@ func (l *loader) build(ctx context.Context) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if at := l.fileOf(name); at != "" {
+		if at := l.fileOf(name); at != "" && !l.read(ctx, at).masked {
 			l.aliases[at] = append(l.aliases[at], name)
 		}
 	}
@@ -28,7 +28,7 @@ func (l *loader) build(ctx context.Context) {
 		l.unit(ctx, name)
 	}
 	for i := 0; i < len(l.Units) && ctx.Err() == nil; i++ {
-		for _, e := range l.Units[i].starts() {
+		for _, e := range append(l.Units[i].starts(), l.Units[i].named("Unit", "Requisite")...) {
 			l.unit(ctx, e.To)
 		}
 		for _, name := range l.Units[i].triggers() {
@@ -126,7 +126,7 @@ func (l *loader) fill(ctx context.Context, u *Unit) {
 			u.State = Masked
 			return
 		case f.missing: // a link that leads nowhere
-			u.State = Missing
+			u.State, u.Path = Missing, ""
 		case f.bad != "":
 			u.State, u.Why = Bad, f.bad
 		case f.unread != "":
@@ -135,6 +135,10 @@ func (l *loader) fill(ctx context.Context, u *Unit) {
 			u.State = Template
 		}
 		u.Settings = append(u.Settings, f.settings...)
+		if i := broken(u, f.settings); i >= 0 && u.State == Loaded {
+			u.State, u.Why = Bad, f.settings[i].Key+"= is not understood"
+			return
+		}
 	}
 	if u.State == Missing && !without(u.Name) {
 		return
@@ -149,10 +153,19 @@ func (l *loader) fill(ctx context.Context, u *Unit) {
 			u.State, u.Why = Unreadable, name+": "+f.unread
 		}
 		u.DropIns = append(u.DropIns, name)
-		u.Settings = append(u.Settings, f.settings...)
+		more := f.settings
+		if i := broken(u, more); i >= 0 {
+			more = more[:i]
+		}
+		u.Settings = append(u.Settings, more...)
 	}
 	if u.State != Template {
 		l.replace(u)
+	}
+	if u.State == Loaded {
+		if why := refused(u); why != "" {
+			u.State, u.Why = Bad, why
+		}
 	}
 	l.links(u)
 }
@@ -218,18 +231,14 @@ func general(name string) []string {
 		name = t
 		all = append(all, name)
 	}
-	prefix, _, kind, at := parts(name)
+	prefix, _, kind, _ := parts(name)
 	for {
 		i := strings.LastIndexByte(strings.TrimSuffix(prefix, "-"), '-')
 		if i <= 0 {
 			return all
 		}
 		prefix = prefix[:i+1]
-		n := prefix + "." + kind
-		if at {
-			n = prefix + "@." + kind
-		}
-		all = append(all, n)
+		all = append(all, prefix+"."+kind)
 	}
 }
 
@@ -247,7 +256,7 @@ func (l *loader) links(u *Unit) {
 			if isTemplate(to) {
 				to = instanceFor(u.Name, to)
 			}
-			u.Links = append(u.Links, Start{u.Name, to, kind + " link", Source{Path: e.path()}})
+			u.Links = append(u.Links, Start{From: u.Name, To: to, By: kind + " link", Source: Source{Path: e.path()}})
 		}
 	}
 }

@@ -30,7 +30,7 @@ func (u *Unit) named(section, key string) []Start {
 				name = instanceFor(u.Name, name)
 			}
 			if valid(name) {
-				all = append(all, Start{u.Name, name, key + "=", s.From})
+				all = append(all, Start{From: u.Name, To: name, By: key + "=", Source: s.From})
 			}
 		}
 	}
@@ -60,7 +60,7 @@ func (u *Unit) byDefault() []Start {
 	if s, ok := u.Last("Unit", "DefaultDependencies"); ok && isFalse(s.Value) {
 		return nil
 	}
-	return []Start{{u.Name, "sysinit.target", "DefaultDependencies=", Source{Path: u.Path}}}
+	return []Start{{From: u.Name, To: "sysinit.target", By: "DefaultDependencies=", Source: Source{Path: u.Path}}}
 }
 
 // isFalse and isTrue understand booleans (parse_boolean() in src/basic/parse-util.c).
@@ -117,49 +117,105 @@ func (u *Unit) Triggered() string {
 }
 
 // Reached gives all units that are started when the roots are, without a timer that elapses, each with a
-// chain of starts from a root to it, which is empty for the roots. Units that do not start are left out: those
-// that are masked or missing, and those that require such a one.
+// chain of starts from a root to it, which is empty for the roots. Of the chains to a unit it is one without doubts, if
+// there is one, and of those one of the shortest. Units that are masked or missing are not started, and so is no root
+// that requires such a one.
 func (s *Set) Reached(roots ...string) map[string][]Start {
-	reached := map[string][]Start{}
-	var queue []string
+	w := walk{s: s, reached: map[string][]Start{}}
 	for _, name := range roots {
-		if u := s.Unit(name); u != nil && s.startable(u) && reached[u.Name] == nil {
-			reached[u.Name] = []Start{}
-			queue = append(queue, u.Name)
+		if u := s.Unit(name); u != nil && s.Lacks(u.Name) == "" && w.reached[u.Name] == nil {
+			w.reached[u.Name] = []Start{}
+			w.queue = append(w.queue, u)
 		}
 	}
-	for len(queue) > 0 {
-		u := s.Unit(queue[0])
-		chain := reached[u.Name]
-		queue = queue[1:]
-		for _, e := range s.pulled(u) {
-			to := s.Unit(e.To)
-			if to == nil || reached[to.Name] != nil || !s.startable(to) {
-				continue
+	w.run()
+	return w.reached
+}
+
+// walk goes along starts.
+type walk struct {
+	s       *Set
+	reached map[string][]Start
+	queue   []*Unit
+	// doubtful are starts that are gone along when no others are left.
+	doubtful []Start
+}
+
+func (w *walk) run() {
+	for {
+		for len(w.queue) > 0 {
+			u := w.queue[0]
+			w.queue = w.queue[1:]
+			lacks := w.s.Lacks(u.Name)
+			for _, e := range w.s.pulled(u) {
+				w.take(e, lacks)
 			}
-			reached[to.Name] = append(slices.Clone(chain), e)
-			queue = append(queue, to.Name)
+		}
+		if len(w.doubtful) == 0 {
+			return
+		}
+		e := w.doubtful[0]
+		w.doubtful = w.doubtful[1:]
+		if to := w.s.Unit(e.To); w.reached[to.Name] == nil {
+			w.add(e, to)
 		}
 	}
-	return reached
+}
+
+// take goes along a start. lacks is what its unit lacks itself.
+func (w *walk) take(e Start, lacks string) {
+	to := w.s.Unit(e.To)
+	if to == nil || w.reached[to.Name] != nil || !present(to) {
+		return
+	}
+	// Before systemd 254 a unit that is wanted is started even if what it requires cannot be; what it pulls in
+	// besides may be or may not (https://github.com/systemd/systemd/pull/27852).
+	gone, old := w.s.Lacks(to.Name), w.s.Version > 0 && w.s.Version < 254
+	switch {
+	case gone != "" && w.s.Version >= 254:
+		return
+	case lacks != "":
+		e.Doubt = e.From + " requires " + lacks + ", which is not there: it may be started all the same, or not"
+	case gone != "" && !old:
+		e.Doubt = to.Name + " requires " + gone + ", which is not there: systemd before 254 starts it all the same"
+	}
+	if e.Doubt != "" {
+		w.doubtful = append(w.doubtful, e)
+		return
+	}
+	w.add(e, to)
+}
+
+func (w *walk) add(e Start, to *Unit) {
+	from := w.s.Unit(e.From)
+	w.reached[to.Name] = append(slices.Clone(w.reached[from.Name]), e)
+	w.queue = append(w.queue, to)
 }
 
 // pulled gives all starts of a unit, those of paths that exist already among them.
 func (s *Set) pulled(u *Unit) []Start { return u.starts() }
 
-// startable tells whether systemd would take a unit into a transaction: it is loaded, and so is all that
-// it requires (transaction_add_job_and_dependencies()).
-func (s *Set) startable(u *Unit) bool {
-	return s.lacks(u, map[string]bool{}) == ""
+// present tells whether systemd has a unit that it could start.
+func present(u *Unit) bool {
+	return u.State == Loaded || u.State == Missing && without(u.Name)
 }
 
-// lacks gives the unit for want of which another one is not started, "" if there is none.
+// Lacks gives the unit for want of which another one cannot be started: itself if it is masked or missing, or one
+// that it requires. It is "" if all are there.
+func (s *Set) Lacks(name string) string {
+	u := s.Unit(name)
+	if u == nil {
+		return name
+	}
+	return s.lacks(u, map[string]bool{})
+}
+
 func (s *Set) lacks(u *Unit, seen map[string]bool) string {
 	if seen[u.Name] {
 		return ""
 	}
 	seen[u.Name] = true
-	if u.State != Loaded && !(u.State == Missing && without(u.Name)) {
+	if !present(u) {
 		return u.Name
 	}
 	for _, e := range u.starts() {
@@ -172,6 +228,11 @@ func (s *Set) lacks(u *Unit, seen map[string]bool) string {
 			return e.To
 		} else if name := s.lacks(to, seen); name != "" {
 			return name
+		}
+	}
+	for _, e := range u.named("Unit", "Requisite") { // has to run already, which needs no more than it itself
+		if to := s.Unit(e.To); to == nil || !present(to) {
+			return e.To
 		}
 	}
 	return ""

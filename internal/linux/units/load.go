@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -94,6 +95,7 @@ func newLoader(t tree.Tree) *loader {
 
 func (l *loader) system(ctx context.Context) error {
 	l.identity(ctx)
+	l.version(ctx)
 	if err := l.directories(ctx); err != nil {
 		return err
 	}
@@ -201,6 +203,33 @@ func (l *loader) identity(ctx context.Context) {
 	}
 }
 
+// version finds out which systemd there is, by the name of its own library.
+func (l *loader) version(ctx context.Context) {
+	dirs := []string{"/usr/lib/systemd", "/usr/lib64/systemd"}
+	for _, triple := range []string{"x86_64-linux-gnu", "aarch64-linux-gnu"} {
+		dirs = append(dirs, "/usr/lib/"+triple+"/systemd")
+	}
+	if !l.MergedUsr {
+		dirs = append(dirs, "/lib/systemd")
+	}
+	for _, dir := range dirs {
+		all, err := l.t.List(ctx, dir)
+		if err != nil {
+			if !l.absent(dir, err) {
+				l.gap(dir, err)
+			}
+			continue
+		}
+		for _, f := range all {
+			rest, is := strings.CutPrefix(f.Name, "libsystemd-shared-")
+			if n, err := strconv.Atoi(rest[:min(3, len(rest))]); is && err == nil && n >= 100 {
+				l.Version = n
+				return
+			}
+		}
+	}
+}
+
 // directories lists the directories of units.
 func (l *loader) directories(ctx context.Context) error {
 	var none error
@@ -267,7 +296,7 @@ func (l *loader) name(ctx context.Context, e *entry) {
 		l.files[e.path()] = &file{masked: true}
 	case !l.within(to):
 		l.names[e.name] = e.path()
-	case sound(e.name, path.Base(to)):
+	case path.Base(to) != e.name && sound(e.name, path.Base(to)): // a link to a file of its own name changes nothing
 		l.names[e.name] = path.Base(to)
 	}
 }
@@ -343,7 +372,7 @@ func (l *loader) read(ctx context.Context, name string) *file {
 			f.unread = fmt.Sprintf("it has more than %d settings", maxSettings)
 			l.gap(name, errors.New(f.unread))
 		}
-	case tree.Missing(err):
+	case l.absent(name, err):
 		f.missing = true
 	default:
 		f.unread = reason(err)

@@ -45,6 +45,8 @@ type Set struct {
 	// FirstBoot tells that systemd takes the next start for the first one (machine-id(5)): the file is
 	// missing, or says "uninitialized". It enables units by presets then.
 	FirstBoot bool
+	// Version is that of systemd, 252; 0 where its files do not tell.
+	Version int
 	// Presets are the rules of presets, in the order in which they are asked.
 	Presets []Preset
 	// Flat tells that the units are files of a plain directory, and that nothing is known of the system
@@ -110,6 +112,8 @@ type Start struct {
 	// "upholds link", or "preset" for what the first boot would link.
 	By     string
 	Source Source
+	// Doubt says why From may not have To started, "" if it does.
+	Doubt string
 }
 
 // Preset is one rule of a preset file.
@@ -131,16 +135,6 @@ const (
 	No    Truth = "no"
 	Maybe Truth = "unknown"
 )
-
-// Condition is one condition or assertion of a unit, and what came of it as of the files.
-type Condition struct {
-	Setting Setting
-	// Assert: if it is not true the unit fails, instead of being left out.
-	Assert bool
-	Truth  Truth
-	// Why says what it rests on, or why it is not known.
-	Why string
-}
 
 // Words for what an act does to the machine.
 const (
