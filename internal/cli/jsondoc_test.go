@@ -26,6 +26,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/holders"
 	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
 	"github.com/shisa-vm/shisa/internal/umount"
@@ -64,6 +65,7 @@ func jsonDocuments() map[string]any {
 		render.MemorySchema:      render.MemoryDocument{},
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
+		render.BaseScanSchema:    refs.Census{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

@@ -32,6 +32,7 @@ func groups(s *stdio) []group {
 			newDisk(s),
 			newHolders(s),
 			newUmount(s),
+			newBase(s),
 			newQemuImg(s),
 		}},
 		{"Mending them, so that it can be taken back", []*cobra.Command{

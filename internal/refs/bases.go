@@ -28,7 +28,7 @@ func (t *taking) bases() {
 		at[f.stat.ID], byName[f.name] = len(t.c.All), len(t.c.All)
 		t.c.All = append(t.c.All, Base{Name: f.name, Path: f.path, State: Live, File: f.stat.ID,
 			SizeBytes: f.stat.SizeBytes, AllocatedBytes: f.stat.AllocatedBytes, Format: f.format,
-			Modified: f.stat.ModTime, Uses: []Use{}})
+			Modified: f.stat.ModTime, Uses: []Reference{}})
 	}
 	for i := range t.targets {
 		g := &t.targets[i]
@@ -58,8 +58,8 @@ func (t *taking) alike(dir string) bool {
 }
 
 // uses gives all images that rest on a target, those that rest on others that do included.
-func (t *taking) uses(i int) []Use {
-	all := append([]Use{}, t.targets[i].named...)
+func (t *taking) uses(i int) []Reference {
+	all := append([]Reference{}, t.targets[i].named...)
 	seen := map[int32]bool{}
 	as := t.targets[i].as
 	next := t.targets[i].above
@@ -71,7 +71,7 @@ func (t *taking) uses(i int) []Use {
 			}
 			seen[k] = true
 			m := &t.images[k]
-			u := Use{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as}
+			u := Reference{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as}
 			if up, ok := t.byID[m.id]; ok {
 				g := &t.targets[up]
 				further = append(further, g.above...)

@@ -44,7 +44,7 @@ func (t *taking) configured(ctx context.Context) error {
 		case p.Kind == hypervisor.PlaceConfig && p.Error != "":
 			t.gap(p.Path, "configuration", p.Error)
 		case p.Kind == hypervisor.PlaceImage:
-			if err := t.disk(ctx, p.Path, Use{How: Domain, Holder: p.Why, Machine: p.Machine}); err != nil {
+			if err := t.disk(ctx, p.Path, Reference{How: Domain, Holder: p.Why, Machine: p.Machine}); err != nil {
 				return err
 			}
 		}
@@ -53,7 +53,7 @@ func (t *taking) configured(ctx context.Context) error {
 }
 
 // disk takes a file that the description of a machine names.
-func (t *taking) disk(ctx context.Context, path string, u Use) error {
+func (t *taking) disk(ctx context.Context, path string, u Reference) error {
 	path = filepath.Join("/", t.o.Host.Root, path)
 	n := named{img: img{dir: filepath.Dir(path), name: filepath.Base(path)}}
 	// A colon in the name is one of the name: libvirt writes no protocols there.
@@ -63,7 +63,7 @@ func (t *taking) disk(ctx context.Context, path string, u Use) error {
 	}
 	u.As = path
 	t.targets[i].named = append(t.targets[i].named, u)
-	t.c.Counts.Domains++
+	t.c.Looked.Domains++
 	return nil
 }
 
@@ -168,7 +168,7 @@ func (t *taking) domain(ctx context.Context, name string, text []byte, how How, 
 		if k.Path == "" || k.Protocol != "" {
 			continue
 		}
-		if err := t.disk(ctx, k.Path, Use{How: how, Holder: name, Machine: machine}); err != nil {
+		if err := t.disk(ctx, k.Path, Reference{How: how, Holder: name, Machine: machine}); err != nil {
 			return err
 		}
 	}
@@ -189,7 +189,7 @@ func (t *taking) processes(ctx context.Context) error {
 		t.gap("/proc", "processes", reason(err))
 		return nil
 	}
-	t.c.Counts.Processes = int64(c.Processes)
+	t.c.Looked.Processes = int64(c.Processes)
 	for _, why := range c.Gaps() {
 		t.gap("/proc", "processes", why)
 	}
@@ -199,7 +199,7 @@ func (t *taking) processes(ctx context.Context) error {
 			continue
 		}
 		for _, h := range c.Holders(ctx, diskio.Stat{ID: b.File}, b.Path) {
-			u := Use{How: Open, Holder: h.Process.Command(), Machine: h.Process.Machine(), PID: h.Process.PID, As: b.Path}
+			u := Reference{How: Open, Holder: h.Process.Command(), Machine: h.Process.Machine(), PID: h.Process.PID, As: b.Path}
 			if h.Device != "" {
 				u.How, u.Holder = Loop, "/dev/"+h.Device
 			}
@@ -220,7 +220,7 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		}
 		name := filepath.Base(f.Path)
 		p, _ := t.o.Host.Linux.Process(ctx, f.PID) // one that cannot be read has its number
-		u := Use{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, As: f.Path}
+		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, As: f.Path}
 		if f.PID == 0 {
 			u.Holder = "/dev/" + f.Device
 		}
@@ -232,7 +232,7 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		}
 		if at < 0 {
 			at = len(t.c.All)
-			t.c.All = append(t.c.All, Base{Name: name, Path: filepath.Join(t.c.Bases, name), State: Missing, Uses: []Use{}})
+			t.c.All = append(t.c.All, Base{Name: name, Path: filepath.Join(t.c.Bases, name), State: Missing, Uses: []Reference{}})
 		}
 		t.c.All[at].Uses = append(t.c.All[at].Uses, u)
 	}

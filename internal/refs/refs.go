@@ -56,8 +56,8 @@ const (
 	SnapshotDomain How = "snapshot"
 )
 
-// Use is one thing that needs a base.
-type Use struct {
+// Reference is one thing that needs a base.
+type Reference struct {
 	How How `json:"how"`
 	// Holder is the image, the process or the description that needs it.
 	Holder string `json:"holder"`
@@ -89,11 +89,11 @@ type Base struct {
 	Format         string    `json:"format"`
 	Modified       time.Time `json:"modified,omitempty"`
 	// Uses are all that need it, in the order of Holder.
-	Uses []Use `json:"uses"`
+	Uses []Reference `json:"uses"`
 }
 
-// Counts says how much was looked at.
-type Counts struct {
+// Looked says how much was looked at.
+type Looked struct {
 	Files     int64 `json:"files"`
 	Images    int64 `json:"images"`
 	Overlays  int64 `json:"overlays"`
@@ -103,6 +103,9 @@ type Counts struct {
 
 // Census is who needs what in a pool, at one time.
 type Census struct {
+	Verdict finding.Verdict `json:"verdict"`
+	// Status lists every exit status that applies, the one that is returned first.
+	Status []int `json:"status"`
 	// Bases is the directory of the bases, Roots where images were looked for.
 	Bases string   `json:"bases"`
 	Roots []string `json:"roots"`
@@ -110,7 +113,7 @@ type Census struct {
 	All []Base `json:"all"`
 	// Gaps are all that could not be looked at and might need a base.
 	Gaps   []finding.Blind `json:"gaps"`
-	Counts Counts          `json:"counts"`
+	Looked Looked          `json:"looked"`
 }
 
 // Complete tells whether nothing was left unseen that might need a base.
@@ -189,7 +192,7 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots}, plain: plain}
+	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Gaps: []finding.Blind{}}, plain: plain}
 	if err := t.sweep(ctx); err != nil {
 		return nil, err
 	}
@@ -204,7 +207,37 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 		return nil, err
 	}
 	t.order()
+	t.c.judge()
 	return t.c, nil
+}
+
+// judge says how it ended: a base that is needed and missing is a fault, and whatever was not seen may need
+// one.
+func (c *Census) judge() {
+	c.Verdict = finding.Clean
+	var status []int
+	if !c.Complete() {
+		c.Verdict = finding.CannotTell
+		status = append(status, finding.StatusCannotTell)
+	}
+	if slices.ContainsFunc(c.All, func(b Base) bool { return b.State == Missing }) {
+		c.Verdict = finding.Found
+		status = append(status, finding.StatusFound)
+	}
+	c.Status = finding.OrderStatus(status...)
+}
+
+// Only gives the census of the bases of a name, or of a path. What was not seen may need those as well.
+func (c *Census) Only(name string) *Census {
+	one := *c
+	one.All = []Base{}
+	for _, b := range c.All {
+		if b.Name == name || b.Path == name {
+			one.All = append(one.All, b)
+		}
+	}
+	one.judge()
+	return &one
 }
 
 // order puts everything where it belongs, so that the same world gives the same census.
@@ -213,7 +246,7 @@ func (t *taking) order() {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Path, b.Path))
 	})
 	for i := range t.c.All {
-		slices.SortFunc(t.c.All[i].Uses, func(a, b Use) int {
+		slices.SortFunc(t.c.All[i].Uses, func(a, b Reference) int {
 			return cmp.Or(a.Depth-b.Depth, strings.Compare(a.Holder, b.Holder), strings.Compare(string(a.How), string(b.How)))
 		})
 	}

@@ -37,7 +37,7 @@ type target struct {
 	as string
 	// above are the indexes of the images that name it, named are the machines that do.
 	above []int32
-	named []Use
+	named []Reference
 }
 
 // taking is a census under way.
@@ -156,8 +156,8 @@ func (w *found) once(s string) string {
 
 // take adds what a worker found.
 func (t *taking) take(ctx context.Context, w *found) error {
-	t.c.Counts.Files += w.count
-	t.c.Counts.Images += int64(len(w.read) + len(w.images) + len(w.odd))
+	t.c.Looked.Files += w.count
+	t.c.Looked.Images += int64(len(w.read) + len(w.images) + len(w.odd))
 	t.c.Gaps = append(t.c.Gaps, w.gaps...)
 	t.files = append(t.files, w.files...)
 	t.odd = append(t.odd, w.odd...)
@@ -177,7 +177,7 @@ func (t *taking) image(ctx context.Context, n *named) error {
 	t.read[n.id] = true
 	index := int32(len(t.images))
 	t.images = append(t.images, n.img)
-	t.c.Counts.Overlays++
+	t.c.Looked.Overlays++
 	for _, name := range []string{n.backing, n.data} {
 		if name == "" {
 			continue

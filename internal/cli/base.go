@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/render"
+)
+
+// newBase is the command that has the commands about base images.
+func newBase(s *stdio) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "base VERB POOL [NAME]",
+		Short: "base images: who needs them",
+		Long: `base keeps base images from being lost: those that the disks of many machines rest on, and that a cleaner
+removes as soon as it believes that nobody needs them.
+
+POOL is the directory of instances with a directory of bases in it (of OpenStack Nova: /var/lib/nova/instances, with
+_base), that directory itself, or a directory of images of libvirt.
+
+Who needs a base is read from the headers of all images below the pool, whatever they are called and wherever their
+chains lead, from what processes have open, and from the machines that are configured. What could not be read may need
+any of them: then the exit status is 4.`,
+		Example: `  shisa base scan /var/lib/nova/instances          who needs what
+  shisa base why /var/lib/nova/instances NAME      all that needs one base`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return usageError(c, "no command was given")
+		},
+	}
+	c.AddCommand(newBaseScan(s), newBaseWhy(s))
+	return c
+}
+
+// poolOptions are what the commands about base images have in common.
+type poolOptions struct {
+	json     bool
+	all      bool
+	also     []string
+	baseName string
+}
+
+func (o *poolOptions) flags(c *cobra.Command) {
+	f := c.Flags()
+	jsonFlag(c, &o.json)
+	f.StringArrayVar(&o.also, "also", nil, "images below `DIR` may rest on the bases too; may be given again")
+	f.StringVar(&o.baseName, "base-name", "_base", "what the directory of bases in POOL is called")
+	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
+}
+
+// census looks at who needs what in a pool, on this host.
+func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (c *refs.Census, err error) {
+	t, err := tree.OpenLive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	bar := newProgress(s, "looking at files")
+	defer bar.Done()
+	return refs.Look(ctx, refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also,
+		Host:     &refs.Host{Linux: linux.Open(""), Tree: t},
+		Progress: func(files int64) { bar.Set(files, 0) }})
+}
+
+func newBaseScan(s *stdio) *cobra.Command {
+	var o poolOptions
+	c := &cobra.Command{
+		Use:   "scan POOL",
+		Short: "tell who needs the base images of a pool",
+		Long: `scan lists the bases of a pool with who needs them: those that are needed and missing first. It only reads.
+
+The exit status is 3 if a base is needed and missing, 4 if anything could not be read that may need one.`,
+		Example: `  shisa base scan /var/lib/nova/instances
+  shisa base scan --also /srv/rescue /var/lib/nova/instances
+  shisa base scan --json /var/lib/libvirt/images`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error { return runBaseScan(c.Context(), o, args[0], s) },
+	}
+	o.flags(c)
+	return c
+}
+
+func runBaseScan(ctx context.Context, o poolOptions, pool string, s *stdio) error {
+	c, err := o.census(ctx, pool, s)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		err = render.JSON(s.out, render.BaseScanSchema, c)
+	} else {
+		err = render.BaseScan(s.out, c, render.Style{Width: s.width, Color: s.colour, All: o.all})
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(c.Status[0])
+}

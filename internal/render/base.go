@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package render
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/refs"
+)
+
+// BaseScanSchema is the schema of a refs.Census in JSON.
+const BaseScanSchema = "shisa.base-scan/1"
+
+// BaseScan writes for people who needs the bases of a pool: those that are missing first, and those that
+// nobody was found to need last.
+func BaseScan(w io.Writer, c *refs.Census, s Style) error {
+	o := newOut(w, s)
+	o.baseHead(c)
+	all := slices.Clone(c.All)
+	slices.SortStableFunc(all, func(a, b refs.Base) int { return cmp.Compare(baseOrder(&a), baseOrder(&b)) })
+	for i := range all {
+		if i == maxOfAKind && !s.All && all[i].State != refs.Missing {
+			o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(all)-i), "base", "bases")))
+			break
+		}
+		o.base(&all[i])
+	}
+	o.baseTail(c)
+	return o.flush()
+}
+
+// BaseWhy writes all that needs the bases of a census.
+func BaseWhy(w io.Writer, c *refs.Census, s Style) error {
+	o := newOut(w, s)
+	for i := range c.All {
+		b := &c.All[i]
+		o.prose("", Name(b.Path)+": "+o.baseState(b))
+		for k, u := range b.Uses {
+			if k == maxOfAKind && !s.All {
+				o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(b.Uses)-k), "use", "uses")))
+				break
+			}
+			o.flow("  ", words(needWords(&u)), " ")
+		}
+	}
+	o.baseTail(c)
+	return o.flush()
+}
+
+// baseHead says how things stand in one sentence.
+func (o *out) baseHead(c *refs.Census) {
+	missing, unused := int64(0), int64(0)
+	for i := range c.All {
+		switch {
+		case c.All[i].State == refs.Missing:
+			missing++
+		case len(c.All[i].Uses) == 0:
+			unused++
+		}
+	}
+	text := Count(int64(len(c.All))-missing, "base", "bases")
+	if missing > 0 {
+		text += ", " + o.paint(red, Count(missing, "is", "are")+" needed and MISSING")
+	}
+	if unused > 0 {
+		text += fmt.Sprintf(", for %d of them no use was found", unused)
+	}
+	o.prose(Name(c.Bases)+": ", text)
+}
+
+// baseOrder is the order in which bases are listed.
+func baseOrder(b *refs.Base) int {
+	switch {
+	case b.State == refs.Missing:
+		return 0
+	case len(b.Uses) > 0:
+		return 1
+	}
+	return 2
+}
+
+// base is a base with who needs it, in a line or two. Of many only the number is told.
+func (o *out) base(b *refs.Base) {
+	text := Name(b.Name) + ": " + o.baseState(b)
+	if n := len(b.Uses); n == 1 || n > 0 && b.State == refs.Missing {
+		text += "; " + needWords(&b.Uses[0])
+		if n > 1 {
+			text += ", and " + Count(int64(n-1), "more", "more")
+		}
+	}
+	o.prose("  ", text)
+}
+
+// baseState says in words what of a base is.
+func (o *out) baseState(b *refs.Base) string {
+	if b.State == refs.Missing {
+		return o.paint(red, "MISSING") + ", needed by " + needs(b.Uses)
+	}
+	size := Bytes(b.SizeBytes) + " (" + Bytes(b.AllocatedBytes) + " on the disk)"
+	if len(b.Uses) == 0 {
+		return size + ", no use was found"
+	}
+	return size + ", " + o.paint(green, "needed") + " by " + needs(b.Uses)
+}
+
+// needs counts who needs a base.
+func needs(uses []refs.Reference) string {
+	images, processes, machines := int64(0), int64(0), map[string]bool{}
+	for i := range uses {
+		switch uses[i].How {
+		case refs.Header, refs.ByName:
+			images++
+		case refs.Open, refs.Deleted, refs.Loop:
+			processes++
+		}
+		if m := uses[i].Machine; m != "" {
+			machines[m] = true
+		}
+	}
+	var parts []string
+	if images > 0 {
+		parts = append(parts, Count(images, "image", "images"))
+	}
+	if processes > 0 {
+		parts = append(parts, Count(processes, "process", "processes"))
+	}
+	if n := int64(len(machines)); n > 0 {
+		parts = append(parts, Count(n, "machine", "machines"))
+	}
+	if len(parts) == 0 {
+		return Count(int64(len(uses)), "description", "descriptions")
+	}
+	return strings.Join(parts, ", ")
+}
+
+// needWords says in words what needs a base.
+func needWords(u *refs.Reference) string {
+	text := ""
+	switch u.How {
+	case refs.Header:
+		text = Name(u.Holder) + " rests on it"
+	case refs.ByName:
+		text = Name(u.Holder) + " rests on a file of that name, " + Name(u.As) + ", which is not there on this host"
+	case refs.Open:
+		text = fmt.Sprintf("process %d (%s) has it open", u.PID, Text(u.Holder))
+	case refs.Deleted:
+		text = fmt.Sprintf("process %d (%s) has it open, and can give it back", u.PID, Text(u.Holder))
+	case refs.Loop:
+		text = Name(u.Holder) + " was made of it"
+	case refs.Domain:
+		text = Text(u.Holder) + " names it"
+	case refs.SavedDomain:
+		text = "a saved machine names it (" + Name(u.Holder) + ")"
+	case refs.SnapshotDomain:
+		text = "a snapshot names it (" + Name(u.Holder) + ")"
+	}
+	if u.Depth > 1 {
+		text += " through " + Count(int64(u.Depth-1), "other", "others")
+	}
+	if u.Machine != "" {
+		text += ", machine " + Text(u.Machine)
+	}
+	if u.Node != "" {
+		text += ", node " + Text(u.Node)
+	}
+	return text
+}
+
+// baseTail says what was looked at, and what was not.
+func (o *out) baseTail(c *refs.Census) {
+	o.line("")
+	o.prose("", fmt.Sprintf("looked at: %s, %s on top of others, %s",
+		Count(c.Looked.Files, "file", "files"), Count(c.Looked.Overlays, "image", "images"),
+		Count(c.Looked.Processes, "process", "processes")))
+	if c.Complete() {
+		return
+	}
+	o.blind(c.Gaps, "", true)
+	o.prose("", "Any of that may need any base: nothing may be removed.")
+}
