@@ -17,14 +17,18 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/lab/vm"
+	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 const module = "github.com/shisa-vm/shisa"
 
 func TestMain(m *testing.M) {
-	if hold.IsChild(os.Args) {
+	switch {
+	case hold.IsChild(os.Args):
 		hold.Serve()
+	case ask.IsChild(os.Args):
+		os.Exit(ask.Serve())
 	}
 	testenv.Main(m)
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"time"
 )
@@ -87,7 +88,9 @@ func askQMP(ctx context.Context, socket string) (*QMP, error) {
 	var hello struct {
 		QMP *json.RawMessage `json:"QMP"`
 	}
-	if err := q.Decode(&hello); err != nil {
+	if err := q.Decode(&hello); errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, errors.New("does not answer: it takes one client, and somebody else may be using it")
+	} else if err != nil {
 		return nil, err
 	} else if hello.QMP == nil {
 		return nil, errors.New("is no monitor of QEMU")
