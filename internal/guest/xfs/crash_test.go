@@ -157,6 +157,25 @@ func run(t *testing.T, disk string, v variant) (end func()) {
 		c.Wait()
 	}
 	t.Cleanup(end)
-	time.Sleep(4 * time.Second) // to start, and write
+	underway(t, disk, c.Process.Pid)
 	return end
+}
+
+// underway waits until a guest has written to its disk again and again.
+func underway(t *testing.T, disk string, pid int) {
+	t.Helper()
+	const writes = 8 // the first ones are those of the mount
+	var last unix.Timespec
+	for n := 0; n <= writes; time.Sleep(10 * time.Millisecond) {
+		var st unix.Stat_t
+		if err := unix.Stat(disk, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Mtim != last {
+			n, last = n+1, st.Mtim
+		}
+		if ended, err := syscall.Wait4(pid, nil, syscall.WNOHANG, nil); ended != 0 || err != nil {
+			t.Fatalf("the guest ended before it wrote (%d, %v)", ended, err)
+		}
+	}
 }
