@@ -29,6 +29,7 @@ var layer = map[string]int{
 	"internal/doctor":           5,
 	"internal/doctor/stories":   6,
 	"internal/doctor/trend":     1,
+	"internal/doctor/reboots":   4,
 	"internal/doctor/stall":     1,
 	"internal/doctor/watch":     6,
 	"internal/evidence":         4,
