@@ -57,7 +57,7 @@ func verdicts() map[string]verdict {
 		"frozen-writer":        {live: []string{"PR01 waits"}},
 		"dead-fuse":            {live: []string{"NF01 gone"}},
 		"hang-writer":          {live: []string{"NF01 device", "PR01 waits"}},
-		"stuck-fuse":           {live: []string{"NF01 fuse", "PR01 waits"}},
+		"stuck-fuse":           {live: []string{"NF01 fuse", "PR01 waits", "PR01 waits"}},
 		// It answers some looks, and no reads.
 		"stuck-fuse-killed": {live: []string{"PR01 waits"}, may: []string{"NF01 fuse"}},
 		"many-mounts":       {live: []string{"NF01 fuse"}},

@@ -102,6 +102,12 @@ func TestPR01And02(t *testing.T) {
 		return func(e *evidence.Evidence) { e.Tasks = evidence.Tasks{Looked: 5, Waiting: []evidence.Task{x}} }
 	}
 	looked := func(e *evidence.Evidence) { e.Tasks.Looked = 5 }
+	asleep := func(a *evidence.Answer) func(*evidence.Evidence) {
+		return func(e *evidence.Evidence) {
+			waits(evidence.Task{Comm: "ls", Asleep: true, Mounts: []string{e.Mounts[0].Point}})(e)
+			e.Mounts[0].Probe = a
+		}
+	}
 	said := event("hung.task", h, map[string]string{"comm": "ls", "pid": "17", "seconds": "122"})
 	lately, old := said, said
 	lately.Time = noon.Add(-3 * time.Minute)
@@ -118,6 +124,13 @@ func TestPR01And02(t *testing.T) {
 			[]says{{task, Fail, "kernel-thread", finding.Note}}},
 		{"one that writes for a disk", rulePR01(), one("ext4", waits(evidence.Task{Comm: "ls", Kernel: true, Devices: []string{"sda1"}})),
 			[]says{{task, Fail, "waits", finding.Warning}}},
+		{"for a server that hangs", rulePR01(), one("fuse.sshfs", asleep(&evidence.Answer{Hung: true})),
+			[]says{{task, Fail, "waits", finding.Warning}}},
+		{"for a server that answers others", rulePR01(), one("fuse.sshfs", asleep(&evidence.Answer{Blocks: 1})),
+			[]says{{task, Fail, "server-waits", finding.Note}}},
+		{"for a server that lets nobody else look", rulePR01(), one("fuse.sshfs", asleep(&evidence.Answer{Errno: int(unix.EACCES)})),
+			[]says{{task, Unknown, "", ""}}},
+		{"for a server that was not asked", rulePR01(), one("fuse.sshfs", asleep(nil)), []says{{task, Unknown, "", ""}}},
 		{"one that got on", rulePR01(), one("ext4", func(e *evidence.Evidence) {
 			e.Tasks = evidence.Tasks{Looked: 5, Waiting: []evidence.Task{{Comm: "ls", TID: 17}}}
 		}), []says{{host, Pass, "", ""}}},

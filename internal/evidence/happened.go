@@ -146,11 +146,13 @@ type Tasks struct {
 	// Looked is how many there were, More how many waited that are not in the list.
 	Looked int `json:"looked"`
 	More   int `json:"more"`
+	// Hidden counts those asleep of which the kernel did not say where, so that they may wait for FUSE.
+	Hidden int `json:"hidden"`
 	// Missed says what was not seen, "" if all was.
 	Missed string `json:"missed"`
 }
 
-// Task is a thread in state D at both looks.
+// Task is a thread in state D at both looks, or in state S while it waits for an answer of a server of FUSE.
 type Task struct {
 	PID    int      `json:"pid"`
 	TID    int      `json:"tid"`
@@ -162,8 +164,10 @@ type Task struct {
 	Container string `json:"container"`
 	WChan     string `json:"wchan"`
 	// Same: the second look found the same place in the kernel, and no progress.
-	Same  bool     `json:"same"`
-	Stack []string `json:"stack"`
+	Same bool `json:"same"`
+	// Asleep: it is in state S, and can be killed, which brings it to state D.
+	Asleep bool     `json:"asleep"`
+	Stack  []string `json:"stack"`
 	// Syscall is the number and arguments as /proc tells.
 	Syscall string `json:"syscall"`
 	// Mounts are the mount points of what it has open or works in, the likeliest first; Devices where

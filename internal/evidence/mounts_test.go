@@ -297,6 +297,9 @@ func TestTasksThatWait(t *testing.T) {
 		"/proc/18/task/18/stat": stat("busy", "D", "1 2"), "/proc/18/task/18/exe": "->/bin/x",
 		"/proc/19/task/19/stat": stat("ask:33", "D", "1 2"), "/proc/20/task/20/stat": stat("sleeps", "S", "1 2"),
 		"/proc/21/task/21/stat": stat("jbd2/sda1-8", "D", "0 0"), "/proc/21/task/21/comm": "jbd2/sda1-8\n",
+		"/proc/22/task/22/stat": stat("df", "S", "1 2"), "/proc/22/task/22/wchan": "request_wait_answer", "/proc/22/task/22/exe": "->/bin/df",
+		"/proc/22/task/22/comm": "df\n", "/proc/23/task/23/stat": stat("other", "S", "1 2"), "/proc/23/task/23/wchan": "0",
+		"/proc/20/task/20/wchan": "do_wait", "/sys/fs/fuse/connections/41/waiting": "1",
 	}}
 	m.each = func(name string, n int) (string, bool) {
 		return stat("busy", "D", "1 "+string(rune('0'+min(n, 9)))), name == "/proc/18/task/18/stat"
@@ -307,7 +310,7 @@ func TestTasksThatWait(t *testing.T) {
 	if err := json.Unmarshal(p.files["/shisa/tasks.json"], &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Looked != 5 || len(got.Waiting) != 2 || got.Between < 250*time.Millisecond {
+	if got.Looked != 7 || got.Hidden != 1 || len(got.Waiting) != 3 || got.Between < 250*time.Millisecond {
 		t.Fatalf("%+v", got)
 	}
 	cat := got.Waiting[0]
@@ -319,6 +322,9 @@ func TestTasksThatWait(t *testing.T) {
 	}
 	if j := got.Waiting[1]; !j.Kernel || !slices.Equal(j.Devices, []string{"sda1"}) {
 		t.Errorf("a thread of the kernel: %+v", j)
+	}
+	if df := got.Waiting[2]; !df.Asleep || df.Comm != "df" || df.WChan != fuseWait {
+		t.Errorf("who waits for a server of FUSE: %+v", df)
 	}
 	if m.reads["/mnt/nfs/file"] > 0 {
 		t.Error("what a task has open was read")

@@ -57,6 +57,9 @@ type prober struct {
 	t tree.Tree
 	o ProbeOptions
 
+	// served: something is mounted that a process serves, and tasks may wait for it.
+	served bool
+
 	mu    sync.Mutex
 	files map[string][]byte
 }

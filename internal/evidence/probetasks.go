@@ -34,10 +34,16 @@ const (
 // state is where a thread is: it is at the same place as long as this is the same.
 type state struct {
 	d        bool
+	asleep   bool   // in state S, waiting for a server of FUSE
 	times    string // of the processor, and since when it is there
 	switches string // how often it gave the processor away
 	wchan    string
+	call     string // of one that is asleep: the system call with its arguments
 }
+
+// fuseWait is where a task waits for the answer of a server of FUSE (fs/fuse/dev.c of Linux): in state S until it
+// is killed, and in D from then on.
+const fuseWait = "request_wait_answer"
 
 // thread is a thread of a process.
 type thread struct{ pid, tid int }
@@ -48,6 +54,7 @@ func (t thread) dir() string { return fmt.Sprintf("/proc/%d/task/%d", t.pid, t.t
 // without having got anywhere between. Where all did, that time is not waited for.
 func (p *prober) tasks(ctx context.Context) {
 	var out Tasks
+	p.served = p.servedByFUSE(ctx)
 	first, err := p.waiting(ctx, &out)
 	if err != nil {
 		out.Missed = Reason(err)
@@ -105,10 +112,21 @@ func (p *prober) waiting(ctx context.Context, out *Tasks) (map[thread]state, err
 			}
 			out.Looked++
 			t := thread{pid, tid}
-			if s, ok := p.state(ctx, t, false); !ok || !s.d {
+			s, ok := p.state(ctx, t, false)
+			if !ok || !s.d && !s.asleep {
 				continue
 			}
-			if s, ok := p.state(ctx, t, true); ok && s.d {
+			if s.asleep {
+				switch p.text(ctx, t.dir()+"/wchan") {
+				case fuseWait:
+				case "", "0": // the kernel does not say so without more rights
+					out.Hidden++
+					continue
+				default:
+					continue
+				}
+			}
+			if s, ok := p.state(ctx, t, true); ok && (s.d || s.asleep && s.wchan == fuseWait) {
 				found[t] = s
 			}
 		}
@@ -134,8 +152,8 @@ func (p *prober) state(ctx context.Context, t thread, whole bool) (s state, ok b
 	if len(f) < 20 {
 		return s, false
 	}
-	s.d = f[0] == "D"
-	if !s.d || !whole {
+	s.d, s.asleep = f[0] == "D", f[0] == "S" && p.served
+	if !s.d && !s.asleep || !whole {
 		return s, true
 	}
 	s.times = f[11] + " " + f[12] + " " + f[19]
@@ -147,7 +165,29 @@ func (p *prober) state(ctx context.Context, t thread, whole bool) (s state, ok b
 		}
 	}
 	s.wchan = p.text(ctx, t.dir()+"/wchan")
+	if s.asleep {
+		s.call = p.text(ctx, t.dir()+"/syscall")
+	}
 	return s, true
+}
+
+// servedByFUSE tells whether anything is mounted that a process serves, in any namespace as far as the kernel
+// lists connections: only then tasks in state S are looked at.
+func (p *prober) servedByFUSE(ctx context.Context) bool {
+	if all, err := p.t.List(ctx, "/sys/fs/fuse/connections"); err == nil && len(all) > 0 {
+		return true
+	}
+	table, err := p.t.Read(ctx, "/proc/self/mountinfo", maxTableBytes)
+	if err != nil {
+		return false
+	}
+	mounts, _ := linux.ParseMounts(table)
+	return slices.ContainsFunc(mounts, func(m linux.Mount) bool { return IsFUSE(m.Type) })
+}
+
+// IsFUSE tells of a type of file system that a process serves, on this machine or on its host.
+func IsFUSE(fsType string) bool {
+	return fsType == "fuse" || fsType == "fuseblk" || fsType == "virtiofs" || strings.HasPrefix(fsType, "fuse.")
 }
 
 // text gives a small file, "" if it cannot be read.
@@ -162,7 +202,7 @@ func (p *prober) text(ctx context.Context, name string) string {
 // describe tells of a thread what it waits for, by texts alone: what it has open is never looked at.
 func (p *prober) describe(ctx context.Context, t thread, s state) Task {
 	dir := t.dir()
-	d := Task{PID: t.pid, TID: t.tid, Comm: p.text(ctx, dir+"/comm"), WChan: s.wchan, Same: true,
+	d := Task{PID: t.pid, TID: t.tid, Comm: p.text(ctx, dir+"/comm"), WChan: s.wchan, Same: true, Asleep: s.asleep,
 		Syscall: p.text(ctx, dir+"/syscall"), From: Source{Path: dir + "/stat"},
 		Args: []string{}, Stack: []string{}, Mounts: []string{}, Devices: []string{}}
 	for line := range strings.Lines(p.text(ctx, dir+"/stack")) {
@@ -187,6 +227,9 @@ func (p *prober) describe(ctx context.Context, t thread, s state) Task {
 		if arg != "" && len(d.Args) < maxArgs {
 			d.Args = append(d.Args, arg)
 		}
+	}
+	if d.Asleep {
+		p.namedMounts(ctx, t, &d)
 	}
 	q := linux.Process{PID: t.pid, Comm: d.Comm, Args: d.Args}
 	if q.Emulator() {
@@ -215,6 +258,20 @@ func (p *prober) opened(ctx context.Context, t thread, d *Task, exe string) {
 	}
 	mounts, _ := linux.ParseMounts(table) // a line that is none has no mount point
 	d.Mounts = likeliest(mounts, names, d.Stack)
+}
+
+// namedMounts adds the mounts of FUSE on which an argument of the command lies: who looks at a name has nothing open.
+func (p *prober) namedMounts(ctx context.Context, t thread, d *Task) {
+	table, err := p.t.Read(ctx, fmt.Sprintf("/proc/%d/mountinfo", t.pid), maxTableBytes)
+	if err != nil {
+		return
+	}
+	mounts, _ := linux.ParseMounts(table)
+	for _, arg := range d.Args {
+		if m := mountOf(mounts, arg); m != nil && IsFUSE(m.Type) && !slices.Contains(d.Mounts, m.Point) {
+			d.Mounts = append([]string{m.Point}, d.Mounts...)
+		}
+	}
 }
 
 func (p *prober) link(ctx context.Context, name string) string {
@@ -269,7 +326,7 @@ func mountOf(mounts []linux.Mount, name string) (best *linux.Mount) {
 // onStack tells whether functions of a type of file system are on a stack: they bear its name.
 func onStack(fsType string, stack []string) bool {
 	kind, _, _ := strings.Cut(fsType, ".")
-	kind = map[string]string{"nfs4": "nfs", "smb3": "cifs", "fuseblk": "fuse", "ext3": "ext4", "ext2": "ext4"}[kind]
+	kind = map[string]string{"nfs4": "nfs", "smb3": "cifs", "fuseblk": "fuse", "virtiofs": "fuse", "ext3": "ext4", "ext2": "ext4"}[kind]
 	if kind == "" {
 		kind, _, _ = strings.Cut(fsType, ".")
 	}

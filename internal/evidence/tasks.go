@@ -29,6 +29,10 @@ func (g *gatherer) tasks(ctx context.Context) {
 	if t.More > 0 {
 		g.gap(PartTasks, "more tasks that wait", strconv.Itoa(t.More)+" were not looked at one by one")
 	}
+	if t.Hidden > 0 {
+		g.gap(PartTasks, "tasks that wait for FUSE", "of "+strconv.Itoa(t.Hidden)+" tasks the kernel does not say where they wait, "+
+			"without more rights")
+	}
 	for i := range t.Waiting {
 		g.waitsFor(&t.Waiting[i])
 	}
