@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"path/filepath"
@@ -24,6 +25,13 @@ import (
 const module = "github.com/shisa-vm/shisa"
 
 func TestMain(m *testing.M) {
+	if url := os.Getenv(fetchURL); url != "" {
+		if err := fetch(url); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	switch {
 	case hold.IsChild(os.Args):
 		hold.Serve()

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/lab/nspawn"
+	"github.com/shisa-vm/shisa/internal/lab/vm"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// fetchURL has this program print a page and end: it is what looks at the page in a guest.
+const fetchURL = "SHISA_FETCH"
+
+// fetch prints a page when it shows that the machine was examined.
+func fetch(url string) error {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		page, err := get(url)
+		if err == nil && strings.Contains(page, "\nshisa_watch_examinations_total 1") {
+			_, err = fmt.Print(page)
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s: %w: %s", url, err, page)
+		}
+	}
+}
+
+func get(url string) (string, error) {
+	r, err := http.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	page, err := io.ReadAll(r.Body)
+	return string(page), err
+}
+
+// looks asks for the page, for how systemd runs the watch, and stops it.
+const looks = `[Unit]
+After=shisa-watch.service
+[Service]
+Type=oneshot
+Environment=SHISA_FETCH=http://127.0.0.1:9477/metrics
+ExecStart=/bin/sh -c '/usr/local/bin/look >/var/lib/page 2>/var/lib/error'
+ExecStopPost=/bin/sh -c '{ systemctl show shisa-watch.service; cat /proc/$(systemctl show -P MainPID shisa-watch.service)/status; } >/var/lib/during'
+ExecStopPost=/bin/sh -c 'systemctl stop shisa-watch.service; systemctl show shisa-watch.service >/var/lib/after'
+ExecStopPost=/bin/sh -c 'journalctl --no-pager -u shisa-watch.service >/var/lib/said'
+ExecStopPost=/bin/systemctl --no-block poweroff
+[Install]
+WantedBy=multi-user.target
+`
+
+// TestUnit has systemd run the unit that is shipped: it starts with all that keeps it in, serves its page, and
+// ends in order.
+func TestUnit(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "systemd-nspawn", "systemctl", "journalctl", "dbus-daemon", "go")
+	root, err := nspawn.NewRoot(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	shisa := filepath.Join(t.TempDir(), "shisa")
+	if err := vm.Build(t.Context(), shisa, module+"/cmd/shisa", false); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]nspawn.File{"/etc/systemd/system/looks.service": {Text: looks}}
+	for name, from := range map[string]string{"/usr/local/bin/shisa": shisa, "/usr/local/bin/look": self,
+		"/etc/systemd/system/shisa-watch.service": "../contrib/systemd/shisa-watch.service"} {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = nspawn.File{Text: string(text), Mode: 0o755}
+	}
+	o, err := root.Boot(t.Context(), nspawn.World{Files: files, Enable: []string{"shisa-watch.service", "looks.service"}},
+		nspawn.Limits{Boots: 1, Hold: time.Minute, Wall: 3 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	read := func(name string) string {
+		text, err := os.ReadFile(o.Path("/var/lib/" + name))
+		if err != nil {
+			t.Error(err)
+		}
+		return string(text)
+	}
+	page, during, after, said := read("page"), read("during"), read("after"), read("said")
+	t.Logf("%v of CPU time; %s", o.CPU, read("error"))
+	if !strings.HasSuffix(page, "# EOF\n") || !strings.Contains(page, "shisa_watch_failed 0\n") {
+		t.Errorf("its page is\n%s", page)
+	}
+	for _, want := range []string{"ActiveState=active", "NRestarts=0", "MemoryMax=268435456", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(during, "\n"+want+"\n") {
+			t.Errorf("while it runs there is no %q", want)
+		}
+	}
+	if m := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindStringSubmatch(during); m == nil {
+		t.Error("its memory is not known")
+	} else if kib, err := strconv.Atoi(m[1]); err != nil || kib > 64<<10 {
+		t.Errorf("it took %s KiB, want at most 64 MiB", m[1])
+	}
+	for _, want := range []string{"ActiveState=inactive", "Result=success", "ExecMainStatus=130"} {
+		if !strings.Contains(after, want+"\n") {
+			t.Errorf("when it was stopped there is no %q", want)
+		}
+	}
+	if t.Failed() || testing.Verbose() {
+		t.Logf("%s\n%s\n%s", during, said, o.Boots[0].Console)
+	}
+}
