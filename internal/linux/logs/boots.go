@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/klog"
 )
 
 // Boot is one run of the machine.
@@ -72,6 +74,10 @@ type boot struct {
 	offset time.Duration // of the clock of the day, against the kernel's
 	mono   time.Duration // of the last entry
 	timed  bool
+	// kernel: the kernel said something in it. first is the kernel's time of its first entry, journald that it
+	// was of the journal's own program.
+	kernel, journald bool
+	first            time.Duration
 }
 
 func (t *tracker) boot(id string) *boot {
@@ -87,7 +93,11 @@ func (t *tracker) boot(id string) *boot {
 }
 
 // entry takes the times of any entry of a journal.
-func (t *tracker) entry(b *boot, at time.Time, mono time.Duration, path string) {
+func (t *tracker) entry(b *boot, at time.Time, mono time.Duration, path, program string) {
+	b.kernel = b.kernel || program == "kernel"
+	if b.Began.IsZero() {
+		b.first, b.journald = mono, klog.Program(program) == "systemd-journald"
+	}
 	if b.Began.IsZero() || at.Before(b.Began) {
 		b.Began = at
 	}
@@ -168,6 +178,9 @@ func (t *tracker) fromJournals() []Boot {
 	var out []Boot
 	for _, b := range all {
 		b.judge(b.marks.list)
+		if !b.kernel && b.journald {
+			b.Ran -= min(b.first, b.Ran) // a container: its kernel ran before
+		}
 		out = append(out, b.Boot)
 	}
 	return out

@@ -210,7 +210,7 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 	var b *boot
 	if own && !e.Damaged {
 		if b = r.track.boot(m.Boot); b != nil {
-			r.track.entry(b, e.Realtime, e.Monotonic, path)
+			r.track.entry(b, e.Realtime, e.Monotonic, path, m.Program)
 		}
 	}
 	if own {
