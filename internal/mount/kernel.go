@@ -118,6 +118,7 @@ func Kernel(ctx context.Context, v Volume, dir string, o KernelOptions) (status 
 	if err != nil {
 		return 0, err
 	}
+	k.disk.name = k.record.mark()
 	onThread(func() { status, err = k.run(ctx) })
 	if err == nil && status == 0 && o.Changed != nil {
 		err = k.disk.layer.changed(o.Changed)
@@ -245,7 +246,7 @@ func pathsIn(word string) []string {
 
 // loop makes a loop device on the disk's file.
 func (k *kernelMount) loop(private string) (*loopDevice, error) {
-	file, err := unix.Open(private+"/"+diskName, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	file, err := unix.Open(private+"/"+k.disk.name, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the disk's file: %w", err)
 	}

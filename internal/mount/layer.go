@@ -122,6 +122,7 @@ type diskFile struct {
 	layer *layer
 	notes notes
 	mode  uint32 // permissions of the file; 0 is 0600
+	name  string // of the file; "" is diskName
 }
 
 func (d *diskFile) attr(id uint64, out *fuse.Attr) fuse.Status {
@@ -140,7 +141,7 @@ func (d *diskFile) attr(id uint64, out *fuse.Attr) fuse.Status {
 }
 
 func (d *diskFile) Lookup(_ stop, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	if h.NodeId != fuse.FUSE_ROOT_ID || name != diskName {
+	if h.NodeId != fuse.FUSE_ROOT_ID || name != cmp.Or(d.name, diskName) {
 		return fuse.ENOENT
 	}
 	out.NodeId, out.Generation = diskNode, 1

@@ -8,6 +8,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/shisa-vm/shisa/internal/lab/faultfs"
 	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -19,6 +20,9 @@ func TestMain(m *testing.M) {
 			os.Exit(9)
 		}
 		return
+	}
+	if faultfs.IsChild(os.Args) {
+		faultfs.Serve()
 	}
 	if err := hold.Apart(); err != nil { // or other tests' namespaces keep what is mounted here
 		fmt.Fprintln(os.Stderr, err)
