@@ -24,6 +24,7 @@ import (
 
 const (
 	alertRules = "contrib/prometheus/shisa.rules.yaml"
+	alertTests = "contrib/prometheus/shisa.rules.test.yaml"
 	board      = "contrib/grafana/shisa.json"
 )
 
@@ -112,8 +113,51 @@ func TestAlertRules(t *testing.T) {
 	}
 	// Where Prometheus is installed it has the last word.
 	if tool, err := exec.LookPath("promtool"); err == nil {
-		if out, err := exec.Command(tool, "check", "rules", alertRules).CombinedOutput(); err != nil {
-			t.Errorf("promtool: %v\n%s", err, out)
+		for _, what := range [][]string{{"check", "rules", alertRules}, {"test", "rules", alertTests}} {
+			if out, err := exec.Command(tool, what...).CombinedOutput(); err != nil {
+				t.Errorf("promtool %v: %v\n%s", what, err, out)
+			}
+		}
+	}
+	alertsAreTested(t, seen, samples)
+}
+
+// alertsAreTested holds that for each alert there is a machine for which it is silent, and one for which it is not.
+func alertsAreTested(t *testing.T, alerts map[string]bool, samples map[string][]string) {
+	t.Helper()
+	var file struct {
+		Rules    []string `yaml:"rule_files"`
+		Interval string   `yaml:"evaluation_interval"`
+		Tests    []struct {
+			Name, Interval string
+			Series         []struct{ Series, Values string } `yaml:"input_series"`
+			Alerts         []struct {
+				At     string `yaml:"eval_time"`
+				Name   string `yaml:"alertname"`
+				Expect []any  `yaml:"exp_alerts"`
+			} `yaml:"alert_rule_test"`
+		}
+	}
+	d := yaml.NewDecoder(strings.NewReader(read(t, alertTests)))
+	d.KnownFields(true)
+	if err := d.Decode(&file); err != nil {
+		t.Fatal(err)
+	}
+	silent, told := map[string]bool{}, map[string]bool{}
+	for _, c := range file.Tests {
+		for _, s := range c.Series {
+			asks(t, c.Name, s.Series, samples)
+		}
+		for _, a := range c.Alerts {
+			if !alerts[a.Name] {
+				t.Errorf("%s: there is no alert %s", c.Name, a.Name)
+			}
+			silent[a.Name], told[a.Name] = silent[a.Name] || len(a.Expect) == 0, told[a.Name] || len(a.Expect) > 0
+		}
+	}
+	for name := range alerts {
+		if !silent[name] || !told[name] {
+			t.Errorf("%s is not tested both ways", name)
 		}
 	}
 }
