@@ -66,7 +66,7 @@ doctor never hangs, and is never what keeps a mount busy.`,
 		},
 	}
 	o.flags(c)
-	c.AddCommand(newDoctorRules(s), newDoctorMem(s), newDoctorWatch(s), newDoctorCollect(s))
+	c.AddCommand(newDoctorBoots(s), newDoctorRules(s), newDoctorMem(s), newDoctorWatch(s), newDoctorCollect(s))
 	return c
 }
 
@@ -81,6 +81,12 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 		"one that takes no writes")
 	o.html.flag(f)
 	rulesFlag(c, &o.rules)
+	o.sourceFlags(c)
+}
+
+// sourceFlags say whose evidence is looked at.
+func (o *doctorOptions) sourceFlags(c *cobra.Command) {
+	f := c.Flags()
 	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
 	f.StringArrayVar(&o.disks, "disk", nil, "look at the guest whose disk is `IMAGE`, or IMAGE:PART (may be repeated)")
 	f.BoolVar(&o.follow, "follow", false, "with --disk: open backing files wherever they are")

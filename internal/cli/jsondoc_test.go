@@ -63,6 +63,7 @@ func jsonDocuments() map[string]any {
 		render.DoctorSchema:      doctor.Report{},
 		render.RulesSchema:       render.RulesDocument{},
 		render.MemorySchema:      render.MemoryDocument{},
+		render.BootsSchema:       doctor.BootsReport{},
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},

@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
@@ -22,8 +23,8 @@ const (
 func ruleTM08() Rule {
 	r := Rule{Rule: finding.TM08, Needs: []evidence.Part{evidence.PartBoots}, Reach: Upward,
 		Guard: "a row of short boots that a longer one followed is over; panics and cuts are told apart from orderly " +
-			"restarts",
-		Test: "on tables, and on journals of a machine that a unit restarted"}
+			"restarts; a unit is only blamed if its files or a log say that it takes the machine down",
+		Test: "on tables, and on journals of loops that were run in systemd itself"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		o := hostObject(e)
 		row, over := churn(e.Boots)
@@ -77,21 +78,24 @@ func churn(boots []evidence.Boot) (row []evidence.Boot, over bool) {
 
 // churned is the finding of a row of short boots.
 func churned(r *Rule, e *evidence.Evidence, row []evidence.Boot) *Finding {
-	kinds, units := map[string]int{}, map[string]int{}
+	c := newCourts(e)
+	kinds := map[string]int{}
 	facts := make([]Fact, 0, len(row))
 	for i := range row {
 		b := &row[i]
 		kinds[b.End]++
-		text := fmt.Sprintf("it ran for %s and ended: %s", spell(length(b)), b.End)
-		if b.LastUnit != "" {
-			text += "; most likely asked by " + b.LastUnit
-			units[b.LastUnit]++
+		text := fmt.Sprintf("it ran for %s and ended: %s", briefly(length(b)), b.End)
+		switch a := c.asker(b); {
+		case a.Who != "" && a.Certain:
+			text += "; asked by " + a.Who
+		case a.Who != "":
+			text += "; most likely asked by " + a.Who
 		}
 		if i < maxFacts/2 || i >= len(row)-maxFacts/2 {
 			facts = append(facts, Fact{Source: b.From, Value: b.Began.Format(time.RFC3339), Text: text})
 		}
 	}
-	kind, how := "restarts", "and was shut down in order each time: something in it asks for that"
+	kind, how := "restarts", "and was shut down in order each time: something asks for that"
 	switch {
 	case kinds["panic"]*2 > len(row):
 		kind, how = "panics", "and ended in panics of the kernel"
@@ -100,31 +104,38 @@ func churned(r *Rule, e *evidence.Evidence, row []evidence.Boot) *Finding {
 	}
 	f := found(r, hostObject(e), 0.9, kind, fmt.Sprintf("the machine was started %d times in a row for less than %s %s",
 		len(row), spell(shortBoot), how), facts...)
-	unit, n := often(units)
-	if kind != "restarts" || n*2 <= len(row) {
+	if kind != "restarts" {
 		f.Remedies = []Remedy{{Text: "look at its console while it starts; the log has only what it could still write"}}
 		return f
 	}
-	f.Summary += ", most likely " + unit
-	f.Affects = append(f.Affects, unitObject(e, unit))
-	f.Remedies = []Remedy{
-		{Text: "in the boot menu, add systemd.mask=" + unit + " to the kernel's command line: it starts once without that " +
-			"unit, and nothing on the disk is changed", Undo: "leave it out at the next start"},
-		{Text: "then disable what starts it, and read why it asks for a restart", Command: "systemctl disable " + unit,
-			Undo: "systemctl enable " + unit},
-	}
+	c.accuse(f, c.blame(row))
 	return f
+}
+
+// accuse adds who is to blame to the finding, and what to do.
+func (c *courts) accuse(f *Finding, b *Blame) {
+	switch {
+	case b == nil:
+		f.Remedies = []Remedy{{Text: "nobody is known who asks for that; look at its console while it starts"}}
+		return
+	case b.Unit == "":
+		f.Summary += ", by " + b.Who
+		f.Remedies = []Remedy{{Text: "ask why: no unit of the machine does it by itself"}}
+		return
+	case b.Certain:
+		f.Summary += ", by " + b.Unit
+	default:
+		f.Summary += ", most likely " + b.Unit
+	}
+	f.Affects = append(f.Affects, unitObject(c.e, b.Unit))
+	arguments := "systemd.mask=" + strings.Join(b.Masks, " systemd.mask=")
+	f.Remedies = []Remedy{
+		{Text: "in the boot menu, add " + arguments + " to the kernel's command line: it starts once without that, and " +
+			"nothing on the disk is changed (shisa doctor boots tells the keys)", Undo: "leave it out at the next start"},
+		{Text: "then disable what starts it, and read why it asks for a restart", Command: "systemctl disable " + b.Unit,
+			Undo: "systemctl enable " + b.Unit},
+	}
 }
 
 // maxFacts bounds the observations that one finding lists.
 const maxFacts = 12
-
-// often is the unit that was started last most often.
-func often(units map[string]int) (name string, n int) {
-	for u, c := range units {
-		if c > n || c == n && u < name {
-			name, n = u, c
-		}
-	}
-	return name, n
-}
