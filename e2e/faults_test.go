@@ -26,5 +26,7 @@ func TestFaultsDebian12(t *testing.T) {
 				"TestDevicesAreRecognised/multipath", "TestDevicesAreRecognised/scsi"},
 			modules: []string{"raid1", "dm-multipath", "dm-round-robin", "scsi_debug", "sd_mod"},
 			tools:   []string{"mkfs.ext4", "mdadm", "dmsetup", "losetup", "cat"}},
+		{pkg: "internal/evidence", run: "^TestMapperAsked$", env: env, must: []string{"TestMapperAsked"},
+			modules: []string{"dm-multipath", "dm-round-robin", "loop"}, tools: []string{"dmsetup", "losetup", "cat"}},
 	})
 }

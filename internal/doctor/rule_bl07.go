@@ -15,7 +15,8 @@ import (
 func ruleBL07() Rule {
 	r := Rule{Rule: finding.BL07, Needs: []evidence.Part{evidence.PartDevices}, Reach: Upward,
 		Guard: "a device with one path left is told as a warning",
-		Test:  "on what sysfs and multipath.conf show with all, some and no paths"}
+		Test: "on what sysfs, multipath.conf and device mapper show with all, some and no paths, and on a device with two paths " +
+			"in a guest, that fail one after the other"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		var out []Result
 		for i := range e.Devices {
@@ -42,6 +43,9 @@ func lacksPaths(r *Rule, e *evidence.Evidence, d *evidence.Device) *Finding {
 	}
 	facts := []Fact{{Source: evidence.Source{Path: d.From.Path + "/slaves"}, Value: fmt.Sprintf(
 		"%d paths run, %d do not", d.Paths.Active, d.Paths.Failed)}}
+	if t := d.Paths.Table; t != "" {
+		facts = append(facts, Fact{Source: evidence.Source{Path: "dmsetup table " + name}, Value: t, Text: "the table in the kernel"})
+	}
 	if s := e.Config.Multipath["no_path_retry"]; s.Value != "" {
 		facts = append(facts, Fact{Source: s.From, Value: "no_path_retry " + s.Value})
 	}
@@ -60,6 +64,8 @@ func lacksPaths(r *Rule, e *evidence.Evidence, d *evidence.Device) *Finding {
 	switch {
 	case d.Paths.Queue:
 		f.Summary += ", and its requests are kept for ever"
+	case d.Paths.Table != "":
+		f.Summary += ", and its requests fail"
 	case d.Paths.NoPathRetry == "":
 		f.Confidence = 0.8
 		f.Summary += "; whether its requests fail or wait is not known"

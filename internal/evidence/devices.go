@@ -220,6 +220,7 @@ func (g *gatherer) multipath(ctx context.Context) {
 		d.Paths.NoPathRetry = g.e.Config.Multipath["no_path_retry"].Value
 		d.Paths.Queue = d.Paths.NoPathRetry == "queue"
 	}
+	g.mapped(ctx) // mapper.go
 }
 
 // number reads a decimal number, or gives none.

@@ -44,6 +44,7 @@ func Probe(ctx context.Context, t tree.Tree, o ProbeOptions) (map[string][]byte,
 	for _, part := range []func(context.Context){
 		p.mounts, // probemounts.go
 		p.tasks,  // probetasks.go
+		p.mapper, // mapper.go
 	} {
 		wait.Go(func() { part(ctx) })
 	}

@@ -162,8 +162,10 @@ type Array struct {
 
 // Multipath is a multipath device of device mapper.
 type Multipath struct {
-	// Queue: requests are kept for ever while there is no path. NoPathRetry is the setting.
+	// Queue: requests are kept for ever while there is no path, by the kernel's Table, or where that is "" by the
+	// setting NoPathRetry.
 	Queue          bool
+	Table          string
 	NoPathRetry    string
 	Active, Failed int
 }
