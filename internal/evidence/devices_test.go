@@ -18,7 +18,13 @@ import (
 // gathered gathers what a directory with these files shows; a value that begins with "-> " is a link.
 func gathered(t *testing.T, files map[string]string) *Evidence {
 	t.Helper()
-	dir := t.TempDir()
+	return gatheredFrom(t, filled(t, files))
+}
+
+// filled gives a directory with some files.
+func filled(t *testing.T, files map[string]string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	for name, text := range files {
 		at := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
@@ -34,6 +40,12 @@ func gathered(t *testing.T, files map[string]string) *Evidence {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+// gatheredFrom gathers what is below a directory.
+func gatheredFrom(t *testing.T, dir string) *Evidence {
+	t.Helper()
 	d, err := tree.OpenDirectory(context.Background(), dir)
 	if err != nil {
 		t.Fatal(err)

@@ -61,6 +61,8 @@ type Evidence struct {
 	Units *units.Set
 	// Menu is how its kernel is chosen.
 	Menu BootMenu
+	// Clock is what timers rest on.
+	Clock Clock
 
 	// Gaps is what could not be read, by part.
 	Gaps []Gap
@@ -85,6 +87,7 @@ const (
 	PartQMP     Part = "qmp"
 	PartCluster Part = "cluster"
 	PartUnits   Part = "units"
+	PartClock   Part = "clock"
 )
 
 // Gap is something that could not be read, and why.

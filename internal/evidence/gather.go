@@ -57,6 +57,7 @@ func Gather(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
 		g.cluster,  // cluster.go
 		g.units,    // units.go
 		g.menu,     // bootmenu.go
+		g.clock,    // clock.go, clockkeep.go
 		g.limits,   // stall.go, leases.go
 	} {
 		part(ctx)

@@ -307,6 +307,18 @@ func (t *Tree) Read(ctx context.Context, name string, limit int64) ([]byte, erro
 	})
 }
 
+// Attributes gives what nobody may do with a file, as lsattr shows it (FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h).
+func (t *Tree) Attributes(ctx context.Context, name string) (tree.Attributes, error) {
+	return answered(ctx, t, name, func() (tree.Attributes, error) {
+		p, _, err := t.find(ctx, name, true)
+		if err != nil {
+			return tree.Attributes{}, err
+		}
+		flags := p.file.Stat().Flags
+		return tree.Attributes{Immutable: flags&0x10 != 0, AppendOnly: flags&0x20 != 0}, nil
+	})
+}
+
 // regular finds a regular file.
 func (t *Tree) regular(ctx context.Context, name string) (at, error) {
 	p, _, err := t.find(ctx, name, true)

@@ -54,7 +54,7 @@ type indexed struct {
 	Outcome string  `json:"outcome,omitempty"`
 	Reason  string  `json:"reason,omitempty"`
 	File    string  `json:"file,omitempty"`
-	Text    []byte  `json:"text,omitempty"` // of a link
+	Text    []byte  `json:"text,omitempty"` // of a link, or attributes in words
 	Entries []entry `json:"entries,omitempty"`
 }
 
@@ -88,7 +88,7 @@ func (r *Recorder) WriteBundle(w io.Writer, info Info,
 				i.File = member(q.name)
 				files[i.File] = text
 			}
-		case "link":
+		case "link", "attributes":
 			i.Text = a.text
 		case "list":
 			for _, e := range a.entries {

@@ -26,7 +26,7 @@ type Recorder struct {
 
 // question is a call of a Tree's method.
 type question struct {
-	op   string // "read", "list", "link", "open"
+	op   string // "read", "list", "link", "open", "attributes"
 	name string
 }
 
