@@ -79,8 +79,15 @@ func (s suite) check() vm.Check {
 	return c
 }
 
-// guest runs suites in the kernel of a Debian package.
+// guest runs suites in the kernel of a Debian package. With two processors one program can look at a
+// mount while another one unmounts it.
 func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Report {
+	t.Helper()
+	return guestOn(t, vm.Machine{CPUs: 2, MemoryMiB: 1536}, kernel, suites, also...)
+}
+
+// guestOn does so on a machine.
+func guestOn(t *testing.T, m vm.Machine, kernel string, suites []suite, also ...vm.Check) *vm.Report {
 	t.Helper()
 	testenv.NeedVM(t)
 	programs, loaded := tools(), modules()
@@ -118,7 +125,7 @@ func guest(t *testing.T, kernel string, suites []suite, also ...vm.Check) *vm.Re
 	shisa := filepath.Join(t.TempDir(), "shisa")
 	build(shisa, module+"/cmd/shisa", false)
 	i.Files["/usr/bin/shisa"] = shisa
-	r, err := vm.Machine{CPUs: 2, MemoryMiB: 1536}.Run(ctx, i)
+	r, err := m.Run(ctx, i)
 	if err != nil {
 		t.Error(err) // what it said until then is told all the same
 	}

@@ -15,9 +15,10 @@ const InitPackage = "github.com/shisa-vm/shisa/internal/lab/vm/init"
 
 // Build builds a program, or the tests of a package, so that it runs in a guest: static, without cgo.
 func Build(ctx context.Context, to, pkg string, tests bool) error {
+	// With -trimpath the packages are those of the program as users get it, and are compiled once.
 	args := []string{"build", "-trimpath"}
 	if tests {
-		args = []string{"test", "-c"}
+		args = []string{"test", "-c", "-trimpath"}
 	}
 	c := exec.CommandContext(ctx, "go", append(args, "-o", to, pkg)...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")

@@ -101,7 +101,8 @@ func candidate(ctx context.Context, name string) (pkg, version string, err error
 
 // unpackInto leaves the kernel and its modules in work/kept.
 func unpackInto(ctx context.Context, work, pkg, version string) error {
-	if _, err := output(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download",
+	if _, err := output(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3",
+		"download",
 		pkg+"="+version); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
