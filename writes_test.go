@@ -104,7 +104,7 @@ var repairers = []string{
 
 // repairing lists what that side is called: types and functions of diskio, and methods.
 var (
-	repairing = []string{"Host", "Disk", "Writable", "Opener", "Names"}
+	repairing = []string{"Host", "Disk", "Writable", "Opener", "Names", "KernelSettings", "Links", "HostLinks"}
 	reopening = []string{"OpenForRepair", "OpenWithoutLocks"}
 )
 

@@ -115,6 +115,8 @@ const DefaultPatience = 30 * time.Second
 type Options struct {
 	// Disk is what files are read and written with; nil for the machine's.
 	Disk diskio.Disk
+	// Settings are what settings of the running kernel are read and written with; nil for the machine's.
+	Settings diskio.Settings
 	// StateDir is the state directory, absolute: see vault.StateDir.
 	StateDir string
 	// JournalDir is where Apply makes the undo file, and where Undo and Recover look for one too.

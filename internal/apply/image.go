@@ -27,6 +27,9 @@ func newEngine(ctx context.Context, o Options) (*engine, error) {
 	if o.Disk == nil {
 		o.Disk = diskio.Host()
 	}
+	if o.Settings == nil {
+		o.Settings = diskio.KernelSettings()
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}

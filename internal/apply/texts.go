@@ -33,7 +33,8 @@ type texts struct {
 }
 
 // DraftTexts fills in what a plan says of this host: the names without symbolic links, and what is there
-// now. Of p it needs Why, Tool, Then, and of the files Path, Mode and Content. The errors are ErrUnfit,
+// now. Of p it needs Why, Tool, Costs, Then, of the files Path, Mode and Content, and of the settings all but
+// Before. The errors are ErrUnfit,
 // plan.ErrNotPlan, and those of reading.
 func DraftTexts(ctx context.Context, p *plan.Texts, o Options) error {
 	e, err := newEngine(ctx, o)
@@ -54,6 +55,17 @@ func DraftTexts(ctx context.Context, p *plan.Texts, o Options) error {
 		if _, f.Before, err = e.textNow(f.Path); err != nil {
 			return fmt.Errorf("plan %s: %w", f.Path, err)
 		}
+	}
+	for i := range p.Live {
+		l := &p.Live[i]
+		now, there, err := e.liveNow(l)
+		if err == nil && !there {
+			err = fs.ErrNotExist
+		}
+		if err != nil {
+			return fmt.Errorf("plan %s: %w", l.Path, err)
+		}
+		l.Before = now
 	}
 	if err := p.Validate(); err != nil {
 		return err
@@ -200,7 +212,7 @@ func (e *engine) beginTexts(p *plan.Texts) (*texts, error) {
 		}
 		r.Before = append(r.Before, vault.TextBefore{Path: f.Path, Absent: was == nil, Content: raw})
 	}
-	return c, nil
+	return c, c.liveBefore()
 }
 
 // syncs makes sure, before anything is touched, that names in a directory, or in the one above that is
@@ -328,7 +340,10 @@ func (c *texts) forward(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.readBack(true)
+	if err := c.readBack(true); err != nil {
+		return err
+	}
+	return c.setLive(true)
 }
 
 // is reports whether a file is as after the change, or as before it. One that is neither is a
@@ -388,6 +403,9 @@ func (c *texts) back() error {
 	if err := c.known(); err != nil {
 		return err
 	}
+	if err := c.setLive(false); err != nil {
+		return err
+	}
 	for i := len(c.r.Plan.Files) - 1; i >= 0; i-- {
 		f := &c.r.Plan.Files[i]
 		if err := c.unstage(f.Path); err != nil {
@@ -416,7 +434,7 @@ func (c *texts) known() error {
 			return err
 		}
 	}
-	return nil
+	return c.liveKnown()
 }
 
 // failed takes back a change that went wrong.
@@ -491,7 +509,7 @@ func UndoTexts(ctx context.Context, id string, o Options) (*vault.TextReceipt, e
 		return nil, fmt.Errorf("%w: its receipt is %s", ErrUnfinished, e.v.TextReceiptPath(id))
 	}
 	c := &texts{e, r}
-	if err := c.readBack(true); err != nil {
+	if err := errors.Join(c.readBack(true), c.liveKnown()); err != nil {
 		return nil, c.later(ctx, err)
 	}
 	if err := ctx.Err(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,8 +49,48 @@ type Texts struct {
 	Why string `json:"why"`
 	// Files are put in place in this order, and taken back in the opposite one.
 	Files []Text `json:"files"`
+	// Live are settings of the running kernel that are made when the files are in place, and taken back
+	// before them.
+	Live []Live `json:"live,omitempty"`
+	// Costs are what the change costs, each in a sentence.
+	Costs []string `json:"costs,omitempty"`
 	// Then are commands that put the files into force. They are told, and never run.
 	Then []Told `json:"then"`
+}
+
+// Live is a setting of the running kernel. It is gone when the machine starts again: a file of the plan is
+// what makes it stay.
+type Live struct {
+	// Path is the file of sysfs, without symbolic links, What it is in words.
+	Path string `json:"path"`
+	What string `json:"what"`
+	// Before is the value that is there, Value the one that takes its place.
+	Before string `json:"before"`
+	Value  string `json:"value"`
+}
+
+// Same reports whether the setting is already as it should be.
+func (l *Live) Same() bool { return l.Before == l.Value }
+
+// liveSettings are the settings that a plan may change, by the ends of their paths: the timeouts of SCSI disks and
+// of the queues of others.
+func liveSettings() []string { return []string{"/timeout", "/queue/io_timeout"} }
+
+func (l *Live) validate() error {
+	known := slices.ContainsFunc(liveSettings(), func(end string) bool { return strings.HasSuffix(l.Path, end) })
+	switch {
+	case !line(l.Path) || len(l.Path) > maxPathBytes || !strings.HasPrefix(l.Path, "/sys/devices/") || !known ||
+		l.Path != filepath.Clean(l.Path):
+		return fmt.Errorf("%.80q is no setting of the kernel that plans change", l.Path)
+	case !line(l.What):
+		return errors.New("it does not say in a line what it sets")
+	}
+	for _, v := range []string{l.Before, l.Value} {
+		if v == "" || len(v) > 20 || strings.Trim(v, "0123456789") != "" {
+			return fmt.Errorf("its value is %.40q, want a number", v)
+		}
+	}
+	return nil
 }
 
 // Text is one file and what becomes of it.
@@ -107,6 +148,11 @@ func (t *Text) Same() bool { return t.Before != nil && *t.Before == t.After() }
 func (p *Texts) Empty() bool {
 	for i := range p.Files {
 		if !p.Files[i].Same() {
+			return false
+		}
+	}
+	for i := range p.Live {
+		if !p.Live[i].Same() {
 			return false
 		}
 	}
@@ -203,6 +249,25 @@ func (p *Texts) Validate() error {
 	for _, t := range p.Then {
 		if !line(t.Command) || !line(t.Why) {
 			return fmt.Errorf("%w: the command %.80q is no line", ErrNotPlan, t.Command)
+		}
+	}
+	if len(p.Live) > MaxTexts || len(p.Costs) > maxTold {
+		return fmt.Errorf("%w: it has %d settings and %d costs, at most %d and %d", ErrNotPlan, len(p.Live), len(p.Costs),
+			MaxTexts, maxTold)
+	}
+	for _, c := range p.Costs {
+		if !line(c) {
+			return fmt.Errorf("%w: the cost %.80q is no line", ErrNotPlan, c)
+		}
+	}
+	for i := range p.Live {
+		if err := p.Live[i].validate(); err != nil {
+			return fmt.Errorf("%w: setting %d: %w", ErrNotPlan, i, err)
+		}
+		for j := range i {
+			if p.Live[i].Path == p.Live[j].Path {
+				return fmt.Errorf("%w: it sets %.80q twice", ErrNotPlan, p.Live[i].Path)
+			}
 		}
 	}
 	for i := range p.Files {

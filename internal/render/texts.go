@@ -40,6 +40,7 @@ func Texts(w io.Writer, p *plan.Texts, saved, next string, s Style) error {
 		o.line()
 		o.textFile(&p.Files[i])
 	}
+	o.live(p)
 	o.line()
 	if saved != "" {
 		o.prose("", "The plan is in "+Name(saved)+".")
@@ -48,6 +49,29 @@ func Texts(w io.Writer, p *plan.Texts, saved, next string, s Style) error {
 	o.line("  ", next)
 	o.told(p.Then, "Afterwards, by hand:")
 	return o.flush()
+}
+
+// live shows the settings of a plan, and what it costs.
+func (o *out) live(p *plan.Texts) {
+	if len(p.Live) > 0 {
+		o.line()
+	}
+	for i := range p.Live {
+		l := &p.Live[i]
+		if l.Same() {
+			o.prose("  ", fmt.Sprintf("in force: %s is %s", Text(l.What), Text(l.Value)))
+			continue
+		}
+		o.prose("  ", fmt.Sprintf("set at once: %s from %s to %s", Text(l.What), Text(l.Before), Text(l.Value)))
+		o.line("    ", Name(l.Path))
+	}
+	if len(p.Costs) > 0 {
+		o.line()
+		o.line(o.paint(yellow, "What it costs:"))
+	}
+	for _, c := range p.Costs {
+		o.prose("  - ", Text(c))
+	}
 }
 
 // textFile shows one file of a plan.
@@ -119,6 +143,15 @@ func TextReceipt(w io.Writer, r *vault.TextReceipt, undo string, s Style) error 
 			word = "  put back  "
 		}
 		o.prose(word, Name(f.Path))
+	}
+	for i := range r.Plan.Live {
+		l := &r.Plan.Live[i]
+		switch {
+		case r.State == vault.Committed && !l.Same():
+			o.prose("  set       ", fmt.Sprintf("%s to %s (it was %s), and read back", Text(l.What), Text(l.Value), Text(l.Before)))
+		case r.State == vault.Undone && !l.Same():
+			o.prose("  set back  ", fmt.Sprintf("%s to %s", Text(l.What), Text(l.Before)))
+		}
 	}
 	o.prose("  receipt   ", Text(r.ID))
 	if then != "" {
