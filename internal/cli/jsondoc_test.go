@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/doctor"
@@ -64,9 +65,11 @@ func jsonDocuments() map[string]any {
 		render.RulesSchema:       render.RulesDocument{},
 		render.MemorySchema:      render.MemoryDocument{},
 		render.BootsSchema:       doctor.BootsReport{},
+		render.StallSchema:       render.StallDocument{},
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
+		render.BaseDoneSchema:    bases.Done{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

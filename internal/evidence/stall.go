@@ -8,6 +8,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
 
 // Limits is what decides how long a machine bears storage that does not answer, besides what [Device]
@@ -156,4 +158,21 @@ func (u *UdevRule) Runs() bool {
 		}
 	}
 	return false
+}
+
+// GatherSettings is Gather of what decides about stalls alone: no log is read, and nothing of images and
+// machines.
+func GatherSettings(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
+	g := &gatherer{t: t, o: o, byDev: map[systemKey]int{}, e: &Evidence{Kind: t.Kind(), Now: o.Now.UTC(), Label: o.Label}}
+	for _, part := range []func(context.Context){g.meta, g.host, g.mounts, g.systems, g.devices, g.config, g.multipath,
+		g.memory, g.cluster, g.units, g.limits} {
+		part(ctx)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	if g.e.Label == "" {
+		g.e.Label = g.e.Host.Name
+	}
+	return g.e, nil
 }

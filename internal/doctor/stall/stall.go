@@ -249,7 +249,7 @@ func Predict(m Machine, d Disk, stalled time.Duration) Timeline {
 	}
 	t.machine()
 	slices.SortStableFunc(t.Events, func(a, b Event) int {
-		return cmp.Or(cmp.Compare(a.At.Low, b.At.Low), cmp.Compare(a.Harm, b.Harm))
+		return cmp.Or(cmp.Compare(a.At.Low, b.At.Low), cmp.Compare(a.At.High, b.At.High), cmp.Compare(a.Harm, b.Harm))
 	})
 	for _, c := range Cases() {
 		t.Outcomes = append(t.Outcomes, outcome(t.Events, c, stalled, class))
