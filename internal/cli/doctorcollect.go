@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,14 +18,17 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
 type doctorCollectOptions struct {
-	json, write bool
-	output      string
-	label       string
+	write         bool
+	output, label string
+	// root and disk say whose evidence is gathered, both "" for this machine.
+	root, disk string
+	diskOptions
 }
 
 func newDoctorCollect(s *stdio) *cobra.Command {
@@ -32,13 +36,14 @@ func newDoctorCollect(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "collect -o FILE",
 		Short: "gather evidence into a file, to be looked at elsewhere",
-		Long: `collect gathers all that the doctor would look at on this machine into one file, which "shisa doctor --bundle FILE"
-reads anywhere. It has exactly what the rules ask for, what could not be read with its reason, and nothing else: of logs only the
-messages that are known.
+		Long: `collect gathers all that the doctor would look at on this machine, or in a copy of its files, or on the disk of a dead
+guest, into one file, which "shisa doctor --bundle FILE" reads anywhere. It has exactly what the rules ask for, what could not
+be read with its reason, and nothing else: of logs only the messages that are known.
 
 Passwords, keys and other secrets are taken out before anything is written, and what was taken out is listed. The file can be looked
 into with tar: it is a tar archive, compressed by zstd.`,
 		Example: `  shisa doctor collect -o web1.shisa
+  shisa doctor collect -o dead.shisa --disk /images/dead.qcow2
   shisa doctor --bundle web1.shisa --bundle web2.shisa
   tar --zstd -tf web1.shisa`,
 		Args: wantArgs(0, 0),
@@ -46,38 +51,49 @@ into with tar: it is a tar archive, compressed by zstd.`,
 			if o.output == "" {
 				return usageError(c, "-o FILE is wanted: where the evidence goes")
 			}
+			dead := o.root != "" || o.disk != ""
+			if o.root != "" && o.disk != "" || dead && o.write {
+				return usageError(c, "want one of --root, --disk and --write-probe, which is for a machine that runs")
+			}
 			return runDoctorCollect(c.Context(), o, s)
 		},
 	}
-	jsonFlag(c, &o.json)
 	f := c.Flags()
+	jsonFlag(c, &o.json)
+	f.BoolVar(&o.follow, "follow", false, "with --disk: open backing files wherever they are")
+	f.StringArrayVar(&o.pools, "pool", nil, "with --disk: open backing files below `DIR` too (may be repeated)")
 	f.StringVarP(&o.output, "output", "o", "", "write to `FILE`, which must not exist yet")
 	f.StringVar(&o.label, "label", "", "call the machine `NAME` instead of by its own name")
+	f.StringVar(&o.root, "root", "", "gather from the system whose files are below `DIR`")
+	f.StringVar(&o.disk, "disk", "", "gather from the guest whose disk is `IMAGE`, or IMAGE:PART")
 	f.BoolVar(&o.write, "write-probe", false, "ask each mount for a file without a name as well")
 	return c
 }
 
 func runDoctorCollect(ctx context.Context, o doctorCollectOptions, s *stdio) error {
-	t, err := tree.OpenLive(ctx)
-	if err != nil {
-		return err
+	if exists(o.output) {
+		return o.taken()
 	}
-	defer t.Close()
-	version, _, _ := buildFacts(debug.ReadBuildInfo())
-	now := time.Now()
-	files, err := evidence.Probe(ctx, t, evidence.ProbeOptions{Now: now, Label: o.label, Version: version, Write: o.write})
+	of := o.live
+	switch {
+	case o.root != "":
+		of = o.copied
+	case o.disk != "":
+		of = o.dead
+	}
+	// It is written when it is whole.
+	var bundle bytes.Buffer
+	e, left, err := of(ctx, &bundle)
 	if err != nil {
-		return err
+		return fmt.Errorf("gather evidence: %w", err)
 	}
 	f, err := diskio.CreatePrivate(o.output)
 	if errors.Is(err, fs.ErrExist) {
-		err = finding.WithHint(fmt.Errorf("write the bundle %s: there is a file of that name", o.output),
-			"nothing is ever written over: choose a name that does not exist")
-		return withStatus(finding.StatusRefused, err)
+		return o.taken()
 	} else if err != nil {
 		return fmt.Errorf("write the bundle: %w", err)
 	}
-	e, left, err := evidence.Collect(ctx, t, files, evidence.Options{Now: now, Label: o.label}, version, f)
+	_, err = bundle.WriteTo(f)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write the bundle %s: %w", o.output, err)
 	}
@@ -91,6 +107,66 @@ func runDoctorCollect(ctx context.Context, o doctorCollectOptions, s *stdio) err
 		return err
 	}
 	return exitWith(d.Status[0])
+}
+
+func (o *doctorCollectOptions) taken() error {
+	err := finding.WithHint(fmt.Errorf("write the bundle %s: there is a file of that name", o.output),
+		"nothing is ever written over: choose a name that does not exist")
+	return withStatus(finding.StatusRefused, err)
+}
+
+// collect gathers from a tree; files are what asking the machine gave.
+func (o *doctorCollectOptions) collect(ctx context.Context, t tree.Tree, files map[string][]byte, now time.Time, w io.Writer) (
+	*evidence.Evidence, []tree.LeftOut, error,
+) {
+	version, _, _ := buildFacts(debug.ReadBuildInfo())
+	return evidence.Collect(ctx, t, files, evidence.Options{Now: now, Label: o.label}, version, w)
+}
+
+// live gathers from this machine.
+func (o *doctorCollectOptions) live(ctx context.Context, w io.Writer) (*evidence.Evidence, []tree.LeftOut, error) {
+	t, err := tree.OpenLive(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer t.Close()
+	version, _, _ := buildFacts(debug.ReadBuildInfo())
+	now := time.Now()
+	files, err := evidence.Probe(ctx, t, evidence.ProbeOptions{Now: now, Label: o.label, Version: version, Write: o.write})
+	if err != nil {
+		return nil, nil, err
+	}
+	return o.collect(ctx, t, files, now, w)
+}
+
+// copied gathers from a copy of a machine's files.
+func (o *doctorCollectOptions) copied(ctx context.Context, w io.Writer) (*evidence.Evidence, []tree.LeftOut, error) {
+	t, err := tree.OpenDirectory(ctx, o.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer t.Close()
+	return o.collect(ctx, t, nil, time.Now(), w)
+}
+
+// dead gathers from the disk of a guest that does not run.
+func (o *doctorCollectOptions) dead(ctx context.Context, w io.Writer) (e *evidence.Evidence, left []tree.LeftOut, err error) {
+	g := guestOptions{diskOptions: o.diskOptions}
+	l, name, err := g.open(ctx, o.disk)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	now := time.Now()
+	t, err := inside.System(ctx, l.Guest, name.Part, o.label, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	if e, left, err = o.collect(ctx, t, nil, now, w); err == nil && len(l.Changed()) > 0 {
+		err = withStatus(finding.StatusRefused, finding.WithHint(fmt.Errorf("another program changed %s meanwhile", l.Changed()[0]),
+			"shut the guest down, or take the evidence inside of it: shisa doctor collect"))
+	}
+	return e, left, err
 }
 
 // gatherBundle reads evidence that was collected elsewhere.

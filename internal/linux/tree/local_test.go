@@ -288,4 +288,10 @@ func TestOverlay(t *testing.T) {
 	if d := cmp.Diff([]Entry{{Name: "probes.json", Size: 3}}, all); d != "" || err != nil {
 		t.Errorf("List: %s, %v", d, err)
 	}
+	more := Overlay(o, map[string][]byte{"/shisa/log.json": []byte("4")})
+	for name, want := range map[string]string{"/shisa/probes.json": "123", "/shisa/log.json": "4"} {
+		if b, err := more.Read(t.Context(), name, 9); string(b) != want || err != nil {
+			t.Errorf("of two overlays: %s is %q, %v", name, b, err)
+		}
+	}
 }

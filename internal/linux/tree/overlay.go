@@ -15,8 +15,13 @@ import (
 )
 
 // Overlay gives a tree with files more, by their names. Those in one directory replace that directory:
-// nothing of the tree below is seen in it.
+// nothing of the tree below is seen in it, but files that were given to it so before.
 func Overlay(t Tree, files map[string][]byte) Tree {
+	if below, was := t.(*overlay); was {
+		all := maps.Clone(below.files)
+		maps.Copy(all, files)
+		return &overlay{below.Tree, all}
+	}
 	return &overlay{t, files}
 }
 
