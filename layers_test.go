@@ -18,6 +18,7 @@ var layer = map[string]int{
 	"internal/cli":              8,
 	"internal/render":           7,
 	"internal/qemuimg":          7,
+	"internal/fix":              6,
 	"internal/scan":             6,
 	"internal/umount":           6,
 	"internal/apply":            5,
@@ -77,6 +78,8 @@ var layer = map[string]int{
 	"internal/guest/busy":       1,
 	"internal/refs":             4,
 	"internal/refs/protocol":    1,
+	"internal/refs/pool":        3,
+	"internal/apply/bases":      5,
 	"internal/hypervisor":       2,
 	"internal/diskio":           1,
 	"internal/plan":             1,
@@ -107,6 +110,7 @@ var onlyBy = map[string][]string{
 	"internal/testenv":         {"internal/image/imagetest", "internal/guest/filestest"},
 	"internal/cli":             {"cmd/shisa"},
 	"internal/apply":           {"internal/cli"}, // it changes images
+	"internal/apply/bases":     {"internal/cli"}, // it changes pools of bases
 
 	"internal/linux/journal/journaltest": {"bench"}, // it runs systemd
 }
@@ -128,7 +132,7 @@ var budget = map[string][]string{
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",
 		"internal/linux/probe", "internal/linux/tree", "internal/linux/ask", "internal/linux/loop", "internal/linux/apart", "internal/lab/faultfs", "internal/doctor", "internal/doctor/watch",
-		"internal/uml"},
+		"internal/uml", "internal/fix"},
 	"golang.org/x/term":  {"internal/cli"},
 	"go.uber.org/goleak": {"internal/testenv"},
 }

@@ -34,6 +34,7 @@ var writers = []string{
 	"internal/linux/ask",       // O_TMPFILE, to see whether a mount can be written to
 	"internal/linux/probe",     // ioctl on events of perf: no file is opened
 	"internal/umount",          // umount(2), and cgroup.freeze of a unit
+	"internal/fix",             // names in a mount of a layer in memory, in a guest or seen by it alone
 	"internal/uml",             // the root that a guest's kernel sees, in a mount namespace of its own
 	"bench",                    // not part of the program
 
@@ -98,7 +99,7 @@ func TestOnlyDiskioWrites(t *testing.T) {
 // repairers may name the side of diskio that changes existing files; everybody else describes a
 // change as a plan. Which packages may import apply, layers_test.go says.
 var repairers = []string{
-	"internal/diskio", "internal/vault", "internal/apply",
+	"internal/diskio", "internal/vault", "internal/apply", "internal/apply/bases",
 	"internal/lab/cut", // a disk in memory, for tests
 }
 

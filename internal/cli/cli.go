@@ -23,6 +23,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/apply"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/fix"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/inside"
 	"github.com/shisa-vm/shisa/internal/jail"
@@ -44,6 +45,9 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	if uml.IsStage(argv) {
 		return uml.Stage()
+	}
+	if fix.IsChild(argv) {
+		return fix.Serve(argv, stdin, stdout)
 	}
 	if umount.IsGuard(argv) {
 		return umount.RunGuard(argv)

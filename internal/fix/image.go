@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package fix
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/guest/volume"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/repair"
+)
+
+// Engine is the kernel that makes a change.
+type Engine string
+
+// The engines.
+const (
+	// UML is User Mode Linux, confined.
+	UML Engine = "User Mode Linux"
+	// Host is the driver of this host's kernel, for disks that one trusts.
+	Host Engine = "this host's kernel"
+)
+
+// kinds are the file systems that are written to, as mount(2) calls them, and with which options: errors do
+// not make the kernel panic, and nothing is begun that is not needed.
+var kinds = map[volume.Kind]struct{ name, data string }{
+	volume.Ext2:  {"ext4", "errors=remount-ro,noinit_itable"},
+	volume.Ext3:  {"ext4", "errors=remount-ro,noinit_itable"},
+	volume.Ext4:  {"ext4", "errors=remount-ro,noinit_itable"},
+	volume.XFS:   {"xfs", ""},
+	volume.Btrfs: {"btrfs", "skip_balance"},
+}
+
+// Target is the volume of a guest that is changed.
+type Target struct {
+	// Layout is that of the guest's disks, and Part the index of the volume with its /etc. The volume has to
+	// lie on disk 0 alone.
+	Layout *volume.Layout
+	Part   int
+	// Image is disk 0 as a file: its bytes, length and format ("raw" or "qcow2"). Name is for messages.
+	Image     io.ReaderAt
+	SizeBytes int64
+	Format    string
+	Name      string
+}
+
+// Options of Image. StateDir must be set.
+type Options struct {
+	// StateDir is where it is noted what is mounted meanwhile.
+	StateDir string
+	Engine   Engine
+	// LayerBytes bounds what the kernel may write, all of it in memory; 0 is 512 MiB.
+	LayerBytes int64
+	// Program is User Mode Linux; "" looks for it.
+	Program string
+	// Self is the program whose Serve runs in the guest, static. "" is this one.
+	Self string
+	// Step says why the change is made: its Code, Name and Proofs are in the plan.
+	Step plan.Step
+	// Repair has options for qcow2 images: Disk must be the guest's view through the backing chain.
+	Repair repair.Options
+	// Log is told what could not be read of the volume.
+	Log func(text string)
+}
+
+// Made is a plan and what else came of it.
+type Made struct {
+	// Plan is that of the image; of its Object only Format and SizeBytes are set.
+	Plan *plan.Plan
+	// Done are the changes that it makes, Already those for which there was nothing to do.
+	Done, Already []Change
+	// Kept are files of the guest that a mask took the place of, by their new names.
+	Kept []string
+	// Kernel is the version of the kernel that made it, "" for the host's.
+	Kernel string
+	// Mounted names the subvolume of a Btrfs that was changed, with other options of the mount.
+	Mounted string
+}
+
+// Image makes a plan of how units are kept from being started in the guest on an image. It writes nothing
+// to it. It blocks while a kernel makes the change, for seconds. The errors are ErrRefused, ErrNothing,
+// ErrEngine, those of PlanWrites for qcow2 images, uml.ErrUnavailable, uml.ErrConfine, mount.ErrFull, those
+// of reading and of ctx.
+func Image(ctx context.Context, t Target, changes []Change, o Options) (*Made, error) {
+	if err := errors.Join(Check(changes), t.check()); err != nil {
+		return nil, err
+	}
+	v := t.Layout.Volumes[t.Part]
+	seen := newSeen(v)
+	q := request{Kind: kinds[v.Kind].name, Data: kinds[v.Kind].data, Changes: changes}
+	var blocks []repair.GuestWrite
+	collect := func(off int64, p []byte) error {
+		parts, err := t.onDisk(off, p)
+		blocks = append(blocks, parts...)
+		return err
+	}
+	run := throughUML
+	if o.Engine == Host {
+		run = throughHost
+	}
+	a, err := run(ctx, &t, seen, q, o, collect)
+	if err != nil {
+		return nil, err
+	}
+	m := &Made{Kept: a.Kept, Kernel: a.Kernel, Mounted: a.Mounted}
+	for _, i := range a.Done {
+		m.Done = append(m.Done, changes[i])
+	}
+	for _, i := range a.Already {
+		m.Already = append(m.Already, changes[i])
+	}
+	if len(a.Done) == 0 {
+		return m, fmt.Errorf("%w: %s is so already", ErrNothing, words(changes))
+	}
+	slices.SortFunc(blocks, func(a, b repair.GuestWrite) int { return cmp.Compare(a.Offset, b.Offset) })
+	step := o.Step
+	step.Summary = words(m.Done)
+	if m.Plan, err = t.plan(ctx, blocks, seen, step, o); err != nil {
+		return nil, err
+	}
+	return m, m.Plan.Seal()
+}
+
+// check refuses volumes that are not changed.
+func (t *Target) check() error {
+	no := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s: %s", ErrRefused, t.Name, fmt.Sprintf(format, args...))
+	}
+	v := t.Layout.Volumes[t.Part]
+	_, known := kinds[v.Kind]
+	switch {
+	case t.Format != "raw" && t.Format != "qcow2":
+		return no("images in the format %s are not changed, only raw and qcow2", t.Format)
+	case !known && v.NotExamined != "":
+		return no("part %s: %s", v.Name, v.NotExamined)
+	case !known:
+		return no("part %s holds %s, which is not changed", v.Name, cmp.Or(v.Kind, volume.Unknown))
+	}
+	for p := range v.Pieces(0, v.Size) {
+		switch {
+		case p.Disk < 0:
+			return no("part %s is not whole: %s", v.Name, p.Missing)
+		case p.Disk > 0:
+			return no("part %s lies on several disks: a plan is for one", v.Name)
+		}
+	}
+	return nil
+}
+
+// onDisk gives where bytes of the volume lie on the disk, in all their copies.
+func (t *Target) onDisk(off int64, p []byte) (all []repair.GuestWrite, err error) {
+	v := t.Layout.Volumes[t.Part]
+	for x := range v.Pieces(off, int64(len(p))) {
+		if x.Disk != 0 {
+			return nil, fmt.Errorf("%w: %s: byte %#x of part %s is not on the disk", ErrRefused, t.Name, x.Offset, v.Name)
+		}
+		all = append(all, repair.GuestWrite{Offset: x.At, Data: slices.Clone(p[x.Offset-off:][:x.Length])})
+	}
+	return all, nil
+}
+
+// plan makes the plan of blocks, which are in order.
+func (t *Target) plan(ctx context.Context, blocks []repair.GuestWrite, seen *seen, step plan.Step, o Options,
+) (p *plan.Plan, err error) {
+	if len(blocks) == 0 {
+		return nil, fmt.Errorf("%w: it said that it made the change, and wrote nothing", ErrEngine)
+	}
+	if t.Format == "raw" {
+		return rawPlan(t, blocks, seen, step)
+	}
+	r := o.Repair
+	r.Name = t.Name
+	if p, err = repair.PlanWrites(ctx, t.Image, t.SizeBytes, blocks, step, r); err != nil {
+		return nil, err
+	}
+	// What the kernel read decides what it wrote. It is held against the guest's disk.
+	p.Below = merge(p.Below, seen.digests())
+	return p, nil
+}
+
+// merge joins two lists of digests, in order, without what is there twice.
+func merge(a, b []plan.Digest) []plan.Digest {
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, func(x, y plan.Digest) int {
+		return cmp.Or(cmp.Compare(x.Offset, y.Offset), cmp.Compare(x.Length, y.Length))
+	})
+	return slices.Compact(all)
+}
+
+// rawPlan is the plan of a raw image, whose bytes are the disk's.
+func rawPlan(t *Target, blocks []repair.GuestWrite, seen *seen, step plan.Step) (*plan.Plan, error) {
+	id, err := plan.NewID()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan.Plan{Schema: plan.Schema, ID: id, Object: plan.Object{Format: "raw", SizeBytes: t.SizeBytes},
+		SizeAfterBytes: t.SizeBytes, Relies: seen.digests()}
+	clean := plan.State{Verdict: finding.Clean}
+	p.Before, p.After = clean, clean
+	step.Action, step.Count = "write", int64(len(blocks))
+	step.Certainty = cmp.Or(step.Certainty, finding.Sure)
+	var first []plan.Write
+	for _, b := range blocks {
+		if b.End() > t.SizeBytes {
+			return nil, fmt.Errorf("%w: %s: it is shorter than the disk's file system", ErrRefused, t.Name)
+		}
+		old := make([]byte, len(b.Data))
+		if n, err := t.Image.ReadAt(old, b.Offset); n < len(old) {
+			return nil, fmt.Errorf("read %d bytes of %s at %#x: %w", len(old), t.Name, b.Offset, cmp.Or(err, io.ErrUnexpectedEOF))
+		}
+		w := plan.Write{Phase: plan.Point, Offset: b.Offset, Old: old, New: b.Data}
+		if head := int(plan.SectorBytes - b.Offset); head > 0 { // the first sector is written last
+			head = min(head, len(old))
+			first = append(first, plan.Write{Phase: plan.Switch, Offset: b.Offset, Old: old[:head], New: b.Data[:head]})
+			w.Offset, w.Old, w.New = w.Offset+int64(head), w.Old[head:], w.New[head:]
+		}
+		if len(w.New) > 0 {
+			p.Writes = append(p.Writes, w)
+		}
+		step.Host, step.HostCut = addRange(step.Host, step.HostCut, b)
+	}
+	step.Guest, step.GuestCut = slices.Clone(step.Host), step.HostCut // the file's bytes are the disk's
+	p.Writes, p.Steps = append(p.Writes, first...), []plan.Step{step}
+	return p, nil
+}
+
+// seen reads the volume, and remembers digests of the ranges of the disk that were read.
+type seen struct {
+	v   *volume.Volume
+	mu  sync.Mutex
+	all map[[2]int64]uint32
+}
+
+// maxSeen bounds the ranges that are remembered. What is read beyond is not relied on.
+const maxSeen = 1 << 18
+
+func newSeen(v *volume.Volume) *seen { return &seen{v: v, all: map[[2]int64]uint32{}} }
+
+// ReadAt is io.ReaderAt, of the volume.
+func (s *seen) ReadAt(p []byte, off int64) (int, error) {
+	n, err := s.v.ReadAt(p, off)
+	for x := range s.v.Pieces(off, int64(n)) {
+		key := [2]int64{x.At, x.Length}
+		if x.Disk != 0 || x.Copy > 0 {
+			continue
+		}
+		sum := plan.Checksum(p[x.Offset-off:][:x.Length])
+		s.mu.Lock()
+		if _, known := s.all[key]; !known && len(s.all) < maxSeen {
+			s.all[key] = sum
+		}
+		s.mu.Unlock()
+	}
+	return n, err
+}
+
+// digests gives what was read of the disk, in order.
+func (s *seen) digests() []plan.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]plan.Digest, 0, len(s.all))
+	for k, sum := range s.all {
+		all = append(all, plan.Digest{Offset: k[0], Length: k[1], CRC32C: sum})
+	}
+	return merge(all, nil)
+}
+
+// maxRanges is how many ranges a step lists.
+const maxRanges = 20
+
+// addRange adds a range to those of a step.
+func addRange(list []finding.Range, cut int64, w repair.GuestWrite) ([]finding.Range, int64) {
+	if n := len(list); n > 0 && list[n-1].End() == w.Offset {
+		list[n-1].Length += int64(len(w.Data))
+		return list, cut
+	}
+	if len(list) == maxRanges {
+		return list, cut + 1
+	}
+	return append(list, finding.Range{Offset: w.Offset, Length: int64(len(w.Data))}), cut
+}
