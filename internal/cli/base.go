@@ -19,7 +19,7 @@ import (
 func newBase(s *stdio) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "base VERB POOL [NAME]",
-		Short: "base images: who needs them",
+		Short: "base images: who needs them, and keeping them from being lost",
 		Long: `base keeps base images from being lost: those that the disks of many machines rest on, and that a cleaner
 removes as soon as it believes that nobody needs them.
 
@@ -30,7 +30,9 @@ Who needs a base is read from the headers of all images below the pool, whatever
 chains lead, from what processes have open, and from the machines that are configured. What could not be read may need
 any of them: then the exit status is 4.`,
 		Example: `  shisa base scan /var/lib/nova/instances          who needs what
-  shisa base why /var/lib/nova/instances NAME      all that needs one base`,
+  shisa base why /var/lib/nova/instances NAME      all that needs one base
+  shisa base protect /var/lib/nova/instances       keep them from being lost
+  shisa base restore /var/lib/nova/instances NAME  bring one back`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -39,7 +41,7 @@ any of them: then the exit status is 4.`,
 			return usageError(c, "no command was given")
 		},
 	}
-	c.AddCommand(newBaseScan(s), newBaseWhy(s))
+	c.AddCommand(newBaseScan(s), newBaseWhy(s), newBaseProtect(s), newBaseUnprotect(s), newBaseRestore(s))
 	return c
 }
 

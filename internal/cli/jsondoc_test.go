@@ -19,7 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/doctor"
@@ -28,6 +27,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/scan"
 	"github.com/shisa-vm/shisa/internal/umount"
@@ -69,7 +69,7 @@ func jsonDocuments() map[string]any {
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
-		render.BaseDoneSchema:    bases.Done{},
+		render.BaseDoneSchema:    pool.Done{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

@@ -200,6 +200,9 @@ func (t *taking) processes(ctx context.Context) error {
 		}
 		for _, h := range c.Holders(ctx, diskio.Stat{ID: b.File}, b.Path) {
 			u := Reference{How: Open, Holder: h.Process.Command(), Machine: h.Process.Machine(), PID: h.Process.PID, As: b.Path}
+			if h.Writing {
+				u.How = Writing
+			}
 			if h.Device != "" {
 				u.How, u.Holder = Loop, "/dev/"+h.Device
 			}

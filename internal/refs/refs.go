@@ -45,6 +45,8 @@ const (
 	ByName How = "name"
 	// Open: a process has it open.
 	Open How = "open"
+	// Writing: a process has it open and may write to it.
+	Writing How = "writing"
 	// Deleted: a process has it open that was removed since. The process can give it back.
 	Deleted How = "deleted"
 	// Loop: a loop device was made of it.
@@ -88,6 +90,8 @@ type Base struct {
 	AllocatedBytes int64     `json:"allocated_bytes"`
 	Format         string    `json:"format"`
 	Modified       time.Time `json:"modified,omitempty"`
+	// Shield is the second name by which it can be brought back, "" if it has none.
+	Shield string `json:"shield"`
 	// Uses are all that need it, in the order of Holder.
 	Uses []Reference `json:"uses"`
 }
@@ -111,9 +115,21 @@ type Census struct {
 	Roots []string `json:"roots"`
 	// All are the bases, the missing ones too, in the order of their names.
 	All []Base `json:"all"`
+	// Pool is the UUID of the pool, "" if nothing was ever done in it.
+	Pool string `json:"pool"`
+	// Kept are the shields that are the last names of their files, and the space that only they take.
+	Kept Kept `json:"kept"`
 	// Gaps are all that could not be looked at and might need a base.
 	Gaps   []finding.Blind `json:"gaps"`
 	Looked Looked          `json:"looked"`
+}
+
+// Kept is what only shields keep.
+type Kept struct {
+	Files          int64 `json:"files"`
+	AllocatedBytes int64 `json:"allocated_bytes"`
+	// Oldest is the last change of the one that was not changed for longest, zero for none.
+	Oldest time.Time `json:"oldest,omitempty"`
 }
 
 // Complete tells whether nothing was left unseen that might need a base.
@@ -183,6 +199,13 @@ func (o *Options) layout(ctx context.Context) (bases string, roots []string, pla
 	return "", nil, false, err
 }
 
+// BasesIn gives the directory of the bases of a pool; the arguments are those of Options.
+func BasesIn(ctx context.Context, name, baseName string, timeout time.Duration) (string, error) {
+	o := Options{Pool: name, BaseName: baseName, Timeout: timeout}
+	bases, _, _, err := o.layout(ctx)
+	return bases, err
+}
+
 // Look takes the census of a pool. What could not be read is a gap of it; the error is that of the pool
 // itself, or of ctx.
 func Look(ctx context.Context, o Options) (*Census, error) {
@@ -203,6 +226,9 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 		return nil, err
 	}
 	t.bases()
+	if err := t.shields(ctx); err != nil {
+		return nil, err
+	}
 	if err := t.processes(ctx); err != nil {
 		return nil, err
 	}

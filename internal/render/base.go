@@ -11,10 +11,14 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 // BaseScanSchema is the schema of a refs.Census in JSON.
 const BaseScanSchema = "shisa.base-scan/1"
+
+// BaseDoneSchema is the schema of a bases.Done in JSON.
+const BaseDoneSchema = "shisa.base-done/1"
 
 // BaseScan writes for people who needs the bases of a pool: those that are missing first, and those that
 // nobody was found to need last.
@@ -99,9 +103,16 @@ func (o *out) base(b *refs.Base) {
 // baseState says in words what of a base is.
 func (o *out) baseState(b *refs.Base) string {
 	if b.State == refs.Missing {
-		return o.paint(red, "MISSING") + ", needed by " + needs(b.Uses)
+		text := o.paint(red, "MISSING") + ", needed by " + needs(b.Uses)
+		if b.Shield != "" {
+			text += ", a shield has it (shisa base restore brings it back)"
+		}
+		return text
 	}
 	size := Bytes(b.SizeBytes) + " (" + Bytes(b.AllocatedBytes) + " on the disk)"
+	if b.Shield != "" {
+		size += ", shielded"
+	}
 	if len(b.Uses) == 0 {
 		return size + ", no use was found"
 	}
@@ -115,7 +126,7 @@ func needs(uses []refs.Reference) string {
 		switch uses[i].How {
 		case refs.Header, refs.ByName:
 			images++
-		case refs.Open, refs.Deleted, refs.Loop:
+		case refs.Open, refs.Writing, refs.Deleted, refs.Loop:
 			processes++
 		}
 		if m := uses[i].Machine; m != "" {
@@ -148,6 +159,8 @@ func needWords(u *refs.Reference) string {
 		text = Name(u.Holder) + " rests on a file of that name, " + Name(u.As) + ", which is not there on this host"
 	case refs.Open:
 		text = fmt.Sprintf("process %d (%s) has it open", u.PID, Text(u.Holder))
+	case refs.Writing:
+		text = fmt.Sprintf("process %d (%s) may write to it", u.PID, Text(u.Holder))
 	case refs.Deleted:
 		text = fmt.Sprintf("process %d (%s) has it open, and can give it back", u.PID, Text(u.Holder))
 	case refs.Loop:
@@ -177,9 +190,49 @@ func (o *out) baseTail(c *refs.Census) {
 	o.prose("", fmt.Sprintf("looked at: %s, %s on top of others, %s",
 		Count(c.Looked.Files, "file", "files"), Count(c.Looked.Overlays, "image", "images"),
 		Count(c.Looked.Processes, "process", "processes")))
+	if c.Kept.Files > 0 {
+		o.prose("", fmt.Sprintf("%s of %s are kept by their shields alone, the oldest not changed since %s",
+			Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), c.Kept.Oldest.Format("2006-01-02 15:04")))
+	}
 	if c.Complete() {
 		return
 	}
 	o.blind(c.Gaps, "", true)
 	o.prose("", "Any of that may need any base: nothing may be removed.")
+}
+
+// BaseDone writes what an act did.
+func BaseDone(w io.Writer, d *pool.Done, s Style) error {
+	o := newOut(w, s)
+	nothing := true
+	for _, part := range []struct {
+		what  string
+		names []string
+	}{
+		{"shielded", d.Shielded}, {"touched", d.Touched}, {"recorded", d.Recorded}, {"restored", d.Restored},
+		{"lost their shield", d.Unshielded},
+	} {
+		if len(part.names) == 0 {
+			continue
+		}
+		nothing = false
+		names := part.names
+		more := ""
+		if len(names) > maxOfAKind && !s.All {
+			more = fmt.Sprintf(" and %d more (--all lists them)", len(names)-maxOfAKind)
+			names = names[:maxOfAKind]
+		}
+		list := make([]string, len(names))
+		for i, n := range names {
+			list[i] = Name(n)
+		}
+		o.prose("", fmt.Sprintf("%s: %s%s", part.what, strings.Join(list, ", "), more))
+	}
+	for _, l := range d.Left {
+		o.prose("", o.paint(yellow, "left")+": "+Name(l.Name)+": "+Text(l.Why))
+	}
+	if nothing && len(d.Left) == 0 {
+		o.line("there was nothing to do")
+	}
+	return o.flush()
 }

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+// How long a base may have gone without a touch: Nova removes what was not changed for 24 hours, and what it
+// resized under a name with its size behind it after one (nova/conf/imagecache.py,
+// remove_unused_original_minimum_age_seconds, remove_unused_resized_minimum_age_seconds).
+const (
+	KeepAlive        = 6 * time.Hour
+	KeepAliveResized = 20 * time.Minute
+)
+
+func newDone(bases string, s *pool.State) *pool.Done {
+	d := &pool.Done{Bases: bases, Shielded: []string{}, Touched: []string{}, Recorded: []string{}, Restored: []string{},
+		Unshielded: []string{}, Left: []pool.Left{}}
+	if s.Policy != nil {
+		d.Pool = s.Policy.UUID
+	}
+	return d
+}
+
+// ProtectOptions say what protecting does beside the shields.
+type ProtectOptions struct {
+	// KeepAlive is how old a base that is needed may become before it is touched; 0 is as Nova needs it,
+	// see KeepAlive and KeepAliveResized.
+	KeepAlive time.Duration
+	// NoRecord leaves the digests of the content out, which reads all of each base once.
+	NoRecord bool
+}
+
+// Protect gives every base a shield, touches those that are needed, and records what each holds. It may be done
+// again and again: what is so already is left as it is. What could not be done for one base is told by Left, and
+// the others are done all the same.
+func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (*pool.Done, error) {
+	k := newKeeper(o)
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.begin(ctx, s); err != nil {
+		return nil, err
+	}
+	d := newDone(k.Bases, s)
+	now, err := k.now(ctx)
+	if err != nil {
+		return d, err
+	}
+	for i := range c.All {
+		b := &c.All[i]
+		if b.State != refs.Live {
+			continue
+		}
+		if err := k.shield(ctx, b, d); err != nil {
+			if stopped(ctx, err) {
+				return d, err
+			}
+			d.Leave(b.Name, err)
+		}
+		if err := k.keepAlive(ctx, c, b, p, now, d); err != nil {
+			if stopped(ctx, err) {
+				return d, err
+			}
+			d.Leave(b.Name, err)
+		}
+	}
+	// Shields come first, for all: reading takes long.
+	for i := range c.All {
+		b := &c.All[i]
+		if b.State != refs.Live || p.NoRecord {
+			continue
+		}
+		if err := k.record(ctx, b, s, now, d); err != nil {
+			if stopped(ctx, err) {
+				return d, err
+			}
+			d.Leave(b.Name, err)
+		}
+	}
+	return d, nil
+}
+
+// ErrStopped is what a Step returns that ends an act.
+var ErrStopped = errors.New("stopped")
+
+// stopped tells whether an act ends with an error, and not only for one base.
+func stopped(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, ErrStopped)
+}
+
+// shield gives a base its second name.
+func (k *keeper) shield(ctx context.Context, b *refs.Base, d *pool.Done) error {
+	to := k.path(pool.Shields, pool.ShieldName(b.File.Ino, b.Name))
+	if e, err := diskio.LookEntry(to); err == nil && e.ID == b.File {
+		return nil
+	}
+	if err := k.step(ctx, "shield "+b.Name); err != nil {
+		return err
+	}
+	if err := k.Links.Link(b.File, b.Path, to); err != nil {
+		return fmt.Errorf("shield: %w", err)
+	}
+	d.Shielded = append(d.Shielded, b.Name)
+	return k.note(ctx, "shield", b.Name, b.File.Ino, to, "protect")
+}
+
+// resized is the name that Nova gave a base of another size in the same directory: digest_SIZE.
+var resized = regexp.MustCompile(`^[0-9a-f]{40}_[0-9]+$`)
+
+// keepAlive touches a base that is needed, or may be, before a cleaner takes it for old.
+func (k *keeper) keepAlive(
+	ctx context.Context, c *refs.Census, b *refs.Base, p ProtectOptions, now time.Time, d *pool.Done,
+) error {
+	if !needed(c, b) {
+		return nil
+	}
+	age := p.KeepAlive
+	if age == 0 {
+		age = KeepAlive
+		if anyResized(c) {
+			age = KeepAliveResized
+		}
+	}
+	e, err := diskio.LookEntry(b.Path)
+	if err != nil {
+		return err
+	}
+	// A time ahead of the file system's own clock is as old as it likes.
+	if old := now.Sub(e.ModTime); old < age && old > -time.Minute {
+		return nil
+	}
+	if err := k.step(ctx, "touch "+b.Name); err != nil {
+		return err
+	}
+	if err := k.Links.Touch(b.File, b.Path, time.Time{}); err != nil {
+		return fmt.Errorf("touch: %w", err)
+	}
+	d.Touched = append(d.Touched, b.Name)
+	return nil
+}
+
+func anyResized(c *refs.Census) bool {
+	for i := range c.All {
+		if resized.MatchString(c.All[i].Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// record keeps the digests of what a base holds.
+func (k *keeper) record(ctx context.Context, b *refs.Base, s *pool.State, now time.Time, d *pool.Done) error {
+	for i := range b.Uses {
+		if b.Uses[i].How == refs.Writing {
+			return errors.New("record: a program writes to it")
+		}
+	}
+	f, err := diskio.Open(b.Path)
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	defer f.Close()
+	before := f.Stat()
+	if before.ID != b.File {
+		return fmt.Errorf("record: %w", diskio.ErrChanged)
+	}
+	born := f.Born().UTC()
+	if old, ok := s.Objects[b.File.Ino]; ok && old.SizeBytes == before.SizeBytes && old.Born.Equal(born) && old.Name == b.Name {
+		return nil
+	}
+	whole, parts := sha256.New(), &chunks{each: sha256.New()}
+	if err := k.copyTo(ctx, io.MultiWriter(whole, parts), f, b.Path, f.Size()); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	after, err := f.StatNow()
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	// Touching changes the time of change too, so the length and the time of the content tell; those of a
+	// file that somebody writes to are new.
+	if after.SizeBytes != before.SizeBytes || after.ModTime != before.ModTime {
+		return errors.New("record: it was changed meanwhile")
+	}
+	obj := pool.Object{Schema: pool.ObjectSchema, Name: b.Name, Inode: b.File.Ino, Born: born, SizeBytes: before.SizeBytes,
+		Seen: now.UTC(), Format: b.Format, SHA256: hex.EncodeToString(whole.Sum(nil)), Chunks: parts.end()}
+	text, err := obj.Text()
+	if err != nil {
+		return err
+	}
+	if err := k.step(ctx, "record "+b.Name); err != nil {
+		return err
+	}
+	if err := k.put(k.path(pool.Objects, pool.ObjectName(b.File.Ino)), text); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	d.Recorded = append(d.Recorded, b.Name)
+	return k.note(ctx, "record", b.Name, b.File.Ino, b.Path, obj.SHA256)
+}
+
+// chunks makes a digest of each 4 MiB that are written to it.
+type chunks struct {
+	each hash.Hash
+	n    int64
+	all  []string
+}
+
+func (c *chunks) Write(p []byte) (int, error) {
+	total := len(p)
+	for len(p) > 0 {
+		n := min(int64(len(p)), pool.ChunkBytes-c.n)
+		c.each.Write(p[:n])
+		c.n, p = c.n+n, p[n:]
+		if c.n == pool.ChunkBytes {
+			c.flush()
+		}
+	}
+	return total, nil
+}
+
+func (c *chunks) flush() {
+	c.all = append(c.all, hex.EncodeToString(c.each.Sum(nil)))
+	c.each.Reset()
+	c.n = 0
+}
+
+func (c *chunks) end() []string {
+	if c.n > 0 {
+		c.flush()
+	}
+	if c.all == nil {
+		return []string{}
+	}
+	return c.all
+}
+
+// Unprotect takes away all shields but those that are the last name of a file which is needed, or may be. The
+// records and the audit stay.
+func Unprotect(ctx context.Context, c *refs.Census, o Options) (*pool.Done, error) {
+	k := newKeeper(o)
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	d := newDone(k.Bases, s)
+	for i := range s.Shields {
+		h := &s.Shields[i]
+		if err := k.unshield(ctx, h, d); err != nil {
+			if stopped(ctx, err) {
+				return d, err
+			}
+			d.Leave(h.Name, err)
+		}
+	}
+	return d, errors.Join(s.Unread...)
+}
+
+func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done) error {
+	// The base itself has to be there, under its name: another name may be that of a shield as well.
+	base := filepath.Join(k.Bases, h.Name)
+	if e, err := diskio.LookEntry(base); err != nil || e.ID != h.ID {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return ErrLast
+	}
+	if err := k.step(ctx, "unshield "+h.Name); err != nil {
+		return err
+	}
+	// As long as it is open here, nobody can take the last of it away.
+	f, err := diskio.Open(h.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := k.Links.Unlink(h.ID, h.Path); err != nil {
+		return err
+	}
+	if e, err := diskio.LookEntry(base); err != nil || e.ID != h.ID {
+		// Somebody removed the base at this very moment.
+		return errors.Join(ErrLast, err, k.copyBack(ctx, f, h))
+	}
+	d.Unshielded = append(d.Unshielded, h.Name)
+	return k.note(ctx, "unshield", h.Name, h.ID.Ino, h.Path, "unprotect")
+}
+
+// copyBack makes a shield anew from an open file that has no name any more.
+func (k *keeper) copyBack(ctx context.Context, f *diskio.File, h *pool.Shield) error {
+	tmp := filepath.Join(filepath.Dir(h.Path), ".copy."+h.Name)
+	w, err := k.Disk.CreateNew(tmp, 0o644)
+	if err != nil {
+		return err
+	}
+	err = k.copyTo(ctx, &writer{w: w}, f, h.Path, f.Size())
+	id, err2 := w.Identity()
+	if err = errors.Join(err, w.Sync(), err2, w.Close()); err != nil {
+		return err
+	}
+	to := filepath.Join(filepath.Dir(h.Path), pool.ShieldName(id.Ino, h.Name))
+	if err := k.Links.Move(id.ID, tmp, to); err != nil {
+		return err
+	}
+	return k.note(ctx, "shield", h.Name, id.Ino, to, "a copy: the base was removed while its shield was")
+}
+
+// writer writes to a file from its beginning.
+type writer struct {
+	w   io.WriterAt
+	off int64
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	n, err := w.w.WriteAt(p, w.off)
+	w.off += int64(n)
+	return n, err
+}
+
+// newUUID makes a random UUID (RFC 9562, version 4).
+func newUUID() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", err
+	}
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]), nil
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+// RestoreOptions say which shield is meant, and where the base goes.
+type RestoreOptions struct {
+	// Inode chooses between several shields of one name, 0 for the only one.
+	Inode uint64
+	// As is another name in the directory of the bases, "" for its own.
+	As string
+	// Why is kept in the audit.
+	Why string
+}
+
+// Restore gives a base that was removed its name back, from its shield, and makes it look as if it was changed
+// now: a cleaner removes again at once what looks old. An existing name is never written over: ErrThere.
+// The other errors are ErrNoShield and ErrSeveral.
+func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (*pool.Done, error) {
+	k := newKeeper(o)
+	if strings.ContainsRune(name+r.As, '/') || name == "" || name == "." || name == ".." || r.As == "." || r.As == ".." {
+		return nil, fmt.Errorf("%q is no name in a directory", name+r.As)
+	}
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	h, err := shieldFor(s, name, r.Inode)
+	if err != nil {
+		return nil, errors.Join(append([]error{err}, s.Unread...)...)
+	}
+	d := newDone(k.Bases, s)
+	to := filepath.Join(k.Bases, name)
+	if r.As != "" {
+		to = filepath.Join(k.Bases, r.As)
+	}
+	e, err := diskio.LookEntry(to)
+	switch {
+	case err == nil && e.ID == h.ID:
+		d.Leave(name, ErrThere) // it is this very file: all that is left is the time
+	case err == nil, errors.Is(err, diskio.ErrSpecial):
+		return nil, fmt.Errorf("%s %w", to, ErrThere)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	default:
+		if err := k.step(ctx, "restore "+name); err != nil {
+			return d, err
+		}
+		if err := k.Links.Link(h.ID, h.Path, to); err != nil {
+			if errors.Is(err, fs.ErrExist) {
+				err = fmt.Errorf("%s %w: %w", to, ErrThere, err)
+			}
+			return nil, err
+		}
+		d.Restored = append(d.Restored, filepath.Base(to))
+	}
+	if err := k.step(ctx, "touch "+name); err != nil {
+		return d, err
+	}
+	if err := k.Links.Touch(h.ID, to, time.Time{}); err != nil {
+		return d, err
+	}
+	d.Touched = append(d.Touched, filepath.Base(to))
+	why := r.Why
+	if why == "" {
+		why = "restore"
+	}
+	return d, k.note(ctx, "restore", name, h.ID.Ino, to, why)
+}
+
+// shieldFor gives the shield of a name, or of an inode.
+func shieldFor(s *pool.State, name string, inode uint64) (*pool.Shield, error) {
+	var found []pool.Shield
+	for _, h := range s.ShieldsOf(name) {
+		if inode == 0 || h.ID.Ino == inode {
+			found = append(found, h)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("%s: %w", name, ErrNoShield)
+	case 1:
+		return &found[0], nil
+	}
+	// One of them may be the file that has the name now, and the others what had it before.
+	var alone []pool.Shield
+	for _, h := range found {
+		if h.Links == 1 {
+			alone = append(alone, h)
+		}
+	}
+	if len(alone) == 1 {
+		return &alone[0], nil
+	}
+	var all []string
+	for _, h := range found {
+		all = append(all, fmt.Sprintf("inode %d, %d bytes", h.ID.Ino, h.SizeBytes))
+	}
+	return nil, fmt.Errorf("%s: %w: %s", name, ErrSeveral, strings.Join(all, "; "))
+}

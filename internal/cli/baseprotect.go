@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/apply/bases"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/render"
+)
+
+// act is what an act on the bases of a directory needs.
+func (o *poolOptions) act(dir string, s *stdio) (bases.Options, func(), error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return bases.Options{}, nil, fmt.Errorf("the name of this host: %w", err)
+	}
+	bar := newProgress(s, "reading")
+	return bases.Options{Bases: dir, Node: host, Progress: func(what string, done, total int64) {
+		bar.Part(filepath.Base(what), done, total)
+	}}, bar.Done, nil
+}
+
+// did prints what an act did. What was left undone is a reason not to be sure.
+func (o *poolOptions) did(d *pool.Done, s *stdio) (err error) {
+	if o.json {
+		err = render.JSON(s.out, render.BaseDoneSchema, d)
+	} else {
+		err = render.BaseDone(s.out, d, render.Style{Width: s.width, Color: s.colour, All: o.all})
+	}
+	return err
+}
+
+func newBaseProtect(s *stdio) *cobra.Command {
+	var o poolOptions
+	var p bases.ProtectOptions
+	c := &cobra.Command{
+		Use:   "protect POOL",
+		Short: "keep bases from being lost, whoever removes them",
+		Long: `protect gives every base of a pool a shield, a second hard link beside it that takes no space: who removes the
+base takes one of its two names away, and "shisa base restore" gives it back. Bases that are needed, or may be, are
+touched, so that Nova's cleaner does not take them for old; and what each base holds is recorded as digests.
+
+It only adds, acts at once, and may be done again and again, as by a timer every 20 minutes. "shisa base unprotect"
+takes the shields away.
+
+A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it alone.`,
+		Example: `  shisa base protect /var/lib/nova/instances
+  shisa base protect --no-record --keepalive 1h /var/lib/nova/instances`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if p.KeepAlive < 0 {
+				return usageError(c, "--keepalive is negative")
+			}
+			return runBaseProtect(c.Context(), o, p, args[0], s)
+		},
+	}
+	o.flags(c)
+	f := c.Flags()
+	f.DurationVar(&p.KeepAlive, "keepalive", 0, "touch bases that are needed when they are older than `D` (default "+
+		"6h, or 20m where Nova resized one)")
+	f.BoolVar(&p.NoRecord, "no-record", false, "do not read the bases to record what they hold")
+	return c
+}
+
+func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, name string, s *stdio) error {
+	c, err := o.census(ctx, name, s)
+	if err != nil {
+		return err
+	}
+	act, done, err := o.act(c.Bases, s)
+	if err != nil {
+		return err
+	}
+	d, err := bases.Protect(ctx, c, p, act)
+	done()
+	if err != nil {
+		return err
+	}
+	if err := o.did(d, s); err != nil {
+		return err
+	}
+	return exitWith(doneStatus(d, c))
+}
+
+// doneStatus is what is left to be said when all was done that could be.
+func doneStatus(d *pool.Done, c *refs.Census) int {
+	var status []int
+	if len(d.Left) > 0 {
+		status = append(status, finding.StatusCannotTell)
+	}
+	if c != nil {
+		status = append(status, c.Status...)
+	}
+	return finding.OrderStatus(status...)[0]
+}
+
+func newBaseUnprotect(s *stdio) *cobra.Command {
+	var o poolOptions
+	c := &cobra.Command{
+		Use:   "unprotect POOL",
+		Short: "take the shields of bases away",
+		Long: `unprotect takes back what protect did: each base loses its second name. A shield that is the last name of its
+file stays, since a machine may need that; bring such a base back first, see "shisa base missing".
+
+The records of what the bases hold and the audit stay.`,
+		Example: "  shisa base unprotect /var/lib/nova/instances",
+		Args:    wantArgs(1, 1),
+		RunE:    func(c *cobra.Command, args []string) error { return runBaseUnprotect(c.Context(), o, args[0], s) },
+	}
+	o.flags(c)
+	return c
+}
+
+func runBaseUnprotect(ctx context.Context, o poolOptions, name string, s *stdio) error {
+	c, err := o.census(ctx, name, s)
+	if err != nil {
+		return err
+	}
+	act, done, err := o.act(c.Bases, s)
+	if err != nil {
+		return err
+	}
+	d, err := bases.Unprotect(ctx, c, act)
+	done()
+	if err != nil {
+		return err
+	}
+	if err := o.did(d, s); err != nil {
+		return err
+	}
+	if len(d.Left) > 0 {
+		return exitWith(finding.StatusRefused)
+	}
+	return nil
+}
+
+func newBaseRestore(s *stdio) *cobra.Command {
+	var o poolOptions
+	var r bases.RestoreOptions
+	c := &cobra.Command{
+		Use:   "restore POOL NAME",
+		Short: "give a base that was removed its name back",
+		Long: `restore gives a base that was removed its name back, from its shield: it is the very same file. It is touched, so
+that a cleaner does not remove it again at once. Nothing is ever written over.`,
+		Example: `  shisa base restore /var/lib/nova/instances 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b
+  shisa base restore --as golden.old /var/lib/libvirt/images golden.qcow2`,
+		Args: wantArgs(2, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return runBaseRestore(c.Context(), o, r, args[0], args[1], s)
+		},
+	}
+	o.flags(c)
+	f := c.Flags()
+	f.Uint64Var(&r.Inode, "inode", 0, "the shield with inode `N`, where there are several of that name")
+	f.StringVar(&r.As, "as", "", "bring it back under another `NAME`")
+	f.StringVar(&r.Why, "reason", "", "why, for the audit")
+	return c
+}
+
+func runBaseRestore(ctx context.Context, o poolOptions, r bases.RestoreOptions, name, base string, s *stdio) error {
+	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	act, done, err := o.act(dir, s)
+	if err != nil {
+		return err
+	}
+	d, err := bases.Restore(ctx, base, r, act)
+	done()
+	switch {
+	case errors.Is(err, bases.ErrThere):
+		return finding.WithHint(withStatus(finding.StatusRefused, err), "nothing is ever written over: --as gives it another name")
+	case errors.Is(err, bases.ErrSeveral):
+		return finding.WithHint(withStatus(finding.StatusRefused, err), "--inode says which one is meant")
+	case errors.Is(err, bases.ErrNoShield):
+		return finding.WithHint(err, "shisa base scan "+render.Word(name)+" lists what is missing, and who still has it open")
+	case err != nil:
+		return err
+	}
+	return o.did(d, s)
+}

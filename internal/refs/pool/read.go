@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package pool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+)
+
+// maxShields bounds what is listed: a pool has some thousand bases at most.
+const maxShields = 1 << 20
+
+// State is what a pool keeps about itself, as far as it could be read.
+type State struct {
+	// Bases is the directory of the bases.
+	Bases string
+	// Policy is nil where the pool has none: nothing was ever done in it.
+	Policy *Policy
+	// Shields are all, in the order of their names.
+	Shields []Shield
+	// Objects are the documents of bases, by inode.
+	Objects map[uint64]Object
+	// Audits are the entries of each node, in the order of the nodes and then of time.
+	Audits []Entry
+	// Unread says what could not be read, or is not what it should be.
+	Unread []error
+}
+
+// Read reads what a pool keeps. No name is waited for longer than timeout. The error is that of ctx.
+func Read(ctx context.Context, bases string, timeout time.Duration) (*State, error) {
+	s := &State{Bases: bases, Objects: map[uint64]Object{}}
+	text, err := read(ctx, Path(bases, File), timeout)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		s.Unread = append(s.Unread, err)
+	default:
+		p, err := ParsePolicy(text)
+		if err != nil {
+			s.Unread = append(s.Unread, err)
+		} else {
+			s.Policy = &p
+		}
+	}
+	for _, part := range []struct {
+		dir string
+		fn  func(ctx context.Context, dir string, timeout time.Duration) error
+	}{{Shields, s.shields}, {Objects, s.objects}, {Audit, s.audits}} {
+		if err := part.fn(ctx, Path(bases, part.dir), timeout); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				s.Unread = append(s.Unread, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// read gives a whole document.
+func read(ctx context.Context, path string, timeout time.Duration) ([]byte, error) {
+	return diskio.Within(ctx, timeout, func() ([]byte, error) {
+		f, err := diskio.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		if f.Size() > maxFileBytes {
+			return nil, fmt.Errorf("%s %w: it has %d bytes", path, ErrPool, f.Size())
+		}
+		return io.ReadAll(io.NewSectionReader(f, 0, f.Size()))
+	}, nil)
+}
+
+// list gives the names of the files in a directory, in their order. It is fs.ErrNotExist where there is none.
+func list(ctx context.Context, dir string, timeout time.Duration) (names []string, err error) {
+	s := diskio.Sweep{Workers: 1, Timeout: timeout, Enter: func(string) bool { return false },
+		File: func(_ int, f *diskio.Swept) { names = append(names, f.Name) },
+		Other: func(kind diskio.WalkKind, path string, e error) {
+			if kind == diskio.WalkBlind {
+				err = errors.Join(err, e)
+			}
+		}}
+	if e := s.Run(ctx, []string{dir}); e != nil {
+		return nil, e
+	}
+	if len(names) > maxShields {
+		return nil, fmt.Errorf("%s %w: it has more than %d names", dir, ErrPool, maxShields)
+	}
+	slices.Sort(names)
+	return names, err
+}
+
+func (s *State) shields(ctx context.Context, dir string, timeout time.Duration) error {
+	names, err := list(ctx, dir, timeout)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		inode, name, ok := ParseShieldName(n)
+		path := filepath.Join(dir, n)
+		if !ok {
+			s.Unread = append(s.Unread, fmt.Errorf("%s %w: a shield is called INODE.NAME", path, ErrPool))
+			continue
+		}
+		st, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, fs.ErrNotExist):
+			continue // it was taken away meanwhile
+		case err != nil:
+			s.Unread = append(s.Unread, err)
+			continue
+		case st.Ino != inode:
+			// It was copied with the directory: a file of its own, not the base's.
+			s.Unread = append(s.Unread, fmt.Errorf("%s %w: it is inode %d", path, ErrPool, st.Ino))
+			continue
+		}
+		s.Shields = append(s.Shields, Shield{Name: name, Path: path, ID: st.ID, SizeBytes: st.SizeBytes,
+			AllocatedBytes: st.AllocatedBytes, Modified: st.ModTime, Links: st.Links})
+	}
+	return nil
+}
+
+func (s *State) objects(ctx context.Context, dir string, timeout time.Duration) error {
+	names, err := list(ctx, dir, timeout)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if !strings.HasSuffix(n, ".json") {
+			continue // one that is being written
+		}
+		path := filepath.Join(dir, n)
+		text, err := read(ctx, path, timeout)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var o Object
+		if err == nil {
+			o, err = ParseObject(path, text)
+		}
+		if err == nil && ObjectName(o.Inode) != n {
+			err = fmt.Errorf("%s %w: it is about inode %d", path, ErrPool, o.Inode)
+		}
+		if err != nil {
+			s.Unread = append(s.Unread, err)
+			continue
+		}
+		s.Objects[o.Inode] = o
+	}
+	return nil
+}
+
+func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) error {
+	names, err := list(ctx, dir, timeout)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		all, _, err := ReadAuditFile(ctx, filepath.Join(dir, n), timeout)
+		s.Audits = append(s.Audits, all...)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			s.Unread = append(s.Unread, err)
+		}
+	}
+	slices.SortStableFunc(s.Audits, func(a, b Entry) int { return cmp.Compare(a.Time.UnixNano(), b.Time.UnixNano()) })
+	return nil
+}
+
+// ReadAuditFile reads the audit of one node. Entries before the first that is wrong come with the error; cut
+// is as for ReadAudit.
+func ReadAuditFile(ctx context.Context, path string, timeout time.Duration) (all []Entry, cut bool, err error) {
+	type result struct {
+		all []Entry
+		cut bool
+		err error
+	}
+	r, err := diskio.Within(ctx, timeout, func() (result, error) {
+		f, err := diskio.Open(path)
+		if err != nil {
+			return result{}, err
+		}
+		defer f.Close()
+		all, cut, err := ReadAudit(io.NewSectionReader(f, 0, f.Size()))
+		if err != nil {
+			err = fmt.Errorf("%s: %w", path, err)
+		}
+		return result{all, cut, err}, nil
+	}, nil)
+	return r.all, r.cut, errors.Join(err, r.err)
+}
+
+// ShieldsOf gives the shields of a base by its name.
+func (s *State) ShieldsOf(name string) (all []Shield) {
+	for _, h := range s.Shields {
+		if h.Name == name {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// Alone gives the shields that are the last names of their files.
+func (s *State) Alone() (all []Shield) {
+	for _, h := range s.Shields {
+		if h.Links == 1 {
+			all = append(all, h)
+		}
+	}
+	return all
+}
