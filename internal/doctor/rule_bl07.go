@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -36,6 +37,9 @@ func ruleBL07() Rule {
 	return r
 }
 
+// number tells of a setting that is a number.
+func number(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
 func lacksPaths(r *Rule, e *evidence.Evidence, d *evidence.Device) *Finding {
 	name := d.Name
 	if d.Mapper != "" {
@@ -62,6 +66,8 @@ func lacksPaths(r *Rule, e *evidence.Evidence, d *evidence.Device) *Finding {
 	}
 	f := found(r, o, 0.9, "no_path", fmt.Sprintf("no path of %s is left", name), facts...)
 	switch {
+	case d.Paths.Queue && number(d.Paths.NoPathRetry):
+		f.Summary += ", and its requests are kept until multipathd gives them up (no_path_retry " + d.Paths.NoPathRetry + ")"
 	case d.Paths.Queue:
 		f.Summary += ", and its requests are kept for ever"
 	case d.Paths.Table != "":

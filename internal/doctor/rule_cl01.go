@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -30,6 +31,22 @@ func ruleCL01() Rule {
 				out = append(out, unknown(o, "whether it has withdrawn was not read, and no message says so"))
 			case f.Super == nil:
 				out = append(out, fail(withdrawn(&r, o, events)))
+			case f.Super.Blocked:
+				x := found(&r, o, 0.85, "locks_blocked", fmt.Sprintf("the locks of %s wait until the journal of another node is "+
+					"replayed: all who use it wait", named(e, i)), Fact{Source: evidence.Source{Path: strings.TrimSuffix(f.Super.From.Path,
+					"withdraw") + "lock_module/block"}, Value: "1"})
+				x.Severity = finding.Danger
+				x.Remedies = []Remedy{{Text: "see which node is gone, and whether it was fenced: the replay waits for that",
+					Command: "dlm_tool ls"}}
+				out = append(out, fail(x))
+			case f.Super.Frozen:
+				x := found(&r, o, 0.9, "frozen", fmt.Sprintf("%s is frozen on all nodes: who writes waits", named(e, i)),
+					Fact{Source: evidence.Source{Path: strings.TrimSuffix(f.Super.From.Path, "withdraw") + "freeze"}, Value: "1"})
+				x.Severity = finding.Warning
+				x.Remedies = []Remedy{{Text: "find who froze it, mostly a backup, and whether that still runs; if not, thaw it on the node " +
+					"that froze it", Command: "fsfreeze --unfreeze " + quoted(point(e, f)),
+					Risk: "a snapshot that is being made holds a file system in the midst of a change"}}
+				out = append(out, fail(x))
 			default:
 				out = append(out, pass(o))
 			}

@@ -5,7 +5,9 @@ package evidence
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -26,6 +28,39 @@ func (g *gatherer) cluster(ctx context.Context) {
 		}
 	}
 	c.said(&g.e.Log)
+	g.lockspaces(ctx)
+}
+
+// recovered is DLM_RS_DONE of fs/dlm/dlm_internal.h: a lockspace has it from the end of its recovery until it is
+// stopped again.
+const recovered = 0x40
+
+// lockspaces reads how the lockspaces of dlm stand that the kernel has, as /sys/kernel/dlm/NAME/recover_status
+// (dlm_recover_status_show in fs/dlm/lockspace.c of Linux 6.1; 0 from dlm_ls_stop on). It knows better than a log.
+func (g *gatherer) lockspaces(ctx context.Context) {
+	c := &g.e.Cluster
+	for _, n := range g.optionalList(ctx, PartCluster, "/sys/kernel/dlm") {
+		file := "/sys/kernel/dlm/" + n.Name + "/recover_status"
+		text := g.optionalWord(ctx, PartCluster, file)
+		status, err := strconv.ParseUint(text, 16, 32)
+		if err != nil {
+			if text != "" {
+				g.gap(PartCluster, file, fmt.Sprintf("is no status: %.20q", text))
+			}
+			continue
+		}
+		c.Present = true
+		switch {
+		case status&recovered != 0:
+			delete(c.Waiting, n.Name)
+		case c.Waiting[n.Name] == "" && len(c.Waiting) < 1024:
+			what := "it is being recovered"
+			if status == 0 {
+				what = "it was stopped, and is not recovered"
+			}
+			c.Waiting[n.Name] = what + " (recover_status " + text + ")"
+		}
+	}
 }
 
 // corosync reads the timeout and the nodes of corosync.conf(5).

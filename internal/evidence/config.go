@@ -96,7 +96,8 @@ func (g *gatherer) modules(ctx context.Context) {
 	if g.t.Kind() == tree.Disk {
 		return
 	}
-	for _, name := range []string{"nvme_core.io_timeout", "nvme_core.admin_timeout", "nvme_core.max_retries"} {
+	for _, name := range []string{"nvme_core.io_timeout", "nvme_core.admin_timeout", "nvme_core.max_retries",
+		"nvme_core.multipath"} {
 		module, parameter, _ := strings.Cut(name, ".")
 		file := "/sys/module/" + module + "/parameters/" + parameter
 		if value := g.optionalWord(ctx, PartConfig, file); value != "" {

@@ -108,6 +108,9 @@ func (g *gatherer) onBus(ctx context.Context, d *Device, dir string) {
 		d.Vendor = "" // virtio's is the number of a bus
 	}
 	d.State = word("state")
+	if d.State == "" && d.Driver == "nvme" {
+		d.State = g.nvmeState(ctx, dir+"/device")
+	}
 	d.Timeout = time.Duration(number(word("timeout"), 0)) * time.Second
 	d.EHTimeout = time.Duration(number(word("eh_timeout"), 0)) * time.Second
 	d.Timeouts, d.Errors = hexNumber(word("iotmo_cnt")), hexNumber(word("ioerr_cnt"))
@@ -131,6 +134,21 @@ func (g *gatherer) onBus(ctx context.Context, d *Device, dir string) {
 		d.HostDriver = ""
 	}
 	d.MaxRetries = int(number(g.optionalWord(ctx, PartDevices, "/sys/class/scsi_disk/"+address+"/max_retries"), -2))
+}
+
+// nvmeState is that of a namespace that several controllers may lead to (drivers/nvme/host/multipath.c of Linux):
+// its device is a subsystem, with a link for each controller. One that is live is enough.
+func (g *gatherer) nvmeState(ctx context.Context, dir string) string {
+	state := ""
+	for _, n := range g.optionalList(ctx, PartDevices, dir) {
+		if number(strings.TrimPrefix(n.Name, "nvme"), -1) < 0 {
+			continue
+		}
+		if s := g.optionalWord(ctx, PartDevices, dir+"/"+n.Name+"/state"); s == "live" || state == "" {
+			state = s
+		}
+	}
+	return state
 }
 
 // nvmeTimeout is that of the queue, in milliseconds there.

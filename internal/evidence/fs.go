@@ -200,7 +200,9 @@ func (g *gatherer) gfs2(ctx context.Context, name string) *Super {
 	if n < 0 {
 		return nil
 	}
-	return &Super{Withdrawn: n > 0, From: Source{Path: file}}
+	dir := "/sys/fs/gfs2/" + name
+	return &Super{Withdrawn: n > 0, Frozen: g.number(ctx, dir+"/freeze") > 0,
+		Blocked: g.number(ctx, dir+"/lock_module/block") > 0, From: Source{Path: file}}
 }
 
 // FSOf gives the index of the file system that the kernel speaks of by the name of a device, -1 if it is

@@ -324,6 +324,9 @@ func (g *gatherer) answers(ctx context.Context) {
 			m.NotAsked = "it was not there when mounts were asked"
 		}
 	}
+	if !known {
+		g.printedByDF(ctx) // sosdf.go
+	}
 	for i := range g.e.FSs {
 		g.share(g.e.FSs[i].Mounts)
 	}

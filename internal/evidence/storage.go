@@ -100,6 +100,8 @@ type Super struct {
 	Reserved uint64
 	// Withdrawn is gfs2's, Shutdown xfs's where the kernel tells.
 	Withdrawn, Shutdown bool
+	// Frozen: somebody froze a gfs2, on whichever node. Blocked: its locks wait for a recovery.
+	Frozen, Blocked bool
 	// DeviceErrors are btrfs's counters by device: "write_errs", "read_errs", "flush_errs",
 	// "corruption_errs", "generation_errs".
 	DeviceErrors map[string]map[string]int64
