@@ -34,6 +34,13 @@ func (r *reader) readJournals(all []file) {
 			series = append(series, f.series)
 		}
 	}
+	if id := plainID(r.o.MachineID); len(id) != idDigits && id != "" {
+		// It has no number yet, "uninitialized", and got another one at each start.
+		for _, s := range slices.Backward(series) {
+			r.readMachine(s, all, true)
+		}
+		return
+	}
 	own := ""
 	for _, s := range series {
 		if id, _, _ := strings.Cut(s, "."); id == plainID(r.o.MachineID) {
@@ -48,6 +55,9 @@ func (r *reader) readJournals(all []file) {
 		r.readMachine(s, all, id == own)
 	}
 }
+
+// idDigits is how many digits the number of a machine has: machine-id(5).
+const idDigits = 32
 
 // opened is a journal that is read.
 type opened struct {
