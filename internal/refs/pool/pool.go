@@ -17,8 +17,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -179,21 +180,16 @@ func strict(text []byte, v any, name string) error {
 	if len(text) > maxFileBytes {
 		return fmt.Errorf("%s %w: it has more than %d bytes", name, ErrPool, maxFileBytes)
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	err := d.Decode(v)
-	if err == nil {
-		if _, end := d.Token(); !errors.Is(end, io.EOF) {
-			err = errors.New("something follows its end")
-		}
-	}
-	if err != nil {
-		line := 1 + bytes.Count(text[:min(d.InputOffset(), int64(len(text)))], []byte("\n"))
+	at := func(off int64, err error) error {
+		line := 1 + bytes.Count(text[:max(0, min(off, int64(len(text))))], []byte("\n"))
 		return fmt.Errorf("%s:%d: %w: %w", name, line, ErrPool, err)
 	}
 	var have map[string]json.RawMessage
 	if err := json.Unmarshal(text, &have); err != nil {
-		return fmt.Errorf("%s %w: %w", name, ErrPool, err)
+		return at(offsetOf(err, text), err)
+	}
+	if err := json.Unmarshal(text, v); err != nil {
+		return at(offsetOf(err, text), err)
 	}
 	all, err := json.Marshal(v)
 	if err != nil {
@@ -203,12 +199,31 @@ func strict(text []byte, v any, name string) error {
 	if err := json.Unmarshal(all, &want); err != nil {
 		return err
 	}
-	for k := range want {
+	for _, k := range slices.Sorted(maps.Keys(have)) {
+		if _, ok := want[k]; !ok {
+			quoted, err := json.Marshal(k)
+			return at(int64(bytes.Index(text, quoted)), errors.Join(fmt.Errorf("the key %q is not known", k), err))
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(want)) {
 		if _, ok := have[k]; !ok {
 			return fmt.Errorf("%s %w: %q is missing", name, ErrPool, k)
 		}
 	}
 	return nil
+}
+
+// offsetOf is where a document is wrong, its end if the error does not tell.
+func offsetOf(err error, text []byte) int64 {
+	var syntax *json.SyntaxError
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return syntax.Offset
+	case errors.As(err, &typ):
+		return typ.Offset
+	}
+	return int64(len(text))
 }
 
 // Shield is a second name of a base.

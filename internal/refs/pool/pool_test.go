@@ -33,7 +33,7 @@ func TestParsePolicy(t *testing.T) {
 		t.Fatalf("ParsePolicy = %+v, %v, want one that allows nothing", p, err)
 	}
 	for _, c := range []struct{ name, old, new, want string }{
-		{"unknown key", `"min_age"`, `"min_agee"`, `pool.json:`},
+		{"unknown key", `"min_age"`, `"min_agee"`, `pool.json:6: is no document of a pool: the key "min_agee" is not known`},
 		{"missing value", `"allow_purge": false,`, ``, `"allow_purge" is missing`},
 		{"wrong type", `"allow_purge": false`, `"allow_purge": "no"`, `pool.json:5:`},
 		{"no span", `"336h0m0s"`, `"two weeks"`, `invalid duration`},
@@ -43,7 +43,7 @@ func TestParsePolicy(t *testing.T) {
 		{"fraction", `0.1`, `7`, `max_fraction is 7`},
 		{"too little grace", `"15m0s"`, `"1s"`, `launch_grace is 1s`},
 		{"cut", "}\n", "", `pool.json:`},
-		{"more behind it", "}\n", "}{}", `something follows its end`},
+		{"more behind it", "}\n", "}{}", `after top-level value`},
 	} {
 		text := strings.Replace(good, c.old, c.new, 1)
 		if text == good {
