@@ -27,6 +27,15 @@ func (l *loader) build(ctx context.Context) {
 	for _, name := range append(names, "default.target") {
 		l.unit(ctx, name)
 	}
+	if l.Flat {
+		for name := range l.usual {
+			l.unit(ctx, name)
+		}
+		l.enableAll(ctx)
+	} else {
+		l.rcLocal(ctx)
+		l.firstBoot(ctx)
+	}
 	for i := 0; i < len(l.Units) && ctx.Err() == nil; i++ {
 		for _, e := range append(l.Units[i].starts(), l.Units[i].named("Unit", "Requisite")...) {
 			l.unit(ctx, e.To)
@@ -35,10 +44,32 @@ func (l *loader) build(ctx context.Context) {
 			l.unit(ctx, name)
 		}
 	}
+	for _, u := range l.Units {
+		if all := l.installs(ctx, u); len(all) > 0 {
+			l.wanted[u.Name] = all
+		}
+		for _, e := range u.Links {
+			if to := l.byName[e.To]; to != nil {
+				l.linked[to.Name] = append(l.linked[to.Name], e)
+			}
+		}
+	}
 	slices.SortFunc(l.Units, func(a, b *Unit) int { return strings.Compare(a.Name, b.Name) })
 	if u := l.byName["default.target"]; u != nil && u.State == Loaded {
 		l.Default = u.Name
 	}
+}
+
+// rcLocal starts rc-local.service where there is an /etc/rc.local, as systemd-rc-local-generator does at each
+// start. What it makes is in /run, which a copy does not have.
+func (l *loader) rcLocal(ctx context.Context) {
+	u, by := l.byName["rc-local.service"], l.byName["multi-user.target"]
+	if u == nil || by == nil || l.exists(ctx, "/etc/rc.local") != Yes ||
+		slices.ContainsFunc(by.Links, func(e Start) bool { return e.To == u.Name }) {
+		return
+	}
+	by.Links = append(by.Links, Start{From: by.Name, To: u.Name, By: "systemd-rc-local-generator",
+		Source: Source{Path: "/etc/rc.local"}, Doubt: "/etc/rc.local runs only if it is executable"})
 }
 
 // fileOf gives the file of a name, along names that lead to names; "" if there is none.
@@ -70,6 +101,10 @@ func (l *loader) unit(ctx context.Context, name string) *Unit {
 		}
 	}
 	u := &Unit{Name: name, Path: at, State: Missing}
+	if text := l.usual[name]; at == "" && text != "" {
+		u.State = Loaded
+		u.Settings, _, _ = parse(name, text)
+	}
 	if at != "" {
 		u.Name = path.Base(at)
 		if isTemplate(u.Name) && !isTemplate(name) {
@@ -118,6 +153,10 @@ func (l *loader) otherNames(u *Unit) {
 
 // fill reads the settings of a unit: its file, then what adds to it.
 func (l *loader) fill(ctx context.Context, u *Unit) {
+	if u.State == Loaded {
+		l.links(u)
+		return
+	}
 	if u.Path != "" {
 		f := l.read(ctx, u.Path)
 		u.State = Loaded

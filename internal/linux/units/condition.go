@@ -28,9 +28,6 @@ type Condition struct {
 	Assert bool
 }
 
-// text is how it is written.
-func (c *Condition) text() string { return c.Setting.Key + "=" + c.Setting.Value }
-
 // asksPath tells whether a condition is asked of a path, which has to be absolute.
 func asksPath(kind string) bool {
 	return slices.Contains([]string{"PathExists", "PathExistsGlob", "PathIsDirectory", "PathIsSymbolicLink",
@@ -71,18 +68,6 @@ func (u *Unit) Conditions() []Condition {
 		all = append(all, c)
 	}
 	return all
-}
-
-// met tells whether all conditions of a unit are met as of the files: those that decide are given where the answer
-// is not plainly yes.
-func (l *loader) met(ctx context.Context, all []Condition) (Truth, []Condition) {
-	for _, assert := range []bool{false, true} {
-		answer, by := decided(assert, all, func(c *Condition) Truth { return l.truth(ctx, c) })
-		if answer != Yes {
-			return answer, by
-		}
-	}
-	return Yes, nil
 }
 
 // decided joins the answers of a list (condition_test_list()).

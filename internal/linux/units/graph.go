@@ -121,7 +121,22 @@ func (u *Unit) Triggered() string {
 // there is one, and of those one of the shortest. Units that are masked or missing are not started, and so is no root
 // that requires such a one.
 func (s *Set) Reached(roots ...string) map[string][]Start {
-	w := walk{s: s, reached: map[string][]Start{}}
+	return s.reach(nil, roots)
+}
+
+// ReachedFirst is Reached for the first boot, which enables units by presets before.
+func (s *Set) ReachedFirst(roots ...string) map[string][]Start {
+	more := map[string][]Start{}
+	for _, e := range s.FirstStarts {
+		if u := s.Unit(e.From); u != nil {
+			more[u.Name] = append(more[u.Name], e)
+		}
+	}
+	return s.reach(more, roots)
+}
+
+func (s *Set) reach(more map[string][]Start, roots []string) map[string][]Start {
+	w := walk{s: s, reached: map[string][]Start{}, more: more}
 	for _, name := range roots {
 		if u := s.Unit(name); u != nil && s.Lacks(u.Name) == "" && w.reached[u.Name] == nil {
 			w.reached[u.Name] = []Start{}
@@ -137,6 +152,7 @@ type walk struct {
 	s       *Set
 	reached map[string][]Start
 	queue   []*Unit
+	more    map[string][]Start // starts that no file has yet
 	// doubtful are starts that are gone along when no others are left.
 	doubtful []Start
 }
@@ -148,6 +164,9 @@ func (w *walk) run() {
 			w.queue = w.queue[1:]
 			lacks := w.s.Lacks(u.Name)
 			for _, e := range w.s.pulled(u) {
+				w.take(e, lacks)
+			}
+			for _, e := range w.more[u.Name] {
 				w.take(e, lacks)
 			}
 		}
@@ -171,6 +190,9 @@ func (w *walk) take(e Start, lacks string) {
 	// Before systemd 254 a unit that is wanted is started even if what it requires cannot be; what it pulls in
 	// besides may be or may not (https://github.com/systemd/systemd/pull/27852).
 	gone, old := w.s.Lacks(to.Name), w.s.Version > 0 && w.s.Version < 254
+	if targetOf(to.Name) != "" && e.By != "PathExists=" {
+		return // systemd drops it from the transaction: all that is started conflicts with it
+	}
 	switch {
 	case gone != "" && w.s.Version >= 254:
 		return
@@ -193,7 +215,26 @@ func (w *walk) add(e Start, to *Unit) {
 }
 
 // pulled gives all starts of a unit, those of paths that exist already among them.
-func (s *Set) pulled(u *Unit) []Start { return u.starts() }
+func (s *Set) pulled(u *Unit) []Start {
+	all := u.starts()
+	if u.Type() != "path" {
+		return all
+	}
+	for _, p := range u.All("Path", "PathExists") {
+		there := s.paths[path.Clean(p.Value)]
+		if volatile(p.Value) {
+			there = Maybe
+		}
+		switch there {
+		case Yes:
+			all = append(all, Start{From: u.Name, To: u.Triggered(), By: "PathExists=", Source: p.From})
+		case Maybe:
+			all = append(all, Start{From: u.Name, To: u.Triggered(), By: "PathExists=", Source: p.From,
+				Doubt: "whether there is " + p.Value + " at a start is not known"})
+		}
+	}
+	return all
+}
 
 // present tells whether systemd has a unit that it could start.
 func present(u *Unit) bool {
@@ -216,6 +257,9 @@ func (s *Set) lacks(u *Unit, seen map[string]bool) string {
 	}
 	seen[u.Name] = true
 	if !present(u) {
+		if s.Flat && u.State == Missing {
+			return "" // the system will have it
+		}
 		return u.Name
 	}
 	for _, e := range u.starts() {
@@ -231,7 +275,7 @@ func (s *Set) lacks(u *Unit, seen map[string]bool) string {
 		}
 	}
 	for _, e := range u.named("Unit", "Requisite") { // has to run already, which needs no more than it itself
-		if to := s.Unit(e.To); to == nil || !present(to) {
+		if to := s.Unit(e.To); (to == nil || !present(to)) && !s.Flat {
 			return e.To
 		}
 	}

@@ -340,7 +340,7 @@ func TestRandomTreesAsSystemd(t *testing.T) {
 			}
 		}
 		if t.Failed() {
-			t.Logf("the tree:\n%s", shown(files))
+			t.Logf("the tree:\n%s", listed(files))
 			return
 		}
 	}
@@ -364,8 +364,8 @@ func reaches(s *Set, root string) (sure, all []string) {
 	return sure, all
 }
 
-// shown lists what a tree has besides what all have.
-func shown(files map[string]string) string {
+// listed lists what a tree has besides what all have.
+func listed(files map[string]string) string {
 	var b strings.Builder
 	all := vendor()
 	for _, name := range slices.Sorted(maps.Keys(files)) {

@@ -69,6 +69,10 @@ type loader struct {
 	*Set
 	parents map[string]string // directory -> where it really is
 	reals   []string          // the directories of units, as they really are
+	// near are files that lie with the units of a plain directory, by the last part of their names.
+	near map[string]string
+	// usual are units that every system has, for a plain directory.
+	usual   map[string]string
 	bytes   int
 	entries int
 }
@@ -90,16 +94,21 @@ func Load(ctx context.Context, t tree.Tree) (*Set, error) {
 func newLoader(t tree.Tree) *loader {
 	return &loader{t: t, parents: map[string]string{"/": "/"}, Set: &Set{byName: map[string]*Unit{},
 		files: map[string]*file{}, names: map[string]string{}, aliases: map[string][]string{},
-		sub: map[string][]entry{}, programs: map[string]program{}, paths: map[string]Truth{}}}
+		sub: map[string][]entry{}, programs: map[string]program{}, paths: map[string]Truth{},
+		doings: map[string]*doing{}, wanted: map[string][]Start{}, linked: map[string][]Start{}}}
 }
 
+// system reads all but what a plain directory does not have.
 func (l *loader) system(ctx context.Context) error {
 	l.identity(ctx)
 	l.version(ctx)
 	if err := l.directories(ctx); err != nil {
 		return err
 	}
+	l.presets(ctx)
 	l.build(ctx)
+	l.allActs(ctx)
+	l.crontabs(ctx)
 	return nil
 }
 

@@ -49,20 +49,27 @@ type Set struct {
 	Version int
 	// Presets are the rules of presets, in the order in which they are asked.
 	Presets []Preset
+	// FirstStarts are what the first boot links by presets, whether the next one is the first or not.
+	FirstStarts []Start
 	// Flat tells that the units are files of a plain directory, and that nothing is known of the system
 	// that they are meant for: what is enabled, which programs it has.
 	Flat bool
+	// Of is the directory whose units are judged, where there are several of one name; "" means all.
+	Of string
 	// AtReboot are the lines of crontabs that run at each start.
 	AtReboot []CronLine
 	// Gaps is what could not be read.
 	Gaps []Gap
 
 	byName   map[string]*Unit
+	wanted   map[string][]Start // what [Install] has a unit started by
+	linked   map[string][]Start // the links that start it
 	dirs     []string
 	files    map[string]*file    // by path
 	names    map[string]string   // name of a unit -> path of its file, or another name
 	aliases  map[string][]string // path of a file -> names that lead to it
 	sub      map[string][]entry  // directories NAME.d, NAME.wants ... by path
+	doings   map[string]*doing   // by the name of the unit
 	programs map[string]program  // what was found of programs, by their name
 	paths    map[string]Truth    // whether a path exists
 }
@@ -148,6 +155,15 @@ const (
 	Exits = "exit"
 )
 
+// When an act happens that does not always: Act.If.
+const (
+	ItFails    = "it fails"
+	ItSucceeds = "it succeeds"
+	TooOften   = "it is started too often"
+	TooLong    = "its start takes too long"
+	IsStopped  = "it is stopped"
+)
+
 // Act is something that running a unit does to the machine.
 type Act struct {
 	// What is one of the words above.
@@ -157,11 +173,12 @@ type Act struct {
 	Setting Setting
 	// Chain leads from the unit to the act: settings, lines of scripts, units that are started.
 	Chain []Step
-	// If is "" for always, else when: "it fails", "it succeeds", "it is started too often", "its start takes
-	// too long", "it is stopped", "its watchdog is not fed".
+	// If is "" for always, else when, in the words above.
 	If string
-	// Delay is how long the act waits by itself, as shutdown +5.
+	// Delay is how long the act waits by itself, as shutdown +5; At is the time of day that it waits for, as
+	// shutdown 03:30.
 	Delay time.Duration
+	At    string
 	// Guards are what keeps it from happening again and again.
 	Guards []Guard
 	// Missing is the program that does not exist: the act never happens.
@@ -176,10 +193,18 @@ type Step struct {
 	From Source
 }
 
+// The kinds of guards.
+const (
+	// NotMet: a condition of the unit is not met as of the files, so nothing of it runs.
+	NotMet = "condition not met"
+	// Unsure: whether a condition is met is not known.
+	Unsure = "condition not known"
+	// Disarms: the unit takes care that it does not act again.
+	Disarms = "disarms"
+)
+
 // Guard is something that keeps an act from happening at every start.
 type Guard struct {
-	// Kind is "condition" for one that is not met now, "unknown condition" for one of which that is not known,
-	// and "disarms" for a unit that takes care not to run again.
 	Kind string
 	Text string
 	// Path is the file that it rests on, "" if there is none. Lasting tells whether it stays over a restart.
