@@ -17,7 +17,7 @@ func newDoctorBoots(s *stdio) *cobra.Command {
 	var o doctorOptions
 	c := &cobra.Command{
 		Use:   "boots",
-		Short: "tell whether a machine starts again and again, and which unit is to blame",
+		Short: "tell why a machine starts again and again, and how to stop it",
 		Long: `boots lists when a machine was started, how long it ran and what ended each boot: an order to reboot, power off or
 switch kernels, a panic, a watchdog, or a cut of its power; and who asked for it. Of a row of short boots it says whether
 they are a loop that a unit of the machine makes, a row of crashes, or restarts that somebody asked for.
