@@ -16,7 +16,7 @@ import (
 // The log whose size must not matter, and what a look at it may take.
 const (
 	largeBytes, largeBytesQuick = 200 << 20, 32 << 20
-	largeSeconds                = 3
+	largeSeconds                = 5
 )
 
 // doctorLarge looks at a copy of a machine that has a large syslog.

@@ -124,11 +124,12 @@ func parse(args []string, log io.Writer) (options, error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	var err error
+	var err, dirErr error
 	o.only, err = regexp.Compile(*only)
+	o.dir, dirErr = filepath.Abs(o.dir) // children work elsewhere
 	switch {
-	case err != nil:
-		return o, err
+	case err != nil || dirErr != nil:
+		return o, errors.Join(err, dirErr)
 	case fs.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	case o.runs < 1:
