@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -72,10 +73,10 @@ func hurtFiles(r *Rule, e *evidence.Evidence, i int) []Result {
 func hurtFile(r *Rule, e *evidence.Evidence, i int, ev *evidence.Event, sure float64) *Finding {
 	f := &e.FSs[i]
 	ino, at := ev.Fields["inode"], point(e, f)
-	name := "inode " + ino
+	name, open, by := "inode "+ino, "", ""
 	for _, h := range f.Hurt {
-		if strconv.FormatUint(h.Inode, 10) == ino && h.Path != "" {
-			name = h.Path
+		if strconv.FormatUint(h.Inode, 10) == ino {
+			name, open, by = cmp.Or(h.Path, name), h.Open, h.By
 		}
 	}
 	what := "the content of a file was not written"
@@ -85,7 +86,10 @@ func hurtFile(r *Rule, e *evidence.Evidence, i int, ev *evidence.Event, sure flo
 	x := found(r, fileObject(e, i, name), sure, "content", fmt.Sprintf("%s: %s on %s", what, name, named(e, i)), said(ev))
 	x.Affects = append(x.Affects, fsObject(e, i))
 	x.Remedies = []Remedy{}
-	if name == "inode "+ino {
+	if open != "" { // the object stays that of the inode: who closes the file makes no other finding of it
+		x.Summary = fmt.Sprintf("%s: %s (inode %s) on %s", what, open, ino, named(e, i))
+		x.Evidence = append(x.Evidence, Fact{Source: evidence.Source{Path: "/proc"}, Value: open, Text: by + " has it open by this name"})
+	} else if name == "inode "+ino {
 		find := Remedy{Text: "find its name", Command: "find " + quoted(at) + " -xdev -inum " + ino,
 			Risk: "not on a file system that does not answer: it waits as well"}
 		if e.Kind == tree.Disk {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
@@ -146,28 +147,36 @@ func logOf(v *DiskVolume, from Source) *FSLog {
 	return l
 }
 
+// hurtInodes are those of a file system that the log speaks of, the last ones first.
+func (g *gatherer) hurtInodes(f *FS) []uint64 {
+	var inodes []uint64
+	for j := range g.e.Log.Events {
+		ev := &g.e.Log.Events[len(g.e.Log.Events)-1-j]
+		ino, err := strconv.ParseUint(ev.Fields["inode"], 10, 64)
+		device := strings.TrimPrefix(ev.Fields["device"], "/dev/")
+		ours := slices.Contains(f.Names, device) || device != "" && device == f.Device
+		if err == nil && ours && ev.Host == "" && !slices.Contains(inodes, ino) && len(inodes) < maxHurtNames {
+			inodes = append(inodes, ino)
+		}
+	}
+	return inodes
+}
+
 // maxHurtNames bounds the inodes of one file system whose names are looked for.
 const maxHurtNames = 100
 
-// hurt finds the names of the files that the log speaks of by their inodes, on a disk: on a machine that
-// runs that would go through all of a mount.
+// hurt finds the names of the files that the log speaks of by their inodes, on a disk. On a machine that
+// runs that would go through all of a mount, and only those are named that somebody has open.
 func (g *gatherer) hurt(ctx context.Context) {
 	names, can := g.t.(tree.Namer)
-	if !can || g.t.Kind() != tree.Disk {
+	if g.t.Kind() != tree.Disk {
+		g.hurtOpen(ctx)
 		return
 	}
 	for i := range g.e.FSs {
 		f := &g.e.FSs[i]
-		var inodes []uint64
-		for j := range g.e.Log.Events {
-			ev := &g.e.Log.Events[j]
-			ino, err := strconv.ParseUint(ev.Fields["inode"], 10, 64)
-			if err == nil && slices.Contains(f.Names, ev.Fields["device"]) && !slices.Contains(inodes, ino) &&
-				len(inodes) < maxHurtNames {
-				inodes = append(inodes, ino)
-			}
-		}
-		if len(inodes) == 0 {
+		inodes := g.hurtInodes(f)
+		if len(inodes) == 0 || !can {
 			continue
 		}
 		found, err := names.Names(ctx, f.Source, inodes)

@@ -79,6 +79,9 @@ type gatherer struct {
 	t tree.Tree
 	o Options
 	e *Evidence
+	// named: the files that the log speaks of were looked for before, and hurtNames is what was found.
+	named     bool
+	hurtNames []OpenFile
 	// byDev has the indexes of file systems.
 	byDev map[systemKey]int
 }

@@ -22,11 +22,13 @@ type Said struct {
 	Log   Log    `json:"log"`
 	Boots []Boot `json:"boots"`
 	Gaps  []Gap  `json:"gaps"`
+	// Hurt are the files that it speaks of by their inodes and that somebody had open.
+	Hurt []OpenFile `json:"hurt"`
 }
 
 // SaidIn gives what the logs of evidence said.
 func SaidIn(e *Evidence) Said {
-	s := Said{Log: e.Log, Boots: e.Boots}
+	s := Said{Log: e.Log, Boots: e.Boots, Hurt: openFiles(e)}
 	for _, gap := range e.Gaps {
 		if gap.Part == PartLog || gap.Part == PartBoots {
 			s.Gaps = append(s.Gaps, gap)
@@ -46,6 +48,7 @@ func (g *gatherer) log(ctx context.Context) {
 		return
 	}
 	g.e.Log, g.e.Boots = said.Log, said.Boots
+	g.named, g.hurtNames = true, said.Hurt
 	g.e.Gaps = append(g.e.Gaps, said.Gaps...)
 	if g.o.Said != nil {
 		g.e.Log.HungSilent = g.hungSilent() // more was heard since

@@ -77,6 +77,9 @@ type HurtFile struct {
 	Inode uint64
 	// Path is in the file system, as seen from where it is mounted first; "" if it was not found.
 	Path string
+	// Open is the name by which a process has it open, which may know it by another, and By that process; "" where
+	// nobody has. It is of a machine that runs.
+	Open, By string
 }
 
 // Super is the record that a file system keeps of itself.
