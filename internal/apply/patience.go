@@ -133,6 +133,14 @@ func (p *patient) LookAt(path string) (diskio.Named, error) {
 	return wait(p, func() (diskio.Named, error) { return p.Disk.LookAt(path) }, nil)
 }
 
+func (p *patient) ReadLink(path string) (string, error) {
+	return wait(p, func() (string, error) { return p.Disk.ReadLink(path) }, nil)
+}
+
+func (p *patient) MakeLink(to, path string) error {
+	return p.do(func() error { return p.Disk.MakeLink(to, path) })
+}
+
 func (p *patient) Room(path string) (diskio.Room, error) {
 	return wait(p, func() (diskio.Room, error) { return p.Disk.Room(path) }, nil)
 }

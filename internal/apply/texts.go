@@ -33,8 +33,7 @@ type texts struct {
 }
 
 // DraftTexts fills in what a plan says of this host: the names without symbolic links, and what is there
-// now. Of p it needs Why, Tool, Costs, Then, of the files Path, Mode and Content, and of the settings all but
-// Before. The errors are ErrUnfit,
+// now. Of p it needs Why, Tool, Costs, Then, of the files all but Before, and of the settings all but Before. The errors are ErrUnfit,
 // plan.ErrNotPlan, and those of reading.
 func DraftTexts(ctx context.Context, p *plan.Texts, o Options) error {
 	e, err := newEngine(ctx, o)
@@ -52,7 +51,7 @@ func DraftTexts(ctx context.Context, p *plan.Texts, o Options) error {
 			return fmt.Errorf("plan %s: %w", f.Path, err)
 		}
 		f.Path = filepath.Join(dir, filepath.Base(f.Path))
-		if _, f.Before, err = e.textNow(f.Path); err != nil {
+		if _, f.Before, err = e.textNow(f.Path, f.Links()); err != nil {
 			return fmt.Errorf("plan %s: %w", f.Path, err)
 		}
 	}
@@ -93,8 +92,9 @@ func (e *engine) realDir(dir string) (string, error) {
 	}
 }
 
-// textNow reads a file; the state is nil where there is none.
-func (e *engine) textNow(path string) ([]byte, *plan.TextState, error) {
+// textNow reads a file; the state is nil where there is none. A symbolic link is unfit unless links may be
+// there: then its content is where it leads to.
+func (e *engine) textNow(path string, links bool) ([]byte, *plan.TextState, error) {
 	n, err := e.disk.LookAt(path)
 	unfit := func(why string) ([]byte, *plan.TextState, error) {
 		return nil, nil, fmt.Errorf("%s %w: %s", path, ErrUnfit, why)
@@ -104,6 +104,15 @@ func (e *engine) textNow(path string) ([]byte, *plan.TextState, error) {
 		return nil, nil, nil
 	case err != nil:
 		return nil, nil, err
+	case n.Mode&fs.ModeSymlink != 0 && n.Links > 1:
+		return unfit("it has other names, which would keep the old content")
+	case n.Mode&fs.ModeSymlink != 0 && links:
+		to, err := e.disk.ReadLink(path)
+		if err != nil {
+			return nil, nil, err
+		}
+		s := plan.LinkState(to)
+		return []byte(to), &s, nil
 	case n.Mode&fs.ModeSymlink != 0:
 		return unfit("it is a symbolic link")
 	case !n.Mode.IsRegular():
@@ -238,6 +247,8 @@ func differs(got, want *plan.TextState) string {
 		return "is there, and was not"
 	case got == nil:
 		return "is gone, and was there"
+	case got.Link != want.Link:
+		return "is of another kind than"
 	case got.SHA256 == want.SHA256:
 		return fmt.Sprintf("has the mode %s, and had %s", got.Mode, want.Mode)
 	}
@@ -254,7 +265,7 @@ func (c *texts) now(f *plan.Text) ([]byte, *plan.TextState, error) {
 	if real != dir {
 		return nil, nil, &ChangedError{Path: f.Path, What: "its directory is " + real + " by now"}
 	}
-	return c.e.textNow(f.Path)
+	return c.e.textNow(f.Path, f.Links())
 }
 
 // fresh is the name of a file that is to take the place of path.
@@ -263,12 +274,40 @@ func (c *texts) fresh(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+c.r.ID[:unique]+".shisa-new")
 }
 
-// stage writes a file that is to take the place of path, and returns when its content is on the disk.
-func (c *texts) stage(path string, content []byte, mode plan.Mode) error {
+// stage makes what is to take the place of path, of a state, and returns when its content is on the disk; that of
+// a link is when its name is.
+func (c *texts) stage(path string, content []byte, s *plan.TextState) error {
 	fresh := c.fresh(path)
 	if err := c.unstage(path); err != nil {
 		return err
 	}
+	var err error
+	if s.Link {
+		err = c.e.disk.MakeLink(string(content), fresh)
+	} else {
+		err = c.write(fresh, content, s.Mode)
+	}
+	if err != nil {
+		return err
+	}
+	is, err := c.e.disk.LookAt(fresh)
+	if err != nil {
+		return err
+	}
+	was, err := c.e.disk.LookAt(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case was.Owner != is.Owner || was.Group != is.Group:
+		return fmt.Errorf("%s %w: it belongs to user %d and group %d, and a new one would to %d and %d", path,
+			ErrUnfit, was.Owner, was.Group, is.Owner, is.Group)
+	}
+	return nil
+}
+
+// write makes a file, and returns when its content is on the disk.
+func (c *texts) write(fresh string, content []byte, mode plan.Mode) error {
 	f, err := c.e.disk.CreateNew(fresh, mode.Perm())
 	if err != nil {
 		return err
@@ -284,19 +323,6 @@ func (c *texts) stage(path string, content []byte, mode plan.Mode) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", fresh, err)
-	}
-	is, err := c.e.disk.LookAt(fresh)
-	if err != nil {
-		return err
-	}
-	was, err := c.e.disk.LookAt(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case was.Owner != is.Owner || was.Group != is.Group:
-		return fmt.Errorf("%s %w: it belongs to user %d and group %d, and a new one would to %d and %d", path,
-			ErrUnfit, was.Owner, was.Group, is.Owner, is.Group)
 	}
 	return nil
 }
@@ -323,10 +349,13 @@ func (c *texts) forward(ctx context.Context) error {
 			}
 			return err
 		}
+		if f.Gone {
+			continue
+		}
 		if err := c.e.disk.MakeDir(filepath.Dir(f.Path), 0o755); err != nil {
 			return err
 		}
-		if err := c.stage(f.Path, []byte(f.Content), f.Mode); err != nil {
+		if err := c.stage(f.Path, []byte(f.Content), f.After()); err != nil {
 			return err
 		}
 	}
@@ -334,7 +363,11 @@ func (c *texts) forward(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := c.put(&c.r.Plan.Files[i], true, func(path string) error {
+		f := &c.r.Plan.Files[i]
+		if err := c.put(f, true, func(path string) error {
+			if f.Gone {
+				return c.e.disk.Remove(path) // what it held is in the receipt
+			}
 			return c.e.disk.Rename(c.fresh(path), path)
 		}); err != nil {
 			return err
@@ -355,9 +388,9 @@ func (c *texts) is(f *plan.Text, after bool) (bool, error) {
 	}
 	new := f.After()
 	switch {
-	case after && sameState(now, &new), !after && sameState(now, f.Before):
+	case after && sameState(now, new), !after && sameState(now, f.Before):
 		return true, nil
-	case sameState(now, &new), sameState(now, f.Before):
+	case sameState(now, new), sameState(now, f.Before):
 		return false, nil
 	}
 	return false, &ChangedError{Path: f.Path, What: "it is neither as before the change nor as after it"}
@@ -415,7 +448,7 @@ func (c *texts) back() error {
 			if f.Before == nil {
 				return c.e.disk.Remove(path) // all that it held is in the receipt
 			}
-			if err := c.stage(path, c.r.Before[i].Content, f.Before.Mode); err != nil {
+			if err := c.stage(path, c.r.Before[i].Content, f.Before); err != nil {
 				return err
 			}
 			return c.e.disk.Rename(c.fresh(path), path)

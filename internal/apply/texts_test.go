@@ -381,8 +381,7 @@ func TestTextsRefused(t *testing.T) {
 	}
 	d, p := textWorld(t)
 	for i := range p.Files {
-		now := p.Files[i].After()
-		p.Files[i].Before = &now
+		p.Files[i].Before = p.Files[i].After()
 	}
 	if err := p.Seal(); err != nil {
 		t.Fatal(err)

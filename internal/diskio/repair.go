@@ -119,6 +119,8 @@ type Looker interface {
 	RealPath(path string) (string, error)
 	// LookAt says what a name itself is: a symbolic link at its end is not followed.
 	LookAt(path string) (Named, error)
+	// ReadLink gives where a symbolic link leads to.
+	ReadLink(path string) (string, error)
 	// Room is how much may still be written to the file system of path.
 	Room(path string) (Room, error)
 }
@@ -165,6 +167,8 @@ type Names interface {
 	// file system keeps locks. An existing
 	// name is never touched: the error is then fs.ErrExist.
 	CreateNew(path string, perm fs.FileMode) (Writable, error)
+	// MakeLink makes a symbolic link. An existing name is never touched, as by CreateNew.
+	MakeLink(to, path string) error
 	// Rename gives a file another name in the same directory; who had that name loses it.
 	Rename(from, to string) error
 	// Remove removes the name of a file.

@@ -61,6 +61,8 @@ func (host) LookAt(path string) (Named, error) {
 	return n, nil
 }
 
+func (host) ReadLink(path string) (string, error) { return os.Readlink(path) }
+
 func (host) Room(path string) (Room, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
@@ -230,6 +232,13 @@ func (host) CreateNew(path string, perm fs.FileMode) (Writable, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+func (host) MakeLink(to, path string) error {
+	if err := unix.Symlink(to, path); err != nil {
+		return &fs.PathError{Op: "make the link", Path: path, Err: err}
+	}
+	return nil
 }
 
 func (host) Rename(from, to string) error { return os.Rename(from, to) }

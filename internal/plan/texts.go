@@ -99,16 +99,31 @@ type Text struct {
 	Path string `json:"path"`
 	// Before is what is there; nil where nothing is.
 	Before *TextState `json:"before"`
-	// Mode is that of the new file.
+	// Mode is that of the new file; LinkMode of a link, "" where none takes its place.
 	Mode Mode `json:"mode"`
-	// Content is all that the new file holds, in UTF-8.
+	// Content is all that the new file holds, in UTF-8: of a link where it leads to.
 	Content string `json:"content"`
+	// Link: a symbolic link is put there. Gone: what is there is taken away. Without one of them no
+	// symbolic link is touched.
+	Link bool `json:"link,omitempty"`
+	Gone bool `json:"gone,omitempty"`
 }
+
+// LinkMode is the mode of all symbolic links.
+const LinkMode Mode = "0777"
 
 // TextState tells a file of one content from any other.
 type TextState struct {
+	// SHA256 is the digest of its content, of a link that of where it leads to.
 	SHA256 string `json:"sha256"`
 	Mode   Mode   `json:"mode"`
+	Link   bool   `json:"link,omitempty"`
+}
+
+// Of reports whether it is the state of what holds content.
+func (s *TextState) Of(content []byte) bool {
+	is := StateOf(content, s.Mode)
+	return is.SHA256 == s.SHA256
 }
 
 // Told is a command line for people, and what it does.
@@ -135,14 +150,37 @@ func (m Mode) Perm() fs.FileMode {
 // StateOf is the state of a file that holds content.
 func StateOf(content []byte, mode Mode) TextState {
 	sum := sha256.Sum256(content)
-	return TextState{hex.EncodeToString(sum[:]), mode}
+	return TextState{SHA256: hex.EncodeToString(sum[:]), Mode: mode}
 }
 
-// After is the state of the file when it was put in place.
-func (t *Text) After() TextState { return StateOf([]byte(t.Content), t.Mode) }
+// LinkState is the state of a symbolic link.
+func LinkState(to string) TextState {
+	s := StateOf([]byte(to), LinkMode)
+	s.Link = true
+	return s
+}
+
+// After is the state of the file when it was put in place, nil where it was taken away.
+func (t *Text) After() *TextState {
+	s := StateOf([]byte(t.Content), t.Mode)
+	switch {
+	case t.Gone:
+		return nil
+	case t.Link:
+		s = LinkState(t.Content)
+	}
+	return &s
+}
+
+// Links reports whether a symbolic link may be where the file is, or will be: of others it is not known
+// what they are for.
+func (t *Text) Links() bool { return t.Link || t.Gone || t.Before != nil && t.Before.Link }
 
 // Same reports whether the file is already as it should be.
-func (t *Text) Same() bool { return t.Before != nil && *t.Before == t.After() }
+func (t *Text) Same() bool {
+	after := t.After()
+	return t.Before == nil && after == nil || t.Before != nil && after != nil && *t.Before == *after
+}
 
 // Empty reports whether the plan changes nothing.
 func (p *Texts) Empty() bool {
@@ -294,7 +332,13 @@ func (t *Text) validate() error {
 	case !line(t.Path) || len(t.Path) > maxPathBytes || !strings.HasPrefix(t.Path, "/") ||
 		t.Path != filepath.Clean(t.Path) || t.Path == "/" || len(filepath.Base(t.Path)) > MaxTextName:
 		return fmt.Errorf("its path %.80q is not one that is written to", t.Path)
-	case t.Mode.Perm()&^0o755 != 0 || t.Mode.Perm()&0o400 == 0:
+	case t.Link && t.Gone:
+		return errors.New("it is put there and taken away at once")
+	case t.Gone && (t.Mode != "" || t.Content != ""):
+		return errors.New("it is taken away, and holds something afterwards")
+	case t.Link && (t.Mode != LinkMode || !line(t.Content) || len(t.Content) >= maxPathBytes):
+		return fmt.Errorf("it is a symbolic link with the mode %.20q that leads to %.80q", t.Mode, t.Content)
+	case !t.Link && !t.Gone && (t.Mode.Perm()&^0o755 != 0 || t.Mode.Perm()&0o400 == 0):
 		// What others may write is no setting of the administrator any more.
 		return fmt.Errorf("its mode is %.20q, want at most 0755", t.Mode)
 	case len(t.Content) > MaxTextBytes:
@@ -303,6 +347,8 @@ func (t *Text) validate() error {
 		return errors.New("it is no text in UTF-8")
 	case t.Before == nil:
 		return nil
+	case t.Before.Link && (t.Before.Mode != LinkMode || !t.Link && !t.Gone):
+		return fmt.Errorf("a symbolic link with the mode %.20q is replaced by a file", t.Before.Mode)
 	case ModeOf(t.Before.Mode.Perm()) != t.Before.Mode:
 		return fmt.Errorf("its mode was %.20q", t.Before.Mode)
 	}

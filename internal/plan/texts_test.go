@@ -18,13 +18,15 @@ import (
 
 func sampleTexts(t testing.TB) *plan.Texts {
 	t.Helper()
-	was := plan.StateOf([]byte("a = 1\n"), "0600")
+	was, wasLink := plan.StateOf([]byte("a = 1\n"), "0600"), plan.LinkState("../x")
 	p := &plan.Texts{
 		Schema: plan.TextsSchema, ID: "00112233445566778899aabbccddeeff",
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Tool: "test", Why: "keep the agent away",
 		Files: []plan.Text{
 			{Path: "/etc/a.conf", Before: &was, Mode: "0600", Content: "a = 2\n"},
 			{Path: "/etc/b.d/b ü.conf", Mode: "0644", Content: "x\t\"y\"\\\u202e\n"},
+			{Path: "/etc/l", Mode: plan.LinkMode, Content: "/dev/null", Link: true},
+			{Path: "/etc/m", Before: &wasLink, Gone: true},
 		},
 		Then: []plan.Told{{Command: "systemctl daemon-reload", Why: "read it"}},
 	}
@@ -123,6 +125,22 @@ func TestTextsValidate(t *testing.T) {
 		{"too long", func(p *plan.Texts) { p.Files[0].Content = strings.Repeat("a", plan.MaxTextBytes+1) }},
 		{"no UTF-8", func(p *plan.Texts) { p.Files[0].Content = "\xff" }},
 		{"zero byte", func(p *plan.Texts) { p.Files[0].Content = "a\x00" }},
+		{"link with a mode", func(p *plan.Texts) { p.Files[1].Link = true }},
+		{"link to nothing", func(p *plan.Texts) { p.Files[1] = plan.Text{Path: "/etc/l", Link: true, Mode: plan.LinkMode} }},
+		{"link of two lines", func(p *plan.Texts) {
+			p.Files[1] = plan.Text{Path: "/etc/l", Link: true, Mode: plan.LinkMode, Content: "a\nb"}
+		}},
+		{"long link", func(p *plan.Texts) {
+			p.Files[1] = plan.Text{Path: "/etc/l", Link: true, Mode: plan.LinkMode, Content: strings.Repeat("a", 4096)}
+		}},
+		{"gone with content", func(p *plan.Texts) { p.Files[0].Gone = true }},
+		{"gone and a link", func(p *plan.Texts) { p.Files[0] = plan.Text{Path: "/etc/l", Link: true, Gone: true} }},
+		{"a link became a file", func(p *plan.Texts) { *p.Files[0].Before = plan.LinkState("/x") }},
+		{"a link had a mode", func(p *plan.Texts) {
+			s := plan.LinkState("/x")
+			s.Mode = "0644"
+			p.Files[0] = plan.Text{Path: "/etc/l", Gone: true, Before: &s}
+		}},
 	} {
 		p := sampleTexts(t)
 		c.edit(p)
@@ -138,8 +156,7 @@ func TestTextsEmpty(t *testing.T) {
 		t.Error("Empty = true for a plan that changes files")
 	}
 	for i := range p.Files {
-		now := p.Files[i].After()
-		p.Files[i].Before = &now
+		p.Files[i].Before = p.Files[i].After()
 	}
 	if !p.Empty() {
 		t.Error("Empty = false for a plan that changes nothing")

@@ -81,6 +81,21 @@ func (o *out) textFile(f *plan.Text) {
 	case f.Same():
 		o.prose("  ", "unchanged: "+Name(f.Path))
 		return
+	case f.Gone && f.Before != nil && f.Before.Link:
+		o.prose("  ", "link that is taken away: "+Name(f.Path))
+		return
+	case f.Gone:
+		o.prose("  ", "file that is taken away: "+Name(f.Path))
+		return
+	case f.Link:
+		what = "new link"
+		if f.Before != nil && f.Before.Link {
+			what = "link that is replaced"
+		} else if f.Before != nil {
+			what = "file that becomes a link"
+		}
+		o.prose("  ", fmt.Sprintf("%s: %s -> %s", what, Name(f.Path), Name(f.Content)))
+		return
 	case f.Before != nil:
 		what = "file that is replaced"
 	}
@@ -133,6 +148,8 @@ func TextReceipt(w io.Writer, r *vault.TextReceipt, undo string, s Style) error 
 		switch {
 		case f.Same():
 			word = "  unchanged "
+		case r.State == vault.Committed && f.Gone:
+			word = "  taken away  "
 		case r.State == vault.Committed && f.Before == nil:
 			word = "  made      "
 		case r.State == vault.Committed:

@@ -23,11 +23,16 @@ func textPlans() map[string]*plan.Texts {
 	dropin := plan.Text{Path: "/etc/systemd/system/agent.service.d/50-shisa-mnt.conf", Mode: "0644",
 		Content: "[Service]\nInaccessiblePaths=\"-/mnt\"\n"}
 	same := dropin
-	after := dropin.After()
-	same.Before = &after
+	same.Before = dropin.After()
+	wasLink := plan.LinkState("/opt/x")
 	return map[string]*plan.Texts{
 		"plan": {Why: "agent.service is kept from /mnt", Then: then, Files: []plan.Text{dropin,
-			{Path: "/etc/other.conf", Mode: "0600", Content: long, Before: &plan.TextState{SHA256: "00", Mode: "0600"}}, same}},
+			{Path: "/etc/other.conf", Mode: "0600", Content: long, Before: &plan.TextState{SHA256: "00", Mode: "0600"}}, same,
+			{Path: "/etc/new-link", Link: true, Mode: plan.LinkMode, Content: "/dev/null"},
+			{Path: "/etc/other-link", Link: true, Mode: plan.LinkMode, Content: "/dev/null", Before: &wasLink},
+			{Path: "/etc/file", Link: true, Mode: plan.LinkMode, Content: "/dev/null",
+				Before: &plan.TextState{SHA256: "00", Mode: "0600"}},
+			{Path: "/etc/gone-link", Gone: true, Before: &wasLink}}},
 		"done": {Why: "agent.service is kept from /mnt", Then: then, Files: []plan.Text{same}},
 		"hostile": {Why: evil, Then: []plan.Told{{Command: evil, Why: evil}},
 			Files: []plan.Text{{Path: "/etc/" + evil, Mode: plan.Mode(evil), Content: evil}}},

@@ -134,7 +134,7 @@ func decodeTextReceipt(raw []byte) (*TextReceipt, error) {
 		switch {
 		case b.Path != f.Path || b.Absent != (f.Before == nil) || b.Absent && len(b.Content) > 0:
 			return damaged("what it keeps of file %d is of another one", i)
-		case !b.Absent && plan.StateOf(b.Content, f.Before.Mode) != *f.Before:
+		case !b.Absent && !f.Before.Of(b.Content):
 			return damaged("what it keeps of %.80q is not what was there", b.Path)
 		}
 	}

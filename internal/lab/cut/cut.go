@@ -71,6 +71,14 @@ func (d *Disk) Put(path string, content []byte) {
 	d.addDirs(filepath.Dir(path))
 }
 
+// PutLink puts a symbolic link on the disk, for sure.
+func (d *Disk) PutLink(path, to string) {
+	d.Put(path, []byte(to))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.names[path].mode = fs.ModeSymlink | 0o777
+}
+
 // PutBlock puts a block device on the disk: it cannot become longer.
 func (d *Disk) PutBlock(path string, content []byte) {
 	d.Put(path, content)
@@ -288,6 +296,22 @@ func (d *Disk) LookAt(path string) (diskio.Named, error) {
 	return diskio.Named{Mode: f.mode, Owner: f.owner, SizeBytes: int64(len(f.view)), Links: 1}, nil
 }
 
+// ReadLink is part of diskio.Looker.
+func (d *Disk) ReadLink(path string) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.names[path]
+	switch {
+	case d.isDead():
+		return "", ErrCut
+	case f == nil:
+		return "", &fs.PathError{Op: "readlink", Path: path, Err: fs.ErrNotExist}
+	case f.mode&fs.ModeSymlink == 0:
+		return "", &fs.PathError{Op: "readlink", Path: path, Err: fs.ErrInvalid}
+	}
+	return string(f.view), nil
+}
+
 // Room is part of diskio.Looker.
 func (d *Disk) Room(path string) (diskio.Room, error) {
 	d.mu.Lock()
@@ -320,6 +344,23 @@ func (d *Disk) CreateNew(path string, perm fs.FileMode) (diskio.Writable, error)
 		return nil, err
 	}
 	return f, nil
+}
+
+// MakeLink is part of diskio.Names. Where the link leads to is on the disk with its name.
+func (d *Disk) MakeLink(to, path string) error {
+	return d.do("link "+path, nil, func() error {
+		switch {
+		case !d.dirs[filepath.Dir(path)]:
+			return &fs.PathError{Op: "make the link", Path: path, Err: fs.ErrNotExist}
+		case d.names[path] != nil || d.dirs[path]:
+			return &fs.PathError{Op: "make the link", Path: path, Err: fs.ErrExist}
+		}
+		f := d.newInode()
+		f.base, f.view, f.mode = []byte(to), []byte(to), fs.ModeSymlink|0o777
+		d.names[path] = f
+		d.pending = append(d.pending, rename{"", path, f})
+		return nil
+	})
 }
 
 // Rename is part of diskio.Names.
