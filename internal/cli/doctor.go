@@ -187,13 +187,18 @@ func (o *doctorOptions) gatherLive(ctx context.Context, _ string) (*evidence.Evi
 		return nil, err
 	}
 	defer t.Close()
-	version, _, _ := buildFacts(debug.ReadBuildInfo())
 	now := time.Now()
-	files, err := evidence.Probe(ctx, t, evidence.ProbeOptions{Now: now, Version: version, Write: o.write})
+	files, err := askLive(ctx, t, evidence.ProbeOptions{Now: now, Write: o.write})
 	if err != nil {
 		return nil, err
 	}
 	return evidence.Gather(ctx, tree.Overlay(t, files), evidence.Options{Now: now})
+}
+
+// askLive asks what only a running machine can tell.
+func askLive(ctx context.Context, t tree.Tree, o evidence.ProbeOptions) (map[string][]byte, error) {
+	o.Version, _, _ = buildFacts(debug.ReadBuildInfo())
+	return evidence.Probe(ctx, t, o)
 }
 
 // gatherRoot gathers the evidence of a copy, of a mounted system, or of a bundle that somebody unpacked.

@@ -130,9 +130,8 @@ func (o *doctorCollectOptions) live(ctx context.Context, w io.Writer) (*evidence
 		return nil, nil, err
 	}
 	defer t.Close()
-	version, _, _ := buildFacts(debug.ReadBuildInfo())
 	now := time.Now()
-	files, err := evidence.Probe(ctx, t, evidence.ProbeOptions{Now: now, Label: o.label, Version: version, Write: o.write})
+	files, err := askLive(ctx, t, evidence.ProbeOptions{Now: now, Label: o.label, Write: o.write})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -68,7 +67,7 @@ func runDoctorMem(ctx context.Context, o doctorMemOptions, s *stdio) error {
 	if err != nil {
 		return err
 	}
-	series, err := evidence.RecallSeries(filepath.Join(dir, filepath.Base(evidence.SeriesPath)))
+	series, err := evidence.RecallSeries(dir)
 	if err != nil {
 		return err
 	}

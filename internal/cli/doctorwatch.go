@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -86,7 +85,7 @@ func runDoctorWatch(ctx context.Context, o doctorWatchOptions, s *stdio) error {
 	if err != nil {
 		return err
 	}
-	series, err := evidence.RecallSeries(filepath.Join(dir, filepath.Base(evidence.SeriesPath)))
+	series, err := evidence.RecallSeries(dir)
 	if err != nil {
 		return err
 	}

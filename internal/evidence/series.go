@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
+	"path/filepath"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -26,10 +28,10 @@ type Series struct {
 	kept time.Time // of the last point
 }
 
-// RecallSeries reads what was kept in a file; there may be none yet.
-func RecallSeries(file string) (*Series, error) {
-	s := &Series{file: file, Points: []MemoryPoint{}}
-	f, err := diskio.Open(file)
+// RecallSeries reads what was kept in a directory; there may be nothing yet.
+func RecallSeries(dir string) (*Series, error) {
+	s := &Series{file: filepath.Join(dir, path.Base(SeriesPath)), Points: []MemoryPoint{}}
+	f, err := diskio.Open(s.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	} else if err != nil {

@@ -16,7 +16,7 @@ import (
 // TestSeries: one point every ten minutes is kept, and found again; also after the clock went back.
 func TestSeries(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "memory.jsonl")
-	s, err := RecallSeries(file)
+	s, err := RecallSeries(filepath.Dir(file))
 	if err != nil || s.Points == nil || len(s.Points) != 0 {
 		t.Fatalf("without a file: %+v, %v", s, err)
 	}
@@ -34,14 +34,14 @@ func TestSeries(t *testing.T) {
 	if want := []int{0, 3, 5}; !slices.Equal(kept, want) {
 		t.Errorf("kept points %v, want %v", kept, want)
 	}
-	again, err := RecallSeries(file)
+	again, err := RecallSeries(filepath.Dir(file))
 	if err != nil || len(again.Points) != 3 || again.Points[2].Available != 3 {
 		t.Errorf("read again: %+v, %v; want three in the order of time", again, err)
 	}
 	if err := os.WriteFile(file, []byte("no point\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if again, err = RecallSeries(file); err != nil || len(again.Points) != 0 {
+	if again, err = RecallSeries(filepath.Dir(file)); err != nil || len(again.Points) != 0 {
 		t.Errorf("a line that is none: %+v, %v", again, err)
 	}
 }

@@ -305,7 +305,7 @@ func TestNoRing(t *testing.T) {
 // TestSeries: points of memory are kept; that they cannot be is told once, and nothing ends.
 func TestSeries(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state", "memory.jsonl")
-	series, err := evidence.RecallSeries(file)
+	series, err := evidence.RecallSeries(filepath.Dir(file))
 	if err != nil {
 		t.Fatal(err)
 	}
