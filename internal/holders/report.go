@@ -57,6 +57,9 @@ func (s *scan) hints(ctx context.Context) {
 	for _, e := range s.exported(ctx) {
 		hint("the NFS server, which exports %s: exportfs -f", e)
 	}
+	for _, text := range s.served(ctx) {
+		hint("%s", text)
+	}
 	if s.tried {
 		hint("a read or write of io_submit(2) or io_uring that storage has not answered")
 		hint("a file that poll(2) waits for, and that was closed meanwhile")
@@ -116,6 +119,42 @@ func (s *scan) exported(ctx context.Context) []string {
 		m, ok := s.locate(s.own, path)
 		return !ok || !m.Asked
 	})
+}
+
+// maxServedHints bounds the clients of the NFS server that are named.
+const maxServedHints = 8
+
+// served says for which clients the NFS server has files of the file system open. How many references
+// these make is not known.
+func (s *scan) served(ctx context.Context) (hints []string) {
+	all, err := s.h.Linux.Served(ctx)
+	s.unread("files that the NFS server has open", err)
+	files := map[linux.Served][]string{} // by client
+	var clients []linux.Served
+	for _, f := range all {
+		if f.Dev != s.t.dev {
+			continue
+		}
+		c := linux.Served{Client: f.Client, Address: f.Address}
+		if _, known := files[c]; !known {
+			clients = append(clients, c)
+		}
+		if name := cmp.Or(f.Name, fmt.Sprintf("inode %d", f.Inode)); !slices.Contains(files[c], name) {
+			files[c] = append(files[c], name)
+		}
+	}
+	for i, c := range clients {
+		if i == maxServedHints {
+			return append(hints, fmt.Sprintf("the NFS server, for %d more clients", len(clients)-i))
+		}
+		what := files[c][0]
+		if n := len(files[c]) - 1; n > 0 {
+			what += fmt.Sprintf(" and %d more", n)
+		}
+		hints = append(hints, fmt.Sprintf("the NFS server, which has %s open for the client %s (%s)", what, c.Client,
+			c.Address))
+	}
+	return hints
 }
 
 // report puts together what was found.
