@@ -116,5 +116,10 @@ func say(l vm.Line) error {
 	if _, err := f.Write(append(b, '\n')); err != nil {
 		return err
 	}
-	return unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) // all of it, before it is closed
+	// All of it, before it is closed. The runtime's own signals end the wait early.
+	for {
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1); err != unix.EINTR {
+			return err
+		}
+	}
 }
