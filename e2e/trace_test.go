@@ -240,7 +240,11 @@ func (p place) programs(t *testing.T) int {
 func (p place) traced(t *testing.T, w *watcher, holder, decoy int, pipe string) (names []string) {
 	exact, failed := 0, 0
 	var kernel, program []string
-	for ; failed < rounds && p.fail(t, pipe); failed++ {
+	// Each is told of a second later: they fail one after the other, and are waited for together.
+	for failed < rounds && p.fail(t, pipe) {
+		failed++
+	}
+	for range failed {
 		f := w.next(t, p)
 		if holding(f, decoy) != nil {
 			t.Errorf("a process is named that looks at another mount: %+v", f)

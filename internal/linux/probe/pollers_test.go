@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +21,14 @@ import (
 func TestPollersRelative(t *testing.T) {
 	on := scratch(t)
 	defer on.File.Close()
+	p, err := OpenPollers([]Target{on})
+	if errors.Is(err, ErrRefused) {
+		testenv.Lacks(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
 	sub := filepath.Join(on.Path, "sub", "deep")
 	if err := os.MkdirAll(sub, 0o700); err != nil {
 		t.Fatal(err)
@@ -62,7 +69,7 @@ func TestPollersRelative(t *testing.T) {
 		{"a path that is too long", on.Path, here(strings.Repeat("./", 3*maxText/2) + "."), 0},
 	} {
 		for _, apart := range []bool{false, true} {
-			if got := seen(t, on, c.from, apart, c.look); got != c.want {
+			if got := seen(t, p, c.from, apart, c.look); got != c.want {
 				t.Errorf("%s, in a namespace of its own %t: %d looks at the mount were seen, want %d",
 					c.name, apart, got, c.want)
 			}
@@ -72,16 +79,9 @@ func TestPollersRelative(t *testing.T) {
 
 // seen has a task look from a directory, in a mount namespace of its own or in this one, and gives how
 // many looks were counted.
-func seen(t *testing.T, on Target, from string, apart bool, look func(fd int) error) (n int64) {
+func seen(t *testing.T, p *Pollers, from string, apart bool, look func(fd int) error) int64 {
 	t.Helper()
-	p, err := OpenPollers([]Target{on})
-	if errors.Is(err, ErrRefused) {
-		testenv.Lacks(t, err.Error())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	before := looks(t, p)
 	dir, err := os.Open(from)
 	if err != nil {
 		t.Fatal(err)
@@ -106,13 +106,20 @@ func seen(t *testing.T, on Target, from string, apart bool, look func(fd int) er
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+	return looks(t, p) - before
+}
+
+// looks counts the looks of this process.
+func looks(t *testing.T, p *Pollers) (n int64) {
+	t.Helper()
 	polls, err := p.Polls()
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(polls, func(q Poll) bool { return q.PID == os.Getpid() && q.Children == "" })
-	if i < 0 {
-		return 0
+	for _, q := range polls {
+		if q.PID == os.Getpid() && q.Children == "" {
+			n += q.Calls
+		}
 	}
-	return polls[i].Calls
+	return n
 }
