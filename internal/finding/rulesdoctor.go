@@ -75,6 +75,12 @@ var (
 var (
 	FS07 = Rule{"FS07", "log-stopped", Warning, "the log stops long before the machine did",
 		"take the end of the log for no proof; look whether its file system still took writes"}
+	TM03 = Rule{"TM03", "timer-stamp-lost", Danger, "a timer restarts the machine at each start, since its stamp is lost",
+		"start it once without the timer: systemd.mask=TIMER on the kernel's command line; then see that its stamp is kept"}
+	TM04 = Rule{"TM04", "timer-catches-up", Warning, "a timer will restart the machine once, right after its next start",
+		"expect it, or start the machine once without the timer"}
+	TM06 = Rule{"TM06", "timer-slow-clock", Danger, "a timer restarts the machine again and again if its clock starts slow",
+		"have something remember the time over restarts, and the hardware's clock taken for what it is"}
 	TM08 = Rule{"TM08", "boot-churn", Danger, "the machine starts again and again",
 		"start it once without the unit that asks for it: systemd.mask=UNIT on the kernel's command line"}
 	TM09 = Rule{"TM09", "clock-jump", Warning, "the clock of the day was set by more than a minute",
@@ -118,7 +124,7 @@ func doctorRules() []Rule {
 		ME01, ME02,
 		NF01, NF02, NF03, NF04,
 		PR01, PR02,
-		TM08, TM09,
+		TM03, TM04, TM06, TM08, TM09,
 		UM01,
 	}
 }

@@ -25,8 +25,9 @@ type Known struct {
 	// Local: systemd takes the clock of the hardware for local time (/etc/adjtime).
 	Local Truth
 	// Right: the clock of the hardware is known to be what systemd takes it for; No: it is known to be off by
-	// the zone's offset.
+	// Error.
 	Right Truth
+	Error time.Duration
 	// Synced: a daemon is there that sets the clock right.
 	Synced Truth
 	// Saves: a daemon keeps the clock from starting before Saved, the last time that it knows of.
@@ -89,8 +90,8 @@ func (k Known) errors() []Clock {
 		zone = []Clock{c, other}
 	}
 	all := append([]Clock{right}, zone...)
-	if k.Right == No && len(zone) > 0 {
-		all = append([]Clock{zone[0], right}, zone[1:]...)
+	if k.Right == No && k.Error != 0 {
+		all = append([]Clock{{Name: "the clock is " + by(k.Error) + " at the start, as it is now", Error: k.Error}}, all...)
 	}
 	epoch := time.Unix(0, 0)
 	return append(all, Clock{Name: "the clock of the hardware has stopped, and begins in 1970", Begins: epoch},

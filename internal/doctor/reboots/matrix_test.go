@@ -29,7 +29,7 @@ func TestMatrix(t *testing.T) {
 		"no daemon": {Known{Offset: jst, Local: Yes, Synced: No, Saves: No, Build: noon.AddDate(-1, 0, 0)}, 5, "the clock is right",
 			[]string{"the clock of the hardware has stopped"}}, // from systemd's build to the event, again and again
 		"waits":              {Known{Offset: jst, Synced: Yes, Saves: No, Waits: Yes}, 13, "the clock is right", nil},
-		"known to be off":    {Known{Offset: jst, Local: Yes, Right: No, Synced: Yes, Saves: No}, 13, "the clock is 9h slow", []string{"the clock is 9h slow", "the clock of the hardware has stopped"}},
+		"known to be off":    {Known{Offset: jst, Local: Yes, Right: No, Error: -jst, Synced: Yes, Saves: No}, 16, "the clock is 9h slow", []string{"the clock is 9h slow", "the clock of the hardware has stopped"}},
 		"nothing is known":   {Known{Offset: jst, Local: Unknown, Synced: Unknown, Saves: Unknown}, 26, "the clock is right", []string{"the clock is 9h slow", "the clock of the hardware has stopped"}},
 		"where local is UTC": {Known{Synced: Yes, Saves: No}, 7, "the clock is right", []string{"the clock of the hardware has stopped"}},
 	} {

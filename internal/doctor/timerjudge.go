@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/doctor/reboots"
+	"github.com/shisa-vm/shisa/internal/evidence"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/linux/units"
+)
+
+// played is what was played of a timer.
+type played struct {
+	timer reboots.Timer
+	// act is what its unit does, as it is played.
+	act *TimerAct
+	// ways are what may be so of the stamp, each with its runs.
+	ways []way
+}
+
+// way is one of the things that may be so of a stamp.
+type way struct {
+	text  string // "" if it is known to be so
+	stamp reboots.Stamp
+	runs  []reboots.Run
+}
+
+// rtcSlack is by how much the hardware's clock may be off that is taken for right.
+const rtcSlack = 2 * time.Minute
+
+// known gives what is known of a machine's clock, for what is played.
+func known(e *evidence.Evidence) reboots.Known {
+	c := &e.Clock
+	_, offset := c.Present.In(c.Zone).Zone()
+	k := reboots.Known{Offset: time.Duration(offset) * time.Second, Local: reboots.Truth(c.Local), Right: reboots.Unknown,
+		Synced: reboots.Truth(c.Synced), Saves: reboots.Truth(c.Saves), Saved: c.Saved, Waits: reboots.Truth(c.Waits), Build: c.Build}
+	if c.HasRTC && c.Local != units.Maybe {
+		k.Right, k.Error = reboots.Yes, c.Ahead
+		if c.Local == units.Yes {
+			k.Error -= k.Offset
+		}
+		if k.Error.Abs() <= rtcSlack {
+			k.Error = 0
+		} else {
+			k.Right = reboots.No
+		}
+	}
+	return k
+}
+
+// playable gives the act of a unit that is played: one that happens always before one that happens at times;
+// nil if none happens.
+func (t *TimerInfo) playable() *TimerAct {
+	var best *TimerAct
+	for i := range t.Acts {
+		a := &t.Acts[i]
+		if a.Never == "" && (best == nil || best.If != "" && a.If == "") {
+			best = a
+		}
+	}
+	return best
+}
+
+// judge says what a timer will do to the machine.
+func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) {
+	a := t.playable()
+	switch {
+	case a == nil:
+		t.Danger = TimerIdle
+		t.say("%s would %s the machine, but does not: %s", t.Starts, verb(t.Acts[0].Does), t.Acts[0].Never)
+		return
+	case !t.Reached:
+		t.Danger = TimerIdle
+		t.say("%s would %s the machine; no boot starts this timer", t.Starts, verb(a.Does))
+		return
+	}
+	x.Does, x.After = a.Does, a.act.Delay
+	x.Once = slices.ContainsFunc(a.act.Guards, func(g units.Guard) bool { return g.Kind == units.Disarms && g.Lasting })
+	x.Stamp.Unsynced = a.Does == units.Crash
+	j := &played{timer: *x, act: a, ways: stampWays(e, t, x)}
+	k := known(e)
+	for i := range j.ways {
+		w := &j.ways[i]
+		one := *x
+		one.Stamp = w.stamp
+		w.runs = reboots.Matrix(reboots.World{Start: e.Clock.Present, Timers: []reboots.Timer{one}}, k)
+		for n := range w.runs {
+			t.Runs = append(t.Runs, timerRun(w.text, &w.runs[n]))
+		}
+	}
+	t.played = j
+	t.conclude(e, u)
+}
+
+// stampWays gives what may be so of a stamp: what is not known is there both ways.
+func stampWays(e *evidence.Evidence, t *TimerInfo, x *reboots.Timer) []way {
+	all := []way{{"", x.Stamp, nil}}
+	if !x.Persistent {
+		return all
+	}
+	if t.Stamp == "unknown" {
+		old, missing := x.Stamp, x.Stamp
+		old.At = e.Clock.Present.AddDate(-1, 0, 0)
+		all = []way{{"the stamp is old", old, nil}, {"there is no stamp", missing, nil}}
+	}
+	split := func(truth units.Truth, text string, change func(*reboots.Stamp)) {
+		if truth != units.Maybe {
+			return
+		}
+		for _, w := range slices.Clone(all) {
+			change(&w.stamp)
+			w.text = strings.TrimPrefix(w.text+", "+text, ", ")
+			all = append(all, w)
+		}
+	}
+	split(e.Clock.Keeps.Writable, "stamps cannot be written", func(s *reboots.Stamp) { s.Fixed = true })
+	split(e.Clock.Keeps.Lasts, "stamps do not last", func(s *reboots.Stamp) { s.Forgotten = true })
+	return all
+}
+
+// say adds a sentence to the verdict.
+func (t *TimerInfo) say(form string, args ...any) {
+	t.Says = append(t.Says, fmt.Sprintf(form, args...))
+}
+
+// verb says what an act does.
+func verb(does string) string {
+	switch does {
+	case units.Reboot:
+		return "restart"
+	case units.PowerOff:
+		return "power off"
+	case units.Kexec:
+		return "restart the kernel of"
+	case units.SoftReboot:
+		return "restart the userspace of"
+	}
+	return does
+}
+
+// verbs is the same of somebody who does it.
+func verbs(does string) string {
+	head, rest, cut := strings.Cut(verb(does), " ")
+	if strings.HasSuffix(head, "sh") {
+		head += "e"
+	}
+	if head += "s"; cut {
+		head += " " + rest
+	}
+	return head
+}
+
+// conclude draws the verdict out of what was played.
+func (t *TimerInfo) conclude(e *evidence.Evidence, u *units.Unit) {
+	j := t.played
+	loops, first := 0, &j.ways[0]
+	for i := range j.ways {
+		if j.ways[i].runs[0].Loop {
+			loops++
+			if !first.runs[0].Loop {
+				first = &j.ways[i]
+			}
+		}
+	}
+	r := &first.runs[0]
+	does := verbs(j.act.Does)
+	if j.act.If != "" {
+		t.say("%s %s the machine if %s, which is taken for so here", j.act.Unit, does, j.act.If)
+	}
+	switch {
+	case loops == len(j.ways) && j.act.If == "" && j.act.Doubt == "" && len(j.act.Guards) == 0:
+		t.Danger = TimerLoops
+		t.say("%s the machine again and again, %s: %s", does, pace(r), causeOf(r))
+	case loops > 0:
+		t.Danger = TimerMayLoop
+		t.say("may %s the machine again and again, %s: %s", verb(j.act.Does), pace(r), causeOf(r))
+		if first.text != "" {
+			t.Unsure = "whether " + first.text + " is not known"
+			t.say("that is so if %s, which is not known", first.text)
+		}
+	case r.Surprise >= 0:
+		t.Danger = TimerSurprise
+		b := &r.Boots[r.Surprise]
+		t.say("%s the machine once, %s after its start: %s", does, spell(b.Lasted), missed(r, r.Surprise))
+	default:
+		t.Danger = TimerActs
+		t.say("%s the machine as it was made for%s", does, t.when())
+	}
+	for _, g := range j.act.Guards {
+		t.say("%s", g)
+	}
+	if j.act.Doubt != "" {
+		t.Unsure = j.act.Doubt
+	}
+	t.supposing(e)
+	if e.Kind == tree.Directory && t.Stamp == "known" && t.Danger == TimerSurprise {
+		t.say("this rests on the time of %s, which a copy has to have kept", t.StampFrom.Path)
+	}
+}
+
+// when says when a timer acts next.
+func (t *TimerInfo) when() string {
+	switch {
+	case len(t.Next) > 0:
+		return ", next at " + t.Next[0].UTC().Format("2006-01-02 15:04:05 UTC")
+	case len(t.Later) > 0:
+		return ", " + strings.Join(t.Later, " and ")
+	}
+	return ""
+}
+
+// pace says how fast a loop turns, and for how long.
+func pace(r *reboots.Run) string {
+	s := "every " + spell(max(r.Period.Round(time.Second), time.Second))
+	if r.Ends > 0 {
+		s += " for about " + spell(r.Ends)
+	}
+	return s
+}
+
+// risk tells whether the clock may well start slow by the zone's offset: nothing keeps it from that, and there is a
+// sign that it does. why says what the sign is.
+func (t *TimerInfo) risk(e *evidence.Evidence) (why string, at bool) {
+	c := &e.Clock
+	if c.Saves == units.Yes || c.Waits == units.Yes || len(t.played.timer.Calendar) == 0 {
+		return "", false
+	}
+	k := known(e)
+	switch {
+	case futureSaid(e, t.Unit) != nil:
+		return "its log says that a stamp was in the future", true
+	case k.Right == reboots.No && k.Error < 0:
+		return "the clock of the hardware is " + spell(-k.Error) + " behind what systemd takes it for", true
+	case c.Local == units.Yes && k.Offset > 0 && k.Right != reboots.Yes:
+		return "/etc/adjtime says that the clock of the hardware is in local time, and hypervisors give guests UTC", true
+	}
+	return "", false
+}
+
+// futureSaid gives the message that a timer's stamp was in the future, nil if there is none.
+func futureSaid(e *evidence.Evidence, timer string) *evidence.Event {
+	for i := range e.Log.Events {
+		if ev := &e.Log.Events[i]; ev.Form == "timer.future" && ev.Host == "" && ev.Fields["unit"] == timer {
+			return ev
+		}
+	}
+	return nil
+}
+
+// clockLoop gives a run that loops with another clock than the likeliest; nil if none does. Those that begin slow
+// and are set right come first.
+func (t *TimerInfo) clockLoop() *reboots.Run {
+	for i := range t.played.ways {
+		runs := t.played.ways[i].runs
+		for n := range runs {
+			if r := &runs[n]; n > 0 && r.Loop && strings.Contains(r.Clock, "set right") {
+				return r
+			}
+		}
+	}
+	return nil
+}
+
+// supposing tells of loops that other clocks would make.
+func (t *TimerInfo) supposing(e *evidence.Evidence) {
+	if t.Danger == TimerLoops || t.Danger == TimerMayLoop {
+		return
+	}
+	r := t.clockLoop()
+	if r == nil {
+		return
+	}
+	why, at := t.risk(e)
+	if at {
+		t.Danger = TimerMayLoop
+		t.say("may %s the machine again and again, %s, if %s: %s", verb(t.played.act.Does), pace(r), r.Clock, why)
+	} else {
+		t.say("would do so again and again, %s, if %s", pace(r), r.Clock)
+	}
+	if e.Clock.Saves == units.No {
+		t.say("nothing keeps the clock from starting before the last shutdown: no daemon remembers the time")
+	}
+}
+
+// causeOf says why a loop turns, from its last boot.
+func causeOf(r *reboots.Run) string {
+	b := &r.Boots[len(r.Boots)-1]
+	var waits, stamp string
+	set := false
+	for _, e := range b.Events {
+		switch e.Kind {
+		case reboots.Waits:
+			waits = e.Text
+		case reboots.Stamped:
+			stamp = e.Text
+		case reboots.Set:
+			set = true
+		}
+	}
+	switch {
+	case set:
+		return "each boot begins at " + b.Shown.UTC().Format("2006-01-02 15:04") + " by its clock, which is then set right past " +
+			"the time of the timer"
+	case strings.HasPrefix(stamp, "its stamp cannot"), strings.HasPrefix(stamp, "its stamp is written"):
+		return stamp + ", so each boot catches up what was missed; " + waits
+	case b.Timer == "":
+		return "each boot starts " + b.Unit
+	}
+	return waits
+}
+
+// missed says why a boot ends once when nothing is due.
+func missed(r *reboots.Run, i int) string {
+	for _, e := range slices.Backward(r.Boots[i].Events) {
+		if e.Kind == reboots.Waits {
+			return e.Text
+		}
+	}
+	return ""
+}
+
+// timerRun is a run for the report.
+func timerRun(stamps string, r *reboots.Run) TimerRun {
+	x := TimerRun{Stamps: stamps, Clock: r.Clock, Loop: r.Loop, Period: r.Period.Seconds(), Ends: r.Ends.Seconds(), Boots: []TimerBoot{}}
+	if r.Loop {
+		x.Cause = causeOf(r)
+	}
+	for i := range r.Boots {
+		b := &r.Boots[i]
+		y := TimerBoot{Began: b.Began.UTC(), Clock: b.Shown.UTC(), Lasted: b.Lasted.Seconds(), Does: b.Does, Due: b.Due,
+			Events: []TimerEvent{}}
+		for _, e := range b.Events {
+			y.Events = append(y.Events, TimerEvent{e.After.Seconds(), e.Clock.UTC(), e.Kind, e.Timer, e.Text})
+		}
+		x.Boots = append(x.Boots, y)
+	}
+	return x
+}
