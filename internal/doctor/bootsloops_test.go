@@ -32,7 +32,9 @@ type loopRow struct {
 	world nspawn.World
 	// ends are how its boots end, one letter each: r reboot, p poweroff, s stays, c cut. That of a loop ends with r.
 	ends string
-	hold time.Duration
+	// first is how long the first boot is held, hold the others, cut after which time the power of boots fails.
+	first, hold time.Duration
+	cut         map[int]time.Duration
 	// course is what its boots amount to, blame who is to blame, masks what is masked.
 	course Course
 	blame  string
@@ -92,9 +94,9 @@ func loops() []loopRow {
 	}
 	return []loopRow{
 		{name: "at its time", world: nspawn.World{Files: files(does, calendar(12*time.Second, "Persistent=true")), Enable: timer},
-			ends: "rs", hold: 15 * time.Second},
+			ends: "rs", first: 15 * time.Second},
 		{name: "at its time, not persistent", world: nspawn.World{Files: files(does, calendar(12*time.Second, "Persistent=false")),
-			Enable: timer}, ends: "rs", hold: 15 * time.Second},
+			Enable: timer}, ends: "rs", first: 15 * time.Second},
 		loop("service enabled", nspawn.World{Files: files(does+install, calendar(6*hour, "Persistent=true")), Enable: service}, both),
 		loop("both enabled", nspawn.World{Files: files(does+install, calendar(6*hour, "Persistent=true")),
 			Enable: append(timer, service...)}, both),
@@ -135,6 +137,8 @@ func loops() []loopRow {
 			"ExecStart=/bin/touch /var/lib/done\nExecStart=/bin/systemctl reboot\n"+install, ""), Enable: service}, ends: "rs"},
 		{name: "wants the target", world: nspawn.World{Files: files("Wants=reboot.target\n[Service]\nType=oneshot\nExecStart=/bin/true\n"+
 			install, ""), Enable: service}, ends: "s"},
+		{name: "its power fails", world: nspawn.World{Files: files(does, calendar(6*hour, "")), Enable: timer}, ends: "cccs",
+			cut: map[int]time.Duration{0: 1, 1: 1, 2: 1}, course: Crashes},
 		{name: "powers off", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/poweroff\n"+install, ""),
 			Enable: service}, ends: "p"},
 	}
@@ -200,7 +204,7 @@ func (row *loopRow) boot(t *testing.T, root *nspawn.Root) (ends, after string) {
 	hold := max(row.hold, 1500*time.Millisecond)
 	w := row.world
 	w.Files = timed(time.Now(), w.Files)
-	o, err := root.Boot(t.Context(), w, nspawn.Limits{Boots: 4, Hold: hold, Wall: 5 * time.Minute})
+	o, err := root.Boot(t.Context(), w, nspawn.Limits{Boots: 4, Hold: hold, First: row.first, Cut: row.cut, Wall: 5 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,8 +60,9 @@ type File struct {
 type Limits struct {
 	// Boots is how many boots there are at most.
 	Boots int
-	// Hold is how long a boot runs after all was started before it is believed to stay.
-	Hold time.Duration
+	// Hold is how long a boot runs after all was started before it is believed to stay; First is the same of
+	// the first one, 0 for no other.
+	Hold, First time.Duration
 	// Wall bounds one boot.
 	Wall time.Duration
 	// Cut are boots, from 0, whose power fails so long after all was started.

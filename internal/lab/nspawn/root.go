@@ -70,12 +70,23 @@ func NewRoot(ctx context.Context, dir string) (*Root, error) {
 	}
 	if err == nil {
 		err = errors.Join(copyPrograms(ctx, r.logind, logindPrograms()), copyUnits(r.logind, logindServices()),
-			copyFile("/usr/share/dbus-1/system.conf", r.logind))
+			copyBus(r.logind))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("copy systemd to a root: %w", err)
 	}
 	return r, nil
+}
+
+// copyBus copies what D-Bus needs to let logind and systemd answer.
+func copyBus(root string) (err error) {
+	const dir = "/usr/share/dbus-1/"
+	err = copyFile(dir+"system.conf", root)
+	for _, name := range []string{"system.d/org.freedesktop.login1.conf", "system.d/org.freedesktop.systemd1.conf",
+		"system-services/org.freedesktop.login1.service", "system-services/org.freedesktop.systemd1.service"} {
+		err = errors.Join(err, copyFile(dir+name, root))
+	}
+	return err
 }
 
 // skeleton makes the directories of a root, and what packages of a distribution make besides.

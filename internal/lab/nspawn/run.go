@@ -136,7 +136,11 @@ func listen(ready *net.UnixConn, up chan<- struct{}) {
 // wait waits for a boot's end, and ends it when its time has come.
 func (b *Boot) wait(c *exec.Cmd, up <-chan struct{}, ended <-chan error, n int, limits Limits) error {
 	hold, cut := limits.Cut[n]
-	if !cut {
+	switch {
+	case cut:
+	case n == 0 && limits.First > 0:
+		hold = limits.First
+	default:
 		hold = limits.Hold
 	}
 	var held <-chan time.Time
