@@ -69,7 +69,7 @@ func TestPlantedLeak(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			all := plant(t, program, kind)
 			end, forecasts := usedUp(t, all), 0
-			for i, s := range all[:end*9/10] {
+			for i, s := range all[:end*4/5] {
 				if s.Point.Time.Sub(leakBegin) < doctor.MinSpan {
 					if s.Forecast.Ends {
 						t.Fatalf("after %d steps there is a forecast: %+v", i, s.Forecast)
@@ -104,14 +104,19 @@ func usedUp(t *testing.T, all []leaked) int {
 	last := len(all) - 1
 	free := func(s leaked) int64 { return s.Point.Available - s.Point.Held }
 	end := slices.IndexFunc(all, func(s leaked) bool { return s.Over || free(s) <= free(all[0])/100 })
-	if !all[last].Over {
-		t.Fatalf("after %d steps it went on: %+v", len(all), all[last])
+	// The kernel may end with the program, when nothing is left that it could kill.
+	before := all[last]
+	if before.Over {
+		before = all[max(last-1, 0)]
 	}
-	if before := all[max(last-1, 0)]; free(before) > free(all[0])/10 {
-		t.Fatalf("it ended before memory was used up: %+v", before)
+	if free(before) > free(all[0])/10 {
+		t.Fatalf("it ended before memory was used up, after %d steps: %+v", len(all), before)
+	}
+	if end < 0 {
+		end = last
 	}
 	t.Logf("%d steps; available at first %d MiB, before the end %d MiB, of which %d MiB were held; used up at step %d",
-		len(all), all[0].Point.Available>>20, all[last-1].Point.Available>>20, all[last-1].Point.Held>>20, end)
+		len(all), all[0].Point.Available>>20, before.Point.Available>>20, before.Point.Held>>20, end)
 	return end
 }
 
