@@ -4,8 +4,14 @@
 package doctor
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
+	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -39,6 +45,8 @@ type loopRow struct {
 	course Course
 	blame  string
 	masks  string
+	// kept is the name under which its journal is kept in testdata/boots, "" for most.
+	kept string
 }
 
 // files makes a world of a service and a timer, each of lines; "" for none.
@@ -64,8 +72,8 @@ const (
 	install = "[Install]\nWantedBy=multi-user.target"
 )
 
-// calendar is a timer for once a day, at a time so long after the machine is started.
-func calendar(in time.Duration, more string) string {
+// onceADay is a timer for once a day, at a time so long after the machine is started.
+func onceADay(in time.Duration, more string) string {
 	return "[Timer]\nAccuracySec=1us\nOnCalendar={" + in.String() + "}\n" + more
 }
 
@@ -92,33 +100,33 @@ func loops() []loopRow {
 	loop := func(name string, w nspawn.World, masks string) loopRow {
 		return loopRow{name: name, world: w, ends: "rrrr", course: Loop, blame: "nightly.service", masks: masks}
 	}
-	return []loopRow{
-		{name: "at its time", world: nspawn.World{Files: files(does, calendar(12*time.Second, "Persistent=true")), Enable: timer},
+	rows := []loopRow{
+		{name: "at its time", world: nspawn.World{Files: files(does, onceADay(12*time.Second, "Persistent=true")), Enable: timer},
 			ends: "rs", first: 15 * time.Second},
-		{name: "at its time, not persistent", world: nspawn.World{Files: files(does, calendar(12*time.Second, "Persistent=false")),
+		{name: "at its time, not persistent", world: nspawn.World{Files: files(does, onceADay(12*time.Second, "Persistent=false")),
 			Enable: timer}, ends: "rs", first: 15 * time.Second},
-		loop("service enabled", nspawn.World{Files: files(does+install, calendar(6*hour, "Persistent=true")), Enable: service}, both),
-		loop("both enabled", nspawn.World{Files: files(does+install, calendar(6*hour, "Persistent=true")),
+		loop("service enabled", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")), Enable: service}, both),
+		loop("both enabled", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")),
 			Enable: append(timer, service...)}, both),
-		loop("stale stamp that cannot be written", nspawn.World{Files: with(files(does, calendar(6*hour, "Persistent=true")), stale),
+		loop("stale stamp that cannot be written", nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale),
 			Enable: timer, ReadOnly: []string{stamps}}, both),
 		loop("stale stamp of an image that forgets", nspawn.World{
-			Files: with(files(does, calendar(6*hour, "Persistent=true")), stale), Enable: timer, Forgets: true}, both),
-		{name: "no stamp, and none can be written", world: nspawn.World{Files: files(does, calendar(6*hour, "Persistent=true")),
+			Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale), Enable: timer, Forgets: true}, both),
+		{name: "no stamp, and none can be written", world: nspawn.World{Files: files(does, onceADay(6*hour, "Persistent=true")),
 			Enable: timer, ReadOnly: []string{stamps}}, ends: "s"},
-		{name: "stale stamp", world: nspawn.World{Files: with(files(does, calendar(6*hour, "Persistent=true")), stale),
+		{name: "stale stamp", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale),
 			Enable: timer}, ends: "rs"},
-		{name: "stale stamp, not persistent", world: nspawn.World{Files: with(files(does, calendar(6*hour, "")), stale),
+		{name: "stale stamp, not persistent", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "")), stale),
 			Enable: timer}, ends: "s"},
-		{name: "stamp in the future", world: nspawn.World{Files: with(files(does, calendar(6*hour, "Persistent=true")), -stale),
+		{name: "stamp in the future", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), -stale),
 			Enable: timer}, ends: "s"},
 		{name: "stale stamp that cannot be written, delayed", world: nspawn.World{
-			Files:  with(files(does, calendar(6*hour, "Persistent=true\nRandomizedDelaySec=2s")), stale),
+			Files:  with(files(does, onceADay(6*hour, "Persistent=true\nRandomizedDelaySec=2s")), stale),
 			Enable: timer, ReadOnly: []string{stamps}}, ends: "rrrr", hold: 5 * time.Second, course: Loop,
 			blame: "nightly.service", masks: both},
 		loop("soon after each start", nspawn.World{Files: files(does, "[Timer]\nAccuracySec=1us\nOnBootSec=1s"), Enable: timer}, both),
 		loop("a timer that requires its service", nspawn.World{
-			Files: files(does, strings.Replace(calendar(6*hour, ""), "[Timer]", "Requires=nightly.service\n[Timer]", 1)), Enable: timer}, both),
+			Files: files(does, strings.Replace(onceADay(6*hour, ""), "[Timer]", "Requires=nightly.service\n[Timer]", 1)), Enable: timer}, both),
 		loop("reboots when it fails", nspawn.World{
 			Files:  files("FailureAction=reboot\n[Service]\nType=oneshot\nExecStart=/bin/false\n"+install, ""),
 			Enable: service}, "nightly.service"),
@@ -137,11 +145,17 @@ func loops() []loopRow {
 			"ExecStart=/bin/touch /var/lib/done\nExecStart=/bin/systemctl reboot\n"+install, ""), Enable: service}, ends: "rs"},
 		{name: "wants the target", world: nspawn.World{Files: files("Wants=reboot.target\n[Service]\nType=oneshot\nExecStart=/bin/true\n"+
 			install, ""), Enable: service}, ends: "s"},
-		{name: "its power fails", world: nspawn.World{Files: files(does, calendar(6*hour, "")), Enable: timer}, ends: "cccs",
+		{name: "its power fails", world: nspawn.World{Files: files(does, onceADay(6*hour, "")), Enable: timer}, ends: "cccs",
 			cut: map[int]time.Duration{0: 1, 1: 1, 2: 1}, course: Crashes},
 		{name: "powers off", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/poweroff\n"+install, ""),
 			Enable: service}, ends: "p"},
 	}
+	for name, kept := range map[string]string{"through logind": "logind", "reboots when it fails": "failure",
+		"stale stamp that cannot be written": "stamp", "its power fails": "cut"} {
+		i := slices.IndexFunc(rows, func(r loopRow) bool { return r.name == name })
+		rows[i].kept = kept
+	}
+	return rows
 }
 
 func script(all map[string]nspawn.File) map[string]nspawn.File {
@@ -160,24 +174,11 @@ func TestLoops(t *testing.T) {
 			if ends != row.ends {
 				t.Fatalf("systemd: %s ends %q, want %q", row.name, ends, row.ends)
 			}
+			row.keep(t, after)
 			b := bootsAt(t, after)
-			if row.course == "" {
-				row.course = Steady
-			}
-			if b.Course != row.course {
-				t.Errorf("boots of %s = %s (%s), want %s", row.name, b.Course, b.Why, row.course)
-			}
-			if got := blamed(b); got != row.blame {
-				t.Errorf("boots of %s blame %q, want %q", row.name, got, row.blame)
-			}
+			row.judge(t, b)
 			if b.Blame == nil {
 				return
-			}
-			if !b.Blame.Certain || b.Blame.Ended != b.Blame.Of {
-				t.Errorf("boots of %s: %+v, want it certain, and all boots", row.name, b.Blame)
-			}
-			if got := strings.Join(b.Blame.Masks, " "); got != row.masks {
-				t.Errorf("boots of %s mask %q, want %q", row.name, got, row.masks)
 			}
 			row.world.Arguments = b.Stop.Arguments
 			if ends, _ := row.boot(t, root); ends != "s" {
@@ -186,6 +187,121 @@ func TestLoops(t *testing.T) {
 		})
 	}
 }
+
+// judge holds what is said of the boots of a row.
+func (row *loopRow) judge(t *testing.T, b *Boots) {
+	t.Helper()
+	course := row.course
+	if course == "" {
+		course = Steady
+	}
+	if b.Course != course {
+		t.Errorf("boots of %s = %s (%s), want %s", row.name, b.Course, b.Why, course)
+	}
+	if got := blamed(b); got != row.blame {
+		t.Errorf("boots of %s blame %q, want %q", row.name, got, row.blame)
+	}
+	if b.Blame == nil {
+		return
+	}
+	if !b.Blame.Certain || b.Blame.Ended != b.Blame.Of {
+		t.Errorf("boots of %s: %+v, want it certain, and all boots", row.name, b.Blame)
+	}
+	if got := strings.Join(b.Blame.Masks, " "); got != row.masks {
+		t.Errorf("boots of %s mask %q, want %q", row.name, got, row.masks)
+	}
+}
+
+// keptJournal is where the journal of a row is kept.
+func (row *loopRow) keptJournal() string {
+	return filepath.Join("testdata", "boots", row.kept+".tar.gz")
+}
+
+// keep keeps the journal that systemd wrote of a row, with SHISA_UPDATE=1. Take it only for what it shows: each has
+// other numbers and times.
+func (row *loopRow) keep(t *testing.T, after string) {
+	t.Helper()
+	if row.kept == "" || os.Getenv("SHISA_UPDATE") != "1" {
+		return
+	}
+	found, err := filepath.Glob(filepath.Join(after, "var/log/journal/*/system*"))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("journals %v, %v, want some", found, err)
+	}
+	var packed bytes.Buffer
+	z, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(z)
+	for _, name := range found {
+		text, err := os.ReadFile(name)
+		if err == nil {
+			err = w.WriteHeader(&tar.Header{Name: filepath.Base(name), Mode: 0o644, Size: int64(len(text))})
+		}
+		if err == nil {
+			_, err = w.Write(text)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Close(), z.Close(), os.WriteFile(row.keptJournal(), packed.Bytes(), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// unpack gives the journals that are kept, by their names.
+func (row *loopRow) unpack(t *testing.T) map[string]string {
+	t.Helper()
+	packed, err := os.Open(row.keptJournal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packed.Close()
+	z, err := gzip.NewReader(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return all
+		}
+		text, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[h.Name] = string(text)
+	}
+}
+
+// TestKeptLoops holds the same of journals that systemd wrote before: it needs no root, and systemd may be another.
+func TestKeptLoops(t *testing.T) {
+	n := 0
+	for _, row := range loops() {
+		if row.kept == "" {
+			continue
+		}
+		n++
+		files := map[string]string{"etc/machine-id": labMachine + "\n", "usr/bin/systemctl": "", "usr/bin/false": "",
+			"etc/hostname": "guest\n"}
+		for name, text := range row.unpack(t) {
+			files["var/log/journal/"+labMachine+"/"+name] = text
+		}
+		for name, f := range row.world.Files {
+			files[strings.TrimPrefix(name, "/")] = f.Text
+		}
+		row.judge(t, bootsAt(t, machine(t, files, time.Now())))
+	}
+	if n < 4 {
+		t.Errorf("%d journals are kept, want more", n)
+	}
+}
+
+// labMachine is the number of machines in package nspawn.
+const labMachine = "5b15a0000000000000000000000000a1"
 
 func newRoot(t *testing.T) *nspawn.Root {
 	t.Helper()
