@@ -158,7 +158,8 @@ func (n *node) from(o Object) *node {
 // set, written, removed or filled is so by itself; a share is full if what it lies on is.
 func follows(x, of *Finding) bool {
 	switch x.Code {
-	case "BL05", "FS08", "FS09", "FS10", "IM02", "IM04", "LC01", "LC02", "ME01", "NF03", "NF04", "TM08", "TM09":
+	case "BL05", "FS08", "FS09", "FS10", "IM02", "IM04", "LC01", "LC02", "ME01", "NF03", "NF04",
+		"TM01", "TM02", "TM05", "TM07", "TM08", "TM09":
 		return false
 	case "NF02":
 		return of == nil || of.Code == "FS08" || of.Code == "NF02"

@@ -22,7 +22,8 @@ func Rules() []Rule {
 		ruleME01(), ruleME02(),
 		ruleNF01(), ruleNF02(), ruleNF03(), ruleNF04(),
 		rulePR01(), rulePR02(),
-		ruleTM03(), ruleTM04(), ruleTM06(), ruleTM08(), ruleTM09(),
+		ruleTM01(), ruleTM02(), ruleTM03(), ruleTM04(), ruleTM05(), ruleTM06(), ruleTM07(), ruleTM08(),
+		ruleTM09(),
 		ruleUM01(),
 	}
 }

@@ -75,12 +75,20 @@ var (
 var (
 	FS07 = Rule{"FS07", "log-stopped", Warning, "the log stops long before the machine did",
 		"take the end of the log for no proof; look whether its file system still took writes"}
+	TM01 = Rule{"TM01", "reboot-loop", Danger, "a unit ends the run of the machine each time it starts",
+		"start it once without that unit: systemd.mask=UNIT on the kernel's command line; then mask or disable it"}
+	TM02 = Rule{"TM02", "reboot-soon", Danger, "a timer ends the run of the machine shortly after each start",
+		"start it once without the timer and its service: systemd.mask=UNIT on the kernel's command line; then mask them"}
 	TM03 = Rule{"TM03", "timer-stamp-lost", Danger, "a timer restarts the machine at each start, since its stamp is lost",
 		"start it once without the timer: systemd.mask=TIMER on the kernel's command line; then see that its stamp is kept"}
 	TM04 = Rule{"TM04", "timer-catches-up", Warning, "a timer will restart the machine once, right after its next start",
 		"expect it, or start the machine once without the timer"}
+	TM05 = Rule{"TM05", "preset-loop", Danger, "the first boot enables a unit that ends the run of the machine",
+		"disable it by a preset, or take its [Install] section out, before the first start"}
 	TM06 = Rule{"TM06", "timer-slow-clock", Danger, "a timer restarts the machine again and again if its clock starts slow",
 		"have something remember the time over restarts, and the hardware's clock taken for what it is"}
+	TM07 = Rule{"TM07", "reboot-never", Warning, "a unit is to end the run of the machine and cannot: its program is missing",
+		"name a program that exists; look first what else starts the unit"}
 	TM08 = Rule{"TM08", "boot-churn", Danger, "the machine starts again and again",
 		"start it once without the unit that asks for it: systemd.mask=UNIT on the kernel's command line"}
 	TM09 = Rule{"TM09", "clock-jump", Warning, "the clock of the day was set by more than a minute",
@@ -124,7 +132,7 @@ func doctorRules() []Rule {
 		ME01, ME02,
 		NF01, NF02, NF03, NF04,
 		PR01, PR02,
-		TM03, TM04, TM06, TM08, TM09,
+		TM01, TM02, TM03, TM04, TM05, TM06, TM07, TM08, TM09,
 		UM01,
 	}
 }

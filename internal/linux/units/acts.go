@@ -16,6 +16,7 @@ import (
 type doing struct {
 	acts     []Act
 	starting []started
+	guards   []Guard
 	// fails tells that it certainly fails, for a reason; done that it certainly succeeds.
 	fails string
 	done  bool
@@ -62,7 +63,7 @@ func (l *loader) doingOf(ctx context.Context, u *Unit) *doing {
 	if len(fresh) > 0 {
 		first = l.through(ctx, u, nil, fresh)
 	}
-	d.starting, d.fails, d.done = first.starting, first.failed, first.done
+	d.starting, d.fails, d.done, d.guards = first.starting, first.failed, first.done, first.guards
 	for i := range first.did {
 		a := first.did[i]
 		if len(a.made) > 0 && i < 8 {
@@ -442,6 +443,14 @@ func (s *Set) onEnd(u *Unit, d *doing, e Start, key, when string, seen map[strin
 		all = append(all, a)
 	}
 	return all
+}
+
+// Guards gives the conditions of a unit that are not met, or of which that is not known.
+func (s *Set) Guards(name string) []Guard {
+	if u := s.Unit(name); u != nil && s.doings[u.Name] != nil {
+		return s.doings[u.Name].guards
+	}
+	return nil
 }
 
 // Certain tells whether an act happens each time when the unit is run, as far as files tell.

@@ -10,8 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
@@ -179,7 +178,7 @@ func (l *loader) exists(ctx context.Context, name string) Truth {
 	}
 	_, err := l.t.Read(ctx, name, 1)
 	t := answer(err, false)
-	if errors.Is(err, diskio.ErrSpecial) || errors.Is(err, unix.EISDIR) {
+	if errors.Is(err, diskio.ErrSpecial) || errors.Is(err, syscall.EISDIR) {
 		t = Yes // a directory or a device
 	}
 	if t == Maybe {
@@ -199,7 +198,7 @@ func (l *loader) directory(ctx context.Context, name string, filled bool) Truth 
 	if err == nil && filled {
 		return truth(len(all) > 0)
 	}
-	return answer(err, errors.Is(err, unix.ENOTDIR))
+	return answer(err, errors.Is(err, syscall.ENOTDIR))
 }
 
 // glob tells whether anything has a name like a pattern, of which only the last part may be one.
@@ -212,7 +211,7 @@ func (l *loader) glob(ctx context.Context, pattern string) Truth {
 	}
 	all, err := l.t.List(ctx, path.Dir(pattern))
 	if err != nil {
-		return answer(err, errors.Is(err, unix.ENOTDIR))
+		return answer(err, errors.Is(err, syscall.ENOTDIR))
 	}
 	for _, e := range all {
 		if ok, err := path.Match(path.Base(pattern), e.Name); err != nil {

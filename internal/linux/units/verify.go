@@ -6,6 +6,9 @@ package units
 import (
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/calendar"
 )
 
 // refused says why systemd does not take a unit whose files it could read, "" if it does (service_verify(),
@@ -109,6 +112,30 @@ func (u *Unit) Elapses() []Setting {
 		}
 	}
 	return all
+}
+
+// Elapse is a time after the start of the machine at which a timer elapses.
+type Elapse struct {
+	After time.Duration
+	By    Setting
+}
+
+// Soonest gives when a timer elapses first after each start, however the clock is. ok is false for one that goes by
+// the calendar alone.
+func (u *Unit) Soonest() (first Elapse, ok bool) {
+	for _, s := range u.Elapses() {
+		switch s.Key {
+		case "OnBootSec", "OnStartupSec", "OnActiveSec":
+			d, err := calendar.ParseSpan(s.Value)
+			if err != nil {
+				continue // systemd ignores it
+			}
+			if !ok || d < first.After {
+				first, ok = Elapse{d, s}, true
+			}
+		}
+	}
+	return first, ok
 }
 
 func timerKeys() []string {
