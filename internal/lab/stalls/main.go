@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: The shisa authors
 
-// Command stalls is the first process of a guest of User Mode Linux whose SCSI disk stops answering. It makes
-// the disk (scsi_debug), sets its limits, has the program predict what will happen, stops the disk, and says
+// Command stalls is the first process of a guest of User Mode Linux whose SCSI disk stops answering, or a check
+// in a guest of QEMU. It makes the disk (scsi_debug), sets its limits, has the program predict what will happen, stops the disk, and says
 // how long it took until a request failed and what the file system does then. For tests.
 package main
 
@@ -74,6 +74,9 @@ type Result struct {
 const debugDir = "/sys/bus/pseudo/drivers/scsi_debug"
 
 func main() {
+	if os.Getpid() != 1 {
+		os.Exit(check())
+	}
 	if err := prepare(); err != nil {
 		fmt.Println(err)
 		return
@@ -92,6 +95,21 @@ func main() {
 	}
 	// Not by PowerOff: what is written to a disk that does not answer would be waited for.
 	fmt.Println(unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
+}
+
+// check is for a guest that has a first process of its own: what came of the scenario goes to stdout.
+func check() int {
+	r := &Result{Attributes: map[string]string{}, Outputs: []string{}, Predicted: json.RawMessage("null")}
+	if err := run(r); err != nil {
+		r.Failed = err.Error()
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(string(text))
+	return 0
 }
 
 // prepare mounts what is needed, and leaves /tmp of the host, where the scenario lies.
@@ -130,7 +148,7 @@ func run(r *Result) error {
 	}
 	for _, set := range s.Set {
 		name := strings.NewReplacer("DISK", d.name, "HOST", d.host, "ADDRESS", d.address).Replace(set[0])
-		if err := os.WriteFile(name, []byte(set[1]), 0); err != nil {
+		if err := os.WriteFile(name, []byte(set[1]+"\n"), 0); err != nil {
 			return err
 		}
 	}

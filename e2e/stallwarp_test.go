@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/lab/vm"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// TestStallWarp has the timeouts that people set, of 30, 180 and 300 seconds, pass in a guest of QEMU whose clock
+// jumps where it has nothing to do: more than an hour in some seconds. What a request takes until it fails
+// is held against what shisa says in the same guest, as in TestStallPredicted.
+func TestStallWarp(t *testing.T) {
+	testenv.NeedVM(t)
+	testenv.Need(t, vm.QEMU, "apt-get", "dpkg-deb", "go")
+	t.Parallel()
+	many, few := onDisk("max_medium_access_timeouts", "1000"), onDisk("max_medium_access_timeouts", "2")
+	cases := []struct {
+		name, stop, kind, state, timeout string
+		medium                           [2]string
+	}{
+		{"T=30", "0x80", "medium_offline", "offline", "30", few},
+		{"T=180", "0x80", "medium_offline", "offline", "180", few},
+		{"T=300", "0x80", "medium_offline", "offline", "300", few},
+		{"T=180, many timeouts", "0x80", "retries_used", "running", "180", many},
+		{"T=300, many timeouts", "0x80", "retries_used", "running", "300", many},
+		{"T=30, dead", "0x4", "dead_offline", "offline", "30", few},
+		{"T=180, dead", "0x4", "dead_offline", "offline", "180", few},
+	}
+	dir := stallPrograms(t)
+	i := warpImage(t, dir)
+	for n, c := range cases {
+		text, err := json.Marshal(stallScenario{Stop: c.stop, Do: "read", For: 7200, Set: [][2]string{
+			{"/sys/bus/pseudo/drivers/scsi_debug/opts", "0"},
+			// The one before has left it offline: this is how it comes back.
+			{"/sys/block/DISK/device/state", "running"},
+			onDisk("timeout", c.timeout), c.medium},
+			Program: []string{"/usr/bin/shisa", "doctor", "stall", "--json", "--for", "3h", "--device", "sda"}})
+		name := filepath.Join(dir, string(rune('a'+n))+".json")
+		if err == nil {
+			err = os.WriteFile(name, text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.Files["/lab/"+filepath.Base(name)] = name
+		i.Checks = append(i.Checks, vm.Check{Name: c.name, Timeout: 4 * time.Hour,
+			Command: []string{"/lab/bin/stalls", "/lab/" + filepath.Base(name)}})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	r, err := vm.Machine{Warp: true, MemoryMiB: 512}.Run(ctx, i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%v of wall clock, %v of processor", r.Took.Round(time.Millisecond), r.CPU.Round(time.Millisecond))
+	for _, c := range cases {
+		said, _ := r.Result(c.name)
+		var got stallResult
+		var doc stallDocument
+		if err := errors.Join(json.Unmarshal([]byte(said.Stdout), &got), json.Unmarshal(got.Predicted, &doc)); err != nil ||
+			got.Failed != "" || len(doc.Machines) != 1 || len(doc.Machines[0].Disks) != 1 {
+			t.Errorf("%s: %v, %s, %s%s", c.name, err, got.Failed, said.Stdout, said.Stderr)
+			continue
+		}
+		in := map[string]string{"0x80": "answers_tests", "0x4": "answers_nothing"}[c.stop]
+		e := doc.Machines[0].Disks[0].event(t, c.kind, in)
+		t.Logf("%s: measured %d s, predicted %d to %d s, usually %d s", c.name, got.Took/1000, e.Earliest/1000, e.Latest/1000, e.Usual/1000)
+		if off := float64(e.Usual-got.Took) / float64(got.Took); got.Took < e.Earliest || got.Took > e.Latest || off > 0.15 || off < -0.15 {
+			t.Errorf("%s: the request failed after %d ms, predicted %d between %d and %d", c.name, got.Took, e.Usual, e.Earliest, e.Latest)
+		}
+		if got.State != c.state {
+			t.Errorf("%s: the disk is %s, want %s", c.name, got.State, c.state)
+		}
+	}
+}
+
+// warpImage is a guest with nothing but a disk of scsi_debug, the program, and what stops the disk.
+func warpImage(t *testing.T, dir string) vm.Image {
+	t.Helper()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := vm.Fetch(t.Context(), cache, vm.Debian12)
+	if errors.Is(err, vm.ErrUnavailable) {
+		testenv.Lacks(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := vm.Image{Kernel: k, Init: filepath.Join(t.TempDir(), "init"), Modules: []string{"sd_mod", "scsi_debug"},
+		Files: map[string]string{"/lab/bin/stalls": filepath.Join(dir, "stalls"), "/usr/bin/shisa": filepath.Join(dir, "shisa")}}
+	if err := vm.Build(t.Context(), i.Init, vm.InitPackage, false); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
