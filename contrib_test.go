@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,9 +57,10 @@ func served(t *testing.T) map[string][]string {
 }
 
 var (
-	metricName = regexp.MustCompile(`\bshisa_\w+`)
-	selector   = regexp.MustCompile(`\b(shisa_\w+)\{([^}]*)\}`)
-	labelName  = regexp.MustCompile(`(\w+)\s*(=~|!=|!~|=)`)
+	metricName  = regexp.MustCompile(`\bshisa_\w+`)
+	selector    = regexp.MustCompile(`\b(shisa_\w+)\{([^}]*)\}`)
+	legendLabel = regexp.MustCompile(`\{\{\s*(\w+)\s*\}\}`)
+	labelName   = regexp.MustCompile(`(\w+)\s*(=~|!=|!~|=)`)
 )
 
 // asks holds an expression against what is served. The labels instance and job are Prometheus's own.
@@ -173,7 +175,10 @@ func TestBoard(t *testing.T) {
 			Type    string
 			Title   string
 			GridPos struct{ X, Y, W, H int }
-			Targets []struct{ RefID, Expr string }
+			Targets []struct {
+				RefID, Expr, LegendFormat string
+				Datasource                struct{ Type, UID string }
+			}
 		}
 	}
 	if err := json.Unmarshal([]byte(read(t, board)), &file); err != nil {
@@ -200,7 +205,24 @@ func TestBoard(t *testing.T) {
 				at[[2]int{x, y}] = p.Title
 			}
 		}
+		if !slices.Contains([]string{"stat", "table", "timeseries"}, p.Type) {
+			t.Errorf("%q is a %q", p.Title, p.Type)
+		}
+		refs := map[string]bool{}
 		for _, q := range p.Targets {
+			if q.RefID == "" || refs[q.RefID] || q.Datasource.Type != "prometheus" || q.Datasource.UID != "${source}" {
+				t.Errorf("%q: %+v: want a letter of its own, and the source that was chosen", p.Title, q)
+			}
+			refs[q.RefID] = true
+			labels := []string{"instance"}
+			for _, name := range metricName.FindAllString(q.Expr, -1) {
+				labels = append(labels, samples[name]...)
+			}
+			for _, m := range legendLabel.FindAllStringSubmatch(q.LegendFormat, -1) {
+				if !slices.Contains(labels, m[1]) {
+					t.Errorf("%q is labelled by %s, which its numbers do not have", p.Title, m[1])
+				}
+			}
 			asks(t, p.Title, q.Expr, samples)
 			asked += q.Expr + "\n"
 		}
