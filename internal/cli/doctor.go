@@ -66,7 +66,7 @@ doctor never hangs, and is never what keeps a mount busy.`,
 		},
 	}
 	o.flags(c)
-	c.AddCommand(newDoctorBoots(s), newDoctorStall(s), newDoctorRules(s), newDoctorMem(s), newDoctorWatch(s), newDoctorCollect(s))
+	c.AddCommand(newDoctorBoots(s), newDoctorTimers(s), newDoctorStall(s), newDoctorRules(s), newDoctorMem(s), newDoctorWatch(s), newDoctorCollect(s))
 	return c
 }
 

@@ -65,6 +65,7 @@ func jsonDocuments() map[string]any {
 		render.RulesSchema:       render.RulesDocument{},
 		render.MemorySchema:      render.MemoryDocument{},
 		render.BootsSchema:       doctor.BootsReport{},
+		render.TimersSchema:      doctor.TimersReport{},
 		render.StallSchema:       render.StallDocument{},
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},

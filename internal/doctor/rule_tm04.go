@@ -28,10 +28,8 @@ func staleStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 	o := unitObject(e, t.Unit)
 	ways := t.played.ways
 	b, is := ways[0].surprise()
-	for i := range ways {
-		if _, also := ways[i].surprise(); also != is && !ways[i].runs[0].Loop {
-			return unknown(o, t.Unsure+": whether it catches up what it missed cannot be told")
-		}
+	if t.Danger == TimerUnknown {
+		return unknown(o, t.Unsure)
 	}
 	if !is {
 		return pass(o)

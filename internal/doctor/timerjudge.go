@@ -184,6 +184,10 @@ func (t *TimerInfo) conclude(e *evidence.Evidence, u *units.Unit) {
 			t.Unsure = "whether " + first.text + " is not known"
 			t.say("that is so if %s, which is not known", first.text)
 		}
+	case j.differ():
+		t.Danger = TimerUnknown
+		t.Unsure = "whether its stamp is old, can be written and lasts is not known"
+		t.say("may %s the machine once, right after its next start: %s", verb(j.act.Does), t.Unsure)
 	case r.Surprise >= 0:
 		t.Danger = TimerSurprise
 		b := &r.Boots[r.Surprise]
@@ -202,6 +206,15 @@ func (t *TimerInfo) conclude(e *evidence.Evidence, u *units.Unit) {
 	if e.Kind == tree.Directory && t.Stamp == "known" && t.Danger == TimerSurprise {
 		t.say("this rests on the time of %s, which a copy has to have kept", t.StampFrom.Path)
 	}
+}
+
+// differ tells whether it depends on what is not known whether there is a restart that nobody expects.
+func (j *played) differ() bool {
+	_, is := j.ways[0].surprise()
+	return slices.ContainsFunc(j.ways, func(w way) bool {
+		_, also := w.surprise()
+		return also != is
+	})
 }
 
 // when says when a timer acts next.

@@ -22,7 +22,7 @@ const nextTimes = 5
 func timerOf(e *evidence.Evidence, u *units.Unit, reached bool) *TimerInfo {
 	t := &TimerInfo{Unit: u.Name, Starts: u.Triggered(), From: evidence.Source{Path: u.Path}, Reached: reached, Settings: []string{},
 		Ignored: []string{}, Next: []time.Time{}, Later: []string{}, Stamp: "none", Acts: timerActs(e, u.Triggered()),
-		Says: []string{}, Runs: []TimerRun{}}
+		Danger: TimerHarmless, Says: []string{}, Runs: []TimerRun{}}
 	x := &reboots.Timer{Name: u.Name, Unit: t.Starts, Accuracy: time.Minute}
 	t.read(e, u, x)
 	t.stamp(e, x)

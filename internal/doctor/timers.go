@@ -73,7 +73,7 @@ const (
 	// TimerLoops: the machine restarts again and again.
 	TimerLoops Danger = "loop"
 	// TimerMayLoop: it does if what is not known is so, or with a clock that it may well have.
-	TimerMayLoop Danger = "may loop"
+	TimerMayLoop Danger = "may_loop"
 	// TimerSurprise: it restarts the machine once when nobody expects it.
 	TimerSurprise Danger = "surprise"
 	// TimerUnknown: what is known does not tell.
@@ -83,7 +83,7 @@ const (
 	// TimerIdle: it would, but does not: it is not started, or what it would run is missing.
 	TimerIdle Danger = "idle"
 	// TimerHarmless: what it starts does nothing to the machine.
-	TimerHarmless Danger = ""
+	TimerHarmless Danger = "harmless"
 )
 
 func dangers() []Danger {
@@ -188,21 +188,32 @@ func ExamineTimers(all []*evidence.Evidence) *TimersReport {
 }
 
 func (t *Timers) status() (all []int) {
-	found := slices.ContainsFunc(t.AtStart, func(a TimerAct) bool { return a.Never == "" && a.If == "" && len(a.Guards) == 0 })
-	for i := range t.Timers {
-		switch t.Timers[i].Danger {
-		case TimerLoops, TimerMayLoop, TimerSurprise:
-			found = true
-		}
-	}
-	if found {
+	worst, unsure := t.Worst()
+	switch worst {
+	case TimerLoops, TimerMayLoop, TimerSurprise:
 		all = append(all, finding.StatusFound)
 	}
-	unsure := slices.ContainsFunc(t.Timers, func(x TimerInfo) bool { return x.Unsure != "" })
-	if unsure || len(t.NotLookedAt) > 0 {
+	if unsure {
 		all = append(all, finding.StatusCannotTell)
 	}
 	return all
+}
+
+// Worst is the worst that a timer, or a unit that each start runs, does to the machine; unsure tells whether
+// something that it rests on is not known.
+func (t *Timers) Worst() (worst Danger, unsure bool) {
+	order := dangers()
+	worst = TimerHarmless
+	for i := range t.Timers {
+		if d := t.Timers[i].Danger; slices.Index(order, d) < slices.Index(order, worst) {
+			worst = d
+		}
+	}
+	if slices.ContainsFunc(t.AtStart, func(a TimerAct) bool { return a.If == "" && len(a.Guards) == 0 && a.act.Delay < reboots.Short }) {
+		worst = TimerLoops
+	}
+	unsure = len(t.NotLookedAt) > 0 || slices.ContainsFunc(t.Timers, func(x TimerInfo) bool { return x.Unsure != "" })
+	return worst, unsure
 }
 
 // Dangerous are the timers that act on the machine, or would.

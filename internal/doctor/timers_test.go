@@ -172,6 +172,16 @@ func TestTimersUnknown(t *testing.T) {
 	if res := rule.judge(e); len(res) != 1 || res[0].Outcome != Unknown {
 		t.Errorf("TM03 = %+v, want one unknown", res)
 	}
+	e = newNightly(t)
+	e.Clock.Keeps.Known = false
+	e.Clock.Stamps = nil
+	if x := ExamineTimers([]*evidence.Evidence{e}).Machines[0].Timers[0]; x.Danger != TimerUnknown || x.Unsure == "" || x.Stamp != "unknown" {
+		t.Errorf("of a stamp that is not known: danger %q, unsure %q", x.Danger, x.Unsure)
+	}
+	rule = ruleTM04()
+	if res := rule.judge(e); len(res) != 1 || res[0].Outcome != Unknown {
+		t.Errorf("TM04 = %+v, want one unknown", res)
+	}
 	e.Gaps = append(e.Gaps, evidence.Gap{Part: evidence.PartUnits, Reason: "not collected"})
 	e.Units = nil
 	if r := ExamineTimers([]*evidence.Evidence{e}); r.Verdict != finding.CannotTell {
