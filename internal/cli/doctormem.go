@@ -6,7 +6,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -113,10 +112,9 @@ func (m *memoryWatch) look(ctx context.Context) (*render.MemoryDocument, error) 
 
 // watch looks again and again, prints a line each time, and keeps points.
 func (m *memoryWatch) watch(ctx context.Context, s *stdio) error {
+	var end <-chan time.Time
 	if m.o.duration > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, m.o.duration)
-		defer cancel()
+		end = time.After(m.o.duration) // what is under way then is not cut off
 	}
 	tick := time.NewTicker(m.o.every)
 	defer tick.Stop()
@@ -135,10 +133,9 @@ func (m *memoryWatch) watch(ctx context.Context, s *stdio) error {
 		}
 		select {
 		case <-tick.C:
+		case <-end:
+			return exitWith(r.Status[0])
 		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return exitWith(r.Status[0])
-			}
 			return exitWith(finding.StatusInterrupted)
 		}
 	}
