@@ -64,7 +64,8 @@ struct {
 	TYPE(value, struct entered);
 } umounts SEC(".maps");
 
-// young tells when files were opened: one opened after a umount failed did not make it fail.
+// young tells when files of the devices that are asked for were opened: one opened after a umount failed
+// did not make it fail.
 struct {
 	UINT(type, MAP_LRU_HASH);
 	UINT(max_entries, 8192);
@@ -228,8 +229,17 @@ INLINE int drops(void *ctx, struct entered *c, u32 class)
 	return 0;
 }
 
+// note writes over what the task wrote before, which takes less than an update. Only the task itself
+// does so.
 NOINLINE int note(u32 tid, u64 ts, s64 nr)
 {
+	struct begun *old = bpf_map_lookup_elem(&calls, &tid);
+
+	if (old) {
+		old->ts = ts;
+		old->nr = nr;
+		return 0;
+	}
 	struct begun b = {ts, nr};
 
 	return bpf_map_update_elem(&calls, &tid, &b, 0);
@@ -363,9 +373,11 @@ SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 	struct begun *b = bpf_map_lookup_elem(&calls, &tid);
 	struct entered full = {b && b->nr == nr ? b->ts : 0, nr}, *c = &full;
 	if (class & C_OPEN && ret >= 0) {
-		u64 k = (u64)file_of(ret), v = c->ts;
+		struct path *p = held_file(ret);
+		u64 k = (u64)p - field_offset(struct file, f_path), v = c->ts;
 
-		bpf_map_update_elem(&young, &k, &v, 0);
+		if (p)
+			bpf_map_update_elem(&young, &k, &v, 0);
 	}
 	if (class & C_CHDIR && ret == 0) {
 		u64 k = of_cwd(), v = c->ts;
