@@ -166,6 +166,41 @@ func (g *gatherer) leases(ctx context.Context) {
 	}
 }
 
+// notKept is what is said of lines that leaseLines leaves out.
+const notKept = "lines that no rule needs"
+
+// leaseLines keeps of a file with settings of such a program the lines that leases reads, and of the others
+// nothing: these files hold passwords in forms of their own. kept is false for other files; n is how
+// many lines were left out.
+func leaseLines(name string, text []byte) (less []byte, n int, kept bool) {
+	var settings, words []string
+	for _, p := range programs() {
+		if slices.ContainsFunc(p.files, func(f string) bool { return f == name || strings.HasSuffix(f, "/") && strings.HasPrefix(name, f) }) {
+			settings, kept = append(settings, p.settings...), true
+			if p.must != "" {
+				words = append(words, p.must)
+			}
+		}
+	}
+	if !kept {
+		return text, 0, false
+	}
+	lines := strings.Split(string(text), "\n")
+	for i, l := range lines {
+		if _, wanted := settingIn([]byte(l), settings...); wanted || strings.TrimSpace(l) == "" {
+			continue
+		}
+		n++
+		lines[i] = ""
+		for _, w := range words {
+			if strings.Contains(l, w) {
+				lines[i] = w
+			}
+		}
+	}
+	return []byte(strings.Join(lines, "\n")), n, true
+}
+
 var (
 	cibOp   = regexp.MustCompile(`<op\s[^>]*>`)
 	cibAttr = regexp.MustCompile(`([a-z-]+)="([^"]*)"`)

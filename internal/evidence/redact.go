@@ -27,6 +27,7 @@ var secrets = []struct {
 	{"private key", regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----)(.*?)-----END`)},
 	{"hash of a password", regexp.MustCompile(`(grub\.pbkdf2\.sha512\.\d+\.)(\S+)`)},
 	{"password of a boot menu", regexp.MustCompile(`(?m)^(\s*password\s+\S+\s+)(\S+)`)},
+	{"value of a secret", regexp.MustCompile(`(?i)(\bname="[^"]*(?:passw|secret|token|credential)[^"]*"\s+value=")([^"]+)`)},
 	{"attribute of a secret", regexp.MustCompile(`(?i)(\b(?:passw[a-z]*|secret|passphrase)\s*=\s*['"])([^'"]+)`)},
 	{"setting of a secret", regexp.MustCompile(`(?im)^(\s*[\w.\-]*(?:passw|passphrase|secret|token|api_?key|auth_?key|` +
 		`private_?key|transport_url|connection|credential)[\w.\-]*\s*[=:]\s*)(\S.*)$`)},
@@ -41,12 +42,15 @@ var harmless = []string{"token_timeout", "token", "token_retransmit", "token_coe
 // Redact takes the secrets out of a file, and says what they were.
 func Redact(name string, text []byte) ([]byte, []tree.LeftOut) {
 	count := map[string]int{}
+	var out []tree.LeftOut
+	if less, n, is := leaseLines(name, text); is && n > 0 {
+		text, out = less, append(out, tree.LeftOut{Name: name, What: notKept, Count: n})
+	}
 	if strings.HasPrefix(name, "/shisa/") && strings.HasSuffix(name, ".json") {
 		text = redactJSON(text, count)
 	} else {
 		text = []byte(redact(name, string(text), count))
 	}
-	var out []tree.LeftOut
 	for _, s := range secrets {
 		if n := count[s.what]; n > 0 {
 			out = append(out, tree.LeftOut{Name: name, What: s.what, Count: n})

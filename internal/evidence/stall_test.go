@@ -93,6 +93,43 @@ func TestLeases(t *testing.T) {
 	}
 }
 
+// TestLeaseLines: of files with passwords in forms of their own a bundle has only what is asked for.
+func TestLeaseLines(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"/etc/keepalived/keepalived.conf", "vrrp_instance a {\n  advert_int 2\n  auth_pass 1111\n}\n", "\n  advert_int 2\n\n\n"},
+		{"/etc/consul.d/server.hcl", "server = true\nencrypt = \"c2VjcmV0\"\nraft_multiplier = 1\n", "server\n\nraft_multiplier = 1\n"},
+		{"/etc/mysql/my.cnf", "[mysqld]\nwsrep_sst_auth=u:hunter2\n", "\nwsrep\n"},
+		{"/etc/patroni/main.yml", "ttl: 60\nusername: u\npassword: hunter2\n", "ttl: 60\n\n\n"},
+		{"/var/lib/pacemaker/cib/cib.xml", `<nvpair id="a" name="passwd" value="hunter2"/><op name="monitor" timeout="20s"/>`,
+			`<nvpair id="a" name="passwd" value="[left-out]"/><op name="monitor" timeout="20s"/>`},
+		{"/etc/other.conf", "auth_pass 1111\n", "auth_pass 1111\n"},
+	} {
+		got, _ := Redact(c.name, []byte(c.text))
+		if string(got) != c.want {
+			t.Errorf("%s: kept %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// FuzzLeases: settings are any bytes.
+func FuzzLeases(f *testing.F) {
+	f.Add([]byte("ttl: 60\nadvert_int 2\n"), "1min 30s")
+	f.Add([]byte("--election-timeout=5000\\\n\n; a\n"), "9e99h")
+	f.Fuzz(func(t *testing.T, text []byte, word string) {
+		settingIn(text, "ttl", "advert_int", "election-timeout")
+		if d := span(word, time.Second); d < 0 {
+			t.Errorf("span(%q) = %s", word, d)
+		}
+		for _, u := range ParseUdev("x", text) {
+			u.Runs()
+		}
+		less, _, _ := leaseLines("/etc/keepalived/keepalived.conf", text)
+		if len(less) > len(text) {
+			t.Errorf("%d bytes became %d", len(text), len(less))
+		}
+	})
+}
+
 func TestSpan(t *testing.T) {
 	for text, want := range map[string]time.Duration{"20": 20 * time.Second, "3min": 3 * time.Minute, "1min 30s": 90 * time.Second,
 		"500ms": 500 * time.Millisecond, "infinity": 0, "": 0, "-5": 0, "9e99": 0, "99999999999999999999h": 0, "1.5 h": 90 * time.Minute} {
