@@ -81,7 +81,17 @@ func serverName(s string) string {
 
 // imageObject is image i: one on a share is the same whoever sees it.
 func imageObject(e *evidence.Evidence, i int) Object {
-	return imagePathObject(e, e.Images[i].Path, e.Images[i].Mount)
+	return imagePathObject(e, cmp.Or(e.Images[i].Real, e.Images[i].Path), e.Images[i].Mount)
+}
+
+// namedImage is the image that has a name, by whatever other names it is known.
+func namedImage(e *evidence.Evidence, name string) Object {
+	for k := range e.Images {
+		if e.Images[k].Is(name) {
+			return imageObject(e, k)
+		}
+	}
+	return imagePathObject(e, name, e.MountOf(name))
 }
 
 func imagePathObject(e *evidence.Evidence, name string, mount int) Object {
@@ -257,7 +267,7 @@ func (g *graph) images(e *evidence.Evidence) {
 			g.rest(o, mountObject(e, img.Mount))
 		}
 		if img.BackingPath != "" {
-			g.rest(o, imagePathObject(e, img.BackingPath, e.MountOf(img.BackingPath)))
+			g.rest(o, namedImage(e, img.BackingPath))
 		}
 	}
 	for i := range e.Machines {

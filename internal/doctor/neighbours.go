@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,7 +53,7 @@ func everywhere(e *evidence.Evidence, i int) string {
 	if o := imageObject(e, i); o.On == "" {
 		return o.String()
 	}
-	name, is := strings.CutPrefix(e.Images[i].Path, "/dev/")
+	name, is := strings.CutPrefix(cmp.Or(e.Images[i].Real, e.Images[i].Path), "/dev/")
 	if !is {
 		return ""
 	}

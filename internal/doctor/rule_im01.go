@@ -28,7 +28,7 @@ func ruleIM01() Rule {
 			case x.Unread != "":
 				out = append(out, unknown(o, x.Unread))
 			case x.BackingState == "missing":
-				base := imagePathObject(e, x.BackingPath, e.MountOf(x.BackingPath))
+				base := namedImage(e, x.BackingPath)
 				f := missing(&r, e, base, x.Path, "base_gone", fmt.Sprintf("the base image %s is not there; %s rests on it",
 					x.BackingPath, x.Path))
 				f.Affects = []Object{o}
@@ -49,7 +49,7 @@ func ruleIM01() Rule {
 func missing(r *Rule, e *evidence.Evidence, o Object, seen, kind, text string) *Finding {
 	facts := []Fact{{Source: evidence.Source{Path: seen}, Value: o.Name, Text: "no file has this name"}}
 	for _, ev := range e.Log.Of("", "nova.removed", "nova.absent", "libvirt.storage") {
-		if ev.Fields["path"] == o.Name {
+		if ev.Fields["path"] == o.Name || namedImage(e, ev.Fields["path"]) == o {
 			facts = append(facts, said(ev))
 		}
 	}

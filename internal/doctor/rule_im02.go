@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"time"
@@ -38,7 +39,7 @@ func ruleIM02() Rule {
 			if base == nil || base.Unread != "" {
 				continue
 			}
-			o := imagePathObject(e, base.Path, base.Mount)
+			o := imagePathObject(e, cmp.Or(base.Real, base.Path), base.Mount)
 			switch {
 			case writer(base) != nil:
 				u := writer(base)
@@ -63,7 +64,7 @@ func ruleIM02() Rule {
 
 func rewritten(r *Rule, e *evidence.Evidence, i int, base *evidence.Image) *Finding {
 	x := &e.Images[i]
-	f := found(r, imagePathObject(e, base.Path, base.Mount), 0.5, "newer", fmt.Sprintf(
+	f := found(r, imagePathObject(e, cmp.Or(base.Real, base.Path), base.Mount), 0.5, "newer", fmt.Sprintf(
 		"%s was changed after %s was made on it", base.Path, x.Path),
 		Fact{Source: base.From, Value: base.Changed.UTC().Format(time.RFC3339), Text: "last change of the base"},
 		Fact{Source: x.From, Value: x.Made.UTC().Format(time.RFC3339), Text: "when the overlay was made"})
@@ -89,14 +90,14 @@ func rewritten(r *Rule, e *evidence.Evidence, i int, base *evidence.Image) *Find
 
 // touchedWith gives how many other bases lie in the directory of one, if all of them changed when it did; else 0.
 func touchedWith(e *evidence.Evidence, base *evidence.Image) int {
-	bases := map[string]bool{base.Path: true}
+	bases := map[*evidence.Image]bool{}
 	for i := range e.Images {
-		bases[e.Images[i].BackingPath] = true
+		bases[imageAt(e, e.Images[i].BackingPath)] = true
 	}
 	n := 0
 	for i := range e.Images {
 		x := &e.Images[i]
-		if x == base || x.Unread != "" || !bases[x.Path] || path.Dir(x.Path) != path.Dir(base.Path) {
+		if x == base || x.Unread != "" || !bases[x] || path.Dir(x.Path) != path.Dir(base.Path) {
 			continue
 		}
 		if x.Changed.Sub(base.Changed).Abs() > oneRound {
@@ -110,7 +111,7 @@ func touchedWith(e *evidence.Evidence, base *evidence.Image) int {
 // imageAt gives the image with a path, nil if it was not looked at.
 func imageAt(e *evidence.Evidence, name string) *evidence.Image {
 	for i := range e.Images {
-		if e.Images[i].Path == name {
+		if e.Images[i].Is(name) {
 			return &e.Images[i]
 		}
 	}

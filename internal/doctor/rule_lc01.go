@@ -23,10 +23,10 @@ func ruleLC01() Rule {
 				continue
 			}
 			name := ev.Fields["path"]
-			o := imagePathObject(e, name, e.MountOf(name))
+			o := namedImage(e, name)
 			var affects []Object
 			for i := range e.Images {
-				if x := &e.Images[i]; x.BackingPath == name && x.BackingState == "missing" {
+				if x := &e.Images[i]; x.BackingState == "missing" && namedImage(e, x.BackingPath) == o {
 					affects = append(affects, imageObject(e, i))
 				}
 			}

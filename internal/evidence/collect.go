@@ -27,6 +27,12 @@ func Collect(ctx context.Context, t tree.Tree, files map[string][]byte, o Option
 	if err != nil {
 		return nil, nil, err
 	}
+	if _, asked := own["/shisa/machines.json"]; !asked && len(e.Images) > 0 {
+		// A file that is read in parts is not in a bundle: of a copy or a disk that is all there will be.
+		if own["/shisa/machines.json"], err = json.Marshal(Asked{Images: e.Images}); err != nil {
+			return nil, nil, err
+		}
+	}
 	said, err := json.Marshal(SaidIn(e))
 	if err != nil {
 		return nil, nil, err

@@ -6,6 +6,7 @@ package evidence
 import (
 	"bytes"
 	"context"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // TestCollect holds that a bundle gives the same evidence as what it was collected of: whatever a rule
@@ -99,4 +101,45 @@ func texts(t *testing.T, bundle []byte) map[string]string {
 		all[name] = string(text)
 	}
 	return all
+}
+
+// TestCollectImages holds that a bundle of a machine that does not run has what is known of its images.
+func TestCollectImages(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	dir, root := t.TempDir(), t.TempDir()
+	for name, text := range map[string]string{
+		"img/base.qcow2": made(t, dir, "base.qcow2", "base.qcow2", "1M"),
+		"img/over.qcow2": made(t, dir, "over.qcow2", "-b", "base.qcow2", "-F", "qcow2", "over.qcow2"),
+		"etc/libvirt/qemu/web.xml": "<domain><name>web</name><devices><disk type='file' device='disk'><source file='/img/over.qcow2'/>" +
+			"<target dev='vda'/></disk></devices></domain>",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755),
+			os.WriteFile(filepath.Join(root, name), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := tree.OpenDirectory(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var b bytes.Buffer
+	whole, _, err := Collect(t.Context(), d, nil, Options{Now: time.Unix(1_700_000_000, 0), Label: "h"}, "test", &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, _, err := tree.ReadBundle(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Gather(t.Context(), opened, Options{Now: time.Unix(1_700_000_000, 0), Label: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(e.Images) != 2 || e.Images[0].BackingState != "ok" || e.Images[0].Unread != "" || len(e.Machines) != 1 || len(e.Machines[0].Disks) != 1 {
+		t.Errorf("of a bundle: %+v %+v", e.Images, e.Machines)
+	}
+	if diff := cmp.Diff(whole.Images, e.Images); diff != "" {
+		t.Errorf("images of the machine and of its bundle differ (-want +got):\n%s", diff)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/image"
@@ -36,9 +37,13 @@ const (
 // opener opens an image by its name on the machine.
 type opener func(ctx context.Context, name string) (tree.File, error)
 
-// describeAll reads the headers of images, and of all that they rest on. Nothing but headers is read.
-func describeAll(ctx context.Context, paths []string, open opener, gaps *[]Gap) []Image {
-	d := &describer{open: open, at: map[string]int{}}
+// linker gives the text of a symbolic link.
+type linker func(ctx context.Context, name string) (string, error)
+
+// describeAll reads the headers of images, and of all that they rest on. Nothing but headers is read. Each is there
+// once, by whatever names it is found.
+func describeAll(ctx context.Context, paths []string, open opener, link linker, gaps *[]Gap) []Image {
+	d := &describer{open: open, link: link, at: map[string]int{}, real: map[string]int{}}
 	for _, p := range paths {
 		if ctx.Err() != nil {
 			return d.all
@@ -53,8 +58,10 @@ func describeAll(ctx context.Context, paths []string, open opener, gaps *[]Gap) 
 
 type describer struct {
 	open opener
+	link linker
 	all  []Image
 	at   map[string]int // path -> index, what was looked at
+	real map[string]int // the same without symbolic links
 	left int
 }
 
@@ -68,8 +75,15 @@ func (d *describer) chain(ctx context.Context, name string) {
 			d.left++
 			return
 		}
+		real := realPath(ctx, d.link, name)
+		if i, known := d.real[real]; known {
+			d.at[name] = i
+			d.all[i].Names = append(d.all[i].Names, name)
+			return
+		}
 		img := d.one(ctx, name)
-		d.at[name] = len(d.all)
+		img.Real = real
+		d.at[name], d.real[real] = len(d.all), len(d.all)
 		d.all = append(d.all, img)
 		if img.BackingPath == "" {
 			return
@@ -127,6 +141,40 @@ func (d *describer) one(ctx context.Context, name string) Image {
 		img.BackingPath, img.BackingState = backingOf(name, h.Backing)
 	}
 	return img
+}
+
+// Is tells whether a name is one of the image's.
+func (i *Image) Is(name string) bool {
+	return name != "" && (i.Path == name || i.Real == name || slices.Contains(i.Names, name))
+}
+
+// maxImageLinks is how many symbolic links a name may lead through, as in Linux.
+const maxImageLinks = 40
+
+// realPath is a name without symbolic links, as far as these may be looked at: what lies on a mount that is avoided
+// stays as it is.
+func realPath(ctx context.Context, link linker, name string) string {
+	at, links := "/", 0
+	for rest := strings.Split(path.Clean(name), "/"); len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		next := path.Join(at, part)
+		if part == "" || part == ".." || links == maxImageLinks {
+			at = next
+			continue
+		}
+		to, err := link(ctx, next)
+		if err != nil {
+			at = next
+			continue
+		}
+		links++
+		if path.IsAbs(to) {
+			at = "/"
+		}
+		rest = append(strings.Split(to, "/"), rest...)
+	}
+	return at
 }
 
 // notThere is why an image is not read that is not there.

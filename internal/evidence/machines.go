@@ -60,10 +60,10 @@ func (g *gatherer) machines(ctx context.Context) {
 	}
 	images := asked.Images
 	if len(images) == 0 && g.t.Kind() != "live" && g.t.Kind() != "bundle" {
-		images = describeAll(ctx, diskPaths(domains), g.t.Open, &g.e.Gaps)
+		images = describeAll(ctx, diskPaths(domains), g.t.Open, g.t.Link, &g.e.Gaps)
 	}
 	for i := range images {
-		images[i].Mount = g.e.MountOf(images[i].Path)
+		images[i].Mount = g.e.MountOf(cmp.Or(images[i].Real, images[i].Path))
 	}
 	g.e.Images = images
 	for _, d := range domains {
@@ -78,7 +78,7 @@ func (g *gatherer) machines(ctx context.Context) {
 func (g *gatherer) uses(m *Machine, d domain) {
 	for _, i := range m.Disks {
 		x := &g.e.Images[i]
-		of := slices.IndexFunc(d.Disks, func(f hypervisor.DomainDisk) bool { return f.Path == x.Path && !f.Backing })
+		of := slices.IndexFunc(d.Disks, func(f hypervisor.DomainDisk) bool { return x.Is(f.Path) && !f.Backing })
 		seen := false
 		for j := range x.Users {
 			if u := &x.Users[j]; u.Machine == m.Name {
@@ -196,7 +196,7 @@ func (g *gatherer) machine(d domain) Machine {
 		}
 	}
 	for i := range g.e.Images {
-		if slices.Contains(files, g.e.Images[i].Path) {
+		if slices.ContainsFunc(files, g.e.Images[i].Is) {
 			m.Disks = append(m.Disks, i)
 		}
 	}

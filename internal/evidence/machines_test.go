@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,6 +104,40 @@ func TestMachines(t *testing.T) {
 	}
 	if why, whole := e.Whole(PartImages); whole || !strings.Contains(why, "broken.xml") {
 		t.Errorf("what is wrong with broken.xml is not told: %q", why)
+	}
+}
+
+// TestNamesOfImages holds that an image is there once by whatever names it is found, with who uses it by any of
+// them, and that its base is that of the name which the machine has.
+func TestNamesOfImages(t *testing.T) {
+	testenv.Need(t, "qemu-img")
+	dir := t.TempDir()
+	base := made(t, dir, "base.qcow2", "base.qcow2", "1M")
+	over := made(t, dir, "over.qcow2", "-b", "base.qcow2", "-F", "qcow2", "over.qcow2")
+	xml := func(name, file string) string {
+		return "<domstatus state='running' pid='7'><domain><name>" + name + "</name><devices><disk type='file' device='disk'><source file='" +
+			file + "'/><target dev='vda'/></disk></devices></domain></domstatus>"
+	}
+	e := gathered(t, map[string]string{"srv/img/base.qcow2": base, "srv/img/over.qcow2": over,
+		"var/lib/libvirt/images": "-> ../../../srv/img", "srv/link.qcow2": "-> img/over.qcow2", "srv/loop": "-> loop",
+		"run/libvirt/qemu/a.xml": xml("a", "/var/lib/libvirt/images/over.qcow2"), "run/libvirt/qemu/b.xml": xml("b", "/srv/img/over.qcow2"),
+		"run/libvirt/qemu/c.xml": xml("c", "/srv/link.qcow2"), "run/libvirt/qemu/d.xml": xml("d", "/srv/loop/x")})
+	var got []string
+	for _, x := range e.Images {
+		var users []string
+		for _, u := range x.Users {
+			users = append(users, u.Machine)
+		}
+		got = append(got, fmt.Sprint(x.Real, " ", len(x.Names), " ", users, " ", x.BackingState))
+	}
+	want := []string{"/srv/img/over.qcow2 2 [a b c] ok", "/srv/img/base.qcow2 0 [] ", "/srv/loop/x 0 [d] "}
+	for _, w := range want {
+		if !slices.Contains(got, w) {
+			t.Errorf("images: %q, want %q", got, w)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("images: %q, want %q", got, want)
 	}
 }
 

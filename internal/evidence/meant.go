@@ -88,9 +88,12 @@ type QMP struct {
 
 // Image is a disk image with what is right below it.
 type Image struct {
-	// Path is its name without symbolic links, as this host sees it.
-	Path   string `json:"path"`
-	Format string `json:"format"`
+	// Path is the name by which it was found first, Real that without symbolic links, as this host sees it, and
+	// Names are others that led to it.
+	Path   string   `json:"path"`
+	Real   string   `json:"real"`
+	Names  []string `json:"names"`
+	Format string   `json:"format"`
 	// Mount is the index in Mounts of where it lies, -1 if not known.
 	Mount int `json:"mount"`
 	// Backing is the name as the image has it, BackingPath where that is; "" for none. BackingState is

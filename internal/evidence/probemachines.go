@@ -42,7 +42,7 @@ func (p *prober) machines(ctx context.Context) {
 		domains = join(domains, &out.Processes[i])
 	}
 	s := &slowStorage{t: p.t, mounts: p.mounted(ctx)}
-	out.Images = describeAll(ctx, diskPaths(domains), s.open, &out.Gaps)
+	out.Images = describeAll(ctx, diskPaths(domains), s.open, p.t.Link, &out.Gaps)
 	for i := range out.Images {
 		out.users(&out.Images[i])
 	}
@@ -87,7 +87,7 @@ func isDisk(name string) bool {
 func (a *Asked) users(img *Image) {
 	for _, p := range a.Processes {
 		for _, f := range p.Files {
-			if f.Path == img.Path {
+			if img.Is(f.Path) {
 				img.Users = append(img.Users, ImageUser{PID: p.PID, Command: p.Command, Machine: p.Name, Writing: f.Writing})
 				break
 			}

@@ -42,7 +42,7 @@ func (rep *Report) examine(ctx context.Context, opts Options) error {
 
 // known hands what the check found of an image to the evidence.
 func known(e *evidence.Evidence, img *check.Image) {
-	i := slices.IndexFunc(e.Images, func(x evidence.Image) bool { return x.Path == img.Path })
+	i := slices.IndexFunc(e.Images, func(x evidence.Image) bool { return x.Is(img.Path) })
 	if i < 0 {
 		i = len(e.Images)
 		e.Images = append(e.Images, evidence.Image{Path: img.Path, Format: img.Format, Mount: e.MountOf(img.Path),
