@@ -57,7 +57,7 @@ type Boots struct {
 	Stop *Stop `json:"stop"`
 	// Breaks is what else of the machine does without the units that are masked.
 	Breaks []Break `json:"breaks"`
-	// Also are other units that would take the machine down as soon as they are started at its next start.
+	// Also are other units that take the machine down at its next start, by their files, whether or not they ever did.
 	Also []Suspect `json:"also"`
 	// NotLookedAt is what could not be read of boots and units.
 	NotLookedAt []Missing `json:"not_looked_at"`
@@ -155,8 +155,8 @@ func bootsOf(e *evidence.Evidence) *Boots {
 	}
 	if v.blame != nil && v.blame.Unit != "" {
 		b.Stop, b.Breaks = c.stop(v.blame), c.breaks(v.blame.Masks)
-		b.Also = c.also(v.blame)
 	}
+	b.Also = c.also(v.blame)
 	return b
 }
 

@@ -253,8 +253,22 @@ func TestBootsOfLogins(t *testing.T) {
 		if b.Course != c.course || blamed(b) != c.blame {
 			t.Errorf("%s: boots = %s, blame %q (%s), want %s, %q", c.name, b.Course, blamed(b), b.Why, c.course, c.blame)
 		}
+		if named := len(b.Also) > 0 && b.Also[0].Unit == "nightly.service"; named != (c.link != "" && b.Blame == nil) {
+			t.Errorf("%s: boots also name %+v", c.name, b.Also)
+		}
 		if b.Blame != nil && (b.Blame.Ended != 0 || b.Blame.Certain) {
 			t.Errorf("%s: boots blame %+v, want that no log tells", c.name, b.Blame)
 		}
+	}
+}
+
+// TestBootsWithoutLogs: where no log tells of a boot, what files say of the next one is told all the same.
+func TestBootsWithoutLogs(t *testing.T) {
+	dir := machine(t, map[string]string{"etc/systemd/system/nightly.service": rebooter, "usr/bin/systemctl": "",
+		"etc/systemd/system/default.target": "[Unit]\nWants=nightly.service\n"}, time.Now())
+	r := ExamineBoots([]*evidence.Evidence{gatherAt(t, dir)})
+	b := &r.Machines[0]
+	if b.Course != NotKnown || fmt.Sprint(r.Status) != "[4]" || len(b.Also) != 1 || b.Also[0].Unit != "nightly.service" {
+		t.Errorf("boots = %s, status %v, also %+v, want it unknown, 4, and nightly.service", b.Course, r.Status, b.Also)
 	}
 }

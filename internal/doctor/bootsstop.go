@@ -124,14 +124,15 @@ func (c *courts) byFiles(of int) *Blame {
 	return b
 }
 
-// also are others that take the machine down at its next start.
+// also are others that take the machine down at its next start, without waiting for a timer.
 func (c *courts) also(b *Blame) []Suspect {
 	out := []Suspect{}
 	if c.e.Units == nil {
 		return out
 	}
+	reached := c.reached()
 	for _, s := range c.dangerous() {
-		if !slices.Contains(b.Masks, s.Unit) {
+		if reached[s.Unit] != nil && (b == nil || !slices.Contains(b.Masks, s.Unit)) {
 			out = append(out, s)
 		}
 	}

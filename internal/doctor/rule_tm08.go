@@ -120,6 +120,7 @@ func (c *courts) accuse(f *Finding, b *Blame) {
 		return
 	case b.Unit == "":
 		f.Summary += ", by " + b.Who
+		f.Severity = finding.Warning
 		f.Remedies = []Remedy{{Text: "ask why: no unit of the machine does it by itself"}}
 		return
 	case b.Certain:

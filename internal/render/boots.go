@@ -191,7 +191,7 @@ func (o *bootsOut) rest(b *doctor.Boots) {
 		o.breaks(b)
 	}
 	if len(b.Also) > 0 {
-		o.line("these would take it down at its next start as well:")
+		o.line("by their files, these take it down at its next start:")
 		for _, s := range b.Also {
 			how := ""
 			if len(s.Chain) > 0 {
