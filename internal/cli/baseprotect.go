@@ -15,6 +15,8 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/notice"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -45,6 +47,7 @@ func (o *poolOptions) did(d *pool.Done, s *stdio) (err error) {
 func newBaseProtect(s *stdio) *cobra.Command {
 	var o poolOptions
 	var p bases.ProtectOptions
+	var watch bool
 	c := &cobra.Command{
 		Use:   "protect POOL",
 		Short: "keep bases from being lost, whoever removes them",
@@ -55,13 +58,21 @@ touched, so that Nova's cleaner does not take them for old; and what each base h
 It only adds, acts at once, and may be done again and again, as by a timer every 20 minutes. "shisa base unprotect"
 takes the shields away.
 
+With --watch it goes on until it is stopped: it looks at everything every ten minutes, tells who removes a base, and
+gives one that is needed its name back at once. What other nodes remove from a shared directory it sees at its next
+look.
+
 A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it alone.`,
 		Example: `  shisa base protect /var/lib/nova/instances
-  shisa base protect --no-record --keepalive 1h /var/lib/nova/instances`,
+  shisa base protect --no-record --keepalive 1h /var/lib/nova/instances
+  shisa base protect --watch --json /var/lib/nova/instances`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if p.KeepAlive < 0 {
 				return usageError(c, "--keepalive is negative")
+			}
+			if watch {
+				return runBaseWatch(c.Context(), o, p, args[0], s)
 			}
 			return runBaseProtect(c.Context(), o, p, args[0], s)
 		},
@@ -70,6 +81,7 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 	f := c.Flags()
 	f.DurationVar(&p.KeepAlive, "keepalive", 0, "touch bases that are needed when they are older than `D` (default "+
 		"6h, or 20m where Nova resized one)")
+	f.BoolVar(&watch, "watch", false, "go on until stopped, and put back what somebody removes; with --json one object a line")
 	f.BoolVar(&p.NoRecord, "no-record", false, "do not read the bases to record what they hold")
 	return c
 }
@@ -92,6 +104,40 @@ func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, 
 		return err
 	}
 	return exitWith(doneStatus(d, c))
+}
+
+// runBaseWatch protects a pool until it is stopped.
+func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, name string, s *stdio) (err error) {
+	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	act, done, err := o.act(dir, s)
+	if err != nil {
+		return err
+	}
+	defer done()
+	w := bases.WatchOptions{Protect: p,
+		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, name, s) },
+		Tell: func(h pool.Happened) error {
+			var err error
+			if o.json {
+				err = render.JSONLine(s.out, render.BaseEventSchema, h)
+			} else {
+				err = render.BaseEvent(s.out, &h, render.Style{Width: s.width, Color: s.colour})
+			}
+			return errors.Join(err, s.flush())
+		}}
+	switch events, err := notice.Watch(dir, linux.Open("")); {
+	case errors.Is(err, notice.ErrNot):
+		fmt.Fprintf(s.err, "shisa: %s; a base that is removed comes back at the next look\n", render.Text(err.Error()))
+	case err != nil:
+		return err
+	default:
+		defer func() { err = errors.Join(err, events.Close()) }()
+		w.Events = events
+	}
+	return bases.Watch(ctx, w, act)
 }
 
 // doneStatus is what is left to be said when all was done that could be.

@@ -71,6 +71,7 @@ func jsonDocuments() map[string]any {
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
 		render.BaseDoneSchema:    pool.Done{},
+		render.BaseEventSchema:   pool.Happened{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

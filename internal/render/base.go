@@ -20,6 +20,9 @@ const BaseScanSchema = "shisa.base-scan/1"
 // BaseDoneSchema is the schema of a bases.Done in JSON.
 const BaseDoneSchema = "shisa.base-done/1"
 
+// BaseEventSchema is the schema of a pool.Happened in JSON.
+const BaseEventSchema = "shisa.base-event/1"
+
 // BaseScan writes for people who needs the bases of a pool: those that are missing first, and those that
 // nobody was found to need last.
 func BaseScan(w io.Writer, c *refs.Census, s Style) error {
@@ -234,5 +237,38 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 	if nothing && len(d.Left) == 0 {
 		o.line("there was nothing to do")
 	}
+	return o.flush()
+}
+
+// BaseEvent writes one thing that happened to a pool that is watched.
+func BaseEvent(w io.Writer, h *pool.Happened, s Style) error {
+	o := newOut(w, s)
+	words, color := map[pool.What]string{
+		pool.Removed: "was removed", pool.Restored: "is there again", pool.NotRestored: "could NOT be brought back",
+		pool.NotNeeded: "stays away", pool.Passed: "looked at everything", pool.Lost: "looking again",
+	}[h.What], ""
+	switch h.What {
+	case pool.Removed, pool.NotRestored:
+		color = red
+	case pool.Restored:
+		color = green
+	}
+	text := o.paint(color, words)
+	if h.Name != "" {
+		text = Name(h.Name) + " " + text
+	}
+	if h.PID > 0 {
+		text += fmt.Sprintf(" by process %d", h.PID)
+	}
+	if h.Command != "" {
+		text += " (" + Text(h.Command) + ")"
+	}
+	if h.Unit != "" {
+		text += " of " + Text(h.Unit)
+	}
+	if h.Why != "" {
+		text += ": " + Text(h.Why)
+	}
+	o.prose(h.Time.Format("2006-01-02 15:04:05Z")+"  ", text)
 	return o.flush()
 }

@@ -3,6 +3,8 @@
 
 package pool
 
+import "time"
+
 // Done is what an act did (schema shisa.base-done/1).
 type Done struct {
 	Bases string `json:"bases"`
@@ -26,3 +28,33 @@ type Left struct {
 
 // Leave notes something that was not done.
 func (d *Done) Leave(name string, err error) { d.Left = append(d.Left, Left{name, err.Error()}) }
+
+// What happened to a pool that is watched.
+type What string
+
+// The kinds of what happens.
+const (
+	// Removed: somebody took a base away.
+	Removed What = "removed"
+	// Restored: it is there again. NotRestored: it could not be had.
+	Restored    What = "restored"
+	NotRestored What = "not_restored"
+	// NotNeeded: it was left away, since nobody needs it.
+	NotNeeded What = "not_needed"
+	// Passed: everything was looked at. Lost: something may have happened that nobody told.
+	Passed What = "passed"
+	Lost   What = "lost"
+)
+
+// Happened is one thing that happened while a pool was watched (schema shisa.base-event/1).
+type Happened struct {
+	Time time.Time `json:"time"`
+	What What      `json:"what"`
+	// Name is the base, "" for what is about all.
+	Name string `json:"name"`
+	// PID, Command and Unit are who did it, 0 and "" where that is not known.
+	PID     int    `json:"pid"`
+	Command string `json:"command"`
+	Unit    string `json:"unit"`
+	Why     string `json:"why"`
+}
