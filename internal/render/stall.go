@@ -191,8 +191,8 @@ func (o *out) stallDisk(d *StallDisk, stalled int64) {
 	}
 	o.line()
 	o.line("  ", afterWords(stalled*1000), " without an answer:")
-	for _, c := range d.Outcomes {
-		o.prose("    "+o.paint(c.colour(), fmt.Sprintf("%-12s", c.title()))+" ", caseWords(c.Case)+": "+c.words())
+	for _, c := range d.told() {
+		o.prose("    "+o.paint(c.colour(), fmt.Sprintf("%-12s", c.title()))+" ", c.in+c.words())
 	}
 	if first := d.first(stalled); first != "" {
 		o.prose("    "+o.paint(yellow, fmt.Sprintf("%-12s", "PERHAPS"))+" ", "others are faster: "+first)
@@ -344,6 +344,25 @@ func (c *StallOutcome) words() string {
 		text += "; also: " + strings.ReplaceAll(strings.Join(c.Before, ", "), "_", " ")
 	}
 	return text
+}
+
+// toldOutcome is an outcome, and in which case it comes.
+type toldOutcome struct {
+	StallOutcome
+	in string
+}
+
+// told are the outcomes, one where both cases come to the same.
+func (d *StallDisk) told() []toldOutcome {
+	var all []toldOutcome
+	for _, c := range d.Outcomes {
+		if len(all) > 0 && all[0].words() == c.words() && all[0].title() == c.title() {
+			all[0].in = ""
+			continue
+		}
+		all = append(all, toldOutcome{c, caseWords(c.Case) + ": "})
+	}
+	return all
 }
 
 // first are those who may take over, or reset the machine, before the worst comes.

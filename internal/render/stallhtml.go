@@ -6,6 +6,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -61,8 +62,12 @@ func (p *page) stallCard(m *StallMachine, d *StallDisk, stalled int64) {
 	p.el("h3", "", Name(m.Label)+": "+Name(d.Name)+"  "+d.about())
 	p.start("dl")
 	p.row("timeout", d.timeout())
-	for _, o := range d.Outcomes {
-		p.row(caseWords(o.Case), o.title()+": "+o.words())
+	for _, o := range d.told() {
+		in := strings.TrimSuffix(o.in, ": ")
+		if in == "" {
+			in = "in either case"
+		}
+		p.row(in, o.title()+": "+o.words())
 	}
 	if first := d.first(stalled); first != "" {
 		p.row("perhaps", "others are faster: "+first)
@@ -71,12 +76,19 @@ func (p *page) stallCard(m *StallMachine, d *StallDisk, stalled int64) {
 		p.row(map[bool]string{true: "assumed"}[i == 0], a)
 	}
 	p.end()
-	for _, c := range stall.Cases() {
-		p.timeline(d, c, stalled)
+	for i, c := range stall.Cases() {
+		if i == 0 || d.differs() {
+			p.timeline(d, c, stalled)
+		}
 	}
 	p.stallLegend()
 	p.stallTable(d)
 	p.end()
+}
+
+// differs tells whether the two cases come to different events.
+func (d *StallDisk) differs() bool {
+	return slices.ContainsFunc(d.Events, func(e StallEvent) bool { return e.Case != "" })
 }
 
 // stallLegend says what the lines of time show.
@@ -142,7 +154,9 @@ func (p *page) timeline(d *StallDisk, c stall.Case, stalled int64) {
 	height := lineHead + lineRow*float64(len(events)) + lineFoot
 	size := []string{"width", num(lineLeft + lineWide + margin), "height", num(height), "viewBox",
 		"0 0 " + num(lineLeft+lineWide+margin) + " " + num(height)}
-	p.el("p", "", sentence(caseWords(c))+":")
+	if d.differs() {
+		p.el("p", "", sentence(caseWords(c))+":")
+	}
 	p.start("div", "class", "scroll")
 	p.start("svg", append([]string{"class", "tree times", "xmlns", "http://www.w3.org/2000/svg", "role", "img", "aria-label",
 		"what happens to " + Name(d.Name) + " when, " + caseWords(c)}, size...)...)

@@ -221,6 +221,9 @@ type FS struct {
 func Predict(m Machine, d Disk, stalled time.Duration) Timeline {
 	t := &timeline{m: m, Timeline: Timeline{Disk: d, Events: []Event{}, Assumed: append([]string{}, d.Guess...)}}
 	class := Classify(d.Driver, d.HostDriver)
+	if d.NFS != nil {
+		class = Stacked // it has no disk of its own
+	}
 	t.Effective, t.Reason = class.Effective(), class.reason()
 	fails := map[Case]Span{Medium: {Never, Never}, Dead: {Never, Never}}
 	usual := map[Case]time.Duration{}
