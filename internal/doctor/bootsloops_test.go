@@ -41,6 +41,8 @@ type loopRow struct {
 	// first is how long the first boot is held, hold the others, cut after which time the power of boots fails.
 	first, hold time.Duration
 	cut         map[int]time.Duration
+	// before is what rules say of its files before it was ever booted, as "TM01 loop".
+	before string
 	// course is what its boots amount to, blame who is to blame, masks what is masked.
 	course Course
 	blame  string
@@ -97,58 +99,67 @@ func loops() []loopRow {
 	timer, service := []string{"nightly.timer"}, []string{"nightly.service"}
 	const hour, stale = time.Hour, 48 * time.Hour
 	const both = "nightly.service nightly.timer"
-	loop := func(name string, w nspawn.World, masks string) loopRow {
-		return loopRow{name: name, world: w, ends: "rrrr", course: Loop, blame: "nightly.service", masks: masks}
+	loop := func(name, before string, w nspawn.World, masks string) loopRow {
+		return loopRow{name: name, before: before, world: w, ends: "rrrr", course: Loop, blame: "nightly.service", masks: masks}
 	}
 	rows := []loopRow{
 		{name: "at its time", world: nspawn.World{Files: files(does, onceADay(12*time.Second, "Persistent=true")), Enable: timer},
 			ends: "rs", first: 15 * time.Second},
 		{name: "at its time, not persistent", world: nspawn.World{Files: files(does, onceADay(12*time.Second, "Persistent=false")),
 			Enable: timer}, ends: "rs", first: 15 * time.Second},
-		loop("service enabled", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")), Enable: service}, both),
-		loop("both enabled", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")),
+		loop("service enabled", "TM01 loop", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")), Enable: service}, both),
+		loop("both enabled", "TM01 loop", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")),
 			Enable: append(timer, service...)}, both),
-		loop("stale stamp that cannot be written", nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale),
+		loop("stale stamp that cannot be written", "TM03 lost-stamp", nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale),
 			Enable: timer, ReadOnly: []string{stamps}}, both),
-		loop("stale stamp of an image that forgets", nspawn.World{
+		loop("stale stamp of an image that forgets", "TM03 lost-stamp", nspawn.World{
 			Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale), Enable: timer, Forgets: true}, both),
 		{name: "no stamp, and none can be written", world: nspawn.World{Files: files(does, onceADay(6*hour, "Persistent=true")),
 			Enable: timer, ReadOnly: []string{stamps}}, ends: "s"},
-		{name: "stale stamp", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale),
+		{name: "stale stamp", before: "TM04 stale-stamp", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), stale),
 			Enable: timer}, ends: "rs"},
 		{name: "stale stamp, not persistent", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "")), stale),
 			Enable: timer}, ends: "s"},
 		{name: "stamp in the future", world: nspawn.World{Files: with(files(does, onceADay(6*hour, "Persistent=true")), -stale),
 			Enable: timer}, ends: "s"},
-		{name: "stale stamp that cannot be written, delayed", world: nspawn.World{
+		{name: "stale stamp that cannot be written, delayed", before: "TM03 lost-stamp", world: nspawn.World{
 			Files:  with(files(does, onceADay(6*hour, "Persistent=true\nRandomizedDelaySec=2s")), stale),
 			Enable: timer, ReadOnly: []string{stamps}}, ends: "rrrr", hold: 5 * time.Second, course: Loop,
 			blame: "nightly.service", masks: both},
-		loop("soon after each start", nspawn.World{Files: files(does, "[Timer]\nAccuracySec=1us\nOnBootSec=1s"), Enable: timer}, both),
-		loop("a timer that requires its service", nspawn.World{
+		loop("soon after each start", "TM02 loop", nspawn.World{Files: files(does, "[Timer]\nAccuracySec=1us\nOnBootSec=1s"), Enable: timer}, both),
+		loop("a timer that requires its service", "TM01 loop", nspawn.World{
 			Files: files(does, strings.Replace(onceADay(6*hour, ""), "[Timer]", "Requires=nightly.service\n[Timer]", 1)), Enable: timer}, both),
-		loop("reboots when it fails", nspawn.World{
+		loop("reboots when it fails", "TM01 loop", nspawn.World{
 			Files:  files("FailureAction=reboot\n[Service]\nType=oneshot\nExecStart=/bin/false\n"+install, ""),
 			Enable: service}, "nightly.service"),
-		loop("reboots when it is started too often", nspawn.World{
+		loop("reboots when it is started too often", "TM01 on-failure", nspawn.World{
 			Files: files("StartLimitAction=reboot\nStartLimitBurst=2\n[Service]\nRestart=always\nRestartSec=0\n"+
 				"ExecStart=/bin/false\n"+install, ""), Enable: service}, "nightly.service"),
-		loop("first boot", nspawn.World{Files: files(does+install, ""), MachineID: "uninitialized"}, "nightly.service"),
-		loop("through logind", nspawn.World{Files: files(does+install, ""), Enable: service, Logind: true}, "nightly.service"),
-		loop("through a script", nspawn.World{Files: script(files("[Service]\nType=oneshot\nExecStart=/usr/local/bin/weekly\n"+install, "")),
+		loop("first boot", "TM05 loop", nspawn.World{Files: files(does+install, ""), MachineID: "uninitialized"}, "nightly.service"),
+		loop("through logind", "TM01 loop", nspawn.World{Files: files(does+install, ""), Enable: service, Logind: true}, "nightly.service"),
+		loop("through a script", "TM01 loop", nspawn.World{Files: script(files("[Service]\nType=oneshot\nExecStart=/usr/local/bin/weekly\n"+install, "")),
 			Enable: service}, "nightly.service"),
-		loop("as on Arch", nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/systemctl reboot\n"+install, ""),
+		loop("as on Arch", "TM01 loop", nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/systemctl reboot\n"+install, ""),
 			Enable: service, OneBin: true}, "nightly.service"),
-		{name: "as on Debian", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/systemctl reboot\n"+install, ""),
+		{name: "as on Debian", before: "TM07 missing", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/systemctl reboot\n"+install, ""),
 			Enable: service}, ends: "s"},
-		{name: "turns itself off", world: nspawn.World{Files: files("ConditionPathExists=!/var/lib/done\n[Service]\nType=oneshot\n"+
+		{name: "turns itself off", before: "TM01 once", world: nspawn.World{Files: files("ConditionPathExists=!/var/lib/done\n[Service]\nType=oneshot\n"+
 			"ExecStart=/bin/touch /var/lib/done\nExecStart=/bin/systemctl reboot\n"+install, ""), Enable: service}, ends: "rs"},
 		{name: "wants the target", world: nspawn.World{Files: files("Wants=reboot.target\n[Service]\nType=oneshot\nExecStart=/bin/true\n"+
 			install, ""), Enable: service}, ends: "s"},
 		{name: "its power fails", world: nspawn.World{Files: files(does, onceADay(6*hour, "")), Enable: timer}, ends: "cccs",
 			cut: map[int]time.Duration{0: 1, 1: 1, 2: 1}, course: Crashes},
-		{name: "powers off", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/poweroff\n"+install, ""),
+		{name: "powers off", before: "TM01 loop", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/poweroff\n"+install, ""),
 			Enable: service}, ends: "p"},
+	}
+	for i := range rows {
+		w := &rows[i].world
+		if len(w.ReadOnly) > 0 {
+			w.Files["/etc/fstab"] = nspawn.File{Text: "/dev/vda2 " + stamps + " ext4 ro 0 2\n"}
+		}
+		if w.Forgets {
+			w.Files["/boot/grub/grub.cfg"] = nspawn.File{Text: "linux /vmlinuz root=/dev/vda1 overlayroot=tmpfs\n"}
+		}
 	}
 	for name, kept := range map[string]string{"through logind": "logind", "reboots when it fails": "failure",
 		"stale stamp that cannot be written": "stamp", "its power fails": "cut"} {
@@ -163,13 +174,17 @@ func script(all map[string]nspawn.File) map[string]nspawn.File {
 	return all
 }
 
-// TestLoops has systemd itself run each row of the table, and holds what is said of the journals that it wrote: what
-// the boots amount to, who is to blame; and that the machine stays up with the arguments that are given.
+// TestLoops has systemd itself run each row of the table. It holds what rules say of the files before, against what
+// systemd does then; what is said of the journals that it wrote: what the boots amount to, who is to blame; and that the
+// machine stays up with the arguments that are given.
 func TestLoops(t *testing.T) {
 	root := newRoot(t)
 	for _, row := range loops() {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
+			if got := row.foretold(t, root); got != row.before {
+				t.Errorf("rules say %q of the files of %s, want %q", got, row.name, row.before)
+			}
 			ends, after := row.boot(t, root)
 			if ends != row.ends {
 				t.Fatalf("systemd: %s ends %q, want %q", row.name, ends, row.ends)
@@ -186,6 +201,25 @@ func TestLoops(t *testing.T) {
 			}
 		})
 	}
+}
+
+// foretold is what rules say of the files of a row before it was ever booted.
+func (row *loopRow) foretold(t *testing.T, root *nspawn.Root) string {
+	t.Helper()
+	w := row.world
+	w.Files = timed(time.Now(), w.Files)
+	dir := filepath.Join(t.TempDir(), "before")
+	if err := root.Write(t.Context(), w, dir); err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, f := range Examine([]*evidence.Evidence{gatherAt(t, dir)}, nil).Findings {
+		if strings.HasPrefix(f.Code, "TM") {
+			all = append(all, f.Code+" "+f.Kind)
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
 }
 
 // judge holds what is said of the boots of a row.
