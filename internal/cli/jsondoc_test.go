@@ -66,6 +66,7 @@ func jsonDocuments() map[string]any {
 		render.MemorySchema:      render.MemoryDocument{},
 		render.BootsSchema:       doctor.BootsReport{},
 		render.TimersSchema:      doctor.TimersReport{},
+		render.LintSchema:        doctor.LintReport{},
 		render.StallSchema:       render.StallDocument{},
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},

@@ -25,6 +25,7 @@ func groups(s *stdio) []group {
 		{"Looking at disk images", []*cobra.Command{
 			newScan(s),
 			newDoctor(s),
+			newReboot(s),
 			newCheck(s),
 			newInfo(s),
 			newMap(s),

@@ -134,13 +134,11 @@ func (t *threat) evidenceOf(chain []units.Start) []Fact {
 	if len(facts) > 0 {
 		facts[len(facts)-1].Text = "it " + doing(t.act.What)
 	}
-	for i, e := range slices.Backward(chain) {
-		f := Fact{Source: sourceOf(e.Source), Value: e.By + " " + e.To, Text: e.From + " starts it"}
-		if i == 0 || len(facts) >= maxFacts {
-			facts = append(facts, f)
-			break
+	for _, e := range slices.Backward(chain) {
+		if len(facts) >= maxFacts || !strings.HasPrefix(e.Source.Path, "/") {
+			continue // far from the unit, or what every system has
 		}
-		facts = append(facts, f)
+		facts = append(facts, Fact{Source: sourceOf(e.Source), Value: writtenStart(e), Text: e.From + " starts " + e.To})
 	}
 	for _, g := range t.act.Guards {
 		if len(facts) < 2*maxFacts {
@@ -148,6 +146,17 @@ func (t *threat) evidenceOf(chain []units.Start) []Fact {
 		}
 	}
 	return facts
+}
+
+// writtenStart is how a start is written.
+func writtenStart(e units.Start) string {
+	switch {
+	case strings.HasSuffix(e.By, "By="):
+		return e.By + e.From
+	case strings.HasSuffix(e.By, "="):
+		return e.By + e.To
+	}
+	return e.By
 }
 
 func sourceOf(s units.Source) evidence.Source { return evidence.Source{Path: s.Path, Line: s.Line} }

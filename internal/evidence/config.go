@@ -108,7 +108,8 @@ func (g *gatherer) modules(ctx context.Context) {
 
 // sysctls are the settings that rules look at.
 var sysctls = []string{"kernel.hung_task_timeout_secs", "kernel.hung_task_warnings", "kernel.hung_task_panic",
-	"kernel.panic", "vm.dirty_ratio", "vm.dirty_bytes", "vm.overcommit_memory", "vm.min_free_kbytes"}
+	"kernel.panic", "kernel.panic_on_oops", "kernel.softlockup_panic", "vm.panic_on_oom", "vm.dirty_ratio",
+	"vm.dirty_bytes", "vm.overcommit_memory", "vm.min_free_kbytes"}
 
 // sysctl reads the settings in force, or those of the files where nothing runs: the last file that names
 // one counts (sysctl.d(5)).

@@ -56,10 +56,23 @@ type (
 		Level        string            `json:"level"`
 		Message      sarifText         `json:"message"`
 		Locations    []sarifLocation   `json:"locations"`
+		Related      []sarifLocation   `json:"relatedLocations,omitempty"`
 		Fingerprints map[string]string `json:"partialFingerprints,omitempty"`
 	}
 	sarifLocation struct {
-		Logical []sarifLogical `json:"logicalLocations"`
+		Physical *sarifPhysical `json:"physicalLocation,omitempty"`
+		Logical  []sarifLogical `json:"logicalLocations,omitempty"`
+		Message  *sarifText     `json:"message,omitempty"`
+	}
+	sarifPhysical struct {
+		Artifact sarifArtifact `json:"artifactLocation"`
+		Region   *sarifRegion  `json:"region,omitempty"`
+	}
+	sarifArtifact struct {
+		URI string `json:"uri"`
+	}
+	sarifRegion struct {
+		Line int `json:"startLine"`
 	}
 	sarifLogical struct {
 		Name string `json:"fullyQualifiedName"`
@@ -134,7 +147,7 @@ func levelOf(s finding.Severity) string {
 }
 
 func located(o doctor.Object) []sarifLocation {
-	return []sarifLocation{{[]sarifLogical{{Name: Text(o.String()), Kind: Text(string(o.Kind))}}}}
+	return []sarifLocation{{Logical: []sarifLogical{{Name: Text(o.String()), Kind: Text(string(o.Kind))}}}}
 }
 
 func invocation(r *doctor.Report) sarifInvocation {
