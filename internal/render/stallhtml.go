@@ -211,7 +211,7 @@ func (p *page) timelineRow(x func(int64) float64, e StallEvent, y float64, stall
 	p.end()
 	from := x(e.Earliest)
 	p.void("rect", "x", num(from), "y", num(y+3), "width", num(max(x(latest)-from, 4)), "height", "15", "rx", "3")
-	if e.Usual > 0 {
+	if e.Usual > 0 && x(e.Usual) < lineLeft+lineWide {
 		p.void("path", "class", "usual", "d", fmt.Sprintf("M%s %sV%s", num(x(e.Usual)), num(y+1), num(y+20)))
 	}
 	p.end()
