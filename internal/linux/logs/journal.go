@@ -227,11 +227,9 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 		m.Host = "" // names change; the journal is the machine's
 	}
 	m.Text = clean(m.Program, m.Text)
-	match, ok := r.matcher.Match(m.Program, m.Text)
-	if !ok || foreign(m.Program, w.pid) {
+	if !m.match(r.matcher) || foreign(m.Program, w.pid) {
 		return
 	}
-	m.Form, m.Fields = match.Form, match.Fields
 	if b != nil && marked(m.Form.Name) {
 		r.track.mark(b, newMark(&m, w.unit))
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,7 +77,8 @@ func readWeighed(t *testing.T, root string, now time.Time) *logs.Log {
 // TestLargeLogs reads logs with very many messages of known forms: memory is bounded, and no boot and
 // no event is lost to what there is much of.
 func TestLargeLogs(t *testing.T) {
-	const lines = 60_000
+	const many = 60_000
+	long := strings.Repeat("x", 8000)
 	rare := func(i int) string { return fmt.Sprintf("EXT4-fs (sdz%d): Remounting filesystem read-only", i) }
 	tests := []struct {
 		name string
@@ -96,11 +98,17 @@ func TestLargeLogs(t *testing.T) {
 			return fmt.Sprintf("kernel: [%d.000000] blk_update_request: I/O error, dev sda, sector %d op 0x0:(READ) flags 0x0 "+
 				"phys_seg 1 prio class 0", i, i)
 		}, false},
+		{"long lines", func(i int) string {
+			return fmt.Sprintf("kernel: [%d.000000] Kernel panic - not syncing: %d %s", i, i, long)
+		}, true},
 		{"panics", func(i int) string { return fmt.Sprintf("kernel: [%d.000000] Kernel panic - not syncing: %d", i, i) }, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			at := utc(2026, 11, 1, 0, 0)
+			at, lines := utc(2026, 11, 1, 0, 0), many
+			if len(tt.line(0)) > 1000 {
+				lines = many / 10
+			}
 			var b bytes.Buffer
 			for i := range lines {
 				at = at.Add(10 * time.Second)

@@ -32,8 +32,12 @@ const (
 	defaultWhole    = 24 << 20
 	// maxMessages bounds what is kept, before those that say the same are made one. Where more than half stay
 	// then, maxRare of each form are kept still.
-	maxMessages = 16_000
+	maxMessages = 12_000
 	maxRare     = 64
+	// maxText is how much is kept of a message, in bytes; the kernel's have less. maxBytes is that of all, twice
+	// as much where they are rare.
+	maxText  = 2048
+	maxBytes = 8 << 20
 	// maxFiles is how many files are looked at.
 	maxFiles = 4096
 )
@@ -123,6 +127,7 @@ type reader struct {
 	left    int64     // bytes of texts that may still be read
 	journal int64     // and of journals
 	log     Log
+	bytes   int                // of messages that were kept
 	crowd   map[*klog.Form]int // how many messages there are of a form, once they are too many
 	track   tracker
 	seen    seen
@@ -223,22 +228,66 @@ func (r *reader) keep(log string, m Message) {
 		return
 	}
 	m.Count, m.Last = 1, m.Time
-	if r.crowd == nil && len(r.log.Messages) >= maxMessages {
+	if r.crowd == nil && (len(r.log.Messages) >= maxMessages || r.bytes >= maxBytes) {
 		r.condense()
 	}
 	if r.crowd != nil {
-		if r.crowd[m.Form]++; r.crowd[m.Form] > maxRare {
+		if r.crowd[m.Form]++; r.crowd[m.Form] > maxRare || r.bytes >= 2*maxBytes {
 			return
 		}
 	}
 	r.log.Messages = append(r.log.Messages, m)
+	r.bytes += m.bytes()
+}
+
+// match tells whether the form of a message is known, and keeps it with what it names. A text that is much
+// longer than what the kernel says is cut, so that logs of such messages are not kept as a whole.
+func (m *Message) match(x *klog.Matcher) bool {
+	found, ok := x.Match(m.Program, m.Text)
+	if !ok {
+		return false
+	}
+	m.Form, m.Fields = found.Form, found.Fields
+	if len(m.Program)+len(m.Host)+len(m.Text) <= maxText {
+		return true
+	}
+	m.Program, m.Host = cut(m.Program, maxText/4), cut(m.Host, maxText/4)
+	m.Text = cut(m.Text, maxText)
+	for i := range m.Fields {
+		m.Fields[i].Value = strings.Clone(m.Fields[i].Value)
+	}
+	return true
+}
+
+// cut gives a copy of a text, of its first n bytes if it has more.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return strings.Clone(s)
+	}
+	return strings.ToValidUTF8(s[:n], "") + "..."
+}
+
+// bytes is about how much of memory a message takes besides its own size.
+func (m *Message) bytes() int {
+	n := len(m.Program) + len(m.Host) + len(m.Text)
+	if n < maxText {
+		return n // the fields are parts of it
+	}
+	for i := range m.Fields {
+		n += len(m.Fields[i].Value)
+	}
+	return n
 }
 
 // condense makes one of messages that say the same. Where many stay, only those whose form is rare are kept
 // from then on.
 func (r *reader) condense() {
 	r.log.Messages = collapse(r.log.Messages, r.disks)
-	if len(r.log.Messages) <= maxMessages/2 {
+	r.bytes = 0
+	for i := range r.log.Messages {
+		r.bytes += r.log.Messages[i].bytes()
+	}
+	if len(r.log.Messages) <= maxMessages/2 && r.bytes <= maxBytes/2 {
 		return
 	}
 	r.crowd = map[*klog.Form]int{}
@@ -246,7 +295,7 @@ func (r *reader) condense() {
 		r.crowd[r.log.Messages[i].Form]++
 	}
 	r.gap("", "more than %d messages about storage that differ: of those that are frequent the others were left out",
-		maxMessages/2)
+		len(r.log.Messages))
 }
 
 // place tells for messages without a boot which one they belong to.

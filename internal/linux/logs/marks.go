@@ -20,7 +20,7 @@ const (
 	// where boots are so many that this is too much.
 	keptDaily, fewDaily = maxStarting, 8
 	// manyMarks of one boot, or of all boots of logs in text, are so many; maxMarks is how many are kept.
-	manyMarks, maxMarks = 8 << 10, 32 << 10
+	manyMarks, maxMarks = 6 << 10, 20 << 10
 )
 
 // mark is a message that tells of the course of a boot.

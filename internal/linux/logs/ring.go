@@ -69,8 +69,7 @@ func ofRing(matcher *klog.Matcher, rec klog.Record, at time.Time, bootID string)
 		m.Program, _, _ = strings.Cut(name, "[")
 		m.Text = text
 	}
-	match, ok := matcher.Match(m.Program, m.Text)
-	m.Form, m.Fields = match.Form, match.Fields
+	ok = m.match(matcher)
 	return m, ok
 }
 

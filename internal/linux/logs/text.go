@@ -50,7 +50,7 @@ func (r *reader) readTexts(all []file) {
 
 // maxPending is how many messages wait for the end of a log, which tells their years. A log with more is
 // read twice.
-const maxPending = 4096
+const maxPending, maxPendingBytes = 4096, 4 << 20
 
 // text is one log while it is read.
 type text struct {
@@ -63,8 +63,9 @@ type text struct {
 	lines    int
 	damage   string
 	// found waits for the year; passed means that it became too much.
-	found  []found
-	passed bool
+	found   []found
+	pending int // bytes of them
+	passed  bool
 	// settled: the year of the last line is known, and how often it changed before.
 	settled     bool
 	year, rolls int
@@ -224,11 +225,9 @@ func (t *text) take(s said, f found) {
 	if s.program == "kernel" {
 		f.Text, f.since, f.hasSince = klog.Unstamp(s.text)
 	}
-	match, ok := t.matcher.Match(s.program, f.Text)
-	if !ok || foreign(s.program, s.pid) {
+	if !f.match(t.matcher) || foreign(s.program, s.pid) {
 		return
 	}
-	f.Form, f.Fields = match.Form, match.Fields
 	if t.kind == qemuKind {
 		f.Fields = append(f.Fields, klog.Field{Name: "machine", Value: strings.TrimSuffix(path.Base(t.series), ".log")})
 	}
@@ -244,7 +243,8 @@ func (t *text) pend(f found) {
 	if t.passed {
 		return
 	}
-	if t.found = append(t.found, f); len(t.found) > maxPending {
+	t.found = append(t.found, f)
+	if t.pending += f.bytes(); len(t.found) > maxPending || t.pending > maxPendingBytes {
 		t.found, t.passed = nil, true
 	}
 }
@@ -265,8 +265,7 @@ func (t *text) dmesgLine(line string) {
 	}
 	t.time(at)
 	m := Message{Program: "kernel", Text: rec.Text, Path: t.path, Line: t.lines, since: rec.Since, hasSince: rec.HasSince}
-	if match, ok := t.matcher.Match("kernel", rec.Text); ok {
-		m.Form, m.Fields = match.Form, match.Fields
+	if m.match(t.matcher) {
 		t.pend(found{Message: m, at: at})
 	}
 }
