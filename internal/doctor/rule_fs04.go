@@ -90,6 +90,10 @@ func hurtFile(r *Rule, e *evidence.Evidence, i int, ev *evidence.Event, sure flo
 		x.Summary = fmt.Sprintf("%s: %s (inode %s) on %s", what, open, ino, named(e, i))
 		x.Evidence = append(x.Evidence, Fact{Source: evidence.Source{Path: "/proc"}, Value: open, Text: by + " has it open by this name"})
 	} else if name == "inode "+ino {
+		if f.HurtUnseen {
+			x.Evidence = append(x.Evidence, Fact{Source: evidence.Source{Path: "/proc"}, Value: "inode " + ino,
+				Text: "nobody was seen to have it open, and not all processes could be looked at"})
+		}
 		find := Remedy{Text: "find its name", Command: "find " + quoted(at) + " -xdev -inum " + ino,
 			Risk: "not on a file system that does not answer: it waits as well"}
 		if e.Kind == tree.Disk {

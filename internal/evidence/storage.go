@@ -69,7 +69,9 @@ type FS struct {
 	Log *FSLog
 	// Hurt are inodes that the log speaks of, with their names where those were looked for.
 	Hurt []HurtFile
-	From Source
+	// HurtUnseen: not all processes could be looked at for who has those open.
+	HurtUnseen bool
+	From       Source
 }
 
 // HurtFile is a file by its inode.
