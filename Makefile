@@ -28,7 +28,7 @@ TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc gdb:gdb python3:python3-
 	make-bcache:bcache-tools mkfs.jfs:jfsutils mkfs.nilfs2:nilfs-tools mkudffs:udftools \
 	fuser:psmisc lsof:lsof genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils \
 	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container \
-	journalctl:systemd systemd-analyze:systemd /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils \
+	journalctl:systemd systemd-analyze:systemd udevadm:udev /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils \
 	cpio:cpio zstd:zstd lz4:lz4 gzip:gzip bzip2:bzip2
 # What guests need besides.
 GUESTS := qemu-system-x86_64:qemu-system-x86

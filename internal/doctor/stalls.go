@@ -253,15 +253,18 @@ func stallFS(e *evidence.Evidence, f *evidence.FS) (stall.FS, bool) {
 	return one, (mounted || e.Kind == tree.Disk) && !swap
 }
 
+// AdapterNotKnown stands for an adapter that is not known, and taken for one whose timers count.
+const AdapterNotKnown = "not known"
+
 // deadDisks are what the files of a machine tell of its disks: by the names in fstab and on the kernel's
 // command line, and by what it has as file systems.
 func deadDisks(e *evidence.Evidence) []stall.Disk {
-	one := stall.Disk{Name: "disk", MaxRetries: -2, MaxMedium: -1, EHDeadline: -1, Driver: "sd", HostDriver: "not known"}
+	one := stall.Disk{Name: "disk", MaxRetries: -2, MaxMedium: -1, EHDeadline: -1, Driver: "sd", HostDriver: AdapterNotKnown}
 	names := []string{}
 	for _, f := range e.Config.Fstab {
 		names = append(names, f.Source)
 	}
-	for _, w := range strings.Fields(e.Config.CommandLine) {
+	for _, w := range strings.Fields(e.Config.CommandLine + " " + e.Limits.CommandLine) {
 		if root, is := strings.CutPrefix(w, "root="); is {
 			names = append(names, root)
 		}

@@ -17,6 +17,9 @@ import (
 type Limits struct {
 	// HZ is the tick of the kernel, 0 if not known.
 	HZ int
+	// CommandLine is what the kernel of a machine that does not run will be started with, as far as its boot
+	// loader's files tell; empty for others.
+	CommandLine string
 	// Disks are the limits of disks, by the names of devices.
 	Disks map[string]DiskLimits
 	// Watchdogs end or reset what does not report in time.
@@ -54,6 +57,15 @@ func (g *gatherer) limits(ctx context.Context) {
 	l := &g.e.Limits
 	l.Disks = map[string]DiskLimits{}
 	l.HZ = g.tick(ctx)
+	if g.e.Config.CommandLine == "" {
+		l.CommandLine = g.startedWith(ctx)
+		for _, w := range strings.Fields(l.CommandLine) {
+			name, value, ok := strings.Cut(w, "=")
+			if name = strings.ReplaceAll(name, "-", "_"); ok && strings.HasPrefix(name, "nvme_core.") {
+				g.e.Config.Modules[name] = Setting{value, Source{Path: "the boot loader's command line"}}
+			}
+		}
+	}
 	for i := range g.e.Devices {
 		d := &g.e.Devices[i]
 		if d.Partition > 0 || d.Driver == "" {
@@ -63,6 +75,27 @@ func (g *gatherer) limits(ctx context.Context) {
 	}
 	g.watchdogs(ctx)
 	g.leases(ctx)
+}
+
+// startedWith gives the kernel's command line of the first entry of a boot loader: GRUB's configuration, entries of the
+// Boot Loader Specification, and what such are made from.
+func (g *gatherer) startedWith(ctx context.Context) string {
+	for _, name := range []string{"/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub/grub.cfg"} {
+		for _, l := range joined(g.optional(ctx, PartConfig, name), maxConfigLines) {
+			if f := strings.Fields(l.text); len(f) > 2 && (f[0] == "linux" || f[0] == "linux16" || f[0] == "linuxefi") {
+				return strings.Join(f[2:], " ")
+			}
+		}
+	}
+	if _, text := g.among(ctx, "/boot/loader/entries/", "/loader/entries/"); text != nil {
+		for _, l := range joined(text, maxConfigLines) {
+			if rest, is := strings.CutPrefix(l.text, "options "); is {
+				return strings.TrimSpace(rest)
+			}
+		}
+	}
+	text, _ := g.word(ctx, PartConfig, "/etc/kernel/cmdline")
+	return text
 }
 
 // tick is CONFIG_HZ of the kernel that runs, by the copy of its configuration that distributions put in

@@ -31,6 +31,28 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestStartedWith: of a machine that does not run, the boot loader tells what its kernel will be given.
+func TestStartedWith(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"GRUB": {"boot/grub/grub.cfg": "menuentry 'a' {\n  linux /vmlinuz root=/dev/vda1 nvme-core.io_timeout=255 quiet\n}\n" +
+			"menuentry 'b' {\n  linux /vmlinuz root=/dev/sda1\n}\n"},
+		"entries": {"boot/loader/entries/a.conf": "title A\nlinux /vmlinuz\noptions root=/dev/vda1 nvme-core.io_timeout=255 quiet\n"},
+		"source":  {"etc/kernel/cmdline": "root=/dev/vda1 nvme-core.io_timeout=255 quiet\n"},
+	} {
+		e := gathered(t, files)
+		if want := "root=/dev/vda1 nvme-core.io_timeout=255 quiet"; e.Limits.CommandLine != want {
+			t.Errorf("%s: %q, want %q", name, e.Limits.CommandLine, want)
+		}
+		if v := e.Config.Modules["nvme_core.io_timeout"].Value; v != "255" {
+			t.Errorf("%s: io_timeout is %q, want 255", name, v)
+		}
+	}
+	e := gathered(t, map[string]string{"proc/cmdline": "root=/dev/sda1\n", "etc/kernel/cmdline": "root=/dev/vda1\n"})
+	if e.Limits.CommandLine != "" {
+		t.Errorf("of a kernel that runs the boot loader was asked: %q", e.Limits.CommandLine)
+	}
+}
+
 func TestSessionLimits(t *testing.T) {
 	const dev = "sys/devices/platform/host3/session1/target3:0:0/3:0:0:1/"
 	e := gathered(t, map[string]string{

@@ -123,6 +123,9 @@ func newStallDisk(d *doctor.StalledDisk) StallDisk {
 		Timeout: int64(d.Disk.Timeout.Seconds()), AtBoot: int64(d.AtBoot.Seconds()), Policy: int64(d.Policy.Seconds()),
 		PolicyBy: d.By, Effective: d.Effective, Reason: d.Reason, Outcomes: []StallOutcome{}, Events: []StallEvent{},
 		Assumed: d.Assumed, Rules: []StallRule{}}
+	if x.Adapter == doctor.AdapterNotKnown {
+		x.Adapter = ""
+	}
 	for i := range d.Events {
 		x.Events = append(x.Events, newStallEvent(&d.Events[i]))
 	}
