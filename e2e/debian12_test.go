@@ -26,8 +26,10 @@ func TestDebian12(t *testing.T) {
 	}
 	said(t, guest(t, vm.Debian12, []suite{
 		{pkg: "e2e", run: "^Test(Devices|Tracing)$", env: env, must: tracing},
-		{pkg: "internal/linux/probe", run: "^Test(Hooks|Held|Elsewhere|RingFull|Pollers|PollersRelative)$", env: env,
-			must: append(engines, "TestHooks/fentry", "TestHooks/kprobe", "TestPollers", "TestPollersRelative")},
+		{pkg: "internal/linux/probe", env: env,
+			run: "^Test(Hooks|Held|Elsewhere|RingFull|Pollers|PollersRelative|Killed)$",
+			must: append(engines, "TestHooks/fentry", "TestHooks/kprobe", "TestPollers",
+				"TestPollersRelative", "TestKilled")},
 		{pkg: "internal/holders/trace", run: "^Test(Engines|Auto|Any)$", env: env,
 			must: []string{"TestEngines", "TestAuto", "TestAny"}},
 	}, enginesAsked()))

@@ -394,7 +394,46 @@ SEC("raw_tp/sys_exit") int leave(struct raw *ctx)
 	return 0;
 }
 
-// A task that is killed makes no call that says so.
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct sigaction___kernel {
+	void *sa_handler;
+};
+
+struct k_sigaction {
+	struct sigaction___kernel sa;
+};
+
+#pragma clang attribute pop
+
+#define SIGKILL 9
+// What is not handled and ends nobody: CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG, WINCH.
+#define HARMLESS (1ULL << 17 | 1ULL << 18 | 1ULL << 19 | 1ULL << 20 | 1ULL << 21 | 1ULL << 22 | \
+		  1ULL << 23 | 1ULL << 28)
+
+// A task that a signal ends makes no call that says so, and when its end is told of its memory is gone
+// with the program that it ran.
+SEC("raw_tp/signal_deliver") int killed(void *ctx)
+{
+	u64 *args = ctx; // int sig, struct kernel_siginfo *info, struct k_sigaction *ka
+	struct umounted *u = state();
+	struct entered c = {};
+
+	if (quiet())
+		return 0;
+	u64 sig = (u32)args[0];
+	struct k_sigaction *ka = (void *)args[2];
+
+	if (sig != SIGKILL && (sig > 63 || HARMLESS >> sig & 1 || get(ka, sa.sa_handler)))
+		return 0;
+	c.ts = bpf_ktime_get_ns();
+	c.nr = -1;
+	if (recent(u, c.ts))
+		drops(ctx, &c, C_EXIT);
+	return 0;
+}
+
+// What it had open is there still.
 SEC("raw_tp/sched_process_exit") int gone(struct raw *ctx)
 {
 	struct umounted *u = state();

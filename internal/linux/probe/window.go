@@ -75,7 +75,8 @@ func (e *Engine) openWindow(targets []Target, ringBytes uint32) error {
 	for _, at := range []struct {
 		name string
 		p    *ebpf.Program
-	}{{"sys_exit", o.Leave}, {"sys_enter", o.Enter}, {"sched_process_exit", o.Gone}} {
+	}{{"sys_exit", o.Leave}, {"sys_enter", o.Enter}, {"sched_process_exit", o.Gone},
+		{"signal_deliver", o.Killed}} {
 		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: at.name, Program: at.p})
 		if err != nil {
 			return fmt.Errorf("%w: attach to %s: %w", ErrRefused, at.name, err)

@@ -146,6 +146,7 @@ const (
 	windowMapYoung           = "young"
 	windowProgEnter          = "enter"
 	windowProgGone           = "gone"
+	windowProgKilled         = "killed"
 	windowProgLeave          = "leave"
 	windowVarAny             = "any"
 	windowVarCompatOldumount = "compat_oldumount"
@@ -197,9 +198,10 @@ type windowSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type windowProgramSpecs struct {
-	Enter *ebpf.ProgramSpec `ebpf:"enter"`
-	Gone  *ebpf.ProgramSpec `ebpf:"gone"`
-	Leave *ebpf.ProgramSpec `ebpf:"leave"`
+	Enter  *ebpf.ProgramSpec `ebpf:"enter"`
+	Gone   *ebpf.ProgramSpec `ebpf:"gone"`
+	Killed *ebpf.ProgramSpec `ebpf:"killed"`
+	Leave  *ebpf.ProgramSpec `ebpf:"leave"`
 }
 
 // windowMapSpecs contains maps before they are loaded into the kernel.
@@ -299,15 +301,17 @@ type windowVariables struct {
 //
 // It can be passed to loadWindowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type windowPrograms struct {
-	Enter *ebpf.Program `ebpf:"enter"`
-	Gone  *ebpf.Program `ebpf:"gone"`
-	Leave *ebpf.Program `ebpf:"leave"`
+	Enter  *ebpf.Program `ebpf:"enter"`
+	Gone   *ebpf.Program `ebpf:"gone"`
+	Killed *ebpf.Program `ebpf:"killed"`
+	Leave  *ebpf.Program `ebpf:"leave"`
 }
 
 func (p *windowPrograms) Close() error {
 	return _WindowClose(
 		p.Enter,
 		p.Gone,
+		p.Killed,
 		p.Leave,
 	)
 }
