@@ -6,6 +6,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -22,7 +23,9 @@ func (e *engine) recoverTexts(ctx context.Context, target string) (outcomes []Ou
 	all, unread := e.v.TextReceipts(ctx)
 	path := target
 	if target != "" && !vault.IsID(target) {
-		if real, err := e.disk.RealPath(target); err == nil {
+		if dir, err := e.disk.RealPath(filepath.Dir(target)); err == nil && e.isLink(target) {
+			path = filepath.Join(dir, filepath.Base(target)) // the name itself is what a change is of
+		} else if real, err := e.disk.RealPath(target); err == nil {
 			path = real
 		} else if abs, err := filepath.Abs(target); err == nil {
 			path = abs // it may be a file that is not there yet, or not any more
@@ -74,6 +77,20 @@ func (e *engine) recoverTexts(ctx context.Context, target string) (outcomes []Ou
 		outcomes = append(outcomes, out)
 	}
 	return outcomes, known, err
+}
+
+// isLink reports whether a name is a symbolic link that leads to no directory.
+func (e *engine) isLink(target string) bool {
+	n, err := e.disk.LookAt(target)
+	if err != nil || n.Mode&fs.ModeSymlink == 0 {
+		return false
+	}
+	real, err := e.disk.RealPath(target)
+	if err != nil {
+		return true // it leads nowhere
+	}
+	n, err = e.disk.LookAt(real)
+	return err != nil || !n.Mode.IsDir()
 }
 
 // means tells whether a target means a change, and whether it names just that one.

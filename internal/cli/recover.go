@@ -86,7 +86,7 @@ func runRecover(
 		opts.LeaveAsIs = func(image string) bool { return accepted(risks, leaveRisk, image) }
 		opts.Looked = func(p apply.Place) { lookedAt(doc, p) }
 		opts.VerifyOf = func(r *vault.Receipt) verifier {
-			return verify(r.Image(), &plan.Plan{After: r.After, SizeAfterBytes: r.SizeAfterBytes}, bar)
+			return verify(r.Image(), &plan.Plan{Object: r.Object, After: r.After, SizeAfterBytes: r.SizeAfterBytes}, bar)
 		}
 		all, err := apply.Recover(ctx, path, opts)
 		bar.Done()

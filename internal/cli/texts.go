@@ -86,9 +86,13 @@ func (o *changeOptions) textChange(ctx context.Context, v *vault.Vault, name str
 			return "", err
 		}
 	}
+	own := path // the name itself, where it is a link that a change made
+	if dir, err := diskio.RealPath(filepath.Dir(name)); err == nil {
+		own = filepath.Join(dir, filepath.Base(name))
+	}
 	all, err := v.TextReceipts(ctx)
 	for _, r := range all {
-		of := func(f plan.Text) bool { return f.Path == path }
+		of := func(f plan.Text) bool { return f.Path == path || f.Path == own }
 		if (r.State == vault.Committed || r.State.Unfinished()) && slices.ContainsFunc(r.Plan.Files, of) {
 			return r.ID, nil
 		}

@@ -38,7 +38,7 @@ func throughUML(ctx context.Context, t *Target, seen *seen, q request, o Options
 	if err != nil {
 		return nil, err
 	}
-	d, err := mount.ServeDisk(seen, seen.v.Size, mount.DiskOptions{StateDir: o.StateDir, Source: t.Name,
+	d, err := mount.ServeDisk(seen, t.Volume.Size, mount.DiskOptions{StateDir: o.StateDir, Source: t.Name,
 		LayerBytes: o.LayerBytes, Everybody: os.Geteuid() == 0, Log: o.Log})
 	if err != nil {
 		return nil, err
@@ -82,7 +82,7 @@ func throughHost(ctx context.Context, t *Target, seen *seen, q request, o Option
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	var said, words bytes.Buffer
-	v := mount.Volume{Reader: seen, SizeBytes: seen.v.Size, Kind: string(seen.v.Kind)}
+	v := mount.Volume{Reader: seen, SizeBytes: t.Volume.Size, Kind: string(t.Volume.Kind)}
 	status, err := mount.Kernel(ctx, v, dir, mount.KernelOptions{StateDir: o.StateDir, Source: t.Name,
 		LayerBytes: o.LayerBytes, Command: []string{self, changeArg, dir}, Env: os.Environ(),
 		Stdin: bytes.NewReader(raw), Stdout: &said, Stderr: &words, Changed: to, Log: o.Log})

@@ -90,18 +90,6 @@ func ValidUnit(name string) bool {
 // MaskUnit is the change that masks a unit.
 func MaskUnit(unit string) Change { return Change{Kind: Mask, Path: UnitDir + "/" + unit} }
 
-// MaskBoth are the changes that mask a service and the timer of its name, of which other says that it is
-// there. Without the timer's mask a timer would try to start a masked service for ever, which does no harm
-// and fills the log.
-func MaskBoth(unit string, other bool) []Change {
-	all := []Change{MaskUnit(unit)}
-	stem, ext := strings.TrimSuffix(unit, path.Ext(unit)), path.Ext(unit)
-	if twin := map[string]string{".service": ".timer", ".timer": ".service"}[ext]; other && twin != "" {
-		all = append(all, MaskUnit(stem+twin))
-	}
-	return all
-}
-
 // Check refuses changes that are no changes of units: the error is ErrRefused.
 func Check(changes []Change) error {
 	if len(changes) == 0 || len(changes) > maxChanges {

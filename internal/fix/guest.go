@@ -131,7 +131,7 @@ func (a *answer) inGuest() error {
 		a.Kernel = unix.ByteSliceToString(name.Release[:])
 	}
 	for _, data := range options(q) {
-		again := answer{Kernel: a.Kernel, Mounted: strings.TrimPrefix(data, q.Data+",")}
+		again := answer{Kernel: a.Kernel, Mounted: strings.TrimPrefix(strings.TrimPrefix(data, q.Data), ",")}
 		err = again.on(q, data)
 		*a = again
 		if !errors.Is(err, errNoSystem) {

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
+	"sort"
 	"sync"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -41,15 +43,18 @@ var kinds = map[volume.Kind]struct{ name, data string }{
 
 // Target is the volume of a guest that is changed.
 type Target struct {
-	// Layout is that of the guest's disks, and Part the index of the volume with its /etc. The volume has to
-	// lie on disk 0 alone.
-	Layout *volume.Layout
-	Part   int
+	// Volume is the one with the guest's /etc, and Pieces where it lies, in order. It has to lie on disk 0 alone,
+	// which Disk reads through the backing chain.
+	Volume *volume.Volume
+	Pieces []volume.Piece
+	Disk   io.ReaderAt
 	// Image is disk 0 as a file: its bytes, length and format ("raw" or "qcow2"). Name is for messages.
 	Image     io.ReaderAt
 	SizeBytes int64
 	Format    string
 	Name      string
+
+	copies [][]volume.Piece // Pieces by copy, where each byte of the volume is in each
 }
 
 // Options of Image. StateDir must be set.
@@ -65,7 +70,7 @@ type Options struct {
 	Self string
 	// Step says why the change is made: its Code, Name and Proofs are in the plan.
 	Step plan.Step
-	// Repair has options for qcow2 images: Disk must be the guest's view through the backing chain.
+	// Repair has options for qcow2 images.
 	Repair repair.Options
 	// Log is told what could not be read of the volume.
 	Log func(text string)
@@ -93,14 +98,13 @@ func Image(ctx context.Context, t Target, changes []Change, o Options) (*Made, e
 	if err := errors.Join(Check(changes), t.check()); err != nil {
 		return nil, err
 	}
-	v := t.Layout.Volumes[t.Part]
-	seen := newSeen(v)
+	v := t.Volume
+	seen := newSeen(&t)
 	q := request{Kind: kinds[v.Kind].name, Data: kinds[v.Kind].data, Changes: changes}
 	var blocks []repair.GuestWrite
 	collect := func(off int64, p []byte) error {
-		parts, err := t.onDisk(off, p)
-		blocks = append(blocks, parts...)
-		return err
+		blocks = append(blocks, t.onDisk(off, p)...)
+		return nil
 	}
 	run := throughUML
 	if o.Engine == Host {
@@ -134,7 +138,7 @@ func (t *Target) check() error {
 	no := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s: %s", ErrRefused, t.Name, fmt.Sprintf(format, args...))
 	}
-	v := t.Layout.Volumes[t.Part]
+	v := t.Volume
 	_, known := kinds[v.Kind]
 	switch {
 	case t.Format != "raw" && t.Format != "qcow2":
@@ -144,27 +148,80 @@ func (t *Target) check() error {
 	case !known:
 		return no("part %s holds %s, which is not changed", v.Name, cmp.Or(v.Kind, volume.Unknown))
 	}
-	for p := range v.Pieces(0, v.Size) {
+	ends := map[int]int64{} // of the pieces of each copy
+	for _, p := range t.Pieces {
 		switch {
 		case p.Disk < 0:
 			return no("part %s is not whole: %s", v.Name, p.Missing)
 		case p.Disk > 0:
 			return no("part %s lies on several disks: a plan is for one", v.Name)
+		case p.Length <= 0 || p.At < 0 || p.Copy < 0 || p.Offset != ends[p.Copy]:
+			return no("part %s: where it lies is not told in order", v.Name)
 		}
+		ends[p.Copy] += p.Length
+	}
+	for _, end := range ends {
+		if end != v.Size {
+			return no("part %s is not whole: of its %d bytes %d are there", v.Name, v.Size, end)
+		}
+	}
+	if v.Size == 0 || len(ends) == 0 {
+		return no("part %s is not there", v.Name)
+	}
+	t.copies = make([][]volume.Piece, len(ends))
+	for _, p := range t.Pieces {
+		if p.Copy >= len(ends) {
+			return no("part %s: copy %d of %d", v.Name, p.Copy, len(ends))
+		}
+		t.copies[p.Copy] = append(t.copies[p.Copy], p)
 	}
 	return nil
 }
 
-// onDisk gives where bytes of the volume lie on the disk, in all their copies.
-func (t *Target) onDisk(off int64, p []byte) (all []repair.GuestWrite, err error) {
-	v := t.Layout.Volumes[t.Part]
-	for x := range v.Pieces(off, int64(len(p))) {
-		if x.Disk != 0 {
-			return nil, fmt.Errorf("%w: %s: byte %#x of part %s is not on the disk", ErrRefused, t.Name, x.Offset, v.Name)
+// over gives the pieces of one copy that touch a range of the volume, cut to it.
+func over(pieces []volume.Piece, off, length int64) iter.Seq[volume.Piece] {
+	return func(yield func(volume.Piece) bool) {
+		i := sort.Search(len(pieces), func(i int) bool { return pieces[i].Offset+pieces[i].Length > off })
+		for ; i < len(pieces) && pieces[i].Offset < off+length; i++ {
+			p := pieces[i]
+			from, to := max(off, p.Offset), min(off+length, p.Offset+p.Length)
+			p.At, p.Offset, p.Length = p.At+from-p.Offset, from, to-from
+			if !yield(p) {
+				return
+			}
 		}
-		all = append(all, repair.GuestWrite{Offset: x.At, Data: slices.Clone(p[x.Offset-off:][:x.Length])})
 	}
-	return all, nil
+}
+
+// ReadAt reads the volume, from its first copy.
+func (t *Target) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 || off >= t.Volume.Size {
+		return 0, io.EOF
+	}
+	want := b[:min(int64(len(b)), t.Volume.Size-off)]
+	for p := range over(t.copies[0], off, int64(len(want))) {
+		to := want[p.Offset-off:][:p.Length]
+		if n, err := t.Disk.ReadAt(to, p.At); n < len(to) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return int(p.Offset-off) + n, fmt.Errorf("read %d bytes of the disk at %#x: %w", len(to), p.At, err)
+		}
+	}
+	if len(want) < len(b) {
+		return len(want), io.EOF
+	}
+	return len(want), nil
+}
+
+// onDisk gives where bytes of the volume lie on the disk, in all their copies.
+func (t *Target) onDisk(off int64, p []byte) (all []repair.GuestWrite) {
+	for _, pieces := range t.copies {
+		for x := range over(pieces, off, int64(len(p))) {
+			all = append(all, repair.GuestWrite{Offset: x.At, Data: slices.Clone(p[x.Offset-off:][:x.Length])})
+		}
+	}
+	return all
 }
 
 // plan makes the plan of blocks, which are in order.
@@ -177,7 +234,7 @@ func (t *Target) plan(ctx context.Context, blocks []repair.GuestWrite, seen *see
 		return rawPlan(t, blocks, seen, step)
 	}
 	r := o.Repair
-	r.Name = t.Name
+	r.Name, r.Disk = t.Name, t.Disk
 	if p, err = repair.PlanWrites(ctx, t.Image, t.SizeBytes, blocks, step, r); err != nil {
 		return nil, err
 	}
@@ -234,7 +291,7 @@ func rawPlan(t *Target, blocks []repair.GuestWrite, seen *seen, step plan.Step) 
 
 // seen reads the volume, and remembers digests of the ranges of the disk that were read.
 type seen struct {
-	v   *volume.Volume
+	t   *Target
 	mu  sync.Mutex
 	all map[[2]int64]uint32
 }
@@ -242,16 +299,13 @@ type seen struct {
 // maxSeen bounds the ranges that are remembered. What is read beyond is not relied on.
 const maxSeen = 1 << 18
 
-func newSeen(v *volume.Volume) *seen { return &seen{v: v, all: map[[2]int64]uint32{}} }
+func newSeen(t *Target) *seen { return &seen{t: t, all: map[[2]int64]uint32{}} }
 
 // ReadAt is io.ReaderAt, of the volume.
 func (s *seen) ReadAt(p []byte, off int64) (int, error) {
-	n, err := s.v.ReadAt(p, off)
-	for x := range s.v.Pieces(off, int64(n)) {
+	n, err := s.t.ReadAt(p, off)
+	for x := range over(s.t.copies[0], off, int64(n)) {
 		key := [2]int64{x.At, x.Length}
-		if x.Disk != 0 || x.Copy > 0 {
-			continue
-		}
 		sum := plan.Checksum(p[x.Offset-off:][:x.Length])
 		s.mu.Lock()
 		if _, known := s.all[key]; !known && len(s.all) < maxSeen {

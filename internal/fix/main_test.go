@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -185,9 +186,10 @@ func (g *guest) plan(t *testing.T, changes []Change, o Options) (*Made, error) {
 	defer f.Close()
 	o.StateDir, o.Step = g.state, plan.Step{Code: finding.TM08.Code, Name: finding.TM08.Name}
 	o.Log = func(text string) { t.Log(text) }
-	o.Repair = repair.Options{Disk: c, Check: qcow2.CheckOptions{DataFileBytes: -1}}
+	o.Repair = repair.Options{Check: qcow2.CheckOptions{DataFileBytes: -1}}
+	v := l.Volumes[root(l)]
 	was := sum(t, g.image)
-	m, err := Image(t.Context(), Target{Layout: l, Part: root(l), Image: f, SizeBytes: f.Size(), Format: g.format,
+	m, err := Image(t.Context(), Target{Volume: v, Pieces: slices.Collect(v.Pieces(0, v.Size)), Disk: c, Image: f, SizeBytes: f.Size(), Format: g.format,
 		Name: g.image}, changes, o)
 	if sum(t, g.image) != was {
 		t.Error("the plan changed the image")

@@ -4,10 +4,12 @@
 package fix
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -72,19 +74,10 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestMaskBoth(t *testing.T) {
-	for _, c := range []struct {
-		unit  string
-		other bool
-		want  string
-	}{
-		{"a.service", true, "mask a.service and mask a.timer"},
-		{"a.timer", true, "mask a.timer and mask a.service"},
-		{"a.service", false, "mask a.service"},
-		{"a.target", true, "mask a.target"},
-	} {
-		if got := words(MaskBoth(c.unit, c.other)); got != c.want {
-			t.Errorf("MaskBoth(%s, %v) = %s, want %s", c.unit, c.other, got, c.want)
+func TestTwin(t *testing.T) {
+	for unit, want := range map[string]string{"a.service": "a.timer", "a.b.timer": "a.b.service", "a.target": "", "a": ""} {
+		if got := Twin(unit); got != want {
+			t.Errorf("Twin(%s) = %q, want %q", unit, got, want)
 		}
 	}
 }
@@ -95,18 +88,48 @@ func TestTarget(t *testing.T) {
 		name   string
 		volume volume.Volume
 		format string
+		pieces []volume.Piece
 	}{
-		{"encrypted", volume.Volume{Name: "1", Kind: "crypto_LUKS", NotExamined: "encrypted (LUKS2): not read"}, "raw"},
-		{"swap", volume.Volume{Name: "1", Kind: "swap"}, "raw"},
-		{"vmdk", volume.Volume{Name: "1", Kind: volume.Ext4}, "vmdk"},
-		{"not whole", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 4096}, "raw"},
+		{"encrypted", volume.Volume{Name: "1", Kind: "crypto_LUKS", NotExamined: "encrypted (LUKS2): not read"}, "raw", nil},
+		{"swap", volume.Volume{Name: "1", Kind: "swap"}, "raw", nil},
+		{"vmdk", volume.Volume{Name: "1", Kind: volume.Ext4}, "vmdk", nil},
+		{"not whole", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 4096}, "raw", nil},
+		{"missing", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 4096}, "raw",
+			[]volume.Piece{{Length: 4096, Disk: -1, Missing: "a disk is not there"}}},
+		{"two disks", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 8192}, "raw",
+			[]volume.Piece{{Length: 4096}, {Offset: 4096, Length: 4096, Disk: 1}}},
+		{"out of order", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 8192}, "raw",
+			[]volume.Piece{{Offset: 4096, Length: 4096}, {Length: 4096}}},
+		{"half a copy", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 8192}, "raw",
+			[]volume.Piece{{Length: 8192}, {Length: 4096, At: 8192, Copy: 1}}},
+		{"odd copy", volume.Volume{Name: "1", Kind: volume.Ext4, Size: 8192}, "raw",
+			[]volume.Piece{{Length: 8192}, {Length: 8192, At: 8192, Copy: 2}}},
 	} {
-		x := Target{Layout: &volume.Layout{Disks: make([]volume.Disk, 1), Volumes: []*volume.Volume{&c.volume}},
-			Format: c.format, Name: "vm"}
+		x := Target{Volume: &c.volume, Pieces: c.pieces, Format: c.format, Name: "vm"}
 		_, err := Image(t.Context(), x, []Change{MaskUnit("a.service")}, Options{})
 		if !errors.Is(err, ErrRefused) {
 			t.Errorf("%s: Image = %v, want %v", c.name, err, ErrRefused)
 		}
+	}
+}
+
+// TestCopies: what is written to a mirror goes to all its copies, wherever their pieces lie.
+func TestCopies(t *testing.T) {
+	disk := []byte("ABCDEFGHabcdefgh")
+	x := Target{Volume: &volume.Volume{Name: "md0", Kind: volume.Ext4, Size: 8}, Disk: bytes.NewReader(disk), Format: "raw",
+		Pieces: []volume.Piece{{Length: 4, At: 4}, {Length: 8, At: 8, Copy: 1}, {Offset: 4, Length: 4, At: 0}}}
+	if err := x.check(); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 10)
+	if n, err := x.ReadAt(got, 1); n != 7 || err != io.EOF || string(got[:n]) != "FGHABCD" {
+		t.Errorf("ReadAt = %d, %v, %q", n, err, got)
+	}
+	for _, w := range x.onDisk(3, []byte("123")) {
+		copy(disk[w.Offset:], w.Data)
+	}
+	if string(disk) != "23CDEFG1abc123gh" {
+		t.Errorf("the disk is %q", disk)
 	}
 }
 

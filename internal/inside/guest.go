@@ -195,6 +195,15 @@ func Readable(g *Guest) []int {
 	return can
 }
 
+// Pieces tells where a volume lies on the disks, in order.
+func (g *Guest) Pieces(ctx context.Context, part int) ([]volume.Piece, error) {
+	all, err := g.jail.Pieces(ctx, part)
+	if err != nil {
+		return nil, fmt.Errorf("part %s: %w", g.Layout.Volumes[part].Name, err)
+	}
+	return all, nil
+}
+
 // Part gives the index of a volume: by its name, or by LABEL=, UUID=, PARTLABEL= or PARTUUID= as in
 // fstab. Where there are several disks, the number that a partition has on its own disk is enough if
 // only one has it. With no name it is the only one with a file system that can be read, or the only one of

@@ -613,6 +613,35 @@ func (j *Jail) Within(ctx context.Context, disk int, off, length int64) ([]volum
 	return hits, err
 }
 
+// maxPieces bounds the pieces of a volume. One in stripes has many.
+const maxPieces = 1 << 18
+
+// Pieces tells where a volume of Layout lies, in order, as [volume.Volume.Pieces] of all of it.
+func (j *Jail) Pieces(ctx context.Context, volumeNo int) ([]volume.Piece, error) {
+	q := &message{}
+	q.putInt(opPieces)
+	q.putInt(int64(volumeNo))
+	var all []volume.Piece
+	err := j.list(ctx, q, func(m *message) error {
+		var p volume.Piece
+		if err := json.Unmarshal([]byte(m.string()), &p); err != nil {
+			m.bad = true
+			return nil
+		}
+		switch {
+		case !inside(p.Offset, p.Length) || p.Length == 0 || p.Copy < 0 || p.Disk < -1 || p.Disk >= len(j.disks) ||
+			p.Disk >= 0 && !inside(p.At, p.Length):
+			m.bad = true
+			return nil
+		case len(all) == maxPieces:
+			return fmt.Errorf("the volume lies in more than %d pieces", maxPieces)
+		}
+		all = append(all, p)
+		return nil
+	})
+	return all, err
+}
+
 // words keeps the first bytes that are written to it: what a panic says comes first.
 type words struct {
 	mu sync.Mutex

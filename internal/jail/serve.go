@@ -33,6 +33,7 @@ const (
 	opRead    // volume, inode, offset, length
 	opNext    // list
 	opStop    // list
+	opPieces  // volume
 )
 
 // The marks in the pages of a list.
@@ -257,6 +258,11 @@ func (s *server) pages(op int64, m *message) iter.Seq[[]byte] {
 		return inPages(func(item func(func(*message)) error) error {
 			return s.within(int(disk), off, length, item)
 		})
+	case opPieces:
+		n := m.int()
+		return inPages(func(item func(func(*message)) error) error {
+			return s.pieces(n, item)
+		})
 	case opInodes:
 		n := m.int()
 		return inPages(func(item func(func(*message)) error) error {
@@ -456,6 +462,24 @@ func (s *server) within(disk int, off, length int64, item func(func(*message)) e
 	}
 	for h := range l.Within(disk, off, length) {
 		if err := item(func(p *message) { p.putString(text(h)) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pieces lists where a volume lies.
+func (s *server) pieces(n int64, item func(func(*message)) error) error {
+	l, err := s.find()
+	if err != nil {
+		return err
+	}
+	if n < 0 || n >= int64(len(l.Volumes)) {
+		return fmt.Errorf("no volume %d", n)
+	}
+	v := l.Volumes[n]
+	for piece := range v.Pieces(0, v.Size) {
+		if err := item(func(p *message) { p.putString(text(piece)) }); err != nil {
 			return err
 		}
 	}

@@ -110,7 +110,7 @@ type Text struct {
 }
 
 // LinkMode is the mode of all symbolic links.
-const LinkMode Mode = "0777"
+const LinkMode = "0777"
 
 // TextState tells a file of one content from any other.
 type TextState struct {

@@ -38,7 +38,11 @@ func Plan(w io.Writer, p *plan.Plan, name, saved string, next Commands, s Style)
 	o.files(p.Files, p.FilesNote)
 	o.line()
 	if !p.Empty() && p.Fence == nil {
-		o.prose("", "Warning: an image of version 2 has no mark that keeps programs from opening it in the middle of a "+
+		what := "an image of version 2"
+		if p.Object.Format == "raw" {
+			what = "a raw image"
+		}
+		o.prose("", "Warning: "+what+" has no mark that keeps programs from opening it in the middle of a "+
 			"change; only locks do. Let nothing open it until the change is done, or recovered.")
 	}
 	if saved != "" {
@@ -81,6 +85,9 @@ func (o *out) planHead(p *plan.Plan, name string) {
 		what += ", and make the file " + Bytes(n) + " longer"
 	}
 	o.prose("  ", what)
+	if p.Object.Format == "raw" {
+		return // it has no tables
+	}
 	o.prose("  now         ", tallies(p.Before))
 	o.prose("  afterwards  ", tallies(p.After))
 }

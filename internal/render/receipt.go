@@ -32,9 +32,13 @@ func Receipt(w io.Writer, r *vault.Receipt, name string, next Commands, s Style)
 		o.undoFile(r)
 	case vault.Undone:
 		o.line(o.paint(green, "UNDONE"), "  ", o.paint(bold, Name(name)))
-		o.prose("  ", "the image has the bytes again that it had before the change of "+when(r.Created)+
-			", and is as hurt as it was then")
-		o.prose("  now         ", tallies(r.Before))
+		text := "the image has the bytes again that it had before the change of " + when(r.Created)
+		if r.Object.Format == "raw" { // it has no tables
+			o.prose("  ", text)
+		} else {
+			o.prose("  ", text+", and is as hurt as it was then")
+			o.prose("  now         ", tallies(r.Before))
+		}
 		o.undoFile(r)
 	case vault.SetAside:
 		o.line(o.paint(yellow, "GIVEN UP"), "  ", o.paint(bold, Name(name)))
@@ -61,8 +65,12 @@ func (o *out) mended(r *vault.Receipt, name string, next Commands) {
 		word, color = "MENDED IN PART", yellow
 	}
 	o.line(o.paint(color, word), "  ", o.paint(bold, Name(name)))
-	o.prose("  before      ", tallies(r.Before))
-	o.prose("  afterwards  ", tallies(r.After)+", as a full check of the file says")
+	if r.Object.Format == "raw" {
+		o.prose("  afterwards  ", "it holds what was planned: all that was written was read back")
+	} else {
+		o.prose("  before      ", tallies(r.Before))
+		o.prose("  afterwards  ", tallies(r.After)+", as a full check of the file says")
+	}
 	o.undoFile(r)
 	o.line()
 	o.line("  ", o.paint(bold, "what was done:"))
