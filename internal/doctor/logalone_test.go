@@ -90,3 +90,31 @@ func TestLogAlone(t *testing.T) {
 		})
 	}
 }
+
+// TestReportOfMounts holds that of a report which has the mounts and no /sys the mounts count as well as ever.
+func TestReportOfMounts(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"sos_commands/date/date": "x\n", "etc/hostname": "web\n",
+		"proc/1/mountinfo": "22 1 8:1 / / rw - ext4 /dev/sda1 rw,emergency_ro\n30 22 8:17 / /srv rw - ext4 /dev/sdb1 rw\n",
+		"var/log/syslog": time.Now().UTC().Add(-time.Hour).Format(time.RFC3339) +
+			" web kernel: [  100.000000] Linux version 6.18.0 (a@b)\n"} {
+		at := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := ruleFS01()
+	var got []string
+	for _, x := range r.judge(gather(t, dir)) {
+		got = append(got, string(x.Outcome)+" "+x.Object.String())
+		if x.Finding != nil && (x.Finding.Confidence < 0.9 || strings.Contains(x.Finding.Summary, "only logs")) {
+			t.Errorf("%v: %s", x.Finding.Confidence, x.Finding.Summary)
+		}
+	}
+	if want := "unknown host:h:h, fail filesystem:h:sda1"; strings.Join(got, ", ") != want {
+		t.Errorf("FS01 says %q, want %q", got, want)
+	}
+}

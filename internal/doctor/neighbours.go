@@ -21,7 +21,7 @@ func neighbours(all []*evidence.Evidence) []*evidence.Evidence {
 	users := map[string][]evidence.ImageUser{} // of all hosts, by what the image is everywhere
 	for _, e := range all {
 		for i := range e.Images {
-			if name := everywhere(e, i); name != "" {
+			for _, name := range everywhere(e, i) {
 				for _, u := range e.Images[i].Users {
 					u.Host, u.Time = e.Label, e.Now
 					users[name] = append(users[name], u)
@@ -36,9 +36,11 @@ func neighbours(all []*evidence.Evidence) []*evidence.Evidence {
 		for i := range own.Images {
 			x := &own.Images[i]
 			x.Users = slices.Clone(x.Users)
-			for _, u := range users[everywhere(e, i)] {
-				if u.Host != e.Label {
-					x.Users = append(x.Users, u)
+			for _, name := range everywhere(e, i) {
+				for _, u := range users[name] {
+					if u.Host != e.Label && !slices.Contains(x.Users, u) {
+						x.Users = append(x.Users, u)
+					}
 				}
 			}
 		}
@@ -48,11 +50,26 @@ func neighbours(all []*evidence.Evidence) []*evidence.Evidence {
 }
 
 // everywhere names an image such that it is the same on all hosts that have it: by its share, by its file system
-// of a cluster, or by the device that it is. It is "" for what one host has alone, and where that is not known.
-func everywhere(e *evidence.Evidence, i int) string {
+// of a cluster, or by the device that it is. There is no name for what one host has alone, and where that is not
+// known, and two where a server has a name and an address: others may call it by either.
+func everywhere(e *evidence.Evidence, i int) []string {
 	if o := imageObject(e, i); o.On == "" {
-		return o.String()
+		names := []string{o.String()}
+		if m := &e.Mounts[e.Images[i].Mount]; m.NFS != nil && m.NFS.Addr != "" {
+			_, rest, _ := strings.Cut(o.Name, serverName(m.NFS.Server)+":")
+			o.Name = serverName(m.NFS.Addr) + ":" + rest
+			names = append(names, o.String())
+		}
+		return slices.Compact(names)
 	}
+	if name := deviceEverywhere(e, i); name != "" {
+		return []string{name}
+	}
+	return nil
+}
+
+// deviceEverywhere names the device that an image is, "" if it is none, or one that may be of this host alone.
+func deviceEverywhere(e *evidence.Evidence, i int) string {
 	name, is := strings.CutPrefix(cmp.Or(e.Images[i].Real, e.Images[i].Path), "/dev/")
 	if !is {
 		return ""

@@ -100,7 +100,7 @@ func TestMounts(t *testing.T) {
 		t.Error("file systems are not found by their devices")
 	}
 	nfs := e.Mounts[e.MountOf("/mnt/nfs/dir/file")].NFS
-	wantNFS := &NFS{Server: "nas.example", Export: "/export", Vers: "4.2", Soft: true, Timeo: 600, Retrans: 2, Ops: 21,
+	wantNFS := &NFS{Server: "nas.example", Addr: "10.0.0.9", Export: "/export", Vers: "4.2", Soft: true, Timeo: 600, Retrans: 2, Ops: 21,
 		Retransmits: 3, Timeouts: 1, Idle: 12 * time.Second, Waiting: 7, received: 3401}
 	if d := cmp.Diff(wantNFS, nfs, cmp.AllowUnexported(NFS{})); d != "" {
 		t.Error(d)

@@ -37,6 +37,8 @@ func mountedNFS(m *linux.Mount) *NFS {
 				n.NoLock = true
 			case "local_lock":
 				n.NoLock = n.NoLock || value == "all" || value == "posix"
+			case "addr":
+				n.Addr = value
 			case "timeo":
 				n.Timeo = whole(value)
 			case "retrans":

@@ -34,6 +34,7 @@ type Answer = ask.Answer
 // NFS is what mountstats and the options tell of an NFS mount.
 type NFS struct {
 	Server              string // the address or name
+	Addr                string // the address that the kernel uses, "" if not known
 	Export              string
 	Vers                string // "4.2"
 	Soft, NoLock, Async bool

@@ -4,6 +4,7 @@
 package stories
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,5 +101,36 @@ func TestTwoHosts(t *testing.T) {
 				t.Errorf("found %q, want %q\n%s", got, c.want, sums(r))
 			}
 		})
+	}
+}
+
+// TestOneServerByTwoNames holds that hosts which call one server by its name and by its address have its images in
+// common.
+func TestOneServerByTwoNames(t *testing.T) {
+	const host = `
+machine NAME
+mount 22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw,errors=remount-ro
+mount 40 22 0:45 / /store rw,relatime - nfs4 SERVER:/store rw,vers=4.2,hard,timeo=600,retrans=2,addr=10.0.0.9
+disk sda sd running
+part sda1 sda
+/sys/fs/ext4/sda1/errors_count = 0
+image /store/web.qcow2 qcow2
+vm NAME-web 00000000-0000-0000-0000-0000000000NUMBER running /store/web.qcow2
+`
+	text := strings.NewReplacer("NAME", "kvm1", "SERVER", "nfs01.example", "NUMBER", "51").Replace(host) +
+		strings.NewReplacer("NAME", "kvm2", "SERVER", "10.0.0.9", "NUMBER", "52").Replace(host)
+	s, err := Parse("names", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*evidence.Evidence
+	for _, m := range s.Machines {
+		all = append(all, bundled(t, m))
+	}
+	r := doctor.Examine(all, nil)
+	for _, want := range []string{"image::nfs01.example:/store/web.qcow2", "image::10.0.0.9:/store/web.qcow2"} {
+		if !slices.ContainsFunc(r.Findings, func(f doctor.Finding) bool { return f.Code == "IM04" && f.Object.String() == want }) {
+			t.Errorf("two who write to %s are not found\n%s", want, sums(r))
+		}
 	}
 }
