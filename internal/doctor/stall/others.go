@@ -116,8 +116,9 @@ func (t *timeline) iscsi(fails map[Case]Span, usual map[Case]time.Duration) {
 		Text: "pings are answered, the command is not: it is aborted and sent again", Why: fmt.Sprintf("timeout is %s", v.timeout)})
 	t.medium(v, one, mid, fails, usual)
 	m := fails[Medium]
-	m.High = plus(m.High, times(v.retries+1, iscsiManage)) // each management command has its own timeout
+	m.High = plus(m.High, times(max(v.retries, v.medium)+1, iscsiManage)) // each management command has its own timeout
 	fails[Medium] = m
+	t.Events[len(t.Events)-1].At = m
 }
 
 // multipath turns failures of paths into what the device above does.
@@ -139,10 +140,10 @@ func (t *timeline) multipath(fails map[Case]Span, usual map[Case]time.Duration) 
 		case p.NoPathRetry == "fail" || p.NoPathRetry == "0":
 			e.Text, e.Why, e.Harm = "no path is left: requests fail at once", "no_path_retry is fail", Errors
 		case err == nil && looks > 0:
-			wait := time.Duration(looks) * polling
+			wait := times(int64(min(looks, mostTries)), polling)
 			e.Text = fmt.Sprintf("no path is left: requests are kept for %d looks, and fail then", looks)
 			e.Why, e.Harm = fmt.Sprintf("no_path_retry is %d, polling_interval %s", looks, polling), Errors
-			at = Span{plus(at.Low, wait-polling), plus(at.High, wait+polling)}
+			at = Span{plus(at.Low, wait-min(polling, wait)), plus(at.High, wait, polling)}
 			fails[c], usual[c] = at, plus(usual[c], wait)
 		default:
 			e.Text = "no path is left: requests fail at once, or are kept for ever"
@@ -167,7 +168,7 @@ func (t *timeline) nfs(n NFS) {
 	}
 	major := n.Timeo
 	if n.UDP {
-		major <<= min(n.Retrans, 16) // each wait is twice the one before
+		major <<= min(n.Retrans, 8) // the longest is ten minutes anyhow; each wait is twice the one before
 	} else {
 		major += time.Duration(n.Retrans) * n.Timeo // each is longer by timeo
 	}

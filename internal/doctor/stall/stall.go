@@ -219,6 +219,8 @@ type FS struct {
 // Predict tells what happens to a disk that does not answer, and what comes of a stall of the length of
 // stalled.
 func Predict(m Machine, d Disk, stalled time.Duration) Timeline {
+	m.bound()
+	d.bound()
 	t := &timeline{m: m, Timeline: Timeline{Disk: d, Events: []Event{}, Assumed: append([]string{}, d.Guess...)}}
 	class := Classify(d.Driver, d.HostDriver)
 	if d.NFS != nil {
@@ -258,6 +260,39 @@ func Predict(m Machine, d Disk, stalled time.Duration) Timeline {
 		t.Outcomes = append(t.Outcomes, outcome(t.Events, c, stalled, class))
 	}
 	return t.Timeline
+}
+
+const (
+	// longest bounds every time that comes in: sums and products of a few of them are no overflow.
+	longest = 10 * 365 * 24 * time.Hour
+	// mostTries bounds numbers of tries, of which the kernel takes 32 bits.
+	mostTries = 1 << 31
+)
+
+// bound cuts values that are no values: they come from files that anybody may have written.
+func (m *Machine) bound() {
+	m.HungTask = min(max(m.HungTask, 0), longest)
+	if m.HZ < 10 || m.HZ > 10000 {
+		m.HZ = 0
+	}
+}
+
+func (d *Disk) bound() {
+	for _, v := range []*time.Duration{&d.Timeout, &d.EHTimeout, &d.EHDeadline, &d.AdminTimeout} {
+		*v = min(*v, longest)
+	}
+	d.MaxRetries, d.MaxMedium = min(d.MaxRetries, mostTries), min(d.MaxMedium, mostTries)
+	if d.ISCSI != nil {
+		d.ISCSI = &ISCSI{min(d.ISCSI.Replacement, longest), min(d.ISCSI.NoopInterval, longest), min(d.ISCSI.NoopTimeout, longest)}
+	}
+	if d.Multipath != nil {
+		d.Multipath = &Multipath{d.Multipath.NoPathRetry, min(d.Multipath.Polling, longest)}
+	}
+	if d.NFS != nil {
+		n := *d.NFS
+		n.Timeo, n.Retrans = min(n.Timeo, 10*time.Hour), min(n.Retrans, 1<<16)
+		d.NFS = &n
+	}
 }
 
 // timeline is a Timeline while it is made.

@@ -153,3 +153,35 @@ func TestOutcomes(t *testing.T) {
 		}
 	}
 }
+
+// FuzzPredict: any values give events in order, each with a latest time that is not before its earliest.
+func FuzzPredict(f *testing.F) {
+	f.Add("sd", "scsi_debug", int64(30), int64(10), int64(-1), 5, int64(2), 250, "12", "ext4", int64(600))
+	f.Add("sd", "iscsi_tcp", int64(1)<<62, int64(-1), int64(1)<<62, -1, int64(1)<<62, 1, "queue", "xfs", int64(-5))
+	f.Add("nvme", "", int64(4294967), int64(0), int64(0), 1<<62, int64(-1), 0, "99999999999", "btrfs", int64(1)<<62)
+	f.Add("sd", "ahci", int64(1)<<33, int64(1)<<33, int64(1)<<33, 1<<40, int64(1)<<40, 100000, "x", "gfs2", int64(60))
+	f.Fuzz(func(t *testing.T, driver, host string, timeout, eh, deadline int64, retries int, medium int64, hz int, mpath, fs string, stalled int64) {
+		d := Disk{Name: "a", Driver: driver, HostDriver: host, Timeout: time.Duration(timeout), EHTimeout: time.Duration(eh),
+			EHDeadline: time.Duration(deadline), MaxRetries: retries, MaxMedium: medium, AdminTimeout: time.Duration(eh),
+			FSs: []FS{{Type: fs, Journal: medium&1 == 0, Commit: time.Duration(deadline)}}, Arrays: []string{"md0"}}
+		if len(mpath) > 0 {
+			d.Multipath = &Multipath{mpath, time.Duration(eh)}
+			d.ISCSI = &ISCSI{time.Duration(deadline), time.Duration(eh), time.Duration(timeout)}
+		}
+		if retries == 3 {
+			d.NFS = &NFS{Timeo: time.Duration(timeout), Retrans: int(medium), Soft: eh > 0, Version: hz, UDP: deadline > 0}
+		}
+		l := Predict(Machine{HZ: hz, HungTask: time.Duration(timeout)}, d, time.Duration(stalled))
+		for i, e := range l.Events {
+			if e.At.Low < 0 || e.At.High < e.At.Low || e.Usual < 0 || i > 0 && e.At.Low < l.Events[i-1].At.Low {
+				t.Errorf("%s: from %d to %d, usually %d", e.Kind, e.At.Low, e.At.High, e.Usual)
+			}
+			if e.Text == "" || e.Why == "" || e.Harm.String() == "unknown" {
+				t.Errorf("%+v does not say what it is", e)
+			}
+		}
+		if len(l.Outcomes) != 2 {
+			t.Errorf("%d outcomes, want 2", len(l.Outcomes))
+		}
+	})
+}
