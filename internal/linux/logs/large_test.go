@@ -77,7 +77,7 @@ func readWeighed(t *testing.T, root string, now time.Time) *logs.Log {
 // TestLargeLogs reads logs with very many messages of known forms: memory is bounded, and no boot and
 // no event is lost to what there is much of.
 func TestLargeLogs(t *testing.T) {
-	const many = 60_000
+	const many = 30_000
 	long := strings.Repeat("x", 8000)
 	rare := func(i int) string { return fmt.Sprintf("EXT4-fs (sdz%d): Remounting filesystem read-only", i) }
 	tests := []struct {
@@ -107,7 +107,7 @@ func TestLargeLogs(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			at, lines := utc(2026, 11, 1, 0, 0), many
 			if len(tt.line(0)) > 1000 {
-				lines = many / 10
+				lines = many / 5
 			}
 			var b bytes.Buffer
 			for i := range lines {
