@@ -375,14 +375,7 @@ func (o *fixOptions) bootsCure(b *doctor.Boots, e *evidence.Evidence) (*cure, er
 		c.costs = append(c.costs, fmt.Sprintf("%s does without %s (%s): %s", x.Unit, x.Masked, x.By, x.Effect))
 	}
 	if o.how == fixUnlink {
-		if e.Units == nil {
-			return nil, withStatus(finding.StatusCannotTell, fmt.Errorf("%s: its units could not be read", b.Machine))
-		}
-		var err error
-		if c.changes, err = fix.Unlinks(e.Units, b.Blame.Unit); err != nil {
-			return nil, withStatus(finding.StatusRefused, err)
-		}
-		return c, nil
+		return c, o.unlinks(c, b.Blame.Unit, e)
 	}
 	for _, unit := range b.Blame.Masks {
 		if !fix.ValidUnit(unit) {
@@ -391,6 +384,55 @@ func (o *fixOptions) bootsCure(b *doctor.Boots, e *evidence.Evidence) (*cure, er
 		c.changes = append(c.changes, fix.MaskUnit(unit))
 	}
 	return c, needed(b)
+}
+
+// timersCure gives what is done about a timer that restarts the machine when nobody expects it, or about a unit that
+// does at each start: the latter comes first, since no timer matters then.
+func (o *fixOptions) timersCure(t *doctor.Timers, e *evidence.Evidence) (*cure, error) {
+	always := func(a doctor.TimerAct) bool { return a.If == "" && a.Never == "" && len(a.Guards) == 0 }
+	if i := slices.IndexFunc(t.AtStart, always); i >= 0 {
+		unit := t.AtStart[i].Unit
+		c := &cure{rule: finding.TM01, why: unit + ", which takes the machine down at each start, is kept from being started"}
+		if o.how == fixUnlink {
+			return c, o.unlinks(c, unit, e)
+		}
+		if !fix.ValidUnit(unit) {
+			return nil, withStatus(finding.StatusRefused, fmt.Errorf("%s: no unit of such a name can be masked", unit))
+		}
+		c.changes = []fix.Change{fix.MaskUnit(unit)}
+		return c, nil
+	}
+	for _, info := range t.Timers {
+		rule, found := map[doctor.Danger]finding.Rule{doctor.TimerLoops: finding.TM03, doctor.TimerMayLoop: finding.TM06,
+			doctor.TimerSurprise: finding.TM04}[info.Danger]
+		if !found || !fix.ValidUnit(info.Unit) {
+			continue
+		}
+		c := &cure{rule: rule, why: info.Unit + ", which restarts the machine when nobody expects it, is kept from being started"}
+		for _, text := range info.Says {
+			c.proofs = append(c.proofs, finding.Evidence{Source: cmp.Or(info.From.Path, info.Unit), Offset: -1, Text: text})
+		}
+		if o.how == fixUnlink {
+			return c, o.unlinks(c, info.Unit, e)
+		}
+		c.changes = []fix.Change{fix.MaskUnit(info.Unit)}
+		return c, nil
+	}
+	return nil, withStatus(finding.StatusRefused, finding.WithHint(
+		fmt.Errorf("%s: no timer is known that restarts the machine when nobody expects it", t.Machine),
+		"if you know one: --unit UNIT"))
+}
+
+// unlinks makes a cure of taking away the links that start a unit.
+func (o *fixOptions) unlinks(c *cure, unit string, e *evidence.Evidence) error {
+	if e.Units == nil {
+		return withStatus(finding.StatusCannotTell, fmt.Errorf("%s: its units could not be read", e.Label))
+	}
+	var err error
+	if c.changes, err = fix.Unlinks(e.Units, unit); err != nil {
+		return withStatus(finding.StatusRefused, err)
+	}
+	return nil
 }
 
 // needed refuses to mask what the machine cannot start without.
