@@ -231,6 +231,9 @@ func (t *TimerInfo) when() string {
 // pace says how fast a loop turns, and for how long.
 func pace(r *reboots.Run) string {
 	s := "every " + spell(max(r.Period.Round(time.Second), time.Second))
+	if r.Begins.Sub(r.Boots[0].Began) >= reboots.Short {
+		s = "from " + r.Begins.UTC().Format("2006-01-02 15:04 UTC") + " on " + s
+	}
 	if r.Ends > 0 {
 		s += " for about " + spell(r.Ends)
 	}
@@ -340,7 +343,7 @@ func missed(r *reboots.Run, i int) string {
 
 // timerRun is a run for the report.
 func timerRun(stamps string, r *reboots.Run) TimerRun {
-	x := TimerRun{Stamps: stamps, Clock: r.Clock, Loop: r.Loop, Period: r.Period.Seconds(), Ends: r.Ends.Seconds(), Boots: []TimerBoot{}}
+	x := TimerRun{Stamps: stamps, Clock: r.Clock, Loop: r.Loop, Begins: r.Begins, Period: r.Period.Seconds(), Ends: r.Ends.Seconds(), Boots: []TimerBoot{}}
 	if r.Loop {
 		x.Cause = causeOf(r)
 	}

@@ -129,6 +129,7 @@ type TimerRun struct {
 	Stamps string      `json:"stamps"`
 	Clock  string      `json:"clock"`
 	Loop   bool        `json:"loop"`
+	Begins time.Time   `json:"begins,omitempty"`
 	Period float64     `json:"period_seconds"`
 	Ends   float64     `json:"ends_seconds"`
 	Cause  string      `json:"cause"`

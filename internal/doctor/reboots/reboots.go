@@ -168,8 +168,9 @@ type Run struct {
 	Boots []Boot `json:"boots"`
 	// Loop: boots that end wrongly follow one another.
 	Loop bool `json:"loop"`
-	// Period is from one start to the next in the loop; Ends how long it goes on until a boot stays up for
-	// longer, 0 if it never ends by itself.
+	// Begins is when the first of its boots does. Period is from one start to the next in the loop; Ends how long it
+	// goes on until a boot stays up for longer, 0 if it never ends by itself.
+	Begins time.Time     `json:"begins"`
 	Period time.Duration `json:"period"`
 	Ends   time.Duration `json:"ends"`
 	// Surprise is the index of the first boot that ended without a loop though nothing was due, -1 if
@@ -219,6 +220,7 @@ func (r *Run) judge(m *machine, wrong int) {
 	}
 	r.Loop = true
 	first, last := &r.Boots[n-inARow], &r.Boots[n-1]
+	r.Begins = first.Began
 	r.Period = last.Began.Sub(first.Began) / (inARow - 1)
 	next := last.Began.Add(last.Lasted + downTakes)
 	for _, later := range laters() {
