@@ -143,7 +143,11 @@ func bootsOf(e *evidence.Evidence) *Boots {
 		}
 	}
 	for i := range e.Boots {
-		b.Boots = append(b.Boots, c.end(&e.Boots[i]))
+		end := c.end(&e.Boots[i])
+		if end.End == "panic" {
+			end.Evidence = c.panicked(i)
+		}
+		b.Boots = append(b.Boots, end)
 	}
 	v := c.verdict()
 	b.Course, b.Over, b.Why, b.Blame = v.course, v.over, v.why, v.blame
@@ -201,6 +205,24 @@ func (c *courts) end(b *evidence.Boot) BootEnd {
 		out.End = "watchdog"
 		out.By = Asker{Kind: ByWatchdog, Who: "the watchdog daemon", Certain: true, Evidence: []Fact{*w}}
 		out.Evidence = out.By.Evidence
+	}
+	return out
+}
+
+// panicked gives what the kernel said of its panic in boot i.
+func (c *courts) panicked(i int) []Fact {
+	out := []Fact{}
+	boots := c.e.Boots
+	b := &boots[i]
+	for j := range c.e.Log.Events {
+		x := &c.e.Log.Events[j]
+		in := !x.Time.Before(b.Began) && (i+1 == len(boots) || x.Time.Before(boots[i+1].Began))
+		if x.Boot != "" && b.ID != "" {
+			in = x.Boot == b.ID
+		}
+		if x.Form == "kernel.panic" && x.Host == "" && in && len(out) < maxFacts {
+			out = append(out, Fact{Source: x.From, Value: x.Text})
+		}
 	}
 	return out
 }

@@ -6,6 +6,7 @@ package doctor
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,7 @@ func TestBoots(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		boots  func(*syslog)
+		files  map[string]string // besides
 		course Course
 		by     string // the kind of who is to blame
 		blame  string // who it is
@@ -143,6 +145,9 @@ func TestBoots(t *testing.T) {
 		{name: "the daemon of a watchdog", boots: times(4, 20*time.Second, func(s *syslog) {
 			s.say(5*time.Second, "watchdog[300]: shutting down the system because of error -3 = 'load average too high'")
 		}), course: Crashes, end: "watchdog", status: "[3]"},
+		{name: "a crontab", boots: times(4, 20*time.Second, func(s *syslog) { s.down() }), files: map[string]string{
+			"etc/crontab": "@reboot root /bin/systemctl reboot\n"}, course: Loop, by: ByUnit, blame: "cron.service", end: "reboot",
+			sure: true, status: "[3]"},
 		{name: "it has run longer since", boots: func(s *syslog) {
 			times(4, 20*time.Second, func(s *syslog) { starting(s); s.down() })(s)
 			s.start(20 * time.Second)
@@ -162,10 +167,13 @@ func TestBoots(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := &syslog{at: time.Date(2026, 11, 20, 3, 30, 0, 0, time.UTC)}
 			c.boots(s)
-			dir := machine(t, map[string]string{"var/log/syslog": s.String(), "etc/systemd/system/nightly.service": rebooter,
+			files := map[string]string{"var/log/syslog": s.String(), "etc/systemd/system/nightly.service": rebooter,
 				"etc/systemd/system/harmless.service": "[Service]\nExecStart=/bin/true\n",
 				"usr/lib/systemd/system/cron.service": "[Unit]\nDescription=Cron\n[Service]\nExecStart=/bin/true\n",
-				"usr/bin/systemctl":                   "", "usr/bin/true": "", "etc/hostname": "guest\n"}, s.at)
+				"usr/bin/systemctl":                   "", "usr/bin/true": "", "usr/bin/sh": "",
+				"etc/hostname": "guest\n"}
+			maps.Copy(files, c.files)
+			dir := machine(t, files, s.at)
 			r := ExamineBoots([]*evidence.Evidence{gatherAt(t, dir)})
 			b := &r.Machines[0]
 			kind, who, sure := "", "", false
@@ -180,6 +188,9 @@ func TestBoots(t *testing.T) {
 			}
 			if len(b.Boots) == 0 || b.Boots[0].End != c.end {
 				t.Errorf("boots = %+v, want the first to end by %q", b.Boots, c.end)
+			}
+			if c.end == "panic" && (len(b.Boots[0].Evidence) != 1 || !strings.Contains(b.Boots[0].Evidence[0].Value, "Unable")) {
+				t.Errorf("boots = %+v, want what the kernel said", b.Boots[0].Evidence)
 			}
 		})
 	}

@@ -100,6 +100,11 @@ func newCourts(e *evidence.Evidence) *courts {
 	return c
 }
 
+// crons are the services that run the lines of crontabs, those too that are for each start.
+func crons() []string {
+	return []string{"cron.service", "crond.service", "cronie.service", "fcron.service", "bcron.service"}
+}
+
 // canonical gives the own name of a unit that another one names.
 func (c *courts) canonical(name string) string {
 	if u := c.e.Units.Unit(name); u != nil {
@@ -117,7 +122,13 @@ func (c *courts) actsOf(name string) []units.Act {
 		return all
 	}
 	var can []units.Act
-	for _, a := range c.e.Units.Acts(name) {
+	acts := slices.Clone(c.e.Units.Acts(name))
+	if slices.Contains(crons(), name) {
+		for i := range c.e.Units.AtReboot {
+			acts = append(acts, c.e.Units.AtReboot[i].Acts...)
+		}
+	}
+	for _, a := range acts {
 		if a.Missing == "" {
 			can = append(can, a)
 		}

@@ -77,8 +77,7 @@ func startedRemedies(s *units.Set, u *units.Unit, chain []units.Start) []Remedy 
 
 // atReboot judges the lines of crontabs that run at each start, where something runs them.
 func atReboot(r *Rule, e *evidence.Evidence, reached map[string][]units.Start) []Result {
-	runs := slices.ContainsFunc([]string{"cron.service", "crond.service", "cronie.service", "fcron.service", "bcron.service"},
-		func(name string) bool { _, is := reached[name]; return is })
+	runs := slices.ContainsFunc(crons(), func(name string) bool { _, is := reached[name]; return is })
 	if !runs {
 		return nil
 	}

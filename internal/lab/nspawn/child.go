@@ -91,8 +91,9 @@ func hierarchies() []string {
 	return []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/cpuacct"}
 }
 
-// newGroups makes cgroups of a name.
+// newGroups makes cgroups of a name, and takes away those of processes like this one that were killed.
 func newGroups(name string) (groups, error) {
+	sweep()
 	var g groups
 	for _, h := range hierarchies() {
 		if _, err := os.Stat(filepath.Join(h, "cgroup.procs")); err != nil {
@@ -108,6 +109,22 @@ func newGroups(name string) (groups, error) {
 		return nil, fmt.Errorf("%w: no control groups are mounted at /sys/fs/cgroup", ErrUnavailable)
 	}
 	return g, nil
+}
+
+// prefix is that of all names of cgroups; the number of the process follows.
+const prefix = "shisa-lab-"
+
+// sweep takes away cgroups whose process is gone. What ran in them was killed with it.
+func sweep() {
+	for _, h := range hierarchies() {
+		left, _ := filepath.Glob(filepath.Join(h, prefix+"*"))
+		for _, dir := range left {
+			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+			if _, err := os.Stat("/proc/" + pid); pid != "" && errors.Is(err, fs.ErrNotExist) {
+				removeGroup(dir) // another one may be at it, too
+			}
+		}
+	}
 }
 
 // cpu is the time that the processes of the groups used.

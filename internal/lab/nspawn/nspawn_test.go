@@ -5,7 +5,9 @@ package nspawn
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -97,7 +99,7 @@ func TestBoot(t *testing.T) {
 func noGroups(t *testing.T) {
 	t.Helper()
 	for _, h := range hierarchies() {
-		if left, _ := filepath.Glob(h + "/shisa-*"); len(left) > 0 {
+		if left, _ := filepath.Glob(h + "/" + prefix + strconv.Itoa(os.Getpid()) + "-*"); len(left) > 0 {
 			t.Errorf("cgroups are left: %v", left)
 		}
 	}
@@ -151,4 +153,35 @@ func TestNotUp(t *testing.T) {
 		t.Fatalf("Boot = %+v, want an error", o.Boots)
 	}
 	noGroups(t)
+}
+
+// TestSweep holds that cgroups of a process that was killed are taken away by the next one.
+func TestSweep(t *testing.T) {
+	testenv.NeedRoot(t)
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := newGroups(prefix + strconv.Itoa(gone.Process.Pid) + "-left")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := newGroups(prefix + strconv.Itoa(os.Getpid()) + "-mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sweep() // its own are not touched
+	for _, dir := range g {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, dir := range left {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	if err := g.remove(); err != nil {
+		t.Error(err)
+	}
 }

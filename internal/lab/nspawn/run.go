@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -69,7 +70,7 @@ func (r *Root) Boot(ctx context.Context, w World, limits Limits) (o *Outcome, er
 
 // boot boots once.
 func (l *layers) boot(ctx context.Context, w *World, n int, limits Limits) (b Boot, cpu time.Duration, err error) {
-	name := "shisa-" + rand.Text()
+	name := prefix + strconv.Itoa(os.Getpid()) + "-" + rand.Text()
 	g, err := newGroups(name)
 	if err != nil {
 		return b, 0, err
