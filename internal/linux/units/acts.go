@@ -5,6 +5,7 @@ package units
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -110,6 +111,7 @@ func (l *loader) through(ctx context.Context, u *Unit, made map[string]Truth, fr
 	}
 	if r.cut {
 		r.doubt("what it runs is too much to go through")
+		l.gap(u.Path, errors.New("what "+u.Name+" runs is too much to go through"))
 	}
 	return p
 }
@@ -390,23 +392,33 @@ const maxChain = 8
 // That a unit wants or requires reboot.target is no act: systemd drops that from its transaction, since all that runs
 // conflicts with it.
 func (s *Set) Acts(name string) []Act {
-	return s.actsOf(name, map[string]bool{})
+	return s.actsOf(name, &visits{seen: map[string]bool{}})
 }
 
-func (s *Set) actsOf(name string, seen map[string]bool) []Act {
+// visits are the units on the way to an act, and how many were gone to.
+type visits struct {
+	seen map[string]bool
+	n    int
+}
+
+// maxVisits bounds how many units are gone to for one, by whatever ways.
+const maxVisits = 2000
+
+func (s *Set) actsOf(name string, v *visits) []Act {
 	u := s.Unit(name)
-	if u == nil || u.State != Loaded || seen[u.Name] || len(seen) > maxChain {
+	v.n++
+	if u == nil || u.State != Loaded || v.seen[u.Name] || len(v.seen) > maxChain || v.n > maxVisits {
 		return nil
 	}
 	d := s.doings[u.Name]
 	if d == nil {
 		return nil
 	}
-	seen[u.Name] = true
-	defer delete(seen, u.Name)
+	v.seen[u.Name] = true
+	defer delete(v.seen, u.Name)
 	all := slices.Clone(d.acts)
 	for _, e := range d.starting {
-		for _, a := range s.actsOf(e.name, seen) {
+		for _, a := range s.actsOf(e.name, v) {
 			a.Unit = u.Name
 			a.Chain = append(append(slices.Clone(e.at.chain), Step{"starts " + e.name, Source{}}), a.Chain...)
 			a.Guards = append(slices.Clone(e.guards), a.Guards...)
@@ -419,14 +431,14 @@ func (s *Set) actsOf(name string, seen map[string]bool) []Act {
 	}
 	for _, on := range []struct{ key, when string }{{"OnFailure", ItFails}, {"OnSuccess", ItSucceeds}} {
 		for _, e := range u.named("Unit", on.key) {
-			all = append(all, s.onEnd(u, d, e, on.key, on.when, seen)...)
+			all = append(all, s.onEnd(u, d, e, on.key, on.when, v)...)
 		}
 	}
 	return all[:min(len(all), maxActs)]
 }
 
 // onEnd gives what the unit does that another one's end starts.
-func (s *Set) onEnd(u *Unit, d *doing, e Start, key, when string, seen map[string]bool) []Act {
+func (s *Set) onEnd(u *Unit, d *doing, e Start, key, when string, v *visits) []Act {
 	if when == ItSucceeds && d.fails != "" {
 		return nil
 	}
@@ -434,7 +446,7 @@ func (s *Set) onEnd(u *Unit, d *doing, e Start, key, when string, seen map[strin
 		when = ""
 	}
 	var all []Act
-	for _, a := range s.actsOf(e.To, seen) {
+	for _, a := range s.actsOf(e.To, v) {
 		a.Unit = u.Name
 		a.Chain = append([]Step{{key + "=" + e.To, e.Source}}, a.Chain...)
 		if when != "" {

@@ -55,6 +55,7 @@ func (l *loader) build(ctx context.Context) {
 		}
 	}
 	slices.SortFunc(l.Units, func(a, b *Unit) int { return strings.Compare(a.Name, b.Name) })
+	l.connect()
 	if u := l.byName["default.target"]; u != nil && u.State == Loaded {
 		l.Default = u.Name
 	}

@@ -16,7 +16,7 @@ import (
 
 // command goes through one command, and tells whether it succeeds.
 func (r *runner) command(ctx context.Context, p place, words []string) Truth {
-	if r.steps++; r.steps > maxSteps || p.depth > maxShellDepth/4 {
+	if r.step() || p.depth > maxShellDepth/4 {
 		r.cut = true
 		return Maybe
 	}

@@ -216,10 +216,11 @@ func (w *walk) add(e Start, to *Unit) {
 
 // pulled gives all starts of a unit, those of paths that exist already among them.
 func (s *Set) pulled(u *Unit) []Start {
-	all := u.starts()
+	all := s.edges[u.Name]
 	if u.Type() != "path" {
 		return all
 	}
+	all = slices.Clone(all)
 	for _, p := range u.All("Path", "PathExists") {
 		there := s.paths[path.Clean(p.Value)]
 		if volatile(p.Value) {
@@ -248,36 +249,47 @@ func (s *Set) Lacks(name string) string {
 	if u == nil {
 		return name
 	}
-	return s.lacks(u, map[string]bool{})
+	return s.lacking[u.Name]
 }
 
-func (s *Set) lacks(u *Unit, seen map[string]bool) string {
-	if seen[u.Name] {
-		return ""
-	}
-	seen[u.Name] = true
-	if !present(u) {
-		if s.Flat && u.State == Missing {
-			return "" // the system will have it
-		}
-		return u.Name
-	}
-	for _, e := range u.starts() {
-		switch e.By {
-		case "Requires=", "BindsTo=", "requires link", "DefaultDependencies=":
-		default:
-			continue
-		}
-		if to := s.Unit(e.To); to == nil {
-			return e.To
-		} else if name := s.lacks(to, seen); name != "" {
-			return name
+// connect notes what each unit starts, and which cannot be started for want of others.
+func (s *Set) connect() {
+	needed := map[string][]string{} // by whom
+	var queue []string
+	lack := func(name, what string) {
+		if _, known := s.lacking[name]; !known {
+			s.lacking[name] = what
+			queue = append(queue, name)
 		}
 	}
-	for _, e := range u.named("Unit", "Requisite") { // has to run already, which needs no more than it itself
-		if to := s.Unit(e.To); (to == nil || !present(to)) && !s.Flat {
-			return e.To
+	for _, u := range s.Units {
+		s.edges[u.Name] = u.starts()
+		if !present(u) && !(s.Flat && u.State == Missing) { // a plain directory's system will have it
+			lack(u.Name, u.Name)
 		}
 	}
-	return ""
+	for _, u := range s.Units {
+		for _, e := range s.edges[u.Name] {
+			switch e.By {
+			case "Requires=", "BindsTo=", "requires link", "DefaultDependencies=":
+				if to := s.Unit(e.To); to != nil {
+					needed[to.Name] = append(needed[to.Name], u.Name)
+				} else {
+					lack(u.Name, e.To)
+				}
+			}
+		}
+		for _, e := range u.named("Unit", "Requisite") { // has to run already, which needs no more than it itself
+			if to := s.Unit(e.To); (to == nil || !present(to)) && !s.Flat {
+				lack(u.Name, e.To)
+			}
+		}
+	}
+	for len(queue) > 0 {
+		name := queue[0]
+		queue = queue[1:]
+		for _, by := range needed[name] {
+			lack(by, s.lacking[name])
+		}
+	}
 }

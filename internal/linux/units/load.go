@@ -21,7 +21,7 @@ import (
 // Bounds: a large server has some 600 files of units.
 const (
 	maxUnits  = 20000 // files and links in all directories
-	maxNames  = 40000 // units with those that are only named
+	maxNames  = 10000 // units with those that are only named
 	maxLinks  = 40    // symbolic links that one name leads through
 	maxAlias  = 8     // names that lead to names (FOLLOW_MAX in src/shared/unit-file.c)
 	maxGaps   = 200
@@ -72,9 +72,11 @@ type loader struct {
 	// near are files that lie with the units of a plain directory, by the last part of their names.
 	near map[string]string
 	// usual are units that every system has, for a plain directory.
-	usual   map[string]string
-	bytes   int
-	entries int
+	usual map[string]string
+	bytes int
+	// allSteps is what was gone through of commands.
+	allSteps int
+	entries  int
 }
 
 // Load reads all units of a system, with what judging them needs of other files: scripts, whether
@@ -95,7 +97,8 @@ func newLoader(t tree.Tree) *loader {
 	return &loader{t: t, parents: map[string]string{"/": "/"}, Set: &Set{byName: map[string]*Unit{},
 		files: map[string]*file{}, names: map[string]string{}, aliases: map[string][]string{},
 		sub: map[string][]entry{}, programs: map[string]program{}, paths: map[string]Truth{},
-		doings: map[string]*doing{}, wanted: map[string][]Start{}, linked: map[string][]Start{}}}
+		doings: map[string]*doing{}, wanted: map[string][]Start{}, edges: map[string][]Start{},
+		lacking: map[string]string{}, linked: map[string][]Start{}}}
 }
 
 // system reads all but what a plain directory does not have.

@@ -12,8 +12,21 @@ import (
 	"time"
 )
 
-// maxSteps bounds what is gone through for one unit.
-const maxSteps = 20000
+// maxSteps bounds what is gone through for one unit, maxAllSteps for all together.
+const (
+	maxSteps    = 20000
+	maxAllSteps = 1000000
+)
+
+// step counts, and tells whether there is too much.
+func (r *runner) step() bool {
+	r.steps++
+	r.allSteps++
+	if r.steps > maxSteps || r.allSteps > maxAllSteps {
+		r.cut = true
+	}
+	return r.cut
+}
 
 // maxActs bounds what one unit is said to do.
 const maxActs = 50

@@ -31,8 +31,7 @@ type shell struct {
 
 // run gives whether a part succeeds.
 func (s *shell) run(ctx context.Context, n *node) Truth {
-	if s.r.steps++; s.r.steps > maxSteps || ctx.Err() != nil {
-		s.r.cut = true
+	if s.r.step() || ctx.Err() != nil {
 		return Maybe
 	}
 	if s.ended == Yes || s.way == No {
@@ -96,7 +95,7 @@ func (s *shell) under(ctx context.Context, runs Truth, by *node, do func() Truth
 	case runs == No:
 		s.way = No
 	case runs == Maybe && s.way == Yes:
-		s.way, s.why = Maybe, fmt.Sprintf("line %d decides whether it runs", by.line)
+		s.way, s.why = Maybe, fmt.Sprintf("line %d of %s decides whether it runs", by.line, s.file)
 	}
 	before := s.ended
 	t := do()
@@ -108,7 +107,7 @@ func (s *shell) under(ctx context.Context, runs Truth, by *node, do func() Truth
 	}
 	s.way, s.why = way, why
 	if s.ended == Maybe && s.way == Yes {
-		s.way, s.why = Maybe, fmt.Sprintf("line %d may end the script before", by.line)
+		s.way, s.why = Maybe, fmt.Sprintf("line %d of %s may end it before", by.line, s.file)
 	}
 	return t
 }

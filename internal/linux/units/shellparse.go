@@ -398,7 +398,7 @@ func (p *shellParser) test() *node {
 			n.words = append(n.words, op)
 			continue
 		}
-		if rest := p.text[p.at:]; rest[0] == '<' || rest[0] == '>' {
+		if rest := p.text[p.at:]; rest != "" && (rest[0] == '<' || rest[0] == '>') {
 			n.words = append(n.words, rest[:1])
 			p.at++
 			continue

@@ -130,7 +130,7 @@ func (p *shellParser) double(b *strings.Builder) {
 			p.at++
 		}
 	}
-	p.bad = true
+	p.bad, p.at = true, len(p.text)
 }
 
 // skipTo skips up to a character, which a backslash hides.
@@ -146,7 +146,7 @@ func (p *shellParser) skipTo(end byte) {
 			return
 		}
 	}
-	p.bad = true
+	p.bad, p.at = true, len(p.text)
 }
 
 // dollar takes an expansion.
@@ -210,7 +210,7 @@ func (p *shellParser) balanced(open, end byte) {
 			}
 		}
 	}
-	p.bad = true
+	p.bad, p.at = true, len(p.text)
 }
 
 // isName tells whether a text is the name of a variable.
