@@ -30,8 +30,10 @@ type Timers struct {
 	Kind    tree.Kind `json:"kind"`
 	Now     time.Time `json:"now"`
 	// Start is when the machine is taken to be started next.
-	Start time.Time  `json:"start"`
-	Clock TimerClock `json:"clock"`
+	Start time.Time `json:"start"`
+	// Systemd: its units are known; without any there is another init, or NotLookedAt says more.
+	Systemd bool       `json:"systemd"`
+	Clock   TimerClock `json:"clock"`
 	// Timers are in the order of what they do: those that act on the machine first.
 	Timers []TimerInfo `json:"timers"`
 	// AtStart are units that act on the machine at each start without a timer.
@@ -157,9 +159,11 @@ type TimerEvent struct {
 
 // TimerAct is what a unit does to the machine.
 type TimerAct struct {
-	Unit  string      `json:"unit"`
-	Does  string      `json:"does"`
-	If    string      `json:"if"`
+	Unit string `json:"unit"`
+	Does string `json:"does"`
+	If   string `json:"if"`
+	// Delay is how long it waits by itself, as shutdown +5.
+	Delay float64     `json:"delay_seconds"`
 	Chain []BlameStep `json:"chain"`
 	// Never says why it does not happen, "" if it does; Guards what keeps it from happening again; Doubt
 	// why it may not be so.
@@ -210,7 +214,7 @@ func (t *Timers) Worst() (worst Danger, unsure bool) {
 			worst = d
 		}
 	}
-	if slices.ContainsFunc(t.AtStart, func(a TimerAct) bool { return a.If == "" && len(a.Guards) == 0 && a.act.Delay < reboots.Short }) {
+	if slices.ContainsFunc(t.AtStart, func(a TimerAct) bool { return a.If == "" && len(a.Guards) == 0 && a.Delay < reboots.Short.Seconds() }) {
 		worst = TimerLoops
 	}
 	unsure = len(t.NotLookedAt) > 0 || slices.ContainsFunc(t.Timers, func(x TimerInfo) bool { return x.Unsure != "" })
@@ -240,7 +244,7 @@ func timersOf(e *evidence.Evidence) *Timers {
 	if e.Units == nil {
 		return t
 	}
-	t.Clock = clockInfo(e)
+	t.Systemd, t.Clock = true, clockInfo(e)
 	reached := e.Units.Reached(e.Units.Default)
 	for _, u := range e.Units.Units {
 		if u.State != units.Loaded {
@@ -288,7 +292,7 @@ func timerActs(e *evidence.Evidence, unit string) []TimerAct {
 		if a.If == units.IsStopped {
 			continue // it is when the machine goes down anyway
 		}
-		x := TimerAct{Unit: a.Unit, Does: a.What, If: a.If, Chain: steps(a.Chain), Guards: []string{}, Doubt: a.Doubt, act: a}
+		x := TimerAct{Unit: a.Unit, Does: a.What, If: a.If, Delay: a.Delay.Seconds(), Chain: steps(a.Chain), Guards: []string{}, Doubt: a.Doubt, act: a}
 		if a.Missing != "" {
 			x.Never = "there is no " + a.Missing
 		}

@@ -311,5 +311,8 @@ func timerSummary(m *doctor.Timers) string {
 	case worst == doctor.TimerActs:
 		return who + " takes it down at the times that it was made for, and never twice"
 	}
+	if !m.Systemd {
+		return "it has no units of systemd"
+	}
 	return Count(int64(len(m.Timers)), "timer", "timers") + ", none takes it down"
 }
