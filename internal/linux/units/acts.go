@@ -392,7 +392,27 @@ const maxChain = 8
 // That a unit wants or requires reboot.target is no act: systemd drops that from its transaction, since all that runs
 // conflicts with it.
 func (s *Set) Acts(name string) []Act {
-	return s.actsOf(name, &visits{seen: map[string]bool{}})
+	if u := s.Unit(name); u != nil {
+		return s.acts[u.Name]
+	}
+	return nil
+}
+
+// join gives each unit its acts, with those of the units that it starts.
+func (l *loader) join() {
+	all := 0
+	for _, u := range l.Units {
+		v := &visits{seen: map[string]bool{}}
+		if acts := l.actsOf(u.Name, v); len(acts) > 0 {
+			l.acts[u.Name] = acts
+		}
+		if all += v.n; v.n > maxVisits || all > maxAllVisits {
+			l.gap(u.Path, fmt.Errorf("%s starts too many units to go through", u.Name))
+		}
+		if all > maxAllVisits {
+			return
+		}
+	}
 }
 
 // visits are the units on the way to an act, and how many were gone to.
@@ -401,8 +421,11 @@ type visits struct {
 	n    int
 }
 
-// maxVisits bounds how many units are gone to for one, by whatever ways.
-const maxVisits = 2000
+// maxVisits bounds how many units are gone to for one, by whatever ways; maxAllVisits for all together.
+const (
+	maxVisits    = 2000
+	maxAllVisits = 500000
+)
 
 func (s *Set) actsOf(name string, v *visits) []Act {
 	u := s.Unit(name)

@@ -155,6 +155,7 @@ func (f *flat) set(ctx context.Context, t tree.Tree, of string) (*Set, error) {
 	}
 	l.build(ctx)
 	l.allActs(ctx)
+	l.join()
 	return l.Set, ctx.Err()
 }
 

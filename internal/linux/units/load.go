@@ -97,7 +97,7 @@ func newLoader(t tree.Tree) *loader {
 	return &loader{t: t, parents: map[string]string{"/": "/"}, Set: &Set{byName: map[string]*Unit{},
 		files: map[string]*file{}, names: map[string]string{}, aliases: map[string][]string{},
 		sub: map[string][]entry{}, programs: map[string]program{}, paths: map[string]Truth{},
-		doings: map[string]*doing{}, wanted: map[string][]Start{}, edges: map[string][]Start{},
+		doings: map[string]*doing{}, wanted: map[string][]Start{}, acts: map[string][]Act{}, edges: map[string][]Start{},
 		lacking: map[string]string{}, linked: map[string][]Start{}}}
 }
 
@@ -111,6 +111,7 @@ func (l *loader) system(ctx context.Context) error {
 	l.presets(ctx)
 	l.build(ctx)
 	l.allActs(ctx)
+	l.join()
 	l.crontabs(ctx)
 	return nil
 }

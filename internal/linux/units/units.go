@@ -62,6 +62,7 @@ type Set struct {
 	Gaps []Gap
 
 	byName   map[string]*Unit
+	acts     map[string][]Act
 	edges    map[string][]Start // what the start of a unit starts
 	lacking  map[string]string  // units that cannot be started, with what they lack
 	wanted   map[string][]Start // what [Install] has a unit started by
