@@ -283,3 +283,48 @@ func TestBootsWithoutLogs(t *testing.T) {
 		t.Errorf("boots = %s, status %v, also %+v, want it unknown, 4, and nightly.service", b.Course, r.Status, b.Also)
 	}
 }
+
+// FuzzBoots has boots told of which the words are of anybody: nothing may panic, a unit is only said to be certain if
+// its files or the log say so, and what is told is bounded.
+func FuzzBoots(f *testing.F) {
+	f.Add("unit.starting|nightly.service|Starting nightly.service - x...\nshutdown.request||System is rebooting.\n")
+	f.Add("machine.session|3|New session 3 of user ann.\nshutdown.caller|session-3.scope|reboot requested from client PID 1\n")
+	f.Add("shutdown.forced||Rebooting: unit nightly.service failed\nmachine.sudo||ann : COMMAND=/sbin/reboot\n")
+	dir := f.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "etc/systemd/system"), 0o755); err != nil {
+		f.Fatal(err)
+	}
+	for name, text := range map[string]string{"etc/systemd/system/nightly.service": "[Unit]\nFailureAction=reboot\n",
+		"etc/systemd/system/nightly.timer": "[Timer]\nOnBootSec=1\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			f.Fatal(err)
+		}
+	}
+	e, err := gatherDir(f.Context(), dir)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		x := *e
+		x.Gaps, x.Boots = nil, nil
+		at := time.Date(2026, 11, 20, 3, 30, 0, 0, time.UTC)
+		for range 3 {
+			b := evidence.Boot{Began: at, End: "shutdown", LastUnit: "x.service"}
+			for line := range strings.Lines(text[:min(len(text), 4096)]) {
+				at = at.Add(time.Second)
+				form, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "|")
+				unit, said, _ := strings.Cut(rest, "|")
+				w := evidence.Word{Form: form, Unit: unit, Text: said, From: evidence.Source{Time: at}}
+				if b.Said = append(b.Said, w); b.Asked == nil && strings.HasPrefix(form, "shutdown.") {
+					b.Asked = &w
+				}
+			}
+			b.Last = at
+			x.Boots = append(x.Boots, b)
+		}
+		m := &ExamineBoots([]*evidence.Evidence{&x}).Machines[0]
+		if m.Blame != nil && m.Blame.Certain && m.Blame.Unit != "" && !strings.Contains(text, m.Blame.Unit) {
+			t.Errorf("boots blame %q, which nothing names", m.Blame.Unit)
+		}
+	})
+}
