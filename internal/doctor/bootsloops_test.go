@@ -6,6 +6,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,6 +28,8 @@ const rowsAtOnce = 6
 type loopPlayed struct {
 	before, ends string
 	boots        *Boots
+	// logins is what is told where there are no journals, only what systemd wrote to wtmp.
+	logins *Boots
 	// stopped is how its boots end with the arguments that are given, "" where there are none.
 	stopped string
 	err     error
@@ -61,6 +64,10 @@ func TestLoops(t *testing.T) {
 				t.Fatalf("systemd: %s ends %q, want %q", row.name, p.ends, row.ends)
 			}
 			row.judge(t, p.boots)
+			if row.before == "TM01 loop" && row.course == Loop && (p.logins.Course != Loop || blamed(p.logins) != row.blame ||
+				p.logins.Blame.Ended != 0) && !strings.Contains(row.world.Files[nightlyService].Text, "FailureAction") {
+				t.Errorf("logins of %s = %s (%s), %+v; want what files tell", row.name, p.logins.Course, p.logins.Why, p.logins.Blame)
+			}
 			if p.boots.Stop != nil && p.stopped != "s" {
 				t.Errorf("%s with %v ends %q, want it to stay up", row.name, p.boots.Stop.Arguments, p.stopped)
 			}
@@ -83,7 +90,17 @@ func (row *loopRow) play(ctx context.Context, root *nspawn.Root, dir string) (p 
 		return p
 	}
 	p.boots = &ExamineBoots([]*evidence.Evidence{e}).Machines[0]
-	if p.err = row.keep(after); p.err == nil && p.boots.Stop != nil {
+	if p.err = row.keep(after); p.err != nil {
+		return p
+	}
+	if p.err = os.RemoveAll(filepath.Join(after, "var/log/journal")); p.err != nil {
+		return p
+	}
+	if e, p.err = gatherDir(ctx, after); p.err != nil {
+		return p
+	}
+	p.logins = &ExamineBoots([]*evidence.Evidence{e}).Machines[0]
+	if p.boots.Stop != nil {
 		again := *row
 		again.world.Arguments = p.boots.Stop.Arguments
 		p.stopped, p.err = again.boot(ctx, root, filepath.Join(dir, "stopped"))

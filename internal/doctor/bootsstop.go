@@ -190,6 +190,10 @@ func (c *courts) stop(b *Blame) *Stop {
 	for _, m := range b.Masks {
 		s.Arguments = append(s.Arguments, "systemd.mask="+m)
 	}
+	if s.Loader == "grub" && strings.Contains(strings.Join(s.Arguments, ""), `\`) {
+		// GRUB manual 2.06, "Shell-like scripting", Quoting.
+		s.Menu = append(s.Menu, `GRUB takes a backslash for itself: type \\ for each \`)
+	}
 	s.Menu = append(s.Menu, "the next start is as before: nothing on the disk is changed")
 	return s
 }

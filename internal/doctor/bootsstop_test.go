@@ -54,3 +54,14 @@ func TestMenuSteps(t *testing.T) {
 		}
 	}
 }
+
+// TestBackslash: GRUB would swallow those of escaped names.
+func TestBackslash(t *testing.T) {
+	for loader, want := range map[string]bool{"grub": true, "systemd-boot": false} {
+		e := &evidence.Evidence{Menu: evidence.BootMenu{Loader: loader}}
+		s := newCourts(e).stop(&Blame{Masks: []string{`a\x2db.service`}})
+		if got := strings.Contains(strings.Join(s.Menu, "\n"), "backslash"); got != want || s.Arguments[0] != `systemd.mask=a\x2db.service` {
+			t.Errorf("%s: stop = %q, %q", loader, s.Arguments, s.Menu)
+		}
+	}
+}

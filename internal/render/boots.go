@@ -137,7 +137,11 @@ func (o *bootsOut) blame(b *doctor.Boots) {
 	if x.Certain {
 		sure = "certain"
 	}
-	o.prose("to blame: ", fmt.Sprintf("%s, in %d of %d boots that ended in order (%s)", Text(x.Name()), x.Ended, x.Of, sure))
+	if x.Ended == 0 {
+		o.prose("to blame: ", Text(x.Name())+", by its own files: no log tells who asked ("+sure+")")
+	} else {
+		o.prose("to blame: ", fmt.Sprintf("%s, in %d of %d boots that ended in order (%s)", Text(x.Name()), x.Ended, x.Of, sure))
+	}
 	for i, s := range x.Chain {
 		head := "            "
 		if i == 0 {
