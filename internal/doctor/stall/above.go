@@ -78,8 +78,8 @@ func (f *FS) answers(e *Event, again time.Duration) bool {
 			return true
 		}
 		e.Kind, e.At.High = "ext4_journal_abort", plus(again, commit(ext4Commit))
-		e.Text = "the journal is aborted: every write gets EROFS from then on, whatever errors= says; kernels before 6.13 " +
-			"show it as rw all the same"
+		e.Text = "the journal is aborted: every write gets EROFS from then on, whatever errors= says; " +
+			"Linux 6.1 shows it as rw all the same"
 		e.Why = fmt.Sprintf("with the first request of the journal that fails; it is written each %s at least", commit(ext4Commit))
 		if f.OnError == "panic" {
 			e.Harm, e.Text = Resets, "the journal is aborted, and the kernel panics, as errors=panic says"
