@@ -209,6 +209,9 @@ func (o *fixOptions) fixDisk(ctx context.Context, src *doctorOptions, c *cure, r
 	if err != nil {
 		return err
 	}
+	if err := l.awake(); err != nil {
+		return err
+	}
 	if err := l.ownEtc(ctx, part); err != nil {
 		return err
 	}
@@ -276,6 +279,19 @@ func (o *fixOptions) mayChange(ctx context.Context, real string, name inside.Nam
 		return nil, withStatus(finding.StatusRefused, finding.WithHint(err, "change the overlay, as "+operand(rest.Overlays[0])))
 	}
 	return rest, nil
+}
+
+// awake refuses a guest that is hibernated: it would go on with what it has in memory of its file systems, and
+// write over what was changed.
+func (l *look) awake() error {
+	for _, v := range l.Layout.Volumes {
+		if strings.Contains(v.Note, "hibernated") {
+			return withStatus(finding.StatusRefused, finding.WithHint(
+				fmt.Errorf("part %s: the guest is hibernated, and would go on with what it knew of its disk", v.Name),
+				"start it and shut it down, or add noresume to its kernel's arguments once"))
+		}
+	}
+	return nil
 }
 
 // ownEtc refuses a volume whose guest has its units on another one. Of file systems that are not read here
@@ -437,15 +453,8 @@ func (o *fixOptions) unlinks(c *cure, unit string, e *evidence.Evidence) error {
 
 // needed refuses to mask what the machine cannot start without.
 func needed(b *doctor.Boots) error {
-	vital := []string{"default.target", "sysinit.target", "basic.target", "multi-user.target", "graphical.target",
-		"local-fs.target", "initrd.target"}
-	for _, unit := range b.Blame.Masks {
-		if slices.Contains(vital, unit) {
-			return withStatus(finding.StatusRefused, fmt.Errorf("%s is not masked: no machine starts without it", unit))
-		}
-	}
 	for _, x := range b.Breaks {
-		if slices.Contains(vital, x.Unit) && x.Effect == "it is not started" {
+		if slices.Contains(fix.Vital(), x.Unit) && x.Effect == "it is not started" {
 			return withStatus(finding.StatusRefused, finding.WithHint(
 				fmt.Errorf("%s is not masked: %s needs it (%s in %s), and the machine would not start", x.Masked, x.Unit, x.By,
 					x.Path), "if only a link starts it: --fix=unlink"))

@@ -112,6 +112,8 @@ func (c *Change) check() error {
 	switch {
 	case path.Clean(c.Path) != c.Path || !ValidUnit(name):
 		return fmt.Errorf("%q is no unit of the machine", c.Path)
+	case c.Kind == Mask && slices.Contains(Vital(), name):
+		return fmt.Errorf("%s is not masked: no machine starts without it", name)
 	case c.Kind == Mask && dir == UnitDir:
 		return nil
 	case c.Kind == Unlink && path.Dir(dir) == UnitDir && slices.Contains([]string{".wants", ".requires",
@@ -119,6 +121,14 @@ func (c *Change) check() error {
 		return nil
 	}
 	return fmt.Errorf("%q is no place where units are masked or enabled (%s)", c.Path, c.Kind)
+}
+
+// Vital are the units without which no machine starts, or is stopped in order.
+func Vital() []string {
+	return []string{"default.target", "sysinit.target", "basic.target", "multi-user.target", "graphical.target",
+		"local-fs.target", "local-fs-pre.target", "initrd.target", "sockets.target", "timers.target", "paths.target",
+		"shutdown.target", "reboot.target", "poweroff.target", "final.target", "umount.target", "-.mount",
+		"systemd-journald.service", "dbus.service", "dbus.socket", "dbus-broker.service"}
 }
 
 // String says what is done.

@@ -259,3 +259,47 @@ func asWanted(t *testing.T, before, after filestest.Tree) {
 		t.Errorf("%d names were compared, want more than 60", len(before))
 	}
 }
+
+// TestQuotas: what an XFS knows of quotas stays, so that the guest need not count anew.
+func TestQuotas(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, uml.Program)
+	name := filestest.Make(t, t.TempDir(), 320<<20, "mkfs.xfs", "-q", "DISK")
+	dir, unmount := filestest.Mount(t, name, "xfs")
+	system(t, dir)
+	unmount()
+	// Users' quotas are kept, groups' only counted. The kernel of this machine may have none.
+	tool(t, "xfs_db", "-x", "-c", "sb 0", "-c", "write -d qflags 0x147", name)
+	flags := func() string {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		b := make([]byte, 2)
+		if _, err := f.ReadAt(b, 176); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%x", b)
+	}
+	was := flags()
+	if was != "0147" {
+		t.Fatalf("the flags of quotas are %s", was)
+	}
+	g := &guest{image: name, format: "raw", state: t.TempDir()}
+	mask := []Change{MaskUnit("packaged.service")}
+	if _, err := g.plan(t, mask, Options{Engine: Host}); !errors.Is(err, ErrRefused) {
+		t.Errorf("by the host's kernel: %v, want %v", err, ErrRefused)
+	}
+	m, err := g.plan(t, mask, Options{Self: static(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.apply(t, m.Plan)
+	if now := flags(); now != was {
+		t.Errorf("the flags of quotas are %s, before they were %s", now, was)
+	}
+	if _, there := g.tree(t, "xfs")[packUnit]; !there {
+		t.Errorf("%s is not there", packUnit)
+	}
+}

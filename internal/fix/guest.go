@@ -232,7 +232,7 @@ func (a *answer) makeAll(top *os.File, changes []Change) error {
 	if err := Check(changes); err != nil {
 		return fmt.Errorf("%w: %w", errKeep, err)
 	}
-	if err := isSystem(top); err != nil {
+	if err := isSystem(top, within|unix.RESOLVE_NO_XDEV); err != nil {
 		return err
 	}
 	var steps []*step
@@ -242,7 +242,7 @@ func (a *answer) makeAll(top *os.File, changes []Change) error {
 		}
 	}()
 	for i, c := range changes {
-		s, err := find(top, c)
+		s, err := find(top, c, within|unix.RESOLVE_NO_XDEV)
 		if err != nil {
 			return err
 		}
@@ -265,11 +265,14 @@ func (a *answer) makeAll(top *os.File, changes []Change) error {
 	return nil
 }
 
-// isSystem refuses what is no root of a system with systemd.
-func isSystem(top *os.File) error {
-	d, err := openIn(top, UnitDir)
+// within is how far a path may lead below a root: in a volume not to another mount, which none of its own has.
+const within = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// isSystem refuses what is no root of a system with systemd, and systems whose units are not the administrator's.
+func isSystem(top *os.File, resolve uint64) error {
+	d, err := openIn(top, UnitDir, resolve)
 	if err == nil {
-		err = d.Close()
+		err = errors.Join(ownUnits(top, d), d.Close())
 	}
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
@@ -280,11 +283,31 @@ func isSystem(top *os.File) error {
 	return err
 }
 
+// ownUnits refuses a directory of units that a link has put among those of packages, as NixOS and Guix do: what
+// is there is made anew, or shared by several systems.
+func ownUnits(top, d *os.File) error {
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
+	if err != nil {
+		return err
+	}
+	root, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", top.Fd()))
+	if err != nil {
+		return err
+	}
+	at := "/" + strings.TrimPrefix(strings.TrimPrefix(real, root), "/")
+	for _, dir := range []string{"/usr/", "/nix/", "/gnu/", "/lib/"} {
+		if strings.HasPrefix(at, dir) {
+			return fmt.Errorf("%w: %s leads to %s, which is not the administrator's to change", errKeep, UnitDir, at)
+		}
+	}
+	return nil
+}
+
 // openIn opens a directory below root. Symbolic links lead to where they do in the guest, and nothing leads
-// out of it, nor to another mount.
-func openIn(root *os.File, name string) (*os.File, error) {
+// out of it.
+func openIn(root *os.File, name string, resolve uint64) (*os.File, error) {
 	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV})
+		Resolve: resolve})
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
@@ -292,8 +315,8 @@ func openIn(root *os.File, name string) (*os.File, error) {
 }
 
 // find looks whether a change can be made, nil if there is nothing to do.
-func find(top *os.File, c Change) (s *step, err error) {
-	d, err := openIn(top, path.Dir(c.Path))
+func find(top *os.File, c Change, resolve uint64) (s *step, err error) {
+	d, err := openIn(top, path.Dir(c.Path), resolve)
 	if errors.Is(err, unix.ENOENT) && c.Kind == Unlink {
 		return nil, nil
 	}

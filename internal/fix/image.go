@@ -6,12 +6,14 @@ package fix
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 
 	"github.com/shisa-vm/shisa/internal/finding"
@@ -94,13 +96,21 @@ type Made struct {
 // to it. It blocks while a kernel makes the change, for seconds. The errors are ErrRefused, ErrNothing,
 // ErrEngine, those of PlanWrites for qcow2 images, uml.ErrUnavailable, uml.ErrConfine, mount.ErrFull, those
 // of reading and of ctx.
-func Image(ctx context.Context, t Target, changes []Change, o Options) (*Made, error) {
+func Image(ctx context.Context, t Target, changes []Change, o Options) (m *Made, err error) {
 	if err := errors.Join(Check(changes), t.check()); err != nil {
 		return nil, err
 	}
 	v := t.Volume
 	seen := newSeen(&t)
 	q := request{Kind: kinds[v.Kind].name, Data: kinds[v.Kind].data, Changes: changes}
+	if v.Kind == volume.XFS {
+		if q.Data, err = xfsQuotas(seen); err != nil {
+			return nil, err
+		}
+		if q.Data != "" && o.Engine == Host {
+			return nil, fmt.Errorf("%w: %s: its XFS has quotas, and the driver of this host may not keep them", ErrRefused, t.Name)
+		}
+	}
 	var blocks []repair.GuestWrite
 	collect := func(off int64, p []byte) error {
 		blocks = append(blocks, t.onDisk(off, p)...)
@@ -114,7 +124,7 @@ func Image(ctx context.Context, t Target, changes []Change, o Options) (*Made, e
 	if err != nil {
 		return nil, err
 	}
-	m := &Made{Kept: a.Kept, Kernel: a.Kernel, Mounted: a.Mounted}
+	m = &Made{Kept: a.Kept, Kernel: a.Kernel, Mounted: a.Mounted}
 	for _, i := range a.Done {
 		m.Done = append(m.Done, changes[i])
 	}
@@ -131,6 +141,32 @@ func Image(ctx context.Context, t Target, changes []Change, o Options) (*Made, e
 		return nil, err
 	}
 	return m, m.Plan.Seal()
+}
+
+// xfsQuotas gives the options of a mount that leaves the quotas of an XFS as they are: one without them would
+// turn them off, and the guest would count all anew. Superblock: sb_qflags, 2 bytes at 176, big-endian
+// (fs/xfs/libxfs/xfs_format.h and xfs_log_format.h of Linux 6.1).
+func xfsQuotas(r io.ReaderAt) (string, error) {
+	var sb [256]byte
+	if _, err := r.ReadAt(sb[:], 0); err != nil {
+		return "", fmt.Errorf("read the superblock: %w", err)
+	}
+	const old = 0x10 // of version 4, for both
+	flags := binary.BigEndian.Uint16(sb[176:])
+	var all []string
+	for _, q := range []struct {
+		counted, enforced uint16
+		name              string
+	}{{0x1, 0x2, "uq"}, {0x40, 0x80 | old, "gq"}, {0x8, 0x200 | old, "pq"}} {
+		switch {
+		case flags&q.counted == 0:
+		case flags&q.enforced != 0:
+			all = append(all, q.name+"uota")
+		default:
+			all = append(all, q.name+"noenforce")
+		}
+	}
+	return strings.Join(all, ","), nil
 }
 
 // check refuses volumes that are not changed.

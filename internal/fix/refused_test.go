@@ -41,6 +41,9 @@ func TestCheck(t *testing.T) {
 		{MaskUnit(strings.Repeat("a", 247) + ".service"), true},
 		{MaskUnit(strings.Repeat("a", 248) + ".service"), false},
 		{MaskUnit("nightly"), false},
+		{MaskUnit("basic.target"), false},
+		{MaskUnit("reboot.target"), false},
+		{MaskUnit("-.mount"), false},
 		{MaskUnit("nightly.conf"), false},
 		{MaskUnit("system.slice"), false},
 		{MaskUnit(".service"), false},
@@ -192,6 +195,10 @@ func TestMakeAll(t *testing.T) {
 		}, []Change{MaskUnit("nightly.service")}, errKeep},
 		{"a magic link", func(t *testing.T, root string) error {
 			return errors.Join(os.RemoveAll(root+UnitDir), os.Symlink("/proc/self/cwd", root+UnitDir))
+		}, []Change{MaskUnit("nightly.service")}, errKeep},
+		{"units of the store", func(t *testing.T, root string) error {
+			return errors.Join(os.MkdirAll(root+"/nix/store", 0o755), os.Rename(root+UnitDir, root+"/nix/store/units"),
+				os.Symlink("/nix/store/units", root+UnitDir))
 		}, []Change{MaskUnit("nightly.service")}, errKeep},
 		{"no systemd", func(t *testing.T, root string) error { return os.RemoveAll(root + UnitDir) },
 			[]Change{MaskUnit("nightly.service")}, errNoSystem},

@@ -35,11 +35,11 @@ func Tree(root string, changes []Change) (files []plan.Text, already []Change, e
 		}
 		return err
 	}
-	if err := isSystem(top); err != nil {
+	if err := isSystem(top, within); err != nil {
 		return nil, nil, refused(err)
 	}
 	for _, c := range changes {
-		s, err := find(top, c)
+		s, err := find(top, c, within)
 		if err != nil {
 			return nil, nil, refused(err)
 		}
