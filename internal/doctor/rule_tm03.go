@@ -61,12 +61,17 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 		return unknown(o, t.Unsure)
 	case i < 0:
 		return pass(o)
-	case len(ways) > 1 && slices.ContainsFunc(ways, func(w way) bool { return !w.byStamp() }):
+	case slices.ContainsFunc(ways, func(w way) bool { return !w.byStamp() }) && stampsFailed(e) == nil:
 		return unknown(o, "it restarts the machine again and again if "+ways[i].text+", which is not known")
 	}
 	run := &ways[i].runs[0]
 	f := found(r, o, confidenceOf(t), "lost-stamp", t.Unit+" "+verbs(t.played.act.Does)+" the machine again and again, "+pace(run)+": "+
 		causeOf(run), timerFacts(e, t)...)
+	if failed := stampsFailed(e); failed != nil {
+		f.Confidence = min(f.Confidence, 0.5)
+		f.Summary += "; that is so if " + ways[i].text
+		f.Because = append(f.Because, Reason{failed.ID, "the file system of its stamp takes no writes"})
+	}
 	if why := e.Clock.Keeps.Why; why != "" {
 		f.Evidence = append(f.Evidence, Fact{Source: evidence.Source{Path: e.Clock.Keeps.Dir}, Value: why})
 	}

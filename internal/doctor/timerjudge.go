@@ -119,9 +119,31 @@ func stampWays(e *evidence.Evidence, t *TimerInfo, x *reboots.Timer) []way {
 			all = append(all, w)
 		}
 	}
-	split(e.Clock.Keeps.Writable, "stamps cannot be written", func(s *reboots.Stamp) { s.Fixed = true })
+	writable, text := e.Clock.Keeps.Writable, "stamps cannot be written"
+	if writable != units.No && stampsFailed(e) != nil {
+		writable, text = units.Maybe, "their file system, which failed, takes no writes at the next start either"
+	}
+	split(writable, text, func(s *reboots.Stamp) { s.Fixed = true })
 	split(e.Clock.Keeps.Lasts, "stamps do not last", func(s *reboots.Stamp) { s.Forgotten = true })
 	return all
+}
+
+// stampsFailed gives what is found about the file system of stamps that takes no writes any more, nil if
+// nothing is.
+func stampsFailed(e *evidence.Evidence) *Finding {
+	i := e.Clock.Keeps.FS
+	if i < 0 || i >= len(e.FSs) {
+		return nil
+	}
+	o := fsObject(e, i)
+	for _, rule := range []Rule{ruleFS01(), ruleFS02(), ruleFS03()} {
+		for _, r := range rule.judge(e) {
+			if r.Outcome == Fail && r.Object == o && !r.Finding.Over {
+				return r.Finding
+			}
+		}
+	}
+	return nil
 }
 
 // say adds a sentence to the verdict.

@@ -21,6 +21,8 @@ type nightly struct {
 	files map[string]string
 	// stamp is how old the stamp is, 0 for none.
 	stamp time.Duration
+	// fixed: nobody may change it.
+	fixed bool
 }
 
 // nightlyNow is noon there.
@@ -77,6 +79,10 @@ func newNightly(t *testing.T, change ...func(*nightly)) *evidence.Evidence {
 	}
 	e := gather(t, dir)
 	e.Now, e.Clock.Present = nightlyNow, nightlyNow
+	if s, ok := e.Clock.Stamps["daily_reboot.timer"]; ok && n.fixed {
+		s.Fixed = true
+		e.Clock.Stamps["daily_reboot.timer"] = s
+	}
 	return e
 }
 
@@ -95,6 +101,14 @@ func timesyncd(n *nightly) {
 	n.files["var/lib/systemd/timesync/clock"] = ""
 }
 
+func failed(n *nightly) {
+	n.files["proc/1/mountinfo"] = "21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw,errors=remount-ro,emergency_ro\n"
+}
+func inFuture(n *nightly) {
+	n.files["var/log/syslog"] = "2026-11-19T18:31:02+09:00 guest systemd[1]: daily_reboot.timer: Not using persistent file timestamp " +
+		"Fri 2026-11-20 03:30:00 JST as it is in the future.\n"
+}
+
 func unit(name, text string) func(*nightly) {
 	return func(n *nightly) { n.files["etc/systemd/system/daily_reboot."+name] = text }
 }
@@ -110,23 +124,26 @@ func TestTimers(t *testing.T) {
 		// says is part of what is said.
 		says string
 	}{
-		"S1: as it was made":              {nil, TimerActs, 0, "", "", "next at 2026-11-20 18:30:00 UTC"},
-		"S3: stale, read-only":            {[]func(*nightly){stale, readOnly}, TimerLoops, 3, "TM03", "", "cannot be written"},
-		"S3: stale, forgotten":            {[]func(*nightly){stale, noSystem}, TimerLoops, 3, "TM03", "", "next boot does not find it"},
-		"S4: no stamp, read-only":         {[]func(*nightly){noStamp, readOnly}, TimerActs, 0, "", "", "as it was made for"},
-		"S5: stale":                       {[]func(*nightly){stale}, TimerSurprise, 3, "TM04", "", "once, 2 seconds after its start"},
-		"S6: stale, not persistent":       {[]func(*nightly){stale, unit("timer", "[Timer]\nOnCalendar=03:30\n")}, TimerActs, 0, "", "", "as it was made for"},
-		"S9: OnBootSec=":                  {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=1s\n")}, TimerLoops, 3, "", "", "OnBootSec=1s"},
-		"48 hours":                        {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=48h\n")}, TimerActs, 0, "", "", "48h0m0s after the start"},
-		"A: local time, a daemon":         {[]func(*nightly){local, chrony}, TimerMayLoop, 3, "TM06", "", "9h slow at the start"},
-		"A: no sign of it":                {[]func(*nightly){chrony}, TimerActs, 0, "", "", "would do so again and again"},
-		"C: a daemon that saves the time": {[]func(*nightly){local, timesyncd}, TimerActs, 0, "", "", "as it was made for"},
-		"the program is missing":          {[]func(*nightly){unit("service", "[Service]\nExecStart=/opt/none/systemctl reboot\n")}, TimerIdle, 0, "", "", "there is no /opt/none/systemctl"},
-		"not enabled":                     {[]func(*nightly){func(n *nightly) { delete(n.files, "etc/systemd/system/timers.target.wants/daily_reboot.timer") }}, TimerIdle, 0, "", "", "no boot starts this timer"},
-		"masked":                          {[]func(*nightly){stale, readOnly, unit("service", "-> /dev/null")}, TimerHarmless, 0, "", "", ""},
-		"it powers off":                   {[]func(*nightly){stale, readOnly, unit("service", "[Service]\nExecStart=/usr/bin/systemctl poweroff\n")}, TimerLoops, 3, "TM03", "", "powers off the machine"},
-		"if a unit fails":                 {[]func(*nightly){stale, readOnly, unit("service", "[Unit]\nFailureAction=reboot\n[Service]\nExecStart=/usr/bin/systemctl is-failed x\n")}, TimerMayLoop, 3, "TM03", "", "it fails"},
-		"a calendar that is refused":      {[]func(*nightly){stale, readOnly, unit("timer", "[Timer]\nOnCalendar=Fri..Mon\nOnCalendar=2020-1-1\nPersistent=yes\n")}, TimerActs, 0, "", "", ""},
+		"S1: as it was made":                    {nil, TimerActs, 0, "", "", "next at 2026-11-20 18:30:00 UTC"},
+		"S3: stale, read-only":                  {[]func(*nightly){stale, readOnly}, TimerLoops, 3, "TM03", "", "cannot be written"},
+		"S3: stale, forgotten":                  {[]func(*nightly){stale, noSystem}, TimerLoops, 3, "TM03", "", "next boot does not find it"},
+		"S3: stale, and its file system failed": {[]func(*nightly){stale, failed}, TimerMayLoop, 3, "TM03 TM04", "", "which failed, takes no writes at the next start either"},
+		"A: the log says it":                    {[]func(*nightly){chrony, inFuture}, TimerMayLoop, 3, "TM06", "", "its log says that a stamp was in the future"},
+		"the stamp's attributes":                {[]func(*nightly){stale, func(n *nightly) { n.fixed = true }}, TimerLoops, 3, "TM03", "", "cannot be written"},
+		"S4: no stamp, read-only":               {[]func(*nightly){noStamp, readOnly}, TimerActs, 0, "", "", "as it was made for"},
+		"S5: stale":                             {[]func(*nightly){stale}, TimerSurprise, 3, "TM04", "", "once, 2 seconds after its start"},
+		"S6: stale, not persistent":             {[]func(*nightly){stale, unit("timer", "[Timer]\nOnCalendar=03:30\n")}, TimerActs, 0, "", "", "as it was made for"},
+		"S9: OnBootSec=":                        {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=1s\n")}, TimerLoops, 3, "", "", "OnBootSec=1s"},
+		"48 hours":                              {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=48h\n")}, TimerActs, 0, "", "", "48h0m0s after the start"},
+		"A: local time, a daemon":               {[]func(*nightly){local, chrony}, TimerMayLoop, 3, "TM06", "", "9h slow at the start"},
+		"A: no sign of it":                      {[]func(*nightly){chrony}, TimerActs, 0, "", "", "would do so again and again"},
+		"C: a daemon that saves the time":       {[]func(*nightly){local, timesyncd}, TimerActs, 0, "", "", "as it was made for"},
+		"the program is missing":                {[]func(*nightly){unit("service", "[Service]\nExecStart=/opt/none/systemctl reboot\n")}, TimerIdle, 0, "", "", "there is no /opt/none/systemctl"},
+		"not enabled":                           {[]func(*nightly){func(n *nightly) { delete(n.files, "etc/systemd/system/timers.target.wants/daily_reboot.timer") }}, TimerIdle, 0, "", "", "no boot starts this timer"},
+		"masked":                                {[]func(*nightly){stale, readOnly, unit("service", "-> /dev/null")}, TimerHarmless, 0, "", "", ""},
+		"it powers off":                         {[]func(*nightly){stale, readOnly, unit("service", "[Service]\nExecStart=/usr/bin/systemctl poweroff\n")}, TimerLoops, 3, "TM03", "", "powers off the machine"},
+		"if a unit fails":                       {[]func(*nightly){stale, readOnly, unit("service", "[Unit]\nFailureAction=reboot\n[Service]\nExecStart=/usr/bin/systemctl is-failed x\n")}, TimerMayLoop, 3, "TM03", "", "it fails"},
+		"a calendar that is refused":            {[]func(*nightly){stale, readOnly, unit("timer", "[Timer]\nOnCalendar=Fri..Mon\nOnCalendar=2020-1-1\nPersistent=yes\n")}, TimerActs, 0, "", "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newNightly(t, c.change...)

@@ -73,7 +73,8 @@ type Keep struct {
 	// of what is not "yes".
 	Writable, Lasts units.Truth
 	Why             string
-	// Attributes: those of the directory and what is in it are known (chattr(1)).
+	// Attributes: those of the stamps are known (chattr(1)). Those of the directory do not matter: a stamp that is
+	// there is written to all the same, and where there is none nothing is caught up.
 	Attributes bool
 	// FS is the index in FSs of the file system that it lies on, -1 if not known.
 	FS int

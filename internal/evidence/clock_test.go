@@ -94,7 +94,7 @@ func TestKeep(t *testing.T) {
 		"a root that is read only":          {map[string]string{"etc/fstab": "/dev/sda1 / ext4 ro 0 1\n"}, units.No, units.Yes, "read-only"},
 		"mounted":                           {map[string]string{"proc/1/mountinfo": root}, units.Yes, units.Yes, ""},
 		"mounted read-only":                 {map[string]string{"proc/1/mountinfo": strings.Replace(root, "rw,relatime", "ro,relatime", 1)}, units.No, units.Yes, "read-only"},
-		"a file system that went read-only": {map[string]string{"proc/1/mountinfo": strings.Replace(root, "remount-ro", "remount-ro,emergency_ro", 1)}, units.No, units.Yes, "takes no writes"},
+		"a file system that went read-only": {map[string]string{"proc/1/mountinfo": strings.Replace(root, "remount-ro", "remount-ro,emergency_ro", 1)}, units.Maybe, units.Yes, "takes no writes now"},
 		"mounted in memory":                 {map[string]string{"proc/1/mountinfo": root + "22 21 0:5 / /var rw - tmpfs tmpfs rw\n"}, units.Yes, units.No, "in memory"},
 		"an overlay in memory": {map[string]string{"proc/1/mountinfo": "21 1 0:4 / / rw - overlay o rw,lowerdir=/l,upperdir=/run/u/x,workdir=/run/u/w\n" +
 			"22 21 0:5 / /run rw - tmpfs tmpfs rw\n"}, units.Yes, units.No, "in memory"},

@@ -17,12 +17,6 @@ var inMemory = []string{"tmpfs", "ramfs", "rootfs"}
 
 // keep finds out whether stamps can be written, and last.
 func (g *gatherer) keep(ctx context.Context) {
-	k := &g.e.Clock.Keeps
-	if k.Known {
-		if g.attributes(ctx, stampDir).Immutable {
-			k.no(&k.Writable, "its attributes let nobody make files in it")
-		}
-	}
 	if m := g.holding(stampDir); m != nil {
 		g.kept(m)
 	} else if g.t.Kind() == tree.Disk || g.t.Kind() == tree.Directory {
@@ -76,7 +70,9 @@ func (g *gatherer) kept(m *Mount) {
 	case has(m.Options, "ro"):
 		k.no(&k.Writable, m.Point+" is mounted read-only")
 	case has(m.Super, "ro"), has(m.Super, "emergency_ro"):
-		k.no(&k.Writable, "the file system of "+m.Point+" takes no writes")
+		k.Why = "the file system of " + m.Point + " takes no writes now; whether it does at the next start is not known"
+	default:
+		sure(&k.Writable)
 	}
 	switch {
 	case slices.Contains(inMemory, m.Type):
@@ -86,7 +82,6 @@ func (g *gatherer) kept(m *Mount) {
 	default:
 		sure(&k.Lasts)
 	}
-	sure(&k.Writable)
 }
 
 // overlaid looks where an overlay keeps what is written to it.
