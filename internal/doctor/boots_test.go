@@ -93,6 +93,9 @@ func TestBoots(t *testing.T) {
 			s.unit(time.Millisecond, "gone.service: Deactivated successfully.")
 			s.down()
 		}), course: Loop, by: ByUnit, blame: "gone.service", end: "reboot", status: "[3]"},
+		{name: "a service that was masked since", boots: times(4, 20*time.Second, func(s *syslog) { starting(s); s.down() }),
+			files: map[string]string{"etc/systemd/system/nightly.service": ""},
+			course: Loop, by: ByUnit, blame: "nightly.service", end: "reboot", status: "[3]"},
 		{name: "systemd that tells who asked", boots: times(4, 20*time.Second, func(s *syslog) {
 			starting(s) // some other unit asks
 			s.say(time.Second, "systemd-logind[400]: reboot requested from client PID 700 ('systemctl') (unit agent.service)...")

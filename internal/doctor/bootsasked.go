@@ -176,7 +176,7 @@ func (c *courts) person(b *evidence.Boot) (Asker, bool) {
 		Evidence: append([]Fact{{Source: w.From, Value: w.Text, Text: "somebody was logged in"}}, askedFact(b)...)}, true
 }
 
-// unread takes the unit that the log hints at where its file could not be read: what it does is not known then.
+// unread takes the unit that the log hints at where its file is not there to say what it does.
 func (c *courts) unread(b *evidence.Boot) (Asker, bool) {
 	unit := c.unitNamed(b.LastUnit)
 	if unit == "" {
@@ -190,6 +190,8 @@ func (c *courts) unread(b *evidence.Boot) (Asker, bool) {
 			why = "there is no such unit now"
 		case u.State == units.Unreadable:
 			why = "its file could not be read"
+		case u.State == units.Masked:
+			why = "it is masked now"
 		default:
 			return Asker{}, false // it is known, and does nothing of the kind
 		}
