@@ -27,7 +27,7 @@ TOOLS := qemu-img:qemu-utils qemu-io:qemu-utils gcc:gcc gdb:gdb python3:python3-
 	mkfs.fat:dosfstools mkfs.exfat:exfatprogs mkntfs:ntfs-3g mkfs.f2fs:f2fs-tools \
 	make-bcache:bcache-tools mkfs.jfs:jfsutils mkfs.nilfs2:nilfs-tools mkudffs:udftools \
 	fuser:psmisc lsof:lsof genisoimage:genisoimage mksquashfs:squashfs-tools mkfs.erofs:erofs-utils \
-	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container \
+	clang-14:clang-14 llvm-strip-14:llvm-14 systemd-nspawn:systemd-container dbus-daemon:dbus \
 	journalctl:systemd systemd-analyze:systemd udevadm:udev /usr/lib/systemd/systemd-journal-remote:systemd-journal-remote xz:xz-utils \
 	cpio:cpio zstd:zstd lz4:lz4 gzip:gzip bzip2:bzip2
 # What guests need besides.

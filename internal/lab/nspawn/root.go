@@ -52,7 +52,7 @@ func programs() []string {
 }
 
 func logindPrograms() []string {
-	return []string{"/usr/lib/systemd/systemd-logind", "dbus-daemon", "dbus-send"}
+	return []string{"/usr/lib/systemd/systemd-logind", "dbus-daemon"}
 }
 
 // NewRoot copies a root to dir, which it makes.
