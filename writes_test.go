@@ -22,7 +22,7 @@ var writers = []string{
 	"internal/linux/loop",      // loop devices; the file is opened by others
 	"internal/linux/apart",     // unmounts and covers in a mount namespace of one thread of its own
 	"internal/lab/vm",          // tests and the bench: kernels in a cache, guests in directories of their own
-	"internal/lab/vm/init",     // the first process of such a guest
+	"internal/lab/vm/init", "internal/lab/stalls",     // the first process of such a guest
 	"internal/lab/nspawn",      // tests: files of guests below a directory of its own, cgroups of its own
 	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
@@ -44,7 +44,7 @@ var writers = []string{
 // runners may start other programs: what the program itself knows, it knows from reading.
 var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/lab/hold",
 	"internal/lab/faultfs",
-	"internal/lab/vm", "internal/lab/vm/init", "internal/lab/nspawn",
+	"internal/lab/vm", "internal/lab/vm/init", "internal/lab/stalls", "internal/lab/nspawn",
 	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/linux/journal/journaltest",
