@@ -13,16 +13,16 @@ import (
 // diskio, or describes its change as data.
 var writers = []string{
 	"internal/diskio",
-	"internal/lab",             // breaks disks on purpose, in directories that it makes itself
-	"internal/lab/zoo",         // tests only
-	"internal/lab/sweep",       // tests and the bench: breaks images that it made
-	"internal/lab/cutfs",       // tests and the bench: a directory of its own, mounted for one thread
-	"internal/lab/hold",        // tests and the bench: keeps mounts busy in a mount namespace of its own
-	"internal/lab/faultfs",     // tests and the bench: disks of its own that fail, in a mount namespace of its own
-	"internal/linux/loop",      // loop devices; the file is opened by others
-	"internal/linux/apart",     // unmounts and covers in a mount namespace of one thread of its own
-	"internal/lab/vm",          // tests and the bench: kernels in a cache, guests in directories of their own
-	"internal/lab/vm/init", "internal/lab/stalls",     // the first process of such a guest
+	"internal/lab",                                // breaks disks on purpose, in directories that it makes itself
+	"internal/lab/zoo",                            // tests only
+	"internal/lab/sweep",                          // tests and the bench: breaks images that it made
+	"internal/lab/cutfs",                          // tests and the bench: a directory of its own, mounted for one thread
+	"internal/lab/hold",                           // tests and the bench: keeps mounts busy in a mount namespace of its own
+	"internal/lab/faultfs",                        // tests and the bench: disks of its own that fail, in a mount namespace of its own
+	"internal/linux/loop",                         // loop devices; the file is opened by others
+	"internal/linux/apart",                        // unmounts and covers in a mount namespace of one thread of its own
+	"internal/lab/vm",                             // tests and the bench: kernels in a cache, guests in directories of their own
+	"internal/lab/vm/init", "internal/lab/stalls", // the first process of such a guest
 	"internal/lab/nspawn",      // tests: files of guests below a directory of its own, cgroups of its own
 	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
