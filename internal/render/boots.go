@@ -63,7 +63,7 @@ func (o *bootsOut) courseWord(b *doctor.Boots) string {
 	case b.Over:
 		return o.paint(green, "OVER")
 	}
-	return o.paint(red, strings.ToUpper(string(b.Course)))
+	return o.paint(red, strings.ToUpper(Text(string(b.Course))))
 }
 
 // rows lists the boots, the newest last.
