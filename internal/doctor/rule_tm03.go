@@ -65,8 +65,8 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 		return unknown(o, "it restarts the machine again and again if "+ways[i].text+", which is not known")
 	}
 	run := &ways[i].runs[0]
-	f := found(r, o, confidenceOf(t), "lost-stamp", t.Unit+" "+verbs(t.played.act.Does)+" the machine again and again, "+pace(run)+": "+
-		causeOf(run), timerFacts(e, t)...)
+	f := found(r, o, confidenceOf(t), "lost-stamp", t.Unit+" "+verbs(t.played.act.Does)+" the machine again and again, "+pace(run, e.Clock.Zone)+": "+
+		causeOf(run, e.Clock.Zone), timerFacts(e, t)...)
 	if failed := stampsFailed(e); failed != nil {
 		f.Confidence = min(f.Confidence, 0.5)
 		f.Summary += "; that is so if " + ways[i].text

@@ -41,7 +41,7 @@ func slowClock(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 		return unknown(o, "whether something keeps the clock from starting before the last shutdown is not known; "+why)
 	}
 	f := found(r, o, min(confidenceOf(t), 0.7), "slow-clock", t.Unit+" "+verbs(t.played.act.Does)+" the machine again and again, "+
-		pace(run)+", if "+run.Clock+"; "+why+", and no daemon remembers the time over a restart", timerFacts(e, t)...)
+		pace(run, e.Clock.Zone)+", if "+run.Clock+"; "+why+", and no daemon remembers the time over a restart", timerFacts(e, t)...)
 	if c.Local == units.Yes {
 		f.Evidence = append(f.Evidence, Fact{Source: c.LocalFrom, Value: "LOCAL"})
 	}

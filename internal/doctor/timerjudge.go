@@ -91,7 +91,7 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer)
 		one.Stamp = w.stamp
 		w.runs = reboots.Matrix(reboots.World{Start: e.Clock.Present, Timers: []reboots.Timer{one}}, k)
 		for n := range w.runs {
-			t.Runs = append(t.Runs, timerRun(w.text, &w.runs[n]))
+			t.Runs = append(t.Runs, timerRun(w.text, &w.runs[n], e.Clock.Zone))
 		}
 	}
 	t.played = j
@@ -198,10 +198,10 @@ func (t *TimerInfo) conclude(e *evidence.Evidence, u *units.Unit) {
 	switch {
 	case loops == len(j.ways) && j.act.If == "" && j.act.Doubt == "" && len(j.act.Guards) == 0:
 		t.Danger = TimerLoops
-		t.say("%s the machine again and again, %s: %s", does, pace(r), causeOf(r))
+		t.say("%s the machine again and again, %s: %s", does, pace(r, e.Clock.Zone), causeOf(r, e.Clock.Zone))
 	case loops > 0:
 		t.Danger = TimerMayLoop
-		t.say("may %s the machine again and again, %s: %s", verb(j.act.Does), pace(r), causeOf(r))
+		t.say("may %s the machine again and again, %s: %s", verb(j.act.Does), pace(r, e.Clock.Zone), causeOf(r, e.Clock.Zone))
 		if first.text != "" {
 			t.Unsure = "whether " + first.text + " is not known"
 			t.say("that is so if %s, which is not known", first.text)
@@ -213,10 +213,10 @@ func (t *TimerInfo) conclude(e *evidence.Evidence, u *units.Unit) {
 	case r.Surprise >= 0:
 		t.Danger = TimerSurprise
 		b := &r.Boots[r.Surprise]
-		t.say("%s the machine once, %s after its start: %s", does, spell(b.Lasted), missed(r, r.Surprise))
+		t.say("%s the machine once, %s after its next start: %s", does, spell(b.Lasted), missed(b, e.Clock.Zone))
 	default:
 		t.Danger = TimerActs
-		t.say("%s the machine as it was made for%s", does, t.when())
+		t.say("%s the machine as it was made for%s", does, t.when(e.Clock.Zone))
 	}
 	for _, g := range j.act.Guards {
 		t.say("%s", g)
@@ -240,21 +240,30 @@ func (j *played) differ() bool {
 }
 
 // when says when a timer acts next.
-func (t *TimerInfo) when() string {
+func (t *TimerInfo) when(zone *time.Location) string {
 	switch {
 	case len(t.Next) > 0:
-		return ", next at " + t.Next[0].UTC().Format("2006-01-02 15:04:05 UTC")
+		return ", next at " + localTime(t.Next[0], zone)
 	case len(t.Later) > 0:
 		return ", " + strings.Join(t.Later, " and ")
 	}
 	return ""
 }
 
+// localTime writes a time as the machine's clock on the wall shows it.
+func localTime(t time.Time, zone *time.Location) string {
+	t = t.In(zone)
+	if t.Second() != 0 {
+		return t.Format("2006-01-02 15:04:05 MST")
+	}
+	return t.Format("2006-01-02 15:04 MST")
+}
+
 // pace says how fast a loop turns, and for how long.
-func pace(r *reboots.Run) string {
+func pace(r *reboots.Run, zone *time.Location) string {
 	s := "every " + spell(max(r.Period.Round(time.Second), time.Second))
 	if r.Begins.Sub(r.Boots[0].Began) >= reboots.Short {
-		s = "from " + r.Begins.UTC().Format("2006-01-02 15:04 UTC") + " on " + s
+		s = "from " + localTime(r.Begins, zone) + " on " + s
 	}
 	if r.Ends > 0 {
 		s += " for about " + spell(r.Ends)
@@ -317,9 +326,9 @@ func (t *TimerInfo) supposing(e *evidence.Evidence) {
 	why, at := t.risk(e)
 	if at {
 		t.Danger = TimerMayLoop
-		t.say("may %s the machine again and again, %s, if %s: %s", verb(t.played.act.Does), pace(r), r.Clock, why)
+		t.say("may %s the machine again and again, %s, if %s: %s", verb(t.played.act.Does), pace(r, e.Clock.Zone), r.Clock, why)
 	} else {
-		t.say("would do so again and again, %s, if %s", pace(r), r.Clock)
+		t.say("would do so again and again, %s, if %s", pace(r, e.Clock.Zone), r.Clock)
 	}
 	if e.Clock.Saves == units.No {
 		t.say("nothing keeps the clock from starting before the last shutdown: no daemon remembers the time")
@@ -327,14 +336,15 @@ func (t *TimerInfo) supposing(e *evidence.Evidence) {
 }
 
 // causeOf says why a loop turns, from its last boot.
-func causeOf(r *reboots.Run) string {
+func causeOf(r *reboots.Run, zone *time.Location) string {
 	b := &r.Boots[len(r.Boots)-1]
 	var waits, stamp string
+	var due time.Time
 	set := false
 	for _, e := range b.Events {
 		switch e.Kind {
 		case reboots.Waits:
-			waits = e.Text
+			waits, due = strings.TrimPrefix(e.Text, "it waits for "), e.For
 		case reboots.Stamped:
 			stamp = e.Text
 		case reboots.Set:
@@ -342,39 +352,46 @@ func causeOf(r *reboots.Run) string {
 		}
 	}
 	switch {
-	case set:
-		return "each boot begins at " + b.Shown.UTC().Format("2006-01-02 15:04") + " by its clock, which is then set right past " +
-			"the time of the timer"
-	case strings.HasPrefix(stamp, "its stamp cannot"), strings.HasPrefix(stamp, "its stamp is written"):
-		return stamp + ", so each boot catches up what was missed; " + waits
-	case b.Timer == "":
+	case set && !due.IsZero():
+		return "each boot begins at " + localTime(b.Shown, zone) + " by its clock, which is then set right past " + localTime(due, zone)
+	case due.IsZero() && b.Timer == "":
 		return "each boot starts " + b.Unit
+	case due.IsZero():
+		return waits
+	case strings.HasPrefix(stamp, "its stamp cannot"), strings.HasPrefix(stamp, "its stamp is written"):
+		return stamp + ", so each start catches up what was due at " + localTime(due, zone) + " once more"
 	}
-	return waits
+	return "it is due at " + localTime(due, zone) + ", again and again"
 }
 
 // missed says why a boot ends once when nothing is due.
-func missed(r *reboots.Run, i int) string {
-	for _, e := range slices.Backward(r.Boots[i].Events) {
-		if e.Kind == reboots.Waits {
-			return e.Text
+func missed(b *reboots.Boot, zone *time.Location) string {
+	for _, e := range slices.Backward(b.Events) {
+		switch {
+		case e.Kind != reboots.Waits:
+		case e.For.IsZero():
+			return strings.TrimPrefix(e.Text, "it waits for ")
+		case e.For.Before(b.Shown):
+			return "it missed " + localTime(e.For, zone) + ", and systemd catches that up; after that it is quiet until its next time"
+		default:
+			return "by the machine's clock it is then " + localTime(e.For, zone)
 		}
 	}
 	return ""
 }
 
 // timerRun is a run for the report.
-func timerRun(stamps string, r *reboots.Run) TimerRun {
+func timerRun(stamps string, r *reboots.Run, zone *time.Location) TimerRun {
 	x := TimerRun{Stamps: stamps, Clock: r.Clock, Loop: r.Loop, Begins: r.Begins, Period: r.Period.Seconds(), Ends: r.Ends.Seconds(), Boots: []TimerBoot{}}
 	if r.Loop {
-		x.Cause = causeOf(r)
+		x.Cause = causeOf(r, zone)
 	}
 	for i := range r.Boots {
 		b := &r.Boots[i]
 		y := TimerBoot{Began: b.Began.UTC(), Clock: b.Shown.UTC(), Lasted: b.Lasted.Seconds(), Does: b.Does, Due: b.Due,
 			Events: []TimerEvent{}}
 		for _, e := range b.Events {
-			y.Events = append(y.Events, TimerEvent{e.After.Seconds(), e.Clock.UTC(), e.Kind, e.Timer, e.Text})
+			y.Events = append(y.Events, TimerEvent{e.After.Seconds(), e.Clock.UTC(), e.Kind, e.Timer, e.Text, e.For.UTC()})
 		}
 		x.Boots = append(x.Boots, y)
 	}

@@ -155,6 +155,8 @@ type TimerEvent struct {
 	Kind  reboots.Kind `json:"kind"`
 	Unit  string       `json:"unit"`
 	Text  string       `json:"text"`
+	// For is the time of a calendar that a timer waits for, or that it catches up.
+	For time.Time `json:"for,omitempty"`
 }
 
 // TimerAct is what a unit does to the machine.

@@ -83,8 +83,9 @@ type wait struct {
 	day   bool
 	clock time.Time
 	mono  time.Duration
-	// moved: what it waits for was before the boot, and moved to its start.
+	// moved: what it waits for was before the boot, and moved to its start. due is what it was.
 	moved bool
+	due   time.Time
 	why   string
 }
 
@@ -111,7 +112,7 @@ func (b *boot) clock() time.Time { return b.zero.Add(b.now) }
 func (b *boot) trueTime() time.Time { return b.out.Began.Add(b.now) }
 
 func (b *boot) note(k Kind, who, text string) {
-	b.out.Events = append(b.out.Events, Event{b.now, b.trueTime(), b.clock(), k, who, text})
+	b.out.Events = append(b.out.Events, Event{After: b.now, True: b.trueTime(), Clock: b.clock(), Kind: k, Timer: who, Text: text})
 }
 
 // lift puts the clock forward to a time, if it is before that.
@@ -283,12 +284,12 @@ func (b *boot) wait(t *timer, stepped bool) {
 			continue
 		}
 		why := "the next " + spec.String() + " after " + show(base)
-		moved := next.Before(b.zero)
+		moved, due := next.Before(b.zero), next
 		if moved {
 			next, why = b.zero, why+" was "+show(next)+", before this boot: it is moved to its start"
 		}
 		if !t.on || next.Before(t.clock) {
-			t.wait = wait{on: true, day: true, clock: next, mono: never, moved: moved, why: why}
+			t.wait = wait{on: true, day: true, clock: next, mono: never, moved: moved, due: due, why: why}
 		}
 	}
 	day := t.wait
@@ -321,7 +322,8 @@ func (b *boot) wait(t *timer, stepped bool) {
 		t.wait = day
 	}
 	if t.on {
-		b.note(Waits, t.Name, t.why)
+		b.note(Waits, t.Name, "it waits for "+t.why)
+		b.out.Events[len(b.out.Events)-1].For = t.wait.due
 	}
 }
 

@@ -128,6 +128,8 @@ type Event struct {
 	// Timer is the timer or unit, "" if none is concerned.
 	Timer string `json:"unit"`
 	Text  string `json:"text"`
+	// For is the time of a calendar that a timer waits for, or that it catches up; zero for others.
+	For time.Time `json:"for"`
 }
 
 // Kind is what an event is.
