@@ -94,7 +94,7 @@ func TestBoots(t *testing.T) {
 			s.down()
 		}), course: Loop, by: ByUnit, blame: "gone.service", end: "reboot", status: "[3]"},
 		{name: "a service that was masked since", boots: times(4, 20*time.Second, func(s *syslog) { starting(s); s.down() }),
-			files: map[string]string{"etc/systemd/system/nightly.service": ""},
+			files:  map[string]string{"etc/systemd/system/nightly.service": ""},
 			course: Loop, by: ByUnit, blame: "nightly.service", end: "reboot", status: "[3]"},
 		{name: "systemd that tells who asked", boots: times(4, 20*time.Second, func(s *syslog) {
 			starting(s) // some other unit asks
@@ -284,6 +284,30 @@ func TestBootsWithoutLogs(t *testing.T) {
 	b := &r.Machines[0]
 	if b.Course != NotKnown || fmt.Sprint(r.Status) != "[4]" || len(b.Also) != 1 || b.Also[0].Unit != "nightly.service" {
 		t.Errorf("boots = %s, status %v, also %+v, want it unknown, 4, and nightly.service", b.Course, r.Status, b.Also)
+	}
+}
+
+// TestChurnOfWrongClocks: a clock that begins wrong and is set right in each boot hides no row, whichever way it is off.
+func TestChurnOfWrongClocks(t *testing.T) {
+	for _, wrong := range []time.Duration{0, 9 * time.Hour, -9 * time.Hour} {
+		var boots []evidence.Boot
+		at := time.Date(2026, 11, 20, 3, 30, 0, 0, time.UTC)
+		for range 4 {
+			b := evidence.Boot{Began: at.Add(wrong), Last: at.Add(20 * time.Second), Ran: 20 * time.Second, End: "shutdown"}
+			if wrong != 0 {
+				b.Jumps = []evidence.Jump{{At: at.Add(5 * time.Second), By: -wrong}}
+			}
+			boots = append(boots, b)
+			at = at.Add(time.Minute)
+		}
+		if row, over := churn(boots); len(row) != 4 || over {
+			t.Errorf("churn of a clock off by %v = %d boots, over %v, want 4", wrong, len(row), over)
+		}
+		boots[2].Began, boots[2].Last = boots[2].Began.Add(time.Hour), boots[2].Last.Add(time.Hour)
+		boots[3].Began, boots[3].Last = boots[3].Began.Add(time.Hour), boots[3].Last.Add(time.Hour)
+		if row, _ := churn(boots); row != nil {
+			t.Errorf("churn with an hour between, of a clock off by %v = %d boots, want none", wrong, len(row))
+		}
 	}
 }
 

@@ -65,7 +65,7 @@ func churn(boots []evidence.Boot) (row []evidence.Boot, over bool) {
 			from = i + 1
 			continue
 		}
-		if i > from && boots[i].Began.Sub(boots[i-1].Last) >= shortBoot {
+		if i > from && pause(&boots[i-1], &boots[i]) >= shortBoot {
 			from = i
 		}
 		if i-from+1 >= churnBoots {
@@ -74,6 +74,22 @@ func churn(boots []evidence.Boot) (row []evidence.Boot, over bool) {
 		}
 	}
 	return row, over
+}
+
+// pause is how long a machine was off between two boots. A clock that began wrong and was set right in the second one
+// is reckoned with.
+func pause(before, b *evidence.Boot) time.Duration {
+	gap := b.Began.Sub(before.Last)
+	right := gap
+	for i := range b.Jumps {
+		if !b.Jumps[i].Asleep {
+			right += b.Jumps[i].By
+		}
+	}
+	if right.Abs() < gap.Abs() {
+		return right
+	}
+	return gap
 }
 
 // churned is the finding of a row of short boots.
