@@ -31,6 +31,7 @@ type (
 		Opts     string      `json:"opts"`
 		Stop     string      `json:"stop"`
 		Do       string      `json:"do"`
+		Burst    int64       `json:"burst"`
 		For      int         `json:"for"`
 		After    int         `json:"after"`
 		Program  []string    `json:"program"`

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -104,4 +105,57 @@ func warpImage(t *testing.T, dir string) vm.Image {
 		t.Fatal(err)
 	}
 	return i
+}
+
+// TestStallInert has a disk behind virtio-scsi take more than six times its timeout for a request. Nothing happens: the
+// request is answered, and there is no error. That is what is predicted of it, and that setting the timeout is refused.
+func TestStallInert(t *testing.T) {
+	testenv.NeedVM(t)
+	testenv.Need(t, vm.QEMU, "apt-get", "dpkg-deb", "go")
+	t.Parallel()
+	dir := stallPrograms(t)
+	text, err := json.Marshal(stallScenario{Stop: "slow", Do: "read", For: 200, Burst: 4 << 20,
+		Set:      [][2]string{onDisk("timeout", "2")},
+		Program:  []string{"/usr/bin/shisa", "doctor", "stall", "--json", "--for", "1h", "--device", "sda"},
+		Commands: [][]string{{"/usr/bin/shisa", "doctor", "stall", "--device", "sda", "--set", "300", "--apply"}}})
+	name := filepath.Join(dir, "slow.json")
+	if err == nil {
+		err = os.WriteFile(name, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := warpImage(t, dir)
+	i.Modules = []string{"virtio_pci", "virtio_scsi", "sd_mod"}
+	i.Files["/lab/slow.json"] = name
+	i.Checks = []vm.Check{{Name: "slow", Timeout: 8 * time.Minute, Command: []string{"/lab/bin/stalls", "/lab/slow.json"}}}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	// After a megabyte at once the disk gives 200 bytes a second: a read of 4096 takes some twenty.
+	r, err := vm.Machine{MemoryMiB: 512, Args: []string{"-object",
+		"throttle-group,id=slow,x-bps-total=200,x-bps-total-max=1000000,x-bps-total-max-length=1",
+		"-blockdev", "null-co,node-name=nothing,size=67108864,read-zeroes=on",
+		"-blockdev", "throttle,node-name=disk,throttle-group=slow,file=nothing",
+		"-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=disk"}}.Run(ctx, i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, _ := r.Result("slow")
+	var got stallResult
+	var doc stallDocument
+	if err := errors.Join(json.Unmarshal([]byte(said.Stdout), &got), json.Unmarshal(got.Predicted, &doc)); err != nil || got.Failed != "" {
+		t.Fatalf("%v, %s, %s%s", err, got.Failed, said.Stdout, said.Stderr)
+	}
+	t.Logf("with a timeout of 2 s a request took %d ms", got.Took)
+	if got.Took < 13000 || got.Errno != 0 || got.State != "running" {
+		t.Errorf("it took %d ms, error %d, the disk is %s; want more than six timeouts, no error, and one that runs", got.Took,
+			got.Errno, got.State)
+	}
+	d := doc.Machines[0].Disks[0]
+	if d.Effective || d.Adapter != "virtio_scsi" || d.Timeout != 2 || d.Outcomes[0].Word != "recovers" {
+		t.Errorf("predicted %+v, want a timeout without effect", d)
+	}
+	if out := got.Outputs[0]; !strings.Contains(out, "exit status 5") || !strings.Contains(out, "has no timeout that does something") {
+		t.Errorf("setting it is not refused: %s", out)
+	}
 }

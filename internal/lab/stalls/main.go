@@ -36,10 +36,14 @@ type Scenario struct {
 	FS   string   `json:"fs"`
 	Mkfs []string `json:"mkfs"`
 	Opts string   `json:"opts"`
-	// Stop is what is written to scsi_debug's opts: 0x80 or 0x4. "" stops nothing.
+	// Stop is what is written to scsi_debug's opts: 0x80 or 0x4. "" does nothing at all, "slow" does what
+	// is to be done with a disk that nobody stops.
 	Stop string `json:"stop"`
 	// Do is "read", "flush" or "write".
 	Do string `json:"do"`
+	// Burst is how many bytes are read before at most, until one read is slow: for a disk of which some can be had
+	// at once, and then little.
+	Burst int64 `json:"burst"`
 	// For is how long is waited for the request, in seconds; then the disk answers again.
 	For int `json:"for"`
 	// After is how long is waited before the file system is looked at, in seconds.
@@ -227,11 +231,21 @@ func (d *target) mount(s *Scenario) error {
 
 // stall stops the disk and does what is to be done.
 func (d *target) stall(r *Result, s *Scenario) error {
-	opts := func(v string) error { return os.WriteFile(debugDir+"/opts", []byte(v), 0) }
-	err := os.WriteFile(debugDir+"/every_nth", []byte("-1"), 0)
-	if err == nil {
-		err = opts(s.Stop)
+	if err := d.drain(s.Burst); err != nil {
+		return err
 	}
+	opts := func(v string) error {
+		if s.Stop == "slow" {
+			return nil
+		}
+		return os.WriteFile(debugDir+"/opts", []byte(v), 0)
+	}
+	if s.Stop != "slow" {
+		if err := os.WriteFile(debugDir+"/every_nth", []byte("-1"), 0); err != nil {
+			return err
+		}
+	}
+	err := opts(s.Stop)
 	if err != nil {
 		return err
 	}
@@ -263,6 +277,28 @@ func (d *target) stall(r *Result, s *Scenario) error {
 	return nil
 }
 
+// drain reads from the beginning of the disk, past the kernel's cache, until a read takes more than a second.
+func (d *target) drain(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/"+d.name, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	slow := false
+	for at := int64(0); err == nil && !slow && at < n; at += int64(len(b)) {
+		begun := time.Now()
+		_, err = unix.Pread(int(f.Fd()), b, at)
+		slow = time.Since(begun) > time.Second
+	}
+	if err == nil && !slow {
+		err = fmt.Errorf("%d bytes were read, and nothing was slow", n)
+	}
+	return errors.Join(err, f.Close())
+}
+
 func errnoOf(err error) int {
 	if err == nil {
 		return 0
@@ -289,7 +325,7 @@ func (d *target) do(what string) error {
 	if err != nil {
 		return err
 	}
-	_, err = unix.Pread(int(f.Fd()), b, 1<<20)
+	_, err = unix.Pread(int(f.Fd()), b, 4<<20)
 	return errors.Join(err, f.Close())
 }
 

@@ -40,6 +40,8 @@ type Machine struct {
 	// Warp has the guest's clock follow its instructions, and jump to the next timer where it is idle: hours
 	// of waiting pass in seconds, and take the same time on every machine. It has one processor then.
 	Warp bool
+	// Args are further arguments of QEMU, for disks.
+	Args []string
 }
 
 // Run makes the files of a guest in a new directory, runs it, and takes both away. It ends when the
@@ -86,7 +88,7 @@ func (m Machine) arguments(kernel, files string) []string {
 	if m.Warp {
 		clock = []string{"-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=off"}
 	}
-	return append(clock,
+	return append(append(clock, m.Args...),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-cpu", "max,la57=off", "-m", strconv.Itoa(or(m.MemoryMiB, 1024)),
 		"-kernel", kernel, "-initrd", files,
