@@ -62,7 +62,7 @@ func Mounts(ctx context.Context, keep ...string) (covered []string, err error) {
 	return covered, cover(covered)
 }
 
-// cover puts an empty directory that cannot be written to in place of what was there. What was mounted
+// cover puts an empty directory that cannot be written to, or an empty file that keeps nothing, in place of what was there. What was mounted
 // on something that is covered by then has no place any more.
 func cover(points []string) error {
 	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
@@ -71,6 +71,9 @@ func cover(points []string) error {
 			continue
 		}
 		err := unix.Mount("shisa", point, "tmpfs", flags, "size=4k,mode=555")
+		if errors.Is(err, unix.ENOTDIR) { // a file system that is one file, as an image that QEMU exports by FUSE
+			err = unix.Mount("/dev/null", point, "", unix.MS_BIND, "")
+		}
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("cover %s: %w", point, err)
 		}

@@ -111,6 +111,14 @@ func TestMounts(t *testing.T) {
 		if !errors.Is(err, unix.EROFS) {
 			t.Errorf("write beneath what was mounted = %v, want %v", err, unix.EROFS)
 		}
+		// What QEMU exports is mounted on a file.
+		export := filepath.Join(dir, "export")
+		if err := errors.Join(os.WriteFile(export, []byte("beneath"), 0o600), cover([]string{export})); err != nil {
+			t.Errorf("cover of a file = %v", err)
+		}
+		if b, err := os.ReadFile(export); err != nil || len(b) > 0 {
+			t.Errorf("a file that was covered holds %q, %v", b, err)
+		}
 		for _, name := range []string{file, one} {
 			if b, err := os.ReadFile(name); err != nil || string(b) != "x" {
 				t.Errorf("what is needed, %s, holds %q, %v", name, b, err)
