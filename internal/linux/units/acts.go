@@ -283,27 +283,22 @@ func embraced(w string, values map[string]string) string {
 	}
 }
 
-// disarms finds out whether an act happens again after what the unit changed before it.
+// maxRounds is how many starts in a row are gone through to see whether a unit acts again.
+const maxRounds = 5
+
+// disarms finds out whether the unit acts again at the next starts, after what it changed before an act: first with
+// what stays over a restart, then with all, which tells what holds until one.
 func (l *loader) disarms(ctx context.Context, u *Unit, a *did, fresh map[string]bool) {
-	lasting := maps.Clone(a.made)
-	maps.DeleteFunc(lasting, func(name string, _ Truth) bool { return volatile(name) })
-	for _, made := range []map[string]Truth{lasting, a.made} {
-		if len(made) == 0 {
+	for _, lasting := range []bool{true, false} {
+		by, doubt := l.rounds(ctx, u, a, fresh, lasting)
+		if doubt != "" && lasting && a.Doubt == "" {
+			a.Doubt = doubt
+		}
+		if by == nil {
 			continue
 		}
-		again := l.through(ctx, u, made, fresh)
-		if l.happens(again, &a.Act) {
-			continue
-		}
-		var by []string
-		for name := range made {
-			if again.tested[name] {
-				by = append(by, name)
-			}
-		}
-		slices.Sort(by)
 		g := Guard{Kind: Disarms, Text: "it does so once: then " + strings.Join(by, ", ") + " keeps it from that",
-			Lasting: len(made) == len(lasting), From: a.Setting.From}
+			Lasting: lasting, From: a.Setting.From}
 		if len(by) > 0 {
 			g.Path = by[0]
 		}
@@ -312,14 +307,63 @@ func (l *loader) disarms(ctx context.Context, u *Unit, a *did, fresh map[string]
 	}
 }
 
-// happens tells whether an act is among those of a way through its unit.
-func (l *loader) happens(again *pass, a *Act) bool {
-	if slices.ContainsFunc(again.guards, func(g Guard) bool { return g.Kind == NotMet }) {
-		return false
+// rounds goes through the starts after an act. by are the files that keep the unit from acting at last, nil if nothing
+// does; doubt says why it may act again or not.
+func (l *loader) rounds(ctx context.Context, u *Unit, a *did, fresh map[string]bool, lasting bool) (by []string, doubt string) {
+	made := kept(a.made, lasting)
+	for range maxRounds {
+		if len(made) == 0 {
+			return nil, ""
+		}
+		again := l.through(ctx, u, made, fresh)
+		next := again.again()
+		if next == nil {
+			by = []string{}
+			for name := range made {
+				if again.tested[name] {
+					by = append(by, name)
+				}
+			}
+			slices.Sort(by)
+			return by, ""
+		}
+		if next.Doubt != "" {
+			return nil, "whether it does so again is not sure: " + next.Doubt
+		}
+		then := kept(next.made, lasting)
+		if maps.Equal(then, made) {
+			return nil, ""
+		}
+		made = then
 	}
-	return slices.ContainsFunc(again.did, func(b did) bool {
-		return b.What == a.What && b.If == a.If && b.Setting == a.Setting && slices.Equal(b.Chain, a.Chain)
-	})
+	return nil, ""
+}
+
+// kept gives the changes of files that stay over a restart, or all.
+func kept(made map[string]Truth, lasting bool) map[string]Truth {
+	made = maps.Clone(made)
+	if lasting {
+		maps.DeleteFunc(made, func(name string, _ Truth) bool { return volatile(name) })
+	}
+	return made
+}
+
+// again gives an act of a way through a unit, a sure one first; nil if there is none.
+func (p *pass) again() *did {
+	if slices.ContainsFunc(p.guards, func(g Guard) bool { return g.Kind == NotMet }) {
+		return nil
+	}
+	var found *did
+	for i := range p.did {
+		switch d := &p.did[i]; {
+		case d.Missing != "" || d.If != "":
+		case d.Doubt == "":
+			return d
+		case found == nil:
+			found = d
+		}
+	}
+	return found
 }
 
 // byAction gives what the settings do by which a unit acts on the machine.

@@ -144,10 +144,6 @@ func (l *loader) asked(ctx context.Context, c *Condition) Truth {
 		if c.Of == "root" || c.Of == "0" || c.Of == "@system" {
 			return Yes
 		}
-	case "KernelCommandLine":
-		if l.t.Kind() == tree.Live {
-			return l.commandLine(ctx, c.Of)
-		}
 	}
 	return Maybe
 }
@@ -204,6 +200,9 @@ func (l *loader) directory(ctx context.Context, name string, filled bool) Truth 
 // glob tells whether anything has a name like a pattern, of which only the last part may be one.
 func (l *loader) glob(ctx context.Context, pattern string) Truth {
 	if !strings.ContainsAny(pattern, `*?[\`) {
+		if _, err := l.t.Link(ctx, pattern); err == nil {
+			return Yes // wherever it leads to
+		}
 		return l.exists(ctx, pattern)
 	}
 	if strings.ContainsAny(path.Dir(pattern), `*?[\`) {
@@ -217,21 +216,6 @@ func (l *loader) glob(ctx context.Context, pattern string) Truth {
 		if ok, err := path.Match(path.Base(pattern), e.Name); err != nil {
 			return Maybe
 		} else if ok && (e.Name[0] != '.' || path.Base(pattern)[0] == '.') {
-			return Yes
-		}
-	}
-	return No
-}
-
-// commandLine looks for a word of the kernel's command line, or one that a value is given to.
-func (l *loader) commandLine(ctx context.Context, word string) Truth {
-	b, err := l.t.Read(ctx, "/proc/cmdline", 64<<10)
-	if err != nil {
-		return Maybe
-	}
-	for _, have := range words(string(b)) {
-		name, _, _ := strings.Cut(have, "=")
-		if have == word || name == word && !strings.Contains(word, "=") {
 			return Yes
 		}
 	}

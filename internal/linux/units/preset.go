@@ -63,10 +63,18 @@ func (l *loader) presetRules(file, text string) {
 		if len(f) < 2 || f[0][0] == '#' || f[0][0] == ';' || len(l.Presets) >= maxPresets {
 			continue
 		}
+		if f[0] == "ignore" && l.Version > 0 && l.Version <= 252 {
+			continue // it does not know the word
+		}
 		switch f[0] {
 		case "enable", "disable", "ignore":
-			l.Presets = append(l.Presets, Preset{Enable: f[0] == "enable", Ignore: f[0] == "ignore", Pattern: f[1],
-				Instances: f[2:], From: Source{file, n}})
+			p := Preset{Enable: f[0] == "enable", Ignore: f[0] == "ignore", Pattern: f[1], Instances: f[2:],
+				From: Source{file, n}}
+			if !p.Enable { // all that is behind it is the pattern, blanks and all
+				p.Pattern = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), f[0]))
+				p.Instances = nil
+			}
+			l.Presets = append(l.Presets, p)
 		}
 	}
 }
@@ -113,7 +121,7 @@ func (l *loader) firstBoot(ctx context.Context) {
 
 // enable notes what enabling a unit links.
 func (l *loader) enable(ctx context.Context, u *Unit, p *Preset, seen map[string]bool) {
-	if seen[u.Name] || u.State != Loaded && u.State != Template {
+	if seen[u.Name] || u.State != Loaded && u.State != Template && u.State != Bad {
 		return
 	}
 	seen[u.Name] = true
@@ -124,9 +132,9 @@ func (l *loader) enable(ctx context.Context, u *Unit, p *Preset, seen map[string
 		}
 		l.FirstStarts = append(l.FirstStarts, e)
 	}
-	for _, s := range u.every("Install", "Also") {
+	for _, s := range u.All("Install", "Also") {
 		for _, name := range words(s.Value) {
-			if also := l.unit(ctx, name); also != nil {
+			if also := l.unit(ctx, name); also != nil && also.Name == name { // of an alias systemd does nothing
 				l.enable(ctx, also, p, seen)
 			}
 		}
@@ -136,25 +144,21 @@ func (l *loader) enable(ctx context.Context, u *Unit, p *Preset, seen map[string
 // installs gives what the [Install] section of a unit has it started by (systemd.unit(5)). A template is only
 // enabled as its DefaultInstance=.
 func (l *loader) installs(ctx context.Context, u *Unit) []Start {
-	to := u
+	to, bare := u, false
 	if u.State == Template {
 		s, ok := u.Last("Install", "DefaultInstance")
-		if !ok || s.Value == "" {
-			return nil
-		}
-		if to = l.unit(ctx, withInstance(u.Name, s.Value)); to == nil {
-			return nil
+		if bare = !ok || s.Value == ""; !bare {
+			if to = l.unit(ctx, withInstance(u.Name, s.Value)); to == nil {
+				return nil
+			}
 		}
 	}
 	var all []Start
 	for _, key := range []string{"WantedBy", "RequiredBy", "UpheldBy"} {
-		for _, s := range to.every("Install", key) {
+		for _, s := range to.All("Install", key) {
 			for _, name := range words(s.Value) {
-				if !valid(name) {
+				if !valid(name) || bare && !isTemplate(name) { // only templates want templates
 					continue
-				}
-				if isTemplate(name) {
-					name = instanceFor(to.Name, name)
 				}
 				all = append(all, Start{From: name, To: to.Name, By: key + "=", Source: s.From})
 			}

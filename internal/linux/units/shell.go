@@ -222,6 +222,9 @@ func (s *shell) simple(ctx context.Context, n *node) Truth {
 	if len(words) == 0 {
 		return Yes
 	}
+	if words[0] == unknown && len(words) > 1 { // what is not known may be empty: then the rest is the command
+		return s.under(ctx, Maybe, n, func() Truth { return s.named(ctx, n, words[1:]) })
+	}
 	return s.named(ctx, n, words)
 }
 

@@ -166,6 +166,9 @@ func (p *shellParser) list(ends []string) *node {
 		p.blank()
 		next := p.peek()
 		if p.done() || slices.Contains(ends, next) {
+			if len(n.parts) == 0 && len(ends) > 0 && !slices.Contains(ends, ";;") {
+				p.bad = true // an error to the shell as well
+			}
 			return n
 		}
 		switch next {
