@@ -62,8 +62,8 @@ func Mounts(ctx context.Context, keep ...string) (covered []string, err error) {
 	return covered, cover(covered)
 }
 
-// cover puts an empty directory that cannot be written to, or an empty file that keeps nothing, in place of what was there. What was mounted
-// on something that is covered by then has no place any more.
+// cover puts an empty directory that cannot be written to in place of what was there, or an empty file that keeps
+// nothing. What was mounted on something that is covered by then has no place any more.
 func cover(points []string) error {
 	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for i, point := range points {
