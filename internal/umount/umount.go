@@ -140,6 +140,13 @@ func Unmount(ctx context.Context, w World, path string, o Options) (*Result, err
 	if err != nil {
 		return nil, err
 	}
+	if m.Point == "/" {
+		// umount(2) of a process's own root does not unmount it: it makes the file system read-only and
+		// succeeds (do_umount_root, fs/namespace.c); detached, the root is gone from under everybody.
+		return nil, finding.WithHint(fmt.Errorf("unmount %s: %w: it is the root of this process, "+
+			"and the kernel would make it read-only instead", m.Point, ErrRefused),
+			"shisa holders / tells who uses it")
+	}
 	u := &unmount{World: w, o: o, mount: m}
 	u.r = Result{Path: m.Point, Source: m.Source, Type: m.Type, Failed: []Try{}, Notes: []string{},
 		Undo: undo(m)}
