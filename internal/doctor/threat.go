@@ -200,6 +200,9 @@ func enabledBy(s *units.Set) string {
 // lead gives a sentence about a unit: what it does, when, and what comes of it.
 func (t *threat) lead(s *units.Set, name, when string) string {
 	text := fmt.Sprintf("%s%s %s %s", enabledBy(s), name, doing(t.act.What), when)
+	if t.act.Later {
+		text += " but the next"
+	}
 	switch t.kind {
 	case "loop":
 		return text + ": " + again(t.act.What)

@@ -64,6 +64,14 @@ func (l *loader) doingOf(ctx context.Context, u *Unit) *doing {
 	if len(fresh) > 0 {
 		first = l.through(ctx, u, nil, fresh)
 	}
+	if changes := kept(first.made, true); len(first.did) == 0 && len(changes) > 0 {
+		if next := l.through(ctx, u, changes, fresh); next.again() != nil {
+			first = next
+			for i := range first.did {
+				first.did[i].Later = true
+			}
+		}
+	}
 	d.starting, d.fails, d.done, d.guards = first.starting, first.failed, first.done, first.guards
 	for i := range first.did {
 		a := first.did[i]

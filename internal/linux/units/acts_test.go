@@ -41,6 +41,9 @@ func told(a *Act) string {
 	if a.At != "" {
 		s += " at " + a.At
 	}
+	if a.Later {
+		s += " later"
+	}
 	if a.Missing != "" {
 		s += " missing"
 	}
@@ -126,6 +129,7 @@ func TestCommands(t *testing.T) {
 		{"/bin/sh -c 'test -f /etc/done && exit; : > /etc/done; reboot'", "reboot, disarms"},
 		{"/bin/sh -c 'test -f /etc/machine-id && rm -f /etc/machine-id && reboot'", "reboot, disarms"},
 		{"/bin/sh -c 'f() { reboot; }; f'", "reboot"},
+		{"/bin/sh -c '[ -e /etc/twice ] && reboot; touch /etc/twice'", "reboot later"},
 		{"/bin/sh -c 'CMD=reboot; $$CMD'", "reboot"},
 		{"/bin/sh -c 'case $$1 in a) reboot;; esac'", "reboot doubt"},
 		{"/bin/sh -c 'while true; do reboot; done'", "reboot"},

@@ -182,6 +182,8 @@ type Act struct {
 	// shutdown 03:30.
 	Delay time.Duration
 	At    string
+	// Later: not at the next start, but at those after it, since what the next one changes lets it happen.
+	Later bool
 	// Guards are what keeps it from happening again and again.
 	Guards []Guard
 	// Missing is the program that does not exist: the act never happens.
