@@ -32,6 +32,8 @@ type StalledDisk struct {
 	// Rules are the rules of udev that set its timeout, in the order in which udev runs them; the last one
 	// counts at the next start of the machine.
 	Rules []evidence.UdevRule
+	// Silent are rules that were to set it, and set nothing.
+	Silent []evidence.UdevRule
 	// AtBoot is the timeout that it will have then, 0 if no rule sets one.
 	AtBoot time.Duration
 	// Policy is the least that its platform asks for, 0 if it asks for nothing; By says who.
@@ -52,6 +54,7 @@ func StallOf(e *evidence.Evidence, stalled time.Duration, device string) *Stall 
 		if dev := deviceOf(e, d.Name); dev != nil {
 			one.Rules, one.AtBoot = rulesFor(e, dev)
 			one.Policy, one.By = policy(e, dev)
+			one.Silent = silentRules(e, dev)
 		} else if d.NFS == nil {
 			one.Rules, one.AtBoot = anyRules(e)
 			if one.AtBoot > 0 && d.Driver == "sd" {
@@ -330,6 +333,17 @@ func rulesFor(e *evidence.Evidence, d *evidence.Device) (rules []evidence.UdevRu
 		}
 	}
 	return rules, cmp.Or(run, atBoot)
+}
+
+// silentRules are rules that were to set the timeout of a disk, and are broken.
+func silentRules(e *evidence.Evidence, d *evidence.Device) []evidence.UdevRule {
+	var all []evidence.UdevRule
+	for i := range e.Config.Udev {
+		if u := &e.Config.Udev[i]; u.Overridden == "" && u.Broken != "" && (isFor(u, d) || forDisk(e, u, d)) {
+			all = append(all, *u)
+		}
+	}
+	return all
 }
 
 // forDisk tells whether the conditions of a rule of udev name a disk, as far as they are about its vendor

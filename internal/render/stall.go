@@ -6,6 +6,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,6 +86,8 @@ type StallRule struct {
 	Path    string `json:"path"`
 	Line    int    `json:"line"`
 	Seconds int64  `json:"seconds"`
+	// Broken says why it sets nothing, "" if it does.
+	Broken string `json:"broken"`
 }
 
 // NewStall makes the document of what machines do.
@@ -138,7 +141,10 @@ func newStallDisk(d *doctor.StalledDisk) StallDisk {
 		x.Outcomes = append(x.Outcomes, y)
 	}
 	for _, u := range d.Rules {
-		x.Rules = append(x.Rules, StallRule{u.From.Path, u.From.Line, int64(u.Seconds)})
+		x.Rules = append(x.Rules, StallRule{u.From.Path, u.From.Line, int64(u.Seconds), ""})
+	}
+	for _, u := range d.Silent {
+		x.Rules = append(x.Rules, StallRule{u.From.Path, u.From.Line, int64(u.Seconds), u.Broken})
 	}
 	return x
 }
@@ -189,6 +195,9 @@ func Stall(w io.Writer, d *StallDocument, s Style) error {
 func (o *out) stallDisk(d *StallDisk, stalled int64) {
 	o.line(o.paint(bold, Name(d.Name)), "  ", d.about())
 	o.prose("  ", d.timeout())
+	for _, text := range d.silent() {
+		o.prose("  ", text)
+	}
 	for _, a := range d.Assumed {
 		o.prose("  assumed: ", Text(a))
 	}
@@ -269,8 +278,8 @@ func (d *StallDisk) timeout() string {
 	default:
 		text += fmt.Sprintf("%d s", d.Timeout)
 	}
-	if len(d.Rules) > 0 && d.AtBoot > 0 && d.AtBoot != d.Timeout {
-		text += fmt.Sprintf(", %d s after the next start by %s", d.AtBoot, Name(d.Rules[len(d.Rules)-1].Path))
+	if by := d.setBy(); by != "" && d.AtBoot > 0 && d.AtBoot != d.Timeout {
+		text += fmt.Sprintf(", %d s after the next start by %s", d.AtBoot, by)
 	}
 	if d.Effective && d.Timeout > 0 && d.Timeout < d.Policy {
 		text += fmt.Sprintf(", too short: %s asks for %d s", Text(d.PolicyBy), d.Policy)
@@ -282,6 +291,27 @@ func (d *StallDisk) timeout() string {
 		text += ", without effect"
 	}
 	return text + ": " + Text(d.Reason) + "."
+}
+
+// setBy is the file of the rule whose value counts at the next start, "" if there is none.
+func (d *StallDisk) setBy() string {
+	for _, u := range slices.Backward(d.Rules) {
+		if u.Broken == "" && u.Seconds == d.AtBoot {
+			return Name(u.Path)
+		}
+	}
+	return ""
+}
+
+// silent says of rules why they do nothing.
+func (d *StallDisk) silent() []string {
+	var all []string
+	for _, u := range d.Rules {
+		if u.Broken != "" {
+			all = append(all, fmt.Sprintf("the rule in %s was to set %d s, and sets nothing: %s", Name(u.Path), u.Seconds, Text(u.Broken)))
+		}
+	}
+	return all
 }
 
 func caseWords(c stall.Case) string {

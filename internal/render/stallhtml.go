@@ -62,6 +62,9 @@ func (p *page) stallCard(m *StallMachine, d *StallDisk, stalled int64) {
 	p.el("h3", "", Name(m.Label)+": "+Name(d.Name)+"  "+d.about())
 	p.start("dl")
 	p.row("timeout", d.timeout())
+	for _, text := range d.silent() {
+		p.row("", text)
+	}
 	for _, o := range d.told() {
 		in := strings.TrimSuffix(o.in, ": ")
 		if in == "" {
