@@ -53,7 +53,7 @@ func Lint(ctx context.Context, t tree.Tree, name string, now time.Time) (*LintRe
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err == nil && set.Default != "" {
+	if err == nil && set.Default != "" && !set.Bare {
 		e, err := evidence.Gather(ctx, t, evidence.Options{Now: now, Label: name})
 		if err != nil {
 			return nil, err

@@ -183,6 +183,8 @@ func whole(e *evidence.Evidence, out []Result) []Result {
 	switch {
 	case !all:
 		return append(out, unknown(hostObject(e), "not all units could be read: "+why))
+	case e.Units.Bare:
+		return append(out, unknown(hostObject(e), "the units of systemd itself are not among the files"))
 	case len(out) == 0:
 		return []Result{pass(hostObject(e))}
 	}

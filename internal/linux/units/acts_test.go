@@ -269,3 +269,16 @@ func TestChains(t *testing.T) {
 		t.Errorf("the chain is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// TestBare holds that a copy of /etc alone is judged by the targets that every system has.
+func TestBare(t *testing.T) {
+	dir := t.TempDir()
+	written(t, dir, map[string]string{
+		"etc/systemd/system/x.service":                         "[Service]\nType=oneshot\nExecStart=/bin/systemctl reboot\n",
+		"etc/systemd/system/multi-user.target.wants/x.service": "->../x.service",
+	})
+	s := loaded(t, dir)
+	if _, is := s.Reached("default.target")["x.service"]; !s.Bare || !is {
+		t.Errorf("it is bare: %v; started: %v", s.Bare, s.Reached("default.target"))
+	}
+}

@@ -27,10 +27,10 @@ func (l *loader) build(ctx context.Context) {
 	for _, name := range append(names, "default.target") {
 		l.unit(ctx, name)
 	}
+	for name := range l.usual {
+		l.unit(ctx, name)
+	}
 	if l.Flat {
-		for name := range l.usual {
-			l.unit(ctx, name)
-		}
 		l.enableAll(ctx)
 	} else {
 		l.rcLocal(ctx)

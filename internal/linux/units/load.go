@@ -108,6 +108,9 @@ func (l *loader) system(ctx context.Context) error {
 	if err := l.directories(ctx); err != nil {
 		return err
 	}
+	if l.Bare = l.names["basic.target"] == "" && l.names["sysinit.target"] == ""; l.Bare {
+		l.usual = usualUnits()
+	}
 	l.presets(ctx)
 	l.build(ctx)
 	l.allActs(ctx)

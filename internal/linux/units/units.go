@@ -51,6 +51,9 @@ type Set struct {
 	Presets []Preset
 	// FirstStarts are what the first boot links by presets, whether the next one is the first or not.
 	FirstStarts []Start
+	// Bare tells that systemd's own units are not among the files, as in a copy of /etc alone. The targets that every
+	// system has are put in their place.
+	Bare bool
 	// Flat tells that the units are files of a plain directory, and that nothing is known of the system
 	// that they are meant for: what is enabled, which programs it has.
 	Flat bool
