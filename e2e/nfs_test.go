@@ -111,6 +111,10 @@ func serve(t *testing.T, dir string) (stop func()) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+	// Connections of a server that was stopped may still be there.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 2049, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err)
 	}
@@ -147,11 +151,12 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-// mountNFS mounts what is served.
-func mountNFS(t *testing.T, at string) {
+// mountNFS mounts what is served, with more options.
+func mountNFS(t *testing.T, at string, options ...string) {
 	t.Helper()
-	if err := unix.Mount("127.0.0.1:/", at, "nfs4", 0,
-		"addr=127.0.0.1,clientaddr=127.0.0.1,vers=4.2,proto=tcp,sec=sys,hard"); err != nil {
+	all := append([]string{"addr=127.0.0.1", "clientaddr=127.0.0.1", "vers=4.2", "proto=tcp", "sec=sys", "hard"},
+		options...)
+	if err := unix.Mount("127.0.0.1:/", at, "nfs4", 0, strings.Join(all, ",")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })

@@ -136,8 +136,12 @@ func serverSaid(e *evidence.Evidence, m *evidence.Mount) (hang *evidence.Event, 
 }
 
 func unstick(m *evidence.Mount, kind string) []Remedy {
+	who := "see who waits; none of these can be ended until it answers"
+	if kind == "nfs" {
+		who = "see who waits; most of these can be killed, which mends nothing"
+	}
 	last := []Remedy{
-		{Text: "see who waits; none of these can be ended until it answers", Command: "shisa doctor --verbose"},
+		{Text: who, Command: "shisa doctor --verbose"},
 		{Text: "when it will never answer again, take the mount out of the way: who has files open there keeps on waiting",
 			Command: "umount -l " + quoted(m.Point), Risk: "what was not written is lost; the mount cannot be seen any more " +
 				"while it is still in use"},

@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,8 +88,13 @@ func waitsLong(r *Rule, e *evidence.Evidence, t *evidence.Task) *Finding {
 	case len(t.Devices) > 0:
 		what = ", likely for " + t.Devices[0]
 	}
+	// What waits killably (TASK_KILLABLE) is in state D as well; the functions that do so are called that.
+	killable := slices.ContainsFunc(t.Stack, func(f string) bool { return strings.Contains(f, "_killable") })
 	state, ends := "D ", " waits in the kernel and cannot be ended"
-	if t.Asleep {
+	switch {
+	case killable && !t.Asleep:
+		ends = " waits in the kernel, and ends only if it is killed"
+	case t.Asleep:
 		state, ends = "S ", " waits for the answer of a server of FUSE"
 	}
 	facts := []Fact{{Source: t.From, Value: state + t.WChan, Text: fmt.Sprintf(
@@ -113,6 +119,11 @@ func waitsLong(r *Rule, e *evidence.Evidence, t *evidence.Task) *Finding {
 		x.Remedies = []Remedy{{Text: "bring back the server of the mount, or end its connection: all who wait get an error then",
 			Command: "ls /sys/fs/fuse/connections/*/waiting",
 			Risk:    "killing the one who waits does not end it: it waits on, in state D"}}
+		return x
+	}
+	if killable {
+		x.Remedies = []Remedy{{Text: "bring back what it waits for: it goes on by itself then. Killing it ends it, and mends " +
+			"nothing: the next one waits as well", Risk: "what it was about to write is lost"}}
 		return x
 	}
 	x.Remedies = []Remedy{{Text: "bring back what it waits for: it goes on by itself then. Ending it changes nothing, " +

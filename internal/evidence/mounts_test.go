@@ -413,3 +413,32 @@ func TestHost(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// TestMeantBy: who looks at a name has nothing open there; its stack speaks of a type, and its arguments name places.
+func TestMeantBy(t *testing.T) {
+	mounts, bad := linux.ParseMounts([]byte("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:50 / /srv rw - nfs4 a:/x rw\n" +
+		"3 1 0:51 / /mnt rw - nfs b:/ rw\n"))
+	if bad != 0 {
+		t.Fatalf("%d lines are no mounts", bad)
+	}
+	nfs := []string{"rpc_wait_bit_killable", "nfs4_do_open"}
+	for _, c := range []struct {
+		name   string
+		mounts int
+		task   Task
+		want   []string
+	}{
+		{"an argument", 3, Task{Args: []string{"ls", "-l", "/srv/a"}, Stack: nfs, Mounts: []string{"/"}}, []string{"/srv"}},
+		{"an argument behind a word", 3, Task{Args: []string{"dd", "if=/dev/zero", "of=/mnt/a"}, Stack: nfs,
+			Mounts: []string{"/"}}, []string{"/mnt"}},
+		{"two of them, and no argument", 3, Task{Args: []string{"x"}, Stack: nfs, Mounts: []string{"/"}}, []string{}},
+		{"one of them, and no argument", 2, Task{Args: []string{"x"}, Stack: nfs, Mounts: []string{"/"}}, []string{"/srv"}},
+		{"a file is open there", 3, Task{Args: []string{"cat", "/mnt/a"}, Stack: nfs, Mounts: []string{"/srv", "/"}},
+			[]string{"/srv", "/"}},
+		{"a stack that nobody may see", 3, Task{Args: []string{"ls", "/srv"}, Mounts: []string{"/"}}, []string{"/"}},
+	} {
+		if got := meantBy(mounts[:c.mounts], &c.task); !slices.Equal(got, c.want) {
+			t.Errorf("%s: waits for %q, want %q", c.name, got, c.want)
+		}
+	}
+}

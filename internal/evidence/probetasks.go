@@ -228,9 +228,7 @@ func (p *prober) describe(ctx context.Context, t thread, s state) Task {
 			d.Args = append(d.Args, arg)
 		}
 	}
-	if d.Asleep {
-		p.namedMounts(ctx, t, &d)
-	}
+	p.namedMounts(ctx, t, &d)
 	q := linux.Process{PID: t.pid, Comm: d.Comm, Args: d.Args}
 	if q.Emulator() {
 		d.Machine = q.Machine()
@@ -260,18 +258,47 @@ func (p *prober) opened(ctx context.Context, t thread, d *Task, exe string) {
 	d.Mounts = likeliest(mounts, names, d.Stack)
 }
 
-// namedMounts adds the mounts of FUSE on which an argument of the command lies: who looks at a name has nothing open.
+// namedMounts puts first what is known otherwise of who looks at a name and so has nothing open: the mounts of the
+// type that the stack speaks of, or of FUSE, on which an argument of the command lies, also behind "="; where there is
+// but one mount of the type that the stack speaks of, that.
 func (p *prober) namedMounts(ctx context.Context, t thread, d *Task) {
 	table, err := p.t.Read(ctx, fmt.Sprintf("/proc/%d/mountinfo", t.pid), maxTableBytes)
 	if err != nil {
 		return
 	}
 	mounts, _ := linux.ParseMounts(table)
-	for _, arg := range d.Args {
-		if m := mountOf(mounts, arg); m != nil && IsFUSE(m.Type) && !slices.Contains(d.Mounts, m.Point) {
-			d.Mounts = append([]string{m.Point}, d.Mounts...)
+	d.Mounts = meantBy(mounts, d)
+}
+
+func meantBy(mounts []linux.Mount, d *Task) []string {
+	spoken := map[string]bool{}
+	for i := range mounts {
+		if m := &mounts[i]; onStack(m.Type, d.Stack) {
+			spoken[m.Point] = true
 		}
 	}
+	if slices.ContainsFunc(d.Mounts, func(point string) bool { return spoken[point] }) {
+		return d.Mounts
+	}
+	all := []string{}
+	for _, arg := range d.Args {
+		if _, value, is := strings.Cut(arg, "="); is && !strings.HasPrefix(arg, "/") {
+			arg = value
+		}
+		m := mountOf(mounts, arg)
+		if m != nil && (d.Asleep && IsFUSE(m.Type) || spoken[m.Point]) && !slices.Contains(all, m.Point) {
+			all = append(all, m.Point)
+		}
+	}
+	if len(all) == 0 && len(spoken) == 1 {
+		all = slices.Collect(maps.Keys(spoken))
+	}
+	for _, point := range d.Mounts {
+		if !slices.Contains(all, point) && len(spoken) == 0 {
+			all = append(all, point)
+		}
+	}
+	return all
 }
 
 func (p *prober) link(ctx context.Context, name string) string {
