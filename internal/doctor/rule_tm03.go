@@ -35,12 +35,12 @@ func actingTimers(e *evidence.Evidence) (all []*TimerInfo) {
 	if e.Units == nil {
 		return nil
 	}
-	reached := e.Units.Reached(e.Units.Default)
+	running := bootStarts(e)
 	for _, u := range e.Units.Units {
-		if u.Type() != "timer" || u.State != units.Loaded || reached[u.Name] == nil || len(e.Units.Acts(u.Triggered())) == 0 {
+		if u.Type() != "timer" || u.State != units.Loaded || running[u.Name] == nil {
 			continue
 		}
-		if t := timerOf(e, u, true); t.played != nil {
+		if t := timerOf(e, u, running); t.played != nil {
 			all = append(all, t)
 		}
 	}

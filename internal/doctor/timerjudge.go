@@ -79,8 +79,12 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer)
 		t.Danger = TimerIdle
 		t.say("%s would %s the machine; no boot starts this timer", t.Starts, verb(a.Does))
 		return
+	case notMet(u, e.Units):
+		t.Danger = TimerIdle
+		t.say("%s would %s the machine; a condition of this timer is not met", t.Starts, verb(a.Does))
+		return
 	}
-	x.Does, x.After = a.Does, a.act.Delay
+	x.Does, x.After, x.Scheduled = a.Does, a.act.Delay, a.act.At != ""
 	x.Once = slices.ContainsFunc(a.act.Guards, func(g units.Guard) bool { return g.Kind == units.Disarms && g.Lasting })
 	x.Stamp.Unsynced = a.Does == units.Crash
 	j := &played{timer: *x, act: a, ways: stampWays(e, t, x)}
@@ -95,7 +99,7 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer)
 		}
 	}
 	t.played = j
-	t.conclude(e, u)
+	t.conclude(e)
 }
 
 // stampWays gives what may be so of a stamp: what is not known is there both ways.
@@ -179,7 +183,7 @@ func verbs(does string) string {
 }
 
 // conclude draws the verdict out of what was played.
-func (t *TimerInfo) conclude(e *evidence.Evidence, u *units.Unit) {
+func (t *TimerInfo) conclude(e *evidence.Evidence) {
 	j := t.played
 	loops, first := 0, &j.ways[0]
 	for i := range j.ways {

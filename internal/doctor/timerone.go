@@ -18,10 +18,11 @@ import (
 // nextTimes is how many of a timer's next times are told.
 const nextTimes = 5
 
-// timerOf tells of one timer.
-func timerOf(e *evidence.Evidence, u *units.Unit, reached bool) *TimerInfo {
-	t := &TimerInfo{Unit: u.Name, Starts: u.Triggered(), From: evidence.Source{Path: u.Path}, Reached: reached, Settings: []string{},
-		Ignored: []string{}, Next: []time.Time{}, Later: []string{}, Stamp: "none", Acts: timerActs(e, u.Triggered()),
+// timerOf tells of one timer. running are the units that each boot starts.
+func timerOf(e *evidence.Evidence, u *units.Unit, running map[string][]units.Start) *TimerInfo {
+	t := &TimerInfo{Unit: u.Name, Starts: u.Triggered(), From: evidence.Source{Path: u.Path}, Reached: running[u.Name] != nil,
+		Settings: []string{}, Ignored: []string{}, Next: []time.Time{}, Later: []string{}, Stamp: "none",
+		Acts:   pulledActs(e, u.Triggered(), running),
 		Danger: TimerHarmless, Says: []string{}, Runs: []TimerRun{}}
 	x := &reboots.Timer{Name: u.Name, Unit: t.Starts, Accuracy: time.Minute}
 	t.read(e, u, x)

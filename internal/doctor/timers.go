@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -247,13 +248,13 @@ func timersOf(e *evidence.Evidence) *Timers {
 		return t
 	}
 	t.Systemd, t.Clock = true, clockInfo(e)
-	reached := e.Units.Reached(e.Units.Default)
+	reached := bootStarts(e)
 	for _, u := range e.Units.Units {
 		if u.State != units.Loaded {
 			continue
 		}
 		if u.Type() == "timer" {
-			t.Timers = append(t.Timers, *timerOf(e, u, reached[u.Name] != nil))
+			t.Timers = append(t.Timers, *timerOf(e, u, reached))
 		} else if reached[u.Name] != nil {
 			t.AtStart = append(t.AtStart, actsAtStart(e, u)...)
 		}
@@ -272,6 +273,27 @@ func (t *TimerInfo) first() time.Time {
 		return time.Unix(1<<40, 0)
 	}
 	return t.Next[0]
+}
+
+// bootStarts gives the units that the next boot starts without a timer that elapses.
+func bootStarts(e *evidence.Evidence) map[string][]units.Start {
+	if e.Units.FirstBoot {
+		return e.Units.ReachedFirst("default.target")
+	}
+	return e.Units.Reached("default.target")
+}
+
+// pulledActs gives what a timer does to the machine when it elapses: by the unit that it starts, and by those that
+// this one has started with it, but for those that run since the boot.
+func pulledActs(e *evidence.Evidence, unit string, running map[string][]units.Start) []TimerAct {
+	all := timerActs(e, unit)
+	then := e.Units.Reached(unit)
+	for _, name := range slices.Sorted(maps.Keys(then)) {
+		if u := e.Units.Unit(unit); running[name] == nil && (u == nil || u.Name != name) {
+			all = append(all, timerActs(e, name)...)
+		}
+	}
+	return all
 }
 
 // actsAtStart gives what a unit that each boot starts does to the machine by being started, without those acts that

@@ -139,11 +139,18 @@ func TestTimers(t *testing.T) {
 		"A: no sign of it":                      {[]func(*nightly){chrony}, TimerActs, 0, "", "", "would do so again and again"},
 		"C: a daemon that saves the time":       {[]func(*nightly){local, timesyncd}, TimerActs, 0, "", "", "as it was made for"},
 		"the program is missing":                {[]func(*nightly){unit("service", "[Service]\nExecStart=/opt/none/systemctl reboot\n")}, TimerIdle, 0, "", "", "there is no /opt/none/systemctl"},
-		"not enabled":                           {[]func(*nightly){func(n *nightly) { delete(n.files, "etc/systemd/system/timers.target.wants/daily_reboot.timer") }}, TimerIdle, 0, "", "", "no boot starts this timer"},
-		"masked":                                {[]func(*nightly){stale, readOnly, unit("service", "-> /dev/null")}, TimerHarmless, 0, "", "", ""},
-		"it powers off":                         {[]func(*nightly){stale, readOnly, unit("service", "[Service]\nExecStart=/usr/bin/systemctl poweroff\n")}, TimerLoops, 3, "TM03", "", "powers off the machine"},
-		"if a unit fails":                       {[]func(*nightly){stale, readOnly, unit("service", "[Unit]\nFailureAction=reboot\n[Service]\nExecStart=/usr/bin/systemctl is-failed x\n")}, TimerMayLoop, 3, "TM03", "", "it fails"},
-		"a calendar that is refused":            {[]func(*nightly){stale, readOnly, unit("timer", "[Timer]\nOnCalendar=Fri..Mon\nOnCalendar=2020-1-1\nPersistent=yes\n")}, TimerActs, 0, "", "", ""},
+		"a condition of the timer":              {[]func(*nightly){stale, readOnly, unit("timer", "[Unit]\nConditionPathExists=/nowhere\n[Timer]\nOnCalendar=03:30\nPersistent=yes\n")}, TimerIdle, 0, "", "", "a condition of this timer is not met"},
+		"through a unit that it pulls in": {[]func(*nightly){stale, readOnly, unit("service", "[Unit]\nWants=other.service\n[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl is-active x\n"),
+			func(n *nightly) {
+				n.files["etc/systemd/system/other.service"] = "[Service]\nExecStart=/usr/bin/systemctl reboot\n"
+			}}, TimerLoops, 3, "TM03", "", "cannot be written"},
+		"at a time of the day": {[]func(*nightly){stale, readOnly, func(n *nightly) { n.files["usr/bin/shutdown"] = "" },
+			unit("service", "[Service]\nType=oneshot\nExecStart=/usr/bin/shutdown -r 03:30\n")}, TimerActs, 0, "", "", ""},
+		"not enabled":                {[]func(*nightly){func(n *nightly) { delete(n.files, "etc/systemd/system/timers.target.wants/daily_reboot.timer") }}, TimerIdle, 0, "", "", "no boot starts this timer"},
+		"masked":                     {[]func(*nightly){stale, readOnly, unit("service", "-> /dev/null")}, TimerHarmless, 0, "", "", ""},
+		"it powers off":              {[]func(*nightly){stale, readOnly, unit("service", "[Service]\nExecStart=/usr/bin/systemctl poweroff\n")}, TimerLoops, 3, "TM03", "", "powers off the machine"},
+		"if a unit fails":            {[]func(*nightly){stale, readOnly, unit("service", "[Unit]\nFailureAction=reboot\n[Service]\nExecStart=/usr/bin/systemctl is-failed x\n")}, TimerMayLoop, 3, "TM03", "", "it fails"},
+		"a calendar that is refused": {[]func(*nightly){stale, readOnly, unit("timer", "[Timer]\nOnCalendar=Fri..Mon\nOnCalendar=2020-1-1\nPersistent=yes\n")}, TimerActs, 0, "", "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newNightly(t, c.change...)

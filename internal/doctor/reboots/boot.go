@@ -361,7 +361,11 @@ func (b *boot) elapse(t *timer) (over bool) {
 	if t.Once {
 		b.spent[t.index] = true
 	}
-	return b.act(t.Unit, t.Name, t.Does, t.After, b.due(t))
+	after := t.After
+	if t.Scheduled {
+		after = 12 * time.Hour
+	}
+	return b.act(t.Unit, t.Name, t.Does, after, t.Scheduled || b.due(t))
 }
 
 // due tells whether a timer elapses for what it was made for: a time of its calendar, by the right clock,

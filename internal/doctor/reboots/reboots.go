@@ -43,6 +43,8 @@ type Timer struct {
 	// Does is what its unit does: "reboot", "poweroff" ...; After is how long that waits by itself.
 	Does  string
 	After time.Duration
+	// Scheduled: it waits for a time of the day, as "shutdown -r 03:30", which is played as half a day.
+	Scheduled bool
 	// Once: the unit takes care, for good, that it does not run again.
 	Once bool
 }

@@ -136,6 +136,7 @@ func rows(t testing.TB) map[string]struct {
 		"far in the future":                              row(World{Timers: night, Clock: Clock{Error: 80000 * time.Hour, Sync: -1}}, 1, false, true),
 		"the stamp is lost by a hard restart":            row(World{Timers: nightly(t, stale, unsynced), Clock: right}, many, true, false),
 		"the service turns the machine off":              row(World{Direct: []Direct{{Unit: "off.service", Does: "poweroff"}}, Clock: right}, many, true, false),
+		"stale, but it waits for a time of the day":      row(World{Timers: nightly(t, stale, fixed, func(t *Timer) { t.Scheduled = true }), Clock: right}, 0, false, false),
 		"every 48 hours":                                 row(World{Timers: nightly(t, onBoot(48*time.Hour), noStamp, notPersistent), Clock: right}, 0, false, false),
 		"every minute":                                   row(World{Timers: nightly(t, func(x *Timer) { x.Calendar = []*calendar.Spec{spec(t, "minutely")} }), Clock: right}, many, true, false),
 		"when the clock is set":                          row(World{Timers: nightly(t, func(x *Timer) { x.OnClock = true }), Clock: slow(3 * time.Second)}, many, true, false),
