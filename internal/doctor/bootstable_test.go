@@ -35,6 +35,8 @@ type loopRow struct {
 	course Course
 	blame  string
 	masks  string
+	// firstUnit is the first dangerous unit of each boot, "" if it is the one to blame.
+	firstUnit string
 	// kept is the name under which its journal is kept in testdata/boots, "" for most.
 	kept string
 }
@@ -133,6 +135,15 @@ func loops() []loopRow {
 			Enable: service}, "nightly.service"),
 		loop("as on Arch", "TM01 loop", nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/systemctl reboot\n"+install, ""),
 			Enable: service, OneBin: true}, "nightly.service"),
+		{name: "another one fails", before: "TM01 loop", world: nspawn.World{Files: failing(files("OnFailure=again.service\n[Service]\n"+
+			"Type=oneshot\nExecStart=/bin/false\n"+install, "")), Enable: service}, ends: "rrrr", course: Loop,
+			blame: "again.service", masks: "again.service", firstUnit: "nightly.service"},
+		{name: "a path that is there", before: "TM01 loop", world: nspawn.World{Files: byPath(files(does, "")),
+			Enable: []string{"nightly.path"}}, ends: "rrrr", course: Loop, blame: "nightly.service", masks: "nightly.service nightly.path"},
+		{name: "an instance", before: "TM01 loop", world: nspawn.World{Files: map[string]nspawn.File{
+			"/etc/systemd/system/power@.service": {Text: "[Unit]\nDescription=Do %i\n[Service]\nType=oneshot\nExecStart=/bin/systemctl %i\n" + install}},
+			Enable: []string{"power@reboot.service"}}, ends: "rrrr", course: Loop, blame: "power@reboot.service",
+			masks: "power@reboot.service"},
 		{name: "as on Debian", before: "TM07 missing", world: nspawn.World{Files: files("[Service]\nType=oneshot\nExecStart=/sbin/systemctl reboot\n"+install, ""),
 			Enable: service}, ends: "s"},
 		{name: "turns itself off", before: "TM01 once", world: nspawn.World{Files: files("ConditionPathExists=!/var/lib/done\n[Service]\nType=oneshot\n"+
@@ -159,6 +170,18 @@ func loops() []loopRow {
 		rows[i].kept = kept
 	}
 	return rows
+}
+
+// failing adds a unit that another one starts when it fails.
+func failing(all map[string]nspawn.File) map[string]nspawn.File {
+	all["/etc/systemd/system/again.service"] = nspawn.File{Text: does}
+	return all
+}
+
+// byPath adds a unit that starts the service when something is there.
+func byPath(all map[string]nspawn.File) map[string]nspawn.File {
+	all["/etc/systemd/system/nightly.path"] = nspawn.File{Text: "[Path]\nPathExists=/etc/hostname\n[Install]\nWantedBy=paths.target\n"}
+	return all
 }
 
 func script(all map[string]nspawn.File) map[string]nspawn.File {
