@@ -24,6 +24,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/fix"
+	"github.com/shisa-vm/shisa/internal/hypervisor"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/inside"
@@ -94,7 +95,14 @@ func (o *fixOptions) ready(c *cobra.Command, src *doctorOptions) ([]risk, error)
 	o.json = src.json
 	risks, err := o.changeOptions.ready(c)
 	if err == nil && o.out != "" {
-		o.line = "shisa apply" + stateWord(o.state) + " " + operand(o.out)
+		o.line = "shisa apply" + stateWord(o.state)
+		if src.follow {
+			o.line += " --follow"
+		}
+		for _, dir := range src.pools {
+			o.line += " --pool " + render.Word(dir)
+		}
+		o.line += " " + operand(o.out)
 	}
 	return risks, cmp.Or(err, newFile(o.out))
 }
@@ -269,7 +277,17 @@ func (o *fixOptions) mayChange(ctx context.Context, real string, name inside.Nam
 	if _, err := o.earlier(ctx, real); err != nil {
 		return nil, changeError(ctx, err, name.Disk)
 	}
-	rest, err := fix.RestsOn(ctx, real, nil)
+	places, err := hypervisor.Find(ctx, hypervisor.Options{})
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, p := range places {
+		if p.Kind == hypervisor.PlaceDirectory && p.There {
+			dirs = append(dirs, p.Path)
+		}
+	}
+	rest, err := fix.RestsOn(ctx, real, dirs)
 	if err != nil {
 		return nil, err
 	}

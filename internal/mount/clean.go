@@ -217,7 +217,7 @@ func (r *record) clean() error {
 	}
 	if r.Boot == boot { // no mount or device outlives the boot
 		switch r.Kind {
-		case kindFiles:
+		case kindFiles, kindDisk:
 			err = r.cleanMount(string(r.Dir))
 		case kindKernel:
 			if err = r.cleanLoop(); err == nil {
@@ -225,8 +225,8 @@ func (r *record) clean() error {
 			}
 		}
 	}
-	if err == nil && r.Kind == kindKernel {
-		err = os.Remove(r.private())
+	if own := r.ownDir(); err == nil && own != "" {
+		err = os.Remove(own)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -235,6 +235,18 @@ func (r *record) clean() error {
 		return err
 	}
 	return r.remove()
+}
+
+// ownDir is the directory that was made for the mount, "" if there was none.
+func (r *record) ownDir() string {
+	switch {
+	case r.Kind == kindKernel:
+		return r.private()
+	case r.Kind == kindDisk && filepath.Dir(string(r.Dir)) == filepath.Dir(r.path) &&
+		strings.HasPrefix(filepath.Base(string(r.Dir)), diskPrefix):
+		return string(r.Dir)
+	}
+	return ""
 }
 
 // isTop tells whether our FUSE file system is what was mounted last on a directory. The error is

@@ -5,6 +5,8 @@ package mount
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +32,9 @@ type DiskOptions struct {
 	// Log is told what could not be read of the volume, each once.
 	Log func(text string)
 }
+
+// diskPrefix begins the name of a directory of ServeDisk.
+const diskPrefix = "disk-"
 
 // Disk is a volume that is shown as a file. What is written to the file stays in memory: the volume is only
 // read.
@@ -57,22 +62,30 @@ func ServeDisk(v io.ReaderAt, sizeBytes int64, o DiskOptions) (d *Disk, err erro
 	}
 	d = &Disk{file: &diskFile{RawFileSystem: fuse.NewDefaultRawFileSystem(), mode: mode,
 		layer: newLayer(v, sizeBytes, o.LayerBytes), notes: notes{log: o.Log}}}
-	dir, err := os.MkdirTemp("", "shisa-disk-")
-	if err == nil {
-		d.dir, err = target(dir)
+	if err := os.MkdirAll(recordsDir(o.StateDir), 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of records: %w", err)
 	}
+	real, err := target(recordsDir(o.StateDir))
 	if err != nil {
 		return nil, err
+	}
+	var unique [8]byte
+	if _, err := rand.Read(unique[:]); err != nil {
+		return nil, err
+	}
+	d.dir = filepath.Join(real, diskPrefix+hex.EncodeToString(unique[:]))
+	d.record, err = begin(filepath.Dir(real), record{Kind: kindDisk, Dir: []byte(d.dir), Source: []byte(o.Source)})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(d.dir, 0o700); err != nil {
+		return nil, errors.Join(err, d.record.remove())
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.Remove(d.dir))
 		}
 	}()
-	d.record, err = begin(o.StateDir, record{Kind: kindFiles, Dir: []byte(d.dir), Source: []byte(o.Source)})
-	if err != nil {
-		return nil, err
-	}
 	d.server, err = serve(d.file, d.dir, o.Source, access{flags: quiet, allowOther: o.Everybody, writable: true})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("show a disk on %s: %w", d.dir, err), d.record.remove())

@@ -6,10 +6,14 @@ package mount
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,6 +77,40 @@ func TestServeDisk(t *testing.T) {
 	if _, err := os.Stat(d.dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("its directory: %v", err)
 	}
+}
+
+// TestServeDiskKilled: what a killed process leaves is taken away, its directory too.
+func TestServeDiskKilled(t *testing.T) {
+	testenv.Need(t, "fusermount3")
+	state := t.TempDir()
+	c := exec.Command(os.Args[0], diskArg, state)
+	out, err := c.StdoutPipe()
+	if err := errors.Join(err, c.Start()); err != nil {
+		t.Fatal(err)
+	}
+	dir := make([]byte, 4096)
+	n, err := out.Read(dir)
+	if err := errors.Join(err, c.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait() // it was killed
+	gone, err := Recover(state)
+	if err != nil || len(gone) != 1 || !gone[0].Killed || gone[0].Dir != filepath.Dir(string(dir[:n])) {
+		t.Errorf("Recover = %+v, %v, want it to take away the directory of %s", gone, err, dir[:n])
+	}
+	nothingLeft(t, state, filepath.Dir(string(dir[:n])))
+}
+
+// diskArg is the argument of a process that shows a disk until it is killed.
+const diskArg = "disk-for-tests"
+
+func showDisk(state string) error {
+	d, err := ServeDisk(bytes.NewReader(make([]byte, 1<<20)), 1<<20, DiskOptions{StateDir: state})
+	if err == nil {
+		fmt.Print(d.Path())
+		time.Sleep(time.Hour)
+	}
+	return err
 }
 
 // TestServeDiskFull: a layer that is full is an error for who writes, and for who asks for the changes.

@@ -21,6 +21,10 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == diskArg {
+		fmt.Fprintln(os.Stderr, showDisk(os.Args[2]))
+		os.Exit(9)
+	}
 	if faultfs.IsChild(os.Args) {
 		faultfs.Serve()
 	}

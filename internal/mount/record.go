@@ -37,6 +37,7 @@ type kind string
 const (
 	kindFiles  kind = "files"
 	kindKernel kind = "kernel"
+	kindDisk   kind = "disk" // the directory is one of our own, beside the records
 )
 
 // record says what a process mounts. It is on the disk before anything is made.

@@ -34,6 +34,10 @@ import (
 // stageName is what a stage is called.
 const stageName = "shisa-uml-stage"
 
+// newRoot is where a stage mounts the new root before it goes there: a directory that every host has, and below
+// which it needs nothing.
+const newRoot = "/sys"
+
 // nobody is the user and group that the kernel of a confined guest has, where root runs it.
 const nobody = 65534
 
@@ -45,8 +49,6 @@ const settingFD = reportFD + 1
 
 // setting is what a stage is told.
 type setting struct {
-	// Dir is an empty directory on which the new root is mounted.
-	Dir       string   `json:"dir"`
 	Program   string   `json:"program"`
 	Args      []string `json:"args"`
 	Files     []File   `json:"files"`
@@ -77,10 +79,6 @@ func runStage(ctx context.Context, o *Options, program string) (r *Result, err e
 	if err != nil {
 		return &Result{}, err
 	}
-	if s.Dir, err = os.MkdirTemp("", "uml-"); err != nil {
-		return &Result{}, err
-	}
-	defer func() { err = errors.Join(err, os.Remove(s.Dir)) }()
 	told, from, err := os.Pipe()
 	if err != nil {
 		return &Result{}, err
@@ -220,13 +218,13 @@ func (s *setting) build() error {
 		disks[i] = fd
 	}
 	options := fmt.Sprintf("mode=0755,size=%d", s.RoomBytes)
-	if err := unix.Mount("shisa", s.Dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+	if err := unix.Mount("shisa", newRoot, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("a file system for its root: %w", err)
 	}
 	if err := s.fill(disks); err != nil {
 		return err
 	}
-	return pivot(s.Dir)
+	return pivot(newRoot)
 }
 
 // pivot makes dir the root and lets go of the old one.
@@ -247,11 +245,11 @@ func pivot(dir string) error {
 func (s *setting) fill(disks []int) error {
 	for _, name := range []string{"kernel", "memory", "root/dev", "root/mnt", "root/proc", "root/run",
 		"root/sys", "root/tmp"} {
-		if err := os.MkdirAll(filepath.Join(s.Dir, name), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(newRoot, name), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.Chmod(filepath.Join(s.Dir, "memory"), 0o1777); err != nil {
+	if err := os.Chmod(filepath.Join(newRoot, "memory"), 0o1777); err != nil {
 		return err
 	}
 	files := []File{{Name: "../kernel/linux", Path: s.Program}}
@@ -263,7 +261,7 @@ func (s *setting) fill(disks []int) error {
 		files = append(files, File{Name: "../" + l, Path: l})
 	}
 	for _, f := range append(files, s.Files...) {
-		if err := f.put(filepath.Join(s.Dir, "root", f.Name)); err != nil {
+		if err := f.put(filepath.Join(newRoot, "root", f.Name)); err != nil {
 			return err
 		}
 	}
@@ -281,7 +279,7 @@ func (s *setting) fill(disks []int) error {
 
 // show shows a file of the host in the new root.
 func (s *setting) show(from, name string) error {
-	name = filepath.Join(s.Dir, name)
+	name = filepath.Join(newRoot, name)
 	if err := (&File{}).put(name); err != nil {
 		return err
 	}
