@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -62,6 +63,9 @@ func (o *tracing) ready(c *cobra.Command, args []string) error {
 		return usageError(c, "--for %s: want a time that is not below zero", o.duration)
 	case o.duration > 0 && !o.trace && !o.pollers:
 		return usageError(c, "--for is for --trace and --pollers")
+	case o.engine != trace.Auto && !slices.Contains(trace.Names(), o.engine):
+		return usageError(c, "--engine %s: there is no such engine, want %s or one of %s", o.engine, trace.Auto,
+			strings.Join(trace.Names(), ", "))
 	case o.trace && o.any == (len(args) > 0):
 		return usageError(c, "--trace wants mounts to watch, or --any for every one")
 	case (o.pollers || o.engines) && len(args) > 0:
@@ -70,6 +74,16 @@ func (o *tracing) ready(c *cobra.Command, args []string) error {
 		return usageError(c, "want one PATH, DEV or IMAGE")
 	}
 	return nil
+}
+
+// withRights says what a user who is not root is lacking for BPF.
+func withRights(err error) error {
+	if os.Geteuid() == 0 {
+		return finding.WithHint(err,
+			"shisa holders --engines tells what works here; shisa holders PATH needs none of it")
+	}
+	return finding.WithHint(err,
+		"run it as root: watching takes BPF programs, perf events and a mount namespace of its own")
 }
 
 func runEngines(ctx context.Context, json bool, s *stdio) error {
@@ -101,7 +115,7 @@ func runPollers(ctx context.Context, o holdersOptions, s *stdio) error {
 	}
 	r, err := trace.FindPollers(ctx, linux.Open(""), d)
 	if err != nil {
-		return err
+		return withRights(err)
 	}
 	var applies []int
 	if len(r.Pollers) > 0 {
@@ -164,7 +178,7 @@ func runTrace(ctx context.Context, o holdersOptions, paths []string, s *stdio) (
 	}
 	t, err := trace.Start(ctx, options)
 	if err != nil {
-		return err
+		return withRights(err)
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	e := t.Engine()

@@ -278,7 +278,8 @@ func (u *unmount) call(ctx context.Context, flags int) error {
 func (u *unmount) failed(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("unmount %s: %w", u.mount.Point, fs.ErrPermission)
+		return finding.WithHint(fmt.Errorf("unmount %s: %w", u.mount.Point, fs.ErrPermission),
+			"run it as root: umount(2) needs CAP_SYS_ADMIN in the namespace of the mount")
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 		// Somebody was faster, or it is a mount that this namespace may not take away.
 		if _, gone := mounted(ctx, u.Host, u.mount.Point); errors.Is(gone, ErrNotMounted) {

@@ -163,6 +163,10 @@ func ReadBundle(r io.Reader) (Tree, Info, error) {
 	defer z.Close()
 	t := tar.NewReader(io.LimitReader(z, maxBundleBytes))
 	h, err := t.Next()
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, zstd.ErrMagicMismatch) &&
+		!errors.Is(err, tar.ErrHeader) {
+		return nil, Info{}, fmt.Errorf("read the bundle, which is cut or damaged: %w", err)
+	}
 	if err != nil || h.Name != indexName || h.Size > maxIndexBytes {
 		return nil, Info{}, fmt.Errorf("%w: it does not begin with %s", ErrNotBundle, indexName)
 	}
@@ -180,10 +184,10 @@ func ReadBundle(r io.Reader) (Tree, Info, error) {
 			return newBundle(x, files)
 		}
 		if err != nil {
-			return nil, x.Info, fmt.Errorf("read the bundle: %w", err)
+			return nil, x.Info, fmt.Errorf("read the bundle, which is cut or damaged: %w", err)
 		}
 		if files[h.Name], err = io.ReadAll(t); err != nil {
-			return nil, x.Info, fmt.Errorf("read %s of the bundle: %w", h.Name, err)
+			return nil, x.Info, fmt.Errorf("read %s of the bundle, which is cut or damaged: %w", h.Name, err)
 		}
 	}
 	return nil, x.Info, fmt.Errorf("%w: it has more than %d files", ErrNotBundle, maxMembers)

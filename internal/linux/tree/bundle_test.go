@@ -109,6 +109,13 @@ func TestNotBundle(t *testing.T) {
 			t.Errorf("ReadBundle of %s is no error", name)
 		}
 	}
+	// One that was cut on its way is one, and no other file.
+	for _, n := range []int{good.Len() / 2, good.Len() - 5} {
+		_, _, err := ReadBundle(bytes.NewReader(good.Bytes()[:n]))
+		if err == nil || errors.Is(err, ErrNotBundle) || !strings.Contains(err.Error(), "cut or damaged") {
+			t.Errorf("ReadBundle of %d of %d bytes = %v, want that it is cut", n, good.Len(), err)
+		}
+	}
 	if b, _, err := ReadBundle(bytes.NewReader(good.Bytes())); err != nil || b.Kind() != Bundle {
 		t.Errorf("ReadBundle of an empty one = %v", err)
 	}
