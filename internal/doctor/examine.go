@@ -29,6 +29,7 @@ func Examine(all []*evidence.Evidence, further []Rule) *Report {
 		rep.Rules = append(rep.Rules, asked)
 	}
 	g.files()
+	g.loops()
 	rep.Causes = rank(g)
 	rep.take(g, all)
 	rep.conclude()

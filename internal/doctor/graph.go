@@ -434,3 +434,28 @@ func (g *graph) files() {
 		}
 	}
 }
+
+// restarts tells of a finding about a unit that ends the run of its machine.
+func restarts(f *Finding) bool {
+	return slices.Contains([]string{"TM01", "TM02", "TM03", "TM05", "TM06"}, f.Code)
+}
+
+// loops lets a machine that starts again and again rest on the units that are to blame for it, where something is
+// found about those.
+func (g *graph) loops() {
+	for _, n := range g.sorted() {
+		for i := range n.results {
+			f := n.results[i].Finding
+			if f == nil || f.Code != "TM08" || f.Over {
+				continue
+			}
+			for _, o := range f.Affects {
+				if u := g.nodes[o]; u != nil && slices.ContainsFunc(u.results, func(r Result) bool {
+					return r.Finding != nil && restarts(r.Finding)
+				}) {
+					g.rest(n.object, o)
+				}
+			}
+		}
+	}
+}

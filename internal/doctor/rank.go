@@ -157,6 +157,9 @@ func (n *node) from(o Object) *node {
 // follows tells whether a finding may be a sign of another one below it, nil for one that is not known. What was
 // set, written, removed or filled is so by itself; a share is full if what it lies on is.
 func follows(x, of *Finding) bool {
+	if of != nil && restarts(of) {
+		return x.Code == "TM08" // nothing else of the machine comes of a unit that restarts it
+	}
 	switch x.Code {
 	case "BL05", "FS08", "FS09", "FS10", "IM02", "IM04", "LC01", "LC02", "ME01", "NF03", "NF04",
 		"TM01", "TM02", "TM05", "TM07", "TM08", "TM09":

@@ -63,7 +63,7 @@ func startedRemedies(s *units.Set, u *units.Unit, chain []units.Start) []Remedy 
 		return []Remedy{{Text: "take the [Install] section out of " + u.Name + ": what a timer starts must not be started at boot " +
 			"as well"}}
 	}
-	all := withoutUnits(u.Name, nil)
+	all := withoutUnits(u.Name, triggering(s, u))
 	if len(chain) == 0 {
 		return []Remedy{{Text: "set another default target", Command: "systemctl set-default multi-user.target"}}
 	}
@@ -71,6 +71,16 @@ func startedRemedies(s *units.Set, u *units.Unit, chain []units.Start) []Remedy 
 	if strings.HasSuffix(last.By, " link") && strings.HasPrefix(last.Source.Path, "/etc/") {
 		all = append(all, Remedy{Text: "or take only the link away that starts it; a timer may start it still",
 			Command: "systemctl disable " + u.Name, Undo: "systemctl enable " + u.Name})
+	}
+	return all
+}
+
+// triggering are the timers and paths that start a unit as well.
+func triggering(s *units.Set, u *units.Unit) (all []string) {
+	for _, x := range s.Units {
+		if to := s.Unit(x.Triggered()); x.State == units.Loaded && (x.Type() == "timer" || x.Type() == "path") && to == u {
+			all = append(all, x.Name)
+		}
 	}
 	return all
 }
