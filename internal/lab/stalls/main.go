@@ -39,7 +39,8 @@ type Scenario struct {
 	// Stop is what is written to scsi_debug's opts: 0x80 or 0x4. "" does nothing at all, "slow" does what
 	// is to be done with a disk that nobody stops.
 	Stop string `json:"stop"`
-	// Do is "read", "flush" or "write".
+	// Do is "read", "flush", "write", or "many": reads that begin one after the other, of which the first that
+	// fails counts.
 	Do string `json:"do"`
 	// Burst is how many bytes are read before at most, until one read is slow: for a disk of which some can be had
 	// at once, and then little.
@@ -311,8 +312,11 @@ func errnoOf(err error) int {
 
 // do sends one request and waits for it.
 func (d *target) do(what string) error {
-	if what == "write" {
+	switch what {
+	case "write":
 		return write(d.at + "/new")
+	case "many":
+		return d.many()
 	}
 	f, err := os.OpenFile("/dev/"+d.name, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
@@ -327,6 +331,20 @@ func (d *target) do(what string) error {
 	}
 	_, err = unix.Pread(int(f.Fd()), b, 4<<20)
 	return errors.Join(err, f.Close())
+}
+
+// many begins reads one after the other for ten seconds, and gives the first error.
+func (d *target) many() error {
+	const reads, pause = 25, 400 * time.Millisecond
+	failed := make(chan error, reads)
+	for i := range reads {
+		time.AfterFunc(time.Duration(i)*pause, func() {
+			if err := d.do("read"); err != nil {
+				failed <- err
+			}
+		})
+	}
+	return <-failed
 }
 
 func write(name string) error {
