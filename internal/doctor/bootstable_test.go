@@ -93,13 +93,13 @@ func loops() []loopRow {
 		return loopRow{name: name, before: before, world: w, ends: "rrrr", course: Loop, blame: "nightly.service", masks: masks}
 	}
 	rows := []loopRow{
-		{name: "at its time", world: nspawn.World{Files: files(does, onceADay(12*time.Second, "Persistent=true")), Enable: timer},
-			ends: "rs", first: 15 * time.Second},
-		{name: "at its time, not persistent", world: nspawn.World{Files: files(does, onceADay(12*time.Second, "Persistent=false")),
-			Enable: timer}, ends: "rs", first: 15 * time.Second},
+		{name: "at its time", world: nspawn.World{Files: files(does, onceADay(20*time.Second, "Persistent=true")), Enable: timer},
+			ends: "rs", first: 24 * time.Second},
+		{name: "at its time, not persistent", world: nspawn.World{Files: files(does, onceADay(20*time.Second, "Persistent=false")),
+			Enable: timer}, ends: "rs", first: 24 * time.Second},
 		{name: "at its time, with a stamp that cannot be written", before: "TM03 lost-stamp", world: nspawn.World{
-			Files:  with(files(does, onceADay(12*time.Second, "Persistent=true")), time.Minute),
-			Enable: timer, ReadOnly: []string{stamps}}, ends: "rrrr", first: 15 * time.Second, course: Loop,
+			Files:  with(files(does, onceADay(20*time.Second, "Persistent=true")), time.Minute),
+			Enable: timer, ReadOnly: []string{stamps}}, ends: "rrrr", first: 24 * time.Second, course: Loop,
 			blame: "nightly.service", masks: both},
 		loop("service enabled", "TM01 loop", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")), Enable: service}, both),
 		loop("both enabled", "TM01 loop", nspawn.World{Files: files(does+install, onceADay(6*hour, "Persistent=true")),
