@@ -83,7 +83,7 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 // confidenceOf is how sure it is that the unit of a timer acts as it is taken to.
 func confidenceOf(t *TimerInfo) float64 {
 	a := t.played.act
-	if a.If != "" || a.Doubt != "" || len(a.Guards) > 0 {
+	if !t.played.always() || a.Doubt != "" || len(a.Guards) > 0 {
 		return 0.5
 	}
 	return 0.95

@@ -31,7 +31,7 @@ func staleStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 	if t.Danger == TimerUnknown {
 		return unknown(o, t.Unsure)
 	}
-	if !is {
+	if !is || !t.played.always() {
 		return pass(o)
 	}
 	f := found(r, o, confidenceOf(t), "stale-stamp", t.Unit+" "+verbs(t.played.act.Does)+" the machine once, "+spell(b.Lasted)+

@@ -196,11 +196,11 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 	}
 	r := &first.runs[0]
 	does := verbs(j.act.Does)
-	if j.act.If != "" {
+	if !j.always() {
 		t.say("%s %s the machine if %s, which is taken for so here", j.act.Unit, does, j.act.If)
 	}
 	switch {
-	case loops == len(j.ways) && j.act.If == "" && j.act.Doubt == "" && len(j.act.Guards) == 0:
+	case loops == len(j.ways) && j.always() && j.act.Doubt == "" && len(j.act.Guards) == 0:
 		t.Danger = TimerLoops
 		t.say("%s the machine again and again, %s: %s", does, pace(r, e.Clock.Zone), causeOf(r, e.Clock.Zone))
 	case loops > 0:
@@ -210,6 +210,9 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 			t.Unsure = "whether " + first.text + " is not known"
 			t.say("that is so if %s, which is not known", first.text)
 		}
+	case !j.always():
+		t.Danger = TimerActs // what fails once, and at no time that matters, is no surprise worth a warning
+		t.say("then %s the machine%s", does, t.when(e.Clock.Zone))
 	case j.differ():
 		t.Danger = TimerUnknown
 		t.Unsure = "whether its stamp is old, can be written and lasts is not known"
@@ -233,6 +236,9 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 		t.say("this rests on the time of %s, which a copy has to have kept", t.StampFrom.Path)
 	}
 }
+
+// always tells whether the unit acts each time when it is run, or when it succeeds.
+func (j *played) always() bool { return j.act.If == "" || j.act.If == units.ItSucceeds }
 
 // differ tells whether it depends on what is not known whether there is a restart that nobody expects.
 func (j *played) differ() bool {
