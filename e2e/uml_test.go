@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,8 +34,10 @@ type umlMachine struct {
 	programs  string
 	memoryMiB int
 	modules   []string
-	disks     []uml.Disk
-	timeout   time.Duration
+	// parameters are those of modules by their names.
+	parameters map[string]string
+	disks      []uml.Disk
+	timeout    time.Duration
 }
 
 // umlPrograms builds these tests and the program for guests, into a directory that lasts as long as t.
@@ -56,6 +59,12 @@ func (m umlMachine) run(t *testing.T, test string, env ...string) {
 	files, err := uml.Modules(uml.ModulesDir, m.modules...)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for i, f := range files {
+		name := strings.TrimSuffix(filepath.Base(f), ".ko")
+		if p := m.parameters[name]; p != "" {
+			files[i] += " " + p
+		}
 	}
 	s := suite{pkg: "e2e", run: "^" + test + "$", must: []string{test}, env: append(env, "SHISA_TEST_ALL=1",
 		"PATH="+m.programs+":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/run", "TMPDIR=/run/temp")}
@@ -115,7 +124,8 @@ func umlChecks(plan string) error {
 	}
 	fail := func(err error) error { return errors.Join(err, say.Say(vm.Line{Failed: err.Error()})) }
 	for _, f := range p.Modules {
-		if err := uml.Load(f, ""); err != nil {
+		file, parameters, _ := strings.Cut(f, " ")
+		if err := uml.Load(file, parameters); err != nil {
 			return fail(err)
 		}
 	}
