@@ -282,3 +282,31 @@ func TestBare(t *testing.T) {
 		t.Errorf("it is bare: %v; started: %v", s.Bare, s.Reached("default.target"))
 	}
 }
+
+// TestSplitUsr holds that a system where / and /usr are apart has its own units and programs.
+func TestSplitUsr(t *testing.T) {
+	dir := t.TempDir()
+	files := map[string]string{"sbin/reboot": "\x7fELF", "bin/systemctl": "\x7fELF", "usr/bin/true": "\x7fELF",
+		"usr/sbin/halt": "->/bin/systemctl"}
+	for name, text := range vendor() {
+		if name != "lib" {
+			files[strings.Replace(name, "usr/lib/systemd", "lib/systemd", 1)] = text
+		}
+	}
+	for name, command := range map[string]string{"a": "/sbin/reboot", "b": "/sbin/systemctl reboot", "c": "reboot",
+		"d": "/usr/bin/systemctl reboot", "e": "/usr/sbin/halt", "f": "/usr/bin/reboot"} {
+		files["usr/lib/systemd/system/"+name+".service"] = "[Service]\nType=oneshot\nExecStart=" + command + "\n"
+	}
+	files["lib/systemd/system/f.service"] = "[Service]\nType=oneshot\nExecStart=/bin/systemctl poweroff\n"
+	written(t, dir, files)
+	s := loaded(t, dir)
+	if _, is := s.Reached("default.target")["basic.target"]; !is || s.MergedUsr || s.Bare {
+		t.Errorf("merged: %v, bare: %v", s.MergedUsr, s.Bare)
+	}
+	for name, want := range map[string]string{"a": "reboot", "b": "reboot missing", "c": "reboot", "d": "reboot missing",
+		"e": "halt", "f": "poweroff"} {
+		if got := toldAll(s, name+".service"); got != want {
+			t.Errorf("%s does %q, want %q", name, got, want)
+		}
+	}
+}
