@@ -24,6 +24,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/fix"
+	"github.com/shisa-vm/shisa/internal/guest/files"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
@@ -321,6 +322,10 @@ func (l *look) ownEtc(ctx context.Context, part int) error {
 	fs, err := l.FS(ctx, part)
 	if err != nil {
 		return err
+	}
+	if v := fs.View(); v.State == files.Incomplete && len(v.Problems) > 0 {
+		return withStatus(finding.StatusRefused, fmt.Errorf("part %s: its file system is damaged, and is to be checked first: %s",
+			l.Layout.Volumes[part].Name, v.Problems[0].What))
 	}
 	for _, dir := range []string{"/etc", fix.UnitDir} {
 		if more := l.MountedThere(ctx, fs, dir, false); len(more) > 0 {

@@ -47,8 +47,12 @@ func throughUML(ctx context.Context, t *Target, seen *seen, q request, o Options
 	r, err := uml.Run(ctx, uml.Options{Program: o.Program, Init: "/init", Args: []string{firstArg},
 		Files: []uml.File{{Name: "init", Path: self}, {Name: requestPath[1:], Content: raw}},
 		Disks: []uml.Disk{{Path: d.Path()}}})
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil, errors.Is(err, uml.ErrUnavailable), errors.Is(err, uml.ErrConfine):
 		return nil, err
+	default: // what is on the disk may be why
+		return nil, fmt.Errorf("%w: %w; its console ends with: %s", ErrEngine, err, end(r.Console))
 	}
 	if len(r.Lines) != 1 {
 		return nil, fmt.Errorf("%w: the guest ended and said nothing; its console ends with: %s", ErrEngine, end(r.Console))

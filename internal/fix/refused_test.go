@@ -305,6 +305,50 @@ func TestImageRefused(t *testing.T) {
 	}
 }
 
+// TestHostile: file systems whose bytes were changed at random end as a plan, or as an error that says that a kernel
+// did not make the change.
+func TestHostile(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, uml.Program)
+	self := static(t)
+	rng := rand.New(rand.NewPCG(3, 4))
+	for _, kind := range []string{"ext4", "xfs", "btrfs"} {
+		g := world{kind, true, "raw", UML}.make(t)
+		was, err := os.ReadFile(g.image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var used []int // sectors that hold something, but for the first ones: it is still called what it is
+		for at := 4096; at+512 <= len(was); at += 512 {
+			if !bytes.Equal(was[at:at+512], make([]byte, 512)) && !bytes.Equal(was[at:at+256], was[at+256:at+512]) {
+				used = append(used, at) // and is not the content of a file of these tests
+			}
+		}
+		planned := 0
+		rounds := testenv.Rounds(1, 10, 100)
+		for range rounds {
+			b := bytes.Clone(was)
+			for range 1 + rng.IntN(300) {
+				at := used[rng.IntN(len(used))] + rng.IntN(512)
+				if b[at] != 0 || rng.IntN(8) == 0 {
+					b[at] ^= 1 << rng.IntN(8)
+				}
+			}
+			if err := os.WriteFile(g.image, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := g.plan(t, []Change{MaskUnit("nightly.service")}, Options{Self: self})
+			switch {
+			case err == nil:
+				planned++
+			case !errors.Is(err, ErrEngine) && !errors.Is(err, ErrRefused):
+				t.Errorf("%s: %v", kind, err)
+			}
+		}
+		t.Logf("%s: of %d rounds %d ended as a plan", kind, rounds, planned)
+	}
+}
+
 // TestChanged: a plan is not carried out on an image that was used since.
 func TestChanged(t *testing.T) {
 	testenv.NeedRoot(t)
