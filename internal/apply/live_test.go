@@ -6,6 +6,8 @@ package apply
 import (
 	"errors"
 	"io/fs"
+	"maps"
+	"strconv"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/lab/cut"
@@ -178,5 +180,48 @@ func TestLivePlans(t *testing.T) {
 		if err := p.Validate(); !errors.Is(err, plan.ErrNotPlan) {
 			t.Errorf("%s: %v, want ErrNotPlan", name, err)
 		}
+	}
+}
+
+// TestLiveCrash cuts the change off after every operation on the disk: by a power cut, after which the rule alone decides
+// about the values, and by the end of the program, after which the kernel has what was set. Recovery brings both halves to the
+// same side.
+func TestLiveCrash(t *testing.T) {
+	states := 0
+	for n := 0; ; n++ {
+		d, k, p, o := liveWorld(t)
+		fault(t, d, "crash after op "+strconv.Itoa(n))
+		_, err := ApplyTexts(t.Context(), p, o)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, cut.ErrCut) {
+			t.Fatalf("cut after %d: %v", n, err)
+		}
+		for _, started := range []bool{false, true} {
+			for s := range d.Some(uint64(n), 4) {
+				states++
+				values := maps.Clone(k.values)
+				if got, _ := s.Get(confPath); started && string(got) == "new\n" {
+					values = map[string]string{sdaTimeout: "300", sdbTimeout: "300"}
+				} else if started {
+					values = map[string]string{sdaTimeout: "30", sdbTimeout: "180"}
+				}
+				own := options(s)
+				now := &fakeSettings{values: values}
+				own.Settings = now
+				if _, err := Recover(t.Context(), "", own); err != nil {
+					t.Errorf("recover after %d: %v", n, err)
+				}
+				if got, _ := s.Get(confPath); string(got) == "new\n" {
+					liveIs(t, s, now, "after "+strconv.Itoa(n), "new\n", "300", "300")
+				} else {
+					liveIs(t, s, now, "after "+strconv.Itoa(n), "old\n", "30", "180")
+				}
+			}
+		}
+	}
+	if states < 50 {
+		t.Errorf("%d states, want more", states)
 	}
 }
