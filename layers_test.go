@@ -53,6 +53,7 @@ var layer = map[string]int{
 	"internal/lab/stalls":       4,
 	"internal/lab/faultfs":      3,
 	"internal/lab/zoo":          4,
+	"internal/lab/demo":         7,
 	"internal/lab/sweep":        5,
 	"internal/lab/nspawn":       4,
 	"internal/lab/cutfs":        4,
@@ -95,17 +96,18 @@ var layer = map[string]int{
 
 // onlyBy names the packages that few may import, and who those are; tests may import all.
 var onlyBy = map[string][]string{
-	"internal/lab":             {"internal/cli", "bench", "internal/lab/sweep"},                 // it writes images
-	"internal/lab/zoo":         {"bench"},                                                       // it runs qemu-img
-	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                                 // it mounts
-	"internal/lab/sweep":       {"bench"},                                                       // it runs programs on broken images
-	"internal/lab/cut":         {},                                                              // for tests
-	"internal/lab/faultfs":     {"bench"},                                                       // it mounts, and makes it fail
-	"internal/lab/hold":        {"bench"},                                                       // it keeps mounts busy
-	"internal/doctor/stories":  {"bench"},                                                       // it holds what tests need
-	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"}, // it makes devices
-	"internal/lab/vm":          {"bench", "internal/lab/vm/init", "internal/lab/nspawn"},        // it runs QEMU
-	"internal/lab/nspawn":      {},                                                              // it boots systemd
+	"internal/lab":             {"internal/cli", "bench", "internal/lab/sweep", "internal/lab/demo"}, // it writes images
+	"internal/lab/demo":        {"internal/cli"},                                                     // it writes files, and mounts
+	"internal/lab/zoo":         {"bench"},                                                            // it runs qemu-img
+	"internal/lab/cutfs":       {"bench", "internal/lab/sweep"},                                      // it mounts
+	"internal/lab/sweep":       {"bench"},                                                            // it runs programs on broken images
+	"internal/lab/cut":         {},                                                                   // for tests
+	"internal/lab/faultfs":     {"bench"},                                                            // it mounts, and makes it fail
+	"internal/lab/hold":        {"bench"},                                                            // it keeps mounts busy
+	"internal/doctor/stories":  {"bench", "internal/lab/demo"},                                       // it holds what tests need
+	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"},      // it makes devices
+	"internal/lab/vm":          {"bench", "internal/lab/vm/init", "internal/lab/nspawn"},             // it runs QEMU
+	"internal/lab/nspawn":      {},                                                                   // it boots systemd
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
 	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files
@@ -129,7 +131,7 @@ var budget = map[string][]string{
 	"github.com/spf13/pflag": {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":      {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli", "internal/evidence",
-		"internal/testenv", "internal/lab/cutfs", "internal/lab/hold", "internal/lab/vm/init", "internal/lab/stalls", "internal/guest/filestest",
+		"internal/testenv", "internal/lab/cutfs", "internal/lab/demo", "internal/lab/hold", "internal/lab/vm/init", "internal/lab/stalls", "internal/guest/filestest",
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",

@@ -14,6 +14,7 @@ import (
 var writers = []string{
 	"internal/diskio",
 	"internal/lab",                                // breaks disks on purpose, in directories that it makes itself
+	"internal/lab/demo",                           // the worlds of shisa demo, in directories of their own; mounts that one thread sees
 	"internal/lab/zoo",                            // tests only
 	"internal/lab/sweep",                          // tests and the bench: breaks images that it made
 	"internal/lab/cutfs",                          // tests and the bench: a directory of its own, mounted for one thread
@@ -44,6 +45,7 @@ var writers = []string{
 // runners may start other programs: what the program itself knows, it knows from reading.
 var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/lab/hold",
 	"internal/lab/faultfs",
+	"internal/lab/demo", // somebody who looks at a mount, and this program again to watch
 	"internal/lab/vm", "internal/lab/vm/init", "internal/lab/stalls", "internal/lab/nspawn",
 	"internal/testenv",
 	"internal/image/imagetest",

@@ -29,7 +29,6 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
-	"github.com/shisa-vm/shisa/internal/scan"
 	"github.com/shisa-vm/shisa/internal/umount"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -38,7 +37,8 @@ import (
 func jsonDocuments() map[string]any {
 	return map[string]any{
 		render.CheckSchema:       check.Report{},
-		render.ScanSchema:        scan.Report{},
+		render.ScanSchema:        render.DemoScanDocument{}, // the scan's, with what the demo adds
+		render.DemoSchema:        render.DemoDocument{},
 		render.InfoSchema:        disk.Description{},
 		render.MapSchema:         render.MapDocument{},
 		render.CompareSchema:     render.CompareDocument{},

@@ -21,6 +21,8 @@ type scanOptions struct {
 	// host: the doctor looks at this host too, as it does where no path is named.
 	host  bool
 	rules string
+	// document, if set, gives what is printed as JSON instead of the report alone.
+	document func(*scan.Report) any
 }
 
 func newScan(s *stdio) *cobra.Command {
@@ -85,7 +87,11 @@ func runScan(ctx context.Context, o scanOptions, paths []string, s *stdio) error
 	r.Status, page = withPage(r.Status, page)
 	var show error
 	if o.json {
-		show = render.JSON(s.out, render.ScanSchema, r)
+		doc := any(r)
+		if o.document != nil {
+			doc = o.document(r)
+		}
+		show = render.JSON(s.out, render.ScanSchema, doc)
 	} else {
 		show = render.Scan(s.out, r, o.style(s))
 	}

@@ -73,6 +73,18 @@ func worldImages() []struct {
 // NewWorld makes a world. dir must not exist yet; "" makes a new directory for temporary files.
 // What was made before an error is removed.
 func NewWorld(ctx context.Context, dir string) (*World, error) {
+	w, err := NewPlace(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.fill(ctx); err != nil {
+		return nil, errors.Join(err, w.Remove())
+	}
+	return w, nil
+}
+
+// NewPlace makes the directory of a world, as NewWorld does, with nothing in it.
+func NewPlace(dir string) (*World, error) {
 	var err error
 	if dir == "" {
 		dir, err = os.MkdirTemp("", "shisa-demo-")
@@ -82,11 +94,7 @@ func NewWorld(ctx context.Context, dir string) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Dir: dir}
-	if err := w.fill(ctx); err != nil {
-		return nil, errors.Join(err, w.Remove())
-	}
-	return w, nil
+	return &World{Dir: dir}, nil
 }
 
 // Remove removes the world and all that is in it.

@@ -4,7 +4,7 @@
 // Package stories tells of machines that are ill, as files that they would show, each with the cause that
 // whoever wrote it knows. It takes one source of evidence after the other away and counts what the doctor says
 // then: how often it is right, how often it says that it is not certain or where to look, and how often it
-// names something that is not the cause. It is for tests and for the bench.
+// names something that is not the cause. It is for tests, for the bench, and one for shisa demo.
 package stories
 
 import (
@@ -26,6 +26,13 @@ import (
 
 //go:embed testdata/*.txt
 var texts embed.FS
+
+//go:embed testdata/full-server.txt
+var fullServer string
+
+// FullServer is the story of two guests that hang on a full server, where the image of one has leaks: the one of
+// which shisa demo tells. A program that needs no other holds none of the others.
+func FullServer() (*Story, error) { return Parse("full-server", fullServer) }
 
 // Noon is when all evidence of stories was gathered.
 func Noon() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
