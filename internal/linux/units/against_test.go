@@ -90,7 +90,7 @@ func TestPresetsAsSystemd(t *testing.T) {
 	}
 	library := "usr/lib/systemd/libsystemd-shared-" + strings.Fields(string(version))[1] + ".so"
 	links := 0
-	for seed := range testenv.Rounds(60, 600, 6000) {
+	for seed := range testenv.Rounds(30, 600, 6000) {
 		dir := t.TempDir()
 		c := chance{rand.New(rand.NewPCG(11, uint64(seed)))}
 		files := c.installable()
@@ -210,7 +210,7 @@ func (c chance) script(depth int) string {
 func TestScriptsAsShell(t *testing.T) {
 	testenv.Need(t, "sh", "touch")
 	counts := map[string]int{}
-	for seed := range testenv.Rounds(300, 3000, 30000) {
+	for seed := range testenv.Rounds(200, 3000, 30000) {
 		c := chance{rand.New(rand.NewPCG(13, uint64(seed)))}
 		text := c.script(2)
 		dir := t.TempDir()
