@@ -57,7 +57,7 @@ func StallOf(e *evidence.Evidence, stalled time.Duration, device string) *Stall 
 			one.Silent = silentRules(e, dev)
 		} else if d.NFS == nil {
 			one.Rules, one.AtBoot = anyRules(e)
-			if one.AtBoot > 0 && d.Driver == "sd" {
+			if one.AtBoot > 0 && d.Driver == "sd" && d.ISCSI == nil {
 				d.Timeout = one.AtBoot
 				d.Guess = append(d.Guess, "the timeout: by the rule of udev in "+one.Rules[len(one.Rules)-1].From.Path+
 					", if it is for this disk")
@@ -254,45 +254,6 @@ func stallFS(e *evidence.Evidence, f *evidence.FS) (stall.FS, bool) {
 	}
 	swap := f.Type == "swap" || f.Type == "iso9660" || f.Type == "squashfs" || f.Type == "erofs"
 	return one, (mounted || e.Kind == tree.Disk) && !swap
-}
-
-// AdapterNotKnown stands for an adapter that is not known, and taken for one whose timers count.
-const AdapterNotKnown = "not known"
-
-// deadDisks are what the files of a machine tell of its disks: by the names in fstab and on the kernel's
-// command line, and by what it has as file systems.
-func deadDisks(e *evidence.Evidence) []stall.Disk {
-	one := stall.Disk{Name: "disk", MaxRetries: -2, MaxMedium: -1, EHDeadline: -1, Driver: "sd", HostDriver: AdapterNotKnown}
-	names := []string{}
-	for _, f := range e.Config.Fstab {
-		names = append(names, f.Source)
-	}
-	for _, w := range strings.Fields(e.Config.CommandLine + " " + e.Limits.CommandLine) {
-		if root, is := strings.CutPrefix(w, "root="); is {
-			names = append(names, root)
-		}
-	}
-	for _, n := range names {
-		for prefix, driver := range map[string]string{"/dev/vd": "virtio_blk", "/dev/nvme": "nvme", "/dev/xvd": "vbd"} {
-			if strings.HasPrefix(n, prefix) {
-				one.Name, one.Driver, one.HostDriver = strings.TrimRight(strings.TrimPrefix(n, "/dev/"), "0123456789"), driver, ""
-				one.Guess = []string{"the driver: by the name " + n}
-			}
-		}
-	}
-	if one.Driver == "sd" {
-		one.Guess = append(one.Guess, "an adapter whose timers count; behind virtio or on Hyper-V nothing of this happens, "+
-			"and requests wait for ever")
-	}
-	if one.Driver == "nvme" {
-		nvmeLimits(e, &one)
-	}
-	for i := range e.FSs {
-		if f, ok := stallFS(e, &e.FSs[i]); ok && !strings.HasPrefix(f.Type, "nfs") && e.FSs[i].Device != "" {
-			one.FSs = append(one.FSs, f)
-		}
-	}
-	return []stall.Disk{one}
 }
 
 // servers are the mounts of NFS, each once.

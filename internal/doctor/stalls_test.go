@@ -128,3 +128,35 @@ func TestStallOfTheDead(t *testing.T) {
 		t.Errorf("/dev/vda1: %+v, want that it waits for ever", s.Disks[0].Outcomes)
 	}
 }
+
+// TestStallOfDeadNetworks: what fstab has wait for the network is on a disk of iSCSI, with the timers of iscsid.conf; multipath
+// queues as multipath.conf says.
+func TestStallOfDeadNetworks(t *testing.T) {
+	e := &evidence.Evidence{Kind: tree.Disk, Label: "h", FSs: []evidence.FS{{Type: "xfs", Device: "p1"}}}
+	e.Config.Fstab = []evidence.FstabEntry{{Source: "/dev/mapper/mpatha1", Point: "/", Type: "xfs"},
+		{Source: "UUID=1", Point: "/srv", Type: "ext4", Options: []string{"_netdev"}},
+		{Source: "nfs1:/x", Point: "/x", Type: "nfs4", Options: []string{"_netdev"}}}
+	e.Config.Multipath = map[string]evidence.Setting{"no_path_retry": {Value: "queue"}}
+	e.Config.ISCSI = map[string]evidence.Setting{"node.session.timeo.replacement_timeout": {Value: "60"}}
+	s := StallOf(e, 10*time.Minute, "")
+	if len(s.Disks) != 2 {
+		t.Fatalf("%d disks, want two", len(s.Disks))
+	}
+	for _, x := range s.Disks[0].Events {
+		if x.Harm == stall.ReadOnly {
+			t.Errorf("with no_path_retry queue %s happens", x.Kind)
+		}
+	}
+	found := false
+	for _, x := range s.Disks[1].Events {
+		if x.Kind == "replacement_timeout" {
+			found = true
+			if x.At.Low != 65*time.Second {
+				t.Errorf("requests fail after %s at the earliest, want 65 s", x.At.Low)
+			}
+		}
+	}
+	if !found {
+		t.Errorf("no session times out: %+v", s.Disks[1].Events)
+	}
+}

@@ -54,7 +54,7 @@ func (t *timeline) arrays(fails map[Case]Span) {
 func (t *timeline) stays(c Case) bool {
 	for i := range t.Events {
 		e := &t.Events[i]
-		if e.Case == c && e.Object == t.Disk.Name && e.Harm == Offline && e.Kind != "flush_fails" && e.Kind != "write_same_fails" {
+		if e.Case == c && e.Object == t.name() && e.Harm == Offline && e.Kind != "flush_fails" && e.Kind != "write_same_fails" {
 			return false
 		}
 	}

@@ -30,7 +30,7 @@ const (
 
 // nvme adds what drivers/nvme/host/pci.c does (nvme_timeout, Linux 6.1).
 func (t *timeline) nvme(fails map[Case]Span) {
-	name, d := t.Disk.Name, t.Disk.Timeout
+	name, d := t.name(), t.Disk.Timeout
 	if d <= 0 {
 		d = DefaultTimeout
 		t.assume("nvme_core.io_timeout: 30 s, as the driver sets it by itself")
@@ -66,14 +66,14 @@ func (t *timeline) nvme(fails map[Case]Span) {
 func (t *timeline) ata(fails map[Case]Span) {
 	v := t.scsiValues()
 	one, mid := expiry(v.timeout, t.m.HZ)
-	t.add(Event{Kind: "command_timeout", Object: t.Disk.Name, At: one, Usual: mid, Harm: Retries,
+	t.add(Event{Kind: "command_timeout", Object: t.name(), At: one, Usual: mid, Harm: Retries,
 		Text: "the first timeout: the link of the disk is reset", Why: "libata has no abort of a single command"})
 	tries := max(v.retries, 0) + 1
 	all := Span{times(tries, one.Low), plus(times(2*tries, one.High), times(tries, ataResets))}
-	t.add(Event{Kind: "retries_used", Object: t.Disk.Name, Case: Medium, At: all, Harm: Errors,
+	t.add(Event{Kind: "retries_used", Object: t.name(), Case: Medium, At: all, Harm: Errors,
 		Text: "the command has no try left and fails", Why: fmt.Sprintf("%d tries with a reset after each", tries)})
 	dead := Span{one.Low, plus(2*one.High, 3*ataResets)}
-	t.add(Event{Kind: "dead_offline", Object: t.Disk.Name, Case: Dead, At: dead, Harm: Offline,
+	t.add(Event{Kind: "dead_offline", Object: t.name(), Case: Dead, At: dead, Harm: Offline,
 		Text: "no reset has helped: the disk is disabled until the machine is started again or the bus is scanned",
 		Why:  "resets of 10, 10, 35 and 5 s, and up to 30 s for its identification after each; up to three such rounds"})
 	fails[Medium], fails[Dead] = all, dead
@@ -97,7 +97,7 @@ func (t *timeline) iscsi(fails map[Case]Span, usual map[Case]time.Duration) {
 			t.assume(fmt.Sprintf("%s: %s, as iscsid.conf has it when it is installed", v.name, v.usual))
 		}
 	}
-	name, v := t.Disk.Name, t.scsiValues()
+	name, v := t.name(), t.scsiValues()
 	one, mid := expiry(v.timeout, t.m.HZ)
 	lost := Span{i.NoopTimeout, i.NoopInterval + i.NoopTimeout + time.Second}
 	why := fmt.Sprintf("a ping each %s, which may take %s", i.NoopInterval, i.NoopTimeout)

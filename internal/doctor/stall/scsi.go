@@ -123,7 +123,7 @@ func (t *timeline) scsiValues() scsiValues {
 // scsi adds what the SCSI layer does: drivers/scsi/scsi_error.c and sd.c of Linux 6.1.
 func (t *timeline) scsi(fails map[Case]Span, usual map[Case]time.Duration) {
 	v := t.scsiValues()
-	name := t.Disk.Name
+	name := t.name()
 	one, mid := expiry(v.timeout, t.m.HZ)
 	slack := fmt.Sprintf("the block layer sees a timeout of %s after %s to %s", v.timeout, short(one.Low), short(one.High))
 	t.add(Event{Kind: "command_timeout", Object: name, At: one, Usual: mid, Harm: Retries,
@@ -144,7 +144,7 @@ func (t *timeline) scsi(fails map[Case]Span, usual map[Case]time.Duration) {
 // medium adds what comes where the disk answers tests: the error handler is content each time, the disk
 // counts, and is set offline; or the command has no try left before.
 func (t *timeline) medium(v scsiValues, one Span, mid time.Duration, fails map[Case]Span, usual map[Case]time.Duration) {
-	name := t.Disk.Name
+	name := t.name()
 	offlineAt := max(v.medium, 1) + 1 // the first timeout does not count: the handler has not been asked
 	tries := v.retries + 1
 	switch {
@@ -181,7 +181,7 @@ func ladder(eh, deadline time.Duration) time.Duration {
 }
 
 func (t *timeline) dead(v scsiValues, one Span, mid time.Duration, fails map[Case]Span, usual map[Case]time.Duration) {
-	name := t.Disk.Name
+	name := t.name()
 	steps := ladder(v.eh, v.deadline)
 	if v.retries == 0 {
 		t.add(Event{Kind: "retries_used", Object: name, Case: Dead, At: one, Usual: mid, Harm: Errors,
@@ -225,7 +225,7 @@ func (t *timeline) flush(v scsiValues) {
 		one, mid := expiry(c.timeout, t.m.HZ)
 		at, u := round(n, one, mid)
 		at.Low = times(max(1, n-1), one.Low)
-		t.add(Event{Kind: c.kind, Object: t.Disk.Name, Case: Medium, At: at, Usual: u, Harm: harm,
+		t.add(Event{Kind: c.kind, Object: t.name(), Case: Medium, At: at, Usual: u, Harm: harm,
 			If: c.what + " was the first to wait", Text: c.what + " has timed out: " + end, Why: c.why})
 	}
 }

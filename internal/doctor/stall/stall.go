@@ -301,6 +301,14 @@ type timeline struct {
 	Timeline
 }
 
+// name is what the events of the disk itself happen to.
+func (t *timeline) name() string {
+	if t.Disk.Multipath != nil {
+		return "each path of " + t.Disk.Name
+	}
+	return t.Disk.Name
+}
+
 func (t *timeline) add(e Event) { t.Events = append(t.Events, e) }
 
 func (t *timeline) assume(what string) { t.Assumed = append(t.Assumed, what) }
