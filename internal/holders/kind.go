@@ -63,10 +63,7 @@ func kindOrder(k Kind) int {
 func (h *Holder) release() string {
 	switch h.Kind {
 	case NestedMount, Mounted, Bind:
-		if h.Process.PID == 0 {
-			return "umount " + quote(h.Path)
-		}
-		return fmt.Sprintf("nsenter -t %d -m umount %s", h.Process.PID, quote(h.Path))
+		return h.releaseMount()
 	case Loop:
 		return "unmount what is on /dev/" + h.Device + ", then: losetup -d /dev/" + h.Device
 	case Swap:
@@ -93,12 +90,28 @@ func (h *Holder) release() string {
 	return h.releaseProcess()
 }
 
+// releaseMount says how a mount goes. The root is not unmounted by its name: umount(2) of it makes the
+// file system read-only, for all who have it mounted, and succeeds.
+func (h *Holder) releaseMount() string {
+	switch {
+	case h.Path == "/" && h.Process.PID == 0:
+		return "it is the root of this system: it goes when the system is shut down"
+	case h.Path == "/":
+		return stop(h.Process) + ", and all others whose root it is"
+	case h.Process.PID == 0:
+		return "umount " + quote(h.Path)
+	}
+	return fmt.Sprintf("nsenter -t %d -m umount %s", h.Process.PID, quote(h.Path))
+}
+
 func (h *Holder) releaseNamespace() string {
 	switch {
 	case h.Process.PID == 0:
 		return "find who keeps the namespace: a descriptor or a bind mount of it"
 	case h.FD >= 0:
 		return stop(h.Process) + ": its descriptor keeps a namespace without processes"
+	case h.Path == "/":
+		return h.releaseMount()
 	}
 	return fmt.Sprintf("nsenter -t %d -m umount %s, or %s", h.Process.PID, quote(cmp.Or(h.Path, "PATH")),
 		stop(h.Process))
