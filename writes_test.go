@@ -6,6 +6,7 @@ package shisa_test
 import (
 	"go/ast"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -141,5 +142,20 @@ func TestNothingIsStarted(t *testing.T) {
 				t.Errorf("%s imports %s; only %v may", s.at(i), i.Path.Value, runners)
 			}
 		}
+	}
+}
+
+// TestOnlyTheLabIsUnconfined: a guest that may do to the host what we may is one that the laboratory made.
+func TestOnlyTheLabIsUnconfined(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || s.dir == "internal/uml" || strings.HasPrefix(s.dir, "internal/lab/") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "RunUnconfined" {
+				t.Errorf("%s: RunUnconfined is for the laboratory; use Run", s.at(sel))
+			}
+			return true
+		})
 	}
 }

@@ -68,8 +68,7 @@ func mustRun(t *testing.T, args ...string) {
 	}
 }
 
-// stays boots the guest on a view of its disk, and tells whether it stays up: else it restarts itself. More are
-// words for the kernel's command line.
+// stays boots the guest on a view of its disk, and tells whether it stays up, as boots does.
 func stays(t *testing.T, image string, more ...string) bool {
 	t.Helper()
 	c, err := disk.Open(t.Context(), image, disk.Options{})
@@ -86,8 +85,15 @@ func stays(t *testing.T, image string, more ...string) bool {
 			t.Error(err)
 		}
 	}()
+	return boots(t, d.Path(), more...)
+}
+
+// boots boots a guest from a disk, and tells whether it stays up: else it restarts itself. More are words for
+// the kernel's command line.
+func boots(t *testing.T, raw string, more ...string) bool {
+	t.Helper()
 	r, err := uml.RunUnconfined(t.Context(), uml.Options{MemoryMiB: 384, Timeout: 4 * time.Minute,
-		Disks: []uml.Disk{{Path: d.Path()}}, Init: "/usr/lib/systemd/systemd",
+		Disks: []uml.Disk{{Path: raw}}, Init: "/usr/lib/systemd/systemd",
 		Append: append([]string{"root=/dev/ubda", "rw"}, more...)})
 	if err != nil {
 		t.Fatalf("boot %s: %v; its console ends with\n%s", strings.Join(more, " "), err, r.Console)
@@ -151,6 +157,31 @@ func TestFixBoots(t *testing.T) {
 	}
 	if stays(t, image) {
 		t.Error("after the undo the guest does not loop")
+	}
+	// It loops on its own disk, so that its journal has the boots: who is to blame is read there.
+	raw := filepath.Join(dir, "raw")
+	for range 3 {
+		if boots(t, raw) {
+			t.Fatal("the guest does not loop")
+		}
+	}
+	was = digest(t, raw)
+	told := run(3, "doctor", "boots", "--disk", raw)
+	if !strings.Contains(told, "to blame: nightly.service") {
+		t.Errorf("doctor boots says %s", told)
+	}
+	file := filepath.Join(dir, "boots.json")
+	run(3, "doctor", "boots", "--disk", raw, "--fix", "--out", file)
+	run(0, "apply", file)
+	if !stays(t, raw) {
+		t.Error("the guest loops after doctor boots --fix")
+	}
+	run(0, "undo", raw)
+	if digest(t, raw) != was {
+		t.Error("after the undo the disk has other bytes")
+	}
+	if stays(t, raw) {
+		t.Error("after the undo the guest does not loop on its own disk")
 	}
 }
 
