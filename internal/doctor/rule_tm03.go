@@ -35,12 +35,12 @@ func actingTimers(e *evidence.Evidence) (all []*TimerInfo) {
 	if e.Units == nil {
 		return nil
 	}
-	running := bootStarts(e)
+	running, left := bootStarts(e), maxPlayed
 	for _, u := range e.Units.Units {
 		if u.Type() != "timer" || u.State != units.Loaded || running[u.Name] == nil {
 			continue
 		}
-		if t := timerOf(e, u, running); t.played != nil {
+		if t := timerOf(e, u, running, &left); t.played != nil {
 			all = append(all, t)
 		}
 	}
@@ -57,7 +57,7 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 	ways := t.played.ways
 	i := slices.IndexFunc(ways, func(w way) bool { return w.byStamp() })
 	switch {
-	case i < 0 && t.Unsure != "":
+	case i < 0 && t.Unsure != "", slices.ContainsFunc(ways, func(w way) bool { return w.runs[0].Unfinished }):
 		return unknown(o, t.Unsure)
 	case i < 0:
 		return pass(o)

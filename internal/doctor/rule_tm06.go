@@ -33,6 +33,8 @@ func slowClock(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 	run := t.clockLoop()
 	why, at := t.risk(e)
 	switch {
+	case t.played.ways[0].runs[0].Unfinished:
+		return unknown(o, t.Unsure)
 	case run == nil && t.played.ways[0].runs[0].Loop, !at && c.Local != units.Maybe, run == nil:
 		return pass(o)
 	case !at:

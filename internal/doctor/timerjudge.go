@@ -68,7 +68,7 @@ func (t *TimerInfo) playable() *TimerAct {
 }
 
 // judge says what a timer will do to the machine.
-func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) {
+func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer, left *int) {
 	a := t.playable()
 	switch {
 	case a == nil:
@@ -93,12 +93,17 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer)
 		w := &j.ways[i]
 		one := *x
 		one.Stamp = w.stamp
-		w.runs = reboots.Matrix(reboots.World{Start: e.Clock.Present, Timers: []reboots.Timer{one}}, k)
+		w.runs = reboots.Matrix(reboots.World{Start: e.Clock.Present, Timers: []reboots.Timer{one}, Left: left}, k)
 		for n := range w.runs {
 			t.Runs = append(t.Runs, timerRun(w.text, &w.runs[n], e.Clock.Zone))
 		}
 	}
 	t.played = j
+	if *left <= 0 {
+		t.Danger, t.Unsure = TimerUnknown, tooMany
+		t.say("what becomes of the machine is not known: %s", t.Unsure)
+		return
+	}
 	t.conclude(e)
 }
 

@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -15,11 +16,20 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux/units"
 )
 
-// nextTimes is how many of a timer's next times are told.
-const nextTimes = 5
+// nextTimes is how many of a timer's next times are told. maxCalendars bounds the events of one timer, and
+// maxPlayed how often next times are looked for to play all timers of a machine: some hundred for each that makes no
+// loop.
+const (
+	nextTimes    = 5
+	maxCalendars = 32
+	maxPlayed    = 150_000
+)
 
-// timerOf tells of one timer. running are the units that each boot starts.
-func timerOf(e *evidence.Evidence, u *units.Unit, running map[string][]units.Start) *TimerInfo {
+// tooMany says why not all was played.
+const tooMany = "the machine has more timers and calendar events than are played"
+
+// timerOf tells of one timer. running are the units that each boot starts; left is how much may still be played.
+func timerOf(e *evidence.Evidence, u *units.Unit, running map[string][]units.Start, left *int) *TimerInfo {
 	t := &TimerInfo{Unit: u.Name, Starts: u.Triggered(), From: evidence.Source{Path: u.Path}, Reached: running[u.Name] != nil,
 		Settings: []string{}, Ignored: []string{}, Next: []time.Time{}, Later: []string{}, Stamp: "none",
 		Acts:   pulledActs(e, u.Triggered(), running),
@@ -27,9 +37,9 @@ func timerOf(e *evidence.Evidence, u *units.Unit, running map[string][]units.Sta
 	x := &reboots.Timer{Name: u.Name, Unit: t.Starts, Accuracy: time.Minute}
 	t.read(e, u, x)
 	t.stamp(e, x)
-	t.times(e, u, x)
+	t.times(e, u, x, left)
 	if len(t.Acts) > 0 {
-		t.judge(e, u, x)
+		t.judge(e, u, x, left)
 	}
 	return t
 }
@@ -46,6 +56,10 @@ func (t *TimerInfo) read(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) 
 			spec, err := calendar.Parse(s.Value, zones)
 			if err != nil {
 				t.ignore(s, err)
+				continue
+			}
+			if len(x.Calendar) == maxCalendars {
+				t.Unsure = fmt.Sprintf("it has more than %d calendar events", maxCalendars)
 				continue
 			}
 			x.Calendar = append(x.Calendar, spec)
@@ -124,8 +138,12 @@ func (t *TimerInfo) stamp(e *evidence.Evidence, x *reboots.Timer) {
 
 // times finds the next times of a timer, of its calendars and, of a machine that runs, of what counts from
 // its start.
-func (t *TimerInfo) times(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) {
+func (t *TimerInfo) times(e *evidence.Evidence, u *units.Unit, x *reboots.Timer, left *int) {
 	for _, spec := range x.Calendar {
+		if *left -= nextTimes; *left < 0 {
+			*left, t.Unsure = 0, tooMany
+			break
+		}
 		t.Next = append(t.Next, spec.Times(e.Now, nextTimes)...)
 	}
 	for _, s := range u.Elapses() {

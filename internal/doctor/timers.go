@@ -248,13 +248,13 @@ func timersOf(e *evidence.Evidence) *Timers {
 		return t
 	}
 	t.Systemd, t.Clock = true, clockInfo(e)
-	reached := bootStarts(e)
+	reached, left := bootStarts(e), maxPlayed
 	for _, u := range e.Units.Units {
 		if u.State != units.Loaded {
 			continue
 		}
 		if u.Type() == "timer" {
-			t.Timers = append(t.Timers, *timerOf(e, u, reached))
+			t.Timers = append(t.Timers, *timerOf(e, u, reached, &left))
 		} else if reached[u.Name] != nil {
 			t.AtStart = append(t.AtStart, actsAtStart(e, u)...)
 		}

@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -214,5 +215,28 @@ func TestTimersUnknown(t *testing.T) {
 	e.Units = nil
 	if r := ExamineTimers([]*evidence.Evidence{e}); r.Verdict != finding.CannotTell {
 		t.Errorf("without units the verdict is %s", r.Verdict)
+	}
+}
+
+// TestTimersBounded holds that a machine whose units were made to take for ever is told about in bounded time, and
+// that what was not played is not taken for harmless.
+func TestTimersBounded(t *testing.T) {
+	e := newNightly(t, stale, readOnly, func(n *nightly) {
+		text := "[Timer]\nPersistent=yes\n" + strings.Repeat("OnCalendar=Mon *-02-29 23:59:59\nOnCalendar=*-*~28 03:30:0/0.1\n", 40)
+		for i := range 20 {
+			name := fmt.Sprintf("etc/systemd/system/timers.target.wants/x%d.timer", i)
+			n.files[name] = "-> /etc/systemd/system/x.timer"
+			n.files[fmt.Sprintf("etc/systemd/system/x%d.timer", i)] = text + "Unit=daily_reboot.service\n"
+			n.files[name] = fmt.Sprintf("-> /etc/systemd/system/x%d.timer", i)
+		}
+	})
+	m := &ExamineTimers([]*evidence.Evidence{e}).Machines[0]
+	if worst, unsure := m.Worst(); !unsure || worst != TimerLoops {
+		t.Errorf("the worst is %s, unsure %v", worst, unsure)
+	}
+	left := 10
+	x := timerOf(e, e.Units.Unit("daily_reboot.timer"), bootStarts(e), &left)
+	if x.Danger != TimerUnknown || x.Unsure == "" || left < 0 {
+		t.Errorf("with nothing left to play: danger %s, unsure %q, %d left", x.Danger, x.Unsure, left)
 	}
 }

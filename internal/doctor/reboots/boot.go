@@ -279,7 +279,7 @@ func (b *boot) wait(t *timer, stepped bool) {
 		if base.IsZero() {
 			base = t.began
 		}
-		next, ok := spec.Next(base)
+		next, ok := b.after(spec, base)
 		if !ok {
 			continue
 		}
@@ -325,6 +325,17 @@ func (b *boot) wait(t *timer, stepped bool) {
 		b.note(Waits, t.Name, "it waits for "+t.why)
 		b.out.Events[len(b.out.Events)-1].For = t.wait.due
 	}
+}
+
+// after gives the next time of a calendar, none if it may not be looked for any more.
+func (m *machine) after(spec *calendar.Spec, base time.Time) (time.Time, bool) {
+	if m.Left != nil {
+		if *m.Left <= 0 {
+			return time.Time{}, false
+		}
+		*m.Left--
+	}
+	return spec.Next(base)
 }
 
 // delay adds the longest delay that may be drawn.
@@ -378,7 +389,7 @@ func (b *boot) due(t *timer) bool {
 		return false
 	}
 	for _, spec := range t.Calendar {
-		if next, ok := spec.Next(b.out.Began.Add(-time.Second)); ok && !next.After(b.trueTime()) {
+		if next, ok := b.after(spec, b.out.Began.Add(-time.Second)); ok && !next.After(b.trueTime()) {
 			return true
 		}
 	}

@@ -100,6 +100,9 @@ type World struct {
 	Clock  Clock
 	// Late has each delay be the longest possible, else the shortest.
 	Late bool
+	// Left is how often the next time of a calendar may still be looked for, which somebody's units could make
+	// take for ever; nil is as often as it takes. It is counted down.
+	Left *int
 }
 
 // How long parts of a boot take, as measured in small guests; nothing rests on the exact values.
@@ -169,7 +172,9 @@ type Boot struct {
 // Run is what became of a world.
 type Run struct {
 	Clock string `json:"clock"`
-	Boots []Boot `json:"boots"`
+	// Unfinished: World.Left was used up, and nothing is known.
+	Unfinished bool   `json:"unfinished"`
+	Boots      []Boot `json:"boots"`
 	// Loop: boots that end wrongly follow one another.
 	Loop bool `json:"loop"`
 	// Begins is when the first of its boots does. Period is from one start to the next in the loop; Ends how long it
@@ -212,6 +217,9 @@ func Simulate(w World) Run {
 		at = b.Began.Add(b.Lasted + downTakes)
 	}
 	r.judge(m, wrong)
+	if w.Left != nil && *w.Left <= 0 {
+		return Run{Clock: w.Clock.Name, Boots: r.Boots, Surprise: -1, Unfinished: true}
+	}
 	return r
 }
 

@@ -179,6 +179,18 @@ func chain(r *Run) string {
 	return s.String()
 }
 
+// TestLeft holds that no more is looked for than may be, and that the rest is then not known.
+func TestLeft(t *testing.T) {
+	w := rows(t)["S3: a stale stamp, not writable"].World
+	for _, left := range []int{1 << 20, 3, 0} {
+		n := left
+		w.Left = &n
+		if got := Simulate(w); got.Unfinished != (left < 1<<20) || got.Loop == got.Unfinished || n < 0 {
+			t.Errorf("with %d left: unfinished %v, loop %v, %d left after it", left, got.Unfinished, got.Loop, n)
+		}
+	}
+}
+
 // TestSlowClockEnds holds that the loop of a slow clock ends when the clock at the start has passed the event.
 func TestSlowClockEnds(t *testing.T) {
 	got := Simulate(rows(t)["A: nine hours slow, set right after the start"].World)
