@@ -305,7 +305,7 @@ func (l *loader) disarms(ctx context.Context, u *Unit, a *did, fresh map[string]
 		if by == nil {
 			continue
 		}
-		g := Guard{Kind: Disarms, Text: "it does so once: then " + strings.Join(by, ", ") + " keeps it from that",
+		g := Guard{Kind: Disarms, Text: "it stops that by itself: " + strings.Join(by, ", ") + " keeps it from it",
 			Lasting: lasting, From: a.Setting.From}
 		if len(by) > 0 {
 			g.Path = by[0]

@@ -171,6 +171,7 @@ func (s *shell) value(w string) string {
 	if !strings.Contains(w, unknown) {
 		return w
 	}
+	w = strings.ReplaceAll(w, whole, "")
 	var b strings.Builder
 	for i, part := range strings.Split(w, unknown) {
 		switch v, known := s.vars[part]; {
@@ -193,10 +194,11 @@ func (s *shell) simple(ctx context.Context, n *node) Truth {
 	words := make([]string, 0, len(n.words))
 	for _, w := range n.words {
 		v := s.value(w)
-		if v == "" && strings.Contains(w, unknown) {
+		bare := strings.Contains(w, unknown) && !strings.Contains(w, whole)
+		if v == "" && bare {
 			continue
 		}
-		if len(words) == 0 && strings.Contains(w, unknown) && strings.ContainsAny(v, " \t") {
+		if len(words) == 0 && bare && strings.ContainsAny(v, " \t") {
 			words = append(words, strings.Fields(v)...) // $CMD
 			continue
 		}

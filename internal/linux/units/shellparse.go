@@ -19,6 +19,9 @@ const (
 // command.
 const unknown = "\x00"
 
+// whole stands in a word before a value in quotes: it is one word even if it is empty.
+const whole = "\x01"
+
 // node is a part of a script as the shell's grammar has it (POSIX.1-2017, "Shell Command Language", 2.10). Only what
 // is needed to tell which commands run is kept.
 type node struct {

@@ -118,10 +118,11 @@ func (p *shellParser) double(b *strings.Builder) {
 				p.at++
 			}
 		case '$':
+			b.WriteString(whole)
 			p.dollar(b)
 		case '`':
 			p.skipTo('`')
-			b.WriteString(unknown + unknown)
+			b.WriteString(whole + unknown + unknown)
 		case '\n':
 			p.line++
 			fallthrough
