@@ -52,14 +52,14 @@ func (t *TimerInfo) read(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) 
 			continue
 		}
 		text := s.Key + "=" + s.Value
+		if s.Key == "OnCalendar" && len(x.Calendar) == maxCalendars {
+			t.Unsure = fmt.Sprintf("it has more than %d calendar events", maxCalendars)
+			continue
+		}
 		if s.Key == "OnCalendar" {
 			spec, err := calendar.Parse(s.Value, zones)
 			if err != nil {
 				t.ignore(s, err)
-				continue
-			}
-			if len(x.Calendar) == maxCalendars {
-				t.Unsure = fmt.Sprintf("it has more than %d calendar events", maxCalendars)
 				continue
 			}
 			x.Calendar = append(x.Calendar, spec)
