@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +25,8 @@ import (
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
 	"github.com/shisa-vm/shisa/internal/guest/volume"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
+	"github.com/shisa-vm/shisa/internal/inside"
+	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/repair"
 	"github.com/shisa-vm/shisa/internal/testenv"
@@ -36,6 +37,9 @@ import (
 func TestMain(m *testing.M) {
 	if uml.IsStage(os.Args) {
 		os.Exit(uml.Stage())
+	}
+	if jail.IsChild(os.Args) {
+		os.Exit(jail.Serve())
 	}
 	if IsChild(os.Args) {
 		os.Exit(Serve(os.Args, os.Stdin, os.Stdout))
@@ -178,7 +182,18 @@ func root(l *volume.Layout) int {
 // plan makes a plan for the guest.
 func (g *guest) plan(t *testing.T, changes []Change, o Options) (*Made, error) {
 	t.Helper()
-	c, l := g.open(t)
+	// As the commands do: what divides the disk is read by a child without rights.
+	in, err := inside.Open(t.Context(), inside.Name{Disk: g.image}, inside.Options{Policy: disk.Policy{Follow: true},
+		Format: g.format})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	part := root(in.Layout)
+	pieces, err := in.Pieces(t.Context(), part)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f, err := diskio.Open(g.image)
 	if err != nil {
 		t.Fatal(err)
@@ -187,9 +202,8 @@ func (g *guest) plan(t *testing.T, changes []Change, o Options) (*Made, error) {
 	o.StateDir, o.Step = g.state, plan.Step{Code: finding.TM08.Code, Name: finding.TM08.Name}
 	o.Log = func(text string) { t.Log(text) }
 	o.Repair = repair.Options{Check: qcow2.CheckOptions{DataFileBytes: -1}}
-	v := l.Volumes[root(l)]
 	was := sum(t, g.image)
-	m, err := Image(t.Context(), Target{Volume: v, Pieces: slices.Collect(v.Pieces(0, v.Size)), Disk: c, Image: f, SizeBytes: f.Size(), Format: g.format,
+	m, err := Image(t.Context(), Target{Volume: in.Layout.Volumes[part], Pieces: pieces, Disk: in.Layout.Disks[0].Data, Image: f, SizeBytes: f.Size(), Format: g.format,
 		Name: g.image}, changes, o)
 	if sum(t, g.image) != was {
 		t.Error("the plan changed the image")
