@@ -44,7 +44,7 @@ build: ## build the program: build/shisa, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/shisa ./cmd/shisa
 
 .PHONY: demo
-demo: build ## make a small broken world in a scratch directory and scan it
+demo: build ## make a small broken world in a scratch directory, scan it, and tell five stories
 	@build/shisa demo || { status=$$?; test $$status -eq 3 || exit $$status; }
 
 .PHONY: check

@@ -5,6 +5,8 @@ package demo
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -14,19 +16,20 @@ import (
 // timer is enabled too.
 func Loop(dir string, now time.Time) error {
 	const etc, usr = "etc/systemd/system/", "usr/lib/systemd/system/"
-	return plant(dir, map[string]string{
+	const log, stamp = "var/log/syslog", "var/lib/systemd/timers/stamp-daily_reboot.timer"
+	err := plant(dir, map[string]string{
 		"etc/hostname":      "cache1\n",
 		"etc/machine-id":    "0123456789abcdef0123456789abcdef\n",
 		"etc/fstab":         "/dev/vda1 / ext4 errors=remount-ro 0 1\n",
 		"usr/bin/systemctl": "",
 		"boot/grub/grub.cfg": "set timeout_style=hidden\nset timeout=0\n" +
 			"menuentry 'Debian' {\n\tlinux /vmlinuz root=/dev/vda1 ro quiet\n}\n",
-		"var/log/syslog": shortBoots(now),
-		"var/lib/systemd/timers/stamp-daily_reboot.timer": "",
-		usr + "default.target":                            "[Unit]\nRequires=multi-user.target\n",
-		usr + "multi-user.target":                         "[Unit]\nRequires=sysinit.target\nWants=timers.target\n",
-		usr + "sysinit.target":                            "[Unit]\n",
-		usr + "timers.target":                             "[Unit]\n",
+		log:                       shortBoots(now),
+		stamp:                     "",
+		usr + "default.target":    "[Unit]\nRequires=multi-user.target\n",
+		usr + "multi-user.target": "[Unit]\nRequires=sysinit.target\nWants=timers.target\n",
+		usr + "sysinit.target":    "[Unit]\n",
+		usr + "timers.target":     "[Unit]\n",
 		etc + "daily_reboot.timer": "[Unit]\nDescription=Restart each night\n\n" +
 			"[Timer]\nOnCalendar=*-*-* 03:30:00\nPersistent=true\n\n[Install]\nWantedBy=timers.target\n",
 		etc + "daily_reboot.service": "[Unit]\nDescription=Restart before memory is used up\n\n" +
@@ -37,6 +40,13 @@ func Loop(dir string, now time.Time) error {
 		etc + "timers.target.wants/daily_reboot.timer":       "../daily_reboot.timer",
 		etc + "multi-user.target.wants/daily_reboot.service": "../daily_reboot.service",
 	})
+	// The times of these files say when the timer elapsed last, and that no log is missing since.
+	for _, name := range []string{log, stamp} {
+		if err == nil {
+			err = os.Chtimes(filepath.Join(dir, name), now, now)
+		}
+	}
+	return err
 }
 
 // shortBoots is a syslog of five boots of some seconds each.
