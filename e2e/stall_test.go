@@ -377,11 +377,12 @@ func TestStallSet(t *testing.T) {
 				Commands: [][]string{{"/bin/sh", script, filepath.Join(dir, "shisa"), rules}}})
 			said := got.Outputs[0]
 			t.Log(said)
-			other := "30"
+			other, place := "30", "77 30"
 			if rules != "" {
-				other = "180"
+				other, place = "180", "180 180" // it runs after all that is assigned
 			}
-			for _, want := range []string{"before 30 30\n", "applied 300 30\n", "at an event 300 " + other + "\n", "undone 30 ", "rules left 0\n"} {
+			for _, want := range []string{"before 30 30\n", "applied 300 30\n", "at an event 300 " + other + "\n", "undone 30 ", "rules left 0\n",
+				"by place " + place + "\n"} {
 				if !strings.Contains(said, want) {
 					t.Errorf("the guest did not say %q", want)
 				}
@@ -398,7 +399,13 @@ say() { echo "$1 $(cat /sys/block/sda/device/timeout) $(cat /sys/block/sdb/devic
 mount -t tmpfs tmpfs /etc/udev/rules.d
 if [ -n "$2" ]; then echo "$2" > /etc/udev/rules.d/99-vmware-scsi-udev.rules; fi
 say before
-"$shisa" doctor stall --device sda --set 300 --apply --state /run/state
+if [ -n "$2" ]; then
+	"$shisa" doctor stall --device sda --set 300 --apply --state /run/state
+else
+	"$shisa" doctor stall --device sda --set 300 --out /run/plan.json
+	say planned
+	"$shisa" apply --state /run/state /run/plan.json
+fi
 say applied
 cat /etc/udev/rules.d/99-zz-shisa-*
 echo 30 > /sys/block/sda/device/timeout
@@ -411,4 +418,13 @@ echo 300 > /sys/block/sda/device/timeout
 "$shisa" undo --state /run/state /etc/udev/rules.d/99-zz-shisa-*
 say undone
 echo "rules left $(ls /etc/udev/rules.d | grep shisa | wc -l)"
+# A disk without a WWID is named by where it is attached: the same form as doctor.TimeoutPlan has it.
+place=$(readlink -f /sys/block/sda | sed 's#^/sys##; s#/host[0-9]*/#/host*/#; s#/target[0-9]*:#/target*:#; s#/[0-9]*:0:0:0/#/*:0:0:0/#; s#/sda$#/*#')
+echo 'ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", DEVPATH=="'$place'", ATTR{device/vendor}=="VMware", '\
+'ATTR{device/model}=="Virtual disk", ATTR{device/timeout}="77"' > /etc/udev/rules.d/99-zz-place.rules
+cat /etc/udev/rules.d/99-zz-place.rules
+udevadm control --reload
+udevadm trigger --action=add --subsystem-match=block --sysname-match='sd?'
+udevadm settle --timeout=60
+say "by place"
 `
