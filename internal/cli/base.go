@@ -31,6 +31,7 @@ chains lead, from what processes have open, and from the machines that are confi
 any of them: then the exit status is 4.`,
 		Example: `  shisa base scan /var/lib/nova/instances          who needs what
   shisa base why /var/lib/nova/instances NAME      all that needs one base
+  shisa base missing /var/lib/nova/instances       what is missing, and the ways to bring it back
   shisa base protect /var/lib/nova/instances       keep them from being lost
   shisa base restore /var/lib/nova/instances NAME  bring one back`,
 		Args: cobra.ArbitraryArgs,
@@ -41,7 +42,8 @@ any of them: then the exit status is 4.`,
 			return usageError(c, "no command was given")
 		},
 	}
-	c.AddCommand(newBaseScan(s), newBaseWhy(s), newBaseProtect(s), newBaseUnprotect(s), newBaseRestore(s))
+	c.AddCommand(newBaseScan(s), newBaseWhy(s), newBaseMissing(s), newBaseProtect(s), newBaseUnprotect(s),
+		newBaseRestore(s), newBaseAdopt(s))
 	return c
 }
 
@@ -57,7 +59,7 @@ func (o *poolOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	jsonFlag(c, &o.json)
 	f.StringArrayVar(&o.also, "also", nil, "images below `DIR` may rest on the bases too; may be given again")
-	f.StringVar(&o.baseName, "base-name", "_base", "what the directory of bases in POOL is called")
+	f.StringVar(&o.baseName, "base-name", "_base", "the directory of bases in POOL is called `NAME`")
 	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
 }
 

@@ -211,7 +211,7 @@ that a cleaner does not remove it again at once. Nothing is ever written over.`,
 	f := c.Flags()
 	f.Uint64Var(&r.Inode, "inode", 0, "the shield with inode `N`, where there are several of that name")
 	f.StringVar(&r.As, "as", "", "bring it back under another `NAME`")
-	f.StringVar(&r.Why, "reason", "", "why, for the audit")
+	f.StringVar(&r.Why, "reason", "", "`TEXT` for the audit: why")
 	return c
 }
 

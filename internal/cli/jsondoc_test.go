@@ -28,6 +28,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/refs/ways"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/umount"
 	"github.com/shisa-vm/shisa/internal/vault"
@@ -72,6 +73,7 @@ func jsonDocuments() map[string]any {
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
 		render.BaseDoneSchema:    pool.Done{},
+		render.BaseMissingSchema: ways.Report{},
 		render.BaseEventSchema:   pool.Happened{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
@@ -244,6 +246,8 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 		switch typ { // where another package has the name too
 		case reflect.TypeFor[holders.Holder]():
 			name = "mount_holder"
+		case reflect.TypeFor[ways.Way]():
+			name = "way_back"
 		case reflect.TypeFor[trace.Mount]():
 			name = "traced_mount"
 		case reflect.TypeFor[trace.Umount]():

@@ -223,7 +223,7 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		}
 		name := filepath.Base(f.Path)
 		p, _ := t.o.Host.Linux.Process(ctx, f.PID) // one that cannot be read has its number
-		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, As: f.Path}
+		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, FD: f.FD, As: f.Path}
 		if f.PID == 0 {
 			u.Holder = "/dev/" + f.Device
 		}

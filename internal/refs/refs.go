@@ -70,8 +70,9 @@ type Reference struct {
 	// Depth is how many images lie between: 1 for one that rests on the base itself. It is 0 for what is no
 	// image.
 	Depth int `json:"depth"`
-	// PID is that of a process, 0 for none.
+	// PID is that of a process, 0 for none; FD is its descriptor for one that was removed.
 	PID int `json:"pid"`
+	FD  int `json:"fd"`
 	// Since is when the holder came to be, zero if that is not known.
 	Since time.Time `json:"since,omitempty"`
 	// As is the name by which the holder knows the base.
@@ -201,7 +202,7 @@ func (o *Options) layout(ctx context.Context) (bases string, roots []string, pla
 
 // BasesIn gives the directory of the bases of a pool; the arguments are those of Options.
 func BasesIn(ctx context.Context, name, baseName string, timeout time.Duration) (string, error) {
-	o := Options{Pool: name, BaseName: baseName, Timeout: timeout}
+	o := Options{Pool: name, BaseName: baseName, Timeout: cmp.Or(timeout, defaultTimeout)}
 	bases, _, _, err := o.layout(ctx)
 	return bases, err
 }

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+// Adopt copies a file to where a base is missing. Who calls it has proved that it is that base; why says by what, for
+// the audit. An existing name is never written over: ErrThere. After another error the name is not there.
+func Adopt(ctx context.Context, candidate, name, why string, o Options) (*pool.Done, error) {
+	k := newKeeper(o)
+	if strings.ContainsRune(name, '/') || name == "" || name == "." || name == ".." {
+		return nil, fmt.Errorf("%q is no name in a directory", name)
+	}
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.begin(ctx, s); err != nil {
+		return nil, err
+	}
+	d := newDone(k.Bases, s)
+	to := filepath.Join(k.Bases, name)
+	if err := k.step(ctx, "copy "+name); err != nil {
+		return d, err
+	}
+	progress := func(done, total int64) {
+		if k.Progress != nil {
+			k.Progress(name, done, total)
+		}
+	}
+	c, err := diskio.CopyNew(ctx, k.Disk, candidate, to, progress)
+	if errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("%s %w", to, ErrThere)
+	}
+	if err != nil {
+		return nil, err
+	}
+	id, err := c.File.Identity()
+	if err = errors.Join(err, c.File.Close()); err != nil {
+		return d, err
+	}
+	d.Restored = append(d.Restored, name)
+	return d, k.note(ctx, "adopt", name, id.Ino, candidate, why)
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shisa-vm/shisa/internal/apply/bases"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/ways"
+	"github.com/shisa-vm/shisa/internal/render"
+)
+
+func newBaseMissing(s *stdio) *cobra.Command {
+	var o poolOptions
+	var from []string
+	c := &cobra.Command{
+		Use:   "missing POOL",
+		Short: "list the bases that are gone, and how to bring them back",
+		Long: `missing lists each base that is needed and not there, and how it can be brought back, the best way first, with
+what proves it: its shield, a process that still has it open, or a file of another node (--from). Such a candidate
+is held against the SHA-256 that "shisa base protect" recorded. Where none was, it is held against the images that
+rest on the base: they hold pieces of it, and of the right one many times as many as of any other.
+
+It only reads. The exit status is 3 if anything is missing.`,
+		Example: `  shisa base missing /var/lib/nova/instances
+  shisa base missing --from /mnt/node2/_base /var/lib/nova/instances`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error { return runBaseMissing(c.Context(), o, from, args[0], s) },
+	}
+	o.flags(c)
+	c.Flags().StringArrayVar(&from, "from", nil, "candidates are `FILE`, or the files in that directory; may be given again")
+	return c
+}
+
+// ways tells how what is missing in a pool can be brought back.
+func (o *poolOptions) ways(ctx context.Context, pool string, from []string, s *stdio) (*ways.Report, error) {
+	c, err := o.census(ctx, pool, s)
+	if err != nil {
+		return nil, err
+	}
+	bar := newProgress(s, "reading candidates")
+	defer bar.Done()
+	return ways.Find(ctx, c, ways.Options{From: from,
+		Progress: func(what string, done, total int64) { bar.Part(filepath.Base(what), done, total) }})
+}
+
+func runBaseMissing(ctx context.Context, o poolOptions, from []string, pool string, s *stdio) error {
+	r, err := o.ways(ctx, pool, from, s)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		err = render.JSON(s.out, render.BaseMissingSchema, r)
+	} else {
+		err = render.BaseMissing(s.out, r, pool, render.Style{Width: s.width, Color: s.colour, All: o.all})
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(r.Status[0])
+}
+
+func newBaseAdopt(s *stdio) *cobra.Command {
+	var o poolOptions
+	var name, reason string
+	var risks []string
+	c := &cobra.Command{
+		Use:   "adopt POOL CANDIDATE",
+		Short: "put a proved copy in the place of a base that is gone",
+		Long: `adopt copies another file to where a missing base should be, after it was proved that it is that base: by the
+SHA-256 that was recorded, or by the images that rest on it. A candidate that nothing speaks against, and too little
+for, is taken only with --accept-risk=unproved:NAME; one that is refuted never is: a wrong base looks sound to every
+check, and guests would read another disk's bytes.
+
+The candidate may be a file of another node, or /proc/PID/fd/N of a process that has the base open. Nothing is ever
+written over, and the candidate is only read.`,
+		Example: `  shisa base adopt --for 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b /var/lib/nova/instances /mnt/node2/_base/7d87e4ab...
+  shisa base adopt --for golden.qcow2 /var/lib/libvirt/images /proc/4711/fd/12`,
+		Args: wantArgs(2, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			if name == "" {
+				return usageError(c, "--for says which base it is to be")
+			}
+			for _, r := range risks {
+				if r != "unproved:"+name {
+					return usageError(c, "the only risk that can be taken here is unproved:%s", name)
+				}
+			}
+			return runBaseAdopt(c.Context(), o, adopting{args[1], name, reason, len(risks) > 0}, args[0], s)
+		},
+	}
+	o.flags(c)
+	f := c.Flags()
+	f.StringVar(&name, "for", "", "the base that is missing: the `NAME` of its file")
+	f.StringVar(&reason, "reason", "", "`TEXT` for the audit: why")
+	f.StringArrayVar(&risks, "accept-risk", nil, "take a `RISK`: unproved:NAME")
+	return c
+}
+
+// adopting is what is to be adopted.
+type adopting struct {
+	candidate, name, reason string
+	unproved                bool
+}
+
+func runBaseAdopt(ctx context.Context, o poolOptions, a adopting, pool string, s *stdio) error {
+	r, err := o.ways(ctx, pool, []string{a.candidate}, s)
+	if err != nil {
+		return err
+	}
+	way, err := r.Proved(a.name, a.candidate)
+	if err != nil {
+		return finding.WithHint(err, "shisa base missing "+render.Word(pool)+" lists what is")
+	}
+	switch {
+	case way.Proof == ways.Refuted:
+		return withStatus(finding.StatusRefused, fmt.Errorf("%s is not %s: %s", a.candidate, a.name, way.Why))
+	case way.Proof == ways.Unproved && !a.unproved:
+		return finding.WithHint(withStatus(finding.StatusRefused,
+			fmt.Errorf("nothing proves that %s is %s: %s", a.candidate, a.name, way.Why)),
+			"if you know that it is: --accept-risk=unproved:"+render.Word(a.name))
+	}
+	dir, err := refs.BasesIn(ctx, pool, o.baseName, 0)
+	if err != nil {
+		return err
+	}
+	act, done, err := o.act(dir, s)
+	if err != nil {
+		return err
+	}
+	why := string(way.Proof) + ": " + way.Why
+	if a.reason != "" {
+		why += "; " + a.reason
+	}
+	d, err := bases.Adopt(ctx, a.candidate, a.name, why, act)
+	done()
+	if errors.Is(err, bases.ErrThere) {
+		return withStatus(finding.StatusRefused, err)
+	}
+	if err != nil {
+		return err
+	}
+	return o.did(d, s)
+}

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package ways tells how a base that is needed and missing can be brought back, and proves of each candidate that it
+// is that base. It only reads.
+package ways
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+// How a base can be had.
+type How string
+
+// The ways, the best first.
+const (
+	// Shield: the very file has another name.
+	Shield How = "shield"
+	// Descriptor: a process still has the very file open.
+	Descriptor How = "descriptor"
+	// Candidate: another file may be the same.
+	Candidate How = "candidate"
+	// Make: it held nothing that a program could not make again.
+	Make How = "make"
+)
+
+// Proof is how sure a way is.
+type Proof string
+
+// The proofs.
+const (
+	// SameFile: it is the same inode.
+	SameFile Proof = "same_file"
+	// SameDigest: it has the SHA-256 that was recorded of the base.
+	SameDigest Proof = "same_digest"
+	// SameBlocks: the images on top of it hold pieces of it, and of no other candidate as many.
+	SameBlocks Proof = "same_blocks"
+	// Unproved: nothing tells for or against it.
+	Unproved Proof = "unproved"
+	// Refuted: it is another file.
+	Refuted Proof = "refuted"
+)
+
+// Way is one way to bring a base back.
+type Way struct {
+	How   How    `json:"how"`
+	Proof Proof  `json:"proof"`
+	Path  string `json:"path"`
+	// PID is that of the process, 0 for other ways.
+	PID int `json:"pid"`
+	// Share is how much of the images on top of the base is found in a candidate.
+	Share Share `json:"share"`
+	// Why says in words what the proof is, or what speaks against it.
+	Why string `json:"why"`
+
+	sum string // the digest of a candidate that may be proved by its blocks
+}
+
+// Missing is a base that is needed and not there.
+type Missing struct {
+	Name     string           `json:"name"`
+	Path     string           `json:"path"`
+	NeededBy []refs.Reference `json:"needed_by"`
+	// Ways are how it can be brought back, the best first.
+	Ways []Way `json:"ways"`
+}
+
+// Report is the result for a pool (schema shisa.base-missing/1).
+type Report struct {
+	Bases   string    `json:"bases"`
+	Missing []Missing `json:"missing"`
+	// Gaps are what could not be looked at: of the pool, and of the candidates.
+	Gaps   []finding.Blind `json:"gaps"`
+	Status []int           `json:"status"`
+}
+
+// Options say where candidates are looked for.
+type Options struct {
+	// From are directories of other files that may be the base, such as the cache of another node, and files.
+	From []string
+	// Timeout is how long a name is waited for; 0 is ten seconds.
+	Timeout time.Duration
+	// Progress, if set, is told of the candidate that is read.
+	Progress func(what string, done, total int64)
+}
+
+const (
+	// maxCandidates bounds how many files are read for one base.
+	maxCandidates = 256
+	// leastShare of the blocks have to be the same, and leadShare times as many as in any other candidate.
+	leastShare, leadShare = 0.5, 3
+	// maxOverlays is how many images on top of a base are read.
+	maxOverlays = 3
+)
+
+// Find tells how the missing bases of a census can be brought back. The error is that of ctx.
+func Find(ctx context.Context, c *refs.Census, o Options) (*Report, error) {
+	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
+	s, err := pool.Read(ctx, c.Bases, o.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	r := &Report{Bases: c.Bases, Missing: []Missing{}, Gaps: slices.Clone(c.Gaps)}
+	f := &finder{o: o, r: r, s: s}
+	if err := f.candidates(ctx); err != nil {
+		return nil, err
+	}
+	for i := range c.All {
+		b := &c.All[i]
+		if b.State != refs.Missing {
+			continue
+		}
+		m := Missing{Name: b.Name, Path: b.Path, NeededBy: b.Uses, Ways: []Way{}}
+		if err := f.ways(ctx, &m); err != nil {
+			return nil, err
+		}
+		r.Missing = append(r.Missing, m)
+	}
+	var status []int
+	if len(r.Missing) > 0 {
+		status = append(status, finding.StatusFound)
+	}
+	if len(r.Gaps) > 0 {
+		status = append(status, finding.StatusCannotTell)
+	}
+	r.Status = finding.OrderStatus(status...)
+	return r, nil
+}
+
+type finder struct {
+	o Options
+	r *Report
+	s *pool.State
+	// files are what may be a base, with its length.
+	files []file
+}
+
+type file struct {
+	path string
+	name string
+	stat diskio.Stat
+}
+
+func (f *finder) gap(object, what string, err error) {
+	f.r.Gaps = append(f.r.Gaps, finding.Blind{Object: object, What: what, Reason: err.Error(),
+		Host: []finding.Range{}, Guest: []finding.Range{}})
+}
+
+// candidates lists the files that may be a base.
+func (f *finder) candidates(ctx context.Context) error {
+	var dirs []string
+	for _, p := range f.o.From {
+		st, err := diskio.Within(ctx, f.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(p) }, nil)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, diskio.ErrDirectory):
+			dirs = append(dirs, p)
+		case err != nil:
+			f.gap(p, "candidate", err)
+		default:
+			f.files = append(f.files, file{p, filepath.Base(p), st})
+		}
+	}
+	s := diskio.Sweep{Workers: 1, Timeout: f.o.Timeout, Enter: func(string) bool { return false },
+		File: func(_ int, w *diskio.Swept) { f.files = append(f.files, file{w.Path(), w.Name, w.Stat}) },
+		Other: func(kind diskio.WalkKind, path string, err error) {
+			if kind == diskio.WalkBlind {
+				f.gap(path, "candidates", err)
+			}
+		}}
+	err := s.Run(ctx, dirs)
+	slices.SortFunc(f.files, func(a, b file) int { return strings.Compare(a.path, b.path) })
+	return err
+}
+
+// ways finds all ways to bring one base back.
+func (f *finder) ways(ctx context.Context, m *Missing) error {
+	for _, h := range f.s.ShieldsOf(m.Name) {
+		if h.Links == 1 {
+			m.Ways = append(m.Ways, Way{How: Shield, Proof: SameFile, Path: h.Path, Why: "its shield is the very file"})
+		}
+	}
+	for i := range m.NeededBy {
+		if u := &m.NeededBy[i]; u.How == refs.Deleted && u.PID > 0 {
+			m.Ways = append(m.Ways, Way{How: Descriptor, Proof: SameFile, PID: u.PID,
+				Path: fmt.Sprintf("/proc/%d/fd/%d", u.PID, u.FD), Why: "the process has the very file open, for as long as it lives"})
+		}
+	}
+	ways, err := f.judge(ctx, m)
+	if err != nil {
+		return err
+	}
+	m.Ways = append(m.Ways, ways...)
+	if w, ok := made(m.Name); ok {
+		m.Ways = append(m.Ways, w)
+	}
+	return nil
+}
+
+// made is for bases of Nova that hold nothing but an empty file system, or nothing at all.
+func made(name string) (Way, bool) {
+	w := Way{How: Make, Proof: Unproved}
+	switch {
+	case strings.HasPrefix(name, "swap_"):
+		w.Why = "it is swap space: mkswap makes it again, of the size in its name in MiB"
+	case strings.HasPrefix(name, "ephemeral_"):
+		w.Why = "it is an empty file system: mkfs makes it again, of the size in its name in GiB, which is not the very " +
+			"same: have the guest's file system checked on a copy first"
+	default:
+		return w, false
+	}
+	return w, true
+}
+
+// judge proves which of the candidates is the base.
+func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
+	var recorded []pool.Object
+	for _, o := range f.s.Objects {
+		if o.Name == m.Name {
+			recorded = append(recorded, o)
+		}
+	}
+	for _, c := range f.chosen(m, recorded) {
+		w := Way{How: Candidate, Proof: Unproved, Path: c.path}
+		if len(recorded) > 0 {
+			err = f.digest(ctx, &c, recorded, &w)
+		} else {
+			err = f.blocks(ctx, &c, m, &w)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			f.gap(c.path, "candidate for "+m.Name, err)
+			w.Why = "it could not be read: " + err.Error()
+		}
+		all = append(all, w)
+	}
+	decide(all)
+	return all, nil
+}
+
+// chosen are the candidates that are worth reading: with the length that was recorded, or else of the same name
+// first.
+func (f *finder) chosen(m *Missing, recorded []pool.Object) (all []file) {
+	for _, c := range f.files {
+		if len(recorded) > 0 && !slices.ContainsFunc(recorded, func(o pool.Object) bool { return o.SizeBytes == c.stat.SizeBytes }) {
+			continue
+		}
+		all = append(all, c)
+	}
+	slices.SortStableFunc(all, func(a, b file) int {
+		return cmp.Compare(btoi(a.name != m.Name), btoi(b.name != m.Name))
+	})
+	if len(all) > maxCandidates {
+		f.gap(m.Name, "candidates", fmt.Errorf("only the first %d of %d were read", maxCandidates, len(all)))
+		all = all[:maxCandidates]
+	}
+	return all
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// digest holds a candidate against what was recorded of the base.
+func (f *finder) digest(ctx context.Context, c *file, recorded []pool.Object, w *Way) error {
+	r, err := diskio.Open(c.path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	got, err := f.sum(ctx, r, c.path)
+	if err != nil {
+		return err
+	}
+	for _, o := range recorded {
+		if o.SHA256 == got {
+			w.Proof, w.Why = SameDigest, "it has the SHA-256 that was recorded of the base on "+o.Seen.UTC().Format("2006-01-02")
+			return nil
+		}
+	}
+	w.Proof, w.Why = Refuted, "it does not have the SHA-256 that was recorded of the base"
+	return nil
+}
+
+// sum is the SHA-256 of a file, in hexadecimal.
+func (f *finder) sum(ctx context.Context, r *diskio.File, name string) (string, error) {
+	sum := sha256.New()
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < r.Size(); {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		n, err := r.ReadAt(buf[:min(int64(len(buf)), r.Size()-off)], off)
+		sum.Write(buf[:n])
+		off += int64(n)
+		if err != nil && !(errors.Is(err, io.EOF) && off == r.Size()) {
+			return "", err
+		}
+		if f.o.Progress != nil {
+			f.o.Progress(name, off, r.Size())
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// blocks holds a candidate against the images that rest on the base.
+func (f *finder) blocks(ctx context.Context, c *file, m *Missing, w *Way) error {
+	chain, err := disk.Open(ctx, c.path, disk.Options{})
+	if err != nil {
+		return err
+	}
+	defer chain.Close()
+	read := 0
+	for i := range m.NeededBy {
+		u := &m.NeededBy[i]
+		if u.How != refs.Header && u.How != refs.ByName || u.Depth != 1 {
+			continue
+		}
+		s, err := compare(ctx, u.Holder, chain)
+		if err != nil {
+			return fmt.Errorf("hold it against %s: %w", u.Holder, err)
+		}
+		w.Share.Blocks += s.Blocks
+		w.Share.Equal += s.Equal
+		if read++; read == maxOverlays {
+			break
+		}
+	}
+	if w.Share.Fraction() < leastShare {
+		return nil
+	}
+	// Several copies of one file are no rivals.
+	r, err := diskio.Open(c.path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	w.sum, err = f.sum(ctx, r, c.path)
+	return err
+}
+
+// decide names the candidate that the images on top of the base prove, if one does by a clear margin.
+func decide(all []Way) {
+	for i := range all {
+		w := &all[i]
+		if w.Proof != Unproved || w.Why != "" {
+			continue
+		}
+		best := 0.0
+		for k := range all {
+			same := w.sum != "" && all[k].sum == w.sum
+			if k != i && !same && all[k].Share.Blocks > 0 {
+				best = max(best, all[k].Share.Fraction())
+			}
+		}
+		got := w.Share.Fraction()
+		switch {
+		case !w.Share.Enough():
+			w.Why = fmt.Sprintf("only %d blocks of the images on top of it can be compared, too few to tell", w.Share.Blocks)
+		case got >= leastShare && got >= leadShare*best:
+			w.Proof = SameBlocks
+			w.Why = w.Share.String() + " of the images on top of it are in it"
+		case got >= leastShare:
+			w.Why = w.Share.String() + " are in it, and of another candidate nearly as many"
+		default:
+			w.Proof, w.Why = Refuted, w.Share.String()+" only are in it"
+		}
+	}
+	order := []Proof{SameFile, SameDigest, SameBlocks, Unproved, Refuted}
+	slices.SortStableFunc(all, func(a, b Way) int {
+		return cmp.Or(cmp.Compare(slices.Index(order, a.Proof), slices.Index(order, b.Proof)),
+			cmp.Compare(b.Share.Fraction(), a.Share.Fraction()))
+	})
+}
+
+// ErrNotMissing: no base of that name is needed and missing.
+var ErrNotMissing = errors.New("is not missing")
+
+// Proved gives what is known of a candidate for a base.
+func (r *Report) Proved(name, candidate string) (Way, error) {
+	for i := range r.Missing {
+		if r.Missing[i].Name != name {
+			continue
+		}
+		for _, w := range r.Missing[i].Ways {
+			if w.Path == candidate && w.How == Candidate || w.Path == candidate && w.How == Descriptor {
+				return w, nil
+			}
+		}
+		return Way{How: Candidate, Proof: Refuted, Path: candidate, Why: "it does not have the length that was recorded"}, nil
+	}
+	return Way{}, fmt.Errorf("%s %w", name, ErrNotMissing)
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package ways
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/apply/bases"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// world is a pool with one overlay that a guest wrote to, whose base is gone and stands as a copy in from/.
+type world struct {
+	t   *testing.T
+	dir string
+}
+
+// random is content of a seed; other seeds share one block of ten with it.
+func random(seed uint64, blocks int) []byte {
+	own, common := rand.New(rand.NewPCG(seed, 1)), rand.New(rand.NewPCG(0, 0))
+	b := make([]byte, blocks*blockBytes)
+	for i := range blocks {
+		of := own
+		if i%10 == 0 {
+			of = common
+		}
+		for k := i * blockBytes; k < (i+1)*blockBytes; k += 8 {
+			v := of.Uint64()
+			for n := range 8 {
+				b[k+n] = byte(v >> (8 * n))
+			}
+		}
+	}
+	return b
+}
+
+const blocks = 512
+
+func newWorld(t *testing.T) *world {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t, dir}
+	for _, d := range []string{"pool/_base", "pool/i", "from"} {
+		if err := os.MkdirAll(w.path(d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.write("pool/_base/b", random(1, blocks))
+	w.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", w.path("pool/_base/b"), "-F", "raw", w.path("pool/i/disk"))
+	// Small writes, each in a cluster of its own: the rest of the cluster comes from the base.
+	var args []string
+	for i := 0; i < blocks; i += 16 {
+		args = append(args, "-c", fmt.Sprintf("write -q -P %d %dk 4k", i/16+1, 4*i+8))
+	}
+	w.run("qemu-io", append(args, w.path("pool/i/disk"))...)
+	return w
+}
+
+func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
+
+func (w *world) write(name string, b []byte) {
+	w.t.Helper()
+	if err := os.WriteFile(w.path(name), b, 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) run(name string, args ...string) {
+	w.t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		w.t.Fatalf("%s: %v: %s", name, err, out)
+	}
+}
+
+func (w *world) census() *refs.Census {
+	w.t.Helper()
+	c, err := refs.Look(w.t.Context(), refs.Options{Pool: w.path("pool")})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// find gives the ways for the one base that is missing.
+func (w *world) find(from ...string) []Way {
+	w.t.Helper()
+	r, err := Find(w.t.Context(), w.census(), Options{From: from})
+	if err != nil || len(r.Missing) != 1 || r.Missing[0].Name != "b" {
+		w.t.Fatalf("Find = %+v, %v, want that b is missing", r, err)
+	}
+	return r.Missing[0].Ways
+}
+
+func (w *world) lose() { w.run("mv", w.path("pool/_base/b"), w.path("from/b")) }
+
+// TestBlocks: without a record, the images on top of the base tell the right candidate from another one of the same
+// size and name.
+func TestBlocks(t *testing.T) {
+	w := newWorld(t)
+	w.lose()
+	w.write("from/sibling", random(2, blocks))
+	w.write("from/short", random(1, blocks)[:blocks*blockBytes/8])
+	got := w.find(w.path("from"))
+	proofs := map[string]Proof{}
+	for _, g := range got {
+		proofs[filepath.Base(g.Path)] = g.Proof
+		t.Logf("%s: %s: %s", g.Path, g.Proof, g.Why)
+	}
+	if proofs["b"] != SameBlocks || proofs["sibling"] != Refuted || proofs["short"] != Refuted {
+		t.Errorf("proofs = %v, want b alone proved", proofs)
+	}
+	if filepath.Base(got[0].Path) != "b" || got[0].Share.Fraction() < 0.9 {
+		t.Errorf("first = %+v, want b", got[0])
+	}
+	// A second copy of it is as good, and one that differs in a block is a rival.
+	w.write("from/copy", random(1, blocks))
+	proved := func() (n int) {
+		for _, g := range w.find(w.path("from")) {
+			if g.Proof == SameBlocks {
+				n++
+			}
+		}
+		return n
+	}
+	if got := proved(); got != 2 {
+		t.Errorf("%d are proved of two copies, want both", got)
+	}
+	near := random(1, blocks)
+	near[len(near)-1]++
+	w.write("from/near", near)
+	if got := proved(); got != 0 {
+		t.Errorf("%d are proved beside one that is nearly the same, want none", got)
+	}
+}
+
+// TestTooLittle: an overlay that holds next to nothing proves nothing.
+func TestTooLittle(t *testing.T) {
+	w := newWorld(t)
+	w.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", w.path("pool/_base/b"), "-F", "raw", w.path("pool/i/disk"))
+	w.lose()
+	if got := w.find(w.path("from")); len(got) != 1 || got[0].Proof != Unproved || !strings.Contains(got[0].Why, "too few to tell") {
+		t.Errorf("ways = %+v, want one that is not proved", got)
+	}
+}
+
+// TestDigest: what was recorded decides, and another file of the same size is refuted.
+func TestDigest(t *testing.T) {
+	w := newWorld(t)
+	o := bases.Options{Bases: w.path("pool/_base"), Node: "n"}
+	if _, err := bases.Protect(t.Context(), w.census(), bases.ProtectOptions{}, o); err != nil {
+		t.Fatal(err)
+	}
+	w.lose()
+	got := w.find(w.path("from"))
+	if len(got) != 1 || got[0].How != Candidate || got[0].Proof != SameDigest {
+		// The shield has two names: the candidate is the very file under another name.
+		t.Errorf("ways = %+v, want the candidate with the digest", got)
+	}
+	w.write("from/b2", random(1, blocks))
+	w.write("from/other", random(2, blocks))
+	if err := os.Remove(w.path("from/b")); err != nil {
+		t.Fatal(err)
+	}
+	got = w.find(w.path("from"))
+	if len(got) != 3 || got[0].How != Shield || got[1].Proof != SameDigest || got[2].Proof != Refuted {
+		t.Errorf("ways = %+v, want the shield, the copy, and that the other is not it", got)
+	}
+	if _, err := bases.Adopt(t.Context(), got[1].Path, "b", "test", o); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(w.path("pool/_base/b")); err != nil || string(b) != string(random(1, blocks)) {
+		t.Errorf("what was adopted is another: %v", err)
+	}
+	w.run("qemu-io", "-c", "read 0 2M", w.path("pool/i/disk"))
+	if _, err := bases.Adopt(t.Context(), got[1].Path, "b", "test", o); !errors.Is(err, bases.ErrThere) {
+		t.Errorf("Adopt over a file = %v, want %v", err, bases.ErrThere)
+	}
+}
+
+func TestMade(t *testing.T) {
+	for name, want := range map[string]bool{"swap_512": true, "ephemeral_10_40d1d2c": true, "0123": false} {
+		if w, ok := made(name); ok != want || ok && (w.Proof != Unproved || w.Why == "") {
+			t.Errorf("made(%q) = %+v, %v, want %v", name, w, ok, want)
+		}
+	}
+}

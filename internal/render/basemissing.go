@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package render
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/shisa-vm/shisa/internal/refs/ways"
+)
+
+// BaseMissingSchema is the schema of a ways.Report in JSON.
+const BaseMissingSchema = "shisa.base-missing/1"
+
+// BaseMissing writes what is missing in a pool, and how it can be brought back. pool is its name as the user
+// gave it.
+func BaseMissing(w io.Writer, r *ways.Report, pool string, s Style) error {
+	o := newOut(w, s)
+	if len(r.Missing) == 0 {
+		o.prose("", Name(r.Bases)+": nothing that is needed is missing")
+	}
+	for i := range r.Missing {
+		m := &r.Missing[i]
+		o.prose("", Name(m.Name)+" is "+o.paint(red, "MISSING")+", needed by "+needs(m.NeededBy))
+		for k := range m.NeededBy {
+			if k == 3 && !s.All {
+				o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(m.NeededBy)-k), "use", "uses")))
+				break
+			}
+			o.prose("  ", needWords(&m.NeededBy[k]))
+		}
+		if len(m.Ways) == 0 {
+			o.prose("  ", "no way back was found: look for another node's copy, and name it with --from")
+		}
+		for k := range m.Ways {
+			o.way(&m.Ways[k], m.Name, pool)
+		}
+	}
+	o.blind(r.Gaps, "", true)
+	return o.flush()
+}
+
+// way is one way back with its proof and the command.
+func (o *out) way(w *ways.Way, name, pool string) {
+	word, color := map[ways.Proof]string{
+		ways.SameFile: "the very file", ways.SameDigest: "the same content", ways.SameBlocks: "proved by the images on top of it",
+		ways.Unproved: "not proved", ways.Refuted: "NOT it",
+	}[w.Proof], green
+	switch w.Proof {
+	case ways.Unproved:
+		color = yellow
+	case ways.Refuted:
+		color = red
+	}
+	text := o.paint(color, word) + ": "
+	if w.Path != "" {
+		text += Name(w.Path) + "; "
+	}
+	o.prose("  - ", text+Text(w.Why))
+	switch {
+	case w.Proof == ways.Refuted || w.Proof == ways.Unproved:
+	case w.How == ways.Shield:
+		o.line("      $ shisa base restore " + Word(pool) + " " + Word(name))
+	case w.How == ways.Descriptor, w.How == ways.Candidate:
+		o.line("      $ shisa base adopt --for " + Word(name) + " " + Word(pool) + " " + Word(w.Path))
+	}
+}
