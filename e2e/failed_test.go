@@ -26,6 +26,7 @@ const mkfsGFS2 = "SHISA_MKFS_GFS2"
 func TestFailed(t *testing.T) {
 	testenv.NeedVM(t)
 	testenv.Need(t, "mkfs.xfs", "mkfs.btrfs", "dmsetup", "apt-get", "dpkg-deb")
+	t.Parallel()
 	m := umlMachine{programs: umlPrograms(t), memoryMiB: 512, timeout: 10 * time.Minute,
 		modules: []string{"dm-mod", "xfs", "btrfs", "gfs2"}}
 	for _, name := range []string{"xfs", "btrfs", "gfs2"} {

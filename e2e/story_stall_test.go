@@ -22,6 +22,7 @@ import (
 func TestStoryStall(t *testing.T) {
 	testenv.NeedVM(t)
 	testenv.Need(t, "mkfs.ext4")
+	t.Parallel()
 	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384, timeout: 10 * time.Minute,
 		modules: []string{"sd_mod", "scsi_debug", "ext4"}, parameters: map[string]string{
 			"scsi_debug": `delay=0 dev_size_mb=64 inq_vendor=VMware inq_product="Virtual disk"`}}
