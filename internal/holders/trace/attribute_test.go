@@ -28,6 +28,10 @@ func TestAttribute(t *testing.T) {
 		return probe.Event{Kind: probe.Suspect, Dev: 7, MountID: 40, TID: tid, Since: since, TS: ts, Released: released,
 			Got: probe.Call{Nr: unix.SYS_CLOSE}}
 	}
+	elsewhere := func(e probe.Event) probe.Event {
+		e.Dev, e.MountID = 8, 41
+		return e
+	}
 	ending := func(tid int, ts int64) probe.Event {
 		e := call(tid, 0, ts, true)
 		e.Got.Nr = -1
@@ -72,6 +76,8 @@ func TestAttribute(t *testing.T) {
 		{"there before the watching, gone before", umount, []probe.Event{early(2, 99, 2)}, nil},
 		{"the umount itself", umount, []probe.Event{hold(1, 90, 105, 1)}, nil},
 		{"another mount", umount, []probe.Event{{Kind: probe.Hold, Mount: other, TID: 2, Since: 90, TS: 120}}, nil},
+		{"calls on another device", umount, []probe.Event{elsewhere(call(2, 90, 120, false)),
+			elsewhere(call(3, 90, 120, true)), call(4, 90, 120, false)}, []string{"4"}},
 		{"a peer", busyPeer, []probe.Event{{Kind: probe.Hold, Mount: peer, TID: 2, Since: 90, TS: 120}},
 			[]string{"2!"}},
 		{"a call within", unread, []probe.Event{call(2, 103, 105, false)}, []string{"2"}},
