@@ -118,7 +118,7 @@ const Short = 10 * time.Minute
 // Bounds of what is played.
 const (
 	maxBoots = 16
-	inARow   = 4 // boots that end wrongly, after which it is a loop
+	inARow   = 4 // boots that end wrongly, after which it is a loop; one more for each timer after the first
 	enough   = 3 // boots that end as they should, after which there is none
 )
 
@@ -203,7 +203,7 @@ func Simulate(w World) Run {
 	m := newMachine(w)
 	r := Run{Clock: w.Clock.Name, Surprise: -1}
 	at, wrong, right := w.Start, 0, 0
-	for len(r.Boots) < maxBoots && wrong < inARow && right < enough {
+	for len(r.Boots) < maxBoots && wrong < w.inARow() && right < enough {
 		b := m.boot(at)
 		r.Boots = append(r.Boots, b)
 		switch {
@@ -223,17 +223,22 @@ func Simulate(w World) Run {
 	return r
 }
 
+// inARow is how many boots that end wrongly are a loop: of several timers each may catch up something of its own, one
+// in each boot.
+func (w *World) inARow() int { return min(inARow+max(len(w.Timers)-1, 0), maxBoots-enough) }
+
 // judge says whether it was a loop, and when it ends.
 func (r *Run) judge(m *machine, wrong int) {
 	n := len(r.Boots)
-	if wrong < inARow {
+	row := m.inARow()
+	if wrong < row {
 		r.Surprise = slices.IndexFunc(r.Boots, func(b Boot) bool { return b.Does != "" && !b.Due })
 		return
 	}
 	r.Loop = true
-	first, last := &r.Boots[n-inARow], &r.Boots[n-1]
+	first, last := &r.Boots[n-row], &r.Boots[n-1]
 	r.Begins = first.Began
-	r.Period = last.Began.Sub(first.Began) / (inARow - 1)
+	r.Period = last.Began.Sub(first.Began) / time.Duration(row-1)
 	next := last.Began.Add(last.Lasted + downTakes)
 	for _, later := range laters() {
 		if b := m.later(later).boot(next.Add(later)); b.Does == "" || !b.Wrong {

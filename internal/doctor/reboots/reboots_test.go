@@ -280,7 +280,7 @@ func TestAnyWorld(t *testing.T) {
 				}
 			}
 		}
-		if got.Loop != (wrong >= inARow) {
+		if got.Loop != (wrong >= w.inARow()) {
 			r.Fatalf("loop %v after %d wrong boots in a row\n%s", got.Loop, wrong, chain(&got))
 		}
 		if got.Loop && (got.Period <= 0 || got.Surprise >= 0) {
