@@ -233,6 +233,9 @@ func (r *runner) shellText(ctx context.Context, p place, words []string) Truth {
 
 // shell goes through a script.
 func (r *runner) shell(ctx context.Context, p place, text string, from Source, args []string, name string) Truth {
+	if r.costs(text) {
+		return Maybe
+	}
 	tree, ok := parseShell(text, max(from.Line, 1))
 	if !ok {
 		r.doubt("not all of " + name + " was understood")
@@ -271,6 +274,9 @@ func (r *runner) scriptFile(ctx context.Context, p place, found program, words [
 
 // search looks for words that act in a script of a language that is not understood.
 func (r *runner) search(p place, lang, text, file string, from Source) {
+	if r.costs(text) {
+		return
+	}
 	n := 0
 	for line := range strings.Lines(text) {
 		n++

@@ -74,6 +74,8 @@ type loader struct {
 	// usual are units that every system has, for a plain directory.
 	usual map[string]string
 	bytes int
+	// scripts are the bytes of scripts that are kept.
+	scripts int
 	// allSteps is what was gone through of commands.
 	allSteps int
 	entries  int

@@ -6,6 +6,7 @@ package units
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -78,16 +79,25 @@ func (l *loader) look(ctx context.Context, name string) program {
 	}
 	first, _, _ := strings.Cut(string(b), "\n")
 	p.language = languageOf(first[2:])
+	if l.scripts > maxAllScripts {
+		p.unread = fmt.Sprintf("the scripts of units have more than %d bytes, the rest is not read", maxAllScripts)
+		l.gap(name, errors.New(p.unread))
+		return p
+	}
 	if b, err = l.t.Read(ctx, name, maxScriptBytes); err == nil {
 		p.script = string(b)
 	} else {
 		p.script, p.unread = string(b), reason(err)
-		if !errors.Is(err, tree.ErrTooLarge) {
+		if !errors.Is(err, tree.ErrTooLarge) || p.language == "sh" {
 			l.gap(name, err)
 		}
 	}
+	l.scripts += len(p.script)
 	return p
 }
+
+// maxAllScripts bounds what is kept of all scripts.
+const maxAllScripts = 16 << 20
 
 // languageOf names the language of a script by what is behind its "#!".
 func languageOf(line string) string {

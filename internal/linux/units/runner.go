@@ -28,6 +28,13 @@ func (r *runner) step() bool {
 	return r.cut
 }
 
+// costs counts a text that is read: 64 bytes are a step. It tells whether that is too much.
+func (r *runner) costs(text string) bool {
+	r.steps += len(text) / 64
+	r.allSteps += len(text) / 64
+	return r.step()
+}
+
 // maxActs bounds what one unit is said to do.
 const maxActs = 50
 

@@ -182,12 +182,15 @@ func (s *shell) value(w string) string {
 		default:
 			b.WriteString(unknown)
 		}
-		if b.Len() > maxScriptBytes {
-			break
+		if b.Len() > maxValueBytes {
+			return b.String()[:maxValueBytes] + unknown
 		}
 	}
 	return b.String()
 }
+
+// maxValueBytes bounds the value of a variable, and a word with such in it.
+const maxValueBytes = 4096
 
 // simple runs a simple command.
 func (s *shell) simple(ctx context.Context, n *node) Truth {
@@ -234,7 +237,7 @@ func (s *shell) assign(name, value string) {
 	if name == "PATH" {
 		s.lax = true
 	}
-	if strings.Contains(value, unknown) || s.way != Yes {
+	if strings.Contains(value, unknown) || s.way != Yes || len(value) > maxValueBytes {
 		delete(s.vars, name)
 	} else {
 		s.vars[name] = value
@@ -337,6 +340,9 @@ func (s *shell) source(ctx context.Context, n *node, name string) Truth {
 		s.lax = true
 		return Maybe
 	}
+	if s.r.costs(p.script) {
+		return Maybe
+	}
 	tree, ok := parseShell(p.script, 1)
 	if !ok {
 		s.r.doubt("not all of " + name + " was understood")
@@ -355,6 +361,9 @@ func (s *shell) source(ctx context.Context, n *node, name string) Truth {
 }
 
 func (s *shell) eval(ctx context.Context, n *node, text string) Truth {
+	if s.r.costs(text) {
+		return Maybe
+	}
 	tree, ok := parseShell(strings.ReplaceAll(text, unknown, ""), n.line)
 	if s.depth++; !ok || s.depth > maxShellDepth/4 {
 		return Maybe
