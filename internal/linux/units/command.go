@@ -240,7 +240,7 @@ func (r *runner) shell(ctx context.Context, p place, text string, from Source, a
 	if !ok {
 		r.doubt("not all of " + name + " was understood")
 	}
-	s := &shell{r: r, chain: p.chain, file: from.Path, vars: map[string]string{}, args: args, funcs: map[string]*node{},
+	s := &shell{r: r, chain: p.chain, file: from.Path, vars: map[string]string{}, args: args, funcs: map[string]*node{}, active: map[string]int{},
 		depth: p.depth + 1, way: p.way, why: p.why}
 	for _, e := range r.environment() {
 		if k, v, ok := strings.Cut(e, "="); ok && isName(k) {
@@ -263,6 +263,9 @@ func (r *runner) environment() []string {
 func (r *runner) scriptFile(ctx context.Context, p place, found program, words []string) Truth {
 	if found.unread != "" {
 		r.doubt(found.path + ": " + found.unread)
+	}
+	if slices.ContainsFunc(p.chain, func(s Step) bool { return s.From.Path == found.path }) {
+		return Maybe // it runs itself: once more shows nothing else
 	}
 	p.depth++
 	if found.language == "sh" {

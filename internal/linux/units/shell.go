@@ -20,7 +20,9 @@ type shell struct {
 	vars  map[string]string
 	args  []string
 	funcs map[string]*node
-	depth int
+	// active are the functions that are gone through at the moment, how often each.
+	active map[string]int
+	depth  int
 	// way is what is known of whether the next command runs, with the reason where that is not certain.
 	way   Truth
 	why   string
@@ -247,11 +249,11 @@ func (s *shell) assign(name, value string) {
 // named runs a command by its name: what the shell does itself, a function, or a program.
 func (s *shell) named(ctx context.Context, n *node, words []string) Truth {
 	if f := s.funcs[words[0]]; f != nil {
-		if s.depth++; s.depth > maxShellDepth {
-			s.r.cut = true
-			return Maybe
+		defer func() { s.depth--; s.active[words[0]]-- }()
+		s.depth++
+		if s.active[words[0]]++; s.depth > maxShellDepth || s.active[words[0]] > 2 {
+			return Maybe // it calls itself: once more shows nothing else
 		}
-		defer func() { s.depth-- }()
 		return s.run(ctx, f)
 	}
 	switch words[0] {
@@ -348,8 +350,8 @@ func (s *shell) source(ctx context.Context, n *node, name string) Truth {
 		s.r.doubt("not all of " + name + " was understood")
 	}
 	if s.depth++; s.depth > maxShellDepth/4 {
-		s.r.cut = true
-		return Maybe
+		s.depth--
+		return Maybe // it reads itself
 	}
 	file, chain := s.file, s.chain
 	s.chain = s.to(n, []string{".", name}).chain
@@ -365,10 +367,10 @@ func (s *shell) eval(ctx context.Context, n *node, text string) Truth {
 		return Maybe
 	}
 	tree, ok := parseShell(strings.ReplaceAll(text, unknown, ""), n.line)
+	defer func() { s.depth-- }()
 	if s.depth++; !ok || s.depth > maxShellDepth/4 {
 		return Maybe
 	}
-	defer func() { s.depth-- }()
 	return s.run(ctx, tree)
 }
 
