@@ -44,6 +44,11 @@ func runOpen(ctx context.Context, o *Options, program string) (r *Result, err er
 	c := exec.Command(program, o.arguments(o.Root, disks)...)
 	c.Env = environ(memory, home)
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if powerful() {
+		// The kernel is the first process of a namespace: whoever kills it kills all of the guest, also when this
+		// process is killed, which could not kill them one by one.
+		c.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
 	return guest(ctx, o, c)
 }
 

@@ -11,8 +11,9 @@
 // may have the host's whole root as its own: it is for guests that the laboratory made.
 //
 // The guest's first process is a program of ours that is given to it, or what the disk has. What it has to
-// say it says with [Say], one line of JSON each, on a line of its own that the kernel's messages do not go to.
-// Every guest is a session of its own, is killed as a whole, and never outlives this process.
+// say it says with a [Reporter], one line of JSON each, on a line of its own that the kernel's messages do not go to.
+// Every guest is a session of its own, is killed as a whole, and does not outlive this process, even if that is killed:
+// but for one that is not confined and has not the rights of root.
 //
 // A program that calls Run has to begin with
 //

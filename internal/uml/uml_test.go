@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 	if uml.IsStage(os.Args) {
 		os.Exit(uml.Stage())
 	}
+	if len(os.Args) == 4 && os.Args[1] == waitArg {
+		fmt.Fprintln(os.Stderr, waiting(os.Args[2], os.Args[3]))
+		return
+	}
 	if os.Getpid() == 1 && len(os.Args) > 2 && os.Args[1] == asked {
 		if err := first(os.Args[2]); err != nil {
 			fmt.Println("first process:", err)
