@@ -82,7 +82,7 @@ func (r *Report) complete(checks []Check) error {
 
 // arguments of QEMU. There is no KVM: it is not everywhere, and where it is the guest's processor would
 // be another one each time. The first serial line is the console, the second the report. A kernel that
-// hangs says where, and is gone: it has a minute to get on, as the machine may do other things.
+// hangs says where, and is gone: it has two minutes to get on, as the machine may do other things.
 func (m Machine) arguments(kernel, files string) []string {
 	clock := []string{"-accel", "tcg,thread=multi", "-smp", strconv.Itoa(max(m.CPUs, 1))}
 	if m.Warp {
@@ -93,7 +93,7 @@ func (m Machine) arguments(kernel, files string) []string {
 		"-machine", "q35", "-cpu", "max,la57=off", "-m", strconv.Itoa(or(m.MemoryMiB, 1024)),
 		"-kernel", kernel, "-initrd", files,
 		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr random.trust_cpu=on quiet loglevel=4 "+
-			"softlockup_panic=1 watchdog_thresh=30",
+			"softlockup_panic=1 watchdog_thresh=60",
 		"-chardev", "file,id=console,path=/proc/self/fd/3", "-serial", "chardev:console",
 		"-chardev", "stdio,id=report,signal=off", "-serial", "chardev:report",
 	)
