@@ -23,6 +23,11 @@ func ruleFS10() Rule {
 		Test: "on tables of mounts, and on disks of guests with and without what their fstab names"}
 	r.Judge = func(e *evidence.Evidence) []Result {
 		var out []Result
+		for _, g := range e.Gaps {
+			if g.Part == evidence.PartConfig && g.Object == "/etc/fstab" {
+				out = append(out, unknown(hostObject(e), "/etc/fstab: "+g.Reason))
+			}
+		}
 		for i := range e.Config.Fstab {
 			f := &e.Config.Fstab[i]
 			if !strings.HasPrefix(f.Point, "/") || option(strings.Join(f.Options, ","), "noauto") || !mountsFiles(f) {

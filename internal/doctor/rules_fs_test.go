@@ -306,6 +306,10 @@ func TestFS10(t *testing.T) {
 	ids := map[string]string{"UUID=AB-1": "sda1", "LABEL=data": "sdb1"}
 	runRules(t, []ruleCase{
 		{"the root", r, table(ids, line("UUID=ab-1", "/", "ext4")), []says{{"mount:h:/", Pass, "", ""}}},
+		{"a table that cannot be read", r, evidence.Evidence{Gaps: []evidence.Gap{{Part: evidence.PartConfig,
+			Object: "/etc/fstab", Reason: "no"}}}, []says{{"host:h:h", Unknown, "", ""}}},
+		{"another file that cannot be read", r, evidence.Evidence{Gaps: []evidence.Gap{{Part: evidence.PartConfig,
+			Object: "/etc/multipath.conf", Reason: "no"}}}, nil},
 		{"a disk that is not there", r, table(ids, line("UUID=2", "/data", "xfs", "defaults")),
 			[]says{{"mount:h:/data", Fail, "absent", finding.Warning}}},
 		{"not there and not needed", r, table(ids, line("LABEL=none", "/data", "xfs", "nofail")),

@@ -6,6 +6,7 @@ package evidence
 import (
 	"cmp"
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -84,6 +85,9 @@ func (g *gatherer) logs(ctx context.Context) {
 			reason = "no log could be read"
 		}
 		g.gap(PartLog, "", reason)
+	} else if !slices.ContainsFunc(l.Sources, func(s logs.Source) bool { return s.Entries > 0 }) {
+		// Logs that were emptied do not tell that nothing happened.
+		g.gap(PartLog, "", "the logs that are there have no entry")
 	}
 	own := cmp.Or(h.Name, mostHeard(l))
 	for i := range l.Messages {

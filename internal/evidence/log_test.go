@@ -81,6 +81,17 @@ func TestNoLogIsAGap(t *testing.T) {
 	}
 }
 
+// TestEmptyLogIsAGap: where logs were emptied nobody knows what they said, so no rule passes by them.
+func TestEmptyLogIsAGap(t *testing.T) {
+	for text, known := range map[string]bool{"": false, strings.Repeat("\x00", 300_000): false,
+		now() + " h x: hello\n": true} {
+		e := ofFiles(t, map[string]string{"etc/hostname": "h\n", "var/log/syslog": text, "var/log/kern.log": ""})
+		if why, got := e.Known(PartLog); got != known {
+			t.Errorf("Known of %q = %q, %v, want %v; sources %v", text, why, got, known, e.Log.Sources)
+		}
+	}
+}
+
 func TestHungSilent(t *testing.T) {
 	hung := func(n int64, boot string) Event { return Event{Form: "hung.task", Count: n, Boot: boot} }
 	for name, tt := range map[string]struct {

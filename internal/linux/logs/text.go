@@ -61,6 +61,7 @@ type text struct {
 	last     when
 	timed    bool
 	lines    int
+	entries  int64 // lines that have something
 	damage   string
 	// found waits for the year; passed means that it became too much.
 	found   []found
@@ -99,7 +100,7 @@ func (r *reader) readText(f file, bound time.Time) (first time.Time) {
 		return first
 	}
 	again, rest := *t, r.left
-	again.found, again.passed, again.timed, again.lines, again.calendar = nil, false, false, 0, calendar{}
+	again.found, again.passed, again.timed, again.lines, again.entries, again.calendar = nil, false, false, 0, 0, calendar{}
 	r.left = left
 	again.pass(in)
 	r.left = rest
@@ -134,7 +135,11 @@ func (t *text) scan(in io.Reader) {
 		long := errors.Is(err, bufio.ErrBufferFull)
 		if len(line) > 0 {
 			t.lines++
-			t.line(strings.TrimRight(string(line), "\r\n\x00"))
+			text := strings.TrimRight(string(line), "\r\n\x00")
+			if text != "" { // what a crash left of a line is zeros
+				t.entries++
+			}
+			t.line(text)
 		}
 		for long {
 			line, err = b.ReadSlice('\n')
@@ -279,7 +284,7 @@ func (t *text) settle(bound time.Time) time.Time {
 		t.year = t.calendar.year(bound)
 	}
 	t.settled, t.rolls = true, t.calendar.roll
-	s := Source{Path: t.path, Entries: int64(t.lines), Persistent: true, Damage: t.damage}
+	s := Source{Path: t.path, Entries: t.entries, Persistent: true, Damage: t.damage}
 	if t.timed {
 		t.from, t.to = t.resolve(t.first), t.resolve(t.last)
 		s.From, s.To = t.from, t.to
