@@ -40,8 +40,8 @@ that grows and falls back again and again, and page cache, which is given back, 
   shisa doctor mem --watch --every 5s --at-least 10m --for 30m`,
 		Args: wantArgs(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if o.every <= 0 || o.span < 0 || o.duration < 0 {
-				return usageError(c, "want times above zero")
+			if o.every < time.Millisecond || o.span < 0 || o.duration < 0 {
+				return usageError(c, "want --every of %v at least, and no times below zero", time.Millisecond)
 			}
 			for _, name := range []string{"every", "for"} {
 				if c.Flags().Changed(name) && !o.watch {

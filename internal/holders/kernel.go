@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/linux/probe"
@@ -39,6 +41,9 @@ type Deep interface {
 func noKernel(err error) string {
 	if err == nil {
 		return "the kernel's own lists were not asked"
+	}
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		return "the kernel tells it root alone: run it as root"
 	}
 	return err.Error()
 }
