@@ -125,14 +125,15 @@ guests: packages
 		apt-get update -q </dev/null; \
 	fi
 
+# Guests that may run beside others wait most of their time, so there are more of them than processors.
 .PHONY: test-vm
 test-vm: guests ## the program in guests with other kernels (doc/lab.md)
-	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 45m -v -skip '^TestShort$$' ./e2e
+	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 45m -parallel 4 -v -skip '^TestShort$$' ./e2e
 
 # Where QEMU, User Mode Linux or the kernel's package cannot be had, the test says which, and fails.
 .PHONY: test-vm-short
 test-vm-short: guests ## a few guests, for two minutes: what only other kernels let the program do
-	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m \
+	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -parallel 4 \
 		-run '^Test(Short|LeaksOfKilledQEMU|Story(Store|Stall|Loop)|Failed)$$' ./e2e
 
 .PHONY: fuzz
