@@ -33,7 +33,8 @@ any of them: then the exit status is 4.`,
   shisa base why /var/lib/nova/instances NAME      all that needs one base
   shisa base missing /var/lib/nova/instances       what is missing, and the ways to bring it back
   shisa base protect /var/lib/nova/instances       keep them from being lost
-  shisa base restore /var/lib/nova/instances NAME  bring one back`,
+  shisa base restore /var/lib/nova/instances NAME  bring one back
+  shisa base blame /var/lib/nova/instances NAME    who removed it`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -43,7 +44,7 @@ any of them: then the exit status is 4.`,
 		},
 	}
 	c.AddCommand(newBaseScan(s), newBaseWhy(s), newBaseMissing(s), newBaseProtect(s), newBaseUnprotect(s),
-		newBaseRestore(s), newBaseAdopt(s))
+		newBaseRestore(s), newBaseAdopt(s), newBaseHistory(s), newBaseBlame(s))
 	return c
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/holders/trace"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/blame"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -74,6 +75,7 @@ func jsonDocuments() map[string]any {
 		render.BaseScanSchema:    refs.Census{},
 		render.BaseDoneSchema:    pool.Done{},
 		render.BaseMissingSchema: ways.Report{},
+		render.BaseHistorySchema: blame.History{},
 		render.BaseEventSchema:   pool.Happened{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},

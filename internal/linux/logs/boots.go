@@ -236,7 +236,7 @@ func (b *boot) judge(marks []mark) {
 		case "unit.starting", "unit.started":
 			up.start(m)
 		case "shutdown.request", "shutdown.forced":
-			up.down, up.asked = true, true
+			up.ask()
 		case "unit.failed":
 			up.end(m)
 		case "unit.stopped":
@@ -267,10 +267,18 @@ func (b *boot) judge(marks []mark) {
 type rising struct {
 	// asked: somebody asked the machine to go down; down: it does.
 	asked, down bool
-	// ended is the first service that ended after that: who asks does so by a program that ends then.
+	// there are the services that were up or coming up then, and ended is the first of them that ended after
+	// that: who asks does so by a program that ends then.
+	there []string
 	ended string
 	// starting are services that are not up yet, started those that are; the newest last.
 	starting, started []string
+}
+
+// ask takes that somebody asks the machine to go down.
+func (u *rising) ask() {
+	u.asked, u.down = true, true
+	u.there = slices.Concat(u.starting, u.started)
 }
 
 func (u *rising) start(m mark) {
@@ -291,7 +299,7 @@ func (u *rising) start(m mark) {
 
 // end takes a service that ended.
 func (u *rising) end(m mark) {
-	if u.asked && u.ended == "" && (slices.Contains(u.starting, m.unit) || slices.Contains(u.started, m.unit)) {
+	if u.asked && u.ended == "" && slices.Contains(u.there, m.unit) {
 		u.ended = m.unit
 	}
 }

@@ -35,6 +35,7 @@ const (
 	novaKind
 	dmesgKind
 	journalctlKind // the output of journalctl in a report
+	anyKind        // each line tells
 )
 
 // places are where logs in text are, by directory; names are matched without what rotation adds.
@@ -53,6 +54,8 @@ var places = []struct {
 	{"/var/log/libvirt", `^(libvirtd|virtqemud)\.log$`, libvirtKind},
 	{"/var/log/libvirt/qemu", `\.log$`, qemuKind},
 	{"/var/log/nova", `\.log$`, novaKind},
+	{"/var/log/kolla/nova", `\.log$`, novaKind},
+	{"/var/log/containers/nova", `\.log$`, novaKind},
 	{"/sys/fs/pstore", `^dmesg-`, dmesgKind},
 	{"/sos_commands/kernel", `^dmesg$|^dmesg_-T$`, dmesgKind},
 	{"/sos_commands/logs", `^journalctl_.*`, journalctlKind},
@@ -66,6 +69,9 @@ var rotation = regexp.MustCompile(`(-\d{8}(-?\d{2,10})?|\.\d{1,4}|\.old)?(\.gz|\
 
 // texts finds the logs in text, the newest first within each series.
 func (r *reader) texts() []file {
+	if r.o.Collected {
+		return r.collected(false)
+	}
 	var all []file
 	for _, p := range places {
 		names := regexp.MustCompile(p.names)
@@ -114,6 +120,9 @@ func regular(e tree.Entry) bool { return e.Type == 0 && e.Size > 0 }
 
 // journals finds the journal files of the machine, but those of its users.
 func (r *reader) journals() []file {
+	if r.o.Collected {
+		return r.collected(true)
+	}
 	var all []file
 	for _, dir := range []string{"/var/log/journal", "/run/log/journal"} {
 		for _, d := range r.list(dir) {

@@ -34,6 +34,12 @@ func (r *reader) readJournals(all []file) {
 			series = append(series, f.series)
 		}
 	}
+	if r.o.Collected {
+		for _, s := range series {
+			r.readMachine(s, all, false)
+		}
+		return
+	}
 	if id := plainID(r.o.MachineID); len(id) != idDigits && id != "" {
 		// It has no number yet, "uninitialized", and got another one at each start.
 		for _, s := range slices.Backward(series) {

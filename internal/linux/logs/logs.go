@@ -59,6 +59,12 @@ type Options struct {
 	// Host, MachineID, BootID and Booted are of the machine; as far as they are known.
 	Host, MachineID, BootID string
 	Booted                  time.Time
+	// Want, if set, has only those messages kept of which it is true, each with its own time, and neither the
+	// kernel's ring nor logins read.
+	Want func(*Message) bool
+	// Collected: the tree holds logs of several machines, each below a directory with its name or all in one, and
+	// every file in it is a log, whatever it is called.
+	Collected bool
 	// last is the time of the last entry of any log, where those of files are later than all of them.
 	last time.Time
 }
@@ -154,8 +160,13 @@ func Read(ctx context.Context, t tree.Tree, o Options) (*Log, error) {
 	journals, texts := r.journals(), r.texts()
 	r.since = r.newest(journals, texts).Add(-o.Back)
 	r.readJournals(journals)
-	r.ring() // it has no times of the day, the journal has
+	if o.Want == nil {
+		r.ring() // it has no times of the day, the journal has
+	}
 	r.readTexts(texts)
+	if o.Want != nil {
+		return r.wanted(), ctx.Err()
+	}
 	r.readLogins()
 	if last := r.last(); o.last.IsZero() && !last.IsZero() && last.Before(r.since) {
 		// A copy that did not keep the times of files: its logs end where their last entries say.
@@ -223,6 +234,10 @@ func idle(f *klog.Form) bool {
 
 // keep takes a message of a log, unless it says nothing that matters by itself, or another log had it.
 func (r *reader) keep(log string, m Message) {
+	if r.o.Want != nil {
+		r.want(log, m)
+		return
+	}
 	r.disks.learn(&m)
 	if idle(m.Form) || r.seen.twice(log, r.hostOf(&m), &m) {
 		return

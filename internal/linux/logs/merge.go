@@ -223,6 +223,9 @@ func SameHost(a, b string) bool {
 
 // hostOf is who said a message, "" for the machine itself.
 func (r *reader) hostOf(m *Message) string {
+	if r.o.Collected {
+		return m.Host
+	}
 	foreign := slices.ContainsFunc(central, func(dir string) bool { return strings.HasPrefix(m.Path, dir+"/") })
 	switch {
 	case m.Host == "", m.Host == "localhost", SameHost(m.Host, r.o.Host), r.o.Host == "" && !foreign:

@@ -115,6 +115,12 @@ func (t *text) pass(in tree.File) (ok bool) {
 		return false
 	}
 	defer done()
+	if t.kind == anyKind {
+		if stream, err = t.noArchive(stream); err != nil {
+			t.gap(t.path, "%v", err)
+			return false
+		}
+	}
 	if section, plain := stream.(*io.SectionReader); plain && in.Size() > t.left {
 		// The newest is at the end.
 		if !t.settled {
@@ -173,6 +179,9 @@ func (t *text) line(line string) {
 			return
 		}
 	}
+	if t.kind == anyKind {
+		line = unwrapped(line)
+	}
 	line, version := priority(line)
 	s, rest, ok := parseStamp(line, t.zone)
 	if t.passed {
@@ -184,6 +193,9 @@ func (t *text) line(line string) {
 	if !ok {
 		if t.kind == qemuKind && t.timed {
 			t.take(said{program: "qemu", text: line}, found{at: t.last})
+		}
+		if t.kind == anyKind {
+			t.untimed(line)
 		}
 		return
 	}
@@ -212,6 +224,8 @@ func (t *text) said(rest string, version bool) (said, bool) {
 		return said{program: "libvirtd", text: libvirtText(strings.TrimPrefix(rest, ": "))}, true
 	case novaKind:
 		return said{program: "nova", text: novaText(rest)}, true
+	case anyKind:
+		return anySaid(rest, version)
 	}
 	if version {
 		return parse5424(rest)
@@ -227,10 +241,13 @@ func (t *text) said(rest string, version bool) (said, bool) {
 // take keeps a message if its form is known.
 func (t *text) take(s said, f found) {
 	f.Program, f.Host, f.Text, f.Path, f.Line = s.program, s.host, s.text, t.path, t.lines
+	if t.kind == anyKind && (f.Host == "" || f.Host == "localhost") {
+		f.Host = nodeOf(t.path)
+	}
 	if s.program == "kernel" {
 		f.Text, f.since, f.hasSince = klog.Unstamp(s.text)
 	}
-	if !f.match(t.matcher) || foreign(s.program, s.pid) {
+	if !f.match(t.matcher) || foreign(s.program, s.pid) || t.o.Want != nil && !t.o.Want(&f.Message) {
 		return
 	}
 	if t.kind == qemuKind {

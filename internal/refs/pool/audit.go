@@ -62,34 +62,40 @@ func (e Entry) Line(prev string) (line []byte, sum string, err error) {
 // ReadAudit reads an audit and follows its chain. The entries before the first that is wrong are given with
 // ErrChain. cut: the last line has no end, as after a power cut while it was written; it is not given.
 func ReadAudit(r io.Reader) (all []Entry, cut bool, err error) {
+	cut, err = eachEntry(r, func(e *Entry) { all = append(all, *e) })
+	return all, cut, err
+}
+
+// eachEntry follows the chain of an audit, and gives each entry.
+func eachEntry(r io.Reader, each func(*Entry)) (cut bool, err error) {
 	b := bufio.NewReaderSize(r, maxEntryBytes)
 	prev := ""
 	for n := 1; ; n++ {
 		line, err := b.ReadSlice('\n')
 		switch {
 		case errors.Is(err, io.EOF):
-			return all, len(line) > 0, nil
+			return len(line) > 0, nil
 		case errors.Is(err, bufio.ErrBufferFull):
-			return all, false, fmt.Errorf("%w: line %d has more than %d bytes", ErrChain, n, maxEntryBytes)
+			return false, fmt.Errorf("%w: line %d has more than %d bytes", ErrChain, n, maxEntryBytes)
 		case err != nil:
-			return all, false, err
+			return false, err
 		}
 		var e Entry
 		d := json.NewDecoder(bytes.NewReader(line))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&e); err != nil {
-			return all, false, fmt.Errorf("%w: line %d: %w", ErrChain, n, err)
+			return false, fmt.Errorf("%w: line %d: %w", ErrChain, n, err)
 		}
 		sum, err := e.sum()
 		switch {
 		case err != nil:
-			return all, false, err
+			return false, err
 		case e.Prev != prev:
-			return all, false, fmt.Errorf("%w: line %d does not follow the one before it", ErrChain, n)
+			return false, fmt.Errorf("%w: line %d does not follow the one before it", ErrChain, n)
 		case e.Sum != sum:
-			return all, false, fmt.Errorf("%w: line %d does not have its digest", ErrChain, n)
+			return false, fmt.Errorf("%w: line %d does not have its digest", ErrChain, n)
 		}
 		prev = e.Sum
-		all = append(all, e)
+		each(&e)
 	}
 }

@@ -186,25 +186,65 @@ func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) e
 	return nil
 }
 
+// AuditOf reads what the audits of all nodes say about one base, in the order of time. What could not be read, does
+// not follow its chain, or has no end is in unread; the error is that of ctx.
+func AuditOf(ctx context.Context, bases, name string, timeout time.Duration) (all []Entry, unread []error, err error) {
+	dir := Path(bases, Audit)
+	names, err := list(ctx, dir, timeout)
+	switch {
+	case ctx.Err() != nil:
+		return nil, nil, ctx.Err()
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, nil
+	case err != nil:
+		unread = append(unread, err)
+	}
+	for _, n := range names {
+		path := filepath.Join(dir, n)
+		some, cut, err := readAuditFile(ctx, path, timeout, func(e *Entry) bool { return e.Name == name })
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+		all = append(all, some...)
+		if cut {
+			err = fmt.Errorf("%s: its last line has no end", path)
+		}
+		if err != nil {
+			unread = append(unread, err)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Entry) int { return a.Time.Compare(b.Time) })
+	return all, unread, nil
+}
+
 // ReadAuditFile reads the audit of one node. Entries before the first that is wrong come with the error; cut
 // is as for ReadAudit.
 func ReadAuditFile(ctx context.Context, path string, timeout time.Duration) (all []Entry, cut bool, err error) {
+	return readAuditFile(ctx, path, timeout, func(*Entry) bool { return true })
+}
+
+// readAuditFile is ReadAuditFile for the entries that are wanted.
+func readAuditFile(ctx context.Context, path string, timeout time.Duration, want func(*Entry) bool) ([]Entry, bool, error) {
 	type result struct {
 		all []Entry
 		cut bool
 		err error
 	}
-	r, err := diskio.Within(ctx, timeout, func() (result, error) {
+	r, err := diskio.Within(ctx, timeout, func() (r result, err error) {
 		f, err := diskio.Open(path)
 		if err != nil {
 			return result{}, err
 		}
 		defer f.Close()
-		all, cut, err := ReadAudit(io.NewSectionReader(f, 0, f.Size()))
-		if err != nil {
-			err = fmt.Errorf("%s: %w", path, err)
+		r.cut, r.err = eachEntry(io.NewSectionReader(f, 0, f.Size()), func(e *Entry) {
+			if want(e) {
+				r.all = append(r.all, *e)
+			}
+		})
+		if r.err != nil {
+			r.err = fmt.Errorf("%s: %w", path, r.err)
 		}
-		return result{all, cut, err}, nil
+		return r, nil
 	}, nil)
 	return r.all, r.cut, errors.Join(err, r.err)
 }
