@@ -285,12 +285,14 @@ func (u *rising) start(m mark) {
 	if u.down || m.unit == "" || aside(m.unit) {
 		return
 	}
-	if i := slices.Index(u.starting, m.unit); i >= 0 {
-		u.starting = slices.Delete(u.starting, i, i+1)
-	}
+	// Each list has a service once: those that come again and again push nobody out.
+	of := func(unit string) bool { return unit == m.unit }
+	u.starting = slices.DeleteFunc(u.starting, of)
 	to := &u.started
 	if m.form == "unit.starting" {
 		to = &u.starting
+	} else {
+		u.started = slices.DeleteFunc(u.started, of)
 	}
 	if *to = append(*to, m.unit); len(*to) > maxStarting {
 		*to = (*to)[1:]
