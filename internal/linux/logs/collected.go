@@ -111,6 +111,7 @@ func unwrapped(line string) string {
 // anySaid reads what follows the time in a line of a log of any kind: of a syslog daemon, or of OpenStack itself,
 // perhaps with what a runtime of containers puts before it:
 //
+//	INFO nova.virt.libvirt.imagecache [-] text              2012
 //	456 INFO nova.virt.libvirt.imagecache [req-1 - -] text
 //	stdout F 2026-11-22 09:00:00.123 456 INFO nova.virt.libvirt.imagecache [-] text
 func anySaid(rest string, version bool) (said, bool) {
@@ -124,10 +125,11 @@ func anySaid(rest string, version bool) (said, bool) {
 	if !oslo(rest) {
 		return s, ok
 	}
-	if ok && !version && (strings.Trim(s.host, "0123456789") == "" || s.host == "stdout" || s.host == "stderr") {
+	number := strings.Trim(s.host, "0123456789") == ""
+	if ok && !version && (number || s.host == "stdout" || s.host == "stderr" || isLevel(s.host)) {
 		s.host = ""
 	}
-	if !strings.HasPrefix(s.program, "nova") {
+	if !strings.HasPrefix(s.program, "nova") || strings.HasPrefix(s.program, "nova.") {
 		s.program = "nova"
 	}
 	s.text = novaText(rest)
@@ -140,8 +142,11 @@ func oslo(s string) bool {
 	if !ok {
 		return false
 	}
-	level := before[strings.LastIndexByte(before, ' ')+1:]
-	switch level {
+	return isLevel(before[strings.LastIndexByte(before, ' ')+1:])
+}
+
+func isLevel(s string) bool {
+	switch s {
 	case "DEBUG", "INFO", "AUDIT", "WARNING", "WARN", "ERROR", "CRITICAL", "TRACE":
 		return true
 	}

@@ -232,6 +232,9 @@ func (r *reader) entry(path string, e *journal.Entry, own, third bool) {
 	if own {
 		m.Host = "" // names change; the journal is the machine's
 	}
+	if r.o.Want != nil && klog.Program(m.Program) == "" && oslo(m.Text) {
+		m.Program = "nova" // in a container, whose name it is
+	}
 	m.Text = clean(m.Program, m.Text)
 	if !m.match(r.matcher) || foreign(m.Program, w.pid) {
 		return

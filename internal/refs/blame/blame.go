@@ -144,13 +144,15 @@ func Find(ctx context.Context, o Options) (*History, error) {
 		return nil, err
 	}
 	slices.SortStableFunc(h.Events, func(a, b Deed) int { return a.Time.Compare(b.Time) })
+	h.failed()
 	h.judge(&o)
 	h.Status = h.status()
 	return h, nil
 }
 
 func (h *History) gap(object, reason string) {
-	h.Gaps = append(h.Gaps, finding.Blind{Object: object, Reason: reason, Host: []finding.Range{}, Guest: []finding.Range{}})
+	h.Gaps = append(h.Gaps, finding.Blind{Object: object, Reason: reason, Host: []finding.Range{},
+		Guest: []finding.Range{}})
 }
 
 func (h *History) status() []int {
@@ -208,8 +210,9 @@ const (
 
 // logs takes what programs wrote.
 func (h *History) logs(ctx context.Context, o *Options) error {
-	l, err := logs.Read(ctx, o.Logs, logs.Options{Now: o.Now, Back: allTime, Bytes: maxLogBytes, JournalBytes: maxJournalBytes,
-		Host: o.Node, Collected: o.Collected, Want: func(m *logs.Message) bool { return act(m, o.Name) != "" }})
+	l, err := logs.Read(ctx, o.Logs, logs.Options{Now: o.Now, Back: allTime, Bytes: maxLogBytes,
+		JournalBytes: maxJournalBytes, WholeBytes: maxJournalBytes, Host: o.Node, Collected: o.Collected,
+		Want: func(m *logs.Message) bool { return act(m, o.Name) != "" }})
 	if err != nil {
 		return err
 	}

@@ -117,7 +117,7 @@ func TestWordings(t *testing.T) {
 	w := newWorld(t)
 	p := w.path()
 	w.write("node1/nova-compute.log.3.gz", "2012-11-02 09:00:00 DEBUG nova.manager [-] x\n"+
-		"2012-11-02 10:00:00 4711 INFO nova.virt.libvirt.imagecache [-] Removing base file: "+p+"\n", at(2, 11))
+		"2012-11-02 10:00:00 INFO nova.virt.libvirt.imagecache [-] Removing base file: "+p+"\n", at(2, 11))
 	w.write("node2/odd name", "2016-11-03 10:00:00.123 4711 INFO nova.virt.libvirt.imagecache [req-1 - - - - -] "+
 		"Removing base or swap file: "+p+"\n", at(3, 11))
 	w.write("central/2026.gz", "Nov  4 10:00:00 node3 nova-compute[12]: 2026-11-04 10:00:00.001 12 INFO "+

@@ -36,7 +36,8 @@ func (h *History) judge(o *Options) {
 	case there:
 		v.Sure, v.Why = Likely, "the program wrote that it removes this file, and nothing says that it could not"
 	default:
-		v.Sure, v.Why = Possible, "the line names the file in another directory: another machine's name for this one, or another pool"
+		v.Sure = Possible
+		v.Why = "the line names the file in another directory: another machine's name for this one, or another pool"
 	}
 	h.others(i)
 	if h.State != Missing {
@@ -51,7 +52,8 @@ func (h *History) judge(o *Options) {
 			", and it was there again then ("+alive.Act+")")
 	default:
 		v.Sure = Possible
-		v.Why += "; it was there at " + clock(alive.Time) + " (" + alive.Act + "), which may be later: the line has no zone or year"
+		v.Why += "; it was there at " + clock(alive.Time) + " (" + alive.Act +
+			"), which may be later: the line has no zone or year"
 	}
 }
 
@@ -85,21 +87,24 @@ func (h *History) last() int {
 	return last
 }
 
-// removal tells whether an event is a removal that did not fail.
-func (h *History) removal(i int) bool {
-	e := &h.Events[i]
-	if e.Act != actRemoved {
-		return false
-	}
+// failed has those lines tell of no removal behind which Nova says that it could not.
+func (h *History) failed() {
 	for k := range h.Events {
 		f := &h.Events[k]
-		d := f.Time.Sub(e.Time)
-		if f.Act == actNotRemoved && f.Node == e.Node && f.Path == e.Path && d >= 0 && d <= atOnce && e.From == Log {
-			return false
+		if f.Act != actNotRemoved {
+			continue
+		}
+		for i := range h.Events {
+			e := &h.Events[i]
+			d := f.Time.Sub(e.Time)
+			if e.From == Log && e.Act == actRemoved && e.Node == f.Node && e.Path == f.Path && d >= 0 && d <= atOnce {
+				e.Act = actNotRemoved
+			}
 		}
 	}
-	return true
 }
+
+func (h *History) removal(i int) bool { return h.Events[i].Act == actRemoved }
 
 // same tells whether two removals are one. Where a time has no zone, it may be off by whole quarters of hours.
 func (h *History) same(i, k int) bool {
