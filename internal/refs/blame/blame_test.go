@@ -249,3 +249,34 @@ func FuzzLogs(f *testing.F) {
 		}
 	})
 }
+
+// TestThisHost holds that without collected logs those of this host are read, where Nova keeps its own and where a
+// syslog daemon does, that two lines of one removal are told together, and that other machines' logs are missed.
+func TestThisHost(t *testing.T) {
+	w := newWorld(t)
+	const text = "Removing base, swap or ephemeral file: "
+	w.write("var/log/syslog.1.gz", line("here", at(1, 1), text+w.path()), at(1, 1))
+	w.write("var/log/kolla/nova/nova-compute.log", "2026-11-01 01:00:00.500 7 INFO nova.virt.libvirt.imagecache [-] "+
+		text+w.path()+"\n2026-10-01 01:00:00.500 7 INFO nova.virt.libvirt.imagecache [-] "+text+w.path()+"\n", at(1, 1))
+	w.write("srv/elsewhere", line("here", at(3, 1), text+w.path()), at(3, 1))
+	find := func(name string) *History {
+		d, err := tree.OpenDirectory(t.Context(), w.logs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		h, err := Find(t.Context(), Options{Bases: w.bases, Name: name, Node: "here", Logs: d, Now: at(22, 12)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	h := find(name)
+	if v := h.Blame; v.By == nil || v.By.Node != "here" || !v.By.Time.Truncate(time.Second).Equal(at(1, 1)) || v.Sure != Likely ||
+		len(v.Also) != 1 || len(h.Events) != 3 {
+		t.Errorf("%+v\n%+v", v, h.Events)
+	}
+	if v := find("another").Blame; v.By != nil || !strings.Contains(v.Why, "other machines were not read") {
+		t.Errorf("%+v", v)
+	}
+}
