@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"path"
 	"slices"
 	"strconv"
@@ -36,8 +37,7 @@ func (r *reader) collected(journals bool) []file {
 	return all
 }
 
-// gather finds files in a directory and those in it. Of what is neither, as a link, the target is a name of its
-// own, or not among the logs.
+// gather finds files in a directory and those in it.
 func (r *reader) gather(all []file, dir string, depth int, journals bool) []file {
 	for _, e := range r.list(dir) {
 		if len(all) > maxFiles {
@@ -50,6 +50,8 @@ func (r *reader) gather(all []file, dir string, depth int, journals bool) []file
 			all = r.gather(all, name, depth-1, journals)
 		case e.Type.IsDir() && !journals:
 			r.gap(name, "more than %d directories one below the other: not looked into", maxDeep)
+		case e.Type&fs.ModeSymlink != 0 && !journals:
+			r.elsewhere(name)
 		case !regular(e) || journal != journals:
 		case journal:
 			all = append(all, file{path: name, size: e.Size, mtime: e.Mtime, series: dir})
@@ -58,6 +60,18 @@ func (r *reader) gather(all []file, dir string, depth int, journals bool) []file
 		}
 	}
 	return all
+}
+
+// elsewhere tells of a link that leads out of the directory. The target of any other is a name of its own.
+func (r *reader) elsewhere(name string) {
+	to, err := r.t.Link(r.ctx, name)
+	inside := path.Join(strings.TrimPrefix(path.Dir(name), "/"), to)
+	switch {
+	case err != nil:
+		r.missedFile(name, err)
+	case path.IsAbs(to), inside == "..", strings.HasPrefix(inside, "../"):
+		r.gap(name, "is a link that leads elsewhere: not read")
+	}
 }
 
 // nodeOf is the machine whose log it is, by the first directory; "" where there is none.

@@ -195,6 +195,17 @@ func TestVerdict(t *testing.T) {
 			w.write("a", line("n1", at(1, 1), removing+w.path()), at(1, 1))
 			w.write("b.zip", "PK\x03\x04 more", at(1, 1))
 		}, Likely, "n1", []int{3, 4}},
+		{"links", func(w *world) {
+			w.write("a/x", line("n1", at(1, 1), removing+w.path()), at(1, 1))
+			for link, to := range map[string]string{"b": "a", "c": "a/x", "a/d": "../../out", "e": "/out"} {
+				if err := os.Symlink(to, filepath.Join(w.logs, link)); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+			if h := w.find(); len(h.Gaps) != 2 || len(h.Events) != 1 {
+				w.t.Errorf("links: %v %v", h.Gaps, h.Events)
+			}
+		}, Likely, "n1", []int{3, 4}},
 		{"without a time", func(w *world) { w.write("a", removing+w.path()+"\n", at(1, 1)) }, Nobody, "", []int{4}},
 	} {
 		w := newWorld(t)
