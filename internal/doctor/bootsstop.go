@@ -86,16 +86,23 @@ func (c *courts) reached() map[string][]units.Start {
 func (c *courts) dangerous() (all []Suspect) {
 	reached := c.reached()
 	for _, u := range c.e.Units.Units {
-		started := reached[u.Name] != nil
-		for _, by := range c.starters[u.Name] {
-			started = started || reached[by] != nil
+		started, sure, doubt := false, false, ""
+		for _, by := range append([]string{u.Name}, c.starters[u.Name]...) {
+			if chain := reached[by]; chain != nil {
+				why := units.DoubtOf(chain)
+				started, sure, doubt = true, sure || why == "", cmp.Or(doubt, why)
+			}
+		}
+		if sure {
+			doubt = ""
 		}
 		if !started || u.State != units.Loaded {
 			continue
 		}
 		for _, a := range c.actsOf(u.Name) {
 			if a.If == "" && a.At == "" && a.Delay < shortBoot && len(a.Guards) == 0 {
-				all = append(all, Suspect{Unit: u.Name, Does: a.What, If: a.If, Chain: steps(a.Chain), Doubt: a.Doubt})
+				all = append(all, Suspect{Unit: u.Name, Does: a.What, If: a.If, Chain: steps(a.Chain),
+					Doubt: cmp.Or(a.Doubt, doubt)})
 				break
 			}
 		}

@@ -64,7 +64,7 @@ func startedRemedies(s *units.Set, u *units.Unit, chain []units.Start) []Remedy 
 			"as well"}}
 	}
 	all := withoutUnits(u.Name, triggering(s, u))
-	if len(chain) == 0 {
+	if len(chain) == 0 || chain[len(chain)-1].From == u.Name {
 		return []Remedy{{Text: "set another default target", Command: "systemctl set-default multi-user.target"}}
 	}
 	last := chain[len(chain)-1]

@@ -289,8 +289,12 @@ func pulledActs(e *evidence.Evidence, unit string, running map[string][]units.St
 	all := timerActs(e, unit)
 	then := e.Units.Reached(unit)
 	for _, name := range slices.Sorted(maps.Keys(then)) {
-		if u := e.Units.Unit(unit); running[name] == nil && (u == nil || u.Name != name) {
-			all = append(all, timerActs(e, name)...)
+		if u := e.Units.Unit(unit); running[name] != nil || u != nil && u.Name == name {
+			continue
+		}
+		for _, a := range timerActs(e, name) {
+			a.Doubt = cmp.Or(a.Doubt, units.DoubtOf(then[name]))
+			all = append(all, a)
 		}
 	}
 	return all

@@ -119,7 +119,8 @@ func (u *Unit) Triggered() string {
 // Reached gives all units that are started when the roots are, without a timer that elapses, each with a
 // chain of starts from a root to it, which is empty for the roots. Of the chains to a unit it is one without doubts, if
 // there is one, and of those one of the shortest. Units that are masked or missing are not started, and so is no root
-// that requires such a one.
+// that requires such a one. Systemd before 254 may start such a root all the same, as luck has it: then all chains from
+// it begin with a start of the root by itself, that has a doubt and nothing else.
 func (s *Set) Reached(roots ...string) map[string][]Start {
 	return s.reach(nil, roots)
 }
@@ -138,9 +139,16 @@ func (s *Set) ReachedFirst(roots ...string) map[string][]Start {
 func (s *Set) reach(more map[string][]Start, roots []string) map[string][]Start {
 	w := walk{s: s, reached: map[string][]Start{}, more: more}
 	for _, name := range roots {
-		if u := s.Unit(name); u != nil && s.Lacks(u.Name) == "" && w.reached[u.Name] == nil {
+		u := s.Unit(name)
+		if u == nil || w.reached[u.Name] != nil {
+			continue
+		}
+		if lacks := s.Lacks(u.Name); lacks == "" {
 			w.reached[u.Name] = []Start{}
 			w.queue = append(w.queue, u)
+		} else if s.mayStart(u, more) {
+			w.doubtful = append(w.doubtful, Start{From: u.Name, To: u.Name, Doubt: u.Name + " requires " + lacks +
+				", which is not there: systemd before 254 starts it all the same at some starts, and not at others"})
 		}
 	}
 	w.run()
@@ -270,13 +278,13 @@ func (s *Set) connect() {
 	}
 	for _, u := range s.Units {
 		for _, e := range s.edges[u.Name] {
-			switch e.By {
-			case "Requires=", "BindsTo=", "requires link", "DefaultDependencies=":
-				if to := s.Unit(e.To); to != nil {
-					needed[to.Name] = append(needed[to.Name], u.Name)
-				} else {
-					lack(u.Name, e.To)
-				}
+			if !requires(e) {
+				continue
+			}
+			if to := s.Unit(e.To); to != nil {
+				needed[to.Name] = append(needed[to.Name], u.Name)
+			} else {
+				lack(u.Name, e.To)
 			}
 		}
 		for _, e := range u.named("Unit", "Requisite") { // has to run already, which needs no more than it itself
