@@ -140,7 +140,7 @@ func runBaseAdopt(ctx context.Context, o poolOptions, a adopting, pool string, s
 	if a.reason != "" {
 		why += "; " + a.reason
 	}
-	d, err := bases.Adopt(ctx, a.candidate, a.name, why, act)
+	d, err := bases.Adopt(ctx, a.candidate, way.File, a.name, why, act)
 	done()
 	if errors.Is(err, bases.ErrThere) {
 		return withStatus(finding.StatusRefused, err)

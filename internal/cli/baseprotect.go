@@ -170,15 +170,15 @@ The records of what the bases hold and the audit stay.`,
 }
 
 func runBaseUnprotect(ctx context.Context, o poolOptions, name string, s *stdio) error {
-	c, err := o.census(ctx, name, s)
+	dir, err := refs.BasesIn(ctx, name, o.baseName, 0)
 	if err != nil {
 		return err
 	}
-	act, done, err := o.act(c.Bases, s)
+	act, done, err := o.act(dir, s)
 	if err != nil {
 		return err
 	}
-	d, err := bases.Unprotect(ctx, c, act)
+	d, err := bases.Unprotect(ctx, act)
 	done()
 	if err != nil {
 		return err

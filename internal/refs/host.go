@@ -165,6 +165,9 @@ func (t *taking) domain(ctx context.Context, name string, text []byte, how How, 
 		t.gap(name, "description of a machine", err.Error())
 	}
 	for _, k := range d.Disks {
+		if k.Volume != "" {
+			t.gap(name, "description of a machine", fmt.Sprintf("names volume %q of pool %q, which was not looked up", k.Volume, k.Pool))
+		}
 		if k.Path == "" || k.Protocol != "" {
 			continue
 		}
@@ -223,7 +226,8 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		}
 		name := filepath.Base(f.Path)
 		p, _ := t.o.Host.Linux.Process(ctx, f.PID) // one that cannot be read has its number
-		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, FD: f.FD, As: f.Path}
+		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, FD: f.FD,
+			File: diskio.ID{Dev: f.Dev, Ino: f.Ino}, As: f.Path}
 		if f.PID == 0 {
 			u.Holder = "/dev/" + f.Device
 		}

@@ -73,6 +73,8 @@ type Reference struct {
 	// PID is that of a process, 0 for none; FD is its descriptor for one that was removed.
 	PID int `json:"pid"`
 	FD  int `json:"fd"`
+	// File is what such a descriptor is of, zero for others.
+	File diskio.ID `json:"-"`
 	// Since is when the holder came to be, zero if that is not known.
 	Since time.Time `json:"since,omitempty"`
 	// As is the name by which the holder knows the base.

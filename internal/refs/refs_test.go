@@ -135,6 +135,13 @@ func TestLook(t *testing.T) {
 		{"json that is not understood", func(w *world) {
 			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"`+w.base("b")+`"}}`)
 		}, []string{"b live:", `gap pool/i/disk: no usable name: json: option "offset" is not understood`}},
+		{"json with drivers before the file", func(w *world) {
+			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"`+
+				w.base("b")+`"}}}`)
+		}, []string{"b live:", `gap pool/i/disk: is not a local file: protocol "blkdebug"`}},
+		{"a driver before the file", func(w *world) {
+			w.image("pool/i/disk", "qcow2", "blkdebug::"+w.base("b"))
+		}, []string{"b live:", `gap pool/i/disk: is not a local file: protocol "blkdebug"`}},
 		{"protocol", func(w *world) {
 			w.base("b")
 			w.image("pool/i/disk", "qcow2", "nbd://127.0.0.1/b")
@@ -339,6 +346,35 @@ func TestHost(t *testing.T) {
 		return s == "gap /var/lib/libvirt/qemu/save/cut.save: is cut off"
 	}) {
 		t.Errorf("gaps = %v, want the saved machine that is cut off", w.lines(c))
+	}
+}
+
+// TestBlockDevice: a machine's disk may be a block device that holds an image.
+func TestBlockDevice(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "losetup")
+	w := newWorld(t)
+	w.image("elsewhere/disk", "qcow2", w.base("b"))
+	out, err := exec.Command("losetup", "--find", "--show", "--read-only", w.path("elsewhere/disk")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := strings.TrimSpace(string(out))
+	defer func() {
+		if err := exec.Command("losetup", "--detach", dev).Run(); err != nil {
+			t.Error(err)
+		}
+	}()
+	w.link(dev, "pool/disk")
+	if d := cmp.Diff([]string{"b live: header pool/disk 1"}, w.lines(w.look(Options{}))); d != "" {
+		t.Errorf("by a link: Look (-want +got):\n%s", d)
+	}
+	if err := os.Remove(w.path("pool/disk")); err != nil {
+		t.Fatal(err)
+	}
+	w.image("pool/top", "qcow2", dev)
+	if d := cmp.Diff([]string{"b live: header " + dev + " 1 header pool/top 2"}, w.lines(w.look(Options{}))); d != "" {
+		t.Errorf("as a backing file: Look (-want +got):\n%s", d)
 	}
 }
 

@@ -198,7 +198,7 @@ func (t *taking) image(ctx context.Context, n *named) error {
 func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, error) {
 	path, _, err := disk.ParseName(name)
 	switch {
-	case errors.Is(err, disk.ErrProtocol):
+	case errors.Is(err, disk.ErrProtocol) && remote(name):
 		return -1, nil // it rests on no file of a directory
 	case err != nil:
 		t.gap(n.path(), "name of the backing file", err.Error())
@@ -237,6 +237,18 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 	return i, nil
 }
 
+// remote tells of a name that leads to another machine and so to no file of a directory. What json: describes may
+// lead to a file by ways that are not understood, and so may drivers that stand before one (blkdebug, quorum).
+func remote(name string) bool {
+	protocol, _, _ := strings.Cut(name, ":")
+	protocol, _, _ = strings.Cut(protocol, "+")
+	switch protocol {
+	case "nbd", "http", "https", "ftp", "ftps", "rbd", "iscsi", "iser", "gluster", "ssh", "sftp", "nfs", "sheepdog", "vxhs":
+		return true
+	}
+	return false
+}
+
 // join completes a relative name as qemu does. A name with ".." only at its beginning leads the same way
 // from a directory without symbolic links whether or not it is shortened, so that it is the same for many
 // images.
@@ -267,7 +279,7 @@ func (t *taking) follow(ctx context.Context) error {
 	outside := 0
 	for i := 0; i < len(t.targets); i++ {
 		g := &t.targets[i]
-		if !g.there || t.read[g.stat.ID] || g.stat.Block {
+		if !g.there || t.read[g.stat.ID] {
 			continue
 		}
 		if outside++; outside > maxOutside {

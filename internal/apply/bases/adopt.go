@@ -15,9 +15,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
-// Adopt copies a file to where a base is missing. Who calls it has proved that it is that base; why says by what, for
-// the audit. An existing name is never written over: ErrThere. After another error the name is not there.
-func Adopt(ctx context.Context, candidate, name, why string, o Options) (*pool.Done, error) {
+// Adopt copies the file id to where a base is missing. Who calls it has proved that it is that base; why says by what,
+// for the audit. diskio.ErrChanged: the name is another file's by now. An existing name is never written over: ErrThere. After another error the name is not there.
+func Adopt(ctx context.Context, candidate string, id diskio.ID, name, why string, o Options) (*pool.Done, error) {
 	k := newKeeper(o)
 	if strings.ContainsRune(name, '/') || name == "" || name == "." || name == ".." {
 		return nil, fmt.Errorf("%q is no name in a directory", name)
@@ -34,6 +34,16 @@ func Adopt(ctx context.Context, candidate, name, why string, o Options) (*pool.D
 	if err := k.step(ctx, "copy "+name); err != nil {
 		return d, err
 	}
+	same := func() error {
+		st, err := diskio.Look(candidate)
+		if err == nil && st.ID != id {
+			err = fmt.Errorf("%s: %w", candidate, diskio.ErrChanged)
+		}
+		return err
+	}
+	if err := same(); err != nil {
+		return nil, err
+	}
 	progress := func(done, total int64) {
 		if k.Progress != nil {
 			k.Progress(name, done, total)
@@ -46,10 +56,13 @@ func Adopt(ctx context.Context, candidate, name, why string, o Options) (*pool.D
 	if err != nil {
 		return nil, err
 	}
-	id, err := c.File.Identity()
+	made, err := c.File.Identity()
 	if err = errors.Join(err, c.File.Close()); err != nil {
 		return d, err
 	}
+	if err := same(); err != nil {
+		return nil, errors.Join(err, k.Disk.Remove(to))
+	}
 	d.Restored = append(d.Restored, name)
-	return d, k.note(ctx, "adopt", name, id.Ino, candidate, why)
+	return d, k.note(ctx, "adopt", name, made.Ino, candidate, why)
 }

@@ -263,7 +263,7 @@ func TestUnprotect(t *testing.T) {
 	w.remove("b")
 	w.remove("c")
 	w.write("c", "another")
-	d, err := Unprotect(t.Context(), w.census("a"), w.options())
+	d, err := Unprotect(t.Context(), w.options())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +305,7 @@ func TestRemovedWhileUnshielded(t *testing.T) {
 	w.protect(ProtectOptions{}, "a")
 	o := w.options()
 	o.Links = links{Links: diskio.HostLinks(), unlinked: func(string) { w.remove("a") }}
-	d, err := Unprotect(t.Context(), w.census("a"), o)
+	d, err := Unprotect(t.Context(), o)
 	if err != nil || len(d.Unshielded) > 0 || len(d.Left) != 1 {
 		t.Fatalf("Unprotect = %+v, %v, want that it was left", d, err)
 	}

@@ -254,7 +254,7 @@ func (c *chunks) end() []string {
 
 // Unprotect takes away all shields but those that are the last name of a file which is needed, or may be. The
 // records and the audit stay.
-func Unprotect(ctx context.Context, c *refs.Census, o Options) (*pool.Done, error) {
+func Unprotect(ctx context.Context, o Options) (*pool.Done, error) {
 	k := newKeeper(o)
 	s, err := pool.Read(ctx, k.Bases, k.Timeout)
 	if err != nil {
@@ -270,7 +270,10 @@ func Unprotect(ctx context.Context, c *refs.Census, o Options) (*pool.Done, erro
 			d.Leave(h.Name, err)
 		}
 	}
-	return d, errors.Join(s.Unread...)
+	for _, err := range s.Unread {
+		d.Leave(pool.Dir, err) // there may be more shields
+	}
+	return d, nil
 }
 
 func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done) error {

@@ -75,6 +75,8 @@ func Watch(ctx context.Context, w WatchOptions, o Options) error {
 	}()
 	defer func() { <-done }()
 	defer cancel(nil)
+	// Events bring the next look nearer and never put it off, however many there are.
+	due := time.Now().Add(a.every())
 	timer := time.NewTimer(a.every())
 	defer timer.Stop()
 	for {
@@ -84,11 +86,13 @@ func Watch(ctx context.Context, w WatchOptions, o Options) error {
 			return context.Cause(ctx)
 		case <-timer.C:
 			err = a.pass(ctx)
+			due = time.Now().Add(a.every())
 			timer.Reset(a.every())
 		case e := <-events:
 			var soon bool
-			if soon, err = a.event(ctx, &e); soon {
-				timer.Reset(min(passSoon, a.every()))
+			if soon, err = a.event(ctx, &e); soon && time.Until(due) > passSoon {
+				due = time.Now().Add(passSoon)
+				timer.Reset(passSoon)
 			}
 		}
 		if err != nil {

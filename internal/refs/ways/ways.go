@@ -69,6 +69,9 @@ type Way struct {
 	// Why says in words what the proof is, or what speaks against it.
 	Why string `json:"why"`
 
+	// File is what the proof is of: by the time that it is copied the name may be another file's.
+	File diskio.ID `json:"-"`
+
 	sum string // the digest of a candidate that may be proved by its blocks
 }
 
@@ -200,7 +203,7 @@ func (f *finder) ways(ctx context.Context, m *Missing) error {
 	for i := range m.NeededBy {
 		if u := &m.NeededBy[i]; u.How == refs.Deleted && u.PID > 0 {
 			m.Ways = append(m.Ways, Way{How: Descriptor, Proof: SameFile, PID: u.PID,
-				Path: fmt.Sprintf("/proc/%d/fd/%d", u.PID, u.FD), Why: "the process has the very file open, for as long as it lives"})
+				Path: fmt.Sprintf("/proc/%d/fd/%d", u.PID, u.FD), File: u.File, Why: "the process has the very file open, for as long as it lives"})
 		}
 	}
 	ways, err := f.judge(ctx, m)
@@ -238,7 +241,7 @@ func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
 		}
 	}
 	for _, c := range f.chosen(m, recorded) {
-		w := Way{How: Candidate, Proof: Unproved, Path: c.path}
+		w := Way{How: Candidate, Proof: Unproved, Path: c.path, File: c.stat.ID}
 		if len(recorded) > 0 {
 			err = f.digest(ctx, &c, recorded, &w)
 		} else {
@@ -385,9 +388,11 @@ func decide(all []Way) {
 		case got >= leastShare:
 			w.Why = w.Share.String() + " are in it, and of another candidate nearly as many"
 		default:
-			w.Proof, w.Why = Refuted, w.Share.String()+" only are in it"
+			w.Why = w.Share.String() + " only are in it: too few for a proof, and none against it, since what a guest wrote " +
+				"whole holds nothing of its base"
 		}
 	}
+	refute(all)
 	order := []Proof{SameFile, SameDigest, SameBlocks, Unproved, Refuted}
 	slices.SortStableFunc(all, func(a, b Way) int {
 		return cmp.Or(cmp.Compare(slices.Index(order, a.Proof), slices.Index(order, b.Proof)),
@@ -409,7 +414,26 @@ func (r *Report) Proved(name, candidate string) (Way, error) {
 				return w, nil
 			}
 		}
+		for _, g := range r.Gaps {
+			if g.Object == candidate {
+				return Way{}, fmt.Errorf("look at %s: %s", candidate, g.Reason)
+			}
+		}
 		return Way{How: Candidate, Proof: Refuted, Path: candidate, Why: "it does not have the length that was recorded"}, nil
 	}
 	return Way{}, fmt.Errorf("%s %w", name, ErrNotMissing)
+}
+
+// refute says of all other candidates that they are not it, where one is proved.
+func refute(all []Way) {
+	for i := range all {
+		if all[i].Proof != SameBlocks {
+			continue
+		}
+		for k := range all {
+			if w := &all[k]; w.Proof == Unproved && w.Share.Enough() && w.sum != all[i].sum {
+				w.Proof, w.Why = Refuted, w.Share.String()+" only are in it, and another candidate is proved"
+			}
+		}
+	}
 }
