@@ -227,7 +227,7 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		name := filepath.Base(f.Path)
 		p, _ := t.o.Host.Linux.Process(ctx, f.PID) // one that cannot be read has its number
 		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, FD: f.FD,
-			File: diskio.ID{Dev: f.Dev, Ino: f.Ino}, As: f.Path}
+			File: t.through(ctx, &f), As: f.Path}
 		if f.PID == 0 {
 			u.Holder = "/dev/" + f.Device
 		}
@@ -243,4 +243,14 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		}
 		t.c.All[at].Uses = append(t.c.All[at].Uses, u)
 	}
+}
+
+// through looks at the file behind the descriptor of a process; zero if it is not known any more.
+func (t *taking) through(ctx context.Context, f *linux.OpenFile) diskio.ID {
+	path := fmt.Sprintf("/proc/%d/fd/%d", f.PID, f.FD)
+	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+	if err != nil || f.Ino != 0 && st.Ino != f.Ino {
+		return diskio.ID{}
+	}
+	return st.ID
 }
