@@ -296,11 +296,15 @@ int tasks(struct bpf_iter__task *ctx)
 	return 0;
 }
 
-// on tells whether what is at the address is a file of the super block. It may be anything.
+// on tells whether what is at the address is a file of the super block. It may be anything, what was
+// freed long ago too, in which one pointer to the super block is nothing rare: all ways must lead there.
 INLINE bool on(struct file *file, u64 super)
 {
 	struct vfsmount *mnt = get(file, f_path.mnt);
-	return super && (u64)get(mnt, mnt_sb) == super;
+	struct dentry *dentry = get(file, f_path.dentry);
+	struct inode *inode = get(file, f_inode);
+	return super && (u64)get(mnt, mnt_sb) == super && (u64)get(dentry, d_sb) == super &&
+	       (u64)get(inode, i_sb) == super;
 }
 
 // below is the file of the super block that an open file of an overlay stands for, NULL if there is
@@ -312,10 +316,10 @@ INLINE struct file *below(struct file *file, u64 super)
 {
 	struct inode *inode = get(file, f_inode);
 	struct file **pair = get(file, private_data);
-	if (on((struct file *)pair, super))
-		return (struct file *)pair;
 	if ((get(inode, i_mode) & S_IFMT) == S_IFDIR)
 		pair += 3;
+	else if (on((struct file *)pair, super))
+		return (struct file *)pair;
 	struct file *layer = peek(&pair[0]), *upper = peek(&pair[1]);
 	if (on(upper, super))
 		return upper;
