@@ -7,6 +7,10 @@
 //	.shisa/shields/INODE.NAME    a second hard link of each base: who removes the first loses nothing
 //	.shisa/objects/INODE.json    what each base held when it was first seen whole
 //	.shisa/audit/NODE.jsonl      what was done, one line each, chained by digests
+//	.shisa/pins/ID.json          bases that are to be kept, whoever needs them
+//	.shisa/q/ID.NAME             bases that were set aside, each under an id of its own
+//	.shisa/purge/ID.NAME         those that were claimed: about to be removed for good
+//	.shisa/journal/ID.ACT.json   what was about to be done to one of them
 //
 // Nodes that share the pool share nothing but this directory. Each file has one writer, or is written once.
 // OpenStack Nova takes files with names of forty characters for bases, and leaves directories alone.
@@ -34,6 +38,13 @@ const (
 	Shields = "shields"
 	Objects = "objects"
 	Audit   = "audit"
+	Pins    = "pins"
+	// Quarantine is where bases go that were set aside, Purge where those go that were claimed.
+	Quarantine = "q"
+	Purge      = "purge"
+	Journal    = "journal"
+	// Controller is a file that the program locks that sets aside or removes.
+	Controller = "controller"
 )
 
 // Schemas of the documents.

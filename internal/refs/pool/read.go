@@ -33,6 +33,12 @@ type State struct {
 	Objects map[uint64]Object
 	// Audits are the entries of each node, in the order of the nodes and then of time.
 	Audits []Entry
+	// Pins are those that were not taken back, also those whose time is over.
+	Pins []Pin
+	// Held are the bases that were set aside, and those of them that were claimed.
+	Held []Held
+	// Intents tell of acts that are under way, or came to no end.
+	Intents []Intent
 	// Unread says what could not be read, or is not what it should be.
 	Unread []error
 }
@@ -58,7 +64,8 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 	for _, part := range []struct {
 		dir string
 		fn  func(ctx context.Context, dir string, timeout time.Duration) error
-	}{{Shields, s.shields}, {Objects, s.objects}, {Audit, s.audits}} {
+	}{{Shields, s.shields}, {Objects, s.objects}, {Audit, s.audits},
+		{Pins, s.pins}, {Quarantine, s.held(false)}, {Purge, s.held(true)}, {Journal, s.intents}} {
 		if err := part.fn(ctx, Path(bases, part.dir), timeout); err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
@@ -88,11 +95,19 @@ func read(ctx context.Context, path string, timeout time.Duration) ([]byte, erro
 
 // list gives the names of the files in a directory, in their order. It is fs.ErrNotExist where there is none.
 func list(ctx context.Context, dir string, timeout time.Duration) (names []string, err error) {
-	s := diskio.Sweep{Workers: 1, Timeout: timeout, Enter: func(string) bool { return false },
+	return listWith(ctx, dir, timeout, func(string) {})
+}
+
+// listWith is list that tells of all that is no file, too.
+func listWith(ctx context.Context, dir string, timeout time.Duration, odd func(path string)) (names []string, err error) {
+	enter := func(path string) bool { odd(path); return false }
+	s := diskio.Sweep{Workers: 1, Timeout: timeout, Enter: enter,
 		File: func(_ int, f *diskio.Swept) { names = append(names, f.Name) },
 		Other: func(kind diskio.WalkKind, path string, e error) {
-			if kind == diskio.WalkBlind {
-				err = errors.Join(err, e)
+			if kind != diskio.WalkBlind {
+				odd(path)
+			} else if !errors.Is(e, fs.ErrNotExist) || path == dir {
+				err = errors.Join(err, e) // else a name that was taken away meanwhile
 			}
 		}}
 	if e := s.Run(ctx, []string{dir}); e != nil {
