@@ -92,15 +92,3 @@ func documentText(v any) ([]byte, error) {
 	text, err := json.MarshalIndent(v, "", "  ")
 	return append(text, '\n'), err
 }
-
-// Use is what a node said that needs a base.
-type Use struct {
-	// Name is that of the base as the holder knows it, Inode its file, 0 if that is not known.
-	Name  string `json:"name"`
-	Inode uint64 `json:"inode"`
-	// How is by what it shows, Holder what needs it: see refs.Reference.
-	How     string `json:"how"`
-	Holder  string `json:"holder"`
-	Machine string `json:"machine"`
-	Depth   int    `json:"depth"`
-}

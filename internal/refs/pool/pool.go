@@ -11,19 +11,19 @@
 //	.shisa/q/ID.NAME             bases that were set aside, each under an id of its own
 //	.shisa/purge/ID.NAME         those that were claimed: about to be removed for good
 //	.shisa/journal/ID.ACT.json   what was about to be done to one of them
+//	.shisa/members/NODE.json     a node that uses the pool: it is a member for ever
+//	.shisa/nodes/NODE.json       what that node said last
+//	.shisa/retired/NODE.json     a person said that the node does not come back
 //
 // Nodes that share the pool share nothing but this directory. Each file has one writer, or is written once.
 // OpenStack Nova takes files with names of forty characters for bases, and leaves directories alone.
 package pool
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,6 +45,9 @@ const (
 	Journal    = "journal"
 	// Controller is a file that the program locks that sets aside or removes.
 	Controller = "controller"
+	Members    = "members"
+	Nodes      = "nodes"
+	Gone       = "retired"
 )
 
 // Schemas of the documents.
@@ -184,57 +187,6 @@ func isDigest(s string) bool {
 		return false
 	}
 	return strings.Trim(s, "0123456789abcdef") == ""
-}
-
-// strict reads a document whose keys are all known and all there.
-func strict(text []byte, v any, name string) error {
-	if len(text) > maxFileBytes {
-		return fmt.Errorf("%s %w: it has more than %d bytes", name, ErrPool, maxFileBytes)
-	}
-	at := func(off int64, err error) error {
-		line := 1 + bytes.Count(text[:max(0, min(off, int64(len(text))))], []byte("\n"))
-		return fmt.Errorf("%s:%d: %w: %w", name, line, ErrPool, err)
-	}
-	var have map[string]json.RawMessage
-	if err := json.Unmarshal(text, &have); err != nil {
-		return at(offsetOf(err, text), err)
-	}
-	if err := json.Unmarshal(text, v); err != nil {
-		return at(offsetOf(err, text), err)
-	}
-	all, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	var want map[string]json.RawMessage
-	if err := json.Unmarshal(all, &want); err != nil {
-		return err
-	}
-	for _, k := range slices.Sorted(maps.Keys(have)) {
-		if _, ok := want[k]; !ok {
-			quoted, err := json.Marshal(k)
-			return at(int64(bytes.Index(text, quoted)), errors.Join(fmt.Errorf("the key %q is not known", k), err))
-		}
-	}
-	for _, k := range slices.Sorted(maps.Keys(want)) {
-		if _, ok := have[k]; !ok {
-			return fmt.Errorf("%s %w: %q is missing", name, ErrPool, k)
-		}
-	}
-	return nil
-}
-
-// offsetOf is where a document is wrong, its end if the error does not tell.
-func offsetOf(err error, text []byte) int64 {
-	var syntax *json.SyntaxError
-	var typ *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		return syntax.Offset
-	case errors.As(err, &typ):
-		return typ.Offset
-	}
-	return int64(len(text))
 }
 
 // Shield is a second name of a base.

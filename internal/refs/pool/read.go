@@ -39,6 +39,11 @@ type State struct {
 	Held []Held
 	// Intents tell of acts that are under way, or came to no end.
 	Intents []Intent
+	// Members are the nodes that joined, Retired those of which a person said that they do not come back,
+	// Reports what each said last; all in the order of the nodes. See Nodes.
+	Members []Member
+	Retired []Retired
+	Reports []Report
 	// Unread says what could not be read, or is not what it should be.
 	Unread []error
 }
@@ -65,7 +70,8 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 		dir string
 		fn  func(ctx context.Context, dir string, timeout time.Duration) error
 	}{{Shields, s.shields}, {Objects, s.objects}, {Audit, s.audits},
-		{Pins, s.pins}, {Quarantine, s.held(false)}, {Purge, s.held(true)}, {Journal, s.intents}} {
+		{Pins, s.pins}, {Quarantine, s.held(false)}, {Purge, s.held(true)}, {Journal, s.intents},
+		{Members, s.members}, {Gone, s.retired}, {Nodes, s.reports}} {
 		if err := part.fn(ctx, Path(bases, part.dir), timeout); err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
