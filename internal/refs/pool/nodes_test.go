@@ -58,7 +58,7 @@ func TestParseReport(t *testing.T) {
 	}
 	for _, c := range []struct{ name, text, want string }{
 		{"changed", strings.Replace(good, `"inode": 7`, `"inode": 8`, 1), "does not have its digest"},
-		{"unknown key inside", strings.Replace(good, `"depth"`, `"deepth"`, 1), `x:36: is no document of a pool: the key "deepth" is not known`},
+		{"unknown key inside", strings.Replace(good, `"depth"`, `"deepth"`, 1), `x:34: is no document of a pool: the key "deepth" is not known`},
 		{"missing inside", strings.Replace(good, `"how": "header",`, ``, 1), `"how" is missing`},
 		{"twice", strings.Replace(good, `"inode": 7,`, `"inode": 7, "inode": 7,`, 1), `the key "inode" is there twice`},
 		{"other case", strings.Replace(good, `"inode"`, `"INODE"`, 1), `the key "INODE" is not known`},
