@@ -7,16 +7,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/plan"
 )
 
@@ -26,7 +23,6 @@ const (
 	// maxTextReceiptBytes bounds such a receipt: all files before and after, each character of one
 	// written as six in the worst case.
 	maxTextReceiptBytes = plan.MaxTexts * plan.MaxTextBytes * 8
-	textLockName        = "lock"
 )
 
 // TextReceipt says what a change did to text files, or is about to do, and is all that is needed to
@@ -60,39 +56,18 @@ type TextBefore struct {
 // TextsDir is the directory of the receipts of text changes.
 func (v *Vault) TextsDir() string { return filepath.Join(filepath.Dir(v.receipts), "texts") }
 
-// TextReceiptPath is the path of the receipt of a text change.
-func (v *Vault) TextReceiptPath(id string) string {
-	return filepath.Join(v.TextsDir(), id+receiptSuffix)
+// texts is where the receipts of text changes are kept.
+func (v *Vault) texts() *shelf[TextReceipt] {
+	return &shelf[TextReceipt]{v: v, dir: v.TextsDir(), maxBytes: maxTextReceiptBytes, decode: decodeTextReceipt,
+		of: func(r *TextReceipt) (string, time.Time) { return r.ID, r.Created }}
 }
+
+// TextReceiptPath is the path of the receipt of a text change.
+func (v *Vault) TextReceiptPath(id string) string { return v.texts().path(id) }
 
 // TextReceipt reads one receipt. The errors are ErrNotFound, ErrDamaged, ErrNewer, and those of
 // reading.
-func (v *Vault) TextReceipt(id string) (*TextReceipt, error) {
-	if !IsID(id) {
-		return nil, fmt.Errorf("%w: %.40q", ErrNotFound, id)
-	}
-	path := v.TextReceiptPath(id)
-	f, err := v.disk.Open(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%w: %s in %s", ErrNotFound, id, v.TextsDir())
-	case err != nil:
-		return nil, err
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.NewSectionReader(f, 0, maxTextReceiptBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("read the receipt %s: %w", path, err)
-	}
-	r, err := decodeTextReceipt(raw)
-	if err == nil && r.ID != id {
-		err = fmt.Errorf("%w: it is that of %.40q", ErrDamaged, r.ID)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the receipt %s %w", path, err)
-	}
-	return r, nil
-}
+func (v *Vault) TextReceipt(id string) (*TextReceipt, error) { return v.texts().read(id) }
 
 // decodeTextReceipt reads a receipt's JSON. Its errors are ErrDamaged and ErrNewer.
 func decodeTextReceipt(raw []byte) (*TextReceipt, error) {
@@ -147,120 +122,25 @@ func decodeTextReceipt(raw []byte) (*TextReceipt, error) {
 
 // TextReceipts lists the receipts of text changes, newest first. Those that cannot be read are told by
 // the error, beside the others.
-func (v *Vault) TextReceipts(ctx context.Context) ([]*TextReceipt, error) {
-	paths, err := v.disk.List(ctx, v.TextsDir(), false, func(name string) bool {
-		id, ok := strings.CutSuffix(name, receiptSuffix)
-		return ok && IsID(id)
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // nothing was ever changed
-	}
-	errs := []error{err}
-	var all []*TextReceipt
-	for _, p := range paths {
-		r, err := v.TextReceipt(strings.TrimSuffix(filepath.Base(p), receiptSuffix))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		all = append(all, r)
-	}
-	slices.SortFunc(all, func(a, b *TextReceipt) int {
-		if c := b.Created.Compare(a.Created); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	return all, errors.Join(errs...)
-}
+func (v *Vault) TextReceipts(ctx context.Context) ([]*TextReceipt, error) { return v.texts().list(ctx) }
 
 // PutText writes the receipt of a text change and returns when it is on the disk. One of the same name
 // is replaced, at once or not at all.
-func (v *Vault) PutText(r *TextReceipt) error {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetIndent("", "  ")
-	err := e.Encode(r)
-	if err == nil {
-		// What cannot be read again could not be taken back.
-		_, err = decodeTextReceipt(b.Bytes())
-	}
-	if err == nil {
-		err = v.disk.MakeDir(v.TextsDir(), 0o700)
-	}
-	if err == nil {
-		path := v.TextReceiptPath(r.ID)
-		err = v.replace(path, strings.TrimSuffix(path, receiptSuffix)+freshSuffix, b.Bytes())
-	}
-	if err != nil {
-		return fmt.Errorf("%w %s: %w", ErrReceipt, r.ID, err)
-	}
-	return nil
-}
+func (v *Vault) PutText(r *TextReceipt) error { return v.texts().put(r) }
 
 // DropText removes the receipt of a text change that was never begun.
-func (v *Vault) DropText(id string) error {
-	err := v.disk.Remove(v.TextReceiptPath(id))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("remove the receipt of a change that was not begun: %w", err)
-	}
-	return v.disk.SyncDir(v.TextsDir())
-}
+func (v *Vault) DropText(id string) error { return v.texts().drop(id) }
 
 // TextsCutOff reports whether the writing of a receipt was cut off.
 func (v *Vault) TextsCutOff(ctx context.Context) (bool, error) {
-	paths, err := v.textsCutOff(ctx)
+	paths, err := v.texts().cutOff(ctx)
 	return len(paths) > 0, err
-}
-
-func (v *Vault) textsCutOff(ctx context.Context) ([]string, error) {
-	paths, err := v.disk.List(ctx, v.TextsDir(), false, func(name string) bool {
-		id, ok := strings.CutSuffix(name, freshSuffix)
-		return ok && IsID(id)
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return paths, err
 }
 
 // DropTextsCutOff removes what was written of receipts when the program was cut off: what counts is
 // the receipt before. The caller holds the lock.
-func (v *Vault) DropTextsCutOff(ctx context.Context) error {
-	paths, err := v.textsCutOff(ctx)
-	for _, path := range paths {
-		err = errors.Join(err, v.disk.Remove(path))
-	}
-	return err
-}
+func (v *Vault) DropTextsCutOff(ctx context.Context) error { return v.texts().dropCutOff(ctx) }
 
 // LockTexts keeps other programs from changing text files until what it returns is closed. The errors
 // are diskio.ErrInUse where one is at it, diskio.ErrNoLocks, and those of making a file.
-func (v *Vault) LockTexts() (io.Closer, error) {
-	if err := v.disk.MakeDir(v.TextsDir(), 0o700); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrReceipt, err)
-	}
-	path := filepath.Join(v.TextsDir(), textLockName)
-	f, err := v.disk.OpenForRepair(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		f, err = v.disk.CreateNew(path, 0o600)
-		if err == nil {
-			err = f.Close()
-		}
-		// It is opened as by the next one: making a file does not mind a file system without locks.
-		if err == nil || errors.Is(err, fs.ErrExist) {
-			f, err = v.disk.OpenForRepair(path)
-		}
-	}
-	var busy *diskio.InUseError
-	switch {
-	case errors.As(err, &busy):
-		return nil, fmt.Errorf("another change of text files is under way: %w", err)
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrReceipt, err)
-	}
-	return f, nil
-}
+func (v *Vault) LockTexts() (io.Closer, error) { return v.texts().lock("another change of text files") }
