@@ -54,6 +54,8 @@ type poolOptions struct {
 	all      bool
 	also     []string
 	baseName string
+	// state is the state directory of the commands that change something.
+	state string
 }
 
 func (o *poolOptions) flags(c *cobra.Command) {
@@ -62,6 +64,12 @@ func (o *poolOptions) flags(c *cobra.Command) {
 	f.StringArrayVar(&o.also, "also", nil, "images below `DIR` may rest on the bases too; may be given again")
 	f.StringVar(&o.baseName, "base-name", "_base", "the directory of bases in POOL is called `NAME`")
 	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
+}
+
+// actFlags are the flags of the commands that change something.
+func (o *poolOptions) actFlags(c *cobra.Command) {
+	o.flags(c)
+	stateFlag(c, &o.state, "keep receipts in `DIR`")
 }
 
 // census looks at who needs what in a pool, on this host.

@@ -97,7 +97,7 @@ written over, and the candidate is only read.`,
 			return runBaseAdopt(c.Context(), o, adopting{args[1], name, reason, len(risks) > 0}, args[0], s)
 		},
 	}
-	o.flags(c)
+	o.actFlags(c)
 	f := c.Flags()
 	f.StringVar(&name, "for", "", "the base that is missing: the `NAME` of its file")
 	f.StringVar(&reason, "reason", "", "`TEXT` for the audit: why")
@@ -146,7 +146,7 @@ func runBaseAdopt(ctx context.Context, o poolOptions, a adopting, pool string, s
 		return withStatus(finding.StatusRefused, err)
 	}
 	if err != nil {
-		return err
+		return actError(err, pool)
 	}
 	return o.did(d, s)
 }

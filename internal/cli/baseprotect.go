@@ -20,6 +20,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // act is what an act on the bases of a directory needs.
@@ -28,14 +29,53 @@ func (o *poolOptions) act(dir string, s *stdio) (bases.Options, func(), error) {
 	if err != nil {
 		return bases.Options{}, nil, fmt.Errorf("the name of this host: %w", err)
 	}
+	state, err := stateDir(o.state)
+	if err != nil {
+		return bases.Options{}, nil, err
+	}
+	receipts, err := vault.New(vault.Options{StateDir: state})
+	if err != nil {
+		return bases.Options{}, nil, err
+	}
 	bar := newProgress(s, "reading")
-	return bases.Options{Bases: dir, Node: host, Progress: func(what string, done, total int64) {
-		bar.Part(filepath.Base(what), done, total)
-	}}, bar.Done, nil
+	return bases.Options{Bases: dir, Node: host, Receipts: receipts, Tool: "shisa " + version,
+		Progress: func(what string, done, total int64) { bar.Part(filepath.Base(what), done, total) }}, bar.Done, nil
+}
+
+// newPool adds the flag that says that a directory is another pool than it was.
+func newPool(c *cobra.Command, risks *[]string) {
+	c.Flags().StringArrayVar(risks, "accept-risk", nil, "take a `RISK`: new-pool:POOL, it is not the pool that it was, and is "+
+		"protected all the same")
+}
+
+// asNewPool tells whether it was said of a pool that it is a new one. The error is one of the command line.
+func asNewPool(c *cobra.Command, risks []string, pool string) (bool, error) {
+	for _, r := range risks {
+		if r != "new-pool:"+pool {
+			return false, usageError(c, "the only risk that can be taken here is new-pool:%s", pool)
+		}
+	}
+	return len(risks) > 0, nil
+}
+
+// actError gives an error of an act its status and hint.
+func actError(err error, pool string) error {
+	switch {
+	case errors.Is(err, bases.ErrOtherPool):
+		return finding.WithHint(withStatus(finding.StatusRefused, oneLine{err}),
+			"mount it; if the old pool is gone for good: shisa base protect --accept-risk=new-pool:"+render.Word(pool)+" "+
+				render.Word(pool))
+	case errors.Is(err, vault.ErrReceipt):
+		return finding.WithHint(oneLine{err}, "keep receipts elsewhere with --state DIR")
+	}
+	return err
 }
 
 // did prints what an act did. What was left undone is a reason not to be sure.
 func (o *poolOptions) did(d *pool.Done, s *stdio) (err error) {
+	if d.Receipt != "" {
+		d.Undo = "shisa undo" + stateWord(o.state) + " " + d.Receipt
+	}
 	if o.json {
 		err = render.JSON(s.out, render.BaseDoneSchema, d)
 	} else {
@@ -48,6 +88,7 @@ func newBaseProtect(s *stdio) *cobra.Command {
 	var o poolOptions
 	var p bases.ProtectOptions
 	var watch bool
+	var risks []string
 	c := &cobra.Command{
 		Use:   "protect POOL",
 		Short: "keep bases from being lost, whoever removes them",
@@ -71,13 +112,18 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 			if p.KeepAlive < 0 {
 				return usageError(c, "--keepalive is negative")
 			}
-			if watch {
-				return runBaseWatch(c.Context(), o, p, args[0], s)
+			fresh, err := asNewPool(c, risks, args[0])
+			if err != nil {
+				return err
 			}
-			return runBaseProtect(c.Context(), o, p, args[0], s)
+			if watch {
+				return runBaseWatch(c.Context(), o, p, fresh, args[0], s)
+			}
+			return runBaseProtect(c.Context(), o, p, fresh, args[0], s)
 		},
 	}
-	o.flags(c)
+	o.actFlags(c)
+	newPool(c, &risks)
 	f := c.Flags()
 	f.DurationVar(&p.KeepAlive, "keepalive", 0, "touch bases that are needed when they are older than `D` (default "+
 		"6h, or 20m where Nova resized one)")
@@ -86,7 +132,7 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 	return c
 }
 
-func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, name string, s *stdio) error {
+func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, fresh bool, name string, s *stdio) error {
 	c, err := o.census(ctx, name, s)
 	if err != nil {
 		return err
@@ -95,10 +141,11 @@ func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, 
 	if err != nil {
 		return err
 	}
+	act.NewPool = fresh
 	d, err := bases.Protect(ctx, c, p, act)
 	done()
 	if err != nil {
-		return err
+		return actError(err, name)
 	}
 	if err := o.did(d, s); err != nil {
 		return err
@@ -107,7 +154,7 @@ func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, 
 }
 
 // runBaseWatch protects a pool until it is stopped.
-func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, name string, s *stdio) (err error) {
+func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, fresh bool, name string, s *stdio) (err error) {
 	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
 	if err != nil {
 		return err
@@ -117,6 +164,7 @@ func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, na
 		return err
 	}
 	defer done()
+	act.NewPool = fresh
 	w := bases.WatchOptions{Protect: p,
 		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, name, s) },
 		Tell: func(h pool.Happened) error {
@@ -137,7 +185,7 @@ func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, na
 		defer func() { err = errors.Join(err, events.Close()) }()
 		w.Events = events
 	}
-	return bases.Watch(ctx, w, act)
+	return actError(bases.Watch(ctx, w, act), name)
 }
 
 // doneStatus is what is left to be said when all was done that could be.
@@ -165,7 +213,7 @@ The records of what the bases hold and the audit stay.`,
 		Args:    wantArgs(1, 1),
 		RunE:    func(c *cobra.Command, args []string) error { return runBaseUnprotect(c.Context(), o, args[0], s) },
 	}
-	o.flags(c)
+	o.actFlags(c)
 	return c
 }
 
@@ -207,7 +255,7 @@ that a cleaner does not remove it again at once. Nothing is ever written over.`,
 			return runBaseRestore(c.Context(), o, r, args[0], args[1], s)
 		},
 	}
-	o.flags(c)
+	o.actFlags(c)
 	f := c.Flags()
 	f.Uint64Var(&r.Inode, "inode", 0, "the shield with inode `N`, where there are several of that name")
 	f.StringVar(&r.As, "as", "", "bring it back under another `NAME`")
@@ -234,7 +282,7 @@ func runBaseRestore(ctx context.Context, o poolOptions, r bases.RestoreOptions, 
 	case errors.Is(err, bases.ErrNoShield):
 		return finding.WithHint(err, "shisa base scan "+render.Word(name)+" lists what is missing, and who still has it open")
 	case err != nil:
-		return err
+		return actError(err, name)
 	}
 	return o.did(d, s)
 }

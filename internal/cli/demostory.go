@@ -308,6 +308,7 @@ func (t *telling) act(ctx context.Context, p *demo.Pool, verb, name string, do f
 	if err != nil {
 		return err
 	}
+	act.Receipts = nil // the pool of a story is gone soon, and this host does not keep what was done to it
 	d, err := do(act)
 	done()
 	if err != nil {

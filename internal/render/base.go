@@ -237,6 +237,10 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 	if nothing && len(d.Left) == 0 {
 		o.line("there was nothing to do")
 	}
+	if d.Receipt != "" {
+		o.prose("", "receipt "+d.Receipt+", taken back by:")
+		o.line("  $ " + d.Undo)
+	}
 	return o.flush()
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 var (
@@ -49,6 +50,13 @@ type Options struct {
 	Now   func() time.Time
 	// Step, if set, is called before each change with what comes next; its error ends the act there.
 	Step func(what string) error
+	// Receipts, if set, is where the act leaves what it did, and Tool the program and version in that.
+	Receipts *vault.Vault
+	Tool     string
+	// NewPool: the directory may be another pool than it was, see ErrOtherPool.
+	NewPool bool
+	// within is the act that this one is a part of, "" for none.
+	within string
 	// Progress, if set, is told of bytes that were read.
 	Progress func(what string, done, total int64)
 }
@@ -59,6 +67,10 @@ type keeper struct {
 	last string // the digest of the last line of this node's audit
 	// read: the audit was read, and last is known.
 	read bool
+	// act is what the receipt calls it, pool the UUID of the pool once that is known, and receipt nil as long as
+	// nothing is to be changed.
+	act, pool string
+	receipt   *vault.BaseReceipt
 }
 
 func newKeeper(o Options) *keeper {
@@ -167,8 +179,29 @@ func (k *keeper) syncDir(dir string) error {
 	return err
 }
 
-// begin makes the directories of the pool and its policy, where they are not there.
+// begin makes the directories of the pool and its policy, where they are not there. The error is ErrOtherPool where
+// it was another pool.
 func (k *keeper) begin(ctx context.Context, s *pool.State) error {
+	if err := k.known(ctx, s); err != nil {
+		return err
+	}
+	var p *pool.Policy
+	switch _, err := diskio.LookEntry(k.path(pool.File)); {
+	case s.Policy != nil:
+		k.pool = s.Policy.UUID
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is there and could not be read: %w", k.path(pool.File), errors.Join(s.Unread...))
+	default:
+		uuid, err := newUUID()
+		if err != nil {
+			return err
+		}
+		made := pool.NewPolicy(uuid, k.Now())
+		p, k.pool = &made, uuid
+		if err := k.will(stepAt(vault.BasePolicy, pool.File, k.path(pool.File), 0)); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{pool.Shields, pool.Objects, pool.Audit} {
 		if err := k.step(ctx, "make "+dir); err != nil {
 			return err
@@ -178,26 +211,22 @@ func (k *keeper) begin(ctx context.Context, s *pool.State) error {
 			return err
 		}
 	}
-	if s.Policy != nil {
+	if p == nil {
 		return nil
-	}
-	if _, err := diskio.LookEntry(k.path(pool.File)); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is there and could not be read: %w", k.path(pool.File), errors.Join(s.Unread...))
 	}
 	if err := k.step(ctx, "make "+pool.File); err != nil {
 		return err
 	}
-	uuid, err := newUUID()
-	if err != nil {
-		return err
-	}
-	p := pool.NewPolicy(uuid, k.Now())
 	text, err := p.Text()
+	if err == nil {
+		err = k.put(k.path(pool.File), text)
+	}
 	if err != nil {
 		return err
 	}
-	s.Policy = &p
-	return k.put(k.path(pool.File), text)
+	s.Policy = p
+	k.did(stepAt(vault.BasePolicy, pool.File, k.path(pool.File), 0), nil)
+	return nil
 }
 
 // read gives the bytes of an open base to w, and tells of the progress.

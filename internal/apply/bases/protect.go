@@ -20,6 +20,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // How long a base may have gone without a touch: Nova removes what was not changed for 24 hours, and what it
@@ -51,36 +52,37 @@ type ProtectOptions struct {
 // Protect gives every base a shield, touches those that are needed, and records what each holds. It may be done
 // again and again: what is so already is left as it is. What could not be done for one base is told by Left, and
 // the others are done all the same.
-func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (*pool.Done, error) {
-	k := newKeeper(o)
+func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (d *pool.Done, err error) {
+	k := newKeeper(o).as("protect")
 	s, err := pool.Read(ctx, k.Bases, k.Timeout)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = k.finish(ctx, d, err) }()
 	if err := k.begin(ctx, s); err != nil {
 		return nil, err
 	}
-	d := newDone(k.Bases, s)
+	d = newDone(k.Bases, s)
 	now, err := k.now(ctx)
 	if err != nil {
 		return d, err
 	}
-	for i := range c.All {
-		b := &c.All[i]
-		if b.State != refs.Live {
-			continue
+	// All is announced at once: a receipt is on the disk before what it speaks of, and syncing takes time.
+	todo := k.todo(c, p, now, d)
+	if err := k.will(todo...); err != nil {
+		return d, err
+	}
+	for i := range todo {
+		t := &todo[i]
+		act := k.shield
+		if t.What == vault.BaseTouch {
+			act = k.touch
 		}
-		if err := k.shield(ctx, b, d); err != nil {
+		if err := act(ctx, t, d); err != nil {
 			if stopped(ctx, err) {
 				return d, err
 			}
-			d.Leave(b.Name, err)
-		}
-		if err := k.keepAlive(ctx, c, b, p, now, d); err != nil {
-			if stopped(ctx, err) {
-				return d, err
-			}
-			d.Leave(b.Name, err)
+			d.Leave(t.Name, err)
 		}
 	}
 	// Shields come first, for all: reading takes long.
@@ -107,31 +109,61 @@ func stopped(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || errors.Is(err, ErrStopped)
 }
 
-// shield gives a base its second name.
-func (k *keeper) shield(ctx context.Context, b *refs.Base, d *pool.Done) error {
-	to := k.path(pool.Shields, pool.ShieldName(b.File.Ino, b.Name))
-	if e, err := diskio.LookEntry(to); err == nil && e.ID == b.File {
-		return nil
+// todo tells which bases need a shield or a touch.
+func (k *keeper) todo(c *refs.Census, p ProtectOptions, now time.Time, d *pool.Done) (todo []vault.BaseStep) {
+	for i := range c.All {
+		b := &c.All[i]
+		if b.State != refs.Live {
+			continue
+		}
+		to := k.path(pool.Shields, pool.ShieldName(b.File.Ino, b.Name))
+		if e, err := diskio.LookEntry(to); err != nil || e.ID != b.File {
+			todo = append(todo, stepAt(vault.BaseShield, b.Name, to, b.File.Ino))
+		}
+		before, old, err := tooOld(c, b, p, now)
+		if err != nil {
+			d.Leave(b.Name, err)
+		}
+		if old {
+			t := stepAt(vault.BaseTouch, b.Name, b.Path, b.File.Ino)
+			t.Before = &before
+			todo = append(todo, t)
+		}
 	}
-	if err := k.step(ctx, "shield "+b.Name); err != nil {
+	return todo
+}
+
+// shield gives a base its second name.
+func (k *keeper) shield(ctx context.Context, t *vault.BaseStep, d *pool.Done) (err error) {
+	if err := k.step(ctx, "shield "+t.Name); err != nil {
 		return err
 	}
-	if err := k.Links.Link(b.File, b.Path, to); err != nil {
+	to := t.At()
+	_, name, _ := pool.ParseShieldName(filepath.Base(to))
+	from := filepath.Join(k.Bases, name)
+	e, err := diskio.LookEntry(from)
+	if err == nil && e.Ino != t.Inode {
+		err = &fs.PathError{Op: "shield", Path: from, Err: diskio.ErrChanged}
+	}
+	if err == nil {
+		err = k.Links.Link(e.ID, from, to)
+	}
+	k.did(*t, err)
+	if err != nil {
 		return fmt.Errorf("shield: %w", err)
 	}
-	d.Shielded = append(d.Shielded, b.Name)
-	return k.note(ctx, "shield", b.Name, b.File.Ino, to, "protect")
+	d.Shielded = append(d.Shielded, name)
+	return k.note(ctx, "shield", name, t.Inode, to, "protect")
 }
 
 // resized is the name that Nova gave a base of another size in the same directory: digest_SIZE.
 var resized = regexp.MustCompile(`^[0-9a-f]{40}_[0-9]+$`)
 
-// keepAlive touches a base that is needed, or may be, before a cleaner takes it for old.
-func (k *keeper) keepAlive(
-	ctx context.Context, c *refs.Census, b *refs.Base, p ProtectOptions, now time.Time, d *pool.Done,
-) error {
+// tooOld tells whether a base that is needed, or may be, is to be touched before a cleaner takes it for old, and
+// when it was changed last.
+func tooOld(c *refs.Census, b *refs.Base, p ProtectOptions, now time.Time) (before time.Time, old bool, err error) {
 	if !needed(c, b) {
-		return nil
+		return before, false, nil
 	}
 	age := p.KeepAlive
 	if age == 0 {
@@ -142,19 +174,37 @@ func (k *keeper) keepAlive(
 	}
 	e, err := diskio.LookEntry(b.Path)
 	if err != nil {
-		return err
+		return before, false, err
 	}
 	// A time ahead of the file system's own clock is as old as it likes.
-	if old := now.Sub(e.ModTime); old < age && old > -time.Minute {
-		return nil
-	}
-	if err := k.step(ctx, "touch "+b.Name); err != nil {
+	since := now.Sub(e.ModTime)
+	return e.ModTime.UTC(), since >= age || since <= -time.Minute, nil
+}
+
+// touch gives a base the time of now.
+func (k *keeper) touch(ctx context.Context, t *vault.BaseStep, d *pool.Done) error {
+	if err := k.step(ctx, "touch "+t.Name); err != nil {
 		return err
 	}
-	if err := k.Links.Touch(b.File, b.Path, time.Time{}); err != nil {
+	at := t.At()
+	e, err := diskio.LookEntry(at)
+	if err == nil && e.Ino != t.Inode {
+		err = &fs.PathError{Op: "touch", Path: at, Err: diskio.ErrChanged}
+	}
+	if err == nil {
+		err = k.Links.Touch(e.ID, at, time.Time{})
+	}
+	if err == nil {
+		if e, err = diskio.LookEntry(at); err == nil {
+			set := e.ModTime.UTC()
+			t.After = &set
+		}
+	}
+	k.did(*t, err)
+	if err != nil {
 		return fmt.Errorf("touch: %w", err)
 	}
-	d.Touched = append(d.Touched, b.Name)
+	d.Touched = append(d.Touched, filepath.Base(at))
 	return nil
 }
 
@@ -209,7 +259,16 @@ func (k *keeper) record(ctx context.Context, b *refs.Base, s *pool.State, now ti
 	if err := k.step(ctx, "record "+b.Name); err != nil {
 		return err
 	}
-	if err := k.put(k.path(pool.Objects, pool.ObjectName(b.File.Ino)), text); err != nil {
+	to := k.path(pool.Objects, pool.ObjectName(b.File.Ino))
+	if k.receipt == nil {
+		// One that does nothing but record announces that once.
+		if err := k.will(stepAt(vault.BaseRecord, b.Name, to, b.File.Ino)); err != nil {
+			return err
+		}
+	}
+	err = k.put(to, text)
+	k.did(stepAt(vault.BaseRecord, b.Name, to, b.File.Ino), err)
+	if err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	d.Recorded = append(d.Recorded, b.Name)

@@ -4,16 +4,17 @@
 package bases
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // RestoreOptions say which shield is meant, and where the base goes.
@@ -29,8 +30,8 @@ type RestoreOptions struct {
 // Restore gives a base that was removed its name back, from its shield, and makes it look as if it was changed
 // now: a cleaner removes again at once what looks old. An existing name is never written over: ErrThere.
 // The other errors are ErrNoShield and ErrSeveral.
-func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (*pool.Done, error) {
-	k := newKeeper(o)
+func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (d *pool.Done, err error) {
+	k := newKeeper(o).as("restore")
 	if strings.ContainsRune(name+r.As, '/') || name == "" || name == "." || name == ".." || r.As == "." || r.As == ".." {
 		return nil, fmt.Errorf("%q is no name in a directory", name+r.As)
 	}
@@ -42,12 +43,14 @@ func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (*po
 	if err != nil {
 		return nil, errors.Join(append([]error{err}, s.Unread...)...)
 	}
-	d := newDone(k.Bases, s)
-	to := filepath.Join(k.Bases, name)
-	if r.As != "" {
-		to = filepath.Join(k.Bases, r.As)
+	if err := k.known(ctx, s); err != nil {
+		return nil, err
 	}
+	d = newDone(k.Bases, s)
+	k.pool = d.Pool
+	to := filepath.Join(k.Bases, cmp.Or(r.As, name))
 	e, err := diskio.LookEntry(to)
+	var steps []vault.BaseStep
 	switch {
 	case err == nil && e.ID == h.ID:
 		d.Leave(name, ErrThere) // it is this very file: all that is left is the time
@@ -56,29 +59,42 @@ func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (*po
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	default:
-		if err := k.step(ctx, "restore "+name); err != nil {
+		steps = append(steps, stepAt(vault.BaseRestore, name, to, h.ID.Ino))
+	}
+	touch := stepAt(vault.BaseTouch, name, to, h.ID.Ino)
+	before := h.Modified.UTC()
+	touch.Before = &before
+	if err := k.will(append(steps, touch)...); err != nil {
+		return nil, err
+	}
+	defer func() { err = k.finish(ctx, d, err) }()
+	for i := range steps {
+		if err := k.link(ctx, h, &steps[i], d); err != nil {
 			return d, err
 		}
-		if err := k.Links.Link(h.ID, h.Path, to); err != nil {
-			if errors.Is(err, fs.ErrExist) {
-				err = fmt.Errorf("%s %w: %w", to, ErrThere, err)
-			}
-			return nil, err
-		}
-		d.Restored = append(d.Restored, filepath.Base(to))
 	}
-	if err := k.step(ctx, "touch "+name); err != nil {
+	if err := k.touch(ctx, &touch, d); err != nil {
 		return d, err
 	}
-	if err := k.Links.Touch(h.ID, to, time.Time{}); err != nil {
-		return d, err
+	return d, k.note(ctx, "restore", name, h.ID.Ino, to, cmp.Or(r.Why, "restore"))
+}
+
+// link gives the file of a shield its name in the directory of the bases.
+func (k *keeper) link(ctx context.Context, h *pool.Shield, t *vault.BaseStep, d *pool.Done) error {
+	if err := k.step(ctx, "restore "+t.Name); err != nil {
+		return err
 	}
-	d.Touched = append(d.Touched, filepath.Base(to))
-	why := r.Why
-	if why == "" {
-		why = "restore"
+	to := t.At()
+	err := k.Links.Link(h.ID, h.Path, to)
+	if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%s %w: %w", to, ErrThere, err)
 	}
-	return d, k.note(ctx, "restore", name, h.ID.Ino, to, why)
+	k.did(*t, err)
+	if err != nil {
+		return err
+	}
+	d.Restored = append(d.Restored, filepath.Base(to))
+	return nil
 }
 
 // shieldFor gives the shield of a name, or of an inode.

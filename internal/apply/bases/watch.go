@@ -58,11 +58,13 @@ type watcher struct {
 // somebody needs its name back as soon as it is removed. It ends with the error of ctx, with ErrGone, and with
 // those of Census, Events and Tell.
 func Watch(ctx context.Context, w WatchOptions, o Options) error {
+	o.within = "watch"
 	o = newKeeper(o).Options
 	a := &watcher{o: o, w: w}
 	if err := a.pass(ctx); err != nil {
 		return err
 	}
+	a.o.NewPool = false // it is known now
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	events := make(chan notice.Event)

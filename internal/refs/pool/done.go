@@ -9,6 +9,10 @@ import "time"
 type Done struct {
 	Bases string `json:"bases"`
 	Pool  string `json:"pool"`
+	// Receipt is the ID of the receipt, "" where nothing was changed; Undo the command line that takes the act
+	// back.
+	Receipt string `json:"receipt"`
+	Undo    string `json:"undo"`
 	// Shielded got a shield, Touched were touched, Recorded had their content recorded, Restored are there
 	// again, Unshielded lost their shield.
 	Shielded   []string `json:"shielded"`

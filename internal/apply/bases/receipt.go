@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// An act leaves its receipt so:
+//
+//	k := newKeeper(o).as("protect")
+//	k.will(steps...)             before the first of them; again for what comes later
+//	k.did(step)                  after each; did(&step, err) where it failed
+//	err = k.finish(ctx, d, err)  at the end, whatever the end was
+//
+// Without Options.Receipts none of that does anything.
+
+// as names an act in its receipt.
+func (k *keeper) as(act string) *keeper {
+	if k.act = k.within; k.act == "" {
+		k.act = act
+	}
+	return k
+}
+
+// stepAt is a step of a receipt.
+func stepAt(what vault.BaseWhat, name, path string, inode uint64) vault.BaseStep {
+	s := vault.BaseStep{What: what, Name: name, Inode: inode}
+	s.SetAt(path)
+	return s
+}
+
+// will has the receipt say what comes next, and returns when that is on the disk.
+func (k *keeper) will(steps ...vault.BaseStep) error {
+	if k.Receipts == nil || len(steps) == 0 {
+		return nil
+	}
+	if k.receipt == nil {
+		id, err := plan.NewID()
+		if err != nil {
+			return err
+		}
+		k.receipt = &vault.BaseReceipt{Schema: vault.BaseReceiptSchema, ID: id, State: vault.Applying, Act: k.act,
+			Tool: k.Tool, Node: k.Node, Created: k.Now().UTC(), Pool: k.pool}
+		k.receipt.SetDir(k.Bases)
+	}
+	k.receipt.Steps = append(k.receipt.Steps, steps...)
+	return k.Receipts.PutBase(k.receipt)
+}
+
+// did notes that a step was done, or why it was not. It is on the disk when the act is finished. What was not
+// announced is added.
+func (k *keeper) did(s vault.BaseStep, failed error) {
+	if k.receipt == nil {
+		return
+	}
+	s.Done, s.Why = failed == nil, ""
+	if failed != nil {
+		s.Why = failed.Error()
+	}
+	i := slices.IndexFunc(k.receipt.Steps, func(a vault.BaseStep) bool {
+		return a.What == s.What && a.Path == s.Path && a.PathB64 == s.PathB64 && !a.Done
+	})
+	if i < 0 {
+		k.receipt.Steps = append(k.receipt.Steps, s)
+		return
+	}
+	k.receipt.Steps[i] = s
+}
+
+// finish ends the receipt of an act that ended with err, and gives that error with its own. A receipt of an act
+// that did nothing is taken away.
+func (k *keeper) finish(ctx context.Context, d *pool.Done, err error) error {
+	if k.receipt == nil || errors.Is(err, ErrStopped) {
+		return err // a power cut would leave the receipt like this
+	}
+	r := k.receipt
+	if err != nil {
+		r.Failure = err.Error()
+	}
+	for i := range r.Steps {
+		if s := &r.Steps[i]; !s.Done {
+			settle(s)
+		}
+	}
+	if !slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool { return s.Done }) {
+		return errors.Join(err, k.Receipts.DropBase(r.ID))
+	}
+	now := k.Now().UTC()
+	r.State, r.Finished = vault.Committed, &now
+	if e := k.Receipts.PutBase(r); e != nil {
+		return errors.Join(err, e)
+	}
+	if d != nil {
+		d.Receipt = r.ID
+	}
+	// The act was done, whatever becomes of older receipts; ctx may have ended it, and does not end this.
+	return errors.Join(err, k.dropOlder(context.WithoutCancel(ctx)))
+}
+
+// settle finds out by what is there whether a step was done that is not known to be: an error does not say that,
+// see diskio.Links.
+func settle(s *vault.BaseStep) {
+	e, err := diskio.LookEntry(s.At())
+	switch s.What {
+	case vault.BaseShield, vault.BaseRestore:
+		s.Done = err == nil && e.Ino == s.Inode
+	case vault.BaseTouch:
+		if err == nil && e.Ino == s.Inode && s.Before != nil && !e.ModTime.Equal(*s.Before) {
+			at := e.ModTime.UTC()
+			s.Done, s.After = true, &at
+		}
+	case vault.BaseRecord, vault.BasePolicy:
+		s.Done = err == nil
+	}
+	if s.Done && s.Why != "" {
+		s.Why = "it is done all the same: " + s.Why
+	}
+}
+
+// dropOlder takes away the receipts of acts that only touched what this one touched again: none of them can be
+// taken back any more, and a timer makes one every 20 minutes.
+func (k *keeper) dropOlder(ctx context.Context) error {
+	touched := map[uint64]bool{}
+	for _, s := range k.receipt.Steps {
+		if s.What == vault.BaseTouch && s.Done {
+			touched[s.Inode] = true
+		}
+	}
+	if len(touched) == 0 {
+		return nil
+	}
+	// A receipt that cannot be read is of another act, and is told to who takes that back.
+	all, _ := k.Receipts.BaseReceipts(ctx)
+	for _, r := range all {
+		if r.ID == k.receipt.ID || r.State != vault.Committed || r.Dir() != k.Bases || r.Created.After(k.receipt.Created) {
+			continue
+		}
+		if slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool {
+			return s.Done && (s.What != vault.BaseTouch || !touched[s.Inode])
+		}) {
+			continue
+		}
+		if err := k.Receipts.DropBase(r.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ErrOtherPool: a directory holds another pool than it did, or none any more.
+var ErrOtherPool = errors.New("is not the pool that it was")
+
+// known refuses a directory whose pool is another one than the receipts of this host say, or gone: the storage of
+// the bases may not be mounted.
+func (k *keeper) known(ctx context.Context, s *pool.State) error {
+	if k.Receipts == nil || k.NewPool {
+		return nil
+	}
+	all, unread := k.Receipts.BaseReceipts(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for _, r := range all {
+		if r.Dir() != k.Bases || r.Pool == "" {
+			continue
+		}
+		switch {
+		case s.Policy == nil:
+			return fmt.Errorf("%s %w: it has no %s, and had that of pool %s at %s: is its storage mounted?", k.Bases,
+				ErrOtherPool, pool.Dir+"/"+pool.File, r.Pool, r.Created.Format(time.RFC3339))
+		case s.Policy.UUID != r.Pool:
+			return fmt.Errorf("%s %w: it is pool %s, and was pool %s at %s", k.Bases, ErrOtherPool, s.Policy.UUID, r.Pool,
+				r.Created.Format(time.RFC3339))
+		}
+		return nil // the newest counts
+	}
+	if unread != nil && s.Policy == nil {
+		return fmt.Errorf("whether %s was a pool: %w", k.Bases, unread)
+	}
+	return nil
+}
