@@ -144,7 +144,28 @@ func (g groups) cpu() time.Duration {
 	return 0
 }
 
-// patience is how long the kernel may take to be done with processes that were killed.
+// busy tells whether a process of the groups has something to do: it runs, waits for a processor or for a disk.
+func (g groups) busy() (found bool) {
+	for _, dir := range g {
+		// What goes meanwhile is not busy.
+		_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || e.Name() != "cgroup.procs" {
+				return nil
+			}
+			b, _ := os.ReadFile(path)
+			for pid := range strings.FieldsSeq(string(b)) {
+				stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+				_, after, _ := strings.Cut(string(stat), ") ")
+				found = found || strings.HasPrefix(after, "R") || strings.HasPrefix(after, "D")
+			}
+			return nil
+		})
+	}
+	return found
+}
+
+// patience is how long the kernel may take to be done with processes that were killed, and a guest that is
+// never idle to end.
 const patience = 30 * time.Second
 
 // remove takes the groups away, with those that a guest made below.

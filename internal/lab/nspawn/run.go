@@ -28,6 +28,10 @@ const (
 	exitReboot = 133
 )
 
+// idleLooks is how often in turn a guest has to be seen idle before it is believed to stay: on a busy machine
+// what was due long ago may still wait for a processor.
+const idleLooks = 5
+
 // spawn boots the guest. All that the guest says of itself goes to a socket (sd_notify(3)).
 const spawn = `exec systemd-nspawn --quiet --register=no --keep-unit --private-network --console=read-only \
 	--link-journal=no --resolv-conf=off --timezone=off --notify-ready=yes --machine=guest \
@@ -89,14 +93,14 @@ func (l *layers) boot(ctx context.Context, w *World, n int, limits Limits) (b Bo
 		"GROUPS_OF="+strings.Join(g, " "))
 	if err == nil {
 		c.Args = append(append(c.Args, "sh"), w.Arguments...)
-		err = b.watch(ctx, c, ready, n, limits)
+		err = b.watch(ctx, c, ready, g, n, limits)
 	}
 	cpu = g.cpu()
 	return b, cpu, errors.Join(err, ready.Close(), g.remove())
 }
 
 // watch runs a boot and sees how it ends.
-func (b *Boot) watch(ctx context.Context, c *exec.Cmd, ready *net.UnixConn, n int, limits Limits) error {
+func (b *Boot) watch(ctx context.Context, c *exec.Cmd, ready *net.UnixConn, g groups, n int, limits Limits) error {
 	console := vm.Tail{Max: maxConsole}
 	c.Stdout, c.Stderr = &console, &console
 	up := make(chan struct{})
@@ -106,7 +110,7 @@ func (b *Boot) watch(ctx context.Context, c *exec.Cmd, ready *net.UnixConn, n in
 	started, ended := start(c)
 	err := <-started
 	if err == nil {
-		err = b.wait(c, up, ended, n, limits)
+		err = b.wait(c, g, up, ended, n, limits)
 	}
 	b.Ended, b.Console = time.Now(), string(console.Bytes())
 	if ctx.Err() != nil {
@@ -135,7 +139,7 @@ func listen(ready *net.UnixConn, up chan<- struct{}) {
 }
 
 // wait waits for a boot's end, and ends it when its time has come.
-func (b *Boot) wait(c *exec.Cmd, up <-chan struct{}, ended <-chan error, n int, limits Limits) error {
+func (b *Boot) wait(c *exec.Cmd, g groups, up <-chan struct{}, ended <-chan error, n int, limits Limits) error {
 	hold, cut := limits.Cut[n]
 	switch {
 	case cut:
@@ -145,12 +149,22 @@ func (b *Boot) wait(c *exec.Cmd, up <-chan struct{}, ended <-chan error, n int, 
 		hold = limits.Hold
 	}
 	var held <-chan time.Time
+	idle := 0
 	for {
 		select {
 		case <-up:
 			b.Up, b.UpAt, up = true, time.Now(), nil
 			held = time.After(hold)
 		case <-held:
+			if idle++; !cut && time.Since(b.UpAt) < hold+patience {
+				if g.busy() {
+					idle = 0
+				}
+				if idle < idleLooks {
+					held = time.After(hold / (4 * idleLooks))
+					continue
+				}
+			}
 			b.End, held = Stayed, nil
 			signal := syscall.SIGKILL
 			if cut {
