@@ -4,12 +4,10 @@
 package refs
 
 import (
-	"context"
 	"path/filepath"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
-	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 // bases makes the list of bases of what was found, each with the images that rest on it.
@@ -30,7 +28,7 @@ func (t *taking) bases() {
 		at[f.stat.ID], byName[f.name] = len(t.c.All), len(t.c.All)
 		t.c.All = append(t.c.All, Base{Name: f.name, Path: f.path, State: Live, File: f.stat.ID,
 			SizeBytes: f.stat.SizeBytes, AllocatedBytes: f.stat.AllocatedBytes, Format: f.format,
-			Modified: f.stat.ModTime, Uses: []Reference{}})
+			Modified: f.stat.ModTime, Changed: f.stat.ChangeTime, Uses: []Reference{}})
 	}
 	for i := range t.targets {
 		g := &t.targets[i]
@@ -101,34 +99,4 @@ func machineOf(dir string) string {
 		}
 	}
 	return name[:36]
-}
-
-// shields adds what the pool keeps about itself.
-func (t *taking) shields(ctx context.Context) error {
-	s, err := pool.Read(ctx, t.c.Bases, t.o.Timeout)
-	if err != nil {
-		return err
-	}
-	for _, err := range s.Unread {
-		t.gap(pool.Path(t.c.Bases), "what the pool keeps about itself", err.Error())
-	}
-	if s.Policy != nil {
-		t.c.Pool = s.Policy.UUID
-	}
-	for i := range t.c.All {
-		b := &t.c.All[i]
-		for _, h := range s.ShieldsOf(b.Name) {
-			if b.State == Live && h.ID == b.File || b.State == Missing && filepath.Dir(b.Path) == t.c.Bases && h.Links == 1 {
-				b.Shield = h.Path
-			}
-		}
-	}
-	for _, h := range s.Alone() {
-		t.c.Kept.Files++
-		t.c.Kept.AllocatedBytes += h.AllocatedBytes
-		if t.c.Kept.Oldest.IsZero() || h.Modified.Before(t.c.Kept.Oldest) {
-			t.c.Kept.Oldest = h.Modified
-		}
-	}
-	return nil
 }

@@ -56,6 +56,10 @@ const (
 	Domain         How = "domain"
 	SavedDomain    How = "saved"
 	SnapshotDomain How = "snapshot"
+	// Pin: somebody wants it kept.
+	Pin How = "pin"
+	// LastReport: another node said so when it spoke last, however long ago that is.
+	LastReport How = "last_report"
 )
 
 // Reference is one thing that needs a base.
@@ -75,7 +79,10 @@ type Reference struct {
 	FD  int `json:"fd"`
 	// File is what such a descriptor is of, zero for others.
 	File diskio.ID `json:"-"`
-	// Since is when the holder came to be, zero if that is not known.
+	// NodeState is "silent" for a node that has not said anything for long, "retired" for one of which a person
+	// said that it does not come back; else "".
+	NodeState string `json:"node_state"`
+	// Since is when the holder came to be, or said so, zero if that is not known.
 	Since time.Time `json:"since,omitempty"`
 	// As is the name by which the holder knows the base.
 	As string `json:"as"`
@@ -84,6 +91,8 @@ type Reference struct {
 // Base is an image that others may rest on.
 type Base struct {
 	Name string `json:"name"`
+	// ID is that of its quarantine, "" for one that was not set aside.
+	ID string `json:"id"`
 	// Path is where it is, or where it should be.
 	Path  string    `json:"path"`
 	State State     `json:"state"`
@@ -93,6 +102,14 @@ type Base struct {
 	AllocatedBytes int64     `json:"allocated_bytes"`
 	Format         string    `json:"format"`
 	Modified       time.Time `json:"modified,omitempty"`
+	// Changed is when its names or its time were changed last, which nobody can forge; Links is how many names
+	// it has.
+	Changed time.Time `json:"-"`
+	Links   uint64    `json:"-"`
+	// Since is when it was set aside, by the clock of the file server, zero if it was not.
+	Since time.Time `json:"since,omitempty"`
+	// Held is the id under which a base that is missing lies in quarantine, "" if it does not.
+	Held string `json:"held"`
 	// Shield is the second name by which it can be brought back, "" if it has none.
 	Shield string `json:"shield"`
 	// Uses are all that need it, in the order of Holder.
@@ -229,7 +246,7 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 		return nil, err
 	}
 	t.bases()
-	if err := t.shields(ctx); err != nil {
+	if err := t.own(ctx); err != nil {
 		return nil, err
 	}
 	if err := t.processes(ctx); err != nil {
@@ -272,7 +289,7 @@ func (c *Census) Only(name string) *Census {
 // order puts everything where it belongs, so that the same world gives the same census.
 func (t *taking) order() {
 	slices.SortFunc(t.c.All, func(a, b Base) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Path, b.Path))
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID), strings.Compare(a.Path, b.Path))
 	})
 	for i := range t.c.All {
 		slices.SortFunc(t.c.All[i].Uses, func(a, b Reference) int {

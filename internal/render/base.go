@@ -61,21 +61,26 @@ func BaseWhy(w io.Writer, c *refs.Census, s Style) error {
 
 // baseHead says how things stand in one sentence.
 func (o *out) baseHead(c *refs.Census) {
-	missing, unused := int64(0), int64(0)
+	missing, unused, held := int64(0), int64(0), int64(0)
 	for i := range c.All {
 		switch {
 		case c.All[i].State == refs.Missing:
 			missing++
+		case c.All[i].ID != "":
+			held++
 		case len(c.All[i].Uses) == 0:
 			unused++
 		}
 	}
-	text := Count(int64(len(c.All))-missing, "base", "bases")
+	text := Count(int64(len(c.All))-missing-held, "base", "bases")
 	if missing > 0 {
 		text += ", " + o.paint(red, Count(missing, "is", "are")+" needed and MISSING")
 	}
 	if unused > 0 {
 		text += fmt.Sprintf(", for %d of them no use was found", unused)
+	}
+	if held > 0 {
+		text += ", and " + Count(held, "was", "were") + " set aside"
 	}
 	o.prose(Name(c.Bases)+": ", text)
 }
@@ -85,10 +90,14 @@ func baseOrder(b *refs.Base) int {
 	switch {
 	case b.State == refs.Missing:
 		return 0
-	case len(b.Uses) > 0:
+	case b.ID != "" && len(b.Uses) > 0:
 		return 1
+	case len(b.Uses) > 0:
+		return 2
+	case b.ID == "":
+		return 3
 	}
-	return 2
+	return 4
 }
 
 // base is a base with who needs it, in a line or two. Of many only the number is told.
@@ -110,9 +119,18 @@ func (o *out) baseState(b *refs.Base) string {
 		if b.Shield != "" {
 			text += ", a shield has it (shisa base restore brings it back)"
 		}
+		if b.Held != "" {
+			text += ", it is in quarantine as " + b.Held + " (shisa base restore brings it back)"
+		}
 		return text
 	}
 	size := Bytes(b.SizeBytes) + " (" + Bytes(b.AllocatedBytes) + " on the disk)"
+	switch b.State {
+	case refs.Quarantined:
+		size = o.paint(yellow, "in quarantine") + " as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04") + ", " + size
+	case refs.Claimed:
+		size = o.paint(yellow, "about to be removed for good") + ", in quarantine as " + b.ID + ", " + size
+	}
 	if b.Shield != "" {
 		size += ", shielded"
 	}
@@ -124,13 +142,17 @@ func (o *out) baseState(b *refs.Base) string {
 
 // needs counts who needs a base.
 func needs(uses []refs.Reference) string {
-	images, processes, machines := int64(0), int64(0), map[string]bool{}
+	images, processes, pins, machines, nodes := int64(0), int64(0), int64(0), map[string]bool{}, map[string]bool{}
 	for i := range uses {
 		switch uses[i].How {
 		case refs.Header, refs.ByName:
 			images++
 		case refs.Open, refs.Writing, refs.Deleted, refs.Loop:
 			processes++
+		case refs.Pin:
+			pins++
+		case refs.LastReport:
+			nodes[uses[i].Node] = true
 		}
 		if m := uses[i].Machine; m != "" {
 			machines[m] = true
@@ -145,6 +167,12 @@ func needs(uses []refs.Reference) string {
 	}
 	if n := int64(len(machines)); n > 0 {
 		parts = append(parts, Count(n, "machine", "machines"))
+	}
+	if n := int64(len(nodes)); n > 0 {
+		parts = append(parts, "what "+Count(n, "node", "nodes")+" said last")
+	}
+	if pins > 0 {
+		parts = append(parts, Count(pins, "pin", "pins"))
 	}
 	if len(parts) == 0 {
 		return Count(int64(len(uses)), "description", "descriptions")
@@ -174,6 +202,10 @@ func needWords(u *refs.Reference) string {
 		text = "a saved machine names it (" + Name(u.Holder) + ")"
 	case refs.SnapshotDomain:
 		text = "a snapshot names it (" + Name(u.Holder) + ")"
+	case refs.Pin:
+		text = "it is pinned: " + Text(u.Holder)
+	case refs.LastReport:
+		text = "its last report, of " + u.Since.Format("2006-01-02 15:04") + ", names " + Name(u.Holder)
 	}
 	if u.Depth > 1 {
 		text += " through " + Count(int64(u.Depth-1), "other", "others")
@@ -183,6 +215,9 @@ func needWords(u *refs.Reference) string {
 	}
 	if u.Node != "" {
 		text += ", node " + Text(u.Node)
+	}
+	if u.NodeState != "" {
+		text += " (" + u.NodeState + ")"
 	}
 	return text
 }
@@ -213,7 +248,8 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 		names []string
 	}{
 		{"shielded", d.Shielded}, {"touched", d.Touched}, {"recorded", d.Recorded}, {"restored", d.Restored},
-		{"lost their shield", d.Unshielded},
+		{"lost their shield", d.Unshielded}, {"set aside", d.Quarantined}, {"pinned", d.Pinned},
+		{"not pinned any more", d.Unpinned}, {"removed for good", d.Purged}, {"came to its end", d.Recovered},
 	} {
 		if len(part.names) == 0 {
 			continue

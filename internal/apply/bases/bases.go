@@ -254,8 +254,7 @@ func (k *keeper) copyTo(ctx context.Context, w io.Writer, f io.ReaderAt, name st
 // now is the clock of the file system that the bases lie on: ages are told by one clock, whichever node
 // asks.
 func (k *keeper) now(ctx context.Context) (time.Time, error) {
-	const name = "clock"
-	path := k.path(name)
+	path := k.path(pool.Clock)
 	if _, err := diskio.LookEntry(path); errors.Is(err, fs.ErrNotExist) {
 		if err := k.put(path, nil); err != nil {
 			return time.Time{}, err

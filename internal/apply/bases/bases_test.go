@@ -124,7 +124,8 @@ func TestProtect(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	d := w.protect(ProtectOptions{}, "a")
 	want := &pool.Done{Bases: w.dir, Pool: d.Pool, Shielded: []string{"a", "b"}, Touched: []string{"a"},
-		Recorded: []string{"a", "b"}, Restored: []string{}, Unshielded: []string{}, Left: []pool.Left{}}
+		Recorded: []string{"a", "b"}, Restored: []string{}, Unshielded: []string{}, Quarantined: []string{}, Purged: []string{},
+		Pinned: []string{}, Unpinned: []string{}, Recovered: []string{}, Left: []pool.Left{}}
 	if diff := cmp.Diff(want, d); diff != "" || !pool.IsUUID(d.Pool) {
 		t.Errorf("Protect of pool %q (-want +got):\n%s", d.Pool, diff)
 	}

@@ -33,7 +33,8 @@ const (
 
 func newDone(bases string, s *pool.State) *pool.Done {
 	d := &pool.Done{Bases: bases, Shielded: []string{}, Touched: []string{}, Recorded: []string{}, Restored: []string{},
-		Unshielded: []string{}, Left: []pool.Left{}}
+		Unshielded: []string{}, Quarantined: []string{}, Purged: []string{}, Pinned: []string{}, Unpinned: []string{},
+		Recovered: []string{}, Left: []pool.Left{}}
 	if s.Policy != nil {
 		d.Pool = s.Policy.UUID
 	}

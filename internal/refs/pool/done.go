@@ -20,6 +20,14 @@ type Done struct {
 	Recorded   []string `json:"recorded"`
 	Restored   []string `json:"restored"`
 	Unshielded []string `json:"unshielded"`
+	// Quarantined were set aside, each as ID.NAME; Purged were removed for good, by the same names.
+	Quarantined []string `json:"quarantined"`
+	Purged      []string `json:"purged"`
+	// Pinned and Unpinned are the ids of pins.
+	Pinned   []string `json:"pinned"`
+	Unpinned []string `json:"unpinned"`
+	// Recovered says of acts that had come to no end how they ended.
+	Recovered []string `json:"recovered"`
 	// Left are those for which it was not done, each with the reason.
 	Left []Left `json:"left"`
 }

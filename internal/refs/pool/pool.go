@@ -43,6 +43,8 @@ const (
 	Quarantine = "q"
 	Purge      = "purge"
 	Journal    = "journal"
+	// Clock is a file that is touched to ask for the time of the file server.
+	Clock = "clock"
 	// Controller is a file that the program locks that sets aside or removes.
 	Controller = "controller"
 	Members    = "members"

@@ -44,8 +44,21 @@ type State struct {
 	Members []Member
 	Retired []Retired
 	Reports []Report
+	// Clock is what the clock of the file server said when it was last asked, zero if it never was.
+	Clock time.Time
 	// Unread says what could not be read, or is not what it should be.
 	Unread []error
+}
+
+// Latest is the latest time that is known of the clock of the file server: it shows that by now, or more.
+func (s *State) Latest() time.Time {
+	t := s.Clock
+	for i := range s.Reports {
+		if r := s.Reports[i].Time; r.After(t) {
+			t = r
+		}
+	}
+	return t
 }
 
 // Read reads what a pool keeps. No name is waited for longer than timeout. The error is that of ctx.
@@ -66,6 +79,9 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 			s.Policy = &p
 		}
 	}
+	if err := s.clock(ctx, timeout); err != nil {
+		return nil, err
+	}
 	for _, part := range []struct {
 		dir string
 		fn  func(ctx context.Context, dir string, timeout time.Duration) error
@@ -82,6 +98,20 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 		}
 	}
 	return s, nil
+}
+
+// clock looks at the file that is touched to ask the file server for its time. The error is that of ctx.
+func (s *State) clock(ctx context.Context, timeout time.Duration) error {
+	e, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(Path(s.Bases, Clock)) }, nil)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil:
+		s.Clock = e.ModTime
+	case !errors.Is(err, fs.ErrNotExist):
+		s.Unread = append(s.Unread, err)
+	}
+	return nil
 }
 
 // read gives a whole document.

@@ -30,6 +30,8 @@ type How string
 
 // The ways, the best first.
 const (
+	// Quarantine: the very file was set aside.
+	Quarantine How = "quarantine"
 	// Shield: the very file has another name.
 	Shield How = "shield"
 	// Descriptor: a process still has the very file open.
@@ -195,6 +197,12 @@ func (f *finder) candidates(ctx context.Context) error {
 
 // ways finds all ways to bring one base back.
 func (f *finder) ways(ctx context.Context, m *Missing) error {
+	for i := range f.s.Held {
+		if h := &f.s.Held[i]; h.Name == m.Name {
+			m.Ways = append(m.Ways, Way{How: Quarantine, Proof: SameFile, Path: h.Path, File: h.File,
+				Why: "it is the very file, set aside on " + h.Since.Format("2006-01-02")})
+		}
+	}
 	for _, h := range f.s.ShieldsOf(m.Name) {
 		if h.Links == 1 {
 			m.Ways = append(m.Ways, Way{How: Shield, Proof: SameFile, Path: h.Path, Why: "its shield is the very file"})

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package refs
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+const (
+	heldID   = "0123456789abcdef0123456789abcdef"
+	poolUUID = "0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e"
+)
+
+// document writes a document of the pool.
+func (w *world) document(name string, d interface{ Text() ([]byte, error) }) {
+	w.t.Helper()
+	text, err := d.Text()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.write("pool/_base/.shisa/"+name, text)
+}
+
+// report is what a node said an hour after the pool was made.
+func (w *world) report(node string, uses ...pool.Use) {
+	if uses == nil {
+		uses = []pool.Use{}
+	}
+	r := &pool.Report{Schema: pool.ReportSchema, Pool: poolUUID, Node: node, BootID: poolUUID, Seq: 1, Time: time.Unix(3600, 0).UTC(),
+		Observed: []string{}, Draining: []pool.Draining{}, Complete: true, Gaps: []string{}, Uses: uses}
+	w.document("nodes/"+pool.NodeFile(node), r)
+}
+
+func (w *world) pin(id, name string, until *time.Time) {
+	w.document("pins/"+pool.PinName(id), &pool.Pin{Schema: pool.PinSchema, ID: id, Name: name, Reason: "golden", By: "root", Node: "n1",
+		Time: time.Unix(0, 0).UTC(), Until: until, Uses: []pool.Use{}})
+}
+
+// TestOwn: what was set aside, and what others said, is told as long as the pool lasts.
+func TestOwn(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		make func(*world)
+		want []string
+	}{
+		{"set aside, nobody needs it", func(w *world) { w.write("pool/_base/.shisa/q/"+heldID+".b", nil) },
+			[]string{"b quarantined:"}},
+		{"set aside, and needed", func(w *world) {
+			w.write("pool/_base/.shisa/q/"+heldID+".b", nil)
+			w.image("pool/i/disk", "qcow2", w.path("pool/_base/b"))
+		}, []string{"b missing: header pool/i/disk 1", "b quarantined: header pool/i/disk 1"}},
+		{"claimed, and needed through others", func(w *world) {
+			w.write("pool/_base/.shisa/purge/"+heldID+".b", nil)
+			w.image("pool/i/mid", "qcow2", w.path("pool/_base/b"))
+			w.image("pool/i/disk", "qcow2", w.path("pool/i/mid"))
+		}, []string{"b missing: header pool/i/mid 1 header pool/i/disk 2", "b claimed: header pool/i/mid 1 header pool/i/disk 2"}},
+		{"set aside, and made anew under its name", func(w *world) {
+			w.write("pool/_base/.shisa/q/"+heldID+".b", nil)
+			w.image("pool/i/disk", "qcow2", w.base("b"))
+			w.report("n2", pool.Use{Name: "b", How: "header", Holder: "/x/disk", Depth: 1})
+		}, []string{"b live: header pool/i/disk 1 last_report /x/disk 1", "b quarantined:"}},
+		{"an image that rests on what was set aside by the name that it has there", func(w *world) {
+			w.write("pool/_base/.shisa/q/"+heldID+".b", nil)
+			w.image("pool/i/disk", "qcow2", w.path("pool/_base/.shisa/q/"+heldID+".b"))
+		}, []string{"b quarantined: header pool/i/disk 1"}},
+		{"another node said so", func(w *world) {
+			w.base("b")
+			w.report("n2", pool.Use{Name: "b", How: "open", Holder: "qemu"})
+		}, []string{"b live: last_report qemu 0"}},
+		{"another node said so, and it is gone", func(w *world) {
+			w.report("n2", pool.Use{Name: "b", Inode: 1, How: "header", Holder: "/x/disk", Depth: 1})
+		}, []string{"b missing: last_report /x/disk 1"}},
+		{"another node needs it by a name that it had", func(w *world) {
+			w.base("b")
+			e, err := diskio.LookEntry(w.path("pool/_base/b"))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.report("n2", pool.Use{Name: "old", Inode: e.Ino, How: "open", Holder: "qemu"})
+		}, []string{"b live: last_report qemu 0"}},
+		{"another node needs a file that nobody knows", func(w *world) {
+			w.report("n2", pool.Use{Inode: 1, How: "open", Holder: "qemu"})
+		}, []string{"gap pool/_base: it needs inode 1, which is not there"}},
+		{"a node that was retired needs nothing: its pins do", func(w *world) {
+			w.base("b")
+			w.report("n2", pool.Use{Name: "b", How: "open", Holder: "qemu"})
+			w.document("retired/"+pool.NodeFile("n2"), &pool.Retired{Schema: pool.RetiredSchema, Node: "n2", Reason: "burnt", By: "root",
+				Seq: 1, Pins: []string{heldID}})
+			w.pin(heldID, "b", nil)
+		}, []string{"b live: pin golden 0"}},
+		{"a node that was retired and came back", func(w *world) {
+			w.base("b")
+			w.report("n2", pool.Use{Name: "b", How: "open", Holder: "qemu"})
+			w.document("retired/"+pool.NodeFile("n2"), &pool.Retired{Schema: pool.RetiredSchema, Node: "n2", Reason: "burnt", By: "root",
+				Seq: 7, Pins: []string{}})
+		}, []string{"b live: last_report qemu 0"}},
+		{"pinned", func(w *world) { w.base("b"); w.pin(heldID, "b", nil) }, []string{"b live: pin golden 0"}},
+		{"pinned, and gone for good", func(w *world) { w.pin(heldID, "b", nil) }, []string{}},
+		{"pinned for a time that is over", func(w *world) {
+			w.base("b")
+			until := time.Now().Add(-time.Hour).UTC()
+			w.pin(heldID, "b", &until)
+			w.write("pool/_base/.shisa/clock", nil)
+		}, []string{"b live:"}},
+		{"pinned for a time of which nobody knows that it is over", func(w *world) {
+			w.base("b")
+			until := time.Now().Add(-time.Hour).UTC()
+			w.pin(heldID, "b", &until)
+		}, []string{"b live: pin golden 0"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			p := pool.NewPolicy(poolUUID, time.Unix(0, 0))
+			w.document(pool.File, &p)
+			c.make(w)
+			if d := cmp.Diff(c.want, w.lines(w.look(Options{}))); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// TestOfNode: what a silent node said is told with how long ago it was, and counts.
+func TestOfNode(t *testing.T) {
+	w := newWorld(t)
+	p := pool.NewPolicy(poolUUID, time.Unix(0, 0))
+	w.document(pool.File, &p)
+	w.base("b")
+	w.report("n2", pool.Use{Name: "b", How: "open", Holder: "qemu", Machine: "m"})
+	w.write("pool/_base/.shisa/clock", nil)
+	b := w.look(Options{}).All[0]
+	want := []Reference{{How: LastReport, Holder: "qemu", Machine: "m", Node: "n2", NodeState: "silent", As: "b", Since: time.Unix(3600, 0).UTC()}}
+	if d := cmp.Diff(want, b.Uses); d != "" || b.Links != 1 {
+		t.Errorf("%d names, uses (-want +got):\n%s", b.Links, d)
+	}
+}
+
+// TestMissingIsHeld: a base that is needed and only in quarantine is missing, and it is said where it is.
+func TestMissingIsHeld(t *testing.T) {
+	w := newWorld(t)
+	w.write("pool/_base/.shisa/q/"+heldID+".b", nil)
+	w.image("pool/i/disk", "qcow2", w.path("pool/_base/b"))
+	c := w.look(Options{})
+	if c.Verdict != finding.Found || c.All[0].Held != heldID || c.All[1].ID != heldID || c.All[1].Since.IsZero() {
+		t.Errorf("Look = %s, %+v, want found, and where it is", c.Verdict, c.All)
+	}
+	if one := c.Only("b"); len(one.All) != 2 || !strings.Contains(one.All[1].Path, heldID) {
+		t.Errorf("Only = %+v, want the one that is missing and the one that was set aside", one.All)
+	}
+}
