@@ -87,9 +87,10 @@ func TestFailedInside(t *testing.T) {
 			if f == nil {
 				t.Fatalf("%s is not found", c.code)
 			}
-			// Btrfs has no device of its own, so its mount's source is what it is called.
-			if name := f.Object.Name; name != fmt.Sprint("dm-", n) && name != "mapper/"+c.fs {
-				t.Errorf("%s is said of %v, want dm-%d", c.code, f.Object, n)
+			// As the kernel calls it, as people do, and where it is.
+			name := fmt.Sprintf("dm-%d (mapper/%s, %s)", n, c.fs, at)
+			if f.Object.Name != fmt.Sprint("dm-", n) || !strings.Contains(f.Summary, name) {
+				t.Errorf("%s is said of %v: %s; want %s", c.code, f.Object, f.Summary, name)
 			}
 		})
 	}

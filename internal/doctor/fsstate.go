@@ -235,12 +235,20 @@ func point(e *evidence.Evidence, f *evidence.FS) string {
 	return ""
 }
 
-// named names a file system for people: "sda1 (/srv)".
+// named names a file system for people: "sda1 (/srv)", and "dm-0 (mapper/vg-root, /srv)", which the kernel calls dm-0 and
+// people do not.
 func named(e *evidence.Evidence, i int) string {
 	f := &e.FSs[i]
 	name := fsObject(e, i).Name
+	var more []string
+	if strings.HasPrefix(f.Device, "dm-") {
+		more = append(more, f.Names...)
+	}
 	if p := point(e, f); p != "" {
-		name += " (" + p + ")"
+		more = append(more, p)
+	}
+	if len(more) > 0 {
+		name += " (" + strings.Join(more, ", ") + ")"
 	}
 	return name
 }

@@ -26,11 +26,11 @@ func ruleCL01() Rule {
 			events := e.Log.Of("", "gfs2.withdraw", "gfs2.fatal")
 			switch {
 			case f.Super != nil && f.Super.Withdrawn:
-				out = append(out, fail(withdrawn(&r, o, events, Fact{Source: f.Super.From, Value: "withdraw = 1"})))
+				out = append(out, fail(withdrawn(&r, o, named(e, i), events, Fact{Source: f.Super.From, Value: "withdraw = 1"})))
 			case f.Super == nil && len(events) == 0:
 				out = append(out, unknown(o, "whether it has withdrawn was not read, and no message says so"))
 			case f.Super == nil:
-				out = append(out, fail(withdrawn(&r, o, events)))
+				out = append(out, fail(withdrawn(&r, o, named(e, i), events)))
 			case f.Super.Blocked:
 				x := found(&r, o, 0.85, "locks_blocked", fmt.Sprintf("the locks of %s wait until the journal of another node is "+
 					"replayed: all who use it wait", named(e, i)), Fact{Source: evidence.Source{Path: strings.TrimSuffix(f.Super.From.Path,
@@ -55,7 +55,7 @@ func ruleCL01() Rule {
 			return out
 		}
 		for _, name := range e.Log.Devices("gfs2.withdraw") { // it is not mounted, or the machine does not run
-			f := withdrawn(&r, Object{FileSystem, e.Label, name}, e.Log.Of(name, "gfs2.withdraw", "gfs2.fatal"))
+			f := withdrawn(&r, Object{FileSystem, e.Label, name}, name, e.Log.Of(name, "gfs2.withdraw", "gfs2.fatal"))
 			if f.LastSeen.Before(e.Host.Booted) {
 				f.over()
 			}
@@ -66,12 +66,13 @@ func ruleCL01() Rule {
 	return r
 }
 
-func withdrawn(r *Rule, o Object, events []*evidence.Event, facts ...Fact) *Finding {
+// withdrawn makes the finding about o, which people know as name.
+func withdrawn(r *Rule, o Object, name string, events []*evidence.Event, facts ...Fact) *Finding {
 	for _, ev := range events {
 		facts = append(facts, said(ev))
 	}
 	f := found(r, o, 0.95, "withdrawn", fmt.Sprintf("this node has withdrawn from %s: everything there fails until the node "+
-		"is started anew", o.Name), facts...)
+		"is started anew", name), facts...)
 	f.Remedies = []Remedy{
 		{Text: "find the error that stands before the withdrawal in the kernel's messages: mostly the storage, or a damaged block"},
 		{Text: "see that the node is fenced, or start it anew: it can not be mounted again before"},

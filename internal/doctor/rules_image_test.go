@@ -6,11 +6,13 @@ package doctor
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux"
 )
 
 func TestImageRules(t *testing.T) {
@@ -211,5 +213,17 @@ func TestLifeAndClusterRules(t *testing.T) {
 			[]says{{"cluster:h:cluster", Fail, "locks_wait", finding.Lost}}},
 	} {
 		t.Run(c.rule.Code+"/"+c.name, func(t *testing.T) { ask(t, c.rule, &c.e, c.want...) })
+	}
+}
+
+// TestCL01Says: a file system is named as the kernel does, as people do, and by where it is mounted.
+func TestCL01Says(t *testing.T) {
+	e := evidence.Evidence{FSs: []evidence.FS{{Type: "gfs2", Device: "dm-1", Names: []string{"mapper/vg-gfs"}, Mounts: []int{0},
+		Super: &evidence.Super{Withdrawn: true}}}}
+	e.Mounts = []evidence.Mount{{Own: true, Mount: linux.Mount{Point: "/shared", Type: "gfs2"}}}
+	r := ruleCL01()
+	all := r.judge(&e)
+	if len(all) != 1 || all[0].Finding == nil || !strings.Contains(all[0].Finding.Summary, "from dm-1 (mapper/vg-gfs, /shared): ") {
+		t.Errorf("%+v, want that it names dm-1 (mapper/vg-gfs, /shared)", all[0].Finding)
 	}
 }

@@ -229,11 +229,18 @@ func (g *gatherer) nameDevices(ctx context.Context) {
 	labels := g.links(ctx, "/dev/disk/by-label", "LABEL=")
 	g.links(ctx, "/dev/disk/by-partuuid", "PARTUUID=")
 	g.links(ctx, "/dev/disk/by-partlabel", "PARTLABEL=")
+	mapper := g.mapperNames(ctx)
 	for i := range g.e.FSs {
 		f := &g.e.FSs[i]
 		if f.Device == "" && len(f.Mounts) > 0 {
 			dev := g.e.Mounts[f.Mounts[0]].Dev
 			f.Device = g.deviceName(ctx, dev, f.Source)
+			switch other := mapper[f.Device]; {
+			case strings.HasPrefix(other, mapperDir):
+				f.Names = []string{other}
+			case other != "":
+				f.Device, f.Names = other, []string{f.Device}
+			}
 		}
 		if f.UUID == "" {
 			f.UUID = uuids[f.Device]
@@ -261,6 +268,31 @@ func (g *gatherer) deviceName(ctx context.Context, dev uint64, source string) st
 		return path.Base(to) // /dev/mapper/vg-lv -> ../dm-0
 	}
 	return name
+}
+
+// mapperDir is where the device mapper has devices by the names that people gave them, below /dev.
+const mapperDir = "mapper/"
+
+// mapperNames gives both names of the devices of the device mapper, each by the other: "dm-0", by which the kernel's
+// messages and sysfs have it, and "mapper/vg-root". Where udev does not run, /dev/mapper has no links that tell. Names
+// are a convenience: what cannot be read of them is not told.
+func (g *gatherer) mapperNames(ctx context.Context) map[string]string {
+	found := map[string]string{}
+	all, err := g.t.List(ctx, classBlock)
+	if err != nil || len(all) > maxDevices {
+		return found
+	}
+	for _, n := range all {
+		if !strings.HasPrefix(n.Name, "dm-") {
+			continue
+		}
+		const longest = 128 // DM_NAME_LEN (include/uapi/linux/dm-ioctl.h)
+		text, err := g.t.Read(ctx, classBlock+"/"+n.Name+"/dm/name", longest)
+		if given := strings.TrimSpace(string(text)); err == nil && given != "" {
+			found[n.Name], found[mapperDir+given] = mapperDir+given, n.Name
+		}
+	}
+	return found
 }
 
 // links reads a directory of links to devices: device -> name. All are in Evidence.IDs by that with a

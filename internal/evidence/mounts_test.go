@@ -117,6 +117,32 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+// TestMapperNames: a device of the device mapper has both its names, whichever of the two the mount tells: messages of
+// the kernel have the one, people the other.
+func TestMapperNames(t *testing.T) {
+	e := gathered(t, map[string]string{
+		"proc/1/mountinfo": "30 1 0:40 / /srv rw - btrfs /dev/mapper/data rw\n31 1 253:3 / /shared rw - gfs2 /dev/mapper/vg-gfs rw\n" +
+			"32 1 0:41 / /gone rw - btrfs /dev/mapper/gone rw\n",
+		"sys/dev/block/253:3":                    "-> ../../devices/virtual/block/dm-3",
+		"sys/class/block/dm-1/dm/name":           "data\n",
+		"sys/class/block/dm-3/dm/name":           "vg-gfs\n",
+		"sys/class/block/sda/size":               "8\n",
+		"sys/fs/btrfs/1-2/devices/dm-1/x":        "",
+		"sys/fs/btrfs/1-2/devinfo/1/error_stats": "write_errs 4\n",
+	})
+	for _, c := range []struct{ point, device, other string }{
+		{"/srv", "dm-1", "mapper/data"}, {"/shared", "dm-3", "mapper/vg-gfs"}, {"/gone", "mapper/gone", ""},
+	} {
+		f := &e.FSs[e.Mounts[e.MountOf(c.point)].FS]
+		if f.Device != c.device || strings.Join(f.Names, " ") != c.other {
+			t.Errorf("%s lies on %s, also %q, want %s and %q", c.point, f.Device, f.Names, c.device, c.other)
+		}
+	}
+	if f := &e.FSs[e.FSOf("/dev/mapper/data")]; f.UUID != "1-2" || f.Super == nil || f.Super.Errors != 4 {
+		t.Errorf("what sysfs has by the kernel's name is not found: %+v", f)
+	}
+}
+
 // TestNoMounts: of a copy without /proc nothing is known of mounts and file systems, with a reason, once.
 func TestNoMounts(t *testing.T) {
 	e := gathered(t, map[string]string{"etc/hostname": "h"})

@@ -60,7 +60,8 @@ type FS struct {
 	Label string
 	// Device is the name of the device without /dev, "" if there is none; Source what mountinfo names.
 	Device, Source string
-	// Names are others that the kernel may have for the device, of a machine that does not run.
+	// Names are others of the device: "mapper/vg-root" of dm-0, and those that the kernel may have for it, of a machine
+	// that does not run.
 	Names []string
 	// Mounts are the indexes in Mounts.
 	Mounts []int
