@@ -38,7 +38,7 @@ func TestServer(t *testing.T) {
 	}
 	stop := serve(t, at)
 	client := t.TempDir()
-	mountNFS(t, client)
+	mountNFS(t, "/", client)
 	f, err := os.OpenFile(filepath.Join(client, "disk.raw"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -151,12 +151,12 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-// mountNFS mounts what is served, with more options.
-func mountNFS(t *testing.T, at string, options ...string) {
+// mountNFS mounts a directory of what is served, with more options.
+func mountNFS(t *testing.T, share, at string, options ...string) {
 	t.Helper()
 	all := append([]string{"addr=127.0.0.1", "clientaddr=127.0.0.1", "vers=4.2", "proto=tcp", "sec=sys", "hard"},
 		options...)
-	if err := unix.Mount("127.0.0.1:/", at, "nfs4", 0, strings.Join(all, ",")); err != nil {
+	if err := unix.Mount("127.0.0.1:"+share, at, "nfs4", 0, strings.Join(all, ",")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })

@@ -45,8 +45,12 @@ func TestStoryStoreInside(t *testing.T) {
 	at := newFilesystem(t, newLoop(t))
 	t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
 	stop := serve(t, at)
+	const share = "/vms"
+	if err := os.Mkdir(at+share, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	client := t.TempDir()
-	mountNFS(t, client, "actimeo=600")
+	mountNFS(t, share, client, "actimeo=600")
 	cached := filepath.Join(client, "cached")
 	if err := os.WriteFile(cached, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -72,17 +76,30 @@ func TestStoryStoreInside(t *testing.T) {
 		t.Fatalf("no cause is named: %+v", r)
 	}
 	first, f := r.Causes[0], findingOf(r, "NF01")
-	if f == nil || f.ID != first.Finding || first.Object.Name != client || !strings.Contains(f.Summary, "127.0.0.1") ||
-		!slices.Contains(f.Affects, doctor.Object{Kind: doctor.Share, Name: "127.0.0.1:/"}) {
-		t.Errorf("the cause is %+v with %+v, want the mount of the share that does not answer", first, f)
+	const who = "the NFS server 127.0.0.1 does not answer this machine"
+	what := ": who uses its share " + share + ", mounted at " + client + ", waits"
+	if f == nil || f.ID != first.Finding || first.Object.Name != client || !strings.HasPrefix(f.Summary, who) ||
+		!strings.HasSuffix(f.Summary, what) || !slices.Contains(f.Affects, doctor.Object{Kind: doctor.Share, Name: "127.0.0.1:" + share}) {
+		t.Errorf("the cause is %+v with %+v, want the server and the share that do not answer", first, f)
 	}
 	// Nobody asked the server itself: it may be that, or what lies between.
 	if first.Certainty == doctor.Alone || len(first.Explains) != 2 || len(first.Rivals) != 1 ||
 		first.Rivals[0].Object != (doctor.Object{Kind: doctor.Server, Name: "127.0.0.1"}) {
 		t.Errorf("the cause is %+v, want that it explains two tasks, and names the server that was not looked at", first)
 	}
-	said := ended(t, 3, "shisa", "scan", "--host", filepath.Dir(os.Getenv(leakyImage)))
-	cause, harmless, leaks := strings.Index(said, "CAUSE  NF01"), strings.Index(said, "\nharmless:\n"),
+	// As people read it: the first cause, what else it may be, and what is to be done where.
+	said := ended(t, 3, "shisa", "doctor")
+	for _, want := range []string{"PERHAPS THE CAUSE  NF01 mount-stuck  mount " + client + "\n  T" + who[1:], what,
+		"or       server 127.0.0.1 (not looked at)", "rpcinfo -t 127.0.0.1 nfs",
+		"on 127.0.0.1 itself: does it run, is what " + share + " lies on full, does its disk answer"} {
+		if at := strings.Index(said, want); at < 0 {
+			t.Errorf("the doctor does not say %q, or not in its turn:\n%s", want, said)
+		} else {
+			said = said[at:]
+		}
+	}
+	said = ended(t, 3, "shisa", "scan", "--host", filepath.Dir(os.Getenv(leakyImage)))
+	cause, harmless, leaks := strings.Index(said, "T"+who[1:]), strings.Index(said, "\nharmless:\n"),
 		strings.Index(said, "leaked clusters")
 	if cause < 0 || harmless < cause || leaks < harmless || strings.Contains(said[leaks:], "DANGER") {
 		t.Errorf("the cause has to come first and the leaks last, as harmless:\n%s", said)

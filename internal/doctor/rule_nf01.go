@@ -42,7 +42,8 @@ func stuckMount(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool
 	m := &e.Mounts[i]
 	o, a := mountObject(e, i), m.Probe
 	remote := linux.MayHang(m.Type)
-	hang, over := serverSaid(e, m)
+	hang, since := serverSaid(e, m)
+	over := since.IsZero()
 	s := newSigns()
 	switch {
 	case a != nil && a.Hung:
@@ -61,8 +62,8 @@ func stuckMount(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool
 	case a != nil && (a.Errno >= 0 || a.StatfsErrno >= 0):
 		if hang != nil {
 			s.say(0.9, []*evidence.Event{hang})
-			return fail(found(r, o, s.sure(), "did-not-answer", "the server of "+m.Point+" did not answer for a while; "+
-				"it does now", s.facts...).over()), true
+			return fail(found(r, o, s.sure(), "did-not-answer", fmt.Sprintf("the NFS server %s, whose share %s is mounted at %s, did not "+
+				"answer for a while; it does now", m.NFS.Server, m.NFS.Export, m.Point), s.facts...).over()), true
 		}
 		return pass(o), true
 	case m.NFS != nil && m.NFS.Stalled:
@@ -76,8 +77,8 @@ func stuckMount(r *Rule, e *evidence.Evidence, i int) (res Result, concerns bool
 	if hang != nil && !over {
 		s.say(0.8, []*evidence.Event{hang})
 	}
-	kind, text := kindOfHang(m, remote)
-	x := found(r, o, s.sure(), kind, m.Point+" does not answer: "+text, s.facts...)
+	kind, text := hangOf(m, remote, since)
+	x := found(r, o, s.sure(), kind, text, s.facts...)
 	if m.NFS != nil {
 		x.Affects = append(x.Affects, shareObject(m.NFS))
 	}
@@ -102,37 +103,61 @@ func notAsked(m *evidence.Mount) string {
 	return "it was not asked"
 }
 
-func kindOfHang(m *evidence.Mount, remote string) (kind, text string) {
-	switch {
-	case m.NFS != nil:
-		return "nfs", "who uses it waits for the server " + m.NFS.Server
-	case strings.HasPrefix(m.Type, "fuse"):
-		return "fuse", "who uses it waits for the process that serves it"
-	case remote != "":
-		return "remote", "who uses it waits for " + remote
+// hangOf says which mount does not answer, and of NFS the server and the share, which have to be looked at. since is
+// when the kernel said so first, zero where it did not.
+func hangOf(m *evidence.Mount, remote string, since time.Time) (kind, text string) {
+	if m.NFS != nil {
+		text = fmt.Sprintf("the NFS server %s does not answer this machine", m.NFS.Server)
+		if !since.IsZero() {
+			text += ", since " + since.UTC().Format("2006-01-02 15:04:05 UTC") + " at the latest"
+		}
+		return "nfs", fmt.Sprintf("%s: who uses its share %s, mounted at %s, waits", text, m.NFS.Export, m.Point)
 	}
-	return "device", "who uses it waits for the disk below it (" + m.Source + ")"
+	text = m.Point + " does not answer: who uses it waits for "
+	switch {
+	case strings.HasPrefix(m.Type, "fuse"):
+		return "fuse", text + "the process that serves it"
+	case remote != "":
+		return "remote", text + remote
+	}
+	return "device", text + "the disk below it (" + m.Source + ")"
 }
 
-// serverSaid gives the last message that the server of a mount does not answer, and whether it answered
-// since.
-func serverSaid(e *evidence.Evidence, m *evidence.Mount) (hang *evidence.Event, over bool) {
+// serverSaid gives the last message that the server of a mount does not answer, and the time of the first one that no
+// answer came after, zero for none. One event stands for all messages that were the same.
+func serverSaid(e *evidence.Evidence, m *evidence.Mount) (hang *evidence.Event, since time.Time) {
 	if m.NFS == nil {
-		return nil, false
+		return nil, since
 	}
+	var silent []*evidence.Event
+	var answered time.Time
 	for i := range e.Log.Events {
 		ev := &e.Log.Events[i]
-		if serverName(ev.Fields["server"]) != serverName(m.NFS.Server) || ev.Time.Before(e.Host.Booted) {
+		if serverName(ev.Fields["server"]) != serverName(m.NFS.Server) || lastSaid(ev).Before(e.Host.Booted) {
 			continue
 		}
 		switch ev.Form {
 		case "nfs.hang", "nfs.timeout":
-			hang, over = ev, false
+			silent = append(silent, ev)
+			if hang == nil || !lastSaid(ev).Before(lastSaid(hang)) {
+				hang = ev
+			}
 		case "nfs.ok":
-			over = true
+			if lastSaid(ev).After(answered) {
+				answered = lastSaid(ev)
+			}
 		}
 	}
-	return hang, over
+	for _, ev := range silent {
+		first := ev.Time
+		if !first.After(answered) {
+			first = lastSaid(ev) // those between the two were perhaps answered
+		}
+		if first.After(answered) && (since.IsZero() || first.Before(since)) {
+			since = first
+		}
+	}
+	return hang, since
 }
 
 func unstick(m *evidence.Mount, kind string) []Remedy {
@@ -150,8 +175,10 @@ func unstick(m *evidence.Mount, kind string) []Remedy {
 	switch kind {
 	case "nfs":
 		first = []Remedy{
-			{Text: "look at the server first: does it run, is its file system full, does its disk answer (shisa doctor on " +
-				"the server)", Command: "rpcinfo -t " + quoted(m.NFS.Server) + " nfs"},
+			{Text: "ask the server: more than whether it answers this machine does not see of it",
+				Command: "rpcinfo -t " + quoted(m.NFS.Server) + " nfs"},
+			{Text: "on " + m.NFS.Server + " itself: does it run, is what " + m.NFS.Export + " lies on full, does its disk answer",
+				Command: "shisa doctor"},
 			{Text: "do nothing to guests and images that lie there: they are not broken, they wait, and go on when the " +
 				"server does", Risk: "a repair of an image by another host, while a guest waits for it, breaks it"}}
 	case "fuse":

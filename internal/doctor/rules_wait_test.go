@@ -69,6 +69,48 @@ func TestNF01(t *testing.T) {
 	})
 }
 
+// TestNF01Says: of NFS the server and the share are named, with the time since when no answer came, as far as the
+// kernel said so, and what is to be asked of whom.
+func TestNF01Says(t *testing.T) {
+	const who, waits = "the NFS server nas does not answer this machine", ": who uses its share /export, mounted at /srv, waits"
+	at := func(before time.Duration) string {
+		return ", since " + noon.Add(-before).Format("2006-01-02 15:04:05 UTC") + " at the latest"
+	}
+	until := func(ev evidence.Event, before time.Duration) evidence.Event {
+		ev.Last = noon.Add(-before)
+		return ev
+	}
+	const h = time.Hour
+	for name, c := range map[string]struct {
+		events []evidence.Event
+		want   string
+	}{
+		"nothing was said":            {nil, who + waits},
+		"said twice":                  {[]evidence.Event{fromNAS("nfs.hang", 2*h), fromNAS("nfs.hang", h)}, who + at(2*h) + waits},
+		"answered between":            {[]evidence.Event{fromNAS("nfs.hang", 3*h), fromNAS("nfs.ok", 2*h), fromNAS("nfs.hang", h)}, who + at(h) + waits},
+		"answered between, as one":    {[]evidence.Event{until(fromNAS("nfs.hang", 3*h), h), fromNAS("nfs.ok", 2*h)}, who + at(h) + waits},
+		"answered since":              {[]evidence.Event{fromNAS("nfs.hang", 2*h), fromNAS("nfs.ok", h)}, who + waits},
+		"answered since, last of all": {[]evidence.Event{until(fromNAS("nfs.ok", 3*h), h), fromNAS("nfs.hang", 2*h)}, who + waits},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := nfs(hangs, c.events...)
+			r := ruleNF01()
+			all := r.judge(&e)
+			if len(all) != 1 || all[0].Finding == nil {
+				t.Fatalf("%+v, want one finding", all)
+			}
+			f := all[0].Finding
+			if f.Summary != c.want {
+				t.Errorf("it says %q, want %q", f.Summary, c.want)
+			}
+			if x := f.Remedies; len(x) < 2 || x[0].Command != "rpcinfo -t nas nfs" || x[1].Command != "shisa doctor" ||
+				!strings.HasPrefix(x[1].Text, "on nas itself: ") || !strings.Contains(x[1].Text, "/export") {
+				t.Errorf("what to do is %+v, want to ask the server, and the doctor there", x)
+			}
+		})
+	}
+}
+
 func TestNF02And03And04(t *testing.T) {
 	const m, share = "mount:h:/srv", "share::nas:/export"
 	full := func(e *evidence.Evidence) { e.Mounts[0].Probe.Avail = 0 }
