@@ -67,30 +67,43 @@ func killedImage(t *testing.T, dir string, content func(n int) string) string {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	f := writeAndStop(t, c.Process, export, func(f *os.File) {
+		b, err := unix.Mmap(-1, 0, cluster, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		random := rand.New(rand.NewPCG(4, 38))
+		for n := range writes {
+			copy(b, content(n))
+			if _, err := f.WriteAt(b, random.Int64N(disk/cluster)*cluster); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Munmap(b); err != nil {
+			t.Fatal(err)
+		}
+	})
+	end()
+	_ = f.Close() // who served it is gone
+	return image
+}
+
+// writeAndStop writes to what a process serves by FUSE, and stops the process before the file is closed, which would
+// have QEMU flush. A program that another test starts meanwhile has the file as well until it is executed, and closes it
+// then, so none is started.
+func writeAndStop(t *testing.T, server *os.Process, export string, write func(*os.File)) *os.File {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	f, err := os.OpenFile(export, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := unix.Mmap(-1, 0, cluster, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
+	write(f)
+	if err := server.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	random := rand.New(rand.NewPCG(4, 38))
-	for n := range writes {
-		copy(b, content(n))
-		if _, err := f.WriteAt(b, random.Int64N(disk/cluster)*cluster); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.Process.Signal(syscall.SIGSTOP); err != nil { // closing does not flush then
-		t.Fatal(err)
-	}
-	end()
-	_ = f.Close() // who served it is gone
-	if err := unix.Munmap(b); err != nil {
-		t.Fatal(err)
-	}
-	return image
+	return f
 }
 
 // TestLeaksOfKilledQEMU has shisa look at what a killed QEMU left: clusters that are lost and hurt nobody. It
