@@ -4,6 +4,7 @@
 package units
 
 import (
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -120,7 +121,8 @@ func (u *Unit) Triggered() string {
 // chain of starts from a root to it, which is empty for the roots. Of the chains to a unit it is one without doubts, if
 // there is one, and of those one of the shortest. Units that are masked or missing are not started, and so is no root
 // that requires such a one. Systemd before 254 may start such a root all the same, as luck has it: then all chains from
-// it begin with a start of the root by itself, that has a doubt and nothing else.
+// it begin with a start of the root by itself, that has a doubt and nothing else. Of a unit that is started whatever
+// the luck the chain is one of the ways, and has no doubt of that kind.
 func (s *Set) Reached(roots ...string) map[string][]Start {
 	return s.reach(nil, roots)
 }
@@ -139,96 +141,173 @@ func (s *Set) ReachedFirst(roots ...string) map[string][]Start {
 func (s *Set) reach(more map[string][]Start, roots []string) map[string][]Start {
 	w := walk{s: s, reached: map[string][]Start{}, more: more}
 	for _, name := range roots {
-		u := s.Unit(name)
-		if u == nil || w.reached[u.Name] != nil {
-			continue
-		}
-		if lacks := s.Lacks(u.Name); lacks == "" {
-			w.reached[u.Name] = []Start{}
-			w.queue = append(w.queue, u)
-		} else if s.mayStart(u, more) {
-			w.doubtful = append(w.doubtful, Start{From: u.Name, To: u.Name, Doubt: u.Name + " requires " + lacks +
-				", which is not there: systemd before 254 starts it all the same at some starts, and not at others"})
+		if u := s.Unit(name); u != nil {
+			w.orders = append(w.orders, order{u, []Start{}})
 		}
 	}
-	w.run()
+	for len(w.orders) > 0 || len(w.doubtful) > 0 {
+		if len(w.orders) == 0 {
+			w.orders, w.doubtful = w.doubtful, nil
+		}
+		next := w.orders[0]
+		w.orders = w.orders[1:]
+		w.start(next)
+	}
 	return w.reached
+}
+
+// order is that a unit is to be started, with all that it starts, and the chain that leads to that.
+type order struct {
+	root  *Unit
+	chain []Start
 }
 
 // walk goes along starts.
 type walk struct {
 	s       *Set
 	reached map[string][]Start
-	queue   []*Unit
 	more    map[string][]Start // starts that no file has yet
-	// doubtful are starts that are gone along when no others are left.
-	doubtful []Start
+	// orders are to be carried out, those in doubt when no others are left.
+	orders, doubtful []order
 }
 
-func (w *walk) run() {
-	for {
-		for len(w.queue) > 0 {
-			u := w.queue[0]
-			w.queue = w.queue[1:]
-			lacks := w.s.Lacks(u.Name)
-			for _, e := range w.s.pulled(u) {
-				w.take(e, lacks)
-			}
-			for _, e := range w.more[u.Name] {
-				w.take(e, lacks)
-			}
-		}
-		if len(w.doubtful) == 0 {
-			return
-		}
-		e := w.doubtful[0]
-		w.doubtful = w.doubtful[1:]
-		if to := w.s.Unit(e.To); w.reached[to.Name] == nil {
-			w.add(e, to)
-		}
-	}
+// better tells whether a chain is the first to a unit, or the first without a doubt.
+func (w *walk) better(u *Unit, chain []Start) bool {
+	old, is := w.reached[u.Name]
+	return !is || DoubtOf(old) != "" && DoubtOf(chain) == ""
 }
 
-// take goes along a start. lacks is what its unit lacks itself.
-func (w *walk) take(e Start, lacks string) {
-	to := w.s.Unit(e.To)
-	if to == nil || w.reached[to.Name] != nil || !present(to) {
+// start goes along all starts that a start of one unit brings: first where there is no luck in it.
+func (w *walk) start(o order) {
+	if !w.better(o.root, o.chain) {
 		return
 	}
-	// Before systemd 254 a unit that is wanted is started even if what it requires cannot be; what it pulls in
-	// besides may be or may not (https://github.com/systemd/systemd/pull/27852).
-	gone, old := w.s.Lacks(to.Name), w.s.Version > 0 && w.s.Version < 254
-	if targetOf(to.Name) != "" && e.By != "PathExists=" {
-		return // systemd drops it from the transaction: all that is started conflicts with it
-	}
+	c := w.s.outcome(o.root, w.more)
 	switch {
-	case gone != "" && w.s.Version >= 254:
+	case c.root == No:
 		return
-	case lacks != "":
-		e.Doubt = e.From + " requires " + lacks + ", which is not there: it may be started all the same, or not"
-	case gone != "" && !old:
-		e.Doubt = to.Name + " requires " + gone + ", which is not there: systemd before 254 starts it all the same"
-	}
-	if e.Doubt != "" {
-		w.doubtful = append(w.doubtful, e)
+	case c.root == Maybe && DoubtOf(o.chain) == "":
+		e := Start{From: o.root.Name, To: o.root.Name, Doubt: o.root.Name + " requires " + w.s.Lacks(o.root.Name) +
+			", which is not there: systemd before 254 starts it all the same at some starts, and not at others"}
+		w.doubtful = append(w.doubtful, order{o.root, append(slices.Clone(o.chain), e)})
 		return
 	}
-	w.add(e, to)
+	chains := map[*Unit][]Start{o.root: o.chain}
+	sure, luck := []*Unit{o.root}, []*Unit{}
+	for len(sure) > 0 || len(luck) > 0 {
+		if len(sure) == 0 {
+			sure, luck = luck, nil
+		}
+		u := sure[0]
+		sure = sure[1:]
+		w.met(u, chains[u])
+		for e := range w.s.along(u, w.more) {
+			to := w.s.Unit(e.To)
+			if _, is := chains[to]; is || c.units[to] == "" || w.s.Lacks(u.Name) != "" && !requires(e) && !c.past[u] {
+				continue
+			}
+			chains[to] = append(slices.Clone(chains[u]), e)
+			if c.units[to] == Yes && c.units[u] == Yes {
+				sure = append(sure, to)
+			} else {
+				luck = append(luck, to)
+			}
+			w.doubt(chains[to], len(o.chain), &c)
+		}
+	}
 }
 
-func (w *walk) add(e Start, to *Unit) {
-	from := w.s.Unit(e.From)
-	w.reached[to.Name] = append(slices.Clone(w.reached[from.Name]), e)
-	w.queue = append(w.queue, to)
+// doubt says of the last start of a chain that it is luck, if it is and no other before it; n of the chain are not of
+// this start. A unit that is started in any case has none of these doubts.
+func (w *walk) doubt(chain []Start, n int, c *course) {
+	e := &chain[len(chain)-1]
+	switch to := w.s.Unit(e.To); {
+	case c.units[to] == Yes:
+		for i := n; i < len(chain); i++ {
+			chain[i].Doubt = ""
+		}
+	case DoubtOf(chain[n:]) != "":
+	case w.s.Lacks(e.From) != "":
+		e.Doubt = e.From + " requires " + w.s.Lacks(e.From) + ", which is not there: it may be started all the same, or not"
+	default:
+		e.Doubt = to.Name + " requires " + w.s.Lacks(to.Name) + ", which is not there: systemd before 254 starts it all the same"
+	}
 }
 
-// pulled gives all starts of a unit, those of paths that exist already among them.
-func (s *Set) pulled(u *Unit) []Start {
-	all := s.edges[u.Name]
+// met notes a unit that is started, and the starts that come of that later.
+func (w *walk) met(u *Unit, chain []Start) {
+	if !w.better(u, chain) {
+		return
+	}
+	w.reached[u.Name] = chain
+	for _, e := range w.s.triggered(u) {
+		to := w.s.Unit(e.To)
+		if to == nil || !present(to) {
+			continue
+		}
+		next := order{to, append(slices.Clone(chain), e)}
+		if DoubtOf(next.chain) != "" {
+			w.doubtful = append(w.doubtful, next)
+		} else {
+			w.orders = append(w.orders, next)
+		}
+	}
+}
+
+// outcome is what a start of a unit comes to, by the version of systemd.
+func (s *Set) outcome(root *Unit, more map[string][]Start) course {
+	old, now := course{root: No}, course{root: No}
+	if s.Version < 254 && present(root) {
+		old = s.course(root, more)
+	}
+	if s.Version > 0 && s.Version < 254 {
+		return old
+	}
+	// Since 254 nothing is started that lacks something (https://github.com/systemd/systemd/pull/27852).
+	if s.lacking[root.Name] == "" {
+		now = course{root: Yes, units: map[*Unit]Truth{root: Yes}}
+		for all := []*Unit{root}; len(all) > 0; all = all[1:] {
+			for e := range s.along(all[0], more) {
+				if to := s.Unit(e.To); s.lacking[to.Name] == "" && now.units[to] == "" {
+					now.units[to] = Yes
+					all = append(all, to)
+				}
+			}
+		}
+	}
+	if s.Version >= 254 || old.root == No {
+		return now
+	}
+	for u := range old.units { // which of both it is, is not known
+		if now.units[u] == "" {
+			old.units[u] = Maybe
+		}
+	}
+	if now.root == No {
+		old.root = Maybe
+	}
+	return old
+}
+
+// along gives the starts of a unit that a job of its own has besides: of units that are there, but for targets that
+// end the system. Systemd drops those, since all that is started conflicts with them.
+func (s *Set) along(u *Unit, more map[string][]Start) iter.Seq[Start] {
+	return func(yield func(Start) bool) {
+		for _, all := range [][]Start{s.edges[u.Name], more[u.Name]} {
+			for _, e := range all {
+				if to := s.Unit(e.To); to != nil && present(to) && targetOf(to.Name) == "" && !yield(e) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// triggered gives what a path has started as soon as it runs, since what it waits for is there.
+func (s *Set) triggered(u *Unit) (all []Start) {
 	if u.Type() != "path" {
-		return all
+		return nil
 	}
-	all = slices.Clone(all)
 	for _, p := range u.All("Path", "PathExists") {
 		there := s.paths[path.Clean(p.Value)]
 		if volatile(p.Value) {
@@ -272,7 +351,7 @@ func (s *Set) connect() {
 	}
 	for _, u := range s.Units {
 		s.edges[u.Name] = u.starts()
-		if !present(u) && !(s.Flat && u.State == Missing) { // a plain directory's system will have it
+		if s.absent(u) {
 			lack(u.Name, u.Name)
 		}
 	}
@@ -288,7 +367,7 @@ func (s *Set) connect() {
 			}
 		}
 		for _, e := range u.named("Unit", "Requisite") { // has to run already, which needs no more than it itself
-			if to := s.Unit(e.To); (to == nil || !present(to)) && !s.Flat {
+			if to := s.Unit(e.To); !s.Flat && (to == nil || s.absent(to)) {
 				lack(u.Name, e.To)
 			}
 		}

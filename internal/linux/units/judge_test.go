@@ -145,6 +145,28 @@ func judged(t *testing.T, dir string) (all map[string]said, jobs []string, root 
 	return all, slices.Compact(jobs), root
 }
 
+// systemdVersion is that of this machine.
+func systemdVersion(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("systemctl", "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(out))[1]
+}
+
+// openDir makes a directory that anybody may look into, as systemd does without rights.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for up := dir; up != "/tmp" && up != "/"; up = filepath.Dir(up) {
+		if err := os.Chmod(up, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 // vendor are the targets that a system has, and a few more that stand for what it starts.
 func vendor() map[string]string {
 	all := map[string]string{
@@ -275,26 +297,15 @@ func (c chance) tree() map[string]string {
 }
 
 // TestRandomTreesAsSystemd holds what is loaded of random trees against systemd's own manager: state, file,
-// drop-ins, names, commands and conditions of each unit, and what would be started.
+// drop-ins, names, commands and conditions of each unit, and what would be started. Of what is doubted it may start
+// any; that each doubt is luck is held against all orders that there are.
 func TestRandomTreesAsSystemd(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.Need(t, "unshare", "setpriv", "/usr/lib/systemd/systemd")
-	out, err := exec.Command("systemctl", "--version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	version := strings.Fields(string(out))[1]
+	version := systemdVersion(t)
 	started, units, cycles := 0, 0, 0
 	for seed := range testenv.Rounds(25, 400, 4000) {
-		dir := t.TempDir()
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		for up := filepath.Dir(dir); up != "/tmp" && up != "/"; up = filepath.Dir(up) {
-			if err := os.Chmod(up, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
+		dir := openDir(t)
 		c := chance{rand.New(rand.NewPCG(7, uint64(seed)))}
 		files := c.tree()
 		files["usr/lib/systemd/libsystemd-shared-"+version+".so"] = "x"
@@ -306,6 +317,9 @@ func TestRandomTreesAsSystemd(t *testing.T) {
 			jobs = nil
 		} else if first, _ := reaches(s, "default.target"); root != "default.target" && len(first) > 0 {
 			t.Errorf("seed %d: default.target is started, and systemd does not", seed)
+		}
+		if wrong := needless(s, "default.target"); wrong != "" {
+			t.Errorf("seed %d: %s", seed, wrong)
 		}
 		sure, all := reaches(s, root)
 		for _, name := range jobs {

@@ -4,10 +4,6 @@
 package units
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/shisa-vm/shisa/internal/testenv"
@@ -72,19 +68,10 @@ func startOf(s *Set) string {
 func TestLuckAsSystemd(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.Need(t, "unshare", "setpriv", "systemctl", "/usr/lib/systemd/systemd")
-	out, err := exec.Command("systemctl", "--version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	version := strings.Fields(string(out))[1]
+	version := systemdVersion(t)
 	for _, x := range lucky {
 		t.Run(x.name, func(t *testing.T) {
-			dir := t.TempDir()
-			for up := dir; up != "/tmp" && up != "/"; up = filepath.Dir(up) {
-				if err := os.Chmod(up, 0o755); err != nil {
-					t.Fatal(err)
-				}
-			}
+			dir := openDir(t)
 			written(t, dir, luckyFiles(x.files, version))
 			roots := map[string]int{}
 			for i := 0; i < 6 || x.want == "either" && version < "254" && len(roots) < 2 && i < 60; i++ {
