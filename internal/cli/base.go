@@ -53,6 +53,7 @@ type poolOptions struct {
 	json     bool
 	all      bool
 	also     []string
+	nova     []string
 	baseName string
 	// state is the state directory of the commands that change something.
 	state string
@@ -72,6 +73,12 @@ func (o *poolOptions) actFlags(c *cobra.Command) {
 	stateFlag(c, &o.state, "keep receipts in `DIR`")
 }
 
+// novaFlag is for commands that take the census.
+func (o *poolOptions) novaFlag(c *cobra.Command) {
+	c.Flags().StringArrayVar(&o.nova, "nova", nil,
+		"machines of Nova's database need bases too, by its export `FILE`; may be given again")
+}
+
 // census looks at who needs what in a pool, on this host.
 func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (c *refs.Census, err error) {
 	t, err := tree.OpenLive(ctx)
@@ -81,7 +88,7 @@ func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (c *ref
 	defer func() { err = errors.Join(err, t.Close()) }()
 	bar := newProgress(s, "looking at files")
 	defer bar.Done()
-	return refs.Look(ctx, refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also,
+	return refs.Look(ctx, refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
 		Host:     &refs.Host{Linux: linux.Open(""), Tree: t},
 		Progress: func(files int64) { bar.Set(files, 0) }})
 }
@@ -96,11 +103,13 @@ func newBaseScan(s *stdio) *cobra.Command {
 The exit status is 3 if a base is needed and missing, 4 if anything could not be read that may need one.`,
 		Example: `  shisa base scan /var/lib/nova/instances
   shisa base scan --also /srv/rescue /var/lib/nova/instances
+  shisa base scan --nova /var/lib/shisa/nova.jsonl /var/lib/nova/instances
   shisa base scan --json /var/lib/libvirt/images`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error { return runBaseScan(c.Context(), o, args[0], s) },
 	}
 	o.flags(c)
+	o.novaFlag(c)
 	return c
 }
 

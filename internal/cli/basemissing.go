@@ -36,6 +36,7 @@ It only reads. The exit status is 3 if anything is missing.`,
 		RunE: func(c *cobra.Command, args []string) error { return runBaseMissing(c.Context(), o, from, args[0], s) },
 	}
 	o.flags(c)
+	o.novaFlag(c)
 	c.Flags().StringArrayVar(&from, "from", nil, "candidates are `FILE`, or the files in that directory; may be given again")
 	return c
 }

@@ -123,6 +123,7 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 		},
 	}
 	o.actFlags(c)
+	o.novaFlag(c)
 	newPool(c, &risks)
 	f := c.Flags()
 	f.DurationVar(&p.KeepAlive, "keepalive", 0, "touch bases that are needed when they are older than `D` (default "+

@@ -28,6 +28,7 @@ The exit status is 3 if it is needed and missing, 4 if anything could not be rea
 		RunE: func(c *cobra.Command, args []string) error { return runBaseWhy(c.Context(), o, args[0], args[1], s) },
 	}
 	o.flags(c)
+	o.novaFlag(c)
 	return c
 }
 

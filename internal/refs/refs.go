@@ -2,8 +2,8 @@
 // SPDX-FileCopyrightText: The shisa authors
 
 // Package refs tells who needs the base images of a pool: which disks rest on them by what their own
-// headers say, wherever they lie and whatever they are called, which processes have them open, and which
-// configured machines name them. It only reads.
+// headers say, wherever they lie and whatever they are called, which processes have them open, which
+// configured machines name them, and which machines an export of Nova's database has. It only reads.
 //
 // A base that nobody is found to need is not thereby unused: whatever could not be read may need it, and is
 // a gap. As long as there is one, nothing may be set aside.
@@ -20,6 +20,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs/nova"
 )
 
 // State is where a base is.
@@ -60,6 +61,8 @@ const (
 	Pin How = "pin"
 	// LastReport: another node said so when it spoke last, however long ago that is.
 	LastReport How = "last_report"
+	// Nova: an export of its database has a machine that was made of it.
+	Nova How = "nova"
 )
 
 // Reference is one thing that needs a base.
@@ -86,6 +89,8 @@ type Reference struct {
 	Since time.Time `json:"since,omitempty"`
 	// As is the name by which the holder knows the base.
 	As string `json:"as"`
+	// Task is what Nova was doing with the machine, "" for nothing or where that is not known.
+	Task string `json:"task"`
 }
 
 // Base is an image that others may rest on.
@@ -123,6 +128,7 @@ type Looked struct {
 	Overlays  int64 `json:"overlays"`
 	Processes int64 `json:"processes"`
 	Domains   int64 `json:"domains"`
+	Instances int64 `json:"instances"`
 }
 
 // Census is who needs what in a pool, at one time.
@@ -139,6 +145,8 @@ type Census struct {
 	Pool string `json:"pool"`
 	// Kept are the shields that are the last names of their files, and the space that only they take.
 	Kept Kept `json:"kept"`
+	// Hosts are those that Nova's list says use the directory, or did, in the order of their names.
+	Hosts []nova.ComputeNode `json:"hosts"`
 	// Gaps are all that could not be looked at and might need a base.
 	Gaps   []finding.Blind `json:"gaps"`
 	Looked Looked          `json:"looked"`
@@ -170,6 +178,12 @@ type Options struct {
 	Workers int
 	// Host looks at processes and configured machines; nil leaves them out, and is a gap.
 	Host *Host
+	// Nova are exports of Nova's database (doc/formats/nova-export.md), whose machines are uses too.
+	Nova []string
+	// ComputeNodes is Nova's list of hosts; "" is that in the directory of instances, where there may be none.
+	ComputeNodes string
+	// Now tells how old an export is; nil is this host's clock.
+	Now func() time.Time
 	// Progress, if set, is told how many files were looked at.
 	Progress func(files int64)
 }
@@ -235,7 +249,11 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Gaps: []finding.Blind{}}, plain: plain}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Hosts: []nova.ComputeNode{}, Gaps: []finding.Blind{}},
+		plain: plain}
 	if err := t.sweep(ctx); err != nil {
 		return nil, err
 	}
@@ -250,6 +268,12 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 		return nil, err
 	}
 	if err := t.processes(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.hosts(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.exported(ctx); err != nil {
 		return nil, err
 	}
 	t.order()
@@ -293,7 +317,8 @@ func (t *taking) order() {
 	})
 	for i := range t.c.All {
 		slices.SortFunc(t.c.All[i].Uses, func(a, b Reference) int {
-			return cmp.Or(a.Depth-b.Depth, strings.Compare(a.Holder, b.Holder), strings.Compare(string(a.How), string(b.How)))
+			return cmp.Or(a.Depth-b.Depth, strings.Compare(a.Holder, b.Holder), strings.Compare(string(a.How), string(b.How)),
+				strings.Compare(a.Machine, b.Machine))
 		})
 	}
 	slices.SortFunc(t.c.Gaps, func(a, b finding.Blind) int {

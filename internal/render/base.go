@@ -206,6 +206,8 @@ func needWords(u *refs.Reference) string {
 		text = "it is pinned: " + Text(u.Holder)
 	case refs.LastReport:
 		text = "its last report, of " + u.Since.Format("2006-01-02 15:04") + ", names " + Name(u.Holder)
+	case refs.Nova:
+		text = "Nova has a machine of it (" + Name(u.Holder) + ")"
 	}
 	if u.Depth > 1 {
 		text += " through " + Count(int64(u.Depth-1), "other", "others")
@@ -218,6 +220,9 @@ func needWords(u *refs.Reference) string {
 	}
 	if u.NodeState != "" {
 		text += " (" + u.NodeState + ")"
+	}
+	if u.Task != "" {
+		text += ", " + Text(u.Task)
 	}
 	return text
 }

@@ -37,8 +37,8 @@ const (
 // ErrHosts: a list of hosts is torn, or is none, for errors.Is.
 var ErrHosts = errors.New("is no whole list of hosts")
 
-// Host is a host that uses a directory of instances, or did.
-type Host struct {
+// ComputeNode is a host that uses a directory of instances, or did.
+type ComputeNode struct {
 	// Name is what Nova calls it: any text without control characters. It may hold a slash.
 	Name string `json:"name"`
 	// Heard is when it last registered, by its own clock, which may be wrong.
@@ -48,16 +48,16 @@ type Host struct {
 // ParseHosts reads the list of hosts, in the order of their names. Nova never takes one off it. Where the list is torn,
 // as by a full file system in the midst of writing it, the hosts up to there come with ErrHosts: others may have
 // stood behind them.
-func ParseHosts(text []byte) ([]Host, error) {
+func ParseHosts(text []byte) ([]ComputeNode, error) {
 	hosts, err := parseHosts(text)
-	slices.SortFunc(hosts, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(hosts, func(a, b ComputeNode) int { return strings.Compare(a.Name, b.Name) })
 	if err != nil {
 		return hosts, fmt.Errorf("%w: %w", ErrHosts, err)
 	}
 	return hosts, nil
 }
 
-func parseHosts(text []byte) (hosts []Host, err error) {
+func parseHosts(text []byte) (hosts []ComputeNode, err error) {
 	if len(text) > MaxHostsBytes {
 		return nil, fmt.Errorf("it has %d bytes", len(text))
 	}
@@ -110,7 +110,7 @@ func validBegin(text []byte) []byte {
 }
 
 // nextHost reads a name and its time, in seconds since 1970.
-func nextHost(d *json.Decoder) (h Host, err error) {
+func nextHost(d *json.Decoder) (h ComputeNode, err error) {
 	t, err := d.Token()
 	if err != nil {
 		return h, torn(err)
@@ -128,7 +128,7 @@ func nextHost(d *json.Decoder) (h Host, err error) {
 		return h, fmt.Errorf("the time of %q is %v", name, t)
 	}
 	whole, part := math.Modf(at)
-	return Host{Name: name, Heard: time.Unix(int64(whole), int64(part*1e9)).UTC()}, nil
+	return ComputeNode{Name: name, Heard: time.Unix(int64(whole), int64(part*1e9)).UTC()}, nil
 }
 
 // checkName tells what is wrong with the name of a host.

@@ -60,7 +60,7 @@ func TestParseHosts(t *testing.T) {
 		}
 	}
 	hosts, err := ParseHosts([]byte(`{"nodeA": 1700000000.25}`))
-	want := []Host{{Name: "nodeA", Heard: time.Unix(1700000000, 250e6).UTC()}}
+	want := []ComputeNode{{Name: "nodeA", Heard: time.Unix(1700000000, 250e6).UTC()}}
 	if d := cmp.Diff(want, hosts); d != "" || err != nil {
 		t.Errorf("ParseHosts (-want +got): %v\n%s", err, d)
 	}
@@ -89,7 +89,7 @@ func FuzzHosts(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte, cut int) {
 		text = bytes.TrimSpace(text)
 		hosts, err := ParseHosts(text)
-		ok := slices.IsSortedFunc(hosts, func(a, b Host) int { return strings.Compare(a.Name, b.Name) })
+		ok := slices.IsSortedFunc(hosts, func(a, b ComputeNode) int { return strings.Compare(a.Name, b.Name) })
 		for _, h := range hosts {
 			if !ok || checkName(h.Name) != nil || h.Heard.Year() < 1970 || h.Heard.Year() > 9999 {
 				t.Errorf("ParseHosts(%q) = %v", text, hosts)
@@ -103,7 +103,7 @@ func FuzzHosts(f *testing.F) {
 			t.Errorf("ParseHosts(%q) cut at %d is whole", text, cut)
 		}
 		for _, h := range some {
-			if !slices.ContainsFunc(hosts, func(w Host) bool { return w.Name == h.Name }) {
+			if !slices.ContainsFunc(hosts, func(w ComputeNode) bool { return w.Name == h.Name }) {
 				t.Errorf("ParseHosts(%q) cut at %d tells of %q", text, cut, h.Name)
 			}
 		}
