@@ -101,7 +101,7 @@ func stallMachine(e *evidence.Evidence) stall.Machine {
 		HungTask: time.Duration(sysctl("hung_task_timeout_secs")) * time.Second,
 		Reboot:   time.Duration(sysctl("panic")) * time.Second}
 	for _, w := range e.Limits.Watchdogs {
-		m.Watchdogs = append(m.Watchdogs, stall.Watchdog{Name: w.Name, From: w.From.Path, Resets: w.Resets,
+		m.Watchdogs = append(m.Watchdogs, stall.Watchdog{Name: w.Name, From: w.From.Path, Resets: w.Resets, Doubt: w.Doubt,
 			At: stall.Span{Low: w.Early, High: w.Late}})
 	}
 	for _, l := range e.Limits.Leases {

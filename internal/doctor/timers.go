@@ -53,7 +53,8 @@ type TimerClock struct {
 	Local      string `json:"local"`
 	Error      int64  `json:"error_seconds"`
 	ErrorKnown bool   `json:"error_known"`
-	// Synced, Saves and Waits are "yes", "no" or "unknown"; the units are who does it, "" for nobody.
+	// Synced, Saves and Waits are "yes", "no" or "unknown"; the units are who does it, "" for nobody. With "unknown" they
+	// are those that a boot may start, or not.
 	Synced string    `json:"synced"`
 	Daemon string    `json:"daemon"`
 	Saves  string    `json:"saves"`

@@ -35,7 +35,8 @@ type Clock struct {
 	// whether it could be read.
 	Ahead  time.Duration
 	HasRTC bool
-	// Synced: a daemon that sets the clock right is started at each boot: Daemon.
+	// Synced: a daemon that sets the clock right is started at each boot: Daemon. Here and below Maybe with a name
+	// tells that a boot may start that unit, or not.
 	Synced units.Truth
 	Daemon string
 	// Saves: something started at each boot keeps the clock from beginning before Saved: Saver.
@@ -182,6 +183,27 @@ func (g *gatherer) rtc(ctx context.Context) {
 	c.HasRTC, c.Ahead = true, time.Unix(s, 0).Sub(g.e.Now).Round(time.Second)
 }
 
+// started gives the first of some units that each boot starts; Maybe and the first that a boot may start, if none is
+// started for sure.
+func started(set *units.Set, reached map[string][]units.Start, names ...string) (name string, t units.Truth) {
+	t = units.No
+	for _, n := range names {
+		u := set.Unit(n)
+		if u == nil {
+			continue
+		}
+		chain, is := reached[u.Name]
+		switch {
+		case !is:
+		case units.DoubtOf(chain) == "":
+			return u.Name, units.Yes
+		case t == units.No:
+			name, t = u.Name, units.Maybe
+		}
+	}
+	return name, t
+}
+
 // timeDaemons looks which units of time each boot starts.
 func (g *gatherer) timeDaemons(ctx context.Context) {
 	set, c := g.e.Units, &g.e.Clock
@@ -189,34 +211,18 @@ func (g *gatherer) timeDaemons(ctx context.Context) {
 		return
 	}
 	reached := set.Reached(set.Default)
-	first := func(names ...string) string {
-		for _, n := range names {
-			if u := set.Unit(n); u != nil && reached[u.Name] != nil {
-				return u.Name
-			}
-		}
-		return ""
-	}
-	truth := func(name string) units.Truth {
-		if name == "" {
-			return units.No
-		}
-		return units.Yes
-	}
-	c.Daemon = first("systemd-timesyncd.service", "chrony.service", "chronyd.service", "ntp.service", "ntpd.service", "ntpsec.service",
-		"openntpd.service", "ntpd-rs.service", "ptp4l.service", "phc2sys.service")
-	c.Synced = truth(c.Daemon)
-	if c.Daemon == "" && first("open-vm-tools.service", "vmtoolsd.service", "vboxadd-service.service", "virtualbox-guest-utils.service",
-		"hv-kvp-daemon.service", "qemu-guest-agent.service") != "" {
+	first := func(names ...string) (string, units.Truth) { return started(set, reached, names...) }
+	c.Daemon, c.Synced = first("systemd-timesyncd.service", "chrony.service", "chronyd.service", "ntp.service", "ntpd.service",
+		"ntpsec.service", "openntpd.service", "ntpd-rs.service", "ptp4l.service", "phc2sys.service")
+	if tool, _ := first("open-vm-tools.service", "vmtoolsd.service", "vboxadd-service.service", "virtualbox-guest-utils.service",
+		"hv-kvp-daemon.service", "qemu-guest-agent.service"); tool != "" && c.Daemon == "" {
 		c.Synced = units.Maybe // they can be told from the host to set it
 	}
-	c.Waiter = first("systemd-time-wait-sync.service", "chrony-wait.service", "ntp-wait.service", "ntpsec-wait.service")
-	c.Waits = truth(c.Waiter)
-	c.Saver = first("systemd-timesyncd.service", "fake-hwclock.service", "fake-hwclock-load.service")
+	c.Waiter, c.Waits = first("systemd-time-wait-sync.service", "chrony-wait.service", "ntp-wait.service", "ntpsec-wait.service")
+	c.Saver, c.Saves = first("systemd-timesyncd.service", "fake-hwclock.service", "fake-hwclock-load.service")
 	if u := set.Unit(c.Daemon); c.Saver == "" && u != nil && strings.HasPrefix(u.Name, "chrony") && restoresTime(u) {
-		c.Saver = u.Name
+		c.Saver, c.Saves = u.Name, c.Synced
 	}
-	c.Saves = truth(c.Saver)
 	var files []string
 	switch c.Saver {
 	case "":

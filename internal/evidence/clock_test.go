@@ -79,6 +79,31 @@ func TestClock(t *testing.T) {
 	}
 }
 
+// TestDoubtfulStarts: what a boot may start or not sets the clock right, keeps it and is watched perhaps. Without luck,
+// as since systemd 254, it is not.
+func TestDoubtfulStarts(t *testing.T) {
+	for version, want := range map[string]units.Truth{"252": units.Maybe, "254": units.No} {
+		files := tokyo(t)
+		delete(files, "etc/systemd/system/multi-user.target.wants/systemd-timesyncd.service")
+		files["usr/lib/systemd/libsystemd-shared-"+version+".so"] = ""
+		files["usr/lib/systemd/system/systemd-timesyncd.service"] = "[Service]\nExecStart=/bin/true\nWatchdogSec=3min\n"
+		files["usr/lib/systemd/system/some.target"] = "[Unit]\nRequires=gone.service systemd-timesyncd.service systemd-time-wait-sync.service\n"
+		files["usr/lib/systemd/system/systemd-time-wait-sync.service"] = "[Service]\nExecStart=/bin/true\n"
+		files["etc/systemd/system/multi-user.target.wants/some.target"] = "-> /usr/lib/systemd/system/some.target"
+		e := gatheredFrom(t, filled(t, files))
+		c := &e.Clock
+		if c.Synced != want || c.Saves != want || c.Waits != want {
+			t.Errorf("%s: set right %s by %s, saved %s by %s, waits %s for %s; want %s each", version, c.Synced, c.Daemon, c.Saves,
+				c.Saver, c.Waits, c.Waiter, want)
+		}
+		dogs := e.Limits.Watchdogs
+		if perhaps := want == units.Maybe; perhaps != (len(dogs) == 1 && strings.Contains(dogs[0].Doubt, "gone.service")) ||
+			perhaps != (c.Daemon != "") {
+			t.Errorf("%s: daemon %q, watchdogs %+v", version, c.Daemon, dogs)
+		}
+	}
+}
+
 // TestKeep holds whether stamps are kept, by where they lie.
 func TestKeep(t *testing.T) {
 	const root = "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro\n"

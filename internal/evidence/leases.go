@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/units"
 )
 
 // Watchdog ends or resets what does not report in time.
@@ -21,7 +23,9 @@ type Watchdog struct {
 	Early, Late time.Duration
 	// Resets: it resets the machine; otherwise it ends what it watches.
 	Resets bool
-	From   Source
+	// Doubt says why what is watched may not be started at all, "" if it is.
+	Doubt string
+	From  Source
 }
 
 // Lease is a time for which others believe that this node does its work.
@@ -236,10 +240,7 @@ func (g *gatherer) operations(ctx context.Context) {
 func (g *gatherer) watchdogs(ctx context.Context) {
 	l := &g.e.Limits
 	add := func(name string, d time.Duration, resets bool, from Source) {
-		if d > 0 && len(l.Watchdogs) < maxLeases {
-			// What is watched reports at half of the time: the last report may just have been.
-			l.Watchdogs = append(l.Watchdogs, Watchdog{name, d / 2, d, resets, from})
-		}
+		l.watch(Watchdog{Name: name, Late: d, Resets: resets, From: from})
 	}
 	for _, file := range []string{"/etc/systemd/system.conf", "/etc/systemd/system.conf.d/"} {
 		at, text := g.among(ctx, file)
@@ -262,28 +263,38 @@ func (g *gatherer) watchdogs(ctx context.Context) {
 		}
 	}
 	if at, _ := g.among(ctx, "/etc/sanlock/sanlock.conf"); at != "" {
-		l.Watchdogs = append(l.Watchdogs, Watchdog{"sanlock", 60 * time.Second, 80 * time.Second, true, Source{Path: at}})
+		l.Watchdogs = append(l.Watchdogs, Watchdog{Name: "sanlock", Early: 60 * time.Second, Late: 80 * time.Second, Resets: true,
+			From: Source{Path: at}})
 	}
 	if at, _ := g.among(ctx, "/etc/mysql/my.cnf", "/etc/my.cnf"); at != "" {
 		// innodb_fatal_semaphore_wait_threshold
-		l.Watchdogs = append(l.Watchdogs, Watchdog{"mysqld (InnoDB)", 600 * time.Second, 660 * time.Second, false, Source{Path: at}})
+		l.Watchdogs = append(l.Watchdogs, Watchdog{Name: "mysqld (InnoDB)", Early: 600 * time.Second, Late: 660 * time.Second,
+			From: Source{Path: at}})
 	}
-	g.serviceWatchdogs(add)
+	g.serviceWatchdogs()
 }
 
-// serviceWatchdogs reads WatchdogSec= of the services that are started (systemd.service(5)).
-func (g *gatherer) serviceWatchdogs(add func(string, time.Duration, bool, Source)) {
+// watch adds a watchdog that acts after w.Late. What is watched reports at half of the time: the last report may just
+// have been.
+func (l *Limits) watch(w Watchdog) {
+	if w.Late > 0 && len(l.Watchdogs) < maxLeases {
+		w.Early = w.Late / 2
+		l.Watchdogs = append(l.Watchdogs, w)
+	}
+}
+
+// serviceWatchdogs reads WatchdogSec= of the services that are started, or that may be (systemd.service(5)).
+func (g *gatherer) serviceWatchdogs() {
 	set := g.e.Units
 	if set == nil {
 		return
 	}
 	reached := set.Reached("default.target", "sysinit.target")
 	for _, u := range set.Units {
-		if _, started := reached[u.Name]; !started {
-			continue
-		}
-		if s, found := u.Last("Service", "WatchdogSec"); found {
-			add(u.Name, span(s.Value, time.Second), false, Source{Path: s.From.Path, Line: s.From.Line})
+		chain, started := reached[u.Name]
+		if s, found := u.Last("Service", "WatchdogSec"); found && started {
+			g.e.Limits.watch(Watchdog{Name: u.Name, Late: span(s.Value, time.Second), Doubt: units.DoubtOf(chain),
+				From: Source{Path: s.From.Path, Line: s.From.Line}})
 		}
 	}
 }
@@ -293,7 +304,7 @@ var spanPart = regexp.MustCompile(`^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)`)
 // span reads a time as systemd, pacemaker and others write it: "3min", "1min 30s", "20", of which unit is
 // the unit; 0 for what is no time, and for "infinity".
 func span(text string, unit time.Duration) time.Duration {
-	units := map[string]time.Duration{"": unit, "us": time.Microsecond, "ms": time.Millisecond, "msec": time.Millisecond,
+	known := map[string]time.Duration{"": unit, "us": time.Microsecond, "ms": time.Millisecond, "msec": time.Millisecond,
 		"s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
 		"m": time.Minute, "min": time.Minute, "minute": time.Minute, "minutes": time.Minute,
 		"h": time.Hour, "hr": time.Hour, "hour": time.Hour, "hours": time.Hour, "d": 24 * time.Hour}
@@ -304,9 +315,9 @@ func span(text string, unit time.Duration) time.Duration {
 		if m == nil {
 			return 0
 		}
-		u, known := units[m[2]]
+		u, is := known[m[2]]
 		v, err := strconv.ParseFloat(m[1], 64)
-		if !known || err != nil {
+		if !is || err != nil {
 			return 0
 		}
 		sum += v * float64(u)

@@ -249,6 +249,8 @@ func (o *timersOut) clock(m *doctor.Timers) {
 			words = append(words, p.yes+Text(p.who))
 		case p.truth == "no" && p.no != "":
 			words = append(words, p.no)
+		case p.truth == "unknown" && p.who != "":
+			words = append(words, "perhaps "+p.yes+Text(p.who)+", which a boot may start, or not")
 		}
 	}
 	o.prose("clock: ", strings.Join(words, ", "))

@@ -17,7 +17,7 @@ import (
 func timersReport(text string) *doctor.TimersReport {
 	at := time.Date(2026, 11, 20, 3, 30, 0, 0, time.UTC)
 	m := doctor.Timers{Machine: text, Now: at, Start: at, Systemd: true, Clock: doctor.TimerClock{Zone: text, Offset: 32400, Local: "yes",
-		Synced: "yes", Daemon: text, Saves: "no", Waits: "no", Writable: "no", Lasts: "unknown", Why: text}}
+		Synced: "yes", Daemon: text, Saves: "unknown", Saver: text, Waits: "no", Writable: "no", Lasts: "unknown", Why: text}}
 	for i, d := range []doctor.Danger{doctor.TimerLoops, doctor.TimerMayLoop, doctor.TimerSurprise, doctor.TimerUnknown, doctor.TimerActs,
 		doctor.TimerIdle, doctor.TimerHarmless, doctor.TimerHarmless} {
 		t := doctor.TimerInfo{Unit: text, Starts: text, From: machine.Source{Path: text}, Reached: i != 7, Danger: d, Says: []string{text},

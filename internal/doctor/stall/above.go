@@ -131,6 +131,9 @@ func (t *timeline) machine() {
 		if w.Resets {
 			e.Harm, e.If, e.Text = Resets, "what serves the watchdog waits for the disk", "the machine is reset"
 		}
+		if w.Doubt != "" {
+			e.If += ", and runs, which is not sure: " + w.Doubt
+		}
 		t.add(e)
 	}
 	for _, l := range t.m.Leases {

@@ -146,6 +146,8 @@ type Watchdog struct {
 	At Span
 	// Resets: it resets the machine; otherwise it ends a service.
 	Resets bool
+	// Doubt says why what it watches may not be started at all, "" if it is.
+	Doubt string
 }
 
 // Lease is a time for which others believe that this node does its work.

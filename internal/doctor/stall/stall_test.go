@@ -4,6 +4,7 @@
 package stall
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -150,6 +151,18 @@ func TestOutcomes(t *testing.T) {
 		if l.Outcomes[0].Word != c.medium || l.Outcomes[1].Word != c.dead || l.Outcomes[0].Certain != c.sure {
 			t.Errorf("%s: %s (certain: %t) and %s, want %s (%t) and %s", c.name, l.Outcomes[0].Word, l.Outcomes[0].Certain,
 				l.Outcomes[1].Word, c.medium, c.sure, c.dead)
+		}
+	}
+}
+
+// TestDoubtfulWatchdog: of a service that may not be started the condition says so.
+func TestDoubtfulWatchdog(t *testing.T) {
+	for doubt, want := range map[string]string{"": "it waits for the disk itself", "x": "it waits for the disk itself, and runs, " +
+		"which is not sure: x"} {
+		l := Predict(Machine{Watchdogs: []Watchdog{{Name: "a.service", At: Span{s, s}, Doubt: doubt}}}, Disk{Name: "sda", Driver: "sd"}, 600*s)
+		i := slices.IndexFunc(l.Events, func(e Event) bool { return e.Kind == "watchdog" })
+		if i < 0 || l.Events[i].If != want {
+			t.Errorf("events %+v, want one if %q", l.Events, want)
 		}
 	}
 }

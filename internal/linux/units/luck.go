@@ -100,7 +100,7 @@ func (s *Set) course(root *Unit, more map[string][]Start) course {
 	}
 	counts := map[*Unit]int{}
 	for _, e := range ends {
-		for u, t := range l.started(s, e.met, root, more) {
+		for u, t := range l.started(s, e.met, more) {
 			if c.units[u] = Maybe; t == Yes {
 				counts[u]++
 			}
@@ -298,7 +298,7 @@ func common(a, b map[int]bool) bool {
 
 // started gives the units that have jobs where some nodes were met, Maybe those that hang on the order besides: what a
 // unit requires that no failure can come from, and whose turn is before or after that which fails.
-func (l *luck) started(s *Set, m met, root *Unit, more map[string][]Start) map[*Unit]Truth {
+func (l *luck) started(s *Set, m met, more map[string][]Start) map[*Unit]Truth {
 	all := map[*Unit]Truth{}
 	var sure, perhaps []*Unit
 	for i := range l.nodes {
