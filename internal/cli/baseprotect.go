@@ -203,22 +203,28 @@ func doneStatus(d *pool.Done, c *refs.Census) int {
 
 func newBaseUnprotect(s *stdio) *cobra.Command {
 	var o poolOptions
+	var u bases.UnprotectOptions
 	c := &cobra.Command{
 		Use:   "unprotect POOL",
 		Short: "take the shields of bases away",
 		Long: `unprotect takes back what protect did: each base loses its second name. A shield that is the last name of its
 file stays, since a machine may need that; bring such a base back first, see "shisa base missing".
 
-The records of what the bases hold and the audit stay.`,
-		Example: "  shisa base unprotect /var/lib/nova/instances",
-		Args:    wantArgs(1, 1),
-		RunE:    func(c *cobra.Command, args []string) error { return runBaseUnprotect(c.Context(), o, args[0], s) },
+The records of what the bases hold stay, since they prove a copy: --records takes those away too of bases that are in
+their place. Pins, what is in quarantine, and the audit stay. All that stays is listed with the reason.
+
+The exit status is 5 if a shield had to stay.`,
+		Example: `  shisa base unprotect /var/lib/nova/instances
+  shisa base unprotect --records /var/lib/nova/instances`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, args []string) error { return runBaseUnprotect(c.Context(), o, u, args[0], s) },
 	}
 	o.actFlags(c)
+	c.Flags().BoolVar(&u.Records, "records", false, "take the records of what bases hold away too")
 	return c
 }
 
-func runBaseUnprotect(ctx context.Context, o poolOptions, name string, s *stdio) error {
+func runBaseUnprotect(ctx context.Context, o poolOptions, u bases.UnprotectOptions, name string, s *stdio) error {
 	dir, err := refs.BasesIn(ctx, name, o.baseName, 0)
 	if err != nil {
 		return err
@@ -227,10 +233,10 @@ func runBaseUnprotect(ctx context.Context, o poolOptions, name string, s *stdio)
 	if err != nil {
 		return err
 	}
-	d, err := bases.Unprotect(ctx, act)
+	d, err := bases.Unprotect(ctx, u, act)
 	done()
 	if err != nil {
-		return err
+		return actError(err, name)
 	}
 	if err := o.did(d, s); err != nil {
 		return err

@@ -74,6 +74,7 @@ func jsonDocuments() map[string]any {
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
 		render.BaseDoneSchema:    pool.Done{},
+		vault.BaseReceiptSchema:  render.BaseReceiptDocument{},
 		render.BaseMissingSchema: ways.Report{},
 		render.BaseHistorySchema: blame.History{},
 		render.BaseEventSchema:   pool.Happened{},

@@ -41,7 +41,10 @@ written then would be lost. Where several repairs are in force the newest is tak
 was undone before is nothing to do.
 
 A change of text files is taken back the same way, by its receipt or by one of the files. A file that it made is
-taken away; what it held is in the receipt.`,
+taken away; what it held is in the receipt.
+
+So is an act of "shisa base", as far as nothing is lost by it: a shield that is the last name of a base stays, and so
+does the name of a base that is needed, or may be.`,
 		Example: `  shisa undo vm.qcow2
   shisa undo 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d
   shisa undo vm.qcow2.shisa-undo
@@ -59,6 +62,8 @@ taken away; what it held is in the receipt.`,
 			return runUndo(c.Context(), o, risks, args[0], s)
 		},
 	}
+	o.more = [][2]string{{neededRisk, "a base that came back loses its name again, although it is needed or may be: " +
+		"its shield keeps it"}}
 	o.flags(c).StringVar(&o.receipt, "receipt", "", "take back the repair with the receipt `ID`")
 	return c
 }
@@ -73,6 +78,12 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 			return textError(ctx, err, id)
 		}
 		return o.undoTexts(ctx, v, id, s)
+	}
+	if id, err := baseAct(v, name); err != nil || id != "" {
+		if err != nil {
+			return textError(ctx, err, id)
+		}
+		return o.undoBases(ctx, v, id, risks, s)
 	}
 	image, id, err := o.whichChange(ctx, v, name)
 	if err != nil {

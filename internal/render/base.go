@@ -255,6 +255,7 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 		{"shielded", d.Shielded}, {"touched", d.Touched}, {"recorded", d.Recorded}, {"restored", d.Restored},
 		{"lost their shield", d.Unshielded}, {"set aside", d.Quarantined}, {"pinned", d.Pinned},
 		{"not pinned any more", d.Unpinned}, {"removed for good", d.Purged}, {"came to its end", d.Recovered},
+		{"lost their record", d.Forgotten},
 	} {
 		if len(part.names) == 0 {
 			continue
@@ -274,6 +275,9 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 	}
 	for _, l := range d.Left {
 		o.prose("", o.paint(yellow, "left")+": "+Name(l.Name)+": "+Text(l.Why))
+	}
+	for _, l := range d.Stays {
+		o.prose("", "stays: "+Name(l.Name)+" "+Text(l.Why))
 	}
 	if nothing && len(d.Left) == 0 {
 		o.line("there was nothing to do")

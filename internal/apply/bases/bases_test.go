@@ -125,7 +125,8 @@ func TestProtect(t *testing.T) {
 	d := w.protect(ProtectOptions{}, "a")
 	want := &pool.Done{Bases: w.dir, Pool: d.Pool, Shielded: []string{"a", "b"}, Touched: []string{"a"},
 		Recorded: []string{"a", "b"}, Restored: []string{}, Unshielded: []string{}, Quarantined: []string{}, Purged: []string{},
-		Pinned: []string{}, Unpinned: []string{}, Recovered: []string{}, Left: []pool.Left{}}
+		Pinned: []string{}, Unpinned: []string{}, Recovered: []string{},
+		Forgotten: []string{}, Stays: []pool.Left{}, Left: []pool.Left{}}
 	if diff := cmp.Diff(want, d); diff != "" || !pool.IsUUID(d.Pool) {
 		t.Errorf("Protect of pool %q (-want +got):\n%s", d.Pool, diff)
 	}
@@ -264,7 +265,7 @@ func TestUnprotect(t *testing.T) {
 	w.remove("b")
 	w.remove("c")
 	w.write("c", "another")
-	d, err := Unprotect(t.Context(), w.options())
+	d, err := Unprotect(t.Context(), UnprotectOptions{}, w.options())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +307,7 @@ func TestRemovedWhileUnshielded(t *testing.T) {
 	w.protect(ProtectOptions{}, "a")
 	o := w.options()
 	o.Links = links{Links: diskio.HostLinks(), unlinked: func(string) { w.remove("a") }}
-	d, err := Unprotect(t.Context(), o)
+	d, err := Unprotect(t.Context(), UnprotectOptions{}, o)
 	if err != nil || len(d.Unshielded) > 0 || len(d.Left) != 1 {
 		t.Fatalf("Unprotect = %+v, %v, want that it was left", d, err)
 	}

@@ -34,7 +34,7 @@ const (
 func newDone(bases string, s *pool.State) *pool.Done {
 	d := &pool.Done{Bases: bases, Shielded: []string{}, Touched: []string{}, Recorded: []string{}, Restored: []string{},
 		Unshielded: []string{}, Quarantined: []string{}, Purged: []string{}, Pinned: []string{}, Unpinned: []string{},
-		Recovered: []string{}, Left: []pool.Left{}}
+		Recovered: []string{}, Forgotten: []string{}, Stays: []pool.Left{}, Left: []pool.Left{}}
 	if s.Policy != nil {
 		d.Pool = s.Policy.UUID
 	}
@@ -75,11 +75,13 @@ func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (
 	}
 	for i := range todo {
 		t := &todo[i]
-		act := k.shield
+		var err error
 		if t.What == vault.BaseTouch {
-			act = k.touch
+			err = k.touch(ctx, t, d)
+		} else {
+			err = k.shield(ctx, t, d, "protect")
 		}
-		if err := act(ctx, t, d); err != nil {
+		if err != nil {
 			if stopped(ctx, err) {
 				return d, err
 			}
@@ -135,7 +137,7 @@ func (k *keeper) todo(c *refs.Census, p ProtectOptions, now time.Time, d *pool.D
 }
 
 // shield gives a base its second name.
-func (k *keeper) shield(ctx context.Context, t *vault.BaseStep, d *pool.Done) (err error) {
+func (k *keeper) shield(ctx context.Context, t *vault.BaseStep, d *pool.Done, why string) error {
 	if err := k.step(ctx, "shield "+t.Name); err != nil {
 		return err
 	}
@@ -154,7 +156,7 @@ func (k *keeper) shield(ctx context.Context, t *vault.BaseStep, d *pool.Done) (e
 		return fmt.Errorf("shield: %w", err)
 	}
 	d.Shielded = append(d.Shielded, name)
-	return k.note(ctx, "shield", name, t.Inode, to, "protect")
+	return k.note(ctx, "shield", name, t.Inode, to, why)
 }
 
 // resized is the name that Nova gave a base of another size in the same directory: digest_SIZE.
@@ -310,90 +312,6 @@ func (c *chunks) end() []string {
 		return []string{}
 	}
 	return c.all
-}
-
-// Unprotect takes away all shields but those that are the last name of a file which is needed, or may be. The
-// records and the audit stay.
-func Unprotect(ctx context.Context, o Options) (*pool.Done, error) {
-	k := newKeeper(o)
-	s, err := pool.Read(ctx, k.Bases, k.Timeout)
-	if err != nil {
-		return nil, err
-	}
-	d := newDone(k.Bases, s)
-	for i := range s.Shields {
-		h := &s.Shields[i]
-		if err := k.unshield(ctx, h, d); err != nil {
-			if stopped(ctx, err) {
-				return d, err
-			}
-			d.Leave(h.Name, err)
-		}
-	}
-	for _, err := range s.Unread {
-		d.Leave(pool.Dir, err) // there may be more shields
-	}
-	return d, nil
-}
-
-func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done) error {
-	// The base itself has to be there, under its name: another name may be that of a shield as well.
-	base := filepath.Join(k.Bases, h.Name)
-	if e, err := diskio.LookEntry(base); err != nil || e.ID != h.ID {
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return ErrLast
-	}
-	if err := k.step(ctx, "unshield "+h.Name); err != nil {
-		return err
-	}
-	// As long as it is open here, nobody can take the last of it away.
-	f, err := diskio.Open(h.Path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := k.Links.Unlink(h.ID, h.Path); err != nil {
-		return err
-	}
-	if e, err := diskio.LookEntry(base); err != nil || e.ID != h.ID {
-		// Somebody removed the base at this very moment.
-		return errors.Join(ErrLast, err, k.copyBack(ctx, f, h))
-	}
-	d.Unshielded = append(d.Unshielded, h.Name)
-	return k.note(ctx, "unshield", h.Name, h.ID.Ino, h.Path, "unprotect")
-}
-
-// copyBack makes a shield anew from an open file that has no name any more.
-func (k *keeper) copyBack(ctx context.Context, f *diskio.File, h *pool.Shield) error {
-	tmp := filepath.Join(filepath.Dir(h.Path), ".copy."+h.Name)
-	w, err := k.Disk.CreateNew(tmp, 0o644)
-	if err != nil {
-		return err
-	}
-	err = k.copyTo(ctx, &writer{w: w}, f, h.Path, f.Size())
-	id, err2 := w.Identity()
-	if err = errors.Join(err, w.Sync(), err2, w.Close()); err != nil {
-		return err
-	}
-	to := filepath.Join(filepath.Dir(h.Path), pool.ShieldName(id.Ino, h.Name))
-	if err := k.Links.Move(id.ID, tmp, to); err != nil {
-		return err
-	}
-	return k.note(ctx, "shield", h.Name, id.Ino, to, "a copy: the base was removed while its shield was")
-}
-
-// writer writes to a file from its beginning.
-type writer struct {
-	w   io.WriterAt
-	off int64
-}
-
-func (w *writer) Write(p []byte) (int, error) {
-	n, err := w.w.WriteAt(p, w.off)
-	w.off += int64(n)
-	return n, err
 }
 
 // newUUID makes a random UUID (RFC 9562, version 4).

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -120,6 +121,8 @@ func settle(s *vault.BaseStep) {
 			at := e.ModTime.UTC()
 			s.Done, s.After = true, &at
 		}
+	case vault.BaseUnshield, vault.BaseForget:
+		s.Done = errors.Is(err, fs.ErrNotExist)
 	case vault.BaseRecord, vault.BasePolicy:
 		s.Done = err == nil
 	}

@@ -28,6 +28,11 @@ type Done struct {
 	Unpinned []string `json:"unpinned"`
 	// Recovered says of acts that had come to no end how they ended.
 	Recovered []string `json:"recovered"`
+	// Forgotten are those whose record was taken away.
+	Forgotten []string `json:"forgotten"`
+	// Stays is what is still kept about the bases when they are protected no more, by its place and number, each
+	// with the reason.
+	Stays []Left `json:"stays"`
 	// Left are those for which it was not done, each with the reason.
 	Left []Left `json:"left"`
 }

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// ErrNeeded: somebody needs a base, or may.
+var ErrNeeded = errors.New("is needed, or may be")
+
+// UndoOptions say how far an act may be taken back.
+type UndoOptions struct {
+	// Census looks at who needs what now. It is asked only where a name would be taken away.
+	Census func(ctx context.Context) (*refs.Census, error)
+	// Needed tells whether the name of a base may be taken away although it is needed, or may be.
+	Needed func(path string) bool
+}
+
+// undoing is an act that is being taken back.
+type undoing struct {
+	*keeper
+	u      UndoOptions
+	r      *vault.BaseReceipt
+	s      *pool.State
+	census *refs.Census
+}
+
+// Undo takes an act back as far as nothing is lost by it: the last step first. What stays is told by the Why of its
+// step; one that stays since something changed meanwhile may be tried again. The receipt is given as it is then.
+//
+// The errors are those of reading the receipt; ErrOtherPool; diskio.ErrInUse where another program is at it;
+// vault.ErrReceipt. o.Bases is taken from the receipt.
+func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.BaseReceipt, err error) {
+	lock, err := o.Receipts.LockBases()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if r, err = o.Receipts.BaseReceipt(id); err != nil || r.State == vault.Undone {
+		return r, err
+	}
+	o.Bases = r.Dir()
+	k := &undoing{keeper: newKeeper(o), u: u, r: r}
+	if k.s, err = pool.Read(ctx, k.Bases, k.Timeout); err != nil {
+		return nil, err
+	}
+	switch {
+	case k.s.Policy == nil:
+		return nil, fmt.Errorf("%s %w: it has no %s, and had that of pool %s: is its storage mounted?", k.Bases,
+			ErrOtherPool, pool.Dir+"/"+pool.File, r.Pool)
+	case k.s.Policy.UUID != r.Pool:
+		return nil, fmt.Errorf("%s %w: it is pool %s, and the receipt is about pool %s", k.Bases, ErrOtherPool,
+			k.s.Policy.UUID, r.Pool)
+	}
+	if r.State == vault.Applying {
+		for i := range r.Steps {
+			settle(&r.Steps[i])
+		}
+	}
+	// From now on the receipt says that it may be half taken back; again, Undo goes on.
+	r.State = vault.Undoing
+	if err := k.Receipts.PutBase(r); err != nil {
+		return nil, err
+	}
+	if err := k.all(ctx); err != nil {
+		return r, err
+	}
+	now := k.Now().UTC()
+	if r.State = vault.Committed; len(InForce(r)) == 0 {
+		r.State, r.Undone = vault.Undone, &now
+	}
+	return r, k.Receipts.PutBase(r)
+}
+
+// InForce gives the steps of an act that are done and not taken back, without those that are never taken back: what
+// those left takes nothing from anybody, or can only be made anew.
+func InForce(r *vault.BaseReceipt) (steps []vault.BaseStep) {
+	for _, s := range r.Steps {
+		if s.Done && !s.Undone && !stays(s.What) {
+			steps = append(steps, s)
+		}
+	}
+	return steps
+}
+
+func stays(w vault.BaseWhat) bool {
+	return slices.Contains([]vault.BaseWhat{vault.BasePolicy, vault.BaseRecord, vault.BaseForget, vault.BasePurge}, w)
+}
+
+// all takes the steps back, the last one first.
+func (k *undoing) all(ctx context.Context) error {
+	for i := range slices.Backward(k.r.Steps) {
+		s := &k.r.Steps[i]
+		if !s.Done || s.Undone || stays(s.What) {
+			continue
+		}
+		why, err := k.back(ctx, s)
+		if err != nil && stopped(ctx, err) {
+			return errors.Join(err, k.Receipts.PutBase(k.r))
+		}
+		s.Undone, s.Why = err == nil, why
+		if err != nil {
+			s.Why = err.Error()
+		}
+	}
+	return nil
+}
+
+// back takes one step back. why says what was found where there was nothing to be done.
+func (k *undoing) back(ctx context.Context, s *vault.BaseStep) (why string, err error) {
+	switch s.What {
+	case vault.BaseShield:
+		return k.shieldBack(ctx, s)
+	case vault.BaseUnshield:
+		return "", k.shieldAgain(ctx, s)
+	case vault.BaseTouch:
+		return k.touchBack(ctx, s)
+	case vault.BaseRestore, vault.BaseAdopt:
+		return k.nameBack(ctx, s)
+	}
+	return "", fmt.Errorf("%s cannot be taken back", s.What)
+}
+
+// there looks whether a name is still the file of a step. why says what it is where it is not.
+func there(s *vault.BaseStep) (e diskio.Entry, why string, err error) {
+	e, err = diskio.LookEntry(s.At())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return e, "it was gone already", nil
+	case errors.Is(err, diskio.ErrSpecial), err == nil && e.Ino != s.Inode:
+		return e, "the name is another file's by now", nil
+	}
+	return e, "", err
+}
+
+func (k *undoing) shieldBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
+	e, why, err := there(s)
+	if why != "" || err != nil {
+		return why, err
+	}
+	_, name, ok := pool.ParseShieldName(filepath.Base(s.At()))
+	if !ok {
+		return "", fmt.Errorf("%s is no shield", s.At())
+	}
+	d := newDone(k.Bases, k.s)
+	return "", k.unshield(ctx, &pool.Shield{Name: name, Path: s.At(), ID: e.ID, SizeBytes: e.SizeBytes, Links: e.Links}, d,
+		"undo of "+k.r.ID)
+}
+
+// shieldAgain gives a base its second name again.
+func (k *undoing) shieldAgain(ctx context.Context, s *vault.BaseStep) error {
+	_, name, ok := pool.ParseShieldName(filepath.Base(s.At()))
+	if !ok {
+		return fmt.Errorf("%s is no shield", s.At())
+	}
+	again := *s
+	again.What = vault.BaseShield
+	return k.shield(ctx, &again, newDone(k.Bases, k.s), "undo of "+k.r.ID+" for "+name)
+}
+
+func (k *undoing) touchBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
+	e, why, err := there(s)
+	switch {
+	case why != "" || err != nil:
+		return why, err
+	case s.After == nil || !e.ModTime.Equal(*s.After) || s.Before == nil:
+		return "it was changed or touched again since", nil
+	}
+	if err := k.step(ctx, "touch "+s.Name); err != nil {
+		return "", err
+	}
+	return "", k.Links.Touch(e.ID, s.At(), *s.Before)
+}
+
+// nameBack takes the name of a base away again. Its shield keeps the file, and is made if it has none.
+func (k *undoing) nameBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
+	e, why, err := there(s)
+	if why != "" || err != nil {
+		return why, err
+	}
+	at := s.At()
+	if err := k.unneeded(ctx, at, e.ID); err != nil {
+		return "", err
+	}
+	name := filepath.Base(at)
+	if s.What == vault.BaseRestore && s.Name != "" {
+		name = s.Name // of a base that came back under another name
+	}
+	h := pool.Shield{Name: name, ID: e.ID, Path: k.path(pool.Shields, pool.ShieldName(e.Ino, name))}
+	for _, one := range k.s.Shields {
+		if one.ID == e.ID {
+			h = one
+		}
+	}
+	if err := k.Links.Link(e.ID, at, h.Path); err != nil {
+		return "", fmt.Errorf("its shield: %w", err)
+	}
+	if err := k.step(ctx, "take away "+name); err != nil {
+		return "", err
+	}
+	// As long as it is open here, nobody can take the last of it away.
+	f, err := diskio.Open(at)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if err := k.Links.Unlink(e.ID, at); err != nil {
+		return "", err
+	}
+	if now, err := diskio.LookEntry(h.Path); err != nil || now.ID != e.ID {
+		return "", errors.Join(ErrLast, err, k.copyBack(ctx, f, &h))
+	}
+	return "", k.note(ctx, "removed", name, e.Ino, at, "undo of "+k.r.ID+"; its shield keeps it")
+}
+
+// unneeded refuses to take the name of a base away that somebody needs, or may.
+func (k *undoing) unneeded(ctx context.Context, path string, id diskio.ID) error {
+	if k.u.Needed != nil && k.u.Needed(path) {
+		return nil
+	}
+	if k.census == nil {
+		c, err := k.u.Census(ctx)
+		if err != nil {
+			return err
+		}
+		k.census = c
+	}
+	for i := range k.census.All {
+		b := &k.census.All[i]
+		if b.File != id {
+			continue
+		}
+		if len(b.Uses) > 0 {
+			return fmt.Errorf("%s %w: %s", path, ErrNeeded, needWord(k.census, b))
+		}
+	}
+	if !k.census.Complete() {
+		return fmt.Errorf("%s %w: %d places were not seen that may need it", path, ErrNeeded, len(k.census.Gaps))
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/apply/bases"
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// neededRisk is what is accepted where the name of a base is taken away that somebody needs, or may.
+const neededRisk = "needed"
+
+// baseAct finds the act on base images that the user means by the name of its receipt or its file. It is ""
+// where there is none.
+func baseAct(v *vault.Vault, name string) (string, error) {
+	id := name
+	if abs, err := filepath.Abs(name); err == nil && filepath.Dir(abs) == v.BasesDir() {
+		id = strings.TrimSuffix(filepath.Base(abs), ".json")
+	}
+	if !vault.IsID(id) {
+		return "", nil
+	}
+	switch _, err := v.BaseReceipt(id); {
+	case errors.Is(err, vault.ErrNotFound):
+		return "", nil
+	case err != nil:
+		return "", err
+	}
+	return id, nil
+}
+
+// undoBases takes an act on base images back.
+func (o *changeOptions) undoBases(ctx context.Context, v *vault.Vault, id string, risks []risk, s *stdio) error {
+	was, err := v.BaseReceipt(id)
+	if err != nil {
+		return err
+	}
+	p := poolOptions{state: o.state}
+	act, done, err := p.act(was.Dir(), s)
+	if err != nil {
+		return err
+	}
+	r, err := bases.Undo(ctx, id, bases.UndoOptions{
+		Census: func(ctx context.Context) (*refs.Census, error) { return p.census(ctx, was.Dir(), s) },
+		Needed: func(path string) bool { return accepted(risks, neededRisk, path) },
+	}, act)
+	done()
+	switch {
+	case errors.Is(err, diskio.ErrInUse):
+		return finding.WithHint(withStatus(finding.StatusRefused, oneLine{err}), "wait until it ends, and try again")
+	case errors.Is(err, bases.ErrOtherPool):
+		return withStatus(finding.StatusRefused, oneLine{err})
+	case err != nil && ctx.Err() != nil:
+		return withStatus(finding.StatusInterrupted, errors.New("interrupted; run it again to take the rest back"))
+	case err != nil:
+		return err
+	}
+	if was.State == vault.Undone {
+		fmt.Fprintf(s.err, "shisa: it was undone before, at %s\n", r.Undone.Format(time.RFC3339))
+	}
+	return o.showBaseReceipt(s, r)
+}
+
+// showBaseReceipt writes what became of an act that was taken back.
+func (o *changeOptions) showBaseReceipt(s *stdio, r *vault.BaseReceipt) error {
+	status := finding.StatusClean
+	left := bases.InForce(r)
+	if len(left) > 0 {
+		status = finding.StatusRefused
+	}
+	var err error
+	if o.json {
+		doc := &render.BaseReceiptDocument{Status: finding.OrderStatus(status), BaseReceipt: *r}
+		err = render.JSON(s.out, vault.BaseReceiptSchema, doc)
+	} else {
+		err = render.BaseReceipt(s.out, r, left, "--accept-risk="+neededRisk+":", o.style(s))
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(status)
+}
