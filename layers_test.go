@@ -83,6 +83,7 @@ var layer = map[string]int{
 	"internal/refs/protocol":    1,
 	"internal/refs/pool":        3,
 	"internal/refs/nova":        1,
+	"internal/refs/judge":       5,
 	"internal/refs/ways":        5,
 	"internal/refs/blame":       5,
 	"internal/apply/bases":      5,

@@ -10,6 +10,7 @@
 //	.shisa/pins/ID.json          bases that are to be kept, whoever needs them
 //	.shisa/q/ID.NAME             bases that were set aside, each under an id of its own
 //	.shisa/purge/ID.NAME         those that were claimed: about to be removed for good
+//	.shisa/notes/NODE.json       what a node saw when it decided last
 //	.shisa/journal/ID.ACT.json   what was about to be done to one of them
 //	.shisa/members/NODE.json     a node that uses the pool: it is a member for ever
 //	.shisa/nodes/NODE.json       what that node said last
@@ -43,6 +44,8 @@ const (
 	Quarantine = "q"
 	Purge      = "purge"
 	Journal    = "journal"
+	// Noted is where nodes note what they decided by.
+	Noted = "notes"
 	// Clock is a file that is touched to ask for the time of the file server.
 	Clock = "clock"
 	// Controller is a file that the program locks that sets aside or removes.

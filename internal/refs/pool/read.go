@@ -44,6 +44,8 @@ type State struct {
 	Members []Member
 	Retired []Retired
 	Reports []Report
+	// Notes are what nodes noted when they decided.
+	Notes []Notes
 	// Clock is what the clock of the file server said when it was last asked, zero if it never was.
 	Clock time.Time
 	// Unread says what could not be read, or is not what it should be.
@@ -87,7 +89,7 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 		fn  func(ctx context.Context, dir string, timeout time.Duration) error
 	}{{Shields, s.shields}, {Objects, s.objects}, {Audit, s.audits},
 		{Pins, s.pins}, {Quarantine, s.held(false)}, {Purge, s.held(true)}, {Journal, s.intents},
-		{Members, s.members}, {Gone, s.retired}, {Nodes, s.reports}} {
+		{Members, s.members}, {Gone, s.retired}, {Nodes, s.reports}, {Noted, s.notes}} {
 		if err := part.fn(ctx, Path(bases, part.dir), timeout); err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()

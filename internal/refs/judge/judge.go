@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+// Package judge decides for every base of a pool whether it has to stay, may be set aside, may be removed for good,
+// or should be brought back at once. It puts together what this host saw, what every node said, what people want
+// and what was so when it was decided last; the rules for the nodes are those of refs/protocol. It reads nothing and
+// changes nothing: who acts by a decision decides again at the act.
+package judge
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/refs/protocol"
+)
+
+// Verdict is what may be done with a base.
+type Verdict string
+
+// The verdicts.
+const (
+	// Keep: it stays where it is.
+	Keep Verdict = "keep"
+	// MayQuarantine: it may be set aside.
+	MayQuarantine Verdict = "may_quarantine"
+	// MayPurge: it was set aside, and may be removed for good.
+	MayPurge Verdict = "may_purge"
+	// RestoreNow: it is needed and was set aside.
+	RestoreNow Verdict = "restore_now"
+)
+
+// Rule is why something may not be done. Those of refs/protocol are rules too.
+type Rule string
+
+// The rules about one base.
+const (
+	// TooYoung: it, or one of its names, was changed too lately. TimeAhead: it is from the future.
+	TooYoung  Rule = "too_young"
+	TimeAhead Rule = "time_ahead"
+	// NoShield: it has no second name. Linked: it has names that nobody here knows.
+	NoShield Rule = "no_shield"
+	Linked   Rule = "linked"
+	// NewCandidate: no use was found for the first time. NotSince: a node has not spoken since then.
+	NewCandidate Rule = "new_candidate"
+	NotSince     Rule = "not_since"
+	// NotChosen: others were asked for.
+	NotChosen Rule = "not_chosen"
+	// NoName: its name cannot be told in a document.
+	NoName Rule = "no_name"
+	// NotLongEnough: it was not in quarantine for long enough. PurgeOff: the pool does not allow it.
+	NotLongEnough Rule = "not_long_enough"
+	PurgeOff      Rule = "purge_off"
+	// WasClaimed: somebody is removing it, or was.
+	WasClaimed Rule = "claimed"
+)
+
+// The rules about all of them. The last ones are breakers: something became less that does not become less.
+const (
+	NoPool     Rule = "no_pool"
+	Unreadable Rule = "unreadable"
+	NoClock    Rule = "no_clock"
+	// Unfinished: an act came to no end.
+	Unfinished Rule = "unfinished"
+	// ClockOff: the clocks of this host and of the file server are a day apart.
+	ClockOff Rule = "clock_off"
+	// TooMany: more would be set aside at once than the pool allows.
+	TooMany Rule = "too_many"
+	// NodeGone: a node that was known is not known any more.
+	NodeGone Rule = "node_gone"
+	// TwoMachines: two machines speak under one name.
+	TwoMachines Rule = "two_machines"
+	// WentBack: a node gave a lower number than it had given.
+	WentBack Rule = "went_back"
+	// NoOverlays: no image rests on any other, and some did.
+	NoOverlays Rule = "no_overlays"
+)
+
+const (
+	// clocksApart is how far the clocks of this host and of the file server may be apart. Ages are told by one of
+	// them alone, so that a day does no harm: more is a clock that is wrong.
+	clocksApart = 24 * time.Hour
+	// atOnce is for how long what was set aside counts as set aside at once, maxAtOnce how much that is at most.
+	atOnce    = 24 * time.Hour
+	maxAtOnce = 100
+	// maxBoots is how many runs of a machine are kept in the notes.
+	maxBoots = 8
+)
+
+// Blocker is one thing that speaks against a change.
+type Blocker struct {
+	Rule Rule `json:"rule"`
+	// Node and Path are what it is about, "" if it is about none.
+	Node string `json:"node"`
+	Path string `json:"path"`
+	// Why says it in words.
+	Why string `json:"why"`
+}
+
+// Base is what is decided about one base.
+type Base struct {
+	Name string `json:"name"`
+	// ID is that of its quarantine, "" for one that was not set aside.
+	ID    string     `json:"id"`
+	Path  string     `json:"path"`
+	State refs.State `json:"state"`
+	// Inode and SizeBytes are what it is, whatever its name is.
+	Inode          uint64 `json:"inode"`
+	SizeBytes      int64  `json:"size_bytes"`
+	AllocatedBytes int64  `json:"allocated_bytes"`
+	// Since is when it was set aside, zero if it was not.
+	Since   time.Time `json:"since,omitempty"`
+	Verdict Verdict   `json:"verdict"`
+	// Uses are all that need it.
+	Uses []refs.Reference `json:"uses"`
+	// Blockers are all that speaks against the next step with this base.
+	Blockers []Blocker `json:"blockers"`
+	// EvidenceDigest is of all that the decision rests on.
+	EvidenceDigest string `json:"evidence_digest"`
+
+	changed, modified time.Time
+	links             uint64
+	shield            string
+}
+
+// Said is what the decision knows of a node.
+type Said struct {
+	Node string `json:"node"`
+	// Seq and Time are those of its last report, 0 and zero if it has never said anything.
+	Seq      uint64    `json:"seq"`
+	Time     time.Time `json:"time,omitempty"`
+	Complete bool      `json:"complete"`
+	// Retired: a person said that it does not come back.
+	Retired bool   `json:"retired"`
+	SHA256  string `json:"sha256"`
+}
+
+// Known is a node that something else than the pool tells of.
+type Known struct{ Node, From string }
+
+// Options are what a decision needs beside what was seen.
+type Options struct {
+	// Node is this host.
+	Node string
+	// Now is the time by the clock of the file server, Local by that of this host.
+	Now, Local time.Time
+	// Known are nodes that use the pool as others say: Nova, the configuration, the server of the files.
+	Known []Known
+	// Unknown are sources of such nodes that could not be read.
+	Unknown []error
+	// Only are the names or ids that are meant, none for all.
+	Only []string
+	// Mine is the id of the quarantine that who asks has claimed, "" for none.
+	Mine string
+	// Acting: who asks is in the midst of an act, whose intent is none that came to no end.
+	Acting bool
+	// NoOverlays are nodes of which a person knows that no image rests on others there any more.
+	NoOverlays []string
+}
+
+// judging is a decision under way.
+type judging struct {
+	c    *refs.Census
+	s    *pool.State
+	o    Options
+	p    *Plan
+	live map[string]bool
+	// nodes are the members.
+	nodes []pool.Node
+	// mine are the notes of this host.
+	mine pool.Notes
+}
+
+// Judge decides. The notes are what is to be kept for the next decision; they are nil where there is no pool.
+func Judge(c *refs.Census, s *pool.State, o Options) (*Plan, *pool.Notes) {
+	j := &judging{c: c, s: s, o: o, nodes: s.Nodes(), live: map[string]bool{}, p: &Plan{Schema: Schema, Bases: c.Bases,
+		Node: o.Node, Made: second(o.Now), All: []Base{}, Blockers: []Blocker{}, Nodes: []Said{}, Next: []string{}}}
+	if s.Policy != nil {
+		j.p.Pool = s.Policy.UUID
+	}
+	for _, n := range s.Notes {
+		if n.Node == o.Node {
+			j.mine = n
+		}
+	}
+	for i := range c.All {
+		j.live[c.All[i].Name] = j.live[c.All[i].Name] || c.All[i].State == refs.Live
+	}
+	for i := range j.nodes {
+		j.p.Nodes = append(j.p.Nodes, said(&j.nodes[i]))
+	}
+	j.all()
+	j.breakers()
+	notes := j.notes()
+	for i := range c.All {
+		j.p.All = append(j.p.All, j.base(&c.All[i]))
+	}
+	j.tooMany()
+	j.evidence()
+	j.p.next()
+	return j.p, notes
+}
+
+// second is a time as documents have it.
+func second(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
+
+func said(n *pool.Node) Said {
+	a := Said{Node: n.Name, Retired: n.Away()}
+	if n.Report != nil {
+		a.Seq, a.Time, a.Complete, a.SHA256 = n.Report.Seq, second(n.Report.Time), n.Report.Complete, n.Report.SHA256
+	}
+	return a
+}
+
+// block notes what speaks against everything.
+func (j *judging) block(rule Rule, node, path, why string, args ...any) {
+	j.p.Blockers = append(j.p.Blockers, Blocker{rule, node, valid(path), valid(fmt.Sprintf(why, args...))})
+}
+
+// all notes what speaks against any change, whatever base it is.
+func (j *judging) all() {
+	switch {
+	case j.s.Policy == nil:
+		j.block(NoPool, "", pool.Path(j.c.Bases, pool.File), "there is no pool: nothing was begun here, or it is not mounted")
+	case j.c.Pool != j.s.Policy.UUID:
+		j.block(NoPool, "", pool.Path(j.c.Bases, pool.File), "it became another pool in the meantime, %q", j.c.Pool)
+	}
+	for _, g := range j.c.Gaps {
+		j.block(Unreadable, "", g.Object, "%s: %s", g.What, g.Reason)
+	}
+	seen := func(err error) bool {
+		return slices.ContainsFunc(j.c.Gaps, func(g finding.Blind) bool { return g.Reason == err.Error() })
+	}
+	for _, err := range j.s.Unread {
+		if !seen(err) {
+			j.block(Unreadable, "", pool.Path(j.c.Bases), "%v", err)
+		}
+	}
+	for _, err := range j.o.Unknown {
+		j.block(Unreadable, "", "", "who uses the pool: %v", err)
+	}
+	if j.o.Now.IsZero() {
+		j.block(NoClock, "", "", "the clock of the file server was not asked")
+	} else if apart := j.o.Now.Sub(j.o.Local).Abs(); apart > clocksApart {
+		j.block(ClockOff, "", "", "the clock of the file server and that of this host are %v apart: one of them is wrong",
+			apart.Round(time.Minute))
+	}
+	for i := range j.s.Intents {
+		if a := &j.s.Intents[i]; !j.o.Acting {
+			j.block(Unfinished, a.Node, "", "%s of %s (%s) is under way, or came to no end", a.Act, a.Name, a.ID)
+		}
+	}
+}
+
+// base decides about one base.
+func (j *judging) base(b *refs.Base) Base {
+	a := Base{Name: valid(b.Name), ID: b.ID, Path: valid(b.Path), State: b.State, Inode: b.File.Ino, SizeBytes: b.SizeBytes,
+		AllocatedBytes: b.AllocatedBytes, Verdict: Keep, Uses: references(b.Uses), Blockers: []Blocker{},
+		changed: b.Changed, modified: b.Modified, links: b.Links, shield: b.Shield}
+	if !b.Since.IsZero() {
+		a.Since = second(b.Since)
+	}
+	may := MayQuarantine
+	switch {
+	case b.State == refs.Missing:
+		if b.Held != "" || b.Shield != "" {
+			a.Verdict = RestoreNow
+		}
+		return a
+	case b.ID != "":
+		may = MayPurge
+		j.held(&a)
+		if len(a.Uses) > 0 || j.said(&a) {
+			a.Verdict = RestoreNow
+			return a
+		}
+	default:
+		j.candidate(&a)
+	}
+	j.names(&a, b)
+	if len(j.o.Only) > 0 && !slices.Contains(j.o.Only, a.Name) && !slices.Contains(j.o.Only, a.ID) {
+		a.block(NotChosen, "", "", "others were asked for")
+	}
+	if len(a.Blockers)+len(j.p.Blockers) == 0 {
+		a.Verdict = may
+	}
+	return a
+}
+
+// references are uses as documents have them.
+func references(uses []refs.Reference) []refs.Reference {
+	all := make([]refs.Reference, len(uses))
+	for i, u := range uses {
+		if !u.Since.IsZero() {
+			u.Since = second(u.Since)
+		}
+		u.Holder, u.Machine, u.As = valid(u.Holder), valid(u.Machine), valid(u.As)
+		all[i] = u
+	}
+	return all
+}
+
+// valid is a text as JSON can carry it.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+func (b *Base) block(rule Rule, node, path, why string, args ...any) {
+	b.Blockers = append(b.Blockers, Blocker{rule, node, valid(path), valid(fmt.Sprintf(why, args...))})
+}
+
+// names looks at what a base is called.
+func (j *judging) names(b *Base, as *refs.Base) {
+	if !pool.IsName(as.Name) || !utf8.ValidString(as.Path) {
+		b.block(NoName, "", "", "its name cannot be told in a document")
+	}
+	shields := uint64(0)
+	for _, h := range j.s.Shields {
+		if h.ID.Ino == b.Inode {
+			shields++
+		}
+	}
+	if b.links > 1+shields {
+		b.block(Linked, "", b.Path, "it has %d names, of which %d are known: an image may rest on it by another", b.links, 1+shields)
+	}
+}
+
+// candidate is for a base that was not set aside.
+func (j *judging) candidate(b *Base) {
+	j.members(b, "")
+	if b.shield == "" {
+		b.block(NoShield, "", b.Path, "it has no second name")
+	}
+	j.age(b)
+	c := j.noted(b)
+	switch {
+	case len(b.Uses) > 0:
+		return
+	case c == nil:
+		b.block(NewCandidate, "", "", "no use of it was found for the first time: every node has to speak once more")
+		return
+	}
+	for i := range j.nodes {
+		n := &j.nodes[i]
+		if n.Report != nil && !n.Away() && n.Report.Seq <= c.Seqs[n.Name] {
+			b.block(NotSince, n.Name, "", "it has not spoken since no use was found first, on %s", c.Since.Format(dateTime))
+		}
+	}
+}
+
+const dateTime = "2006-01-02 15:04"
+
+// noted is what was noted of a base when no use of it was found first.
+func (j *judging) noted(b *Base) *pool.Candidate {
+	for i := range j.mine.Candidates {
+		if c := &j.mine.Candidates[i]; c.Name == b.Name && c.Inode == b.Inode && c.SizeBytes == b.SizeBytes {
+			return c
+		}
+	}
+	return nil
+}
+
+// age holds a base against the least age, by the clock of the file server. The time of its content tells when a
+// cleaner or a launch touched it, and can be set to anything; that of its names cannot be set.
+func (j *judging) age(b *Base) {
+	if j.s.Policy == nil || j.o.Now.IsZero() {
+		return // that speaks against everything
+	}
+	least := time.Duration(j.s.Policy.MinAge)
+	for what, at := range map[string]time.Time{"content": b.modified, "names or times": b.changed} {
+		switch age := j.o.Now.Sub(at); {
+		case age < -time.Minute:
+			b.block(TimeAhead, "", b.Path, "its %s were changed on %s, which is yet to come", what, at.Format(dateTime))
+		case age < least:
+			b.block(TooYoung, "", b.Path, "its %s were changed on %s; it is to be %v old at least", what, at.Format(dateTime), least)
+		}
+	}
+	slices.SortFunc(b.Blockers, func(a, b Blocker) int {
+		return cmp.Or(strings.Compare(string(a.Rule), string(b.Rule)), strings.Compare(a.Node, b.Node), strings.Compare(a.Why, b.Why))
+	})
+}
+
+// held is for a base that was set aside.
+func (j *judging) held(b *Base) {
+	j.members(b, b.ID)
+	if b.State == refs.Claimed && b.ID != j.o.Mine {
+		b.block(WasClaimed, "", b.Path, "somebody is removing it for good, or was")
+	}
+	if j.s.Policy == nil || j.o.Now.IsZero() {
+		return
+	}
+	if !j.s.Policy.AllowPurge {
+		b.block(PurgeOff, "", pool.Path(j.c.Bases, pool.File), "allow_purge is false")
+	}
+	if b.ID == j.o.Mine {
+		return // the claim changed its names; it was long enough before that
+	}
+	least := time.Duration(j.s.Policy.MinQuarantine)
+	if age := j.o.Now.Sub(b.changed); age < least {
+		b.block(NotLongEnough, "", b.Path, "it is in quarantine since %s; it has to be for %v at least", b.changed.Format(dateTime), least)
+	}
+}
+
+// said tells whether a report or a pin names a use that the census did not have yet.
+func (j *judging) said(b *Base) bool {
+	return slices.ContainsFunc(b.Blockers, func(a Blocker) bool {
+		return a.Rule == Rule(protocol.Used) || a.Rule == Rule(protocol.Pinned)
+	})
+}
+
+// members asks everybody who might need a base.
+func (j *judging) members(b *Base, id string) {
+	q := protocol.Question{Strangers: j.strangers()}
+	for i := range j.nodes {
+		n := &j.nodes[i]
+		q.Members = append(q.Members, protocol.Member{Node: n.Name, Retired: n.Away()})
+		if n.Report != nil && !n.Away() {
+			q.Reports = append(q.Reports, protocol.Report{Node: n.Name, Observed: n.Report.Observed, Complete: n.Report.Complete,
+				Uses: j.needs(n.Report, b)})
+		}
+	}
+	for i := range j.s.Pins {
+		q.Pinned = q.Pinned || j.s.Pins[i].Holds(b.Name, b.Inode, j.o.Now)
+	}
+	blockers := protocol.MayQuarantine(&q)
+	if id != "" {
+		blockers = protocol.MayPurge(&q, id)
+	}
+	for _, k := range blockers {
+		b.block(Rule(k.Reason), k.Node, "", "%s", j.words(k))
+	}
+	if n := len(b.Uses); n > 0 && !j.said(b) {
+		b.block(Rule(protocol.Used), "", "", "it is needed by %s%s", b.Uses[0].Holder, more(n-1))
+	}
+}
+
+func more(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" and %d more", n)
+}
+
+// needs tells whether a report names a use of a base. What was set aside is not meant by a name that another file has
+// by now.
+func (j *judging) needs(r *pool.Report, b *Base) bool {
+	return slices.ContainsFunc(r.Uses, func(u pool.Use) bool {
+		if b.ID != "" && j.live[b.Name] {
+			return u.Inode == b.Inode
+		}
+		return u.Of(b.Name, b.Inode)
+	})
+}
+
+// strangers are nodes that use the pool and are no members.
+func (j *judging) strangers() (all []string) {
+	member := func(node string) bool {
+		return slices.ContainsFunc(j.nodes, func(n pool.Node) bool { return n.Name == node })
+	}
+	if len(j.nodes) > 0 && !member(j.o.Node) {
+		all = append(all, j.o.Node)
+	}
+	for _, k := range j.o.Known {
+		if !member(k.Node) && !slices.Contains(all, k.Node) {
+			all = append(all, k.Node)
+		}
+	}
+	return all
+}
+
+// words says what speaks against it.
+func (j *judging) words(k protocol.Blocker) string {
+	switch k.Reason {
+	case protocol.NoReport:
+		return "it has never said what it needs"
+	case protocol.Incomplete:
+		return "it could not read all that it needs when it spoke last" + j.when(k.Node)
+	case protocol.Used:
+		return "it needs the base, as it said last" + j.when(k.Node)
+	case protocol.NotSeen:
+		return "it has not looked for uses since it could see the base in quarantine" + j.when(k.Node)
+	case protocol.Pinned:
+		return "it is pinned"
+	case protocol.Stranger:
+		from := "this host"
+		for _, s := range j.o.Known {
+			if s.Node == k.Node {
+				from = s.From
+			}
+		}
+		return "it uses the pool and is no member: " + from
+	case protocol.Nobody:
+		return "the pool has no members, so that nobody could say that the base is needed"
+	}
+	return string(k.Reason)
+}
+
+func (j *judging) when(node string) string {
+	for i := range j.nodes {
+		if n := &j.nodes[i]; n.Name == node && n.Report != nil {
+			return ", on " + n.Report.Time.Format(dateTime)
+		}
+	}
+	return ""
+}
+
+// evidence gives each decision the digest of what it rests on.
+func (j *judging) evidence() {
+	for i := range j.p.All {
+		b := &j.p.All[i]
+		b.EvidenceDigest = digest(struct {
+			Pool, Name, ID string
+			Inode          uint64
+			Size           int64
+			State          refs.State
+			Uses           []refs.Reference
+			Own, All       []Blocker
+			Nodes          []Said
+			Looked         refs.Looked
+		}{j.p.Pool, b.Name, b.ID, b.Inode, b.SizeBytes, b.State, b.Uses, b.Blockers, j.p.Blockers, j.p.Nodes, j.c.Looked})
+	}
+}
+
+// digest is that of a value that JSON can carry.
+func digest(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("judge: %T has no digest: %v", v, err)) // nothing in it can fail
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
