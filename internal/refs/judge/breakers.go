@@ -140,9 +140,9 @@ func (j *judging) note(b *refs.Base, nodes []pool.Spoke) (pool.Candidate, bool) 
 	if c := j.noted(a); c != nil {
 		return *c, true
 	}
-	c := pool.Candidate{Name: b.Name, Inode: b.File.Ino, SizeBytes: b.SizeBytes, Since: second(j.o.Now), Seqs: map[string]uint64{}}
+	c := pool.Candidate{Name: b.Name, Inode: b.File.Ino, SizeBytes: b.SizeBytes, Since: second(j.o.Now), Seqs: []pool.NodeSeq{}}
 	for _, s := range nodes {
-		c.Seqs[s.Node] = s.Seq
+		c.Seqs = append(c.Seqs, pool.NodeSeq{Node: s.Node, Seq: s.Seq})
 	}
 	return c, true
 }
@@ -172,7 +172,7 @@ func (j *judging) tooMany() {
 	j.block(TooMany, "", "", "%d of %d bases would be set aside within a day, and %d may be (max_fraction is %v): choose with --only",
 		now, all, limit, j.s.Policy.MaxFraction)
 	for i := range j.p.All {
-		if b := &j.p.All[i]; b.Verdict == MayQuarantine {
+		if b := &j.p.All[i]; b.Verdict == MayQuarantine || b.Verdict == MayPurge {
 			b.Verdict = Keep
 		}
 	}

@@ -318,7 +318,7 @@ func (b *Base) block(rule Rule, node, path, why string, args ...any) {
 
 // names looks at what a base is called.
 func (j *judging) names(b *Base, as *refs.Base) {
-	if !pool.IsName(as.Name) || !utf8.ValidString(as.Path) {
+	if !pool.IsName(as.Name) || !utf8.ValidString(as.Name) || !utf8.ValidString(as.Path) {
 		b.block(NoName, "", "", "its name cannot be told in a document")
 	}
 	shields := uint64(0)
@@ -349,7 +349,7 @@ func (j *judging) candidate(b *Base) {
 	}
 	for i := range j.nodes {
 		n := &j.nodes[i]
-		if n.Report != nil && !n.Away() && n.Report.Seq <= c.Seqs[n.Name] {
+		if n.Report != nil && !n.Away() && n.Report.Seq <= c.Seq(n.Name) {
 			b.block(NotSince, n.Name, "", "it has not spoken since no use was found first, on %s", c.Since.Format(dateTime))
 		}
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
-	"github.com/shisa-vm/shisa/internal/refs/protocol"
 )
 
 const (
@@ -64,7 +63,7 @@ func newWorld() *world {
 	}
 	w.s.Notes = []pool.Notes{{Pool: uuid, Node: "n1", Overlays: 3,
 		Nodes:      []pool.Spoke{{Node: "n1", Seq: 4, BootIDs: []string{boot1}}, {Node: "n2", Seq: 4, BootIDs: []string{boot1}, Overlays: 3}},
-		Candidates: []pool.Candidate{{Name: "a", Inode: 10, SizeBytes: 9, Seqs: map[string]uint64{"n1": 4, "n2": 4}}}}}
+		Candidates: []pool.Candidate{{Name: "a", Inode: 10, SizeBytes: 9, Seqs: []pool.NodeSeq{{Node: "n1", Seq: 4}, {Node: "n2", Seq: 4}}}}}}
 	return w
 }
 
@@ -106,7 +105,7 @@ func TestBlockers(t *testing.T) {
 		a, h string
 	}{
 		{"no members", func(w *world) { w.s.Members, w.s.Reports, w.s.Notes[0].Nodes = nil, nil, nil }, "nobody", "nobody"},
-		{"this host is no member", func(w *world) { w.o.Node = "n3" }, "new_candidate|stranger n3", "stranger n3"},
+		{"this host is no member", func(w *world) { w.o.Node = "n3" }, "stranger n3|new_candidate", "stranger n3"},
 		{"Nova knows another", func(w *world) { w.o.Known = []Known{{"n9", "compute_nodes"}} }, "stranger n9", "stranger n9"},
 		{"who uses it could not be read", func(w *world) { w.o.Unknown = []error{errors.New("torn")} }, "unreadable", "unreadable"},
 		{"a member is silent", func(w *world) {
@@ -134,7 +133,7 @@ func TestBlockers(t *testing.T) {
 		{"a document of the pool was not read", func(w *world) { w.s.Unread = []error{pool.ErrChain} }, "unreadable", "unreadable"},
 		{"no pool: an empty directory where it should be mounted", func(w *world) {
 			w.s, w.c.Pool = &pool.State{Bases: w.c.Bases}, ""
-		}, "no_pool|new_candidate|no_clock|nobody|linked", "no_pool|nobody|linked"},
+		}, "no_pool|nobody|new_candidate|linked", "no_pool|nobody|linked"},
 		{"another pool while it was looked at", func(w *world) { w.c.Pool = strings.Replace(uuid, "0", "1", 1) }, "no_pool", "no_pool"},
 		{"the clock was not asked", func(w *world) { w.o.Now = time.Time{} }, "no_clock", "no_clock"},
 		{"the server's clock is years ahead", func(w *world) { w.o.Now = now.AddDate(5, 0, 0) }, "clock_off", "clock_off"},
@@ -149,7 +148,7 @@ func TestBlockers(t *testing.T) {
 		{"the hard-link trap: a third name", func(w *world) { w.c.All[0].Links, w.c.All[2].Links = 3, 3 }, "linked", "linked"},
 		{"nobody needs it for the first time", func(w *world) { w.s.Notes[0].Candidates = nil }, "new_candidate", ""},
 		{"a new file under the old name", func(w *world) { w.c.All[0].File.Ino = 99; w.c.All[0].Links = 1 }, "new_candidate", ""},
-		{"a node has not spoken since", func(w *world) { w.s.Notes[0].Candidates[0].Seqs["n2"] = 5 }, "not_since n2", ""},
+		{"a node has not spoken since", func(w *world) { w.s.Notes[0].Candidates[0].Seqs[1].Seq = 5 }, "not_since n2", ""},
 		{"another was asked for", func(w *world) { w.o.Only = []string{heldA} }, "not_chosen", ""},
 		{"the pool does not allow it", func(w *world) { w.s.Policy.AllowPurge = false }, "", "purge_off"},
 		{"claimed by somebody", func(w *world) { w.c.All[2].State = refs.Claimed }, "", "claimed"},
@@ -192,9 +191,7 @@ func TestBlockers(t *testing.T) {
 }
 
 func retired(r *pool.Report) pool.Retired {
-	gone := pool.Retired{Schema: pool.RetiredSchema, Node: r.Node, Reason: "burnt"}
-	away(&gone, r)
-	return gone
+	return pool.Retired{Schema: pool.RetiredSchema, Node: r.Node, Reason: "burnt", Seq: r.Seq}
 }
 
 // TestBringBack: what is needed and was set aside is to be brought back, whoever needs it and by whatever it shows.
@@ -265,6 +262,7 @@ func TestNotes(t *testing.T) {
 		t.Errorf("after three more decisions: %s, want all breakers still", got)
 	}
 	w.o.NoOverlays = []string{"n1", "n2"}
+	w.s.Reports[0].Overlays = 0
 	w.s.Reports[1].BootID = uuid // a run of the machine that nobody saw yet
 	again()
 	w.o.NoOverlays = nil
@@ -324,8 +322,8 @@ func TestPlan(t *testing.T) {
 func TestNext(t *testing.T) {
 	for want, change := range map[string]func(*world){
 		"shisa base quarantine": func(*world) {}, "shisa base purge": func(*world) {},
-		"shisa base protect": func(w *world) { w.c.All[0].Shield = "" },
-		"shisa base agent":   func(w *world) { w.s.Members, w.s.Reports, w.s.Notes[0].Nodes = nil, nil, nil },
+		"shisa base protect":                          func(w *world) { w.c.All[0].Shield = "" },
+		"shisa base agent":                            func(w *world) { w.s.Members, w.s.Reports, w.s.Notes[0].Nodes = nil, nil, nil },
 		"on n2: shisa base report --publish /p/_base": func(w *world) { w.s.Reports[1].Complete = false },
 		"shisa base recover /p/_base":                 func(w *world) { w.s.Intents = []pool.Intent{{Node: "n2"}} },
 		"shisa base restore /p/_base h":               func(w *world) { w.s.Pins = []pool.Pin{{Name: "h"}} },

@@ -47,7 +47,23 @@ type Candidate struct {
 	SizeBytes int64     `json:"size_bytes"`
 	Since     time.Time `json:"since"`
 	// Seqs are the numbers of the reports that each node had given by then: those do not count for it.
-	Seqs map[string]uint64 `json:"seqs"`
+	Seqs []NodeSeq `json:"seqs"`
+}
+
+// NodeSeq is the number of a report of a node.
+type NodeSeq struct {
+	Node string `json:"node"`
+	Seq  uint64 `json:"seq"`
+}
+
+// Seq is the number of the report that a node had given when the base became a candidate, 0 for none.
+func (c *Candidate) Seq(node string) uint64 {
+	for _, s := range c.Seqs {
+		if s.Node == node {
+			return s.Seq
+		}
+	}
+	return 0
 }
 
 // Text is the document as it is written.
