@@ -295,6 +295,7 @@ func BaseEvent(w io.Writer, h *pool.Happened, s Style) error {
 	words, color := map[pool.What]string{
 		pool.Removed: "was removed", pool.Restored: "is there again", pool.NotRestored: "could NOT be brought back",
 		pool.NotNeeded: "stays away", pool.Passed: "looked at everything", pool.Lost: "looking again",
+		pool.Reported: "told the others what this node needs",
 	}[h.What], ""
 	switch h.What {
 	case pool.Removed, pool.NotRestored:

@@ -61,6 +61,8 @@ const (
 	// Passed: everything was looked at. Lost: something may have happened that nobody told.
 	Passed What = "passed"
 	Lost   What = "lost"
+	// Reported: this node told the others what it needs.
+	Reported What = "reported"
 )
 
 // Happened is one thing that happened while a pool was watched (schema shisa.base-event/1).

@@ -48,8 +48,8 @@ type Retired struct {
 	Reason string    `json:"reason"`
 	By     string    `json:"by"`
 	Time   time.Time `json:"time"`
-	// Seq is the number of its last report, 0 if it had none. A node that says anything after that is back.
-	Seq uint64 `json:"seq"`
+	// Report is the digest of its last report, "" if it had none. A node that says anything after that is back.
+	Report string `json:"report"`
 	// Pins are the ids of those that stand for what it used.
 	Pins []string `json:"pins"`
 }
@@ -66,7 +66,7 @@ type Node struct {
 
 // Away tells whether the node was retired and has said nothing since.
 func (n *Node) Away() bool {
-	return n.Retired != nil && (n.Report == nil || n.Report.Seq == n.Retired.Seq)
+	return n.Retired != nil && (n.Report == nil || n.Report.SHA256 == n.Retired.Report)
 }
 
 // Nodes gives all nodes that are known, in the order of their names: those that joined, those that reported, and

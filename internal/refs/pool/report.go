@@ -61,7 +61,8 @@ type Draining struct {
 
 // Use is one need of a base.
 type Use struct {
-	// Name is that of the base in its directory, Inode its file, 0 for one that is missing.
+	// Name is that of the base in its directory, also of one that lies in quarantine; Inode is its file, 0 for
+	// one that is missing.
 	Name  string `json:"name"`
 	Inode uint64 `json:"inode"`
 	// How is by what it shows: see How of internal/refs.
@@ -156,8 +157,8 @@ func (r *Report) ids() error {
 		}
 	}
 	for _, u := range r.Uses {
-		if u.Name == "" && u.Inode == 0 || u.How == "" {
-			return errors.New("it names a use of nothing, or by nothing")
+		if !IsName(u.Name) || u.How == "" {
+			return fmt.Errorf("it names a use of %q by %q", u.Name, u.How)
 		}
 	}
 	return nil

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+// AgentOptions say what an agent does.
+type AgentOptions struct {
+	Pass PassOptions
+	// Every is how long it rests between two passes; 0 is ten minutes.
+	Every time.Duration
+	// Protect, if set, has each pass protect the bases as well, and bring back what is needed and missing.
+	Protect *ProtectOptions
+	// Events tells of removals, to bring a base back at once; nil has every pass find them. It needs Protect.
+	Events Events
+	// Tell is told of each thing that happens.
+	Tell func(pool.Happened) error
+}
+
+// Agent makes a pass again and again until ctx ends. It ends with the error of ctx, those of Pass, of Watch, and
+// of Tell: who started it starts it again.
+func Agent(ctx context.Context, a AgentOptions, o Options) error {
+	every := cmp.Or(a.Every, passEvery)
+	pass := func(ctx context.Context) (*refs.Census, error) {
+		r, c, err := Pass(ctx, a.Pass, o)
+		if err != nil {
+			return nil, err
+		}
+		return c, a.Tell(pool.Happened{Time: r.Time, What: pool.Reported, Why: reportWords(r)})
+	}
+	if a.Protect != nil {
+		return Watch(ctx, WatchOptions{Protect: *a.Protect, Every: every, Census: pass, Events: a.Events, Tell: a.Tell}, o)
+	}
+	timer := time.NewTimer(every)
+	defer timer.Stop()
+	for {
+		if _, err := pass(ctx); err != nil {
+			return err
+		}
+		timer.Reset(every)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
+}
+
+// reportWords says in words what a report says.
+func reportWords(r *pool.Report) string {
+	text := fmt.Sprintf("report %d: %d uses in %d images; %d in quarantine seen", r.Seq, len(r.Uses), r.Images, len(r.Observed))
+	waiting := 0
+	for _, d := range r.Draining {
+		waiting += len(d.Observed)
+	}
+	if waiting > 0 {
+		text += fmt.Sprintf(", %d waited for", waiting)
+	}
+	if !r.Complete {
+		text += fmt.Sprintf("; %d places were not seen", len(r.Gaps))
+	}
+	return text
+}

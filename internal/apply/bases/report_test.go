@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/plan"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/refs/protocol"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// grace is launch_grace of a new pool.
+const grace = 15 * time.Minute
+
+// fleet is one directory of bases, and nodes that share nothing but that.
+type fleet struct {
+	*world
+	nodes map[string]*node
+}
+
+// node is one of them: the directory of its own disks, and its clock.
+type node struct {
+	f       *fleet
+	name    string
+	dir     string
+	machine string
+	run     linux.Run
+	// during, if set, is called when a pass begins to look for uses, and when it has.
+	during func()
+}
+
+func newFleet(t *testing.T, bases []string, names ...string) *fleet {
+	f := &fleet{newWorld(t, bases...), map[string]*node{}}
+	f.protect(ProtectOptions{NoRecord: true})
+	for _, n := range names {
+		f.node(n)
+	}
+	return f
+}
+
+func (f *fleet) node(name string) *node {
+	n := &node{f: f, name: name, dir: f.t.TempDir(), machine: strings.Repeat(fmt.Sprintf("%x", len(f.nodes)), 64)}
+	n.boot()
+	n.run.Awake = time.Hour
+	f.nodes[name] = n
+	return n
+}
+
+// boot starts the machine anew.
+func (n *node) boot() {
+	id, err := newUUID()
+	if err != nil {
+		n.f.t.Fatal(err)
+	}
+	n.run = linux.Run{BootID: id, Awake: time.Minute}
+}
+
+func (n *node) options() Options {
+	return Options{Bases: n.f.dir, Node: n.name, Timeout: time.Minute}
+}
+
+// look takes the census that this node can: of the shared directory and of its own.
+func (n *node) look(ctx context.Context) (*refs.Census, error) {
+	if n.during != nil {
+		n.during()
+	}
+	c, err := refs.Look(ctx, refs.Options{Pool: n.f.dir, Roots: []string{n.dir}, Timeout: time.Minute, Workers: 1})
+	if err != nil {
+		return nil, err
+	}
+	// Processes and configured machines are none of these nodes'.
+	c.Gaps = slices.DeleteFunc(c.Gaps, func(g finding.Blind) bool { return g.Reason == "they were not asked for" })
+	if n.during != nil {
+		n.during()
+	}
+	return c, nil
+}
+
+func (n *node) try() (*pool.Report, error) {
+	r, _, err := Pass(n.f.t.Context(), PassOptions{Machine: n.machine, Census: n.look, Run: n.runs}, n.options())
+	return r, err
+}
+
+func (n *node) runs(context.Context) (linux.Run, error) { return n.run, nil }
+
+func (n *node) pass() *pool.Report {
+	n.f.t.Helper()
+	r, err := n.try()
+	if err != nil {
+		n.f.t.Fatal(err)
+	}
+	return r
+}
+
+// overlay makes a disk of this node that rests on a base.
+func (n *node) overlay(name, base string) {
+	n.f.t.Helper()
+	if err := os.WriteFile(filepath.Join(n.dir, name), overlayOf(n.f.path(base)), 0o644); err != nil {
+		n.f.t.Fatal(err)
+	}
+}
+
+// overlayOf is an empty qcow2 image of 64 KiB that rests on a file (docs/interop/qcow2.txt of QEMU).
+func overlayOf(backing string) []byte {
+	const cluster = 1 << 16
+	b := make([]byte, 4*cluster)
+	copy(b, "QFI\xfb")
+	binary.BigEndian.PutUint32(b[4:], 2)
+	binary.BigEndian.PutUint64(b[8:], 1024) // the name of the backing file
+	binary.BigEndian.PutUint32(b[16:], uint32(len(backing)))
+	binary.BigEndian.PutUint32(b[20:], 16)
+	binary.BigEndian.PutUint64(b[24:], cluster)
+	binary.BigEndian.PutUint32(b[36:], 1)
+	binary.BigEndian.PutUint64(b[40:], 3*cluster) // the L1 table
+	binary.BigEndian.PutUint64(b[48:], cluster)   // the refcount table
+	binary.BigEndian.PutUint32(b[56:], 1)
+	binary.BigEndian.PutUint64(b[cluster:], 2*cluster)
+	copy(b[1024:], backing)
+	return b[:3*cluster+8]
+}
+
+// setAside puts a base into quarantine, as a controller does.
+func (f *fleet) setAside(base string) (id string) {
+	f.t.Helper()
+	id, err := plan.NewID()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.MkdirAll(pool.Path(f.dir, pool.Quarantine), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	e, err := diskio.LookEntry(f.path(base))
+	if err == nil {
+		err = diskio.HostLinks().Move(e.ID, f.path(base), pool.Path(f.dir, pool.Quarantine, pool.HeldName(id, base)))
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return id
+}
+
+// blockers are what speaks against removing a base for good.
+func (f *fleet) blockers(id, base string) (all []string) {
+	f.t.Helper()
+	s := f.state()
+	q := protocol.Question{}
+	inode := uint64(0)
+	for _, h := range s.Held {
+		if h.ID == id {
+			inode = h.File.Ino
+		}
+	}
+	for _, p := range s.Pins {
+		q.Pinned = q.Pinned || p.Holds(base, inode, time.Now())
+	}
+	for _, n := range s.Nodes() {
+		q.Members = append(q.Members, protocol.Member{Node: n.Name, Retired: n.Away()})
+		if r := n.Report; r != nil {
+			q.Reports = append(q.Reports, protocol.Report{Node: n.Name, Observed: r.Observed, Complete: r.Complete,
+				Uses: r.Needs(base, inode) && !n.Away()})
+		}
+	}
+	for _, b := range protocol.MayPurge(&q, id) {
+		all = append(all, b.String())
+	}
+	return all
+}
+
+func (f *fleet) wantBlockers(when, id, base string, want ...string) {
+	f.t.Helper()
+	if got := f.blockers(id, base); !slices.Equal(got, want) {
+		f.t.Errorf("%s: %q speaks against removing %s, want %q", when, got, base, want)
+	}
+}
+
+// TestFleet: nodes that share a directory of bases, and nothing else.
+func TestFleet(t *testing.T) {
+	f := newFleet(t, []string{"used", "free"}, "a", "b", "c")
+	f.nodes["c"].overlay("disk", "used")
+	for _, n := range []string{"a", "b", "c"} {
+		if r := f.nodes[n].pass(); !r.Complete || r.Seq != 1 {
+			t.Errorf("first report of %s = %+v", n, r)
+		}
+	}
+	if got := len(f.state().Members); got != 3 {
+		t.Fatalf("%d members, want 3", got)
+	}
+	free, used := f.setAside("free"), f.setAside("used")
+	f.wantBlockers("at once", free, "free", "not_seen: a", "not_seen: b", "not_seen: c")
+	f.wantBlockers("at once", used, "used", "not_seen: a", "not_seen: b", "used: c")
+	for _, n := range f.nodes {
+		n.pass()
+	}
+	f.wantBlockers("seen, not drained", free, "free", "not_seen: a", "not_seen: b", "not_seen: c")
+	a, b, c := f.nodes["a"], f.nodes["b"], f.nodes["c"]
+	for _, n := range []*node{a, b} { // c is down from now on
+		n.run.Awake += grace + time.Second
+		if r := n.pass(); len(r.Observed) != 2 || r.DrainedSeconds < int64(grace/time.Second) || len(r.Draining) > 0 {
+			t.Errorf("report of %s after the grace = %+v", n.name, r)
+		}
+	}
+	f.wantBlockers("c is down", free, "free", "not_seen: c")
+	f.wantBlockers("c is down", used, "used", "used: c")
+	// It comes back: what it listed before is drained, since no launch of before is left.
+	c.boot()
+	if r := c.pass(); len(r.Observed) != 2 || !r.Needs("used", 0) {
+		t.Errorf("report after a start = %+v, want both seen", r)
+	}
+	f.wantBlockers("c is back", free, "free")
+	f.wantBlockers("c is back", used, "used", "used: c")
+	// An overlay of a launch that had begun before turns up.
+	b.overlay("late", "free")
+	b.pass()
+	f.wantBlockers("a launch of b", free, "free", "used: b")
+}
+
+// TestDrainedAnew: a time that does not fit, and a base that is there under its name again, are waited for anew.
+func TestDrainedAnew(t *testing.T) {
+	f := newFleet(t, []string{"x"}, "a")
+	a := f.nodes["a"]
+	id := f.setAside("x")
+	a.pass()
+	a.run.Awake -= 30 * time.Minute // no clock that only goes forward tells this
+	a.pass()
+	a.run.Awake += grace - time.Second
+	if r := a.pass(); len(r.Observed) > 0 {
+		t.Errorf("observed %q before the grace was over", r.Observed)
+	}
+	a.run.Awake += 2 * time.Second
+	if r := a.pass(); !slices.Equal(r.Observed, []string{id}) {
+		t.Errorf("observed %q, want %q", r.Observed, id)
+	}
+	// As in the midst of a quarantine: the file has its name as well.
+	held := pool.Path(f.dir, pool.Quarantine, pool.HeldName(id, "x"))
+	if err := os.Link(held, f.path("x")); err != nil {
+		t.Fatal(err)
+	}
+	if r := a.pass(); len(r.Observed)+len(r.Draining) > 0 {
+		t.Errorf("report of a base that has its name = %+v, want nothing seen", r)
+	}
+	f.remove("x")
+	if r := a.pass(); len(r.Observed) > 0 || len(r.Draining) != 1 {
+		t.Errorf("report of a base that had its name = %+v, want it waited for", r)
+	}
+}
+
+// TestPassRefuses: a pass that cannot know where it is says nothing to anybody.
+func TestPassRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(f *fleet)
+		want  error
+	}{
+		{"nothing mounted", func(f *fleet) {
+			if err := os.RemoveAll(f.dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(f.dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, ErrNoPool},
+		{"half a pool.json", func(f *fleet) {
+			if err := os.Truncate(pool.Path(f.dir, pool.File), 20); err != nil {
+				t.Fatal(err)
+			}
+		}, pool.ErrPool},
+	} {
+		f := newFleet(t, []string{"x"}, "a")
+		c.spoil(f)
+		if _, err := f.nodes["a"].try(); !errors.Is(err, c.want) {
+			t.Errorf("%s: Pass = %v, want %v", c.name, err, c.want)
+		}
+		if _, err := os.Stat(pool.Path(f.dir, pool.Nodes)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: something was published: %v", c.name, err)
+		}
+	}
+	f := newFleet(t, []string{"x"}, "a")
+	_, _, err := Pass(t.Context(), PassOptions{Pool: "0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e", Census: f.nodes["a"].look,
+		Run: f.nodes["a"].runs}, f.nodes["a"].options())
+	if !errors.Is(err, ErrOther) {
+		t.Errorf("Pass in another pool = %v, want %v", err, ErrOther)
+	}
+	// The storage changes under the pass.
+	a := f.nodes["a"]
+	a.during = func() {
+		p := pool.NewPolicy("0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e", time.Now())
+		text, err := p.Text()
+		if err == nil {
+			err = os.WriteFile(pool.Path(f.dir, pool.File), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.try(); !errors.Is(err, ErrOther) {
+		t.Errorf("Pass in a pool that changes = %v, want %v", err, ErrOther)
+	}
+}
+
+// TestDuplicate: two machines of one name would each take back what the other said.
+func TestDuplicate(t *testing.T) {
+	f := newFleet(t, []string{"x"}, "a", "b")
+	a := f.nodes["a"]
+	a.overlay("disk", "x")
+	a.pass()
+	second := *a
+	second.machine = strings.Repeat("9", 64)
+	if _, err := second.try(); !errors.Is(err, ErrDuplicate) {
+		t.Errorf("Pass of another machine = %v, want %v", err, ErrDuplicate)
+	}
+	// A copy of the machine has its number too, and reports in turn.
+	clone := *a
+	clone.boot()
+	clone.run.Up = time.Hour
+	if _, err := clone.try(); !errors.Is(err, ErrDuplicate) {
+		t.Errorf("Pass of a copy = %v, want %v", err, ErrDuplicate)
+	}
+	s := f.state()
+	var names []string
+	for _, n := range s.Nodes() {
+		names = append(names, n.Name)
+		if n.Name == "a" && (n.Report.Seq != 1 || !n.Report.Needs("x", 0)) {
+			t.Errorf("report of a = %+v, want its own", n.Report)
+		}
+		if n.Name == "a@duplicate" && (n.Report.Complete || n.Report.Seq != 2) {
+			t.Errorf("report of the second = %+v, want an incomplete one", n.Report)
+		}
+	}
+	if want := []string{"a", "a@duplicate"}; !slices.Equal(names, want) {
+		t.Errorf("nodes = %q, want %q", names, want)
+	}
+	f.wantBlockers("two of a name", "0123456789abcdef0123456789abcdef", "y", "not_seen: a", "incomplete: a@duplicate")
+	// The first goes on, and starts anew.
+	a.boot()
+	a.pass()
+}
+
+// launching is a launch of a node that looked its base up.
+type launching struct {
+	node  *node
+	base  string
+	inode uint64
+	until time.Duration // by the node's clock, its overlay is written
+}
+
+// TestPassAnyOrder: whatever happens between the steps of passes, no base is given away that a machine needs, as
+// long as launches take no longer than launch_grace. Where they do, this test finds out.
+func TestPassAnyOrder(t *testing.T) {
+	const slow = 8 * grace
+	lost := 0
+	for seed := range uint64(testenv.Rounds(6, 60, 400)) {
+		if base := anyOrder(t, seed, grace); base != "" {
+			t.Errorf("seed %d: %s may be removed, and is needed", seed, base)
+		}
+		if lost == 0 && anyOrder(t, seed, slow) != "" {
+			lost++
+			t.Logf("seed %d", seed)
+		}
+	}
+	if lost == 0 {
+		t.Error("launches that are too slow were never found out")
+	}
+}
+
+// anyOrder plays one story, and gives the base that might be removed and is needed.
+func anyOrder(t *testing.T, seed uint64, launch time.Duration) (wrong string) {
+	f := newFleet(t, []string{"x", "y"}, "a", "b")
+	rnd := rand.New(rand.NewPCG(seed, 8))
+	speed := grace / time.Duration(1+rnd.IntN(20))
+	var open []launching
+	held := map[string]string{} // ids, by base
+	needed := map[uint64]bool{}
+	write := func(l launching) {
+		l.node.overlay(fmt.Sprint("disk", len(needed), rnd.Uint32()), l.base)
+		needed[l.inode] = true
+	}
+	event := func() {
+		n := f.nodes[[]string{"a", "b"}[rnd.IntN(2)]]
+		base := []string{"x", "y"}[rnd.IntN(2)]
+		e, err := diskio.LookEntry(f.path(base))
+		there := err == nil
+		switch rnd.IntN(20) {
+		case 0, 1, 2:
+			if there {
+				held[base] = f.setAside(base)
+			}
+		case 3, 4, 5, 6:
+			if there && len(open) < 3 {
+				open = append(open, launching{n, base, e.Ino, n.run.Awake + time.Duration(rnd.Int64N(int64(launch)))})
+			}
+		case 7:
+			if !there {
+				from := pool.Path(f.dir, pool.Quarantine, pool.HeldName(held[base], base))
+				if err := os.Rename(from, f.path(base)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		case 8: // the power goes, and what was being launched with it
+			open = slices.DeleteFunc(open, func(l launching) bool { return l.node == n })
+			n.boot()
+		default:
+			n.run.Awake += time.Duration(rnd.Int64N(int64(speed)))
+			for _, l := range open {
+				if l.node == n && n.run.Awake >= l.until {
+					write(l)
+				}
+			}
+			open = slices.DeleteFunc(open, func(l launching) bool { return l.node == n && n.run.Awake >= l.until })
+		}
+		for base, id := range held {
+			e, err := diskio.LookEntry(pool.Path(f.dir, pool.Quarantine, pool.HeldName(id, base)))
+			if err != nil || len(f.blockers(id, base)) > 0 {
+				continue
+			}
+			if needed[e.Ino] || slices.ContainsFunc(open, func(l launching) bool { return l.inode == e.Ino }) {
+				wrong = base
+			}
+		}
+	}
+	for range 40 {
+		n := f.nodes[[]string{"a", "b"}[rnd.IntN(2)]]
+		n.during = event
+		n.pass()
+		n.during = nil
+		event()
+		if wrong != "" {
+			return wrong
+		}
+	}
+	return ""
+}
