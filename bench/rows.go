@@ -145,7 +145,7 @@ func allRows() []row {
 		{name: "answers that stayed open", special: open},
 	}
 	return slices.Concat(rows, repairRows(), powerCutRows(), insideRows(), memoryRows(), crashRows(),
-		holdersRows(), umountRows(), traceRows(), journalRows(), watchRows(), doctorRows())
+		holdersRows(), umountRows(), traceRows(), journalRows(), watchRows(), doctorRows(), baseRows())
 }
 
 func (r row) measure(ctx context.Context, b *bench, dir string) result {

@@ -4,14 +4,13 @@
 package diskio
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,12 +42,12 @@ type Sweep struct {
 	opening func(path string)
 }
 
-// Swept is a file that a sweep met.
+// Swept is a file that a sweep met. It is good until the function that is told of it returns.
 type Swept struct {
 	// Dir is its directory, without symbolic links.
 	Dir, Name string
 	Stat      Stat
-	// Head is good until the function returns.
+	// Head is the beginning of the file.
 	Head []byte
 }
 
@@ -111,21 +110,31 @@ type sweep struct {
 type sweeper struct {
 	r    *sweep
 	slot int
-	buf  []byte
-	// at is the name that it is at, and since when; nil while it waits for work.
-	at atomic.Pointer[sweepAt]
-	// gone: it was given up. It is set, and things are told, under mu.
-	mu   sync.Mutex
-	gone bool
-}
+	head []byte
+	// names is what the kernel told of a directory, dirs are those among them.
+	names []byte
+	dirs  []sweepDir
+	swept Swept
 
-type sweepAt struct {
-	path  string
+	mu sync.Mutex
+	// at is the name that it is at, in the directory dir, and turn how many it was at before; idle while it waits
+	// for work. Each name takes no more than this: most take some microseconds.
+	dir, at string
+	turn    uint64
+	idle    bool
+	// gone: it was given up. It is set, and things are told, under mu.
+	gone bool
+
+	// seen is the turn that the watch met it at, since when. Only the watch has these.
+	seen  uint64
 	since time.Time
 }
 
+// dirBytes is how much of a directory is read at once, some hundred names.
+const dirBytes = 32 << 10
+
 func (r *sweep) start() {
-	w := &sweeper{r: r, slot: len(r.workers), buf: make([]byte, r.HeadBytes)}
+	w := &sweeper{r: r, slot: len(r.workers), head: make([]byte, r.HeadBytes), names: make([]byte, dirBytes), idle: true}
 	r.workers = append(r.workers, w)
 	r.mu.Lock()
 	r.alive++
@@ -160,19 +169,22 @@ func (r *sweep) watch(ctx context.Context) error {
 	}
 }
 
-// giveUp gives a worker up that waits too long for a name.
+// giveUp gives a worker up that waits too long for a name. How long that is, is known as well as it is asked.
 func (r *sweep) giveUp(w *sweeper) {
-	at := w.at.Load()
-	if at == nil || time.Since(at.since) < r.timeout || !w.mu.TryLock() {
-		return
+	if !w.mu.TryLock() {
+		return // it tells of something
 	}
-	dead := !w.gone && w.at.Load() == at
+	if w.idle || w.turn != w.seen {
+		w.seen, w.since = w.turn, time.Now()
+	}
+	dead := !w.gone && !w.idle && time.Since(w.since) >= r.timeout
 	w.gone = w.gone || dead
+	path := w.where()
 	w.mu.Unlock()
 	if !dead {
 		return
 	}
-	r.blind(at.path, ErrTimeout)
+	r.blind(path, ErrTimeout)
 	r.mute++
 	if r.mute < maxMute {
 		r.start()
@@ -238,7 +250,7 @@ func (w *sweeper) work() {
 		if !w.directory(d) {
 			return // it was given up, and is not counted any more
 		}
-		w.at.Store(nil)
+		w.waits()
 		w.r.mu.Lock()
 		w.r.open--
 		if w.r.open == 0 {
@@ -267,12 +279,32 @@ func (w *sweeper) blind(path string, err error) bool {
 	return w.live(func() { w.r.blind(path, err) })
 }
 
-// looking notes what the worker is at.
-func (w *sweeper) looking(path string) { w.at.Store(&sweepAt{path, time.Now()}) }
+// looking notes what the worker is at: a name in a directory, or that itself.
+func (w *sweeper) looking(dir, name string) {
+	w.mu.Lock()
+	w.dir, w.at, w.idle = dir, name, false
+	w.turn++
+	w.mu.Unlock()
+}
+
+// waits notes that it has nothing to do.
+func (w *sweeper) waits() {
+	w.mu.Lock()
+	w.idle = true
+	w.mu.Unlock()
+}
+
+// where is the name that it is at; its caller has mu.
+func (w *sweeper) where() string {
+	if w.at == "" {
+		return w.dir
+	}
+	return w.dir + "/" + w.at
+}
 
 // directory reads one directory; it is false where the worker was given up.
 func (w *sweeper) directory(d sweepDir) bool {
-	w.looking(d.path)
+	w.looking(d.path, "")
 	if d.depth > maxWalkDepth {
 		return w.blind(d.path, ErrTooDeep)
 	}
@@ -281,8 +313,7 @@ func (w *sweeper) directory(d sweepDir) bool {
 	if err != nil {
 		return w.blind(d.path, err)
 	}
-	f := os.NewFile(uintptr(fd), d.path)
-	defer f.Close()
+	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return w.blind(d.path, err)
@@ -306,59 +337,135 @@ func (w *sweeper) directory(d sweepDir) bool {
 		}
 		auto = sfs.Type == unix.AUTOFS_SUPER_MAGIC
 	}
-	return w.names(f, sweepDir{d.path, id.Dev, d.depth}, auto)
+	return w.all(fd, sweepDir{d.path, id.Dev, d.depth}, auto)
 }
 
-// names goes through an open directory.
-func (w *sweeper) names(f *os.File, d sweepDir, auto bool) bool {
+// all goes through an open directory. What the kernel tells of it is taken as it comes: for a hundred thousand
+// directories of one file each, an os.File takes as long as all the rest.
+func (w *sweeper) all(dir int, d sweepDir, auto bool) bool {
 	for {
-		entries, err := f.ReadDir(walkBatch)
-		for _, e := range entries {
-			if !w.name(int(f.Fd()), d, e, auto) {
-				return false
-			}
-		}
+		n, err := unix.ReadDirent(dir, w.names)
 		switch {
-		case err != nil && len(entries) == 0 && errors.Is(err, io.EOF):
-			return w.live(func() {})
+		case errors.Is(err, unix.EINTR):
+			continue
 		case err != nil:
 			return w.blind(d.path, err)
+		case n == 0:
+			return w.live(func() {})
 		}
-		w.looking(d.path)
+		// Directories first: a file that hangs must not keep them from being looked into.
+		for _, directories := range []bool{true, false} {
+			ok, err := w.batch(dir, d, w.names[:n], auto, directories)
+			if !ok {
+				return false
+			}
+			if err != nil {
+				return w.blind(d.path, err)
+			}
+		}
+		w.looking(d.path, "")
 	}
+}
+
+// The form in which the kernel tells of the names in a directory (getdents64(2)); the numbers have the byte order of
+// the machine:
+//
+//	0  inode     8  position     16  length of the entry     18  type     19  name, with a zero at its end
+const (
+	direntLen, direntType, direntName = 16, 18, 19
+)
+
+// errDirent: the kernel, or who stands for it, told of a directory in a form that cannot be.
+var errDirent = errors.New("its entries are not in the form of getdents64(2)")
+
+// batch looks at what one call told of a directory: at its directories, or at all else.
+func (w *sweeper) batch(dir int, d sweepDir, b []byte, auto, directories bool) (ok bool, err error) {
+	w.dirs = w.dirs[:0]
+	for len(b) > 0 {
+		if len(b) <= direntName {
+			return true, errDirent
+		}
+		n := int(binary.NativeEndian.Uint16(b[direntLen:]))
+		if n <= direntName || n > len(b) {
+			return true, errDirent
+		}
+		name, _, _ := bytes.Cut(b[direntName:n], []byte{0})
+		kind := b[direntType]
+		b = b[n:]
+		if (kind == unix.DT_DIR) != directories || string(name) == "." || string(name) == ".." {
+			continue
+		}
+		if !w.name(dir, d, name, kind, auto) {
+			return false, nil
+		}
+	}
+	return len(w.dirs) == 0 || w.live(w.queue), nil
+}
+
+// queue hands the directories that were met on.
+func (w *sweeper) queue() {
+	w.r.mu.Lock()
+	w.r.queue = append(w.r.queue, w.dirs...)
+	w.r.open += len(w.dirs)
+	w.r.more.Broadcast()
+	w.r.mu.Unlock()
 }
 
 // name looks at one entry of a directory.
-func (w *sweeper) name(dir int, d sweepDir, e fs.DirEntry, auto bool) bool {
-	kind := e.Type()
-	if kind == 0 {
-		return w.file(dir, d.path, e.Name())
-	}
-	path := d.path + "/" + e.Name()
-	switch {
-	case kind.IsDir() && auto:
-		return w.blind(path, ErrAutomount)
-	case kind.IsDir():
-		if w.r.Enter != nil && !w.r.Enter(path) {
+func (w *sweeper) name(dir int, d sweepDir, name []byte, kind byte, auto bool) bool {
+	if kind == unix.DT_UNKNOWN {
+		var gone bool
+		var err error
+		if kind, gone, err = w.kindOf(dir, d.path, string(name)); gone {
 			return true
+		} else if err != nil {
+			return w.blind(d.path+"/"+string(name), err)
 		}
-		return w.live(func() {
-			w.r.mu.Lock()
-			w.r.queue = append(w.r.queue, sweepDir{path, d.dev, d.depth + 1})
-			w.r.open++
-			w.r.more.Signal()
-			w.r.mu.Unlock()
-		})
-	case kind&fs.ModeSymlink != 0:
+	}
+	if kind == unix.DT_REG {
+		return w.file(dir, d.path, string(name))
+	}
+	path := d.path + "/" + string(name)
+	switch {
+	case kind == unix.DT_DIR && auto:
+		return w.blind(path, ErrAutomount)
+	case kind == unix.DT_DIR:
+		if w.r.Enter == nil || w.r.Enter(path) {
+			w.dirs = append(w.dirs, sweepDir{path, d.dev, d.depth + 1})
+		}
+		return true
+	case kind == unix.DT_LNK:
 		return w.live(func() { w.r.tell(WalkSymlink, path, nil) })
 	}
 	return w.live(func() { w.r.tell(WalkSpecial, path, nil) })
 }
 
+// kindOf asks for what some file systems do not tell with the names. gone: it was removed since.
+func (w *sweeper) kindOf(dir int, dirPath, name string) (kind byte, gone bool, err error) {
+	w.looking(dirPath, name)
+	var st unix.Stat_t
+	err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, true, nil
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		kind = unix.DT_REG
+	case unix.S_IFDIR:
+		kind = unix.DT_DIR
+	case unix.S_IFLNK:
+		kind = unix.DT_LNK
+	default:
+		kind = unix.DT_CHR // whichever: it is not opened
+	}
+	return kind, false, err
+}
+
 // file reads the beginning of a file.
 func (w *sweeper) file(dir int, dirPath, name string) bool {
-	s := Swept{Dir: dirPath, Name: name}
-	w.looking(s.Path())
+	s := &w.swept
+	s.Dir, s.Name = dirPath, name
+	w.looking(dirPath, name)
 	if w.r.opening != nil {
 		w.r.opening(s.Path())
 	}
@@ -379,8 +486,8 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 	}
 	s.Stat = statOf(&st)
 	n := 0
-	for n < len(w.buf) && int64(n) < s.Stat.SizeBytes {
-		k, err := unix.Pread(fd, w.buf[n:], int64(n))
+	for n < len(w.head) && int64(n) < s.Stat.SizeBytes {
+		k, err := unix.Pread(fd, w.head[n:], int64(n))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -392,6 +499,6 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 		}
 		n += k
 	}
-	s.Head = w.buf[:n]
-	return w.live(func() { w.r.File(w.slot, &s) })
+	s.Head = w.head[:n]
+	return w.live(func() { w.r.File(w.slot, s) })
 }

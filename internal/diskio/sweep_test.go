@@ -5,6 +5,7 @@ package diskio
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -139,5 +140,70 @@ func TestSweepEnds(t *testing.T) {
 	s := &Sweep{HeadBytes: 1, Workers: 2, Timeout: time.Minute, File: func(int, *Swept) {}, Other: func(WalkKind, string, error) {}}
 	if err := s.Run(ctx, []string{t.TempDir()}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Run = %v, want that it was ended", err)
+	}
+}
+
+// TestSweepEntries: what the kernel tells of a directory, or who stands for it, is not believed blindly; a file
+// system that tells no types is asked for them.
+func TestSweepEntries(t *testing.T) {
+	entry := func(kind byte, name string, length int) []byte {
+		b := make([]byte, 24+len(name))
+		binary.NativeEndian.PutUint16(b[direntLen:], uint16(length))
+		b[direntType] = kind
+		copy(b[direntName:], name)
+		return b
+	}
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(dir+"/d", 0o755), os.WriteFile(dir+"/f", []byte("text"), 0o644),
+		os.Symlink("f", dir+"/l"), unix.Mkfifo(dir+"/p", 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, tc := range []struct {
+		name  string
+		b     []byte
+		wrong bool
+		told  string
+	}{
+		{"file", entry(unix.DT_REG, "f", 25), false, "f 4 "},
+		{"file of unknown type", entry(unix.DT_UNKNOWN, "f", 25), false, "f 4 "},
+		{"directory of unknown type", entry(unix.DT_UNKNOWN, "d", 25), false, "into d "},
+		{"link of unknown type", entry(unix.DT_UNKNOWN, "l", 25), false, "1 l "},
+		{"pipe of unknown type", entry(unix.DT_UNKNOWN, "p", 25), false, "2 p "},
+		{"gone", entry(unix.DT_UNKNOWN, "g", 25), false, ""},
+		{"directory", entry(unix.DT_DIR, "d", 25), false, "into d "},
+		{"itself and its parent", append(entry(unix.DT_DIR, ".", 25), entry(unix.DT_DIR, "..", 26)...), false, ""},
+		{"not whole", entry(unix.DT_REG, "f", 25)[:19], true, ""},
+		{"longer than there is", entry(unix.DT_REG, "f", 26), true, ""},
+		{"shorter than its head", entry(unix.DT_REG, "f", 19), true, ""},
+		{"of no length", entry(unix.DT_REG, "f", 0), true, ""},
+		{"a file, then nonsense", append(entry(unix.DT_REG, "f", 25), 1, 2, 3), true, "f 4 "},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got := ""
+			s := &Sweep{HeadBytes: 1, Workers: 1, Timeout: time.Minute,
+				File: func(_ int, f *Swept) { got += fmt.Sprintf("%s %d ", f.Name, f.Stat.SizeBytes) },
+				Other: func(kind WalkKind, path string, err error) {
+					got += fmt.Sprintf("%d %s ", kind, filepath.Base(path))
+				}}
+			r := &sweep{Sweep: s, seen: map[ID]bool{}}
+			r.more = sync.NewCond(&r.mu)
+			w := &sweeper{r: r, head: make([]byte, 1)}
+			wrong := false
+			for _, directories := range []bool{true, false} {
+				_, err := w.batch(int(f.Fd()), sweepDir{path: dir}, tc.b, false, directories)
+				wrong = wrong || errors.Is(err, errDirent)
+			}
+			for _, d := range r.queue {
+				got += "into " + filepath.Base(d.path) + " "
+			}
+			if got != tc.told || wrong != tc.wrong {
+				t.Errorf("batch tells %q, wrong %v, want %q, %v", got, wrong, tc.told, tc.wrong)
+			}
+		})
 	}
 }

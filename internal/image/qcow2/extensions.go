@@ -39,8 +39,10 @@ const (
 )
 
 // readExtensions walks the extensions between the header and end. All of them lie in the first
-// cluster, which bounds every length. It reads no more than there is: a cluster may have 2 MiB.
-func (h *Header) readExtensions(r io.ReaderAt, size, end int64) error {
+// cluster, which bounds every length. It reads no more than there is: a cluster may have 2 MiB. The names that the
+// image itself gives to feature bits go to names, if that is not nil: they serve a message only, and taking them
+// apart takes longer than all the rest of a header.
+func (h *Header) readExtensions(r io.ReaderAt, size, end int64, names *[]FeatureName) error {
 	// Nothing behind the area is read: that it cannot be read does not concern the header.
 	w := &window{r: r, size: min(size, end), step: extensionStep}
 	for off := int64(h.Length); off < end; {
@@ -64,7 +66,7 @@ func (h *Header) readExtensions(r io.ReaderAt, size, end int64) error {
 		if typ == extEnd {
 			return nil
 		}
-		if err := h.extension(w, at, typ, length); err != nil {
+		if err := h.extension(w, at, typ, length, names); err != nil {
 			return err
 		}
 		off += (length + 7) &^ 7
@@ -73,7 +75,7 @@ func (h *Header) readExtensions(r io.ReaderAt, size, end int64) error {
 }
 
 // extension reads the extension of length bytes whose head is at.
-func (h *Header) extension(w *window, at image.HostOff, typ uint32, length int64) error {
+func (h *Header) extension(w *window, at image.HostOff, typ uint32, length int64, names *[]FeatureName) error {
 	var most int64 // bytes of it that have a meaning
 	switch typ {
 	case extBackingFormat:
@@ -105,7 +107,9 @@ func (h *Header) extension(w *window, at image.HostOff, typ uint32, length int64
 	case extBackingFormat:
 		h.BackingFormat = cString(data)
 	case extFeatureNames:
-		h.Features = featureNames(data)
+		if names != nil {
+			*names = featureNames(data)
+		}
 	case extDataFile:
 		h.DataFile = cString(data)
 	case extCrypt:

@@ -107,8 +107,6 @@ type Header struct {
 	// DataFile is the name of the external data file, "" where the image does not name one. A name
 	// of 4096 bytes is cut; no system opens it.
 	DataFile string
-	// Features are the names that the image itself gives to feature bits.
-	Features []FeatureName
 	// CryptOff and CryptLen are where the LUKS header lies; CryptLen is 0 without one.
 	CryptOff image.HostOff
 	CryptLen int64
@@ -118,7 +116,7 @@ type Header struct {
 	UnknownExtensions []uint32
 }
 
-// FeatureName is an entry of the feature name table.
+// FeatureName is an entry of the feature name table: what the image itself calls a feature bit.
 type FeatureName struct {
 	Type uint8 // 0 incompatible, 1 compatible, 2 autoclear
 	Bit  uint8
@@ -262,7 +260,7 @@ func readHeader(r io.ReaderAt, size int64) (*Header, error) {
 			Qemu: fmt.Sprintf("Unsupported encryption method %d",
 				int32(h.Crypt))} // qemu prints it signed
 	}
-	if err := h.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
+	if err := h.readExtensions(r, size, h.extensionsEnd(backingOff), nil); err != nil {
 		return nil, err
 	}
 	return h, h.readBacking(r, size, backingOff, backingLen)
@@ -340,11 +338,12 @@ func (h *Header) checkFeatures(r io.ReaderAt, size int64, backingOff uint64) err
 	names := make([]string, 0, 4)
 	// The names only serve the message: those that stand before a fault are as good as any.
 	probe, more := *h, ""
-	if err := probe.readExtensions(r, size, h.extensionsEnd(backingOff)); err != nil {
+	var told []FeatureName
+	if err := probe.readExtensions(r, size, h.extensionsEnd(backingOff), &told); err != nil {
 		more = ", and not all names of features can be read"
 	}
 	left := unknown
-	for _, f := range probe.Features {
+	for _, f := range told {
 		if f.Type == 0 && f.Bit < 64 && left&(1<<f.Bit) != 0 {
 			if f.Name != "" {
 				names = append(names, f.Name)

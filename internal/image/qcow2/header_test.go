@@ -293,8 +293,6 @@ func TestHeaderOfEverything(t *testing.T) {
 	want := &qcow2.Header{
 		Version: 3, ClusterBits: 16, SizeBytes: 10 << 20, L1Off: 3 << 16, L1Entries: 1, ReftableOff: 1 << 16, ReftableClusters: 1,
 		RefcountOrder: 4, Length: 112, HasBacking: true, Backing: "base.img", BackingFormat: "qcow2", DataFile: "data.raw",
-		Features: []qcow2.FeatureName{{Type: 1, Bit: 0, Name: "lazy refcounts"},
-			{Type: 2, Bit: 63, Name: "high"}},
 		Bitmaps:           &qcow2.BitmapsExt{Count: 3, DirOff: 1 << 16, DirSize: 100},
 		UnknownExtensions: []uint32{0x11223344},
 	}
