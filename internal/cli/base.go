@@ -80,17 +80,22 @@ func (o *poolOptions) novaFlag(c *cobra.Command) {
 }
 
 // census looks at who needs what in a pool, on this host.
-func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (c *refs.Census, err error) {
+func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (*refs.Census, error) {
+	bar := newProgress(s, "looking at files")
+	defer bar.Done()
+	return hostCensus(ctx, refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
+		Progress: func(files int64) { bar.Set(files, 0) }})
+}
+
+// hostCensus looks at who needs the bases of a pool, with what this host tells.
+func hostCensus(ctx context.Context, o refs.Options) (c *refs.Census, err error) {
 	t, err := tree.OpenLive(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
-	bar := newProgress(s, "looking at files")
-	defer bar.Done()
-	return refs.Look(ctx, refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
-		Host:     &refs.Host{Linux: linux.Open(""), Tree: t},
-		Progress: func(files int64) { bar.Set(files, 0) }})
+	o.Host = &refs.Host{Linux: linux.Open(""), Tree: t}
+	return refs.Look(ctx, o)
 }
 
 func newBaseScan(s *stdio) *cobra.Command {

@@ -32,7 +32,8 @@ func newScan(s *stdio) *cobra.Command {
 		Short: "find what is wrong with the disks of this host",
 		Long: `scan checks all disk images below the paths and puts what is wrong in order: the likely cause first,
 with all that hangs on it, then what else is hurt; what is harmless and what was not looked at stand
-at the end.
+at the end. Of the directories of base images that it meets (those called _base, and the storage pools of this host) it
+tells which bases are needed and missing, and whether any are unprotected ("shisa base" does something about both).
 
 Without a path it looks where images live: the storage pools and machines of libvirt, the instances
 of OpenStack Nova, the usual directories of other programs and of this user, and the images that
@@ -64,6 +65,7 @@ func runScan(ctx context.Context, o scanOptions, paths []string, s *stdio) error
 	if err := remember(ctx, o.state, &opts.Check); err != nil {
 		return err
 	}
+	opts.Census = hostCensus
 	// A user without a home has no machines there.
 	opts.Home, _ = os.UserHomeDir()
 	if o.host || len(paths) == 0 {

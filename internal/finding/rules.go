@@ -100,6 +100,14 @@ var (
 		"name its directory too, or use --follow"}
 )
 
+// The rules about base images of pools.
+var (
+	BI01 = Rule{"BI01", "base-missing", Lost, "a base image that is needed is not there",
+		"shisa base missing lists the ways to bring it back, each with its proof; shisa base blame says who removed it"}
+	BI02 = Rule{"BI02", "base-unprotected", Note, "base images that are needed have no shield",
+		"shisa base protect gives each a second name, which takes no space"}
+)
+
 // The rules about reading what guests wrote.
 var (
 	GR01 = Rule{"GR01", "guest-reader-crash", Warning, "the reader of the guest's disk ended before its time",
@@ -110,6 +118,7 @@ var (
 // Rules lists every rule, for documents and tests: those of images first, then the doctor's.
 func Rules() []Rule {
 	return append([]Rule{
+		BI01, BI02,
 		CH01, CH02, CH03, CH04, CH05, CH06,
 		GR01,
 		QC01, QC02, QC03, QC04, QC05, QC06, QC07, QC08, QC09, QC10, QC11, QC12,

@@ -125,6 +125,9 @@ func (f *finder) nova() {
 	f.add(PlaceDirectory, dir, "instances of OpenStack Nova", "")
 	if filepath.IsLocal(base) {
 		f.add(PlaceDirectory, filepath.Join(dir, base), "base images of OpenStack Nova", "")
+		if p := f.place(filepath.Join(dir, base)); p != nil {
+			p.Bases = true
+		}
 	} else {
 		f.fail("/etc/nova/nova.conf", why, errors.New(
 			"subdirectory_name of [image_cache] leads out of the instances directory"))

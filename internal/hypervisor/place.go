@@ -51,6 +51,8 @@ type Place struct {
 	Readable bool `json:"readable"`
 	// Error says why it could not be read, or what in it was not understood; "" if all is well.
 	Error string `json:"error"`
+	// Bases: it is a directory that holds nothing but base images.
+	Bases bool `json:"-"`
 }
 
 const (

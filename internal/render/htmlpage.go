@@ -273,13 +273,18 @@ func (s *sheet) tiles(p *page) {
 
 // causeCards tells each cause, the worst first, and what is harmless in one list at the end.
 func (s *sheet) causeCards(p *page) {
-	harmless := []scan.Cause{}
+	harmless, notes := []scan.Cause{}, []string{}
 	index := map[string]int{}
 	for i, img := range s.images {
 		index[img.Path] = i
 	}
 	n := 0
 	for _, c := range s.causes {
+		if c.Severity == finding.Note {
+			notes = append(notes, c.Code+" "+c.Name+": "+strings.Join(names(c.Objects, maxOfAKind), ", ")+": "+c.Summary+
+				"; "+c.Next)
+			continue
+		}
 		if c.Severity.Rank() >= finding.Waste.Rank() {
 			harmless = append(harmless, c)
 			continue
@@ -299,6 +304,12 @@ func (s *sheet) causeCards(p *page) {
 		p.el("p", "soft", Count(int64(n-maxCards), "more cause", "more causes")+" (--all tells them)")
 	}
 	if n > unfoldedCauses {
+		p.end()
+	}
+	if len(notes) > 0 {
+		p.el("h2", "", "Worth knowing")
+		p.start("div", "class", "card note")
+		p.list("names", notes)
 		p.end()
 	}
 	if len(harmless) == 0 {

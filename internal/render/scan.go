@@ -25,10 +25,12 @@ const ScanSchema = "shisa.scan/1"
 func Scan(w io.Writer, r *scan.Report, s Style) error {
 	o := newOut(w, s)
 	o.hostCauses(r)
-	harmless := []scan.Cause{}
+	harmless, notes := []scan.Cause{}, []scan.Cause{}
 	n, left := 0, 0
 	for _, c := range r.Causes {
 		switch {
+		case c.Severity == finding.Note:
+			notes = append(notes, c)
 		case c.Severity.Rank() >= finding.Waste.Rank():
 			harmless = append(harmless, c)
 		case n == maxOfAKind && !s.All:
@@ -49,7 +51,15 @@ func Scan(w io.Writer, r *scan.Report, s Style) error {
 		}
 		o.line()
 	}
+	if len(notes) > 0 {
+		o.line(o.paint(dim, "worth knowing:"))
+		for _, c := range notes {
+			o.prose("  "+Text(c.Code)+"  ", strings.Join(names(c.Objects, few), ", ")+": "+Text(c.Summary)+"; "+Text(c.Next))
+		}
+		o.line()
+	}
 	o.lookedAt(r)
+	o.pools(r.Pools)
 	o.blind(r.NotLookedAt, "", true)
 	if len(r.NotLookedAt) > 0 {
 		o.line()
@@ -235,6 +245,34 @@ func keepWaste(c scan.Cause, images []check.Image) string {
 
 // few is how many names stand in a sentence.
 const few = 3
+
+// pools says how the base images stand.
+func (o *out) pools(all []scan.PoolStand) {
+	if len(all) == 0 {
+		return
+	}
+	o.line("base images:")
+	for i, p := range all {
+		if i == maxOfAKind && !o.s.All {
+			o.line("  ... and ", Count(int64(len(all)-i), "more directory", "more directories"), " (--all lists them)")
+			break
+		}
+		text := poolWords(p)
+		if p.Missing > 0 {
+			text += ", " + o.paint(red, strconv.FormatInt(p.Missing, 10)+" MISSING")
+		}
+		o.prose("  ", Name(p.Bases)+": "+text)
+	}
+	o.line()
+}
+
+func poolWords(p scan.PoolStand) string {
+	text := Count(p.Count, "base", "bases") + ", " + strconv.FormatInt(p.Needed, 10) + " needed"
+	if p.Needed > 0 {
+		text += ", " + strconv.FormatInt(p.Needed-p.Unprotected, 10) + " of those with a shield"
+	}
+	return text
+}
 
 // lookedAt says where images were looked for, and which places are not there.
 func (o *out) lookedAt(r *scan.Report) {

@@ -5,6 +5,7 @@ package scan
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/check"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
+	"github.com/shisa-vm/shisa/internal/refs"
 )
 
 // ranking turns the findings on all images into causes.
@@ -29,7 +31,8 @@ type ranking struct {
 type causeKey struct{ code, object string }
 
 // causes ranks what was found: by harm, what others hang on before those, leaks last.
-func causes(images []check.Image, edges []Edge, places []hypervisor.Place) []Cause {
+func causes(ctx context.Context, images []check.Image, edges []Edge, places []hypervisor.Place, pools []*refs.Census,
+) []Cause {
 	r := &ranking{images: map[string]*check.Image{}, base: map[string]string{}, over: map[string][]string{},
 		machines: map[string][]string{}, at: map[causeKey]*Cause{}}
 	for i := range images {
@@ -50,6 +53,7 @@ func causes(images []check.Image, edges []Edge, places []hypervisor.Place) []Cau
 		r.image(&images[i])
 	}
 	r.fold()
+	r.poolCauses(ctx, pools)
 	for _, c := range r.list {
 		r.finish(c)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/hypervisor"
+	"github.com/shisa-vm/shisa/internal/refs"
 )
 
 // Options say how a scan is done. The zero value is the safe and usual one.
@@ -28,6 +29,8 @@ type Options struct {
 	// images, by Rules of the user too.
 	Evidence func(ctx context.Context) (*evidence.Evidence, error)
 	Rules    []doctor.Rule
+	// Census, if set, tells who needs the base images of a pool; every pool that is met is looked at with it.
+	Census func(ctx context.Context, o refs.Options) (*refs.Census, error)
 }
 
 // Report is the result of a scan (schema shisa.scan/1).
@@ -45,6 +48,8 @@ type Report struct {
 	Images []check.Image `json:"images"`
 	// Edges lead from overlays to what they rest on.
 	Edges []Edge `json:"edges"`
+	// Pools are the directories with base images that were met.
+	Pools []PoolStand `json:"pools"`
 	// NotLookedAt lists all that could not be examined, in an image or anywhere else.
 	NotLookedAt []finding.Blind `json:"not_looked_at"`
 	Summary     check.Summary   `json:"summary"`
@@ -84,7 +89,7 @@ type Edge struct {
 func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
 	rep := &Report{Verdict: finding.CannotTell, Paths: append([]string{}, paths...),
 		Places: []hypervisor.Place{}, Causes: []Cause{}, Images: []check.Image{}, Edges: []Edge{},
-		NotLookedAt: []finding.Blind{}}
+		Pools: []PoolStand{}, NotLookedAt: []finding.Blind{}}
 	look, o := paths, opts.Check
 	if len(paths) == 0 {
 		host, err := survey(ctx, opts)
@@ -106,6 +111,11 @@ func Run(ctx context.Context, paths []string, opts Options) (*Report, error) {
 		found.Status, err = finding.OrderStatus(), nil
 	}
 	rep.take(found)
+	var pools []*refs.Census
+	if err == nil {
+		pools, err = rep.bases(ctx, opts)
+	}
+	rep.rank(ctx, found, pools)
 	rep.Places = shown(rep.Places, found.Images)
 	if err == nil && opts.Evidence != nil {
 		err = rep.examine(ctx, opts)
@@ -135,7 +145,6 @@ func (rep *Report) take(found *check.Report) {
 	applies := slices.Clone(found.Status)
 	if len(rep.NotLookedAt) > 0 {
 		applies = append(applies, finding.StatusCannotTell)
-		rep.Summary.BlindSpots += int64(len(rep.NotLookedAt))
 	}
 	rep.Status = finding.OrderStatus(applies...)
 	rep.NotLookedAt = append(rep.NotLookedAt, found.Blind...)
@@ -152,6 +161,11 @@ func (rep *Report) take(found *check.Report) {
 				Reason: img.Backing.Reason, Host: []finding.Range{}, Guest: []finding.Range{}})
 		}
 	}
+	slices.SortFunc(rep.Edges, func(a, b Edge) int { return strings.Compare(a.From, b.From) })
+}
+
+// rank puts what was found in order.
+func (rep *Report) rank(ctx context.Context, found *check.Report, pools []*refs.Census) {
 	slices.SortStableFunc(rep.NotLookedAt, func(a, b finding.Blind) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.What, b.What),
 			strings.Compare(a.Reason, b.Reason))
@@ -159,8 +173,7 @@ func (rep *Report) take(found *check.Report) {
 	rep.NotLookedAt = slices.CompactFunc(rep.NotLookedAt, func(a, b finding.Blind) bool {
 		return a.Object == b.Object && a.What == b.What && a.Reason == b.Reason && len(a.Host)+len(b.Host) == 0
 	})
-	slices.SortFunc(rep.Edges, func(a, b Edge) int { return strings.Compare(a.From, b.From) })
-	rep.Causes = causes(rep.Images, rep.Edges, rep.Places)
+	rep.Causes = causes(ctx, rep.Images, rep.Edges, rep.Places, pools)
 	switch rep.Status[0] {
 	case finding.StatusClean:
 		rep.Verdict = finding.Clean

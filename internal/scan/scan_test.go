@@ -318,7 +318,7 @@ func TestCauses(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := []string{}
-			for _, c := range causes(tc.images, tc.edges, []hypervisor.Place{}) {
+			for _, c := range causes(t.Context(), tc.images, tc.edges, []hypervisor.Place{}, nil) {
 				got = append(got, fmt.Sprintf("%s %v %v %d", c.Code, c.Objects, c.Affects, len(c.Symptoms)))
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
@@ -335,7 +335,7 @@ func TestManyCauses(t *testing.T) {
 		images, edges := overlays(n)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		got := causes(images, edges, nil)
+		got := causes(t.Context(), images, edges, nil, nil)
 		runtime.ReadMemStats(&after)
 		taken[i] = after.TotalAlloc - before.TotalAlloc
 		if len(got) != n+2 || got[0].Objects[0] != "base" || len(got[0].Affects) != n {
