@@ -32,6 +32,32 @@ type Served struct {
 	Name string
 }
 
+// Client is one that the kernel's NFS server knows: of NFS 4 only.
+type Client struct {
+	// Name is what it calls itself, Address from where it comes.
+	Name, Address string
+}
+
+// Clients gives the clients of the NFS server; where there is no server, none.
+func (h *Host) Clients(ctx context.Context) (all []Client, err error) {
+	names, err := h.names(ctx, nfsdClients)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	for _, c := range names {
+		info, err := h.list(ctx, nfsdClients+"/"+c+"/info")
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+			continue // it left
+		} else if err != nil {
+			return nil, err
+		}
+		all = append(all, Client{field(string(info), "name"), field(string(info), "address")})
+	}
+	return all, nil
+}
+
 // Served gives the files that the NFS server has open for its clients, at most 4096, each state once;
 // where there is no server, none. A client that goes meanwhile has none.
 func (h *Host) Served(ctx context.Context) ([]Served, error) {
