@@ -30,11 +30,14 @@ func newRebootLint(s *stdio) *cobra.Command {
 		Use:   "lint DIR",
 		Short: "find unit files that would restart a machine again and again",
 		Long: `lint judges unit files of systemd by the rules of the doctor, without running anything: units that restart a machine
-or turn it off each time it starts, timers that do so soon after each start, what the first boot would enable, and
-restarts that never happen since their program is missing. Wrapper scripts are followed.
+or turn it off each time it starts, timers that do so soon after each start, that catch up a restart which was missed, or that
+loop where their stamp is lost or the clock starts slow, what the first boot would enable, and restarts that never happen since
+their program is missing. Wrapper scripts are followed.
 
 DIR is the root of a system, as an unpacked image, or any directory with unit files in it, as a repository. Of a repository all
-units are judged as though they were installed and enabled, since [Install] says where; scripts are found by their names.
+units are judged as though they were installed and enabled, since [Install] says where; scripts are found by their names. A repository
+tells nothing of zones, clocks and stamps: its timers are played on every machine that there may be, and a finding names those
+that it holds for.
 
 What depends on something that files do not tell is a note, and no fault.`,
 		Example: `  shisa reboot lint deploy/systemd

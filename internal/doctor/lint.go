@@ -81,17 +81,22 @@ func Lint(ctx context.Context, t tree.Tree, name string, now time.Time) (*LintRe
 
 // judge asks the rules about one set of units.
 func (rep *LintReport) judge(e *evidence.Evidence) {
+	var all []Result
 	for _, r := range lintRules() {
 		if e.Units != nil && e.Units.Flat && slices.Contains([]string{"TM03", "TM04", "TM05", "TM06"}, r.Code) {
-			continue // they ask about clocks, stamps and first boots, which plain files do not have
+			continue // of plain files all are enabled, as a first boot would; for the others see below
 		}
-		for _, got := range r.judge(e) {
-			switch got.Outcome {
-			case Fail:
-				rep.Findings = append(rep.Findings, *got.Finding)
-			case Unknown:
-				rep.miss(evidence.Gap{Part: evidence.PartUnits, Object: got.Object.Name, Reason: got.Why})
-			}
+		all = append(all, r.judge(e)...)
+	}
+	if e.Units != nil && e.Units.Flat {
+		all = append(all, lintTimers(e)...)
+	}
+	for _, got := range all {
+		switch got.Outcome {
+		case Fail:
+			rep.Findings = append(rep.Findings, *got.Finding)
+		case Unknown:
+			rep.miss(evidence.Gap{Part: evidence.PartUnits, Object: got.Object.Name, Reason: got.Why})
 		}
 	}
 	for _, g := range e.Gaps {

@@ -26,6 +26,9 @@ type lasting struct {
 }
 
 func newMachine(w World) *machine {
+	if w.none == nil {
+		w.none = map[*calendar.Spec]time.Time{}
+	}
 	m := &machine{World: w, spent: make([]bool, len(w.Timers)+len(w.Direct)), saved: lasting{at: w.Clock.Saved}}
 	for i := range w.Timers {
 		m.stamps = append(m.stamps, lasting{at: w.Timers[i].Stamp.At})
@@ -335,7 +338,14 @@ func (m *machine) after(spec *calendar.Spec, base time.Time) (time.Time, bool) {
 		}
 		*m.Left--
 	}
-	return spec.Next(base)
+	if since, none := m.none[spec]; none && !base.Before(since) {
+		return time.Time{}, false
+	}
+	next, ok := spec.Next(base)
+	if !ok {
+		m.none[spec] = base
+	}
+	return next, ok
 }
 
 // delay adds the longest delay that may be drawn.

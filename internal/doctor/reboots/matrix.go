@@ -6,6 +6,8 @@ package reboots
 import (
 	"strconv"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/linux/calendar"
 )
 
 // Truth is what is known of something.
@@ -148,6 +150,7 @@ func (k Known) syncs(c Clock) []Clock {
 // in the order of the clocks; of two that differ by the delays only, the worse is kept.
 func Matrix(w World, k Known) []Run {
 	var all []Run
+	w.none = map[*calendar.Spec]time.Time{}
 	for _, c := range Clocks(k) {
 		w.Clock, w.Late = c, false
 		r := Simulate(w)

@@ -103,6 +103,8 @@ type World struct {
 	// Left is how often the next time of a calendar may still be looked for, which somebody's units could make
 	// take for ever; nil is as often as it takes. It is counted down.
 	Left *int
+	// none are calendars that have no time after one: to find that out takes long.
+	none map[*calendar.Spec]time.Time
 }
 
 // How long parts of a boot take, as measured in small guests; nothing rests on the exact values.
