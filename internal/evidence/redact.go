@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 )
@@ -22,40 +23,45 @@ const secretWord = `(?:[\w.\-]*(?:passw(?:or)?d|passphrase|secret|token|api[_\-]
 // argument is what comes before the value of an argument or a variable.
 const argument = `(?:^|[\s\x00,=:;?&'"])(?:-{0,2}` + secretWord + `=|--?` + secretWord + `[\s\x00]+)`
 
-// secrets are what is taken out of files before they are kept, wherever it stands. The first group is
-// kept, the second is the secret.
-var secrets = []struct {
+// secret is something that is taken out of files before they are kept, wherever it stands. The first group of its
+// form is kept, the second is the secret.
+type secret struct {
 	what string
 	form *regexp.Regexp
-}{
-	// To the last @: a password may have one, and a list of servers has a password for each.
-	{"password in an address", regexp.MustCompile(`(://[^/\s:@'"]*:)([^\s'"\x00]+)@`)},
-	// qemu-block-drivers(7), iSCSI; dracut.cmdline(7), netroot=; the keys of RBD.
-	{"password of an iSCSI address", regexp.MustCompile(`(\biscsi://[^/\s@'"%]*%)([^\s'"\x00]+)@`)},
-	{"password of an iSCSI root", regexp.MustCompile(`(\biscsi:[^/\s:@'"]+:)([^\s'"\x00]+)@`)},
-	{"key of a Ceph user", regexp.MustCompile(`(\brbd:[^\s\x00'"]*?:key=)([^:\s\x00,'"]+)`)},
-	{"private key", regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----)(.*?)-----END`)},
-	{"hash of a password", regexp.MustCompile(`(grub\.pbkdf2\.sha512\.\d+\.)(\S+)`)},
-	{"password of a boot menu", regexp.MustCompile(`(?m)^(\s*password\s+\S+\s+)(\S+)`)},
-	{"credential of the command line", regexp.MustCompile(`(\bsystemd\.set_credential(?:_binary)?=[^:\s]*:)(\S+)`)},
-	{"data of a secret", regexp.MustCompile(`(\bsecret[\w\-]*,[^\s\x00]*?\bdata=)([^,\s\x00]+)`)},
-	{"data of a secret", regexp.MustCompile(`("qom-type"\s*:\s*"secret"[^}]*?"data"\s*:\s*")([^"]+)`)},
-	{"key of a secret", regexp.MustCompile(`(?i)("` + secretWord + `"\s*:\s*")([^"]+)`)},
-	{"value of a secret", regexp.MustCompile(`(?i)(\bname=["'][^"']*(?:passw|secret|token|credential)[^"']*["']` +
-		`\s+value=["'])([^"']+)`)},
-	{"value of a secret", regexp.MustCompile(`(?i)(\bvalue=["'])([^"']+)["'](?:\s+\w+=["'][^"'<>]*["'])*?` +
-		`\s+name=["'][^"']*(?:passw|secret|token|credential)`)},
-	{"attribute of a secret", regexp.MustCompile(`(?i)(\b(?:passw[a-z]*|secret|passphrase)\s*=\s*['"])([^'"]+)`)},
-	{"setting of a secret", regexp.MustCompile(`(?im)^(\s*[\w.\-]*(?:passw|passphrase|secret|token|api_?key|auth_?key|` +
-		`private_?key|transport_url|connection|credential)[\w.\-]*\s*[=:]\s*)(\S.*)$`)},
-	{"argument of a secret", regexp.MustCompile(`(?i)(` + argument + `")([^"\n]+)`)},
-	{"argument of a secret", regexp.MustCompile(`(?i)(` + argument + `')([^'\n]+)`)},
-	{"argument of a secret", regexp.MustCompile(`(?i)(` + argument + `)([^\s\x00,'"]+)`)},
-	{"argument of a secret", regexp.MustCompile(`([\s\x00](?:-u|--user)[\s=\x00]+['"]?[^\s:'"\x00]+:)([^\s'"\x00]+)`)},
-	{"argument of a secret", regexp.MustCompile(`(\b(?:mysql|mariadb|sshpass)[\w\-]*[\s\x00](?:[^\n]*?[\s\x00])?-p)` +
-		`([^\s'"\x00]+)`)},
-	{"header of a secret", regexp.MustCompile(`(?i)(\bauthorization:\s*(?:bearer|basic|token)\s+)([^\s'"\x00]+)`)},
 }
+
+// secrets are all of them. They are made when they are needed: every start of the program would pay for them.
+var secrets = sync.OnceValue(func() []secret {
+	return []secret{
+		// To the last @: a password may have one, and a list of servers has a password for each.
+		{"password in an address", regexp.MustCompile(`(://[^/\s:@'"]*:)([^\s'"\x00]+)@`)},
+		// qemu-block-drivers(7), iSCSI; dracut.cmdline(7), netroot=; the keys of RBD.
+		{"password of an iSCSI address", regexp.MustCompile(`(\biscsi://[^/\s@'"%]*%)([^\s'"\x00]+)@`)},
+		{"password of an iSCSI root", regexp.MustCompile(`(\biscsi:[^/\s:@'"]+:)([^\s'"\x00]+)@`)},
+		{"key of a Ceph user", regexp.MustCompile(`(\brbd:[^\s\x00'"]*?:key=)([^:\s\x00,'"]+)`)},
+		{"private key", regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----)(.*?)-----END`)},
+		{"hash of a password", regexp.MustCompile(`(grub\.pbkdf2\.sha512\.\d+\.)(\S+)`)},
+		{"password of a boot menu", regexp.MustCompile(`(?m)^(\s*password\s+\S+\s+)(\S+)`)},
+		{"credential of the command line", regexp.MustCompile(`(\bsystemd\.set_credential(?:_binary)?=[^:\s]*:)(\S+)`)},
+		{"data of a secret", regexp.MustCompile(`(\bsecret[\w\-]*,[^\s\x00]*?\bdata=)([^,\s\x00]+)`)},
+		{"data of a secret", regexp.MustCompile(`("qom-type"\s*:\s*"secret"[^}]*?"data"\s*:\s*")([^"]+)`)},
+		{"key of a secret", regexp.MustCompile(`(?i)("` + secretWord + `"\s*:\s*")([^"]+)`)},
+		{"value of a secret", regexp.MustCompile(`(?i)(\bname=["'][^"']*(?:passw|secret|token|credential)[^"']*["']` +
+			`\s+value=["'])([^"']+)`)},
+		{"value of a secret", regexp.MustCompile(`(?i)(\bvalue=["'])([^"']+)["'](?:\s+\w+=["'][^"'<>]*["'])*?` +
+			`\s+name=["'][^"']*(?:passw|secret|token|credential)`)},
+		{"attribute of a secret", regexp.MustCompile(`(?i)(\b(?:passw[a-z]*|secret|passphrase)\s*=\s*['"])([^'"]+)`)},
+		{"setting of a secret", regexp.MustCompile(`(?im)^(\s*[\w.\-]*(?:passw|passphrase|secret|token|api_?key|auth_?key|` +
+			`private_?key|transport_url|connection|credential)[\w.\-]*\s*[=:]\s*)(\S.*)$`)},
+		{"argument of a secret", regexp.MustCompile(`(?i)(` + argument + `")([^"\n]+)`)},
+		{"argument of a secret", regexp.MustCompile(`(?i)(` + argument + `')([^'\n]+)`)},
+		{"argument of a secret", regexp.MustCompile(`(?i)(` + argument + `)([^\s\x00,'"]+)`)},
+		{"argument of a secret", regexp.MustCompile(`([\s\x00](?:-u|--user)[\s=\x00]+['"]?[^\s:'"\x00]+:)([^\s'"\x00]+)`)},
+		{"argument of a secret", regexp.MustCompile(`(\b(?:mysql|mariadb|sshpass)[\w\-]*[\s\x00](?:[^\n]*?[\s\x00])?-p)` +
+			`([^\s'"\x00]+)`)},
+		{"header of a secret", regexp.MustCompile(`(?i)(\bauthorization:\s*(?:bearer|basic|token)\s+)([^\s'"\x00]+)`)},
+	}
+})
 
 // harmless are settings whose names only look as if they had a secret.
 var harmless = []string{"token_timeout", "token", "token_retransmit", "token_coefficient", "token_warning", "connections",
@@ -77,7 +83,7 @@ func Redact(name string, text []byte) ([]byte, []tree.LeftOut) {
 	} else {
 		text = []byte(redact(name, string(text), count))
 	}
-	for _, s := range secrets {
+	for _, s := range secrets() {
 		if n := count[s.what]; n > 0 {
 			out = append(out, tree.LeftOut{Name: name, What: s.what, Count: n})
 			delete(count, s.what) // several forms have one word
@@ -88,7 +94,7 @@ func Redact(name string, text []byte) ([]byte, []tree.LeftOut) {
 
 // redact takes secrets out of a text.
 func redact(name, text string, count map[string]int) string {
-	for _, s := range secrets {
+	for _, s := range secrets() {
 		text = s.form.ReplaceAllStringFunc(text, func(hit string) string {
 			m := s.form.FindStringSubmatch(hit)
 			if isHarmless(name, m[1]) || m[2] == leftOut {
