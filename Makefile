@@ -114,6 +114,13 @@ footprint:
 .PHONY: long
 long: packages ## the long sweeps too
 	SHISA_LONG=1 SHISA_TEST_ALL=1 $(GO) test -timeout 120m ./...
+	$(MAKE) spin LONG=long
+
+# The same world as in internal/refs/protocol, by a checker that is not ours. It takes a minute.
+.PHONY: spin
+spin: ## the model of the rules for base images, under spin (doc/protocol)
+	@$(MAKE) packages TOOLS="spin:spin gcc:gcc" FILES=/usr/include/stdlib.h:libc6-dev
+	doc/protocol/run.sh $(LONG)
 
 # The kernel comes from the lists of packages that this machine has; without any, they are fetched first.
 .PHONY: guests
