@@ -70,7 +70,7 @@ var layer = map[string]int{
 	"internal/linux/code":       2,
 	"internal/linux/probe":      2,
 	"internal/linux/loop":       2,
-	"internal/linux/notice":     2,
+	"internal/linux/notice":     3,
 	"internal/linux/apart":      3,
 	"internal/guest":            2,
 	"internal/guest/xfs":        2,

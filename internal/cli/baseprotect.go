@@ -185,6 +185,10 @@ func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, fr
 	default:
 		defer func() { err = errors.Join(err, events.Close()) }()
 		w.Events = events
+		if err := events.Unsure(); err != nil {
+			fmt.Fprintf(s.err, "shisa: of a process that ends as soon as it removed a base only the number is told: %s\n",
+				render.Text(oneLine{err}.Error()))
+		}
 	}
 	return actError(bases.Watch(ctx, w, act), name)
 }

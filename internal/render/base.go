@@ -312,10 +312,13 @@ func BaseEvent(w io.Writer, h *pool.Happened, s Style) error {
 	}
 	if h.Command != "" {
 		text += " (" + Text(h.Command) + ")"
+	} else if h.PID > 0 {
+		text += ", which has ended,"
 	}
 	if h.Unit != "" {
 		text += " of " + Text(h.Unit)
 	}
+	text = strings.TrimSuffix(text, ",")
 	if h.Why != "" {
 		text += ": " + Text(h.Why)
 	}

@@ -196,6 +196,8 @@ func (a *watcher) removed(ctx context.Context, e *notice.Event) error {
 	why := fmt.Sprintf("process %d", e.PID)
 	if e.Command != "" {
 		why += ": " + e.Command
+	} else {
+		why += ", which has ended"
 	}
 	if e.Unit != "" {
 		why += " (" + e.Unit + ")"

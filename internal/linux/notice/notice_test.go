@@ -8,7 +8,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +81,66 @@ func TestWatch(t *testing.T) {
 		if last(got)[name] != kind {
 			t.Errorf("%q = %v, want %v; all: %+v", name, last(got)[name], kind, got)
 		}
+	}
+}
+
+// removedBy has rm remove files of a directory one by one, and gives what is told of each.
+func removedBy(t *testing.T, w *Watcher, dir string, n int) (all []Event) {
+	t.Helper()
+	for i := range n {
+		f := filepath.Join(dir, strconv.Itoa(i))
+		if err := os.WriteFile(f, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("rm", f).CombinedOutput(); err != nil {
+			t.Fatalf("rm: %v\n%s", err, out)
+		}
+	}
+	for len(all) < n {
+		e, err := w.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == Removed {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// TestEnded: a process that ended long before its event is read is named by its command line.
+func TestEnded(t *testing.T) {
+	dir := t.TempDir()
+	w := watch(t, dir)
+	if err := w.Unsure(); err != nil {
+		t.Fatal(err)
+	}
+	for i, e := range removedBy(t, w, dir, 50) {
+		if want := "rm " + filepath.Join(dir, strconv.Itoa(i)); e.PID <= 0 || e.Command != want {
+			t.Errorf("%+v: want it by %q", e, want)
+		}
+	}
+}
+
+// TestEndedUnknown: where the kernel writes nothing down, no other process is taken for the one that ended.
+func TestEndedUnknown(t *testing.T) {
+	dir := t.TempDir()
+	w := watch(t, dir)
+	if w.removers != nil {
+		if err := w.removers.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.removers = nil
+	}
+	for _, e := range removedBy(t, w, dir, 5) {
+		if e.PID <= 0 || e.Command != "" || e.Unit != "" {
+			t.Errorf("%+v: want a process that has ended", e)
+		}
+	}
+	// It is not taken for the one that has its number now either.
+	e := parsed{Event: Event{Kind: Removed, PID: os.Getpid()}, pidfd: -1}
+	if w.who(t.Context(), &e); w.told && e.Command != "" {
+		t.Errorf("%+v: want a process that has ended", e.Event)
 	}
 }
 

@@ -27,6 +27,7 @@ const (
 	classExit   = 0x8000
 	classStatfs = 0x10000
 	classFork   = 0x20000
+	classRemove = 0x40000 // removers.c
 )
 
 func pathAt(arg uint32) uint32 { return arg + 1 }

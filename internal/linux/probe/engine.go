@@ -19,6 +19,7 @@ import (
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel fentry fentry.c -- -O2 -Wall -Werror
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel kprobe kprobe.c -- -O2 -Wall -Werror
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel pollers pollers.c -- -O2 -Wall -Werror
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel removers removers.c -- -O2 -Wall -Werror
 
 // The engines, by what they see with.
 const (

@@ -35,6 +35,7 @@ func TestVerified(t *testing.T) {
 		"watch": {loadWatch, maxVerifiedEngine, false}, "window": {loadWindow, maxVerifiedEngine, false},
 		"fentry": {loadFentry, maxVerifiedEngine, true}, "kprobe": {loadKprobe, maxVerifiedEngine, true},
 		"pollers": {loadPollers, maxVerified, false}, "underway": {loadUnderway, maxVerified, false},
+		"removers": {loadRemovers, maxVerified, false},
 	} {
 		all, err := one.open()
 		if err != nil {
