@@ -141,7 +141,7 @@ test-vm: guests ## the program in guests with other kernels (doc/lab.md)
 .PHONY: test-vm-short
 test-vm-short: guests ## a few guests, for two minutes: what only other kernels let the program do
 	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -parallel 4 \
-		-run '^Test(Short|LeaksOfKilledQEMU|Story(Store|Stall|Loop)|Failed)$$' ./e2e
+		-run '^Test(Short|LeaksOfKilledQEMU|Story(Store|Stall|Loop)|Failed|LoopOnDisk)$$' ./e2e
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (30s)

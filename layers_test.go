@@ -49,6 +49,7 @@ var layer = map[string]int{
 	"internal/lab/cut":          3,
 	"internal/lab/hold":         3,
 	"internal/lab/vm":           3,
+	"internal/lab/vhost":        3,
 	"internal/lab/vm/init":      3,
 	"internal/lab/stalls":       4,
 	"internal/lab/faultfs":      3,
@@ -114,6 +115,7 @@ var onlyBy = map[string][]string{
 	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"},      // it makes devices
 	"internal/lab/vm":          {"bench", "internal/lab/vm/init", "internal/lab/nspawn"},             // it runs QEMU
 	"internal/lab/nspawn":      {},                                                                   // it boots systemd
+	"internal/lab/vhost":       {},                                                                   // it runs QEMU's block layer
 	"internal/image/imagetest": {},
 	"internal/guest/filestest": {},
 	"internal/guest/busy":      {"bench", "internal/guest/filestest"}, // it writes files

@@ -23,6 +23,7 @@ var writers = []string{
 	"internal/lab/faultfs",                        // tests and the bench: disks of its own that fail, in a mount namespace of its own
 	"internal/linux/loop",                         // loop devices; the file is opened by others
 	"internal/linux/apart",                        // unmounts and covers in a mount namespace of one thread of its own
+	"internal/lab/vhost",                          // tests: a directory of its own for a socket
 	"internal/lab/vm",                             // tests and the bench: kernels in a cache, guests in directories of their own
 	"internal/lab/vm/init", "internal/lab/stalls", // the first process of such a guest
 	"internal/lab/nspawn",      // tests: files of guests below a directory of its own, cgroups of its own
@@ -47,7 +48,7 @@ var writers = []string{
 var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "internal/lab/hold",
 	"internal/lab/faultfs",
 	"internal/lab/demo", // somebody who looks at a mount, and this program again to watch
-	"internal/lab/vm", "internal/lab/vm/init", "internal/lab/stalls", "internal/lab/nspawn",
+	"internal/lab/vm", "internal/lab/vhost", "internal/lab/vm/init", "internal/lab/stalls", "internal/lab/nspawn",
 	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/linux/journal/journaltest",

@@ -37,7 +37,9 @@ type umlMachine struct {
 	// parameters are those of modules by their names.
 	parameters map[string]string
 	disks      []uml.Disk
-	timeout    time.Duration
+	// more are words of the kernel's command line.
+	more    []string
+	timeout time.Duration
 }
 
 // umlPrograms builds these tests and the program for guests, into a directory that lasts as long as t.
@@ -79,7 +81,7 @@ func (m umlMachine) run(t *testing.T, test string, env ...string) {
 		t.Fatal(err)
 	}
 	r, err := uml.RunUnconfined(t.Context(), uml.Options{Root: "/", Init: c.Command[0], Args: []string{umlFirst, plan},
-		MemoryMiB: m.memoryMiB, Disks: m.disks, Timeout: m.timeout})
+		MemoryMiB: m.memoryMiB, Disks: m.disks, Append: m.more, Timeout: m.timeout})
 	t.Logf("%s: %v of wall clock, %v of processor", test, r.Took.Round(time.Millisecond), r.CPU.Round(time.Millisecond))
 	if err != nil || len(r.Lines) != 1 {
 		t.Fatalf("the guest said %d lines, want one: %v\n%s", len(r.Lines), err, r.Console)

@@ -35,6 +35,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case os.Getpid() == 1 && len(os.Args) > 2 && os.Args[1] == umlFirst:
 		umlGuest(os.Args[2])
+	case os.Getpid() == 1 && len(os.Args) > 2 && os.Args[1] == umlRoot:
+		umlSystemd(os.Args[2])
 	case hold.IsChild(os.Args):
 		hold.Serve()
 	case ask.IsChild(os.Args):
