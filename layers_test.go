@@ -86,7 +86,7 @@ var layer = map[string]int{
 	"internal/refs/nova":        1,
 	"internal/refs/config":      2,
 	"internal/refs/roll":        6,
-	"internal/refs/judge":       5,
+	"internal/refs/judge":       4,
 	"internal/refs/ways":        5,
 	"internal/refs/blame":       5,
 	"internal/apply/bases":      5,

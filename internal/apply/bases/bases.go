@@ -64,9 +64,9 @@ type Options struct {
 // keeper is an act under way.
 type keeper struct {
 	Options
-	last string // the digest of the last line of this node's audit
-	// read: the audit was read, and last is known.
-	read bool
+	// last is the digest of the last line of this node's audit, as long as that has auditBytes.
+	last       string
+	auditBytes int64
 	// act is what the receipt calls it, pool the UUID of the pool once that is known, and receipt nil as long as
 	// nothing is to be changed.
 	act, pool string
@@ -98,55 +98,6 @@ func (k *keeper) step(ctx context.Context, what string) error {
 		return nil
 	}
 	return k.Step(what)
-}
-
-// note adds a line to the audit of this node.
-func (k *keeper) note(ctx context.Context, act, name string, inode uint64, path, why string) error {
-	file := k.path(pool.Audit, k.Node+".jsonl")
-	if err := k.chain(ctx, file); err != nil {
-		return err
-	}
-	e := pool.Entry{Time: k.Now(), Node: k.Node, Act: act, Name: name, Inode: inode, Path: path, Why: why}
-	line, sum, err := e.Line(k.last)
-	if err != nil {
-		return err
-	}
-	f, err := diskio.Append(file)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(line)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("note in %s: %w", file, err)
-	}
-	k.last = sum
-	return nil
-}
-
-// chain finds out what the next line of the audit follows.
-func (k *keeper) chain(ctx context.Context, file string) error {
-	if k.read {
-		return nil
-	}
-	all, cut, err := pool.ReadAuditFile(ctx, file, k.Timeout)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case cut:
-		// The power went while a line was written. What follows would become a part of it.
-		id, err := plan.NewID()
-		if err != nil {
-			return err
-		}
-		if err := k.Disk.Rename(file, k.path(pool.Audit, k.Node+"."+id+".jsonl")); err != nil {
-			return err
-		}
-	case len(all) > 0:
-		k.last = all[len(all)-1].Sum
-	}
-	k.read = true
-	return nil
 }
 
 // put writes a document under a name that is not there yet.

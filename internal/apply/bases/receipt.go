@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"io/fs"
 	"slices"
 	"time"
@@ -123,8 +124,12 @@ func settle(s *vault.BaseStep) {
 		}
 	case vault.BaseUnshield, vault.BaseForget:
 		s.Done = errors.Is(err, fs.ErrNotExist)
-	case vault.BaseRecord, vault.BasePolicy:
+	case vault.BaseRecord, vault.BasePolicy, vault.BasePin, vault.BaseUnpin:
 		s.Done = err == nil
+	case vault.BaseQuarantine:
+		// Its name was in the directory of the bases: what it has now is below that.
+		e, err = diskio.LookEntry(pool.Path(filepath.Dir(s.At()), pool.Quarantine, pool.HeldName(s.ID, s.Name)))
+		s.Done = err == nil && e.Ino == s.Inode
 	}
 	if s.Done && s.Why != "" {
 		s.Why = "it is done all the same: " + s.Why

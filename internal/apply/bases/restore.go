@@ -27,9 +27,9 @@ type RestoreOptions struct {
 	Why string
 }
 
-// Restore gives a base that was removed its name back, from its shield, and makes it look as if it was changed
-// now: a cleaner removes again at once what looks old. An existing name is never written over: ErrThere.
-// The other errors are ErrNoShield and ErrSeveral.
+// Restore gives a base that was removed its name back, from its shield or from quarantine; of one in quarantine the
+// name may be its id. It makes it look as if it was changed now: a cleaner removes again at once what looks old. An
+// existing name is never written over: ErrThere. The other errors are ErrNoShield, ErrSeveral and ErrUnfinished.
 func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (d *pool.Done, err error) {
 	k := newKeeper(o).as("restore")
 	if strings.ContainsRune(name+r.As, '/') || name == "" || name == "." || name == ".." || r.As == "." || r.As == ".." {
@@ -39,12 +39,23 @@ func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (d *
 	if err != nil {
 		return nil, err
 	}
+	if err := k.known(ctx, s); err != nil {
+		return nil, err
+	}
+	held, err := heldFor(s, name, r.Inode)
+	if err != nil {
+		return nil, err
+	}
+	if held != nil {
+		return k.restoreHeld(ctx, s, held, cmp.Or(r.As, held.Name), cmp.Or(r.Why, "restore"))
+	}
 	h, err := shieldFor(s, name, r.Inode)
 	if err != nil {
 		return nil, errors.Join(append([]error{err}, s.Unread...)...)
 	}
-	if err := k.known(ctx, s); err != nil {
-		return nil, err
+	if held := heldInode(s, h.ID); held != nil {
+		// It was set aside under another name. A link from the shield would give the file two names.
+		return k.restoreHeld(ctx, s, held, cmp.Or(r.As, name), cmp.Or(r.Why, "restore"))
 	}
 	d = newDone(k.Bases, s)
 	k.pool = d.Pool

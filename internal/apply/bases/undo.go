@@ -129,6 +129,12 @@ func (k *undoing) back(ctx context.Context, s *vault.BaseStep) (why string, err 
 		return k.touchBack(ctx, s)
 	case vault.BaseRestore, vault.BaseAdopt:
 		return k.nameBack(ctx, s)
+	case vault.BaseQuarantine:
+		return k.heldBack(ctx, s)
+	case vault.BasePin:
+		return k.pinBack(ctx, s, pool.PinGoneName(s.ID))
+	case vault.BaseUnpin:
+		return k.pinBack(ctx, s, pool.PinName(s.ID))
 	}
 	return "", fmt.Errorf("%s cannot be taken back", s.What)
 }
@@ -250,4 +256,41 @@ func (k *undoing) unneeded(ctx context.Context, path string, id diskio.ID) error
 		return fmt.Errorf("%s %w: %d places were not seen that may need it", path, ErrNeeded, len(k.census.Gaps))
 	}
 	return nil
+}
+
+// heldBack brings a base back that was set aside.
+func (k *undoing) heldBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
+	h, err := heldFor(k.s, s.ID, 0)
+	if err != nil {
+		return "", err
+	}
+	if h == nil {
+		return "it is not in quarantine any more", nil
+	}
+	o := k.Options
+	o.Receipts = nil // the receipt is that of the act which is taken back
+	back := newKeeper(o)
+	return "", back.bringBack(ctx, h, filepath.Base(s.At()), "undo of "+k.r.ID, newDone(k.Bases, k.s))
+}
+
+// pinBack gives the document of a pin its other name: that of one which counts, or of one that was taken back.
+func (k *undoing) pinBack(ctx context.Context, s *vault.BaseStep, name string) (why string, err error) {
+	if !pool.IsID(s.ID) {
+		return "", fmt.Errorf("%q is no id of a pin", s.ID)
+	}
+	if _, err := diskio.LookEntry(s.At()); errors.Is(err, fs.ErrNotExist) {
+		return "it was gone already", nil
+	}
+	if err := k.step(ctx, "rename the pin of "+s.Name); err != nil {
+		return "", err
+	}
+	to := k.path(pool.Pins, name)
+	if err := k.renamePin(s.At(), to); err != nil {
+		return "", err
+	}
+	act := "unpin"
+	if s.What == vault.BaseUnpin {
+		act = "pin"
+	}
+	return "", k.note(ctx, act, s.Name, s.Inode, to, "undo of "+k.r.ID)
 }

@@ -159,8 +159,8 @@ type Options struct {
 	Unknown []error
 	// Only are the names or ids that are meant, none for all.
 	Only []string
-	// Mine is the id of the quarantine that who asks has claimed, "" for none.
-	Mine string
+	// Mine are the ids of the quarantines that who asks has claimed.
+	Mine []string
 	// Acting: who asks is in the midst of an act, whose intent is none that came to no end.
 	Acting bool
 	// NoOverlays are nodes of which a person knows that no image rests on others there any more.
@@ -390,7 +390,7 @@ func (j *judging) age(b *Base) {
 // held is for a base that was set aside.
 func (j *judging) held(b *Base) {
 	j.members(b, b.ID)
-	if b.State == refs.Claimed && b.ID != j.o.Mine {
+	if b.State == refs.Claimed && !slices.Contains(j.o.Mine, b.ID) {
 		b.block(WasClaimed, "", b.Path, "somebody is removing it for good, or was")
 	}
 	if j.s.Policy == nil || j.o.Now.IsZero() {
@@ -399,7 +399,7 @@ func (j *judging) held(b *Base) {
 	if !j.s.Policy.AllowPurge {
 		b.block(PurgeOff, "", pool.Path(j.c.Bases, pool.File), "allow_purge is false")
 	}
-	if b.ID == j.o.Mine {
+	if slices.Contains(j.o.Mine, b.ID) {
 		return // the claim changed its names; it was long enough before that
 	}
 	least := time.Duration(j.s.Policy.MinQuarantine)

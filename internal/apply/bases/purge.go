@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/judge"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// PurgeOptions say that a person wants bases removed for good.
+type PurgeOptions struct {
+	// Approve is the digest of the plan that the person read.
+	Approve string
+	// Allowed: the configuration of this host allows it. The pool has to allow it as well.
+	Allowed bool
+	// By is the person.
+	By string
+}
+
+// Purge removes bases for good of which a plan says that they may be. Each is claimed first: it is renamed out of the
+// quarantine, so that it is no more removed once somebody brought it back, and not brought back half removed. Then
+// everything is decided once more, and only then do its shield and the claim lose their names. What was not removed is
+// told by Left and is in quarantine again.
+//
+// The errors are those of Quarantine, ErrApproval and ErrPurgeOff.
+func Purge(ctx context.Context, p *judge.Plan, g PurgeOptions, by Decision, o Options) (d *pool.Done, err error) {
+	k := newKeeper(o).as("purge")
+	switch {
+	case !g.Allowed:
+		return nil, fmt.Errorf("%w by the configuration of this host", ErrPurgeOff)
+	case g.Approve != p.SHA256:
+		return nil, fmt.Errorf("plan %s %w: %.64q", p.SHA256, ErrApproval, g.Approve)
+	}
+	s, lock, err := k.ready(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if !s.Policy.AllowPurge {
+		return nil, fmt.Errorf("%w by the pool: allow_purge in %s is false", ErrPurgeOff, k.path(pool.File))
+	}
+	d = newDone(k.Bases, s)
+	wanted := p.With(judge.MayPurge)
+	if len(wanted) == 0 {
+		return d, nil
+	}
+	var steps []vault.BaseStep
+	for _, b := range wanted {
+		steps = append(steps, purgeStep(b.ID, b.Name, b.Inode, k.path(pool.Quarantine, pool.HeldName(b.ID, b.Name))))
+	}
+	if err := k.will(steps...); err != nil {
+		return nil, err
+	}
+	defer func() { err = k.finish(ctx, d, err) }()
+	now, _, _, err := k.decide(ctx, by, judge.Options{})
+	if err != nil {
+		return nil, err
+	}
+	all, err := k.claimAll(ctx, s, now, wanted, d)
+	if err != nil {
+		return d, err
+	}
+	return d, k.removeAll(ctx, all, by, fmt.Sprintf("plan %s, approved by %s", p.SHA256, g.By), d)
+}
+
+func purgeStep(id, name string, inode uint64, path string) vault.BaseStep {
+	s := stepAt(vault.BasePurge, name, path, inode)
+	s.ID = id
+	return s
+}
+
+// claimed is a base that is being removed for good.
+type claimed struct {
+	pool.Held
+	from   string
+	intent *pool.Intent
+}
+
+// claimAll claims those of the wanted bases that may still be removed.
+func (k *keeper) claimAll(
+	ctx context.Context, s *pool.State, now *judge.Plan, wanted []*judge.Base, d *pool.Done,
+) (all []*claimed, err error) {
+	for _, w := range wanted {
+		b := now.Find(w)
+		h, err := heldFor(s, w.ID, 0)
+		switch {
+		case err != nil:
+			d.Leave(w.Name, err)
+			continue
+		case b == nil || h == nil || h.File.Ino != b.Inode:
+			d.Leave(w.Name, errors.New("it is not in quarantine any more under the id of the plan"))
+			continue
+		case b.Verdict != judge.MayPurge:
+			d.Leave(w.Name, errors.New(now.Against(b)))
+			continue
+		}
+		a, err := k.claim(ctx, h)
+		if err != nil {
+			if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {
+				return nil, err
+			}
+			d.Leave(w.Name, err)
+			continue
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// claim renames a base from quarantine to where nobody brings it back from but Recover.
+func (k *keeper) claim(ctx context.Context, h *pool.Held) (*claimed, error) {
+	a := &claimed{Held: *h, from: h.Path, intent: &pool.Intent{Act: pool.ActPurge, ID: h.ID, Name: h.Name, Inode: h.File.Ino,
+		SizeBytes: h.SizeBytes, From: pool.Quarantine + "/" + pool.HeldName(h.ID, h.Name)}}
+	a.Path = k.path(pool.Purge, pool.HeldName(h.ID, h.Name))
+	if err := k.intend(ctx, a.intent); err != nil {
+		return nil, err
+	}
+	if err := k.step(ctx, "claim "+h.Name); err != nil {
+		return nil, err
+	}
+	moved, err := k.move(h.File, a.from, a.Path)
+	switch {
+	case err != nil && !moved:
+		return nil, errors.Join(err, k.ended(ctx, a.intent)) // it was brought back
+	case err != nil:
+		return nil, fmt.Errorf("claim of %s %w: %w", h.Name, ErrUnfinished, err)
+	}
+	return a, nil
+}
+
+// unclaim puts a base back into quarantine.
+func (k *keeper) unclaim(ctx context.Context, a *claimed, why string) error {
+	if err := k.step(ctx, "unclaim "+a.Name); err != nil {
+		return err
+	}
+	if _, err := k.move(a.File, a.Path, a.from); err != nil {
+		return fmt.Errorf("put %s back into quarantine: %w: %w", a.Name, ErrUnfinished, err)
+	}
+	i := *a.intent
+	if err := k.note(ctx, "unclaim", a.Name, a.File.Ino, a.from, why); err != nil {
+		return err
+	}
+	return k.ended(ctx, &i)
+}
+
+// removeAll decides once more now that nobody can bring the bases back any more, and removes them. The decision needs
+// what was published and seen until now; it is the last one.
+func (k *keeper) removeAll(ctx context.Context, all []*claimed, by Decision, why string, d *pool.Done) error {
+	if len(all) == 0 {
+		return nil
+	}
+	mine := make([]string, 0, len(all))
+	for _, a := range all {
+		mine = append(mine, a.ID)
+	}
+	now, _, _, err := k.decide(ctx, by, judge.Options{Mine: mine, Acting: true})
+	if err != nil {
+		return fmt.Errorf("removal of %d bases %w: %w", len(all), ErrUnfinished, err)
+	}
+	for _, a := range all {
+		i := judgedClaim(now, a)
+		if i == nil || i.Verdict != judge.MayPurge {
+			against := "it is not there any more"
+			if i != nil {
+				against = now.Against(i)
+			}
+			d.Leave(a.Name, errors.New(against))
+			err = errors.Join(err, k.unclaim(ctx, a, against))
+			continue
+		}
+		e := k.remove(ctx, a, why)
+		k.did(purgeStep(a.ID, a.Name, a.File.Ino, a.from), e)
+		if e != nil && stopped(ctx, e) {
+			return e
+		}
+		if e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		d.Purged = append(d.Purged, pool.HeldName(a.ID, a.Name))
+	}
+	return err
+}
+
+func judgedClaim(p *judge.Plan, a *claimed) *judge.Base {
+	for i := range p.All {
+		if b := &p.All[i]; b.ID == a.ID && b.State == refs.Claimed && b.Inode == a.File.Ino {
+			return b
+		}
+	}
+	return nil
+}
+
+// remove takes all names from a base that was claimed: those of its shields first, so that what is left after a crash
+// in between is the claim, which goes back into quarantine. Only then is the space free: a file lives as long as any
+// of its names.
+func (k *keeper) remove(ctx context.Context, a *claimed, why string) error {
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err == nil {
+		err = k.allNames(a, s)
+	}
+	if err != nil {
+		return errors.Join(err, k.unclaim(ctx, a, err.Error()))
+	}
+	for _, h := range s.Shields {
+		if h.ID != a.File {
+			continue
+		}
+		if err := k.step(ctx, "unshield "+a.Name); err != nil {
+			return err
+		}
+		if err := k.Links.Unlink(a.File, h.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(err, k.unclaim(ctx, a, err.Error()))
+		}
+	}
+	if err := k.step(ctx, "remove "+a.Name); err != nil {
+		return err
+	}
+	if err := k.Links.Unlink(a.File, a.Path); err != nil {
+		return errors.Join(err, k.unclaim(ctx, a, err.Error()))
+	}
+	return k.conclude(ctx, a.intent, a.Path, why)
+}
+
+// allNames tells whether the names that are known are all that a base has: another one is somebody's, who may rest on
+// it or look for the space.
+func (k *keeper) allNames(a *claimed, s *pool.State) error {
+	e, err := diskio.LookEntry(a.Path)
+	if err != nil {
+		return err
+	}
+	known := uint64(1)
+	for _, h := range s.Shields {
+		if h.ID == a.File {
+			known++
+		}
+	}
+	if e.ID != a.File || e.Links != known {
+		return fmt.Errorf("%s has %d names, of which %d are known", a.Path, e.Links, known)
+	}
+	return nil
+}
