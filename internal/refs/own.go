@@ -6,7 +6,6 @@ package refs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"time"
@@ -112,10 +111,6 @@ func (t *taking) unknown(all []saying) {
 	for i := range all {
 		s := &all[i]
 		if s.ref.How == Pin || names[s.name] || s.inode != 0 && inodes[s.inode] {
-			continue
-		}
-		if !pool.IsName(s.name) {
-			t.gap(t.c.Bases, "report of node "+s.ref.Node, fmt.Sprintf("it needs inode %d, which is not there", s.inode))
 			continue
 		}
 		names[s.name] = true

@@ -24,15 +24,15 @@ import (
 
 const bootID = "11111111-7c55-4c7e-9b0a-3f6c8f1c2d3e"
 
-// fleet is a pool that two nodes share, with images on top of its bases. What is seen of it is really read.
-type fleet struct {
+// stock is a pool that two nodes share, with images on top of its bases. What is seen of it is really read.
+type stock struct {
 	*world
 	nodes []string
 }
 
-// newFleet makes a pool in which everything may happen at once: no age is too young. Nobody needs a base yet.
-func newFleet(t *testing.T, bases ...string) *fleet {
-	f := &fleet{newWorld(t, bases...), []string{"n1", "n2"}}
+// newStock makes a pool in which everything may happen at once: no age is too young. Nobody needs a base yet.
+func newStock(t *testing.T, bases ...string) *stock {
+	f := &stock{newWorld(t, bases...), []string{"n1", "n2"}}
 	f.image("keeps", bases[0]+"-not") // so that there are overlays at all
 	f.protect(ProtectOptions{NoRecord: true})
 	f.policy(func(p *pool.Policy) {
@@ -48,7 +48,7 @@ func newFleet(t *testing.T, bases ...string) *fleet {
 }
 
 // policy changes pool.json.
-func (f *fleet) policy(change func(*pool.Policy)) {
+func (f *stock) policy(change func(*pool.Policy)) {
 	f.t.Helper()
 	p := *f.state().Policy
 	change(&p)
@@ -62,7 +62,7 @@ func (f *fleet) policy(change func(*pool.Policy)) {
 }
 
 // document writes a document of a node, as the node itself does.
-func (f *fleet) document(dir, node string, d interface{ Text() ([]byte, error) }) {
+func (f *stock) document(dir, node string, d interface{ Text() ([]byte, error) }) {
 	f.t.Helper()
 	text, err := d.Text()
 	if err != nil {
@@ -79,7 +79,7 @@ func (f *fleet) document(dir, node string, d interface{ Text() ([]byte, error) }
 }
 
 // image makes an image on top of a base: the header of a qcow2 (qcow2.txt of QEMU), and nothing else.
-func (f *fleet) image(name, base string) {
+func (f *stock) image(name, base string) {
 	f.t.Helper()
 	if err := writeOverlay(filepath.Join(filepath.Dir(f.dir), name), filepath.Join(f.dir, base)); err != nil {
 		f.t.Fatal(err)
@@ -104,7 +104,7 @@ func writeOverlay(path, backing string) error {
 }
 
 // look takes the census. What processes have open is not asked: that is a gap, which is left out.
-func (f *fleet) look(ctx context.Context) (*refs.Census, error) {
+func (f *stock) look(ctx context.Context) (*refs.Census, error) {
 	c, err := refs.Look(ctx, refs.Options{Pool: filepath.Dir(f.dir), Timeout: time.Minute, Workers: 2})
 	if err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (f *fleet) look(ctx context.Context) (*refs.Census, error) {
 }
 
 // report has a node make a pass and say what it saw.
-func (f *fleet) report(node string) {
+func (f *stock) report(node string) {
 	f.t.Helper()
 	s, err := pool.Read(f.t.Context(), f.dir, time.Minute)
 	if err != nil {
@@ -148,16 +148,16 @@ func (f *fleet) report(node string) {
 	f.document(pool.Nodes, node, r)
 }
 
-func (f *fleet) reports() {
+func (f *stock) reports() {
 	for _, n := range f.nodes {
 		f.report(n)
 	}
 }
 
-func (f *fleet) decision() Decision { return Decision{Census: f.look} }
+func (f *stock) decision() Decision { return Decision{Census: f.look} }
 
 // plan makes a plan, as it is read from a file.
-func (f *fleet) plan(only ...string) *judge.Plan {
+func (f *stock) plan(only ...string) *judge.Plan {
 	f.t.Helper()
 	p, err := Plan(f.t.Context(), only, f.decision(), f.options())
 	if err != nil {
@@ -167,7 +167,7 @@ func (f *fleet) plan(only ...string) *judge.Plan {
 }
 
 // quarantine sets bases aside, and gives the ids.
-func (f *fleet) quarantine(only ...string) []string {
+func (f *stock) quarantine(only ...string) []string {
 	f.t.Helper()
 	p := f.plan(only...)
 	d, err := Quarantine(f.t.Context(), p, f.decision(), f.options())
@@ -183,7 +183,7 @@ func (f *fleet) quarantine(only ...string) []string {
 }
 
 // purge removes what a plan says that may be, with the approval of a person.
-func (f *fleet) purge(o Options) (*pool.Done, error) {
+func (f *stock) purge(o Options) (*pool.Done, error) {
 	f.t.Helper()
 	p := f.plan()
 	return Purge(f.t.Context(), p, PurgeOptions{Approve: p.SHA256, Allowed: true, By: "root"}, f.decision(), o)
@@ -191,7 +191,7 @@ func (f *fleet) purge(o Options) (*pool.Done, error) {
 
 // problems tells what must never be: a base that an image rests on and that has no name under which it comes back, a
 // file with two names that are no shields, and an audit whose chain does not hold. ended: all acts came to their end.
-func (f *fleet) problems(files map[string]uint64, ended bool) (all []string) {
+func (f *stock) problems(files map[string]uint64, ended bool) (all []string) {
 	f.t.Helper()
 	s, err := pool.Read(f.t.Context(), f.dir, time.Minute)
 	if err != nil {
@@ -236,7 +236,7 @@ func (f *fleet) problems(files map[string]uint64, ended bool) (all []string) {
 }
 
 // files are the inodes of bases by their names.
-func (f *fleet) files(names ...string) map[string]uint64 {
+func (f *stock) files(names ...string) map[string]uint64 {
 	f.t.Helper()
 	all := map[string]uint64{}
 	for _, n := range names {
@@ -250,7 +250,7 @@ func (f *fleet) files(names ...string) map[string]uint64 {
 }
 
 // acts are the lines of the audit, without those of what made the pool.
-func (f *fleet) acts() (all []string) {
+func (f *stock) acts() (all []string) {
 	for _, e := range f.state().Audits {
 		if e.Act != "shield" {
 			all = append(all, e.Act+" "+e.Name)
@@ -261,7 +261,7 @@ func (f *fleet) acts() (all []string) {
 
 // TestQuarantine: a base that nobody needs is set aside and comes back, and one that somebody needs stays.
 func TestQuarantine(t *testing.T) {
-	f := newFleet(t, "alone", "used")
+	f := newStock(t, "alone", "used")
 	f.image("disk", "used")
 	files := f.files("alone", "used")
 	id := f.quarantine("alone")[0]
@@ -295,7 +295,7 @@ func TestQuarantine(t *testing.T) {
 
 // TestRestoreHeld: nothing is written over, and what is in quarantine never gets a second name from its shield.
 func TestRestoreHeld(t *testing.T) {
-	f := newFleet(t, "a", "b")
+	f := newStock(t, "a", "b")
 	files := f.files("a")
 	f.quarantine("a")
 	f.write("a", "made anew")
@@ -328,41 +328,41 @@ func TestRestoreHeld(t *testing.T) {
 
 // TestRefused: everything is looked at again at the act.
 func TestRefused(t *testing.T) {
-	later := func(d time.Duration) func(*fleet, *Options) {
-		return func(f *fleet, o *Options) {
+	later := func(d time.Duration) func(*stock, *Options) {
+		return func(f *stock, o *Options) {
 			at := time.Now().Add(d)
 			o.Links = skewed{diskio.HostLinks(), at}
 		}
 	}
 	for _, c := range []struct {
 		name   string
-		change func(f *fleet, o *Options)
+		change func(f *stock, o *Options)
 		err    error
 		left   string
 	}{
-		{"an image came to rest on it", func(f *fleet, _ *Options) { f.image("new", "a") }, nil, "needed by"},
-		{"a node says so", func(f *fleet, _ *Options) { f.image("new", "a"); f.report("n2"); f.mustRemove("new") }, nil, "n2: it needs the base, as it said last"},
-		{"a node joined", func(f *fleet, _ *Options) {
+		{"an image came to rest on it", func(f *stock, _ *Options) { f.image("new", "a") }, nil, "needed by"},
+		{"a node says so", func(f *stock, _ *Options) { f.image("new", "a"); f.report("n2"); f.mustRemove("new") }, nil, "n2: it needs the base, as it said last"},
+		{"a node joined", func(f *stock, _ *Options) {
 			f.document(pool.Members, "n3", &pool.Member{Schema: pool.MemberSchema, Node: "n3"})
 		}, nil, "n3: it has never said"},
-		{"it was touched", func(f *fleet, _ *Options) {
+		{"it was touched", func(f *stock, _ *Options) {
 			f.policy(func(p *pool.Policy) { p.MinAge = pool.Span(time.Hour) })
 		}, nil, "names or times were changed"},
-		{"a new file under the old name", func(f *fleet, _ *Options) {
+		{"a new file under the old name", func(f *stock, _ *Options) {
 			f.mustRemove("_base/a")
 			f.write("a", "a new one")
 		}, nil, "not the file any more"},
-		{"it was pinned", func(f *fleet, _ *Options) { f.pin("a") }, nil, "it is pinned"},
-		{"an image cannot be read", func(f *fleet, _ *Options) {
+		{"it was pinned", func(f *stock, _ *Options) { f.pin("a") }, nil, "it is pinned"},
+		{"an image cannot be read", func(f *stock, _ *Options) {
 			if err := os.WriteFile(filepath.Join(filepath.Dir(f.dir), "odd"), []byte("QFI\xfb\x00\x00\x00\x03 broken"), 0o644); err != nil {
 				f.t.Fatal(err)
 			}
 		}, nil, "odd"},
-		{"a member was forgotten", func(f *fleet, _ *Options) {
+		{"a member was forgotten", func(f *stock, _ *Options) {
 			f.mustRemove("_base/.shisa/members/n2.json")
 			f.mustRemove("_base/.shisa/nodes/n2.json")
 		}, nil, "is not any more"},
-		{"an audit was changed", func(f *fleet, _ *Options) {
+		{"an audit was changed", func(f *stock, _ *Options) {
 			if err := os.WriteFile(pool.Path(f.dir, pool.Audit, "n9.jsonl"), []byte("{}\n"), 0o600); err != nil {
 				f.t.Fatal(err)
 			}
@@ -370,7 +370,7 @@ func TestRefused(t *testing.T) {
 		{"an hour went by", later(61 * time.Minute), judge.ErrTooOld, ""},
 		{"the file server's clock is years ahead", later(5 * 365 * 24 * time.Hour), judge.ErrTooOld, ""},
 		{"the file server's clock is years behind", later(-5 * 365 * 24 * time.Hour), judge.ErrTooOld, ""},
-		{"an empty directory where the pool should be mounted", func(f *fleet, _ *Options) {
+		{"an empty directory where the pool should be mounted", func(f *stock, _ *Options) {
 			if err := os.Rename(f.dir, f.dir+".unmounted"); err != nil {
 				f.t.Fatal(err)
 			}
@@ -378,10 +378,10 @@ func TestRefused(t *testing.T) {
 				f.t.Fatal(err)
 			}
 		}, judge.ErrOther, ""},
-		{"a pool.json of another pool", func(f *fleet, _ *Options) {
+		{"a pool.json of another pool", func(f *stock, _ *Options) {
 			f.policy(func(p *pool.Policy) { p.UUID = bootID })
 		}, judge.ErrOther, ""},
-		{"another program is at work", func(f *fleet, _ *Options) {
+		{"another program is at work", func(f *stock, _ *Options) {
 			k := newKeeper(f.options())
 			lock, err := k.control()
 			if err != nil {
@@ -389,7 +389,7 @@ func TestRefused(t *testing.T) {
 			}
 			f.t.Cleanup(func() { _ = lock.Close() })
 		}, ErrBusy, ""},
-		{"an act came to no end", func(f *fleet, _ *Options) {
+		{"an act came to no end", func(f *stock, _ *Options) {
 			k := newKeeper(f.options())
 			if err := errors.Join(k.Disk.MakeDir(k.path(pool.Journal), 0o755), k.intend(f.t.Context(), &pool.Intent{
 				Act: pool.ActQuarantine, ID: strings.Repeat("a", 32), Name: "b", Inode: 1, From: "b"})); err != nil {
@@ -398,7 +398,7 @@ func TestRefused(t *testing.T) {
 		}, ErrUnfinished, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := newFleet(t, "a", "b")
+			f := newStock(t, "a", "b")
 			p := f.plan("a")
 			o := f.options()
 			c.change(f, &o)
@@ -429,14 +429,14 @@ func (s skewed) Touch(id diskio.ID, name string, t time.Time) error {
 	return s.Links.Touch(id, name, t)
 }
 
-func (f *fleet) mustRemove(name string) {
+func (f *stock) mustRemove(name string) {
 	f.t.Helper()
 	if err := os.Remove(filepath.Join(filepath.Dir(f.dir), name)); err != nil {
 		f.t.Fatal(err)
 	}
 }
 
-func (f *fleet) pin(name string) string {
+func (f *stock) pin(name string) string {
 	f.t.Helper()
 	d, err := Pin(f.t.Context(), name, PinOptions{Reason: "golden", By: "root"}, f.options())
 	if err != nil || len(d.Pinned) != 1 {
@@ -447,7 +447,7 @@ func (f *fleet) pin(name string) string {
 
 // TestPin: what is pinned stays, is brought back, and may go when the pin was taken back.
 func TestPin(t *testing.T) {
-	f := newFleet(t, "a", "b")
+	f := newStock(t, "a", "b")
 	id := f.pin("a")
 	if b := f.plan().With(judge.MayQuarantine); len(b) != 1 || b[0].Name != "b" {
 		t.Errorf("may be set aside: %+v, want b alone", b)
@@ -486,7 +486,7 @@ func TestPin(t *testing.T) {
 // TestPurge: only when everybody has seen it in quarantine and a person approved is a base removed for good, with all
 // of its names.
 func TestPurge(t *testing.T) {
-	f := newFleet(t, "a", "b")
+	f := newStock(t, "a", "b")
 	files := f.files("a", "b")
 	f.quarantine("a")
 	d, err := f.purge(f.options())
@@ -533,16 +533,16 @@ func TestPurge(t *testing.T) {
 
 // TestPurgeLooksAgain: what shows between the claim and the removal stops it, and the base is in quarantine again.
 func TestPurgeLooksAgain(t *testing.T) {
-	for name, change := range map[string]func(*fleet){
-		"an image":      func(f *fleet) { f.image("new", "a") },
-		"a report":      func(f *fleet) { f.image("new", "a"); f.report("n2"); f.mustRemove("new") },
-		"a pin":         func(f *fleet) { f.pin("a") },
-		"the hard link": func(f *fleet) { f.linkHeld("other") },
-		"what is not read": func(f *fleet) {
+	for name, change := range map[string]func(*stock){
+		"an image":      func(f *stock) { f.image("new", "a") },
+		"a report":      func(f *stock) { f.image("new", "a"); f.report("n2"); f.mustRemove("new") },
+		"a pin":         func(f *stock) { f.pin("a") },
+		"the hard link": func(f *stock) { f.linkHeld("other") },
+		"what is not read": func(f *stock) {
 			_ = os.WriteFile(filepath.Join(filepath.Dir(f.dir), "odd"), []byte("QFI\xfb\x00\x00\x00\x03 x"), 0o644)
 		},
 	} {
-		f := newFleet(t, "a", "b")
+		f := newStock(t, "a", "b")
 		files := f.files("a")
 		f.quarantine("a")
 		f.reports()
@@ -572,7 +572,7 @@ func TestPurgeLooksAgain(t *testing.T) {
 }
 
 // linkHeld gives what was set aside a name that nobody here knows.
-func (f *fleet) linkHeld(name string) {
+func (f *stock) linkHeld(name string) {
 	f.t.Helper()
 	if err := os.Link(f.state().Held[0].Path, filepath.Join(filepath.Dir(f.dir), name)); err != nil {
 		f.t.Fatal(err)

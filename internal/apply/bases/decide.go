@@ -31,9 +31,9 @@ var (
 type Decision struct {
 	// Census looks at who needs what now.
 	Census func(ctx context.Context) (*refs.Census, error)
-	// Known gives the nodes that use the pool as others than the pool say, and what of that could not be read.
-	// Nil gives none.
-	Known func(ctx context.Context) ([]judge.Known, []error)
+	// Known gives the nodes that use the pool of a census as others than the pool say, and what of that could not
+	// be read. The error is that of ctx. Nil gives none.
+	Known func(ctx context.Context, c *refs.Census) ([]judge.Known, []error, error)
 	// NoOverlays are nodes of which a person knows that no image rests on others there any more.
 	NoOverlays []string
 }
@@ -58,7 +58,9 @@ func (k *keeper) decide(ctx context.Context, d Decision, o judge.Options) (*judg
 		return nil, nil, nil, fmt.Errorf("%s %w: it was %s", c.Bases, judge.ErrOther, k.Bases)
 	}
 	if d.Known != nil {
-		o.Known, o.Unknown = d.Known(ctx)
+		if o.Known, o.Unknown, err = d.Known(ctx, c); err != nil {
+			return nil, nil, nil, err
+		}
 	}
 	o.Node, o.Local, o.NoOverlays = k.Node, k.Now(), d.NoOverlays
 	p, n := judge.Judge(c, s, o)

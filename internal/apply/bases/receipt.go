@@ -7,8 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"time"
 

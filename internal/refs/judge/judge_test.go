@@ -191,7 +191,7 @@ func TestBlockers(t *testing.T) {
 }
 
 func retired(r *pool.Report) pool.Retired {
-	return pool.Retired{Schema: pool.RetiredSchema, Node: r.Node, Reason: "burnt", Seq: r.Seq}
+	return pool.Retired{Schema: pool.RetiredSchema, Node: r.Node, Reason: "burnt", Report: r.SHA256}
 }
 
 // TestBringBack: what is needed and was set aside is to be brought back, whoever needs it and by whatever it shows.
