@@ -62,7 +62,7 @@ func (o *out) way(w *ways.Way, name, pool string) {
 	case w.Proof == ways.Refuted || w.Proof == ways.Unproved:
 	case w.How == ways.Shield || w.How == ways.Quarantine:
 		o.line("      $ shisa base restore " + Word(pool) + " " + Word(name))
-	case w.How == ways.Descriptor, w.How == ways.Candidate:
+	case w.How == ways.Descriptor, w.How == ways.Candidate, w.How == ways.Renamed:
 		o.line("      $ shisa base adopt --for " + Word(name) + " " + Word(pool) + " " + Word(w.Path))
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +33,8 @@ const (
 	Quarantine How = "quarantine"
 	// Shield: the very file has another name.
 	Shield How = "shield"
+	// Renamed: this client of NFS keeps the very file as .nfsXXXX, since something still has it open here.
+	Renamed How = "nfs"
 	// Descriptor: a process still has the very file open.
 	Descriptor How = "descriptor"
 	// Candidate: another file may be the same.
@@ -68,6 +69,8 @@ type Way struct {
 	PID int `json:"pid"`
 	// Share is how much of the images on top of the base is found in a candidate.
 	Share Share `json:"share"`
+	// Volumes says whether the file systems in a candidate are those that the images on top of the base know.
+	Volumes Volumes `json:"volumes"`
 	// Why says in words what the proof is, or what speaks against it.
 	Why string `json:"why"`
 
@@ -156,43 +159,9 @@ type finder struct {
 	files []file
 }
 
-type file struct {
-	path string
-	name string
-	stat diskio.Stat
-}
-
 func (f *finder) gap(object, what string, err error) {
 	f.r.Gaps = append(f.r.Gaps, finding.Blind{Object: object, What: what, Reason: err.Error(),
 		Host: []finding.Range{}, Guest: []finding.Range{}})
-}
-
-// candidates lists the files that may be a base.
-func (f *finder) candidates(ctx context.Context) error {
-	var dirs []string
-	for _, p := range f.o.From {
-		st, err := diskio.Within(ctx, f.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(p) }, nil)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, diskio.ErrDirectory):
-			dirs = append(dirs, p)
-		case err != nil:
-			f.gap(p, "candidate", err)
-		default:
-			f.files = append(f.files, file{p, filepath.Base(p), st})
-		}
-	}
-	s := diskio.Sweep{Workers: 1, Timeout: f.o.Timeout, Enter: func(string) bool { return false },
-		File: func(_ int, w *diskio.Swept) { f.files = append(f.files, file{w.Path(), w.Name, w.Stat}) },
-		Other: func(kind diskio.WalkKind, path string, err error) {
-			if kind == diskio.WalkBlind {
-				f.gap(path, "candidates", err)
-			}
-		}}
-	err := s.Run(ctx, dirs)
-	slices.SortFunc(f.files, func(a, b file) int { return strings.Compare(a.path, b.path) })
-	return err
 }
 
 // ways finds all ways to bring one base back.
@@ -222,7 +191,22 @@ func (f *finder) ways(ctx context.Context, m *Missing) error {
 	if w, ok := made(m.Name); ok {
 		m.Ways = append(m.Ways, w)
 	}
+	rank(m.Ways)
 	return nil
+}
+
+// rank puts the best first: by how sure it is, then what costs least.
+func rank(all []Way) {
+	proofs := []Proof{SameFile, SameDigest, SameBlocks, Unproved, Refuted}
+	hows := []How{Quarantine, Shield, Renamed, Descriptor, Candidate, Make}
+	for i := range all {
+		all[i].Volumes = cmp.Or(all[i].Volumes, VolumesUnknown)
+	}
+	slices.SortStableFunc(all, func(a, b Way) int {
+		return cmp.Or(cmp.Compare(slices.Index(proofs, a.Proof), slices.Index(proofs, b.Proof)),
+			cmp.Compare(b.Share.Fraction(), a.Share.Fraction()),
+			cmp.Compare(slices.Index(hows, a.How), slices.Index(hows, b.How)))
+	})
 }
 
 // made is for bases of Nova that hold nothing but an empty file system, or nothing at all.
@@ -250,9 +234,17 @@ func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
 	}
 	for _, c := range f.chosen(m, recorded) {
 		w := Way{How: Candidate, Proof: Unproved, Path: c.path, File: c.stat.ID}
-		if len(recorded) > 0 {
+		if c.renamed {
+			w.How = Renamed
+		}
+		same, err := f.sameInode(ctx, &c, recorded)
+		switch {
+		case err != nil:
+		case same:
+			w.Proof, w.Why = SameFile, "it is the inode that was recorded of the base, kept until the last program closes it"
+		case len(recorded) > 0:
 			err = f.digest(ctx, &c, recorded, &w)
-		} else {
+		default:
 			err = f.blocks(ctx, &c, m, &w)
 		}
 		if ctx.Err() != nil {
@@ -266,32 +258,6 @@ func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
 	}
 	decide(all)
 	return all, nil
-}
-
-// chosen are the candidates that are worth reading: with the length that was recorded, or else of the same name
-// first.
-func (f *finder) chosen(m *Missing, recorded []pool.Object) (all []file) {
-	for _, c := range f.files {
-		if len(recorded) > 0 && !slices.ContainsFunc(recorded, func(o pool.Object) bool { return o.SizeBytes == c.stat.SizeBytes }) {
-			continue
-		}
-		all = append(all, c)
-	}
-	slices.SortStableFunc(all, func(a, b file) int {
-		return cmp.Compare(btoi(a.name != m.Name), btoi(b.name != m.Name))
-	})
-	if len(all) > maxCandidates {
-		f.gap(m.Name, "candidates", fmt.Errorf("only the first %d of %d were read", maxCandidates, len(all)))
-		all = all[:maxCandidates]
-	}
-	return all
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // digest holds a candidate against what was recorded of the base.
@@ -349,6 +315,18 @@ func (f *finder) blocks(ctx context.Context, c *file, m *Missing, w *Way) error 
 		if u.How != refs.Header && u.How != refs.ByName || u.Depth != 1 {
 			continue
 		}
+		v, why, err := volumes(ctx, u.Holder, chain)
+		if err != nil {
+			return fmt.Errorf("hold its file systems against %s: %w", u.Holder, err)
+		}
+		if v == VolumesOther {
+			w.Volumes, w.Share = v, Share{}
+			w.Why = why + ": most likely it is of another disk, or the guest made that anew"
+			return nil
+		}
+		if w.Volumes != VolumesSame {
+			w.Volumes = v
+		}
 		s, err := compare(ctx, u.Holder, chain)
 		if err != nil {
 			return fmt.Errorf("hold it against %s: %w", u.Holder, err)
@@ -401,11 +379,6 @@ func decide(all []Way) {
 		}
 	}
 	refute(all)
-	order := []Proof{SameFile, SameDigest, SameBlocks, Unproved, Refuted}
-	slices.SortStableFunc(all, func(a, b Way) int {
-		return cmp.Or(cmp.Compare(slices.Index(order, a.Proof), slices.Index(order, b.Proof)),
-			cmp.Compare(b.Share.Fraction(), a.Share.Fraction()))
-	})
 }
 
 // ErrNotMissing: no base of that name is needed and missing.
@@ -418,7 +391,7 @@ func (r *Report) Proved(name, candidate string) (Way, error) {
 			continue
 		}
 		for _, w := range r.Missing[i].Ways {
-			if w.Path == candidate && w.How == Candidate || w.Path == candidate && w.How == Descriptor {
+			if w.Path == candidate && (w.How == Candidate || w.How == Descriptor || w.How == Renamed) {
 				return w, nil
 			}
 		}
