@@ -40,12 +40,13 @@ type Person struct{ By, Reason string }
 // Join makes a node a member, before it has said anything: nothing is removed until it has. A retirement of it is
 // taken back; the pins that stand for what it used stay. It makes the pool where there is none. ErrMember: there
 // is nothing to do.
-func Join(ctx context.Context, node string, by Person, o Options) (*pool.State, error) {
-	k := newKeeper(o)
+func Join(ctx context.Context, node string, by Person, o Options) (now *pool.State, err error) {
+	k := newKeeper(o).as("join")
 	s, err := pool.Read(ctx, k.Bases, k.Timeout)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = k.finish(ctx, nil, err) }()
 	if err := k.begin(ctx, s); err != nil {
 		return nil, err
 	}
