@@ -123,6 +123,9 @@ func runBaseScan(ctx context.Context, o poolOptions, pool string, s *stdio) erro
 	if err != nil {
 		return err
 	}
+	if c.Room, err = roomOf(ctx, c.Bases); err != nil {
+		return err
+	}
 	if o.json {
 		err = render.JSON(s.out, render.BaseScanSchema, c)
 	} else {

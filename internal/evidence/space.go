@@ -113,6 +113,19 @@ func (g *gatherer) room(ctx context.Context) {
 	}
 }
 
+// GatherRoom reads mounts, their file systems, and what was seen of the room in those, alone: o.Spaces, nil for what the
+// tree remembers. The error says why nothing is known, or is that of ctx.
+func GatherRoom(ctx context.Context, t tree.Tree, o Options) (*Evidence, error) {
+	g := &gatherer{t: t, o: o, byDev: map[systemKey]int{}, e: &Evidence{Kind: t.Kind(), Now: o.Now.UTC()}}
+	for _, part := range []func(context.Context){g.mounts, g.systems, g.room} {
+		part(ctx)
+	}
+	if why, known := g.e.Known(PartMounts); !known {
+		return nil, fmt.Errorf("read the mounts: %s", why)
+	}
+	return g.e, ctx.Err()
+}
+
 // ParseSpaces reads remembered points; bad counts the lines that are none. A last line without an end is one
 // that is being written.
 func ParseSpaces(text []byte) (points []SpacePoint, bad int) {

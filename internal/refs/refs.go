@@ -145,11 +145,36 @@ type Census struct {
 	Pool string `json:"pool"`
 	// Kept are the shields that are the last names of their files, and the space that only they take.
 	Kept Kept `json:"kept"`
+	// Room is what the file system of the bases has left, nil where that was not asked.
+	Room *Room `json:"room"`
 	// Hosts are those that Nova's list says use the directory, or did, in the order of their names.
 	Hosts []nova.ComputeNode `json:"hosts"`
 	// Gaps are all that could not be looked at and might need a base.
 	Gaps   []finding.Blind `json:"gaps"`
 	Looked Looked          `json:"looked"`
+}
+
+// Room is how full the file system of the bases is, and when it will be full.
+type Room struct {
+	// SizeBytes is its size, FreeBytes what is left for others than root.
+	SizeBytes int64 `json:"size_bytes"`
+	FreeBytes int64 `json:"free_bytes"`
+	// Full is when nothing will be left, by the forecast of the doctor, nil if there is none; it is between Early and
+	// Late with 95 % certainty. NoForecast says why there is none.
+	Full       *time.Time `json:"full"`
+	Early      *time.Time `json:"early"`
+	Late       *time.Time `json:"late"`
+	NoForecast string     `json:"no_forecast"`
+	// Wanted: the room will be wanted that only shields keep: it is nearly used up, or will be.
+	Wanted bool `json:"wanted"`
+}
+
+// nearlyFull is the part of a file system in percent from which the room that only shields keep is wanted.
+const nearlyFull = 90
+
+// Nearly tells whether more than 90 % of it are used.
+func (r *Room) Nearly() bool {
+	return r.SizeBytes > 0 && float64(r.FreeBytes) < float64(r.SizeBytes)*(100-nearlyFull)/100
 }
 
 // Kept is what only shields keep.

@@ -236,12 +236,40 @@ func (o *out) baseTail(c *refs.Census) {
 	if c.Kept.Files > 0 {
 		o.prose("", fmt.Sprintf("%s of %s are kept by their shields alone, the oldest not changed since %s",
 			Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), c.Kept.Oldest.Format("2006-01-02 15:04")))
+		o.keptRoom(c)
 	}
 	if c.Complete() {
 		return
 	}
 	o.blind(c.Gaps, "", true)
 	o.prose("", "Any of that may need any base: nothing may be removed.")
+}
+
+// keptRoom says whether the space that only shields keep will be wanted, and how it is had.
+func (o *out) keptRoom(c *refs.Census) {
+	r := c.Room
+	if r == nil {
+		return
+	}
+	if !r.Wanted {
+		if r.NoForecast != "" {
+			o.prose("", "whether that will be wanted is not known: "+Text(r.NoForecast))
+		}
+		return
+	}
+	text := fmt.Sprintf("%s of %s are left there", Bytes(r.FreeBytes), Bytes(r.SizeBytes))
+	if r.Full != nil {
+		late := "open"
+		if r.Late != nil {
+			late = r.Late.Format("2006-01-02 15:04")
+		}
+		text += fmt.Sprintf(", and at this rate nothing about %s UTC (%s to %s)", r.Full.Format("2006-01-02 15:04"),
+			r.Early.Format("2006-01-02 15:04"), late)
+	}
+	o.prose(o.paint(yellow, "that space will be wanted")+": ", text)
+	o.prose("", "a base that nobody needs gives it back when it has its name again and is set aside as any other:")
+	o.line("  $ shisa base restore ", Word(c.Bases), " NAME")
+	o.line("  $ shisa base plan ", Word(c.Bases))
 }
 
 // BaseDone writes what an act did.
