@@ -87,6 +87,7 @@ var layer = map[string]int{
 	"internal/refs/config":      2,
 	"internal/refs/roll":        6,
 	"internal/refs/judge":       4,
+	"internal/refs/fleet":       4,
 	"internal/refs/ways":        5,
 	"internal/refs/blame":       5,
 	"internal/apply/bases":      5,

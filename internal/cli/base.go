@@ -12,6 +12,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/config"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -28,7 +29,12 @@ _base), that directory itself, or a directory of images of libvirt.
 
 Who needs a base is read from the headers of all images below the pool, whatever they are called and wherever their
 chains lead, from what processes have open, and from the machines that are configured. What could not be read may need
-any of them: then the exit status is 4.`,
+any of them: then the exit status is 4.
+
+What an administrator says of a pool stands in ` + config.Default + ` (--config FILE). It applies where POOL is a path of
+that file, or the directory of bases in it: further directories and exports of Nova's database come on top of
+those of the flags; what the directory of bases is called, Nova's list of hosts, and how often bases are touched go
+where no flag says it. A key that is not known, and one without a value, are errors with their line.`,
 		Example: `  shisa base scan /var/lib/nova/instances          who needs what
   shisa base why /var/lib/nova/instances NAME      all that needs one base
   shisa base missing /var/lib/nova/instances       what is missing, and the ways to bring it back
@@ -44,7 +50,8 @@ any of them: then the exit status is 4.`,
 		},
 	}
 	c.AddCommand(newBaseScan(s), newBaseWhy(s), newBaseMissing(s), newBaseProtect(s), newBaseUnprotect(s),
-		newBaseRestore(s), newBaseAdopt(s), newBaseHistory(s), newBaseBlame(s))
+		newBaseRestore(s), newBaseAdopt(s), newBaseHistory(s), newBaseBlame(s),
+		newBaseNode(s), newBaseAgent(s), newBaseReport(s), newBaseFleet(s))
 	return c
 }
 
@@ -57,6 +64,9 @@ type poolOptions struct {
 	baseName string
 	// state is the state directory of the commands that change something.
 	state string
+	// config is the file of pools, "" for the usual one, and said what it says of this one, nil for nothing.
+	config string
+	said   *config.Pool
 }
 
 func (o *poolOptions) flags(c *cobra.Command) {
@@ -65,6 +75,7 @@ func (o *poolOptions) flags(c *cobra.Command) {
 	f.StringArrayVar(&o.also, "also", nil, "images below `DIR` may rest on the bases too; may be given again")
 	f.StringVar(&o.baseName, "base-name", "_base", "the directory of bases in POOL is called `NAME`")
 	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
+	o.configFlag(c)
 }
 
 // actFlags are the flags of the commands that change something.

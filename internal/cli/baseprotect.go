@@ -112,6 +112,9 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 			if p.KeepAlive < 0 {
 				return usageError(c, "--keepalive is negative")
 			}
+			if p.KeepAlive == 0 && o.said != nil {
+				p.KeepAlive = o.said.KeepAlive
+			}
 			fresh, err := asNewPool(c, risks, args[0])
 			if err != nil {
 				return err
@@ -168,21 +171,12 @@ func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, fr
 	act.NewPool = fresh
 	w := bases.WatchOptions{Protect: p,
 		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, name, s) },
-		Tell: func(h pool.Happened) error {
-			var err error
-			if o.json {
-				err = render.JSONLine(s.out, render.BaseEventSchema, h)
-			} else {
-				err = render.BaseEvent(s.out, &h, render.Style{Width: s.width, Color: s.colour})
-			}
-			return errors.Join(err, s.flush())
-		}}
-	switch events, err := notice.Watch(dir, linux.Open("")); {
-	case errors.Is(err, notice.ErrNot):
-		fmt.Fprintf(s.err, "shisa: %s; a base that is removed comes back at the next look\n", render.Text(err.Error()))
-	case err != nil:
+		Tell:   func(h pool.Happened) error { return o.tell(h, s) }}
+	events, err := hearOf(dir, s)
+	if err != nil {
 		return err
-	default:
+	}
+	if events != nil {
 		defer func() { err = errors.Join(err, events.Close()) }()
 		w.Events = events
 		if err := events.Unsure(); err != nil {
@@ -191,6 +185,26 @@ func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, fr
 		}
 	}
 	return actError(bases.Watch(ctx, w, act), name)
+}
+
+// tell prints what happened.
+func (o *poolOptions) tell(h pool.Happened, s *stdio) (err error) {
+	if o.json {
+		err = render.JSONLine(s.out, render.BaseEventSchema, h)
+	} else {
+		err = render.BaseEvent(s.out, &h, render.Style{Width: s.width, Color: s.colour})
+	}
+	return errors.Join(err, s.flush())
+}
+
+// hearOf has the kernel tell who takes names from a directory; nil where it cannot, which is said.
+func hearOf(dir string, s *stdio) (*notice.Watcher, error) {
+	events, err := notice.Watch(dir, linux.Open(""))
+	if errors.Is(err, notice.ErrNot) {
+		fmt.Fprintf(s.err, "shisa: %s; a base that is removed comes back at the next look\n", render.Text(err.Error()))
+		return nil, nil
+	}
+	return events, err
 }
 
 // doneStatus is what is left to be said when all was done that could be.

@@ -28,7 +28,9 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/blame"
+	"github.com/shisa-vm/shisa/internal/refs/fleet"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/refs/roll"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
 	"github.com/shisa-vm/shisa/internal/render"
 	"github.com/shisa-vm/shisa/internal/umount"
@@ -78,6 +80,9 @@ func jsonDocuments() map[string]any {
 		render.BaseMissingSchema: ways.Report{},
 		render.BaseHistorySchema: blame.History{},
 		render.BaseEventSchema:   pool.Happened{},
+		render.BaseNodesSchema:   roll.List{},
+		render.BaseFleetSchema:   fleet.Report{},
+		pool.InventorySchema:     pool.Inventory{},
 		"shisa.version/1":        versionDocument{},
 		"shisa.error/1":          errorDocument{},
 	}

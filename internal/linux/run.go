@@ -5,7 +5,9 @@ package linux
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -16,6 +18,8 @@ import (
 type Run struct {
 	// BootID is what the kernel calls it.
 	BootID string
+	// MachineID is the number of the machine (machine-id(5)), "" if it has none.
+	MachineID string
 	// Up is how long it has lasted, with the time that the machine slept; Awake is without that. Neither jumps
 	// when somebody sets the clock.
 	Up, Awake time.Duration
@@ -27,6 +31,11 @@ func (h *Host) Run(ctx context.Context) (r Run, err error) {
 	if err != nil {
 		return r, err
 	}
+	id, err := h.Text(ctx, "/etc/machine-id")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	r.MachineID = strings.TrimSpace(string(id))
 	r.BootID = strings.TrimSpace(string(text))
 	for _, c := range []struct {
 		clock int32

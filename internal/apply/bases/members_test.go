@@ -16,7 +16,7 @@ import (
 )
 
 // ago puts the last report of a node back in time.
-func (f *fleet) ago(node string, d time.Duration) {
+func (f *farm) ago(node string, d time.Duration) {
 	f.t.Helper()
 	r := *lastOf(f.state(), node).Report
 	r.Time = r.Time.Add(-d)

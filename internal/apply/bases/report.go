@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -332,7 +333,7 @@ func fill(r *pool.Report, c *refs.Census) {
 	}
 	for i := range c.All {
 		b := &c.All[i]
-		if len(b.Uses) > 0 && !pool.IsName(b.Name) || !utf8.ValidString(b.Name) {
+		if odd := !pool.IsName(b.Name) || valid(b.Name) != b.Name; odd && (len(b.Uses) > 0 || b.State != refs.Live) {
 			gap(fmt.Sprintf("%q may be needed, and its name cannot be told in a report", b.Path))
 			continue
 		}
@@ -356,8 +357,15 @@ func fill(r *pool.Report, c *refs.Census) {
 	r.Complete = len(r.Gaps) == 0
 }
 
-// valid is a text as JSON can carry it.
-func valid(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
+// valid is a text as a document can carry it, and a terminal show it.
+func valid(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return utf8.RuneError
+		}
+		return r
+	}, strings.ToValidUTF8(text, string(utf8.RuneError)))
+}
 
 // publish gives the report to all who share the pool.
 func (k *keeper) publish(ctx context.Context, r *pool.Report) error {

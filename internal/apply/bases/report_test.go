@@ -30,15 +30,15 @@ import (
 // grace is launch_grace of a new pool.
 const grace = 15 * time.Minute
 
-// fleet is one directory of bases, and nodes that share nothing but that.
-type fleet struct {
+// farm is one directory of bases, and nodes that share nothing but that.
+type farm struct {
 	*world
 	nodes map[string]*node
 }
 
 // node is one of them: the directory of its own disks, and its clock.
 type node struct {
-	f       *fleet
+	f       *farm
 	name    string
 	dir     string
 	machine string
@@ -47,8 +47,8 @@ type node struct {
 	during func()
 }
 
-func newFleet(t *testing.T, bases []string, names ...string) *fleet {
-	f := &fleet{newWorld(t, bases...), map[string]*node{}}
+func newFleet(t *testing.T, bases []string, names ...string) *farm {
+	f := &farm{newWorld(t, bases...), map[string]*node{}}
 	f.protect(ProtectOptions{NoRecord: true})
 	for _, n := range names {
 		f.node(n)
@@ -56,7 +56,7 @@ func newFleet(t *testing.T, bases []string, names ...string) *fleet {
 	return f
 }
 
-func (f *fleet) node(name string) *node {
+func (f *farm) node(name string) *node {
 	n := &node{f: f, name: name, dir: f.t.TempDir(), machine: strings.Repeat(fmt.Sprintf("%x", len(f.nodes)), 64)}
 	n.boot()
 	n.run.Awake = time.Hour
@@ -138,7 +138,7 @@ func overlayOf(backing string) []byte {
 }
 
 // setAside puts a base into quarantine, as a controller does.
-func (f *fleet) setAside(base string) (id string) {
+func (f *farm) setAside(base string) (id string) {
 	f.t.Helper()
 	id, err := plan.NewID()
 	if err != nil {
@@ -158,7 +158,7 @@ func (f *fleet) setAside(base string) (id string) {
 }
 
 // blockers are what speaks against removing a base for good.
-func (f *fleet) blockers(id, base string) (all []string) {
+func (f *farm) blockers(id, base string) (all []string) {
 	f.t.Helper()
 	s := f.state()
 	q := protocol.Question{}
@@ -184,7 +184,7 @@ func (f *fleet) blockers(id, base string) (all []string) {
 	return all
 }
 
-func (f *fleet) wantBlockers(when, id, base string, want ...string) {
+func (f *farm) wantBlockers(when, id, base string, want ...string) {
 	f.t.Helper()
 	if got := f.blockers(id, base); !slices.Equal(got, want) {
 		f.t.Errorf("%s: %q speaks against removing %s, want %q", when, got, base, want)
@@ -266,10 +266,10 @@ func TestDrainedAnew(t *testing.T) {
 func TestPassRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		spoil func(f *fleet)
+		spoil func(f *farm)
 		want  error
 	}{
-		{"nothing mounted", func(f *fleet) {
+		{"nothing mounted", func(f *farm) {
 			if err := os.RemoveAll(f.dir); err != nil {
 				t.Fatal(err)
 			}
@@ -277,7 +277,7 @@ func TestPassRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ErrNoPool},
-		{"half a pool.json", func(f *fleet) {
+		{"half a pool.json", func(f *farm) {
 			if err := os.Truncate(pool.Path(f.dir, pool.File), 20); err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,8 @@ package pool
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -96,6 +98,15 @@ func (s *State) Nodes() []Node {
 	}
 	slices.SortFunc(list, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
 	return list
+}
+
+// MachineDigest is what is told of the number of a machine, which is a secret of it (machine-id(5)); "" for none.
+func MachineDigest(id string) string {
+	if id == "" || id == "uninitialized" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte("shisa base\n" + id))
+	return hex.EncodeToString(sum[:])
 }
 
 // IsNode tells whether s may be the name of a node.

@@ -62,8 +62,8 @@ const (
 )
 
 const (
-	// maxFileBytes bounds each document: that of a base of 8 TiB has two million digests at most.
-	maxFileBytes = 160 << 20
+	// MaxBytes bounds each document: that of a base of 8 TiB has two million digests at most.
+	MaxBytes = 160 << 20
 	// ChunkBytes is how much of a base each digest of its list is of.
 	ChunkBytes = 4 << 20
 )

@@ -124,7 +124,7 @@ func read(ctx context.Context, path string, timeout time.Duration) ([]byte, erro
 			return nil, err
 		}
 		defer f.Close()
-		if f.Size() > maxFileBytes {
+		if f.Size() > MaxBytes {
 			return nil, fmt.Errorf("%s %w: it has %d bytes", path, ErrPool, f.Size())
 		}
 		return io.ReadAll(io.NewSectionReader(f, 0, f.Size()))

@@ -59,8 +59,11 @@ type Draining struct {
 	UpSeconds int64  `json:"up_seconds"`
 }
 
-// Use is one need of a base.
-type Use struct {
+// Use is a BaseUse: in this package every use is one of a base.
+type Use = BaseUse
+
+// BaseUse is one need of a base.
+type BaseUse struct {
 	// Name is that of the base in its directory, also of one that lies in quarantine; Inode is its file, 0 for
 	// one that is missing.
 	Name  string `json:"name"`
@@ -114,32 +117,36 @@ func ParseReport(name string, text []byte) (r Report, err error) {
 	if err := strict(text, &r, name); err != nil {
 		return r, err
 	}
-	sum, err := r.sum()
-	switch {
-	case err != nil:
-	case r.Schema != ReportSchema:
-		err = fmt.Errorf("its schema is %q, want %q", r.Schema, ReportSchema)
-	case r.SHA256 != sum:
-		err = errors.New("it does not have its digest")
-	case !IsUUID(r.Pool):
-		err = fmt.Errorf("its pool is %q", r.Pool)
-	case !IsNode(r.Node):
-		err = fmt.Errorf("its node is %q", r.Node)
-	case r.Machine != "" && !isDigest(r.Machine):
-		err = fmt.Errorf("its machine is %q", r.Machine)
-	case !IsUUID(r.BootID):
-		err = fmt.Errorf("its boot_id is %q", r.BootID)
-	case r.Seq == 0:
-		err = errors.New("its seq is 0")
-	case r.Complete != (len(r.Gaps) == 0):
-		err = fmt.Errorf("complete is %v with %d gaps", r.Complete, len(r.Gaps))
-	default:
-		err = r.ids()
-	}
-	if err != nil {
+	if err := r.valid(); err != nil {
 		return r, fmt.Errorf("%s %w: %w", name, ErrPool, err)
 	}
 	return r, nil
+}
+
+// valid says what is wrong with a report.
+func (r *Report) valid() error {
+	sum, err := r.sum()
+	switch {
+	case err != nil:
+		return err
+	case r.Schema != ReportSchema:
+		return fmt.Errorf("its schema is %q, want %q", r.Schema, ReportSchema)
+	case r.SHA256 != sum:
+		return errors.New("it does not have its digest")
+	case !IsUUID(r.Pool):
+		return fmt.Errorf("its pool is %q", r.Pool)
+	case !IsNode(r.Node):
+		return fmt.Errorf("its node is %q", r.Node)
+	case r.Machine != "" && !isDigest(r.Machine):
+		return fmt.Errorf("its machine is %q", r.Machine)
+	case !IsUUID(r.BootID):
+		return fmt.Errorf("its boot_id is %q", r.BootID)
+	case r.Seq == 0:
+		return errors.New("its seq is 0")
+	case r.Complete != (len(r.Gaps) == 0):
+		return fmt.Errorf("complete is %v with %d gaps", r.Complete, len(r.Gaps))
+	}
+	return r.ids()
 }
 
 // ids tells whether what it names as seen are ids.

@@ -18,8 +18,8 @@ import (
 // strict reads a document whose keys are all known and all there, once, also those of the objects in it. The error
 // is ErrPool with the line.
 func strict(text []byte, v any, name string) error {
-	if len(text) > maxFileBytes {
-		return fmt.Errorf("%s %w: it has more than %d bytes", name, ErrPool, maxFileBytes)
+	if len(text) > MaxBytes {
+		return fmt.Errorf("%s %w: it has more than %d bytes", name, ErrPool, MaxBytes)
 	}
 	k := keys{name: name, text: text, dec: json.NewDecoder(bytes.NewReader(text))}
 	if err := json.Unmarshal(text, v); err != nil {
