@@ -30,7 +30,7 @@ type undoOptions struct {
 func newUndo(s *stdio) *cobra.Command {
 	var o undoOptions
 	c := &cobra.Command{
-		Use:   "undo RECEIPT|IMAGE",
+		Use:   "undo RECEIPT|IMAGE|POOL",
 		Short: "give an image the bytes back that it had before a repair",
 		Long: `undo takes back the newest repair of an image, or the one that a receipt names, byte for
 byte. The image is known by what it is, so it may have been renamed or copied since. A receipt is named by
@@ -43,12 +43,13 @@ was undone before is nothing to do.
 A change of text files is taken back the same way, by its receipt or by one of the files. A file that it made is
 taken away; what it held is in the receipt.
 
-So is an act of "shisa base", as far as nothing is lost by it: a shield that is the last name of a base stays, and so
+So is an act of "shisa base", by its receipt or the newest in force by its pool, as far as nothing is lost by it: a shield that is the last name of a base stays, and so
 does the name of a base that is needed, or may be.`,
 		Example: `  shisa undo vm.qcow2
   shisa undo 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d
   shisa undo vm.qcow2.shisa-undo
   shisa undo --receipt 5f0c2f3a9d1e4b7c8a6d5e4f3a2b1c0d copy.qcow2   in a copy of the image
+  shisa undo /var/lib/nova/instances                 the newest act of "shisa base" there
   shisa undo --journal /var/tmp vm.qcow2             its undo file was put there`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -79,7 +80,7 @@ func runUndo(ctx context.Context, o undoOptions, risks []risk, name string, s *s
 		}
 		return o.undoTexts(ctx, v, id, s)
 	}
-	if id, err := baseAct(v, name); err != nil || id != "" {
+	if id, err := baseAct(ctx, v, name); err != nil || id != "" {
 		if err != nil {
 			return textError(ctx, err, id)
 		}

@@ -22,23 +22,36 @@ import (
 // neededRisk is what is accepted where the name of a base is taken away that somebody needs, or may.
 const neededRisk = "needed"
 
-// baseAct finds the act on base images that the user means by the name of its receipt or its file. It is ""
-// where there is none.
-func baseAct(v *vault.Vault, name string) (string, error) {
+// baseAct finds the act on base images that the user means: by the name of its receipt, its file, or the directory
+// of a pool, and then the newest that is in force. It is "" where there is none.
+func baseAct(ctx context.Context, v *vault.Vault, name string) (string, error) {
 	id := name
 	if abs, err := filepath.Abs(name); err == nil && filepath.Dir(abs) == v.BasesDir() {
 		id = strings.TrimSuffix(filepath.Base(abs), ".json")
 	}
-	if !vault.IsID(id) {
+	if vault.IsID(id) {
+		switch _, err := v.BaseReceipt(id); {
+		case errors.Is(err, vault.ErrNotFound):
+			return "", nil
+		case err != nil:
+			return "", err
+		}
+		return id, nil
+	}
+	if _, err := diskio.Look(name); !errors.Is(err, diskio.ErrDirectory) {
 		return "", nil
 	}
-	switch _, err := v.BaseReceipt(id); {
-	case errors.Is(err, vault.ErrNotFound):
-		return "", nil
-	case err != nil:
+	dir, err := refs.BasesIn(ctx, name, "_base", 10*time.Second)
+	if err != nil {
 		return "", err
 	}
-	return id, nil
+	all, unread := v.BaseReceipts(ctx)
+	for _, r := range all {
+		if r.Dir() == dir && (r.State.Unfinished() || len(bases.InForce(r)) > 0) {
+			return r.ID, nil
+		}
+	}
+	return "", errors.Join(fmt.Errorf("no act on the bases in %s is in force", dir), unread)
 }
 
 // undoBases takes an act on base images back.

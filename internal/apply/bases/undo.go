@@ -31,10 +31,12 @@ type UndoOptions struct {
 // undoing is an act that is being taken back.
 type undoing struct {
 	*keeper
-	u      UndoOptions
-	r      *vault.BaseReceipt
-	s      *pool.State
-	census *refs.Census
+	// receipts is where the receipt lies. The acts by which it is taken back leave none of their own.
+	receipts *vault.Vault
+	u        UndoOptions
+	r        *vault.BaseReceipt
+	s        *pool.State
+	census   *refs.Census
 }
 
 // Undo takes an act back as far as nothing is lost by it: the last step first. What stays is told by the Why of its
@@ -51,8 +53,9 @@ func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.Ba
 	if r, err = o.Receipts.BaseReceipt(id); err != nil || r.State == vault.Undone {
 		return r, err
 	}
-	o.Bases = r.Dir()
-	k := &undoing{keeper: newKeeper(o), u: u, r: r}
+	receipts := o.Receipts
+	o.Bases, o.Receipts = r.Dir(), nil
+	k := &undoing{keeper: newKeeper(o), receipts: receipts, u: u, r: r}
 	if k.s, err = pool.Read(ctx, k.Bases, k.Timeout); err != nil {
 		return nil, err
 	}
@@ -71,7 +74,7 @@ func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.Ba
 	}
 	// From now on the receipt says that it may be half taken back; again, Undo goes on.
 	r.State = vault.Undoing
-	if err := k.Receipts.PutBase(r); err != nil {
+	if err := k.receipts.PutBase(r); err != nil {
 		return nil, err
 	}
 	if err := k.all(ctx); err != nil {
@@ -81,34 +84,42 @@ func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.Ba
 	if r.State = vault.Committed; len(InForce(r)) == 0 {
 		r.State, r.Undone = vault.Undone, &now
 	}
-	return r, k.Receipts.PutBase(r)
+	return r, k.receipts.PutBase(r)
 }
 
 // InForce gives the steps of an act that are done and not taken back, without those that are never taken back: what
 // those left takes nothing from anybody, or can only be made anew.
 func InForce(r *vault.BaseReceipt) (steps []vault.BaseStep) {
 	for _, s := range r.Steps {
-		if s.Done && !s.Undone && !stays(s.What) {
+		if s.Done && !s.Undone && !stays(r, &s) {
 			steps = append(steps, s)
 		}
 	}
 	return steps
 }
 
-func stays(w vault.BaseWhat) bool {
-	return slices.Contains([]vault.BaseWhat{vault.BasePolicy, vault.BaseRecord, vault.BaseForget, vault.BasePurge}, w)
+// stays tells whether a step is never taken back. What an act brought back that it had set aside itself is none of its
+// doing.
+func stays(r *vault.BaseReceipt, s *vault.BaseStep) bool {
+	switch s.What {
+	case vault.BasePolicy, vault.BaseRecord, vault.BaseForget, vault.BasePurge:
+		return true
+	case vault.BaseRestore:
+		return r.Act == "quarantine"
+	}
+	return false
 }
 
 // all takes the steps back, the last one first.
 func (k *undoing) all(ctx context.Context) error {
 	for i := range slices.Backward(k.r.Steps) {
 		s := &k.r.Steps[i]
-		if !s.Done || s.Undone || stays(s.What) {
+		if !s.Done || s.Undone || stays(k.r, s) {
 			continue
 		}
 		why, err := k.back(ctx, s)
 		if err != nil && stopped(ctx, err) {
-			return errors.Join(err, k.Receipts.PutBase(k.r))
+			return errors.Join(err, k.receipts.PutBase(k.r))
 		}
 		s.Undone, s.Why = err == nil, why
 		if err != nil {
@@ -267,10 +278,7 @@ func (k *undoing) heldBack(ctx context.Context, s *vault.BaseStep) (why string, 
 	if h == nil {
 		return "it is not in quarantine any more", nil
 	}
-	o := k.Options
-	o.Receipts = nil // the receipt is that of the act which is taken back
-	back := newKeeper(o)
-	return "", back.bringBack(ctx, h, filepath.Base(s.At()), "undo of "+k.r.ID, newDone(k.Bases, k.s))
+	return "", k.bringBack(ctx, h, filepath.Base(s.At()), "undo of "+k.r.ID, newDone(k.Bases, k.s))
 }
 
 // pinBack gives the document of a pin its other name: that of one which counts, or of one that was taken back.

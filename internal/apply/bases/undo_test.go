@@ -224,6 +224,39 @@ func TestUndoUnprotect(t *testing.T) {
 	}
 }
 
+// TestUndoKeepsTheAudit: what is taken back by several acts leaves an audit that follows its chain.
+func TestUndoKeepsTheAudit(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	o := w.receipts()
+	if _, err := Protect(t.Context(), w.census(), ProtectOptions{NoRecord: true}, o); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"a", "b"} {
+		if _, err := Pin(t.Context(), n, PinOptions{Reason: "r", By: "p"}, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := Unpin(t.Context(), "a", "r", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := w.undo(d.Receipt, o); r.State != vault.Undone || len(w.state().Pins) != 2 {
+		t.Errorf("Undo of unpin = %q, pins %+v", whats(r), w.state().Pins)
+	}
+	all, err := o.Receipts.BaseReceipts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.State != vault.Undone {
+			w.undo(r.ID, o)
+		}
+	}
+	if s := w.state(); len(s.Pins) != 0 || len(s.Shields) != 0 { // state fails where an audit was broken
+		t.Errorf("pins %+v, shields %+v, want none", s.Pins, s.Shields)
+	}
+}
+
 // TestUndoElsewhere: an act is not taken back in another pool, nor where none is.
 func TestUndoElsewhere(t *testing.T) {
 	w := newWorld(t, "a")
