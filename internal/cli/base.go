@@ -32,9 +32,10 @@ chains lead, from what processes have open, and from the machines that are confi
 any of them: then the exit status is 4.
 
 What an administrator says of a pool stands in ` + config.Default + ` (--config FILE). It applies where POOL is a path of
-that file, or the directory of bases in it: further directories and exports of Nova's database come on top of
-those of the flags; what the directory of bases is called, Nova's list of hosts, and how often bases are touched go
-where no flag says it. A key that is not known, and one without a value, are errors with their line.`,
+that file, or the directory of bases in it: further directories and exports of Nova's database come on top of those of
+the flags; what this host is called among the nodes, what the directory of bases is called, Nova's list of hosts,
+and how often bases are touched go where no flag says it. A key that is not known, and one without a value,
+are errors with their line.`,
 		Example: `  shisa base scan /var/lib/nova/instances          who needs what
   shisa base why /var/lib/nova/instances NAME      all that needs one base
   shisa base missing /var/lib/nova/instances       what is missing, and the ways to bring it back
@@ -67,6 +68,8 @@ type poolOptions struct {
 	// config is the file of pools, "" for the usual one, and said what it says of this one, nil for nothing.
 	config string
 	said   *config.Pool
+	// node is what this host is called among the nodes, "" for its own name.
+	node string
 }
 
 func (o *poolOptions) flags(c *cobra.Command) {
@@ -94,8 +97,16 @@ func (o *poolOptions) novaFlag(c *cobra.Command) {
 func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (*refs.Census, error) {
 	bar := newProgress(s, "looking at files")
 	defer bar.Done()
-	return hostCensus(ctx, refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
-		Progress: func(files int64) { bar.Set(files, 0) }})
+	l := refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
+		Progress: func(files int64) { bar.Set(files, 0) }}
+	if o.said != nil {
+		l.ComputeNodes = o.said.ComputeNodes
+	}
+	c, err := hostCensus(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	return c, o.rightPool(c)
 }
 
 // hostCensus looks at who needs the bases of a pool, with what this host tells.

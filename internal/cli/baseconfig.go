@@ -41,8 +41,11 @@ func (o *poolOptions) configFlag(c *cobra.Command) {
 // before the rest.
 func (o *poolOptions) configure(ctx context.Context, pool string) error {
 	all, err := config.Read(ctx, o.config)
-	if err != nil || len(all.All) == 0 {
+	if err != nil {
 		return err
+	}
+	if o.node = all.Node; len(all.All) == 0 {
+		return nil
 	}
 	path, err := realPath(ctx, pool)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {

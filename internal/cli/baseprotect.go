@@ -25,9 +25,12 @@ import (
 
 // act is what an act on the bases of a directory needs.
 func (o *poolOptions) act(dir string, s *stdio) (bases.Options, func(), error) {
-	host, err := os.Hostname()
-	if err != nil {
-		return bases.Options{}, nil, fmt.Errorf("the name of this host: %w", err)
+	host := o.node
+	if host == "" {
+		var err error
+		if host, err = os.Hostname(); err != nil {
+			return bases.Options{}, nil, fmt.Errorf("the name of this host: %w", err)
+		}
 	}
 	state, err := stateDir(o.state)
 	if err != nil {

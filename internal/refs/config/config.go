@@ -3,6 +3,7 @@
 
 // Package config reads what an administrator says of the pools of base images on a host, /etc/shisa/base.yaml:
 //
+//	node: node1
 //	pools:
 //	  - path: /var/lib/nova/instances
 //	    bases: _base
@@ -86,6 +87,8 @@ type Pool struct {
 type Pools struct {
 	// Name is the file, "" if there is none.
 	Name string
+	// Node is what this host is called among the nodes that use a pool, "" for the name of the host.
+	Node string
 	All  []Pool
 }
 
@@ -152,7 +155,7 @@ func wrongAt(n *yaml.Node, format string, args ...any) error {
 }
 
 func (p *Pools) take(doc *yaml.Node) error {
-	return object(doc, map[string]func(*yaml.Node) error{"pools": func(n *yaml.Node) error {
+	return object(doc, map[string]func(*yaml.Node) error{"node": name(&p.Node), "pools": func(n *yaml.Node) error {
 		if n.Kind != yaml.SequenceNode || len(n.Content) == 0 || len(n.Content) > maxPools {
 			return wrongAt(n, "want a list of 1 to %d pools", maxPools)
 		}
@@ -170,7 +173,7 @@ func (p *Pools) take(doc *yaml.Node) error {
 			p.All = append(p.All, pool)
 		}
 		return nil
-	}}, "pools")
+	}})
 }
 
 func (p *Pool) take(n *yaml.Node) error {

@@ -15,7 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const good = `pools:
+const good = `node: n-1
+pools:
   - path: /var/lib/nova/instances/
     bases: _base
     uuid: 0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e
@@ -40,9 +41,9 @@ func TestParse(t *testing.T) {
 	want := []Pool{{Path: "/var/lib/nova/instances", Bases: "_base", UUID: "0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e",
 		Roots: []string{"/srv/rescue"}, NovaExports: []string{"/var/lib/shisa/nova.jsonl"},
 		ComputeNodes: "/var/lib/nova/instances/compute_nodes", Members: []string{"node1", "node2"}, Others: []string{"backup"},
-		Protect: true, KeepAlive: 6 * time.Hour, Watch: true, Quarantine: true, Purge: true, Line: 2},
-		{Path: "/srv/images", Line: 15}} // nothing that deletes is on by itself
-	if d := cmp.Diff(want, p.All); d != "" {
+		Protect: true, KeepAlive: 6 * time.Hour, Watch: true, Quarantine: true, Purge: true, Line: 3},
+		{Path: "/srv/images", Line: 16}} // nothing that deletes is on by itself
+	if d := cmp.Diff(want, p.All); d != "" || p.Node != "n-1" {
 		t.Errorf("Parse (-want +got):\n%s", d)
 	}
 	for _, c := range []struct{ name, old, new, want string }{
@@ -50,25 +51,26 @@ func TestParse(t *testing.T) {
 		{"no map", good, "- a", "x:1: is no configuration of pools: want a map"},
 		{"no list", good, "pools: 7", "x:1:"},
 		{"no pools", good, "pools: []", "want a list of 1 to"},
+		{"no node", "n-1", "", "x:1: is no configuration of pools: node has no value"},
 		{"no value", good, "pools:", "x:1: is no configuration of pools: pools has no value"},
-		{"unknown key", "purge:", "purgee:", `x:14: is no configuration of pools: the key "purgee" is not known`},
-		{"unknown key at the top", "pools:", "pool:", `x:1: is no configuration of pools: the key "pool" is not known`},
-		{"twice", "watch: true", "watch: true\n    watch: false", `x:13: is no configuration of pools: the key "watch" is on line 12 already`},
-		{"missing value", "purge: true", "purge:", `x:14: is no configuration of pools: purge has no value`},
+		{"unknown key", "purge:", "purgee:", `x:15: is no configuration of pools: the key "purgee" is not known`},
+		{"unknown key at the top", "pools:", "pool:", `x:2: is no configuration of pools: the key "pool" is not known`},
+		{"twice", "watch: true", "watch: true\n    watch: false", `x:14: is no configuration of pools: the key "watch" is on line 13 already`},
+		{"missing value", "purge: true", "purge:", `x:15: is no configuration of pools: purge has no value`},
 		{"tilde", "purge: true", "purge: ~", "purge has no value"},
-		{"missing path", "path: /srv/images", "protect: true", "x:15: is no configuration of pools: path is missing"},
-		{"yes", "purge: true", "purge: yes", `x:14: is no configuration of pools: want true or false, not "yes"`},
+		{"missing path", "path: /srv/images", "protect: true", "x:16: is no configuration of pools: path is missing"},
+		{"yes", "purge: true", "purge: yes", `x:15: is no configuration of pools: want true or false, not "yes"`},
 		{"relative", "/srv/rescue", "rescue", `"rescue" is no absolute path`},
 		{"base in a directory", "bases: _base", "bases: a/b", `"a/b" is no name in a directory`},
 		{"no duration", "6h", "6", `not "6"`},
 		{"negative", "6h", "-6h", `not "-6h"`},
-		{"watch alone", "protect: true", "protect: false", "x:12: is no configuration of pools: watch does nothing"},
+		{"watch alone", "protect: true", "protect: false", "x:13: is no configuration of pools: watch does nothing"},
 		{"member and not", "[backup]", "[node1]", `"node1" is among members and among others`},
 		{"list in a list", "[backup]", "[[backup]]", "want a text"},
 		{"anchor", "[/srv/rescue]", "&a [/srv/rescue]\n    others: *a", "refers to another place"},
-		{"same pool", "/srv/images", "/var/lib/nova/instances\n    bases: _base", "is on line 2 already"},
+		{"same pool", "/srv/images", "/var/lib/nova/instances\n    bases: _base", "is on line 3 already"},
 		{"two documents", "  - path: /srv/images\n", "---\npools: 7\n", "only one document"},
-		{"tab", "    purge", "\tpurge", "x is no configuration of pools: yaml: line 13"},
+		{"tab", "    purge", "\tpurge", "x is no configuration of pools: yaml: line 14"},
 	} {
 		text := strings.Replace(good, c.old, c.new, 1)
 		if text == good {
