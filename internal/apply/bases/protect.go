@@ -237,7 +237,8 @@ func (k *keeper) record(ctx context.Context, b *refs.Base, s *pool.State, now ti
 		return fmt.Errorf("record: %w", diskio.ErrChanged)
 	}
 	born := f.Born().UTC()
-	if old, ok := s.Objects[b.File.Ino]; ok && old.SizeBytes == before.SizeBytes && old.Born.Equal(born) && old.Name == b.Name {
+	if old, ok := s.Objects[b.File.Ino]; ok && old.SizeBytes == before.SizeBytes && old.Born.Equal(born) &&
+		(old.Name == b.Name || k.has(old.Name, b.File)) {
 		return nil
 	}
 	whole, parts := sha256.New(), &chunks{each: sha256.New()}
@@ -274,8 +275,15 @@ func (k *keeper) record(ctx context.Context, b *refs.Base, s *pool.State, now ti
 	if err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
+	s.Objects[b.File.Ino] = obj
 	d.Recorded = append(d.Recorded, b.Name)
 	return k.note(ctx, "record", b.Name, b.File.Ino, b.Path, obj.SHA256)
+}
+
+// has tells whether a file has a name in the directory of the bases: of two names of one file the first is recorded.
+func (k *keeper) has(name string, id diskio.ID) bool {
+	e, err := diskio.LookEntry(filepath.Join(k.Bases, name))
+	return err == nil && e.ID == id
 }
 
 // chunks makes a digest of each 4 MiB that are written to it.
