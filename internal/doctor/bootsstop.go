@@ -100,7 +100,7 @@ func (c *courts) dangerous() (all []Suspect) {
 			continue
 		}
 		for _, a := range c.actsOf(u.Name) {
-			if a.If == "" && a.At == "" && a.Delay < shortBoot && len(a.Guards) == 0 {
+			if a.If == "" && a.At == "" && !a.Again && a.Delay < shortBoot && len(a.Guards) == 0 {
 				all = append(all, Suspect{Unit: u.Name, Does: a.What, If: a.If, Chain: steps(a.Chain),
 					Doubt: cmp.Or(a.Doubt, doubt)})
 				break

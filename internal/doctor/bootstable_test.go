@@ -120,7 +120,20 @@ func loops() []loopRow {
 			Files:  with(files(does, onceADay(6*hour, "Persistent=true\nRandomizedDelaySec=2s")), stale),
 			Enable: timer, ReadOnly: []string{stamps}}, ends: "rrrr", hold: 5 * time.Second, course: Loop,
 			blame: "nightly.service", masks: both},
-		loop("soon after each start", "TM02 loop", nspawn.World{Files: files(does, "[Timer]\nAccuracySec=1us\nOnBootSec=1s"), Enable: timer}, both),
+		{name: "soon after each start", before: "TM02 loop", world: nspawn.World{Files: files(does, "[Timer]\nAccuracySec=1us\nOnBootSec=1s"),
+			Enable: timer}, ends: "rrrr", hold: 10 * time.Second, course: Loop, blame: "nightly.service", masks: both},
+		{name: "again, by a timer that counts from when it ran", before: "TM02 loop", world: nspawn.World{Files: twice(files(
+			"[Service]\nType=oneshot\nExecStart=/usr/local/bin/twice\n"+install, "[Timer]\nAccuracySec=1us\nOnUnitActiveSec=3s")),
+			Enable: append(timer, service...)}, ends: "rrrr", hold: 15 * time.Second, course: Loop, blame: "nightly.service", masks: both},
+		{name: "a timer that counts from what never ran", world: nspawn.World{Files: files(does,
+			"[Timer]\nAccuracySec=1us\nOnUnitActiveSec=1us\nOnUnitInactiveSec=1us"), Enable: timer}, ends: "s", hold: 6 * time.Second},
+		{name: "started too often by its timer", before: "TM02 loop", world: nspawn.World{Files: files(
+			"StartLimitAction=reboot\nStartLimitBurst=3\nStartLimitIntervalSec=1min\n[Service]\nType=oneshot\nExecStart=/bin/true\n",
+			"[Timer]\nAccuracySec=1us\nOnActiveSec=1s\nOnUnitInactiveSec=1s"), Enable: timer}, ends: "rrrr", hold: 20 * time.Second,
+			course: Loop, blame: "nightly.service", masks: both},
+		{name: "not started too often by its timer", world: nspawn.World{Files: files(
+			"StartLimitAction=reboot\nStartLimitBurst=3\nStartLimitIntervalSec=2s\n[Service]\nType=oneshot\nExecStart=/bin/true\n",
+			"[Timer]\nAccuracySec=1us\nOnActiveSec=1s\nOnUnitActiveSec=1s"), Enable: timer}, ends: "s", hold: 12 * time.Second},
 		loop("a timer that requires its service", "TM01 loop", nspawn.World{
 			Files: files(does, strings.Replace(onceADay(6*hour, ""), "[Timer]", "Requires=nightly.service\n[Timer]", 1)), Enable: timer}, both),
 		loop("reboots when it fails", "TM01 loop", nspawn.World{
@@ -181,6 +194,12 @@ func failing(all map[string]nspawn.File) map[string]nspawn.File {
 // byPath adds a unit that starts the service when something is there.
 func byPath(all map[string]nspawn.File) map[string]nspawn.File {
 	all["/etc/systemd/system/nightly.path"] = nspawn.File{Text: "[Path]\nPathExists=/etc/hostname\n[Install]\nWantedBy=paths.target\n"}
+	return all
+}
+
+// twice adds a script that restarts the machine when it is run for the second time.
+func twice(all map[string]nspawn.File) map[string]nspawn.File {
+	all["/usr/local/bin/twice"] = nspawn.File{Mode: 0o755, Text: "#!/bin/sh\nif [ -e /run/twice ]; then exec systemctl reboot; fi\ntouch /run/twice\n"}
 	return all
 }
 

@@ -148,7 +148,7 @@ func lintFound(r Rule, e *evidence.Evidence, t *TimerInfo, how finding.Severity,
 	}
 	f := found(&r, unitObject(e, t.Unit), min(confidenceOf(t), 0.7), kind, enabledBy(e.Units)+t.Unit+" "+does,
 		append(facts, timerFacts(e, t)...)...)
-	if f.Severity = how; t.played.act.Doubt != "" || len(t.played.act.Guards) > 0 {
+	if f.Severity = how; t.played.doubt != "" || len(t.played.act.Guards) > 0 {
 		f.Severity = finding.Note
 	}
 	if f.Severity == finding.Note {

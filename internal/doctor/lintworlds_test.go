@@ -54,6 +54,15 @@ func TestLintWorlds(t *testing.T) {
 			"[Timer]\nOnCalendar=03:30\nPersistent=yes\n" + install, nil, 0},
 		{"nobody enables it", service, "[Timer]\nOnCalendar=03:30\nPersistent=yes\n", nil, 0},
 		{"harmless", "[Service]\nType=oneshot\nExecStart=/bin/true\n", "[Timer]\nOnCalendar=03:30\nPersistent=yes\n" + install, nil, 0},
+		{"counts from its unit", "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'if [ -e /run/x ]; then reboot; fi; touch /run/x'\n" +
+			"[Install]\nWantedBy=multi-user.target\n", "[Timer]\nOnUnitActiveSec=1min\n" + install, []string{"TM02 danger"}, 3},
+		{"counts from its unit, long after", "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'if [ -e /run/x ]; then reboot; fi; touch /run/x'\n" +
+			"[Install]\nWantedBy=multi-user.target\n", "[Timer]\nOnUnitActiveSec=1h\n" + install, nil, 0},
+		{"started too often", "[Unit]\nStartLimitAction=reboot-force\n[Service]\nType=oneshot\nExecStart=/bin/true\n",
+			"[Timer]\nOnActiveSec=1\nOnUnitActiveSec=1\nAccuracySec=1ms\n" + install, []string{"TM02 danger"}, 3},
+		{"started too often, if it is as exact as that", "[Unit]\nStartLimitAction=reboot-force\n[Service]\nType=oneshot\nExecStart=/bin/true\n",
+			"[Timer]\nOnActiveSec=1\nOnUnitActiveSec=1\n" + install, []string{"TM02 note"}, 0},
+		{"a condition of the timer", service, "[Unit]\nConditionVirtualization=vm\n[Timer]\nOnBootSec=1min\n" + install, []string{"TM02 note"}, 0},
 		{"no zone at all", service, "[Timer]\nOnCalendar=03:30 a:b\nOnBootSec=1h\nPersistent=yes\n" + install, []string{"TM02 note"}, 0},
 	} {
 		for n, now := range []time.Time{time.Date(2026, 11, 22, 3, 29, 59, 0, time.UTC), time.Date(2026, 7, 1, 18, 30, 2, 0, time.UTC),

@@ -57,7 +57,7 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 	ways := t.played.ways
 	i := slices.IndexFunc(ways, func(w way) bool { return w.byStamp() })
 	switch {
-	case i < 0 && t.Unsure != "", slices.ContainsFunc(ways, func(w way) bool { return w.runs[0].Unfinished }):
+	case i < 0 && t.Unsure != t.played.doubt, slices.ContainsFunc(ways, func(w way) bool { return w.runs[0].Unfinished }):
 		return unknown(o, t.Unsure)
 	case i < 0:
 		return pass(o)
@@ -72,6 +72,7 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 		f.Summary += "; that is so if " + ways[i].text
 		f.Because = append(f.Because, Reason{failed.ID, "the file system of its stamp takes no writes"})
 	}
+	f.doubt(t)
 	if why := e.Clock.Keeps.Why; why != "" {
 		f.Evidence = append(f.Evidence, Fact{Source: evidence.Source{Path: e.Clock.Keeps.Dir}, Value: why})
 	}
@@ -83,10 +84,18 @@ func lostStamp(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 // confidenceOf is how sure it is that the unit of a timer acts as it is taken to.
 func confidenceOf(t *TimerInfo) float64 {
 	a := t.played.act
-	if !t.played.always() || a.Doubt != "" || len(a.Guards) > 0 {
+	if !t.played.always() || t.played.doubt != "" || len(a.Guards) > 0 {
 		return 0.5
 	}
 	return 0.95
+}
+
+// doubt lowers a finding about a timer of which it is not sure that it is started, or that its unit acts.
+func (f *Finding) doubt(t *TimerInfo) {
+	if t.played.doubt != "" {
+		f.Summary += "; that is not sure: " + t.played.doubt
+		f.Severity = finding.Warning
+	}
 }
 
 // timerFacts is what a verdict about a timer rests on.

@@ -51,6 +51,7 @@ func slowClock(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 		f.Evidence = append(f.Evidence, said(ev))
 	}
 	f.seen(f.Evidence)
+	f.doubt(t)
 	f.Affects = []Object{hostObject(e)}
 	f.Remedies = append([]Remedy{
 		{Text: "have the hardware's clock taken for what it is: guests are given UTC", Command: "timedatectl set-local-rtc 0",

@@ -40,7 +40,7 @@ func rate(a *units.Act, after time.Duration) (t threat, ok bool) {
 	note := func(kind, but string) (threat, bool) {
 		return threat{a, kind, finding.Note, 0.6, but}, true
 	}
-	if a.Missing != "" || strings.Contains(a.If, units.IsStopped) || guarded(a, units.NotMet, false) != nil {
+	if a.Missing != "" || a.Again || strings.Contains(a.If, units.IsStopped) || guarded(a, units.NotMet, false) != nil {
 		return t, false
 	}
 	if g := guarded(a, units.Disarms, true); g != nil {
@@ -95,6 +95,15 @@ func (t *threat) doubted(chain []units.Start) {
 		if e.Doubt != "" && t.but == "" {
 			t.kind, t.but = "likely", e.Doubt
 			t.severity, t.confidence = finding.Warning, min(t.confidence, 0.6)
+		}
+	}
+}
+
+// asks lowers a threat for conditions of what starts the unit, of which it is not known whether they are met.
+func (t *threat) asks(all []units.Guard) {
+	for _, g := range all {
+		if g.Kind == units.Unsure && t.severity != finding.Note {
+			t.kind, t.but, t.severity, t.confidence = "perhaps", "if "+g.Text+" is met", finding.Note, 0.6
 		}
 	}
 }

@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,6 +21,8 @@ type played struct {
 	timer reboots.Timer
 	// act is what its unit does, as it is played.
 	act *TimerAct
+	// doubt says why it is not sure that the timer is started, or that its unit acts; "" if it is.
+	doubt string
 	// ways are what may be so of the stamp, each with its runs.
 	ways []way
 }
@@ -68,7 +71,7 @@ func (t *TimerInfo) playable() *TimerAct {
 }
 
 // judge says what a timer will do to the machine.
-func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer, left *int) {
+func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer, running map[string][]units.Start, left *int) {
 	a := t.playable()
 	switch {
 	case a == nil:
@@ -84,10 +87,16 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer,
 		t.say("%s would %s the machine; a condition of this timer is not met", t.Starts, verb(a.Does))
 		return
 	}
+	x.Runs = runs(e, t.Starts, a, running)
+	if begins := len(x.Calendar) + len(x.Boot) + len(x.Startup) + len(x.Active); begins == 0 && !x.OnClock && !x.Runs.Booted {
+		t.Danger = TimerIdle
+		t.say("%s would %s the machine; this timer counts from when that ran last, and no boot runs it before", t.Starts, verb(a.Does))
+		return
+	}
 	x.Does, x.After, x.Scheduled = a.Does, a.act.Delay, a.act.At != ""
 	x.Once = slices.ContainsFunc(a.act.Guards, func(g units.Guard) bool { return g.Kind == units.Disarms && g.Lasting })
 	x.Stamp.Unsynced = a.Does == units.Crash
-	j := &played{timer: *x, act: a, ways: stampWays(e, t, x)}
+	j := &played{timer: *x, act: a, ways: stampWays(e, t, x), doubt: doubtOf(e, u, a, running)}
 	k := known(e)
 	for i := range j.ways {
 		w := &j.ways[i]
@@ -105,6 +114,17 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer,
 		return
 	}
 	t.conclude(e)
+}
+
+// doubtOf says why it is not sure that each boot starts a timer, or that its unit acts then: since the start itself is
+// not, or a condition is not known.
+func doubtOf(e *evidence.Evidence, u *units.Unit, a *TimerAct, running map[string][]units.Start) string {
+	for _, g := range slices.Concat(e.Units.Guards(u.Name), a.act.Guards) {
+		if g.Kind == units.Unsure {
+			return "whether " + g.Text + " is met is not known"
+		}
+	}
+	return cmp.Or(units.DoubtOf(running[u.Name]), a.Doubt)
 }
 
 // stampWays gives what may be so of a stamp: what is not known is there both ways.
@@ -205,7 +225,7 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 		t.say("%s %s the machine if %s, which is taken for so here", j.act.Unit, does, j.act.If)
 	}
 	switch {
-	case loops == len(j.ways) && j.always() && j.act.Doubt == "" && len(j.act.Guards) == 0:
+	case loops == len(j.ways) && j.always() && j.doubt == "" && len(j.act.Guards) == 0:
 		t.Danger = TimerLoops
 		t.say("%s the machine again and again, %s: %s", does, pace(r, e.Clock.Zone), causeOf(r, e.Clock.Zone))
 	case loops > 0:
@@ -222,6 +242,10 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 		t.Danger = TimerUnknown
 		t.Unsure = "whether its stamp is old, can be written and lasts is not known"
 		t.say("may %s the machine once, right after its next start: %s", verb(j.act.Does), t.Unsure)
+	case r.Surprise >= 0 && j.doubt != "":
+		t.Danger = TimerUnknown
+		t.say("may %s the machine once, %s after its next start: %s", verb(j.act.Does), spell(r.Boots[r.Surprise].Lasted),
+			missed(&r.Boots[r.Surprise], e.Clock.Zone))
 	case r.Surprise >= 0:
 		t.Danger = TimerSurprise
 		b := &r.Boots[r.Surprise]
@@ -233,8 +257,9 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 	for _, g := range j.act.Guards {
 		t.say("%s", g)
 	}
-	if j.act.Doubt != "" {
-		t.Unsure = j.act.Doubt
+	if j.doubt != "" {
+		t.Unsure = j.doubt
+		t.say("%s", j.doubt)
 	}
 	t.supposing(e)
 	if e.Kind == tree.Directory && t.Stamp == "known" && t.Danger == TimerSurprise {
@@ -242,8 +267,13 @@ func (t *TimerInfo) conclude(e *evidence.Evidence) {
 	}
 }
 
-// always tells whether the unit acts each time when it is run, or when it succeeds.
-func (j *played) always() bool { return j.act.If == "" || j.act.If == units.ItSucceeds }
+// exactly is by how much a timer may be late that starts its unit as often as it says.
+const exactly = time.Second
+
+// always tells whether the unit acts each time when it is run, or when it succeeds, or as was played.
+func (j *played) always() bool {
+	return j.act.If == "" || j.act.If == units.ItSucceeds || j.timer.Runs.Burst > 0 && j.timer.Accuracy+j.timer.Random <= exactly
+}
 
 // differ tells whether it depends on what is not known whether there is a restart that nobody expects.
 func (j *played) differ() bool {

@@ -5,7 +5,9 @@ package doctor
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,7 +41,7 @@ func timerOf(e *evidence.Evidence, u *units.Unit, running map[string][]units.Sta
 	t.stamp(e, x)
 	t.times(e, u, x, left)
 	if len(t.Acts) > 0 {
-		t.judge(e, u, x, left)
+		t.judge(e, u, x, running, left)
 	}
 	return t
 }
@@ -79,6 +81,10 @@ func (t *TimerInfo) read(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) 
 			x.Startup = append(x.Startup, span)
 		case "OnActiveSec":
 			x.Active = append(x.Active, span)
+		case "OnUnitActiveSec":
+			x.UnitActive = append(x.UnitActive, span)
+		case "OnUnitInactiveSec":
+			x.UnitInactive = append(x.UnitInactive, span)
 		}
 	}
 	x.OnClock = isSet(u, "OnClockChange")
@@ -93,6 +99,59 @@ func (t *TimerInfo) read(e *evidence.Evidence, u *units.Unit, x *reboots.Timer) 
 	x.Accuracy = spanOf(u, "AccuracySec", time.Minute)
 }
 
+// runs says how the unit of a timer runs, as far as that matters for what it does.
+func runs(e *evidence.Evidence, unit string, a *TimerAct, running map[string][]units.Start) (x reboots.Runs) {
+	u := e.Units.Unit(unit)
+	if u == nil {
+		return x
+	}
+	remains, _ := u.Last("Service", "RemainAfterExit")
+	x.Stays = u.Type() != "service" || isTrue(remains.Value)
+	x.Booted = running[u.Name] != nil
+	if a.act.Again {
+		x.Spares = 1
+	}
+	if a.limited(u) {
+		x.Burst, x.Within = startLimit(u)
+	}
+	return x
+}
+
+// limited tells of an act that happens when the unit is started too often, which nothing but its timer does.
+func (a *TimerAct) limited(u *units.Unit) bool {
+	restart, _ := u.Last("Service", "Restart")
+	return a.If == units.TooOften && a.Unit == u.Name && (restart.Value == "" || restart.Value == "no")
+}
+
+// startLimit gives how often a unit may be started in which time (systemd.unit(5)): five times in ten seconds, if it does
+// not say otherwise. 0 is no limit.
+func startLimit(u *units.Unit) (burst int, within time.Duration) {
+	burst, within = 5, 10*time.Second
+	for _, section := range []string{"Service", "Unit"} { // where it stood before 229, and where it belongs
+		for _, key := range []string{"StartLimitInterval", "StartLimitIntervalSec"} {
+			if s, ok := u.Last(section, key); ok {
+				if d, err := calendar.ParseSpan(s.Value); err == nil {
+					within = d
+				}
+			}
+		}
+		if s, ok := u.Last(section, "StartLimitBurst"); ok {
+			if n, err := strconv.Atoi(s.Value); err == nil && n >= 0 {
+				burst = n
+			}
+		}
+	}
+	if burst == 0 || within == 0 {
+		burst = math.MaxInt
+	}
+	return burst, within
+}
+
+// isTrue understands booleans of settings.
+func isTrue(s string) bool {
+	return slices.Contains([]string{"1", "yes", "y", "true", "t", "on"}, strings.ToLower(s))
+}
+
 // ignore notes a setting that systemd does not take; one whose zone is not known may be taken.
 func (t *TimerInfo) ignore(s units.Setting, err error) {
 	t.Ignored = append(t.Ignored, s.Key+"="+err.Error())
@@ -104,7 +163,7 @@ func (t *TimerInfo) ignore(s units.Setting, err error) {
 // isSet tells whether a setting of a timer is true.
 func isSet(u *units.Unit, key string) bool {
 	s, _ := u.Last("Timer", key)
-	return slices.Contains([]string{"1", "yes", "y", "true", "t", "on"}, strings.ToLower(s.Value))
+	return isTrue(s.Value)
 }
 
 // spanOf gives a span among the settings of a timer, or the default.

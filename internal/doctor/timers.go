@@ -218,8 +218,14 @@ func (t *Timers) Worst() (worst Danger, unsure bool) {
 			worst = d
 		}
 	}
-	if slices.ContainsFunc(t.AtStart, func(a TimerAct) bool { return a.If == "" && len(a.Guards) == 0 && a.Delay < reboots.Short.Seconds() }) {
-		worst = TimerLoops
+	for i := range t.AtStart {
+		switch a := &t.AtStart[i]; {
+		case a.If != "" || len(a.Guards) > 0 || a.Delay >= reboots.Short.Seconds():
+		case a.Doubt == "":
+			worst = TimerLoops
+		case slices.Index(order, TimerMayLoop) < slices.Index(order, worst):
+			worst = TimerMayLoop
+		}
 	}
 	unsure = len(t.NotLookedAt) > 0 || slices.ContainsFunc(t.Timers, func(x TimerInfo) bool { return x.Unsure != "" })
 	return worst, unsure
@@ -257,7 +263,7 @@ func timersOf(e *evidence.Evidence) *Timers {
 		if u.Type() == "timer" {
 			t.Timers = append(t.Timers, *timerOf(e, u, reached, &left))
 		} else if reached[u.Name] != nil {
-			t.AtStart = append(t.AtStart, actsAtStart(e, u)...)
+			t.AtStart = append(t.AtStart, actsAtStart(e, u, reached[u.Name])...)
 		}
 	}
 	order := dangers()
@@ -303,9 +309,10 @@ func pulledActs(e *evidence.Evidence, unit string, running map[string][]units.St
 
 // actsAtStart gives what a unit that each boot starts does to the machine by being started, without those acts that
 // never happen.
-func actsAtStart(e *evidence.Evidence, u *units.Unit) (all []TimerAct) {
+func actsAtStart(e *evidence.Evidence, u *units.Unit, chain []units.Start) (all []TimerAct) {
 	for _, a := range timerActs(e, u.Name) {
-		if a.Never == "" && a.act.Unit == u.Name && (a.If == "" || a.If == units.ItSucceeds) {
+		if a.Never == "" && !a.act.Again && a.act.Unit == u.Name && (a.If == "" || a.If == units.ItSucceeds) {
+			a.Doubt = cmp.Or(a.Doubt, units.DoubtOf(chain))
 			all = append(all, a)
 		}
 	}

@@ -110,6 +110,24 @@ func inFuture(n *nightly) {
 		"Fri 2026-11-20 03:30:00 JST as it is in the future.\n"
 }
 
+const vm = "[Unit]\nConditionVirtualization=vm\n"
+
+// lucky has the timer started by a target that lacks something: now and then before systemd 254.
+func lucky(n *nightly) {
+	n.files["usr/lib/systemd/libsystemd-shared-252.so"] = ""
+	n.files["etc/systemd/system/some.target"] = "[Unit]\nRequires=gone.service daily_reboot.timer\n"
+	n.files["etc/systemd/system/timers.target.wants/some.target"] = "-> /etc/systemd/system/some.target"
+	delete(n.files, "etc/systemd/system/timers.target.wants/daily_reboot.timer")
+}
+
+// runsTwice has the service restart the machine when it runs for the second time.
+func runsTwice(n *nightly) {
+	n.files["usr/bin/sh"] = "\x7fELF"
+	n.files["usr/bin/touch"] = "\x7fELF"
+	n.files["etc/systemd/system/daily_reboot.service"] = "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'if [ -e /run/x ]; then systemctl reboot; fi; touch /run/x'\n"
+	n.files["etc/systemd/system/multi-user.target.wants/daily_reboot.service"] = "-> /etc/systemd/system/daily_reboot.service"
+}
+
 func unit(name, text string) func(*nightly) {
 	return func(n *nightly) { n.files["etc/systemd/system/daily_reboot."+name] = text }
 }
@@ -125,8 +143,19 @@ func TestTimers(t *testing.T) {
 		// says is part of what is said.
 		says string
 	}{
-		"S1: as it was made":                    {nil, TimerActs, 0, "", "", "next at 2026-11-21 03:30 JST"},
-		"S3: stale, read-only":                  {[]func(*nightly){stale, readOnly}, TimerLoops, 3, "TM03", "", "cannot be written"},
+		"S1: as it was made":   {nil, TimerActs, 0, "", "", "next at 2026-11-21 03:30 JST"},
+		"S3: stale, read-only": {[]func(*nightly){stale, readOnly}, TimerLoops, 3, "TM03", "", "cannot be written"},
+		"S3, if a condition of the timer is met": {[]func(*nightly){stale, readOnly, unit("timer", vm+"[Timer]\nOnCalendar=*-*-* 03:30:00\nPersistent=true\n")},
+			TimerMayLoop, 3, "TM03", "", "whether ConditionVirtualization=vm is met is not known"},
+		"S3, if a condition of the service is met": {[]func(*nightly){stale, readOnly, unit("service", vm+"[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl reboot\n")},
+			TimerMayLoop, 3, "TM03", "", "whether ConditionVirtualization=vm is met is not known"},
+		"S5, if a condition is met": {[]func(*nightly){stale, unit("service", vm+"[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl reboot\n")},
+			TimerUnknown, 4, "", "TM04", "may restart the machine once"},
+		"S3, if it is started": {[]func(*nightly){stale, readOnly, lucky}, TimerMayLoop, 3, "TM03", "", "some.target requires gone.service"},
+		"it counts from what never ran": {[]func(*nightly){unit("timer", "[Timer]\nOnUnitActiveSec=1d\n")}, TimerIdle, 0, "", "",
+			"no boot runs it before"},
+		"it counts from what runs at each start": {[]func(*nightly){unit("timer", "[Timer]\nOnUnitInactiveSec=2min\n"), runsTwice}, TimerLoops, 3,
+			"TM02", "", "again and again"},
 		"S3: stale, forgotten":                  {[]func(*nightly){stale, noSystem}, TimerLoops, 3, "TM03", "", "next boot does not find it"},
 		"S3: stale, and its file system failed": {[]func(*nightly){stale, failed}, TimerMayLoop, 3, "TM03 TM04", "", "which failed, takes no writes at the next start either"},
 		"A: the log says it":                    {[]func(*nightly){chrony, inFuture}, TimerMayLoop, 3, "TM06", "", "its log says that a stamp was in the future"},
@@ -134,8 +163,8 @@ func TestTimers(t *testing.T) {
 		"S4: no stamp, read-only":               {[]func(*nightly){noStamp, readOnly}, TimerActs, 0, "", "", "as it was made for"},
 		"S5: stale":                             {[]func(*nightly){stale}, TimerSurprise, 3, "TM04", "", "it missed 2026-11-19 03:30 JST, and systemd catches that up"},
 		"S6: stale, not persistent":             {[]func(*nightly){stale, unit("timer", "[Timer]\nOnCalendar=03:30\n")}, TimerActs, 0, "", "", "as it was made for"},
-		"S9: OnBootSec=":                        {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=1s\n")}, TimerLoops, 3, "", "", "OnBootSec=1s"},
-		"48 hours":                              {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=48h\n")}, TimerActs, 0, "", "", "48h0m0s after the start"},
+		"S9: OnBootSec=":                        {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=1s\n")}, TimerLoops, 3, "TM02", "", "OnBootSec=1s"},
+		"48 hours":                              {[]func(*nightly){unit("timer", "[Timer]\nOnBootSec=48h\n")}, TimerActs, 0, "TM02", "", "48h0m0s after the start"},
 		"A: local time, a daemon":               {[]func(*nightly){local, chrony}, TimerMayLoop, 3, "TM06", "", "9h slow at the start"},
 		"A: no sign of it":                      {[]func(*nightly){chrony}, TimerActs, 0, "", "", "would do so again and again"},
 		"C: a daemon that saves the time":       {[]func(*nightly){local, timesyncd}, TimerActs, 0, "", "", "as it was made for"},
@@ -171,7 +200,7 @@ func TestTimers(t *testing.T) {
 					strings.Join(x.Says, "\n"), x.Acts, m.NotLookedAt)
 			}
 			var fails, unsure []string
-			for _, rule := range []Rule{ruleTM03(), ruleTM04(), ruleTM06()} {
+			for _, rule := range []Rule{ruleTM02(), ruleTM03(), ruleTM04(), ruleTM06()} {
 				for _, res := range rule.judge(e) {
 					switch res.Outcome {
 					case Fail:

@@ -74,6 +74,14 @@ type timer struct {
 	// since and began are when it was started, by both clocks.
 	since time.Duration
 	began time.Time
+	// runs is how often its unit ran in this boot, ran when that was last. limited is since when its starts are counted for
+	// systemd's limit, num how many.
+	runs    int
+	ran     time.Duration
+	limited time.Duration
+	num     int
+	// elapsed is when it elapsed last in this boot; never if it did not.
+	elapsed time.Duration
 	// passed are spans that were over when it started; they elapse no more.
 	passed map[time.Duration]bool
 	wait
@@ -146,7 +154,8 @@ func (b *boot) next() (over bool) {
 		unit = max(unitsAfter, b.now)
 	}
 	t, elapses := b.first()
-	switch first := min(starts, sync, unit, elapses); first {
+	booted, runs := b.booted()
+	switch first := min(starts, sync, unit, runs, elapses); first {
 	case never:
 		return true
 	case sync:
@@ -158,6 +167,9 @@ func (b *boot) next() (over bool) {
 	case unit:
 		b.now = unit
 		return b.act(direct.Unit, "", direct.Does, direct.After, direct.After >= Short)
+	case runs:
+		b.now = runs
+		return b.run(booted, "", b.now >= Short)
 	default:
 		b.now = elapses
 		return b.elapse(t)
@@ -173,6 +185,45 @@ func (b *boot) direct() *Direct {
 		}
 	}
 	return nil
+}
+
+// booted gives a timer whose unit this boot starts besides and has not yet, and when it does.
+func (b *boot) booted() (*timer, time.Duration) {
+	for _, t := range b.timers {
+		if t.Runs.Booted && t.runs == 0 {
+			return t, max(unitsAfter, b.now)
+		}
+	}
+	return nil, never
+}
+
+// run has a timer's unit run: it acts, or the timer waits anew.
+func (b *boot) run(t *timer, timer string, due bool) (over bool) {
+	if t.runs > 0 && t.Runs.Stays {
+		return false // it runs still, and until it ends its timer waits for nothing
+	}
+	if t.runs == 0 || b.now-t.limited >= t.Runs.Within {
+		t.limited, t.num = b.now, 0
+	}
+	t.num++
+	t.runs++
+	t.ran = b.now
+	if acts := t.runs > t.Runs.Spares; acts && (t.Runs.Burst == 0 || t.num > t.Runs.Burst) {
+		if t.Once {
+			b.spent[t.index] = true
+		}
+		after := t.After
+		if t.Scheduled {
+			after, due = 12*time.Hour, true
+		}
+		return b.act(t.Unit, timer, t.Does, after, due)
+	}
+	b.note(Ran, t.Unit, "it runs, and does nothing to the machine")
+	t.wait = wait{mono: never}
+	if t.runs < maxRuns && (timer == "" || !t.Runs.Stays) { // else the timer waits for its unit's end
+		b.wait(t, false)
+	}
+	return false
 }
 
 // first gives the timer that elapses first, and when.
@@ -239,7 +290,7 @@ func (b *boot) startTimers() {
 		if b.spent[i] || calendars != (len(b.Timers[i].Calendar) > 0) {
 			continue
 		}
-		t := &timer{Timer: &b.Timers[i], index: i, since: b.now, began: b.clock(), passed: map[time.Duration]bool{}}
+		t := &timer{Timer: &b.Timers[i], index: i, since: b.now, began: b.clock(), elapsed: never, passed: map[time.Duration]bool{}}
 		b.timers = append(b.timers, t)
 		if t.Persistent {
 			b.readStamp(t)
@@ -306,8 +357,8 @@ func (b *boot) wait(t *timer, stepped bool) {
 			if span == calendar.Infinity || t.passed[at] {
 				continue
 			}
-			// Spans that are over before a timer with a stamp starts are taken for having elapsed.
-			if !t.last.IsZero() && !stepped && at < b.now {
+			// Spans that are over before a timer with a stamp starts are taken for having elapsed, and so are those that did.
+			if !t.last.IsZero() && !stepped && (at < b.now || at == b.now && t.elapsed == b.now) {
 				t.passed[at] = true
 				continue
 			}
@@ -316,6 +367,7 @@ func (b *boot) wait(t *timer, stepped bool) {
 			}
 		}
 	}
+	b.waitRuns(t)
 	if b.Late {
 		t.delay(&day)
 		t.delay(&t.wait)
@@ -327,6 +379,30 @@ func (b *boot) wait(t *timer, stepped bool) {
 	if t.on {
 		b.note(Waits, t.Name, "it waits for "+t.why)
 		b.out.Events[len(b.out.Events)-1].For = t.wait.due
+	}
+}
+
+// waitRuns adds what counts from the runs of the timer's unit.
+func (b *boot) waitRuns(t *timer) {
+	since := time.Duration(-1)
+	if t.elapsed != never {
+		since = t.elapsed
+	}
+	for _, s := range []struct {
+		ran   bool
+		spans []time.Duration
+		name  string
+	}{{t.runs > 0, t.UnitActive, "OnUnitActiveSec"}, {t.runs > 0 && !t.Runs.Stays, t.UnitInactive, "OnUnitInactiveSec"}} {
+		base := since
+		if s.ran {
+			base = max(base, t.ran)
+		}
+		for _, span := range s.spans {
+			if base < 0 || span == calendar.Infinity || span >= never-base || base+span >= t.mono {
+				continue
+			}
+			t.wait = wait{on: true, mono: base + span, why: s.name + "=" + span.String() + " after " + t.Unit + " ran"}
+		}
 	}
 }
 
@@ -379,14 +455,9 @@ func (b *boot) elapse(t *timer) (over bool) {
 			b.note(Stamped, t.Name, "its stamp is written, but not yet to the disk, and is lost")
 		}
 	}
-	if t.Once {
-		b.spent[t.index] = true
-	}
-	after := t.After
-	if t.Scheduled {
-		after = 12 * time.Hour
-	}
-	return b.act(t.Unit, t.Name, t.Does, after, t.Scheduled || b.due(t))
+	due := b.due(t)
+	t.last, t.elapsed, t.wait = b.clock(), b.now, wait{mono: never}
+	return b.run(t, t.Name, due)
 }
 
 // due tells whether a timer elapses for what it was made for: a time of its calendar, by the right clock,

@@ -32,7 +32,10 @@ type Timer struct {
 	Calendar []*calendar.Spec
 	// The spans of OnBootSec=, OnStartupSec= and OnActiveSec=.
 	Boot, Startup, Active []time.Duration
-	// OnUnitActiveSec= and OnUnitInactiveSec= only count once the unit ran, and it acts when it does.
+	// Those of OnUnitActiveSec= and OnUnitInactiveSec=, which count from when the unit was started last, and ended last, in
+	// a boot: they do nothing until it ran, and elapse again and again after that.
+	UnitActive, UnitInactive []time.Duration
+	Runs                     Runs
 
 	// OnClock: it elapses when the clock is set.
 	OnClock    bool
@@ -47,6 +50,20 @@ type Timer struct {
 	Scheduled bool
 	// Once: the unit takes care, for good, that it does not run again.
 	Once bool
+}
+
+// Runs is what is known of how a timer's unit runs.
+type Runs struct {
+	// Booted: each boot starts it besides.
+	Booted bool
+	// Stays: once it was started it does not end, and nothing comes of further starts.
+	Stays bool
+	// Spares is how many of its first runs in a boot do not act.
+	Spares int
+	// Burst: it acts when it is started more often than so within Within, and not else (StartLimitBurst=,
+	// StartLimitIntervalSec=). 0: it acts whenever it runs.
+	Burst  int
+	Within time.Duration
 }
 
 // Stamp is the file that remembers when a persistent timer elapsed last.
@@ -120,8 +137,9 @@ const Short = 10 * time.Minute
 // Bounds of what is played.
 const (
 	maxBoots = 16
-	inARow   = 4 // boots that end wrongly, after which it is a loop; one more for each timer after the first
-	enough   = 3 // boots that end as they should, after which there is none
+	inARow   = 4   // boots that end wrongly, after which it is a loop; one more for each timer after the first
+	enough   = 3   // boots that end as they should, after which there is none
+	maxRuns  = 200 // of a timer's unit in one boot, which then does not act later either
 )
 
 // Event is something that happened in a boot.
@@ -150,6 +168,7 @@ const (
 	Waits   Kind = "waits"   // for a time
 	Set     Kind = "set"     // the clock is set right
 	Elapsed Kind = "elapsed" // a timer
+	Ran     Kind = "ran"     // its unit, which does not act
 	Acts    Kind = "acts"    // a unit
 )
 

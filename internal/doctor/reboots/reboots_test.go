@@ -52,6 +52,17 @@ func future(t *Timer)        { t.Stamp.At = t.Stamp.At.Add(48 * time.Hour) }
 func notPersistent(t *Timer) { t.Persistent = false }
 func once(t *Timer)          { t.Once = true }
 
+// counting is a timer that counts from when its unit ran last.
+func counting(how Runs) []Timer {
+	return []Timer{{Name: "a.timer", Unit: "a.service", Does: "reboot", UnitActive: []time.Duration{3 * time.Second},
+		UnitInactive: []time.Duration{5 * time.Second}, Runs: how}}
+}
+
+// rearms has a timer's unit act when it is started the fourth time within a minute.
+func rearms(t *Timer) {
+	t.Calendar, t.UnitInactive, t.Runs = nil, []time.Duration{time.Second}, Runs{Burst: 3, Within: time.Minute}
+}
+
 // soon brings the event to some minutes after noon.
 func soon(t testing.TB) func(*Timer) {
 	return func(x *Timer) {
@@ -122,6 +133,15 @@ func rows(t testing.TB) map[string]struct {
 		"S9: OnBootSec=1s":                               row(World{Timers: nightly(t, onBoot(time.Second), noStamp, notPersistent), Clock: right}, many, true, false),
 		"S9, persistent: with a stamp it is spent":       row(World{Timers: nightly(t, onBoot(time.Second)), Clock: right}, 0, false, false),
 		"S12: FailureAction= of a unit that fails":       row(World{Direct: []Direct{{Unit: "broken.service", Does: "reboot"}}, Clock: right}, many, true, false),
+		"U1: it counts from the unit, which a boot runs": row(World{Timers: counting(Runs{Booted: true, Spares: 1}), Clock: right}, many, true, false),
+		"U1, delayed":                                    row(World{Timers: counting(Runs{Booted: true, Spares: 1}), Clock: right, Late: true}, many, true, false),
+		"U2: nothing runs it before":                     row(World{Timers: counting(Runs{Spares: 1}), Clock: right}, 0, false, false),
+		"U3: it never ends":                              row(World{Timers: counting(Runs{Booted: true, Stays: true, Spares: 1}), Clock: right}, 0, false, false),
+		"U4: too often":                                  row(World{Timers: counting(Runs{Booted: true, Burst: 5, Within: time.Minute}), Clock: right}, many, true, false),
+		"U4, as often as may be":                         row(World{Timers: counting(Runs{Booted: true, Burst: 5, Within: 10 * time.Second}), Clock: right}, 0, false, false),
+		"U4, from OnBootSec= on":                         row(World{Timers: nightly(t, onBoot(time.Second), noStamp, notPersistent, rearms), Clock: right}, many, true, false),
+		"U5: long after the start":                       row(World{Timers: counting(Runs{Booted: true, Spares: 400}), Clock: right}, 0, false, false),
+		"U6: a clock that is set does not matter to it":  row(World{Timers: counting(Runs{Booted: true, Spares: 9}), Clock: slow(5 * time.Second)}, many, true, false),
 		"a unit that runs once":                          row(World{Direct: []Direct{{Unit: "x.service", Does: "reboot", Once: true}}, Clock: right}, 1, false, true),
 		"a timer whose unit runs once":                   row(World{Timers: nightly(t, stale, fixed, once), Clock: right}, 1, false, true),
 		"A: nine hours slow, set right after the start":  row(World{Timers: night, Clock: slow(3 * time.Second)}, many, true, false),
@@ -313,6 +333,7 @@ func TestPersistentAloneDoesNotLoop(t *testing.T) {
 func FuzzTimer(f *testing.F) {
 	f.Add("03:30", int64(0), int64(-9*3600), int64(3), uint8(1))
 	f.Add("*:*:*", int64(-1<<40), int64(1<<40), int64(-1), uint8(255))
+	f.Add("*:*:0/5", int64(3), int64(1<<33+2), int64(0), uint8(0x42))
 	f.Fuzz(func(t *testing.T, text string, stamp, clock, sync int64, bits uint8) {
 		s, err := calendar.Parse(text, calendar.Zones{Local: tokyo})
 		if err != nil {
@@ -322,6 +343,10 @@ func FuzzTimer(f *testing.F) {
 		x := Timer{Name: "a.timer", Unit: "a.service", Does: "reboot", Calendar: []*calendar.Spec{s}, Persistent: bit(0),
 			Boot: []time.Duration{time.Duration(sync)}, Random: time.Duration(clock), OnClock: bit(1),
 			Stamp: Stamp{At: time.Unix(stamp, 0), Fixed: bit(2), Forgotten: bit(3), Unsynced: bit(4)}}
+		if stamp&1 != 0 {
+			x.UnitActive, x.UnitInactive = []time.Duration{time.Duration(clock)}, []time.Duration{time.Duration(sync), time.Second}
+			x.Runs = Runs{Booted: clock&2 != 0, Stays: clock&4 != 0, Spares: int(uint8(clock >> 8)), Burst: int(uint8(stamp)), Within: time.Duration(stamp)}
+		}
 		got := Simulate(World{Start: noon, Timers: []Timer{x}, Late: bit(5),
 			Clock: Clock{Error: time.Duration(clock) * time.Second, Sync: time.Duration(sync) * time.Second, Waits: bit(6), Saves: bit(7)}})
 		if len(got.Boots) == 0 || len(got.Boots) > maxBoots {

@@ -72,6 +72,14 @@ func (l *loader) doingOf(ctx context.Context, u *Unit) *doing {
 			}
 		}
 	}
+	if changes := kept(first.made, false); len(first.did) == 0 && len(changes) > 0 {
+		if next := l.through(ctx, u, changes, fresh); next.again() != nil {
+			first = next
+			for i := range first.did {
+				first.did[i].Again = true
+			}
+		}
+	}
 	d.starting, d.fails, d.done, d.guards = first.starting, first.failed, first.done, first.guards
 	for i := range first.did {
 		a := first.did[i]
@@ -394,7 +402,10 @@ func (l *loader) byAction(u *Unit, p *pass) []Act {
 		switch a.key {
 		case "StartLimitAction":
 			if r := last("Restart"); u.Type() == "service" && (r == "" || r == "no") {
-				continue // nobody starts it often
+				if !l.rearmed(u) {
+					continue // nobody starts it often
+				}
+				act.Again = true
 			}
 		case "JobTimeoutAction":
 			if !has(u, "JobTimeoutSec") && !has(u, "JobRunningTimeoutSec") {
@@ -416,6 +427,13 @@ func (l *loader) byAction(u *Unit, p *pass) []Act {
 		all = append(all, act)
 	}
 	return all
+}
+
+// rearmed tells whether a timer starts a unit again and again, by when it ran last.
+func (l *loader) rearmed(u *Unit) bool {
+	return slices.ContainsFunc(l.Units, func(t *Unit) bool {
+		return t.Type() == "timer" && l.byName[t.Triggered()] == u && (t.Counts("OnUnitActiveSec") || t.Counts("OnUnitInactiveSec"))
+	})
 }
 
 func has(u *Unit, key string) bool {

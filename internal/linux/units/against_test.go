@@ -136,8 +136,9 @@ func TestConditionsAsSystemd(t *testing.T) {
 		"todir": "->filled"})
 	told := 0
 	for _, kind := range []string{"PathExists", "PathExistsGlob", "PathIsDirectory", "PathIsSymbolicLink", "DirectoryNotEmpty",
-		"FileNotEmpty", "FirstBoot", "KernelCommandLine", "User"} {
-		of := []string{"yes", "no", "root", "quiet", "ro", "@system", "1000"}
+		"FileNotEmpty", "FirstBoot", "KernelCommandLine", "User", "Group", "Host", "Architecture", "Virtualization"} {
+		of := []string{"yes", "no", "root", "quiet", "ro", "@system", "1000", "x86-64", "arm64", "native", "s390x", "container", "wsl",
+			"private-users", "nobody-has-this-name", "[a-z]*", l.MachineID, "0123456789abcdef0123456789abcdef"}
 		if asksPath(kind) {
 			of = nil
 			for _, name := range []string{"full", "empty", "dir", "filled", "link", "to", "todir", "gone", "f*", "g*", "todir/x"} {
@@ -165,6 +166,48 @@ func TestConditionsAsSystemd(t *testing.T) {
 	}
 	if told < 100 {
 		t.Errorf("%d were told, the rest is not known", told)
+	}
+}
+
+// TestConditionsOfADisk: what a dead disk tells of conditions, and what it does not.
+func TestConditionsOfADisk(t *testing.T) {
+	const id = "0123456789abcdef0123456789abcdef"
+	elf := func(class, order, machine byte) string {
+		return "\x7fELF" + string([]byte{class, order}) + "\x01" + strings.Repeat("\x00", 11) + string([]byte{machine, 0}) + "rest"
+	}
+	files := memory{"/etc/machine-id": id + "\n", "/etc/hostname": "# ours\nweb-3.example\n", "/usr/lib/systemd/systemd": elf(2, 1, 62),
+		"/proc/cmdline": "quiet"}
+	with := func(name, text string) memory {
+		m := maps.Clone(files)
+		m[name] = text
+		return m
+	}
+	for _, c := range []struct {
+		m        memory
+		kind, of string
+		want     Truth
+	}{
+		{files, "Virtualization", "container", No}, {files, "Virtualization", "docker", No},
+		{files, "Virtualization", "vm", Maybe}, {files, "Virtualization", "yes", Maybe},
+		{files, "KernelCommandLine", "quiet", Maybe}, {files, "Memory", ">1G", Maybe},
+		{files, "Architecture", "x86-64", Yes}, {files, "Architecture", "arm64", No}, {files, "Architecture", "native", Yes},
+		{with("/usr/lib/systemd/systemd", elf(1, 1, 3)), "Architecture", "x86", Maybe},
+		{with("/usr/lib/systemd/systemd", elf(2, 2, 62)), "Architecture", "x86-64", Maybe},
+		{with("/usr/lib/systemd/systemd", "#!/bin/sh"), "Architecture", "x86-64", Maybe},
+		{files, "Host", id, Yes}, {files, "Host", "0" + id[:31], No}, {files, "Host", "web-*", Yes},
+		{files, "Host", "WEB-3.example", Yes}, {files, "Host", "db-*", No}, {files, "Host", "[", Maybe},
+		{with("/etc/hostname", "localhost\n"), "Host", "db", Maybe}, {with("/etc/machine-id", "uninitialized\n"), "Host", id, Maybe},
+		{files, "Group", "root", Yes}, {files, "Group", "@system", Maybe}, {files, "User", "@system", Yes},
+	} {
+		l := newLoader(c.m)
+		l.identity(t.Context())
+		if got := l.asked(t.Context(), &Condition{Kind: c.kind, Of: c.of}); got != c.want {
+			t.Errorf("Condition%s=%s: %s, want %s", c.kind, c.of, got, c.want)
+		}
+		l.Flat = true
+		if got := l.asked(t.Context(), &Condition{Kind: c.kind, Of: c.of}); got != Maybe {
+			t.Errorf("Condition%s=%s of plain files: %s, want %s", c.kind, c.of, got, Maybe)
+		}
 	}
 }
 

@@ -140,12 +140,110 @@ func (l *loader) asked(ctx context.Context, c *Condition) Truth {
 		if isTrue(c.Of) || isFalse(c.Of) {
 			return truth(isTrue(c.Of) == l.FirstBoot)
 		}
-	case "User":
-		if c.Of == "root" || c.Of == "0" || c.Of == "@system" {
+	case "User", "Group":
+		if c.Of == "root" || c.Of == "0" || c.Of == "@system" && c.Kind == "User" {
+			return Yes
+		}
+	case "Virtualization":
+		if slices.Contains(containers(), c.Of) && l.noContainer(ctx) {
+			return No
+		}
+	case "KernelCommandLine":
+		return l.argument(ctx, c.Of)
+	case "Architecture":
+		return l.architecture(ctx, c.Of)
+	case "Host":
+		return l.host(ctx, c.Of)
+	}
+	return Maybe
+}
+
+// containers are the words of ConditionVirtualization= that are met in containers only (systemd-detect-virt(1)).
+func containers() []string {
+	return []string{"container", "systemd-nspawn", "lxc", "lxc-libvirt", "openvz", "docker", "podman", "rkt", "wsl", "proot",
+		"pouch", "private-users"}
+}
+
+// noContainer tells whether the system is known to run in no container: it has a disk of its own, or runs and systemd has not
+// noted that it does (/run/systemd/container, systemd(1)).
+func (l *loader) noContainer(ctx context.Context) bool {
+	switch l.t.Kind() {
+	case tree.Disk:
+		return true
+	case tree.Live:
+		return l.exists(ctx, "/run/systemd/system") == Yes && l.exists(ctx, "/run/systemd/container") == No
+	}
+	return false
+}
+
+// argument tells whether an argument is on the kernel's command line of a running machine; that of another start is not
+// known (condition_test_kernel_command_line()).
+func (l *loader) argument(ctx context.Context, of string) Truth {
+	if l.t.Kind() != tree.Live || !l.noContainer(ctx) {
+		return Maybe
+	}
+	b, err := l.t.Read(ctx, "/proc/cmdline", maxFileBytes)
+	if err != nil {
+		return Maybe
+	}
+	for _, w := range words(string(b)) {
+		if name, _, _ := strings.Cut(w, "="); w == of || name == of {
 			return Yes
 		}
 	}
-	return Maybe
+	return No
+}
+
+// architecture compares that of systemd's own program, as its ELF header says it. A 32-bit program may run on a
+// kernel of 64 bits, whose architecture counts.
+func (l *loader) architecture(ctx context.Context, of string) Truth {
+	if of == "native" {
+		return Yes
+	}
+	b, err := l.t.Read(ctx, "/usr/lib/systemd/systemd", 20)
+	if len(b) < 20 || string(b[:4]) != "\x7fELF" || err != nil && !errors.Is(err, tree.ErrTooLarge) {
+		return Maybe
+	}
+	const elf64, little = 2, 1
+	if b[4] != elf64 {
+		return Maybe
+	}
+	machine := int(b[18]) | int(b[19])<<8
+	if b[5] != little {
+		machine = int(b[19]) | int(b[18])<<8
+	}
+	name := map[int]string{62: "x86-64", 183: "arm64", 22: "s390x", 243: "riscv64", 258: "loongarch64", 21: "ppc64"}[machine]
+	if name == "ppc64" && b[5] == little {
+		name = "ppc64-le"
+	}
+	if name == "" {
+		return Maybe
+	}
+	return truth(of == name)
+}
+
+// host compares the id of the machine, or its name, which may be a pattern (condition_test_host()). A machine without
+// /etc/hostname is given a name by others.
+func (l *loader) host(ctx context.Context, of string) Truth {
+	if id := strings.ReplaceAll(strings.ToLower(of), "-", ""); len(id) == 32 && strings.Trim(id, "0123456789abcdef") == "" {
+		if len(l.MachineID) != 32 {
+			return Maybe
+		}
+		return truth(id == l.MachineID)
+	}
+	b, err := l.t.Read(ctx, "/etc/hostname", maxFileBytes)
+	name := ""
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			name = line
+			break
+		}
+	}
+	ok, bad := path.Match(strings.ToLower(of), strings.ToLower(name))
+	if err != nil || name == "" || name == "localhost" || bad != nil {
+		return Maybe
+	}
+	return truth(ok)
 }
 
 func truth(b bool) Truth {

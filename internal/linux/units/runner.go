@@ -154,11 +154,11 @@ func (r *runner) there(ctx context.Context, name string) Truth {
 			return No
 		}
 	}
-	if r.Flat {
-		return Maybe
-	}
 	if r.fresh[name] {
 		return No
+	}
+	if r.Flat {
+		return Maybe
 	}
 	if volatile(name) {
 		return Maybe // what was there before is gone, and others may make it anew

@@ -187,6 +187,9 @@ type Act struct {
 	At    string
 	// Later: not at the next start, but at those after it, since what the next one changes lets it happen.
 	Later bool
+	// Again: not when the unit is run for the first time after a start, but when it is run once more before the next, since
+	// what it changes until then lets it happen.
+	Again bool
 	// Guards are what keeps it from happening again and again.
 	Guards []Guard
 	// Missing is the program that does not exist: the act never happens.

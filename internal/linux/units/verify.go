@@ -114,6 +114,11 @@ func (u *Unit) Elapses() []Setting {
 	return all
 }
 
+// Counts tells whether a timer has a setting among those by which it elapses.
+func (u *Unit) Counts(key string) bool {
+	return slices.ContainsFunc(u.Elapses(), func(s Setting) bool { return s.Key == key })
+}
+
 // Elapse is a time after the start of the machine at which a timer elapses.
 type Elapse struct {
 	After time.Duration
