@@ -242,21 +242,26 @@ func TestBoard(t *testing.T) {
 	}
 }
 
-// TestUnit: the unit gives the program no mount namespace of its own, in which it would keep mounts.
+// TestUnit: no unit gives the program a mount namespace of its own, in which it would keep mounts.
 func TestUnit(t *testing.T) {
-	text, err := os.ReadFile("contrib/systemd/shisa-watch.service")
-	if err != nil {
-		t.Fatal(err)
-	}
 	// systemd.exec(5) says of each of these that it sets one up.
 	apart := regexp.MustCompile(`^(Protect(System|Home|KernelTunables|KernelModules|KernelLogs|ControlGroups|Proc)|ProcSubset|Private\w+|` +
 		`(ReadWrite|ReadOnly|Inaccessible|Exec|NoExec)Paths|Bind\w+|TemporaryFileSystem|RootDirectory|RootImage|MountAPIVFS|DynamicUser)=`)
-	for line := range strings.Lines(string(text)) {
-		if apart.MatchString(line) {
-			t.Errorf("%q sets up a mount namespace", strings.TrimSpace(line))
+	for name, start := range map[string]string{
+		"shisa-watch.service": " doctor watch --json --metrics 127.0.0.1:9477\n",
+		"shisa-base@.service": " base agent --json %f\n",
+	} {
+		text, err := os.ReadFile("contrib/systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if !strings.Contains(string(text), " doctor watch --json --metrics 127.0.0.1:9477\n") {
-		t.Error("it does not start the watch")
+		for line := range strings.Lines(string(text)) {
+			if apart.MatchString(line) {
+				t.Errorf("%s: %q sets up a mount namespace", name, strings.TrimSpace(line))
+			}
+		}
+		if !strings.Contains(string(text), start) {
+			t.Errorf("%s does not start%q", name, start)
+		}
 	}
 }

@@ -176,12 +176,12 @@ func (p *Pools) take(doc *yaml.Node) error {
 	}})
 }
 
-func (p *Pool) take(n *yaml.Node) error {
-	at := map[string]*yaml.Node{}
+// keys are those of a pool, and how each is read. Those of which the place is wanted later are kept in at.
+func (p *Pool) keys(at map[string]*yaml.Node) map[string]func(*yaml.Node) error {
 	keep := func(key string, fn func(*yaml.Node) error) func(*yaml.Node) error {
 		return func(n *yaml.Node) error { at[key] = n; return fn(n) }
 	}
-	err := object(n, map[string]func(*yaml.Node) error{
+	return map[string]func(*yaml.Node) error{
 		"path":          path(&p.Path),
 		"bases":         name(&p.Bases),
 		"uuid":          text(&p.UUID),
@@ -195,7 +195,12 @@ func (p *Pool) take(n *yaml.Node) error {
 		"watch":         keep("watch", boolean(&p.Watch)),
 		"quarantine":    boolean(&p.Quarantine),
 		"purge":         boolean(&p.Purge),
-	}, "path")
+	}
+}
+
+func (p *Pool) take(n *yaml.Node) error {
+	at := map[string]*yaml.Node{}
+	err := object(n, p.keys(at), "path")
 	switch {
 	case err != nil:
 		return err

@@ -8,11 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
 )
 
 const good = `node: n-1
@@ -98,6 +100,33 @@ func TestRead(t *testing.T) {
 	}
 	if _, err := Read(t.Context(), name); !errors.Is(err, ErrConfig) {
 		t.Errorf("Read of a large file = %v, want %v", err, ErrConfig)
+	}
+}
+
+// TestExample: what is shipped as an example is read, also with what is commented out in it, and shows every key.
+func TestExample(t *testing.T) {
+	text, err := os.ReadFile("../../../contrib/base.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := regexp.MustCompile(`(?m)^( *)# (\w+: \S.*)$`).ReplaceAll(text, []byte("$1$2"))
+	for _, text := range [][]byte{text, all} {
+		p, err := Parse("base.yaml", text)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		if len(p.All) != 1 || p.All[0].Purge || !p.All[0].Watch {
+			t.Errorf("the example says %+v, want one pool in which nothing is removed", p.All)
+		}
+	}
+	keys := (&Pool{}).keys(map[string]*yaml.Node{})
+	if len(keys) < 10 {
+		t.Fatalf("%d keys", len(keys))
+	}
+	for key := range keys {
+		if !regexp.MustCompile(`(?m)^ *-? *` + key + `:`).Match(all) {
+			t.Errorf("the example does not show %s", key)
+		}
 	}
 }
 
