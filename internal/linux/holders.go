@@ -6,6 +6,7 @@ package linux
 import (
 	"cmp"
 	"context"
+	"io/fs"
 	"slices"
 	"strconv"
 
@@ -85,6 +86,16 @@ func (c *Census) is(ctx context.Context, f OpenFile, st diskio.Stat, path string
 		return !vanished(err) && f.Path == path && !f.Deleted
 	}
 	return got.ID == st.ID || st.Block && got.Block && got.Device == st.Device
+}
+
+// Behind tells which file a descriptor of a process leads to, without asking a server. It may be another one by now.
+func (c *Census) Behind(ctx context.Context, f OpenFile) (diskio.ID, error) {
+	if f.PID == 0 || f.FD < 0 {
+		return diskio.ID{}, fs.ErrNotExist
+	}
+	link := c.host.root + "/proc/" + strconv.Itoa(f.PID) + "/fd/" + strconv.Itoa(f.FD)
+	got, err := diskio.Within(ctx, processTimeout, func() (diskio.Stat, error) { return lookThrough(link) }, nil)
+	return got.ID, err
 }
 
 // MachineFile is a file that the program of a virtual machine has open.

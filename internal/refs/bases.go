@@ -13,7 +13,7 @@ import (
 // bases makes the list of bases of what was found, each with the images that rest on it.
 func (t *taking) bases() {
 	at := map[diskio.ID]int{}
-	byName := map[string]int{}
+	byName, gone := map[string]int{}, map[string]int{}
 	for _, f := range t.files {
 		if t.plain {
 			// Any image may be a base there; those that are one are rested on.
@@ -47,6 +47,16 @@ func (t *taking) bases() {
 		}
 		// A disk of a machine that is gone is no base, unless it should be among them.
 		if !g.there && (len(g.above) > 0 || filepath.Dir(g.path) == t.c.Bases && !t.plain) {
+			for j := range uses {
+				if g.byName {
+					uses[j].How = ByName
+				}
+			}
+			if k, ok := gone[g.path]; ok {
+				t.c.All[k].Uses = append(t.c.All[k].Uses, uses...)
+				continue
+			}
+			gone[g.path] = len(t.c.All)
 			t.c.All = append(t.c.All, Base{Name: filepath.Base(g.path), Path: g.path, State: Missing, Uses: uses})
 		}
 	}

@@ -212,16 +212,18 @@ func (t *taking) processes(ctx context.Context) error {
 			b.Uses = append(b.Uses, u)
 		}
 	}
-	t.deleted(ctx, c.Deleted())
-	return ctx.Err()
+	return t.deleted(ctx, c)
 }
 
 // deleted adds files that were removed from the directory of bases and that somebody still has open: they
-// can be brought back as long as that lasts.
-func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
-	for _, f := range files {
-		dir := filepath.Dir(f.Path)
-		if dir != t.c.Bases && !t.alike(dir) {
+// can be brought back as long as that lasts. The error is that of ctx.
+func (t *taking) deleted(ctx context.Context, c *linux.Census) error {
+	for _, f := range c.Deleted() {
+		is, err := t.ours(ctx, c, &f)
+		if err != nil {
+			return err
+		}
+		if !is {
 			continue
 		}
 		name := filepath.Base(f.Path)
@@ -243,6 +245,7 @@ func (t *taking) deleted(ctx context.Context, files []linux.OpenFile) {
 		}
 		t.c.All[at].Uses = append(t.c.All[at].Uses, u)
 	}
+	return ctx.Err()
 }
 
 // through looks at the file behind the descriptor of a process; zero if it is not known any more.

@@ -279,6 +279,9 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	}
 	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Hosts: []nova.ComputeNode{}, Gaps: []finding.Blind{}},
 		plain: plain}
+	if err := t.whereabouts(ctx); err != nil {
+		return nil, err
+	}
 	if err := t.sweep(ctx); err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func TestLook(t *testing.T) {
 			w.base("b")
 			w.image("pool/i/disk", "qcow2", "/srv/nova/_base/b")
 			w.image("pool/j/disk", "qcow2", "/srv/nova/_base/c")
-		}, []string{"b live: name pool/i/disk 1", "c missing: header pool/j/disk 1"}},
+		}, []string{"b live: name pool/i/disk 1", "c missing: name pool/j/disk 1"}},
 		{"broken header", func(w *world) {
 			w.base("b")
 			w.write("pool/i/disk", append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 1<<16)...))

@@ -33,6 +33,8 @@ type target struct {
 	path  string
 	stat  diskio.Stat
 	there bool
+	// byName: it is not known to be one of the bases but by its name, and that of its directory.
+	byName bool
 	// as is one of the names by which headers know it.
 	as string
 	// above are the indexes of the images that name it, named are the machines that do.
@@ -45,6 +47,9 @@ type taking struct {
 	o     Options
 	c     *Census
 	plain bool
+	// dir is the directory of the bases, zero if it could not be looked at; places are directories that are named.
+	dir    diskio.ID
+	places map[string]place
 
 	images []img
 	// files are those in the directory of bases, with their formats.
@@ -228,8 +233,9 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 		t.byID[st.ID] = i
 		t.targets = append(t.targets, target{path: path, stat: st, there: true, as: name})
 	case missing(err):
-		i = int32(len(t.targets))
-		t.targets = append(t.targets, target{path: path, as: name})
+		if i, err = t.absent(ctx, path, name); err != nil {
+			return -1, err
+		}
 	default:
 		t.gap(path, "backing file of "+n.path(), reason(err))
 	}

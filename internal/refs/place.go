@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package refs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/linux"
+)
+
+// place says what a directory is to the pool, by what it is and not by what it is called: one file system may be
+// mounted at several places, and a part of it bound to others.
+type place int
+
+const (
+	// elsewhere: it is another directory. unseen: that cannot be told.
+	elsewhere place = iota
+	unseen
+	// here: it is the directory of the bases. nowhere: there is no directory of that name on this host.
+	here
+	nowhere
+)
+
+// placeOf tells what a directory is. Its error is that of ctx.
+func (t *taking) placeOf(ctx context.Context, dir string) (place, error) {
+	if dir == t.c.Bases {
+		return here, nil
+	}
+	if p, ok := t.places[dir]; ok {
+		return p, nil
+	}
+	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(dir) }, nil)
+	if ctx.Err() != nil {
+		return unseen, ctx.Err()
+	}
+	p := unseen
+	switch {
+	case errors.Is(err, diskio.ErrDirectory) && t.dir != diskio.ID{} && st.ID == t.dir:
+		p = here
+	case errors.Is(err, diskio.ErrDirectory) && t.dir != diskio.ID{}:
+		p = elsewhere
+	case err != nil && missing(err):
+		p = nowhere
+	}
+	t.places[dir] = p
+	return p, nil
+}
+
+// whereabouts looks at the directory of the bases itself. One that cannot be looked at is a gap.
+func (t *taking) whereabouts(ctx context.Context) error {
+	t.places = map[string]place{}
+	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(t.c.Bases) }, nil)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if !errors.Is(err, diskio.ErrDirectory) {
+		t.gap(t.c.Bases, "directory of the bases", reason(err))
+		return nil
+	}
+	t.dir = st.ID
+	return nil
+}
+
+// absent adds a file that headers name and that is not there. In the directory of the bases it is one of those,
+// whatever the directory is called there; in one of that name that this host does not have it may be: the image may
+// be another node's.
+func (t *taking) absent(ctx context.Context, path, name string) (int32, error) {
+	g := target{path: path, as: name}
+	p, err := t.placeOf(ctx, filepath.Dir(path))
+	switch {
+	case err != nil:
+		return -1, err
+	case p == here:
+		g.path = filepath.Join(t.c.Bases, filepath.Base(path))
+	case p == nowhere && t.alike(filepath.Dir(path)):
+		g.path, g.byName = filepath.Join(t.c.Bases, filepath.Base(path)), true
+	}
+	if i, ok := t.byName[g.path]; ok && !g.byName && i >= 0 {
+		return i, nil
+	}
+	i := int32(len(t.targets))
+	t.targets = append(t.targets, g)
+	if !g.byName {
+		t.byName[g.path] = i
+	}
+	return i, nil
+}
+
+// ours tells whether a file that was removed, and that a process has open, was one of the bases. What cannot be told
+// is.
+func (t *taking) ours(ctx context.Context, c *linux.Census, f *linux.OpenFile) (bool, error) {
+	dir := filepath.Dir(f.Path)
+	named := dir == t.c.Bases || t.alike(dir)
+	if !named {
+		// One that cannot be looked at has another name as well: nothing says that it is a base.
+		id, err := c.Behind(ctx, *f)
+		if ctx.Err() != nil || err != nil || id.Dev != t.dir.Dev {
+			return false, ctx.Err()
+		}
+	}
+	if f.PID > 0 {
+		// The path is as the process sees it, which may have mounts of its own.
+		dir = fmt.Sprintf("/proc/%d/root%s", f.PID, dir)
+	}
+	switch p, err := t.placeOf(ctx, dir); {
+	case err != nil:
+		return false, err
+	case p == elsewhere:
+		return false, nil
+	case p == here:
+		return true, nil
+	}
+	return named, nil
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package refs
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/testenv"
+)
+
+// hold has a process keep a file open until the test ends.
+func (w *world) hold(name string) {
+	w.t.Helper()
+	f, err := os.Open(w.path(name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	// Our own descriptors are no use of a file.
+	holder := exec.Command("sleep", "1000")
+	holder.ExtraFiles = []*os.File{f}
+	err = holder.Start()
+	if err2 := f.Close(); err != nil || err2 != nil {
+		w.t.Fatal(err, err2)
+	}
+	w.t.Cleanup(func() {
+		_ = holder.Process.Kill()
+		_ = holder.Wait()
+	})
+}
+
+// TestOtherMounts: what an image calls a base by is one thing, which file that is another. The same file system may be
+// mounted elsewhere, and a base that is missing there is missing here.
+func TestOtherMounts(t *testing.T) {
+	testenv.NeedRoot(t)
+	w := newWorld(t)
+	w.base("there")
+	w.base("held")
+	w.mkdir("images")
+	if err := unix.Mount(w.path("pool/_base"), w.path("images"), "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(w.path("images"), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	w.image("pool/1/disk", "qcow2", w.path("images/there"))
+	w.image("pool/2/disk", "qcow2", w.path("images/gone"))
+	w.image("pool/3/disk", "qcow2", w.path("pool/_base/gone"))
+	w.image("pool/4/disk", "qcow2", "../../images/gone")
+	// A process has one open by its name there, which is then removed here.
+	w.hold("images/held")
+	if err := os.Remove(w.path("pool/_base/held")); err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tree.OpenDirectory(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	c := w.look(Options{Host: &Host{Linux: linux.Open(""), Tree: tr, Root: t.TempDir()}})
+	got := slices.DeleteFunc(w.lines(c), func(s string) bool { return strings.HasPrefix(s, "gap ") })
+	for i, s := range got {
+		if strings.HasPrefix(s, "held missing: deleted ") {
+			got[i] = "held missing: deleted" // whatever the test is called
+		}
+	}
+	want := []string{
+		"gone missing: header pool/2/disk 1 header pool/3/disk 1 header pool/4/disk 1",
+		"held missing: deleted",
+		"there live: header pool/1/disk 1",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("Look (-want +got):\n%s", d)
+	}
+	for _, b := range c.All {
+		if b.Path != w.path("pool/_base/"+b.Name) {
+			t.Errorf("%s is said to be at %s", b.Name, b.Path)
+		}
+	}
+}
+
+// TestOtherPools: what was removed from another pool of the same name is none of this one's.
+func TestOtherPools(t *testing.T) {
+	w := newWorld(t)
+	w.base("b")
+	w.write("other/_base/x", make([]byte, 4096))
+	w.hold("other/_base/x")
+	if err := os.Remove(w.path("other/_base/x")); err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tree.OpenDirectory(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	host := &Host{Linux: linux.Open(""), Tree: tr, Root: t.TempDir()}
+	has := func() bool {
+		return slices.ContainsFunc(w.look(Options{Host: host}).All, func(b Base) bool { return b.Name == "x" })
+	}
+	if has() {
+		t.Error("what was removed from another directory of bases is said to be missing here")
+	}
+	// Where that directory is gone too, nobody can tell any more whose it was.
+	if err := os.RemoveAll(w.path("other")); err != nil {
+		t.Fatal(err)
+	}
+	if !has() {
+		t.Error("what was removed from a directory that cannot be looked at any more is said to be no base")
+	}
+}
