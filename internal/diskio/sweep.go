@@ -47,6 +47,8 @@ type Swept struct {
 	// Dir is its directory, without symbolic links.
 	Dir, Name string
 	Stat      Stat
+	// Born is when it was made, zero where its file system does not keep that.
+	Born time.Time
 	// Head is the beginning of the file.
 	Head []byte
 }
@@ -477,14 +479,9 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 		return w.blind(s.Path(), err)
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if s.Stat, s.Born, err = statRegular(fd); err != nil {
 		return w.blind(s.Path(), err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return w.blind(s.Path(), ErrChanged)
-	}
-	s.Stat = statOf(&st)
 	n := 0
 	for n < len(w.head) && int64(n) < s.Stat.SizeBytes {
 		k, err := unix.Pread(fd, w.head[n:], int64(n))
@@ -501,4 +498,34 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 	}
 	s.Head = w.head[:n]
 	return w.live(func() { w.r.File(w.slot, s) })
+}
+
+// statRegular looks at an open file; one that is no regular file is ErrChanged.
+func statRegular(fd int) (Stat, time.Time, error) {
+	var x unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &x)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		// The kernel is older than 4.11, or a filter of system calls knows none that young.
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return Stat{}, time.Time{}, err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return Stat{}, time.Time{}, ErrChanged
+		}
+		return statOf(&st), time.Time{}, nil
+	}
+	if err != nil {
+		return Stat{}, time.Time{}, err
+	}
+	if x.Mode&unix.S_IFMT != unix.S_IFREG {
+		return Stat{}, time.Time{}, ErrChanged
+	}
+	at := func(t unix.StatxTimestamp) time.Time { return time.Unix(t.Sec, int64(t.Nsec)).UTC() }
+	st := Stat{ID: ID{unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino}, SizeBytes: int64(x.Size), AllocatedBytes: int64(x.Blocks) * 512,
+		ModTime: at(x.Mtime), ChangeTime: at(x.Ctime)}
+	if x.Mask&unix.STATX_BTIME == 0 || x.Btime.Sec <= 0 {
+		return st, time.Time{}, nil
+	}
+	return st, at(x.Btime), nil
 }

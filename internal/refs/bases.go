@@ -6,6 +6,7 @@ package refs
 import (
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 )
@@ -81,7 +82,8 @@ func (t *taking) uses(i int) []Reference {
 			}
 			seen[k] = true
 			m := &t.images[k]
-			u := Reference{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as}
+			u := Reference{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as,
+				Since: time.Unix(0, m.since).UTC()}
 			if up, ok := t.byID[m.id]; ok {
 				g := &t.targets[up]
 				further = append(further, g.above...)

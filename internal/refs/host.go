@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -206,6 +207,7 @@ func (t *taking) processes(ctx context.Context) error {
 			if h.Writing {
 				u.How = Writing
 			}
+			u.Since = t.started(h.Process.PID)
 			if h.Device != "" {
 				u.How, u.Holder = Loop, "/dev/"+h.Device
 			}
@@ -213,6 +215,15 @@ func (t *taking) processes(ctx context.Context) error {
 		}
 	}
 	return t.deleted(ctx, c)
+}
+
+// started tells since when a process runs, zero if that is not known: it may have ended meanwhile.
+func (t *taking) started(pid int) time.Time {
+	at, err := t.o.Host.Linux.Started(pid)
+	if pid == 0 || err != nil {
+		return time.Time{}
+	}
+	return at.Truncate(time.Second)
 }
 
 // deleted adds files that were removed from the directory of bases and that somebody still has open: they
@@ -229,7 +240,7 @@ func (t *taking) deleted(ctx context.Context, c *linux.Census) error {
 		name := filepath.Base(f.Path)
 		p, _ := t.o.Host.Linux.Process(ctx, f.PID) // one that cannot be read has its number
 		u := Reference{How: Deleted, Holder: p.Command(), Machine: p.Machine(), PID: f.PID, FD: f.FD,
-			File: t.through(ctx, &f), As: f.Path}
+			File: t.through(ctx, &f), As: f.Path, Since: t.started(f.PID)}
 		if f.PID == 0 {
 			u.Holder = "/dev/" + f.Device
 		}

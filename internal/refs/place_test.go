@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -117,5 +118,37 @@ func TestOtherPools(t *testing.T) {
 	}
 	if !has() {
 		t.Error("what was removed from a directory that cannot be looked at any more is said to be no base")
+	}
+}
+
+// TestSince: an image needs its base since it was made, whatever was written to it later; a process since it was
+// started.
+func TestSince(t *testing.T) {
+	w := newWorld(t)
+	before := time.Now().Add(-5 * time.Second)
+	w.image("pool/1/disk", "qcow2", w.base("b"))
+	w.hold("pool/_base/b")
+	after := time.Now().Add(5 * time.Second)
+	future := time.Now().Add(time.Hour)
+	if err := os.Chtimes(w.path("pool/1/disk"), future, future); err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tree.OpenDirectory(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	uses := w.look(Options{Host: &Host{Linux: linux.Open(""), Tree: tr, Root: t.TempDir()}}).All[0].Uses
+	if len(uses) != 2 {
+		t.Fatalf("uses = %+v, want a process and an image", uses)
+	}
+	for _, u := range uses {
+		if u.Since.Before(before) || u.Since.After(after) {
+			t.Errorf("%s needs it since %v, want %v to %v", u.How, u.Since, before.UTC(), after.UTC())
+		}
+	}
+	made, changed := time.Unix(1, 0), time.Unix(2, 0)
+	if since(made, changed) != made.UnixNano() || since(time.Time{}, changed) != changed.UnixNano() {
+		t.Error("since does not prefer when it was made")
 	}
 }

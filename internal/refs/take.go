@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -24,6 +25,8 @@ const maxOutside = 100_000
 type img struct {
 	dir, name string
 	id        diskio.ID
+	// since is when it was made, or else when it was changed last, in nanoseconds of Unix time.
+	since int64
 }
 
 func (i *img) path() string { return i.dir + "/" + i.name }
@@ -143,7 +146,17 @@ func (t *taking) file(w *found, f *diskio.Swept) {
 		}
 		return
 	}
-	w.images = append(w.images, named{img{f.Dir, w.once(f.Name), f.Stat.ID}, w.once(h.backing), w.once(h.data)})
+	w.images = append(w.images, named{
+		img{f.Dir, w.once(f.Name), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, w.once(h.backing), w.once(h.data)})
+}
+
+// since is from when on a file is known to have been there: when it was made, or where its file system does not keep
+// that, when it was changed last.
+func since(born, changed time.Time) int64 {
+	if born.IsZero() {
+		return changed.UnixNano()
+	}
+	return born.UnixNano()
 }
 
 // once gives the same string for the same text, so that a hundred thousand names of a hundred bases take
@@ -325,7 +338,7 @@ func (t *taking) walk(ctx context.Context, path string) error {
 			names = append(names, l.Extents[i].Name)
 		}
 	}
-	n := named{img: img{filepath.Dir(path), filepath.Base(path), l.Stat.ID}}
+	n := named{img: img{filepath.Dir(path), filepath.Base(path), l.Stat.ID, since(time.Time{}, l.Stat.ChangeTime)}}
 	for len(names) > 0 {
 		n.backing, names = names[0], names[1:]
 		if err := t.image(ctx, &n); err != nil {

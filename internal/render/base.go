@@ -52,7 +52,7 @@ func BaseWhy(w io.Writer, c *refs.Census, s Style) error {
 				o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(b.Uses)-k), "use", "uses")))
 				break
 			}
-			o.flow("  ", words(needWords(&u)), " ")
+			o.flow("  ", words(needWords(&u)+sinceWords(&u)), " ")
 		}
 	}
 	o.baseTail(c)
@@ -225,6 +225,14 @@ func needWords(u *refs.Reference) string {
 		text += ", " + Text(u.Task)
 	}
 	return text
+}
+
+// sinceWords says since when somebody needs a base, where that is known.
+func sinceWords(u *refs.Reference) string {
+	if u.Since.IsZero() || u.How == refs.LastReport {
+		return ""
+	}
+	return ", since " + u.Since.Format("2006-01-02 15:04")
 }
 
 // baseTail says what was looked at, and what was not.
