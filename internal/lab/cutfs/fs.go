@@ -21,6 +21,8 @@ type files struct {
 	fuse.RawFileSystem
 	mu   sync.Mutex
 	disk *disk
+	// lost: the answers of renames are lost, and the kernel is told what a second one would be told.
+	lost bool
 }
 
 // node gives the node that a call is about: EIO after the power cut.
@@ -233,8 +235,12 @@ func (f *files) Rename(_ stop, in *fuse.RenameIn, from, to string) fuse.Status {
 	case taken && len(f.disk.now.nodes[old].names) > 0:
 		return fuse.Status(unix.ENOTEMPTY)
 	}
-	return f.change(change{kind: opRename, dir: in.NodeId, name: from, toDir: in.Newdir, toName: to,
+	st = f.change(change{kind: opRename, dir: in.NodeId, name: from, toDir: in.Newdir, toName: to,
 		node: id})
+	if st.Ok() && f.lost {
+		return fuse.ENOENT
+	}
+	return st
 }
 
 func (f *files) Open(_ stop, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
