@@ -63,7 +63,10 @@ func (host) LookAt(path string) (Named, error) {
 
 func (host) ReadLink(path string) (string, error) { return os.Readlink(path) }
 
-func (host) Room(path string) (Room, error) {
+func (host) Room(path string) (Room, error) { return RoomAt(path) }
+
+// RoomAt tells how much room the file system of a path has. It waits as long as that does not answer.
+func RoomAt(path string) (Room, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
 		return Room{}, &fs.PathError{Op: "ask for the free space at", Path: path, Err: err}
