@@ -23,12 +23,11 @@ func ruleBL04() Rule {
 	r.Judge = func(e *evidence.Evidence) []Result {
 		var out []Result
 		for _, l := range e.Limits.Leases {
-			if strings.HasPrefix(l.Name, "keepalived") {
-				continue // it moves an address, and writes nothing
-			}
 			o := Object{Cluster, e.Label, l.Name}
 			disks, longest := outlive(e, l)
 			switch {
+			case len(e.Devices) == 0 && l.Address && !l.Checked:
+				out = append(out, pass(o)) // at most a note
 			case len(e.Devices) == 0:
 				out = append(out, unknown(o, "what the disks are attached to is not known of a machine that does not run"))
 			case l.Fenced == "yes" || len(disks) == 0:
@@ -68,12 +67,30 @@ func unfenced(r *Rule, o Object, l evidence.Lease, disks []string, longest time.
 	if longest < stall.Never {
 		keeps = "for up to " + longest.Round(time.Second).String()
 	}
-	f := found(r, o, 0.7, "unfenced", fmt.Sprintf("%s is lost after %s, if %s; %s keep writes %s, and nothing fences this node",
+	kind := "unfenced"
+	if l.Address {
+		kind = "address"
+	}
+	f := found(r, o, 0.7, kind, fmt.Sprintf("%s is lost after %s, if %s; %s keep writes %s, and nothing fences this node",
 		l.Name, l.Early, l.Needs, strings.Join(disks, ", "), keeps), Fact{Source: l.From, Value: l.Early.String()})
 	f.Remedies = []Remedy{
 		{Text: "set up fencing: a node that has lost its part must be off, or cut from the storage, before another one takes over"},
 		{Text: "see in which order things fire", Command: "shisa doctor stall"},
 		{Text: "or have the disk give up before the lease does; then this node's file systems go read-only first"},
 	}
+	if l.Address {
+		f.address(l)
+	}
 	return f
+}
+
+// address makes of a finding one about an address that moves, while what works behind it here goes on.
+func (f *Finding) address(l evidence.Lease) {
+	f.Severity = finding.Warning
+	f.Summary += ": clients come to another node, and what this one was asked for before is written when its storage is back"
+	f.Remedies = append([]Remedy{{Text: "have keepalived stop what writes when it gives the address up (notify_fault, notify_backup), by a way that " +
+		"needs no answer of the disk"}}, f.Remedies...)
+	if !l.Checked {
+		f.Severity, f.Reach = finding.Note, Hint // nothing that looks at the disk decides about it
+	}
 }

@@ -117,15 +117,19 @@ func rearmed(r *Rule, e *evidence.Evidence, t *TimerInfo) *Finding {
 	}
 	text := fmt.Sprintf("%s%s starts %s again and again, and that %s %s after each start", enabledBy(e.Units), t.Unit, t.Starts,
 		doing(a.Does), spell(run.Boots[len(run.Boots)-1].Lasted.Round(time.Second)))
-	f := found(r, unitObject(e, t.Unit), confidenceOf(t), "loop", text+": "+again(a.Does), append(facts, timerFacts(e, t)...)...)
+	kind, what := "loop", ": "+again(a.Does)
+	sure := t.played.always() && t.played.doubt == "" && len(a.Guards) == 0
+	if !sure {
+		kind, what = "perhaps", ", "+perhaps(t)
+	}
+	f := found(r, unitObject(e, t.Unit), confidenceOf(t), kind, text+what, append(facts, timerFacts(e, t)...)...)
 	f.Affects = append(f.Affects, hostObject(e))
 	f.Remedies = withoutUnits(t.Starts, []string{t.Unit})
 	if e.Units.Flat {
 		f.Remedies = []Remedy{{Text: "let the machine run for longer before " + t.Starts + " acts"}}
 	}
-	if !t.played.always() || t.played.doubt != "" || len(a.Guards) > 0 {
-		f.Kind, f.Severity, f.Reach = "perhaps", finding.Note, Hint
-		f.Summary = text + ", " + perhaps(t)
+	if !sure {
+		f.Severity, f.Reach = finding.Note, Hint
 	}
 	return f
 }

@@ -76,6 +76,22 @@ func TestStallOrder(t *testing.T) {
 	dead.Devices = nil
 	ask(t, ruleBL04(), dead, says{"cluster:h:pacemaker monitor", Unknown, "", ""})
 	ask(t, ruleBL04(), &evidence.Evidence{Devices: []evidence.Device{behind("vmw_pvscsi", 180)}}) // no cluster: silent
+	moves := func(adapter string, checked bool, early time.Duration) *evidence.Evidence {
+		e := world(adapter, "no", early)
+		l := &e.Limits.Leases[0]
+		l.Name, l.Address, l.Checked = "keepalived check a", true, checked
+		return e
+	}
+	warned := says{"cluster:h:keepalived check a", Fail, "address", finding.Warning}
+	ask(t, ruleBL04(), moves("vmw_pvscsi", true, 5*s), warned)
+	ask(t, ruleBL04(), moves("virtio_scsi", true, 5*s), warned)
+	ask(t, ruleBL04(), moves("vmw_pvscsi", true, 3600*s), says{"cluster:h:keepalived check a", Pass, "", ""})
+	ask(t, ruleBL04(), moves("vmw_pvscsi", false, 5*s), says{"cluster:h:keepalived check a", Fail, "address", finding.Note})
+	for checked, want := range map[bool]Outcome{true: Unknown, false: Pass} {
+		dead := moves("vmw_pvscsi", checked, 5*s)
+		dead.Devices = nil
+		ask(t, ruleBL04(), dead, says{"cluster:h:keepalived check a", want, "", ""})
+	}
 }
 
 // TestStallOf holds the way from evidence to what is predicted.

@@ -38,7 +38,10 @@ type Lease struct {
 	// Fenced is "no" where a node that wakes up again may write beside the one that took over, "yes" where
 	// something keeps it from that, "" where it is not known.
 	Fenced string
-	From   Source
+	// Address: what another node takes over is an address, and clients with it. What is at work here goes on. Checked: a
+	// check that looks at this node decides about it.
+	Address, Checked bool
+	From             Source
 }
 
 const (
@@ -112,12 +115,17 @@ type program struct {
 	settings []string
 	unit     time.Duration
 	usual    time.Duration
-	// early and late are factors of the time, or times beside it.
+	// early and late are factors of the time, plus is what comes on top of both.
 	early, late float64
+	plus        time.Duration
+	// address: see Lease. also are names of settings that are read besides, by a function of its own.
+	address bool
+	also    []string
 }
 
 // programs are those that are known. The usual values are those of their documents: etcd 3.5
-// (--election-timeout), Patroni 3 (ttl, loop_wait), keepalived 2 (advert_int; 3 of them and a skew),
+// (--election-timeout), Patroni 3 (ttl, loop_wait), keepalived 2 (advert_int; 3 of them and a skew of one at most, RFC
+// 5798 section 6.1), MySQL 8.0 (5 s until a member is suspected, then group_replication_member_expel_timeout),
 // Consul 1.15 (raft_multiplier 5 of 1000 ms), Galera 4 (evs.suspect_timeout, evs.inactive_timeout),
 // MongoDB 6 (electionTimeoutMillis), Kubernetes 1.28 (node-monitor-grace-period 40 s).
 func programs() []program {
@@ -128,21 +136,82 @@ func programs() []program {
 		{name: "Patroni leader key", needs: "Patroni, or the PostgreSQL that it asks, waits for the disk", fenced: "no",
 			files: []string{"/etc/patroni/", "/etc/patroni.yml", "/etc/patroni.yaml"}, settings: []string{"ttl"}, unit: time.Second,
 			usual: 30 * time.Second, early: 0.66, late: 1.34},
-		{name: "keepalived", needs: "a check that keepalived runs waits for the disk", fenced: "no",
-			files: []string{"/etc/keepalived/keepalived.conf"}, settings: []string{"advert_int"}, unit: time.Second,
-			usual: time.Second, early: 3, late: 4},
+		{name: "keepalived", needs: "keepalived itself waits for the disk, as for its log; what it sends needs none", fenced: "no",
+			files: keepalivedFiles(), settings: []string{"advert_int"}, also: checkSettings(), unit: time.Second,
+			usual: time.Second, early: 3, late: 4, address: true},
 		{name: "Consul leader", needs: "Consul's data lies on the disk", fenced: "yes", must: "server",
 			files: []string{"/etc/consul.d/", "/etc/consul/"}, settings: []string{"raft_multiplier"}, unit: time.Second,
 			usual: 5 * time.Second, early: 0.5, late: 2},
 		{name: "Galera suspect timeout", needs: "the node's cluster thread waits for the disk", fenced: "yes", must: "wsrep",
 			files: []string{"/etc/mysql/mariadb.conf.d/", "/etc/mysql/conf.d/", "/etc/my.cnf.d/", "/etc/mysql/my.cnf", "/etc/my.cnf"},
 			usual: 5 * time.Second, early: 1, late: 3},
+		{name: "MySQL group membership", needs: "the member's group communication waits for the disk", fenced: "yes",
+			must: "group_replication_group_name", files: []string{"/etc/mysql/mysql.conf.d/", "/etc/mysql/conf.d/", "/etc/my.cnf.d/",
+				"/etc/mysql/my.cnf", "/etc/my.cnf"}, settings: expelSettings(), unit: time.Second, usual: 5 * time.Second, early: 1, late: 2,
+			plus: 5 * time.Second},
 		{name: "MongoDB election", needs: "mongod waits for the disk", fenced: "yes", must: "replSetName",
 			files: []string{"/etc/mongod.conf"}, settings: []string{"electionTimeoutMillis"}, unit: time.Millisecond,
 			usual: 10 * time.Second, early: 1, late: 1.5},
 		{name: "Kubernetes node", needs: "the kubelet waits for the disk", files: []string{"/var/lib/kubelet/config.yaml"},
 			usual: 40 * time.Second, early: 1, late: 1.5},
 	}
+}
+
+func keepalivedFiles() []string {
+	return []string{"/etc/keepalived/keepalived.conf", "/etc/keepalived/conf.d/"}
+}
+
+// checkSettings are those of a vrrp_script of keepalived.
+func checkSettings() []string { return []string{"vrrp_script", "interval", "timeout", "fall"} }
+
+// expelSettings are the names of one setting of MySQL: in its files "-" and "_" are the same, and "loose_" is for a plugin
+// that may not be there.
+func expelSettings() []string {
+	const name = "group_replication_member_expel_timeout"
+	return []string{name, "loose_" + name, "loose-" + name, strings.ReplaceAll(name, "_", "-"),
+		"loose-" + strings.ReplaceAll(name, "_", "-")}
+}
+
+// keepalivedChecks reads the scripts by which keepalived decides whether this node is well (keepalived.conf(5) of 2.2,
+// "vrrp_script"): each interval one is run, it has timeout to end, or one interval, and fall failures in a row count.
+func keepalivedChecks(file string, text []byte) (all []Lease) {
+	const most = 24 * time.Hour // of an interval; it is seconds
+	name, line := "", 0
+	interval, timeout, fall := time.Second, time.Duration(0), 1
+	add := func() {
+		run := timeout
+		if run == 0 {
+			run = interval
+		}
+		if name != "" && len(all) < maxConfigs {
+			all = append(all, Lease{Name: "keepalived check " + name, Fenced: "no", Address: true, Checked: true,
+				Early: time.Duration(fall-1)*interval + run, Late: time.Duration(fall)*max(interval, run) + interval,
+				Needs: "the script of that check waits for the disk", From: Source{Path: file, Line: line}})
+		}
+	}
+	for _, l := range joined(text, maxConfigLines) {
+		for _, key := range checkSettings() {
+			v, found := settingIn([]byte(l.text), key)
+			if !found {
+				continue
+			}
+			d := min(span(v.text, time.Second), most)
+			switch n, err := strconv.Atoi(v.text); {
+			case key == "vrrp_script":
+				add()
+				name, line = strings.TrimRight(v.text, " {"), l.number
+				interval, timeout, fall = time.Second, 0, 1
+			case key == "interval" && d > 0:
+				interval = d
+			case key == "timeout" && d > 0:
+				timeout = d
+			case key == "fall" && err == nil && n > 0 && n < 1000:
+				fall = n
+			}
+		}
+	}
+	add()
+	return all
 }
 
 // leases reads what is configured of clusters and of databases that elect a leader.
@@ -154,6 +223,8 @@ func (g *gatherer) leases(ctx context.Context) {
 			Needs: "corosync itself waits for the disk; it lies in locked memory, and its network goes on", From: c.From})
 	}
 	g.operations(ctx)
+	file, text := g.among(ctx, keepalivedFiles()...)
+	l.Leases = append(l.Leases, keepalivedChecks(file, text)...)
 	for _, p := range programs() {
 		file, text := g.among(ctx, p.files...)
 		if file == "" || p.must != "" && !strings.Contains(string(text), p.must) {
@@ -165,8 +236,8 @@ func (g *gatherer) leases(ctx context.Context) {
 				d, from.Line = t, v.line
 			}
 		}
-		l.Leases = append(l.Leases, Lease{Name: p.name, Early: time.Duration(p.early * float64(d)),
-			Late: time.Duration(p.late * float64(d)), Needs: p.needs, Fenced: p.fenced, From: from})
+		l.Leases = append(l.Leases, Lease{Name: p.name, Early: p.plus + time.Duration(p.early*float64(d)), Address: p.address,
+			Late: p.plus + time.Duration(p.late*float64(d)), Needs: p.needs, Fenced: p.fenced, From: from})
 	}
 }
 
@@ -180,7 +251,7 @@ func leaseLines(name string, text []byte) (less []byte, n int, kept bool) {
 	var settings, words []string
 	for _, p := range programs() {
 		if slices.ContainsFunc(p.files, func(f string) bool { return f == name || strings.HasSuffix(f, "/") && strings.HasPrefix(name, f) }) {
-			settings, kept = append(settings, p.settings...), true
+			settings, kept = append(append(settings, p.settings...), p.also...), true
 			if p.must != "" {
 				words = append(words, p.must)
 			}

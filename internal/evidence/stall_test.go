@@ -5,6 +5,7 @@ package evidence
 
 import (
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -78,8 +79,10 @@ func TestLeases(t *testing.T) {
 		"var/lib/pacemaker/cib/cib.xml": `<nvpair name="stonith-enabled" value="false"/>` +
 			`<op id="a" name="start" timeout="5s"/><op name="monitor" interval="10s" timeout="40s"/>` +
 			`<op name="monitor" interval="15s" timeout="1min"/>`,
-		"etc/default/etcd":                                     "# ETCD_ELECTION_TIMEOUT=1\nETCD_ELECTION_TIMEOUT=\"5000\"\n",
-		"etc/keepalived/keepalived.conf":                       "! advert_int 9\nvrrp_instance a {\n  advert_int 2\n}\n",
+		"etc/default/etcd": "# ETCD_ELECTION_TIMEOUT=1\nETCD_ELECTION_TIMEOUT=\"5000\"\n",
+		"etc/keepalived/keepalived.conf": "! advert_int 9\nvrrp_script up {\n  script \"/usr/bin/check secret\"\n  interval 2\n  timeout 1 # s\n" +
+			"  fall 3\n  rise 2\n}\nvrrp_script plain {\n  script x\n}\nvrrp_instance a {\n  advert_int 2\n}\n",
+		"etc/mysql/conf.d/gr.cnf":                              "[mysqld]\nloose-group_replication_group_name = a\nloose-group_replication_member_expel_timeout=20\n",
 		"etc/patroni/main.yml":                                 "bootstrap:\n  dcs:\n    ttl: 60\n",
 		"etc/consul.d/client.json":                             `{"bind_addr": "10.0.0.1"}`,
 		"etc/sysconfig/sbd":                                    "SBD_DEVICE=\"/dev/sdc\"\nSBD_WATCHDOG_TIMEOUT=15\n",
@@ -94,10 +97,15 @@ func TestLeases(t *testing.T) {
 	})
 	s := time.Second
 	wantLeases := map[string][2]time.Duration{"corosync token": {3 * s, 6 * s}, "pacemaker monitor": {40 * s, 50 * s},
-		"etcd election": {5 * s, 10 * s}, "keepalived": {6 * s, 8 * s}, "Patroni leader key": {39600 * time.Millisecond, 80400 * time.Millisecond}}
+		"etcd election": {5 * s, 10 * s}, "keepalived": {6 * s, 8 * s}, "keepalived check up": {5 * s, 8 * s},
+		"keepalived check plain": {s, 2 * s}, "MySQL group membership": {25 * s, 45 * s}, "Patroni leader key": {39600 * time.Millisecond, 80400 * time.Millisecond}}
 	got := map[string][2]time.Duration{}
 	for _, l := range e.Limits.Leases {
 		got[l.Name] = [2]time.Duration{l.Early, l.Late}
+		if k := strings.HasPrefix(l.Name, "keepalived"); k != l.Address || strings.Contains(l.Name, "check") != l.Checked ||
+			l.From.Path == "" {
+			t.Errorf("%+v, want an address of keepalived alone, and a source", l)
+		}
 		if p := l.Name == "pacemaker monitor"; p && l.Fenced != "no" {
 			t.Errorf("%s: fenced is %q, want no", l.Name, l.Fenced)
 		}
@@ -119,6 +127,8 @@ func TestLeases(t *testing.T) {
 func TestLeaseLines(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"/etc/keepalived/keepalived.conf", "vrrp_instance a {\n  advert_int 2\n  auth_pass 1111\n}\n", "\n  advert_int 2\n\n\n"},
+		{"/etc/keepalived/keepalived.conf", "vrrp_script a {\n  script \"x secret\"\n  interval 2\n fall 3\n timeout 1\n}\n",
+			"vrrp_script a {\n\n  interval 2\n fall 3\n timeout 1\n\n"},
 		{"/etc/consul.d/server.hcl", "server = true\nencrypt = \"c2VjcmV0\"\nraft_multiplier = 1\n", "server\n\nraft_multiplier = 1\n"},
 		{"/etc/mysql/my.cnf", "[mysqld]\nwsrep_sst_auth=u:hunter2\n", "\nwsrep\n"},
 		{"/etc/patroni/main.yml", "ttl: 60\nusername: u\npassword: hunter2\n", "ttl: 60\n\n\n"},
@@ -144,6 +154,11 @@ func FuzzLeases(f *testing.F) {
 		}
 		for _, u := range ParseUdev("x", text) {
 			u.Runs()
+		}
+		for _, l := range keepalivedChecks("x", text) {
+			if l.Early <= 0 || l.Late < l.Early {
+				t.Errorf("%+v", l)
+			}
 		}
 		less, _, _ := leaseLines("/etc/keepalived/keepalived.conf", text)
 		if len(less) > len(text) {
