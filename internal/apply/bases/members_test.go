@@ -33,7 +33,7 @@ var me = Person{By: "me", Reason: "it burned"}
 
 // TestRetire: what a node used is pinned, and it is waited for no more.
 func TestRetire(t *testing.T) {
-	f := newFleet(t, []string{"used", "free"}, "a", "b")
+	f := newFarm(t, []string{"used", "free"}, "a", "b")
 	f.nodes["a"].pass()
 	b := f.nodes["b"]
 	b.overlay("disk", "used")
@@ -97,7 +97,7 @@ func TestRetire(t *testing.T) {
 
 // TestRetireUnsure: what a node could not say has to be accepted.
 func TestRetireUnsure(t *testing.T) {
-	f := newFleet(t, []string{"x"}, "a", "b")
+	f := newFarm(t, []string{"x"}, "a", "b")
 	o := f.nodes["a"].options()
 	if _, err := Join(t.Context(), "silent", me, o); err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestRetireUnsure(t *testing.T) {
 // TestRetireCut: wherever a retirement is cut off, what the node used is still needed, and it can be done again.
 func TestRetireCut(t *testing.T) {
 	for cut := 0; ; cut++ {
-		f := newFleet(t, []string{"x", "y"}, "a", "b")
+		f := newFarm(t, []string{"x", "y"}, "a", "b")
 		f.nodes["b"].overlay("disk", "x")
 		f.nodes["b"].overlay("disk2", "y")
 		f.nodes["b"].pass()
@@ -168,7 +168,7 @@ func TestRetireCut(t *testing.T) {
 
 // TestPassCut: wherever a pass is cut off, what the node said before stands, and it can be done again.
 func TestPassCut(t *testing.T) {
-	f := newFleet(t, []string{"x"}, "a")
+	f := newFarm(t, []string{"x"}, "a")
 	a := f.nodes["a"]
 	for cut := 0; ; cut++ {
 		n := 0
@@ -195,7 +195,7 @@ func TestPassCut(t *testing.T) {
 
 // TestRetiredName: a name that was retired may be another machine's.
 func TestRetiredName(t *testing.T) {
-	f := newFleet(t, []string{"x"}, "a", "b")
+	f := newFarm(t, []string{"x"}, "a", "b")
 	b := f.nodes["b"]
 	b.overlay("disk", "x")
 	b.pass()

@@ -5,7 +5,6 @@ package bases
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,7 +46,7 @@ type node struct {
 	during func()
 }
 
-func newFleet(t *testing.T, bases []string, names ...string) *farm {
+func newFarm(t *testing.T, bases []string, names ...string) *farm {
 	f := &farm{newWorld(t, bases...), map[string]*node{}}
 	f.protect(ProtectOptions{NoRecord: true})
 	for _, n := range names {
@@ -113,28 +112,9 @@ func (n *node) pass() *pool.Report {
 // overlay makes a disk of this node that rests on a base.
 func (n *node) overlay(name, base string) {
 	n.f.t.Helper()
-	if err := os.WriteFile(filepath.Join(n.dir, name), overlayOf(n.f.path(base)), 0o644); err != nil {
+	if err := writeOverlay(filepath.Join(n.dir, name), n.f.path(base)); err != nil {
 		n.f.t.Fatal(err)
 	}
-}
-
-// overlayOf is an empty qcow2 image of 64 KiB that rests on a file (docs/interop/qcow2.txt of QEMU).
-func overlayOf(backing string) []byte {
-	const cluster = 1 << 16
-	b := make([]byte, 4*cluster)
-	copy(b, "QFI\xfb")
-	binary.BigEndian.PutUint32(b[4:], 2)
-	binary.BigEndian.PutUint64(b[8:], 1024) // the name of the backing file
-	binary.BigEndian.PutUint32(b[16:], uint32(len(backing)))
-	binary.BigEndian.PutUint32(b[20:], 16)
-	binary.BigEndian.PutUint64(b[24:], cluster)
-	binary.BigEndian.PutUint32(b[36:], 1)
-	binary.BigEndian.PutUint64(b[40:], 3*cluster) // the L1 table
-	binary.BigEndian.PutUint64(b[48:], cluster)   // the refcount table
-	binary.BigEndian.PutUint32(b[56:], 1)
-	binary.BigEndian.PutUint64(b[cluster:], 2*cluster)
-	copy(b[1024:], backing)
-	return b[:3*cluster+8]
 }
 
 // setAside puts a base into quarantine, as a controller does.
@@ -193,7 +173,7 @@ func (f *farm) wantBlockers(when, id, base string, want ...string) {
 
 // TestFleet: nodes that share a directory of bases, and nothing else.
 func TestFleet(t *testing.T) {
-	f := newFleet(t, []string{"used", "free"}, "a", "b", "c")
+	f := newFarm(t, []string{"used", "free"}, "a", "b", "c")
 	f.nodes["c"].overlay("disk", "used")
 	for _, n := range []string{"a", "b", "c"} {
 		if r := f.nodes[n].pass(); !r.Complete || r.Seq != 1 {
@@ -234,7 +214,7 @@ func TestFleet(t *testing.T) {
 
 // TestDrainedAnew: a time that does not fit, and a base that is there under its name again, are waited for anew.
 func TestDrainedAnew(t *testing.T) {
-	f := newFleet(t, []string{"x"}, "a")
+	f := newFarm(t, []string{"x"}, "a")
 	a := f.nodes["a"]
 	id := f.setAside("x")
 	a.pass()
@@ -283,7 +263,7 @@ func TestPassRefuses(t *testing.T) {
 			}
 		}, pool.ErrPool},
 	} {
-		f := newFleet(t, []string{"x"}, "a")
+		f := newFarm(t, []string{"x"}, "a")
 		c.spoil(f)
 		if _, err := f.nodes["a"].try(); !errors.Is(err, c.want) {
 			t.Errorf("%s: Pass = %v, want %v", c.name, err, c.want)
@@ -292,7 +272,7 @@ func TestPassRefuses(t *testing.T) {
 			t.Errorf("%s: something was published: %v", c.name, err)
 		}
 	}
-	f := newFleet(t, []string{"x"}, "a")
+	f := newFarm(t, []string{"x"}, "a")
 	_, _, err := Pass(t.Context(), PassOptions{Pool: "0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e", Census: f.nodes["a"].look,
 		Run: f.nodes["a"].runs}, f.nodes["a"].options())
 	if !errors.Is(err, ErrOther) {
@@ -317,7 +297,7 @@ func TestPassRefuses(t *testing.T) {
 
 // TestDuplicate: two machines of one name would each take back what the other said.
 func TestDuplicate(t *testing.T) {
-	f := newFleet(t, []string{"x"}, "a", "b")
+	f := newFarm(t, []string{"x"}, "a", "b")
 	a := f.nodes["a"]
 	a.overlay("disk", "x")
 	a.pass()
@@ -353,6 +333,44 @@ func TestDuplicate(t *testing.T) {
 	a.pass()
 }
 
+// TestClocksOfNodes: no clock of a node or of the file server decides anything, however wrong it is.
+func TestClocksOfNodes(t *testing.T) {
+	f := newFarm(t, []string{"x"}, "a", "b")
+	id := f.setAside("x")
+	for _, n := range f.nodes {
+		n.pass()
+	}
+	f.ago("a", 30*365*24*time.Hour)
+	f.ago("b", -30*365*24*time.Hour)
+	f.wantBlockers("years apart", id, "x", "not_seen: a", "not_seen: b")
+	for _, n := range f.nodes {
+		n.run.Awake += grace + time.Second
+		n.pass()
+	}
+	f.wantBlockers("drained", id, "x")
+	// The file server's clock is put back by years: a machine that starts then is taken for a second one.
+	a := f.nodes["a"]
+	ahead := time.Now().Add(10 * 365 * 24 * time.Hour)
+	if err := os.Chtimes(pool.Path(f.dir, pool.Nodes, pool.NodeFile("a")), ahead, ahead); err != nil {
+		t.Fatal(err)
+	}
+	a.pass() // the same run goes on
+	if err := os.Chtimes(pool.Path(f.dir, pool.Nodes, pool.NodeFile("a")), ahead, ahead); err != nil {
+		t.Fatal(err)
+	}
+	a.boot()
+	if _, err := a.try(); !errors.Is(err, ErrDuplicate) {
+		t.Errorf("Pass after the clock was put back = %v, want %v", err, ErrDuplicate)
+	}
+	for _, name := range []string{"a", "a@duplicate"} {
+		if _, err := Retire(t.Context(), name, me, RetireOptions{Alive: true, Partly: true}, f.nodes["b"].options()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.pass()
+	f.wantBlockers("a person saw to it", id, "x") // what it had waited for before holds
+}
+
 // launching is a launch of a node that looked its base up.
 type launching struct {
 	node  *node
@@ -382,7 +400,7 @@ func TestPassAnyOrder(t *testing.T) {
 
 // anyOrder plays one story, and gives the base that might be removed and is needed.
 func anyOrder(t *testing.T, seed uint64, launch time.Duration) (wrong string) {
-	f := newFleet(t, []string{"x", "y"}, "a", "b")
+	f := newFarm(t, []string{"x", "y"}, "a", "b")
 	rnd := rand.New(rand.NewPCG(seed, 8))
 	speed := grace / time.Duration(1+rnd.IntN(20))
 	var open []launching
