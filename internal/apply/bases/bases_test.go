@@ -201,7 +201,19 @@ func TestRestore(t *testing.T) {
 	if err := os.Chtimes(w.state().Shields[0].Path, old, old); err != nil {
 		t.Fatal(err)
 	}
-	d, err := Restore(t.Context(), "a", RestoreOptions{}, w.options())
+	// Nova may pass at any moment: what has its name again is not old for one.
+	var names []string
+	o := w.options()
+	o.Links = seenLinks{diskio.HostLinks(), func(path string) {
+		names = append(names, filepath.Base(path))
+		if path == w.path("a") && w.old("a") {
+			t.Error("the base has its name, and is old")
+		}
+	}}
+	d, err := Restore(t.Context(), "a", RestoreOptions{}, o)
+	if want := []string{pool.ShieldName(id.Ino, "a"), "a"}; !slices.Equal(names, want) {
+		t.Errorf("changed were %q, want %q", names, want)
+	}
 	if err != nil || !slices.Equal(d.Restored, []string{"a"}) {
 		t.Fatalf("Restore = %+v, %v", d, err)
 	}
@@ -435,4 +447,22 @@ func TestAuditCut(t *testing.T) {
 	if want := []string{"shield a", "shield b"}; !slices.Equal(acts, want) {
 		t.Errorf("audit = %q, want %q", acts, want)
 	}
+}
+
+// seenLinks tells of each name that was made, or whose file was touched.
+type seenLinks struct {
+	diskio.Links
+	tell func(path string)
+}
+
+func (l seenLinks) Link(id diskio.ID, from, to string) error {
+	err := l.Links.Link(id, from, to)
+	l.tell(to)
+	return err
+}
+
+func (l seenLinks) Touch(id diskio.ID, name string, t time.Time) error {
+	err := l.Links.Touch(id, name, t)
+	l.tell(name)
+	return err
 }

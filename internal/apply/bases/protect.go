@@ -186,10 +186,14 @@ func tooOld(c *refs.Census, b *refs.Base, p ProtectOptions, now time.Time) (befo
 
 // touch gives a base the time of now.
 func (k *keeper) touch(ctx context.Context, t *vault.BaseStep, d *pool.Done) error {
+	return k.touchBy(ctx, t, t.At(), d)
+}
+
+// touchBy is touch by another name of the file.
+func (k *keeper) touchBy(ctx context.Context, t *vault.BaseStep, at string, d *pool.Done) error {
 	if err := k.step(ctx, "touch "+t.Name); err != nil {
 		return err
 	}
-	at := t.At()
 	e, err := diskio.LookEntry(at)
 	if err == nil && e.Ino != t.Inode {
 		err = &fs.PathError{Op: "touch", Path: at, Err: diskio.ErrChanged}
@@ -207,7 +211,7 @@ func (k *keeper) touch(ctx context.Context, t *vault.BaseStep, d *pool.Done) err
 	if err != nil {
 		return fmt.Errorf("touch: %w", err)
 	}
-	d.Touched = append(d.Touched, filepath.Base(at))
+	d.Touched = append(d.Touched, filepath.Base(t.At()))
 	return nil
 }
 

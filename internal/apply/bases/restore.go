@@ -79,13 +79,14 @@ func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (d *
 		return nil, err
 	}
 	defer func() { err = k.finish(ctx, d, err) }()
+	// By the shield, and before it has its name: else a cleaner could take it for old in between.
+	if err := k.touchBy(ctx, &touch, h.Path, d); err != nil {
+		return d, err
+	}
 	for i := range steps {
 		if err := k.link(ctx, h, &steps[i], d); err != nil {
 			return d, err
 		}
-	}
-	if err := k.touch(ctx, &touch, d); err != nil {
-		return d, err
 	}
 	return d, k.note(ctx, "restore", name, h.ID.Ino, to, cmp.Or(r.Why, "restore"))
 }
