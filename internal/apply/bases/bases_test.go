@@ -246,6 +246,40 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestProtectBringsBack: a timer that protects gives a base that is needed its name back, and no other.
+func TestProtectBringsBack(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.protect(ProtectOptions{}, "a")
+	c := w.census()
+	for i := range c.All {
+		b := &c.All[i]
+		id := b.File.Ino
+		w.remove(b.Name)
+		b.State, b.File, b.Shield = refs.Missing, diskio.ID{}, pool.Path(w.dir, pool.Shields, pool.ShieldName(id, b.Name))
+		old := time.Now().Add(-48 * time.Hour)
+		if err := os.Chtimes(b.Shield, old, old); err != nil {
+			t.Fatal(err)
+		}
+		b.Uses = []refs.Reference{{How: refs.Header, Holder: "/a/disk", Depth: 1}}
+	}
+	c.All = slices.DeleteFunc(c.All, func(b refs.Base) bool { return b.Name == "b" }) // nobody needs it
+	w.write("c", "another that came meanwhile")
+	d, err := Protect(t.Context(), c, ProtectOptions{}, w.options())
+	if err != nil || !slices.Equal(d.Restored, []string{"a"}) || !slices.Equal(d.Touched, []string{"a"}) || len(d.Left) > 0 {
+		t.Errorf("Protect = %+v, %v, want a restored", d, err)
+	}
+	if text, err := os.ReadFile(w.path("a")); err != nil || string(text) != "a" || w.old("a") {
+		t.Errorf("a holds %q, %v, old: %v", text, err, w.old("a"))
+	}
+	if _, err := os.Lstat(w.path("b")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("b, which nobody needs: %v", err)
+	}
+	audits := w.state().Audits
+	if e := audits[len(audits)-1]; e.Act != "restore" || e.Name != "a" || e.Why != "it was missing, and /a/disk needs it" {
+		t.Errorf("the audit ends with %+v", e)
+	}
+}
+
 // TestSeveralShields: a base that was made anew under its old name has two, and the one that has no other name is
 // meant.
 func TestSeveralShields(t *testing.T) {

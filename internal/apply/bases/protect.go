@@ -50,7 +50,8 @@ type ProtectOptions struct {
 	NoRecord bool
 }
 
-// Protect gives every base a shield, touches those that are needed, and records what each holds. It may be done
+// Protect gives every base a shield, touches those that are needed, and records what each holds. One that is needed and
+// gone gets its name back from its shield. It may be done
 // again and again: what is so already is left as it is. What could not be done for one base is told by Left, and
 // the others are done all the same.
 func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (d *pool.Done, err error) {
@@ -69,16 +70,20 @@ func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (
 		return d, err
 	}
 	// All is announced at once: a receipt is on the disk before what it speaks of, and syncing takes time.
-	todo := k.todo(c, p, now, d)
+	todo := append(k.missing(c, s, d), k.todo(c, p, now, d)...)
 	if err := k.will(todo...); err != nil {
 		return d, err
 	}
-	for i := range todo {
+	for i := 0; i < len(todo); i++ {
 		t := &todo[i]
 		var err error
-		if t.What == vault.BaseTouch {
+		switch t.What {
+		case vault.BaseTouch:
 			err = k.touch(ctx, t, d)
-		} else {
+		case vault.BaseRestore:
+			i++ // its touch, which stands behind it
+			err = k.fromShield(ctx, c, s, t, &todo[i], d)
+		default:
 			err = k.shield(ctx, t, d, "protect")
 		}
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -107,6 +108,56 @@ func (k *keeper) link(ctx context.Context, h *pool.Shield, t *vault.BaseStep, d 
 	}
 	d.Restored = append(d.Restored, filepath.Base(to))
 	return nil
+}
+
+// missing tells which bases are needed and gone, and can come back from their shields: for each the name, and the touch.
+func (k *keeper) missing(c *refs.Census, s *pool.State, d *pool.Done) (todo []vault.BaseStep) {
+	for i := range c.All {
+		b := &c.All[i]
+		if b.State != refs.Missing || b.Shield == "" {
+			continue
+		}
+		to := filepath.Join(k.Bases, b.Name)
+		if _, err := diskio.LookEntry(to); !errors.Is(err, fs.ErrNotExist) {
+			continue // there is one by now
+		}
+		h, err := shieldFor(s, b.Name, 0)
+		if err == nil && heldInode(s, h.ID) != nil {
+			err = errors.New("it was set aside; shisa base restore brings it back")
+		}
+		if err != nil {
+			d.Leave(b.Name, err)
+			continue
+		}
+		touch := stepAt(vault.BaseTouch, b.Name, to, h.ID.Ino)
+		before := h.Modified.UTC()
+		touch.Before = &before
+		todo = append(todo, stepAt(vault.BaseRestore, b.Name, to, h.ID.Ino), touch)
+	}
+	return todo
+}
+
+// fromShield gives a base that is needed its name back.
+func (k *keeper) fromShield(
+	ctx context.Context, c *refs.Census, s *pool.State, t, touch *vault.BaseStep, d *pool.Done,
+) error {
+	h, err := shieldFor(s, t.Name, t.Inode)
+	if err == nil {
+		err = k.touchBy(ctx, touch, h.Path, d) // before it has its name, see Restore
+	}
+	if err == nil {
+		err = k.link(ctx, h, t, d)
+	}
+	if err != nil {
+		return err
+	}
+	why := ""
+	for i := range c.All {
+		if b := &c.All[i]; b.State == refs.Missing && b.Name == t.Name {
+			why = "it was missing, and " + needWord(c, b)
+		}
+	}
+	return k.note(ctx, "restore", t.Name, t.Inode, t.At(), why)
 }
 
 // shieldFor gives the shield of a name, or of an inode.
