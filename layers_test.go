@@ -53,6 +53,7 @@ var layer = map[string]int{
 	"internal/lab/vm/init":      3,
 	"internal/lab/stalls":       4,
 	"internal/lab/faultfs":      3,
+	"internal/lab/nova":         3,
 	"internal/lab/zoo":          4,
 	"internal/lab/demo":         7,
 	"internal/lab/sweep":        5,
@@ -115,6 +116,7 @@ var onlyBy = map[string][]string{
 	"internal/doctor/stories":  {"bench", "internal/lab/demo"},                                       // it holds what tests need
 	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"},      // it makes devices
 	"internal/lab/vm":          {"bench", "internal/lab/vm/init", "internal/lab/nspawn"},             // it runs QEMU
+	"internal/lab/nova":        {},                                                                   // it runs OpenStack Nova
 	"internal/lab/nspawn":      {},                                                                   // it boots systemd
 	"internal/lab/vhost":       {},                                                                   // it runs QEMU's block layer
 	"internal/image/imagetest": {},

@@ -27,6 +27,7 @@ var writers = []string{
 	"internal/lab/vm",                             // tests and the bench: kernels in a cache, guests in directories of their own
 	"internal/lab/vm/init", "internal/lab/stalls", // the first process of such a guest
 	"internal/lab/nspawn",      // tests: files of guests below a directory of its own, cgroups of its own
+	"internal/lab/nova",        // tests: packages in a cache, a database in a directory of the test
 	"internal/mount",           // mounts, makes loop devices, and keeps records of them
 	"internal/image/imagetest", // tests only
 	"internal/testenv",         // tests only
@@ -49,6 +50,7 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/lab/faultfs",
 	"internal/lab/demo", // somebody who looks at a mount, and this program again to watch
 	"internal/lab/vm", "internal/lab/vhost", "internal/lab/vm/init", "internal/lab/stalls", "internal/lab/nspawn",
+	"internal/lab/nova",
 	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/linux/journal/journaltest",

@@ -96,8 +96,9 @@ func newBaseProtect(s *stdio) *cobra.Command {
 		Use:   "protect POOL",
 		Short: "keep bases from being lost, whoever removes them",
 		Long: `protect gives every base of a pool a shield, a second hard link beside it that takes no space: who removes the
-base takes one of its two names away, and "shisa base restore" gives it back. Bases that are needed, or may be, are
-touched, so that Nova's cleaner does not take them for old; and what each base holds is recorded as digests.
+base takes one of its two names away, and "shisa base restore" gives it back. One that is needed and gone gets its name
+back here too. Bases that are needed, or may be, are touched, so that Nova's cleaner does not take them for old; and what
+each base holds is recorded as digests.
 
 It only adds, acts at once, and may be done again and again, as by a timer every 20 minutes. "shisa base unprotect"
 takes the shields away.

@@ -4,10 +4,11 @@
 // Package testenv is what tests share: what they need of the machine, and proof that they leave
 // nothing behind on it.
 //
-// Five variables steer tests. SHISA_TEST_ALL=1 says that this machine has everything, so a test
+// Six variables steer tests. SHISA_TEST_ALL=1 says that this machine has everything, so a test
 // that would skip fails. SHISA_LONG=1 runs the long sweeps. SHISA_TEST_DIR names a directory on a
 // file system with storage behind it, for tests that a file system in memory cannot serve.
-// SHISA_TEST_VM=1 runs what runs in guests, and SHISA_TEST_ENGINES says what traces there.
+// SHISA_TEST_VM=1 runs what runs in guests, and SHISA_TEST_ENGINES says what traces there. SHISA_TEST_NOVA=1
+// runs what Debian's Nova runs in.
 package testenv
 
 import (
@@ -81,6 +82,15 @@ func NeedVM(t testing.TB) {
 	t.Helper()
 	if os.Getenv("SHISA_TEST_VM") != "1" {
 		t.Skip("in a guest: make test-vm runs it")
+	}
+}
+
+// NeedNova skips the test unless SHISA_TEST_NOVA=1: it downloads OpenStack Nova, and "make test-nova" is what
+// runs it.
+func NeedNova(t testing.TB) {
+	t.Helper()
+	if os.Getenv("SHISA_TEST_NOVA") != "1" {
+		t.Skip("with OpenStack Nova: make test-nova runs it")
 	}
 }
 
