@@ -39,7 +39,7 @@ receipt, or a directory: all undo files below it. Without a path it looks at wha
 --journal know of. Changes that were made on another host, or cut off before their receipt was written, are
 found by their image only. Changes of text files are put right too: a path is then one of the files, or the
 receipt. It also takes away what processes of "shisa disk mount" left that were
-killed.
+killed, and ends the receipts of acts of "shisa base" that were cut off; of pools, see "shisa base recover".
 
 Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
 told of; --accept-risk=leave-as-is:IMAGE then gives the change up, so that the image can be used and repaired as
@@ -107,6 +107,7 @@ func runRecover(
 	}
 	if host {
 		statuses = append(statuses, o.mounts(doc, s)...)
+		statuses = append(statuses, o.acts(ctx, doc, s)...)
 	}
 	if len(doc.Changes) == 0 && failed == len(paths) {
 		return first

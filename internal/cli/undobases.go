@@ -105,3 +105,34 @@ func (o *changeOptions) showBaseReceipt(s *stdio, r *vault.BaseReceipt) error {
 	}
 	return exitWith(status)
 }
+
+// acts ends the receipts of acts on base images that were cut off.
+func (o *recoverOptions) acts(ctx context.Context, doc *render.RecoverDocument, s *stdio) []int {
+	v, err := o.vault()
+	if err != nil {
+		return nil // recover has said so
+	}
+	say := warn(s)
+	ended, half, err := bases.Settle(ctx, v, time.Now())
+	for _, r := range ended {
+		text := fmt.Sprintf("the act %s on the bases in %s was cut off, and its receipt says now what it did", r.Act, r.Dir())
+		if len(bases.InForce(r)) > 0 {
+			text += ": shisa undo" + stateWord(o.state) + " " + r.ID + " takes that back"
+		}
+		say(text)
+	}
+	var statuses []int
+	for _, r := range half {
+		text := fmt.Sprintf("the undo of %s on the bases in %s was cut off: shisa undo%s %s goes on", r.Act, r.Dir(),
+			stateWord(o.state), r.ID)
+		say(text)
+		doc.Errors = append(doc.Errors, text)
+		statuses = append(statuses, finding.StatusHalfDone)
+	}
+	if err != nil {
+		say(oneLine{err}.Error())
+		doc.Errors = append(doc.Errors, oneLine{err}.Error())
+		statuses = append(statuses, finding.StatusHalfDone)
+	}
+	return statuses
+}

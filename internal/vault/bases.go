@@ -9,12 +9,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
 )
 
 const (
@@ -224,6 +228,52 @@ func (v *Vault) PutBase(r *BaseReceipt) error {
 // DropBase removes the receipt of an act that changed nothing, or of one that can never be taken back since
 // a later one did the same.
 func (v *Vault) DropBase(id string) error { return v.bases().drop(id) }
+
+// atWorkSuffix ends the name of the file that is locked while the act of a receipt is under way.
+const atWorkSuffix = ".act"
+
+func (v *Vault) baseAtWork(id string) string { return filepath.Join(v.BasesDir(), id+atWorkSuffix) }
+
+// HoldBase says that the act of a receipt is under way, until what it returns is closed or the program ends. Where the
+// file system keeps no locks nobody is told so.
+func (v *Vault) HoldBase(id string) (io.Closer, error) {
+	path := v.baseAtWork(id)
+	f, err := v.disk.CreateNew(path, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w %s: %w", ErrReceipt, id, err)
+	}
+	held, err := v.disk.OpenForRepair(path)
+	if err != nil && !errors.Is(err, diskio.ErrNoLocks) {
+		return nil, errors.Join(fmt.Errorf("%w %s: %w", ErrReceipt, id, err), v.disk.Remove(path))
+	}
+	return closer(func() error {
+		err := v.disk.Remove(path)
+		if held != nil {
+			err = errors.Join(err, held.Close())
+		}
+		return err
+	}), nil
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// BaseUnderWay returns diskio.ErrInUse while the act of a receipt is under way, and takes away what one left that was cut
+// off.
+func (v *Vault) BaseUnderWay(id string) error {
+	path := v.baseAtWork(id)
+	if err := v.atWork(path); err != nil {
+		return fmt.Errorf("the act %s is under way: %w", id, err)
+	}
+	if err := v.disk.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // LockBases keeps other programs from taking acts back until what it returns is closed. The errors are as
 // for LockTexts.

@@ -71,6 +71,7 @@ type keeper struct {
 	// nothing is to be changed.
 	act, pool string
 	receipt   *vault.BaseReceipt
+	hold      io.Closer // says that the act is under way
 }
 
 func newKeeper(o Options) *keeper {

@@ -57,7 +57,15 @@ func (k *keeper) will(steps ...vault.BaseStep) error {
 		k.receipt.SetDir(k.Bases)
 	}
 	k.receipt.Steps = append(k.receipt.Steps, steps...)
-	return k.Receipts.PutBase(k.receipt)
+	if err := k.Receipts.PutBase(k.receipt); err != nil || k.hold != nil {
+		return err
+	}
+	hold, err := k.Receipts.HoldBase(k.receipt.ID)
+	if err != nil {
+		return errors.Join(err, k.Receipts.DropBase(k.receipt.ID))
+	}
+	k.hold = hold
+	return nil
 }
 
 // did notes that a step was done, or why it was not. It is on the disk when the act is finished. What was not
@@ -82,25 +90,23 @@ func (k *keeper) did(s vault.BaseStep, failed error) {
 
 // finish ends the receipt of an act that ended with err, and gives that error with its own. A receipt of an act
 // that did nothing is taken away.
-func (k *keeper) finish(ctx context.Context, d *pool.Done, err error) error {
-	if k.receipt == nil || errors.Is(err, ErrStopped) {
+func (k *keeper) finish(ctx context.Context, d *pool.Done, why error) (err error) {
+	err = why
+	if k.receipt == nil {
+		return err
+	}
+	if k.hold != nil {
+		defer func() { err = errors.Join(err, k.hold.Close()) }()
+	}
+	if errors.Is(err, ErrStopped) {
 		return err // a power cut would leave the receipt like this
 	}
 	r := k.receipt
 	if err != nil {
 		r.Failure = err.Error()
 	}
-	for i := range r.Steps {
-		if s := &r.Steps[i]; !s.Done {
-			settle(s)
-		}
-	}
-	if !slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool { return s.Done }) {
-		return errors.Join(err, k.Receipts.DropBase(r.ID))
-	}
-	now := k.Now().UTC()
-	r.State, r.Finished = vault.Committed, &now
-	if e := k.Receipts.PutBase(r); e != nil {
+	kept, e := settled(k.Receipts, r, k.Now())
+	if e != nil || !kept {
 		return errors.Join(err, e)
 	}
 	if d != nil {
@@ -108,6 +114,50 @@ func (k *keeper) finish(ctx context.Context, d *pool.Done, err error) error {
 	}
 	// The act was done, whatever becomes of older receipts; ctx may have ended it, and does not end this.
 	return errors.Join(err, k.dropOlder(context.WithoutCancel(ctx)))
+}
+
+// settled ends the receipt of an act that is over. It is not kept where nothing was done.
+func settled(v *vault.Vault, r *vault.BaseReceipt, now time.Time) (kept bool, err error) {
+	for i := range r.Steps {
+		if s := &r.Steps[i]; !s.Done {
+			settle(s)
+		}
+	}
+	if !slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool { return s.Done }) {
+		return false, v.DropBase(r.ID)
+	}
+	now = now.UTC()
+	r.State, r.Finished = vault.Committed, &now
+	return true, v.PutBase(r)
+}
+
+// Settle ends the receipts of acts that were cut off: what each did is found out by what is there. half are those that
+// were being taken back: Undo goes on. What could not be read is told by the error, beside the others.
+func Settle(ctx context.Context, v *vault.Vault, now time.Time) (ended, half []*vault.BaseReceipt, err error) {
+	all, err := v.BaseReceipts(ctx)
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
+	for _, r := range all {
+		if !r.State.Unfinished() {
+			continue
+		}
+		underWay := v.BaseUnderWay(r.ID)
+		switch {
+		case errors.Is(underWay, diskio.ErrInUse):
+			continue
+		case underWay != nil:
+			err = errors.Join(err, underWay)
+		case r.State == vault.Undoing:
+			half = append(half, r)
+		default:
+			r.Failure = "it was cut off"
+			_, e := settled(v, r, now)
+			err = errors.Join(err, e)
+			ended = append(ended, r)
+		}
+	}
+	return ended, half, err
 }
 
 // settle finds out by what is there whether a step was done that is not known to be: an error does not say that,

@@ -42,7 +42,7 @@ type undoing struct {
 // Undo takes an act back as far as nothing is lost by it: the last step first. What stays is told by the Why of its
 // step; one that stays since something changed meanwhile may be tried again. The receipt is given as it is then.
 //
-// The errors are those of reading the receipt; ErrOtherPool; diskio.ErrInUse where another program is at it;
+// The errors are those of reading the receipt; ErrOtherPool; diskio.ErrInUse where the act is under way, or is being taken back;
 // vault.ErrReceipt. o.Bases is taken from the receipt.
 func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.BaseReceipt, err error) {
 	lock, err := o.Receipts.LockBases()
@@ -52,6 +52,9 @@ func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.Ba
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	if r, err = o.Receipts.BaseReceipt(id); err != nil || r.State == vault.Undone {
 		return r, err
+	}
+	if err := o.Receipts.BaseUnderWay(id); err != nil {
+		return nil, err
 	}
 	receipts := o.Receipts
 	o.Bases, o.Receipts = r.Dir(), nil

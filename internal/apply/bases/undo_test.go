@@ -257,6 +257,46 @@ func TestUndoKeepsTheAudit(t *testing.T) {
 	}
 }
 
+// TestUnderWay: an act that is under way is not taken back, nor is its receipt ended; one that was cut off is.
+func TestUnderWay(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	o := w.receipts()
+	o.Step = func(what string) error {
+		if what != "shield b" {
+			return nil
+		}
+		all, err := o.Receipts.BaseReceipts(t.Context())
+		if err != nil || len(all) != 1 {
+			t.Fatalf("receipts = %+v, %v", all, err)
+		}
+		if _, err := Undo(t.Context(), all[0].ID, UndoOptions{}, o); !errors.Is(err, diskio.ErrInUse) {
+			t.Errorf("Undo of an act that is under way = %v, want %v", err, diskio.ErrInUse)
+		}
+		if ended, half, err := Settle(t.Context(), o.Receipts, time.Now()); len(ended)+len(half) > 0 || err != nil {
+			t.Errorf("Settle = %+v, %+v, %v, want nothing", ended, half, err)
+		}
+		return ErrStopped
+	}
+	if _, err := Protect(t.Context(), w.census(), ProtectOptions{NoRecord: true}, o); !errors.Is(err, ErrStopped) {
+		t.Fatal(err)
+	}
+	ended, half, err := Settle(t.Context(), o.Receipts, time.Now())
+	if err != nil || len(ended) != 1 || len(half) > 0 {
+		t.Fatalf("Settle = %+v, %+v, %v, want the one that was cut off", ended, half, err)
+	}
+	r, err := o.Receipts.BaseReceipt(ended[0].ID)
+	want := []string{"policy pool.json done", "shield a done", "shield b"}
+	if err != nil || r.State != vault.Committed || r.Failure == "" || !slices.Equal(whats(r), want) {
+		t.Errorf("receipt = %+v, %v, want %q", r, err, want)
+	}
+	if ended, half, err := Settle(t.Context(), o.Receipts, time.Now()); len(ended)+len(half) > 0 || err != nil {
+		t.Errorf("Settle once more = %+v, %+v, %v, want nothing", ended, half, err)
+	}
+	if left, err := os.ReadDir(o.Receipts.BasesDir()); err != nil || len(left) != 2 { // with the lock of undoing
+		t.Errorf("files = %v, %v", left, err)
+	}
+}
+
 // TestUndoElsewhere: an act is not taken back in another pool, nor where none is.
 func TestUndoElsewhere(t *testing.T) {
 	w := newWorld(t, "a")
