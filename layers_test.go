@@ -142,7 +142,7 @@ var budget = map[string][]string{
 	"github.com/spf13/pflag": {"internal/cli"}, // cobra's own: its types of flags
 	"golang.org/x/sync":      {"internal/image/qcow2", "internal/check", "internal/disk", "bench"},
 	"golang.org/x/sys": {"internal/diskio", "internal/linux", "internal/linux/stack", "internal/umount", "internal/hypervisor", "internal/cli", "internal/evidence",
-		"internal/testenv", "internal/lab/cutfs", "internal/lab/demo", "internal/lab/hold", "internal/lab/vm/init", "internal/lab/stalls", "internal/guest/filestest",
+		"internal/testenv", "internal/lab/cutfs", "internal/lab/demo", "internal/lab/hold", "internal/lab/vm", "internal/lab/vm/init", "internal/lab/stalls", "internal/guest/filestest",
 		"bench",
 		"internal/guest/busy", "internal/inside", "internal/jail", "internal/mount", "internal/holders",
 		"internal/holders/trace", "internal/holders/evidence",

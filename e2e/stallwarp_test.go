@@ -59,7 +59,7 @@ func TestStallWarp(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	r, err := vm.Machine{Warp: true, MemoryMiB: 512}.Run(ctx, i)
+	r, err := vm.Machine{MemoryMiB: 512}.Run(ctx, i)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestStallInert(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	// After a megabyte at once the disk gives 200 bytes a second: a read of 4096 takes some twenty.
-	r, err := vm.Machine{MemoryMiB: 512, Args: []string{"-object",
+	r, err := vm.Machine{HostClock: true, MemoryMiB: 512, Args: []string{"-object",
 		"throttle-group,id=slow,x-bps-total=200,x-bps-total-max=1000000,x-bps-total-max-length=1",
 		"-blockdev", "null-co,node-name=nothing,size=67108864,read-zeroes=on",
 		"-blockdev", "throttle,node-name=disk,throttle-group=slow,file=nothing",

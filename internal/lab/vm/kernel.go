@@ -15,8 +15,14 @@ import (
 	"strings"
 )
 
-// Debian12 is the package that stands for the kernel of Debian 12 with all drivers, 6.1.
-const Debian12 = "linux-image-amd64"
+// Packages that stand for kernels of Debian 12, 6.1.
+const (
+	Debian12 = "linux-image-amd64" // with all drivers
+	// Debian12Cloud has few drivers and is configured for guests.
+	Debian12Cloud = "linux-image-cloud-amd64"
+	// Debian12RT is preempted nearly everywhere (CONFIG_PREEMPT_RT).
+	Debian12RT = "linux-image-rt-amd64"
+)
 
 // Kernel is an unpacked kernel.
 type Kernel struct {

@@ -15,7 +15,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"syscall"
 	"time"
 )
@@ -32,21 +31,9 @@ const (
 	maxResults = 1000
 )
 
-// Machine is how a guest is run.
-type Machine struct {
-	Program   string // QEMU if empty
-	CPUs      int    // 1 if 0
-	MemoryMiB int    // 1024 if 0
-	// Warp has the guest's clock follow its instructions, and jump to the next timer where it is idle: hours
-	// of waiting pass in seconds, and take the same time on every machine. It has one processor then.
-	Warp bool
-	// Args are further arguments of QEMU, for disks.
-	Args []string
-}
-
 // Run makes the files of a guest in a new directory, runs it, and takes both away. It ends when the
-// guest has ended, or kills it when ctx is done. What a guest said before it failed is in the report,
-// with an error.
+// guest has ended, or kills it when ctx is done or m.Limit is used up. What a guest said before it failed
+// is in the report, with an error; where its time was over, its kernel was asked where it is before.
 //
 // QEMU has a session of its own and goes when this process does.
 func (m Machine) Run(ctx context.Context, i Image) (r *Report, err error) {
@@ -80,32 +67,6 @@ func (r *Report) complete(checks []Check) error {
 	return nil
 }
 
-// arguments of QEMU. There is no KVM: it is not everywhere, and where it is the guest's processor would
-// be another one each time. The first serial line is the console, the second the report. A kernel that
-// hangs says where, and is gone: it has two minutes to get on, as the machine may do other things.
-func (m Machine) arguments(kernel, files string) []string {
-	clock := []string{"-accel", "tcg,thread=multi", "-smp", strconv.Itoa(max(m.CPUs, 1))}
-	if m.Warp {
-		clock = []string{"-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=off"}
-	}
-	return append(append(clock, m.Args...),
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-cpu", "max,la57=off", "-m", strconv.Itoa(or(m.MemoryMiB, 1024)),
-		"-kernel", kernel, "-initrd", files,
-		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr random.trust_cpu=on quiet loglevel=4 "+
-			"softlockup_panic=1 watchdog_thresh=60",
-		"-chardev", "file,id=console,path=/proc/self/fd/3", "-serial", "chardev:console",
-		"-chardev", "stdio,id=report,signal=off", "-serial", "chardev:report",
-	)
-}
-
-func or(n, otherwise int) int {
-	if n == 0 {
-		return otherwise
-	}
-	return n
-}
-
 // boot runs QEMU until it ends. There is a report also with an error.
 func (m Machine) boot(ctx context.Context, kernel, files string) (*Report, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -120,7 +81,12 @@ func (m Machine) boot(ctx context.Context, kernel, files string) (*Report, error
 	c.Stderr = &words
 	// Of its own: what a terminal sends to us does not reach it, and it is killed as one.
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	ours, its, err := monitor()
+	if err != nil {
+		return r, err
+	}
+	defer ours.Close()
+	c.Cancel = func() error { return m.end(ctx, c.Process.Pid, ours) }
 	said, listening := heard(func(p io.Reader) error {
 		err := r.read(p)
 		if err != nil {
@@ -132,8 +98,8 @@ func (m Machine) boot(ctx context.Context, kernel, files string) (*Report, error
 		_, err := io.Copy(&console, p)
 		return err
 	})
-	c.Stdout, c.ExtraFiles = said, []*os.File{shown}
-	err := run(c, said, shown)
+	c.Stdout, c.ExtraFiles = said, []*os.File{shown, its}
+	err = run(c, func(pid int) func() { return m.limit(pid, cancel) }, said, shown, its)
 	err = errors.Join(err, <-listening, <-watching)
 	r.Took, r.Console = time.Since(begun), console.Bytes()
 	if s := c.ProcessState; s != nil {
@@ -160,9 +126,9 @@ func heard(hear func(io.Reader) error) (*os.File, <-chan error) {
 	return to, done
 }
 
-// run runs a command that has some files, which are closed here. The kernel ends it with the thread that
-// started it, so that thread has to stay.
-func run(c *exec.Cmd, has ...*os.File) error {
+// run runs a command that has some files, which are closed here, and does what is to be done while it runs. The
+// kernel ends it with the thread that started it, so that thread has to stay.
+func run(c *exec.Cmd, beside func(pid int) (stop func()), has ...*os.File) error {
 	ended := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -175,7 +141,9 @@ func run(c *exec.Cmd, has ...*os.File) error {
 			err = errors.Join(err, f.Close())
 		}
 		if c.Process != nil {
+			stop := beside(c.Process.Pid)
 			err = errors.Join(err, c.Wait())
+			stop()
 		}
 		ended <- err
 	}()

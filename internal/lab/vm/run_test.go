@@ -106,6 +106,36 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// TestLimit holds that a guest that goes on for ever is asked where it is when it has used up its time, and that what
+// it says is there; one whose time is not over is left alone, however long it takes.
+func TestLimit(t *testing.T) {
+	m := emulator(t, `(read x <&4; echo "it hears $x" >&3; kill -9 $$) & while :; do :; done`)
+	m.Limit = 50 * time.Millisecond
+	r, err := m.boot(t.Context(), "kernel", "files")
+	if !errors.Is(err, ErrLimit) || string(r.Console) != "it hears nmi\n" {
+		t.Errorf("the error is %v and the console %q, want %v and what it says", err, r.Console, ErrLimit)
+	}
+	m = emulator(t, `sleep 2; echo '{"ended":true}'`)
+	m.Limit = time.Second
+	if _, err := m.boot(t.Context(), "kernel", "files"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestClock holds which guests have a clock of their own, and watch themselves by it.
+func TestClock(t *testing.T) {
+	for _, c := range []struct {
+		machine Machine
+		own     bool
+	}{{Machine{}, true}, {Machine{CPUs: 1}, true}, {Machine{CPUs: 2}, false}, {Machine{HostClock: true}, false}} {
+		all := strings.Join(c.machine.arguments("kernel", "files"), " ")
+		if own := strings.Contains(all, "-icount "); own != c.own || strings.Contains(all, " softlockup_panic=1") != c.own ||
+			strings.Contains(all, " nosoftlockup") == c.own {
+			t.Errorf("%+v: %s", c.machine, all)
+		}
+	}
+}
+
 func TestNoEmulator(t *testing.T) {
 	_, err := Machine{Program: "/no/such/emulator"}.boot(t.Context(), "kernel", "files")
 	if !errors.Is(err, ErrUnavailable) {
