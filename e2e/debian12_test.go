@@ -13,38 +13,94 @@ import (
 	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/lab/vm"
 	"github.com/shisa-vm/shisa/internal/linux/probe"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // TestDebian12 proves in Debian 12's kernel what other kernels refuse: all engines work there, and name
-// who made umounts fail.
+// who made umounts fail. TestDebian12Probe and TestDebian12Trace have the tests of the engines' own packages.
+// Each has a guest of its own: what they do takes the emulation half a minute to a minute.
 func TestDebian12(t *testing.T) {
-	env := everything(trace.Names())
-	tracing, engines := []string{"TestDevices/mapper", "TestDevices/md", "TestDevices/nbd"}, []string{}
+	testenv.NeedVM(t)
+	t.Parallel()
+	var must []string
 	for _, e := range trace.Names() {
-		tracing = append(tracing, "TestTracing/"+e)
-		engines = append(engines, "TestHeld/"+e, "TestElsewhere/"+e, "TestRingFull/"+e)
+		must = append(must, "TestTracing/"+e)
 	}
-	said(t, guest(t, vm.Debian12, []suite{
-		{pkg: "e2e", run: "^Test(Devices|Tracing)$", env: env, must: tracing},
-		{pkg: "internal/linux/probe", env: env,
-			run: "^Test(Hooks|Held|Elsewhere|RingFull|Pollers|PollersRelative|Killed)$",
-			must: append(engines, "TestHooks/fentry", "TestHooks/kprobe", "TestPollers",
-				"TestPollersRelative", "TestKilled")},
-		{pkg: "internal/holders/trace", run: "^Test(Engines|Auto|Any)$", env: env,
-			must: []string{"TestEngines", "TestAuto", "TestAny"}},
-	}, enginesAsked()))
+	said(t, guest(t, vm.Debian12, []suite{{pkg: "e2e", run: "^TestTracing$", env: everything(trace.Names()), must: must}},
+		enginesAsked()))
+}
+
+func TestDebian12Devices(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	guest(t, vm.Debian12, []suite{{pkg: "e2e", run: "^TestDevices$", env: everything(nil),
+		must: []string{"TestDevices/mapper", "TestDevices/md", "TestDevices/nbd"}}})
+}
+
+func TestDebian12Probe(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	must := []string{"TestHooks/fentry", "TestHooks/kprobe", "TestPollers", "TestPollersRelative", "TestKilled"}
+	for _, e := range trace.Names() {
+		must = append(must, "TestHeld/"+e, "TestElsewhere/"+e, "TestRingFull/"+e)
+	}
+	guest(t, vm.Debian12, []suite{{pkg: "internal/linux/probe", env: everything(trace.Names()), must: must,
+		run: "^Test(Hooks|Held|Elsewhere|RingFull|Pollers|PollersRelative|Killed)$"}})
+}
+
+func TestDebian12Trace(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	guest(t, vm.Debian12, []suite{{pkg: "internal/holders/trace", run: "^Test(Engines|Auto|Any)$",
+		env: everything(trace.Names()), must: []string{"TestEngines", "TestAuto", "TestAny"}}})
+}
+
+// TestDebian12Two has the engines that other kernels refuse watch two processors.
+func TestDebian12Two(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	hooks := []string{probe.Fentry, probe.Kprobe}
+	tracing, engines := []string{}, []string{}
+	for _, e := range hooks {
+		tracing = append(tracing, "TestTracing/"+e, "TestTracing/"+e+"/"+hold.CallLoop)
+		engines = append(engines, "TestHooks/"+e, "TestHeld/"+e, "TestElsewhere/"+e)
+	}
+	guestOn(t, vm.Machine{CPUs: 2, MemoryMiB: 1536}, vm.Debian12, []suite{
+		{pkg: "e2e", run: "^TestTracing$/./^" + hold.CallLoop + "$", env: everything(hooks), must: tracing},
+		{pkg: "internal/linux/probe", run: "^Test(Hooks|Held|Elsewhere)$", env: everything(hooks), must: engines},
+	})
 }
 
 // TestShort is what "make test" has a guest for: the engines that other kernels refuse name a holder
-// there, and every kind of holder is found. TestDebian12 and TestDebian12Kinds have all of it.
+// there, and every kind of holder is found. The tests with Debian12 in their names have all of it.
 func TestShort(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	short(t, vm.Debian12)
+}
+
+// TestDebian12Cloud has that in the kernel that Debian 12 has for guests.
+func TestDebian12Cloud(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	short(t, vm.Debian12Cloud)
+}
+
+// TestDebian12RT has it in a kernel in which nearly everything can be interrupted.
+func TestDebian12RT(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	short(t, vm.Debian12RT)
+}
+
+func short(t *testing.T, kernel string) {
+	t.Helper()
 	hooks := []string{probe.Fentry, probe.Kprobe}
 	must := []string{}
 	for _, e := range hooks {
 		must = append(must, "TestTracing/"+e, "TestTracing/"+e+"/"+hold.CallLoop)
 	}
-	// One processor is half the work for the emulation: whoever holds waits there until it is let go on.
-	said(t, guestOn(t, vm.Machine{CPUs: 1, MemoryMiB: 1536}, vm.Debian12, []suite{
+	said(t, guest(t, kernel, []suite{
 		{pkg: "e2e", run: "^TestTracing$/./^" + hold.CallLoop + "$", env: everything(hooks), must: must},
 		kinds(),
 	}, enginesAsked()))

@@ -8,11 +8,14 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/lab/faultfs"
 	"github.com/shisa-vm/shisa/internal/lab/vm"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // TestFaultsDebian12 holds what Debian 12's kernel shows of storage that fails, and that what it says of
 // it is known.
 func TestFaultsDebian12(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
 	var must []string
 	for _, s := range faultfs.Scenarios() {
 		must = append(must, "TestScenarios/"+s.Name)

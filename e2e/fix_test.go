@@ -18,7 +18,6 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/lab/nspawn"
-	"github.com/shisa-vm/shisa/internal/lab/vm"
 	"github.com/shisa-vm/shisa/internal/mount"
 	"github.com/shisa-vm/shisa/internal/testenv"
 	"github.com/shisa-vm/shisa/internal/uml"
@@ -114,12 +113,10 @@ func TestFixBoots(t *testing.T) {
 	testenv.NeedVM(t)
 	testenv.NeedRoot(t)
 	testenv.Need(t, uml.Program, "mkfs.ext4", "qemu-img", "systemd-nspawn")
+	t.Parallel()
 	dir := t.TempDir()
 	image := loopingGuest(t, dir)
-	shisa := filepath.Join(dir, "shisa")
-	if err := vm.Build(t.Context(), shisa, module+"/cmd/shisa", false); err != nil {
-		t.Fatal(err)
-	}
+	shisa := built(t, module+"/cmd/shisa", false)
 	run := func(want int, args ...string) string {
 		t.Helper()
 		c := exec.CommandContext(t.Context(), shisa, args...)

@@ -9,10 +9,13 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/lab/hold"
 	"github.com/shisa-vm/shisa/internal/lab/vm"
+	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
 // TestDebian12Kinds has every kind of holder that Debian 12's kernel knows made and looked for there.
 func TestDebian12Kinds(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
 	guest(t, vm.Debian12, []suite{kinds()})
 }
 

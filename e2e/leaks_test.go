@@ -21,7 +21,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/shisa-vm/shisa/internal/lab/vm"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -179,12 +178,7 @@ type program struct{ path, state string }
 
 func newShisa(t *testing.T) program {
 	t.Helper()
-	dir := t.TempDir()
-	p := program{filepath.Join(dir, "shisa"), filepath.Join(dir, "state")}
-	if err := vm.Build(t.Context(), p.path, module+"/cmd/shisa", false); err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return program{built(t, module+"/cmd/shisa", false), filepath.Join(t.TempDir(), "state")}
 }
 
 // says runs the program, holds its exit status, and gives its stdout.

@@ -23,6 +23,8 @@ import (
 
 // TestDebian12Server has Debian 12's kernel serve a file system by NFS.
 func TestDebian12Server(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
 	guest(t, vm.Debian12, []suite{{pkg: "e2e", run: "^TestServer$", env: []string{"SHISA_TEST_ALL=1"},
 		must: []string{"TestServer"}, modules: []string{"nfsd", "nfsv4"}}})
 }

@@ -83,15 +83,10 @@ type (
 // stallPrograms builds the program and the first process of its guests into a directory that lasts as long as t.
 func stallPrograms(t *testing.T) string {
 	t.Helper()
-	testenv.Need(t, uml.Program, "go")
+	testenv.Need(t, uml.Program)
 	dir := t.TempDir()
-	for _, pkg := range []string{"cmd/shisa", "internal/lab/stalls"} {
-		c := exec.Command("go", "build", "-o", filepath.Join(dir, filepath.Base(pkg)), module+"/"+pkg)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v: %s", pkg, err, out)
-		}
-	}
+	builtInto(t, dir, map[string]string{"shisa": built(t, module+"/cmd/shisa", false),
+		"stalls": built(t, module+"/internal/lab/stalls", false)})
 	return dir
 }
 
@@ -290,6 +285,7 @@ func TestStallFileSystems(t *testing.T) {
 	lazy := []string{"/usr/sbin/mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"}
 	testenv.NeedVM(t)
 	testenv.Need(t, "mkfs.xfs", "mkfs.btrfs", "apt-get", "dpkg-deb")
+	t.Parallel()
 	dir := stallPrograms(t)
 	gfs2 := []string{unpackedTool(t, "gfs2-utils", "usr/sbin/mkfs.gfs2"), "-q", "-O", "-p", "lock_nolock", "-j", "1", "-J", "8"}
 	cases := []struct {

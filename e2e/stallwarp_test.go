@@ -88,22 +88,9 @@ func TestStallWarp(t *testing.T) {
 // warpImage is a guest with nothing but a disk of scsi_debug, the program, and what stops the disk.
 func warpImage(t *testing.T, dir string) vm.Image {
 	t.Helper()
-	cache, err := vm.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := vm.Fetch(t.Context(), cache, vm.Debian12)
-	if errors.Is(err, vm.ErrUnavailable) {
-		testenv.Lacks(t, err.Error())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := vm.Image{Kernel: k, Init: filepath.Join(t.TempDir(), "init"), Modules: []string{"sd_mod", "scsi_debug"},
-		Files: map[string]string{"/lab/bin/stalls": filepath.Join(dir, "stalls"), "/usr/bin/shisa": filepath.Join(dir, "shisa")}}
-	if err := vm.Build(t.Context(), i.Init, vm.InitPackage, false); err != nil {
-		t.Fatal(err)
-	}
+	i := imageOf(t, vm.Debian12)
+	i.Modules = []string{"sd_mod", "scsi_debug"}
+	i.Files = map[string]string{"/lab/bin/stalls": filepath.Join(dir, "stalls"), "/usr/bin/shisa": filepath.Join(dir, "shisa")}
 	return i
 }
 

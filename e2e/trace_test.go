@@ -27,6 +27,8 @@ import (
 const (
 	// rounds is how many umounts have to fail over each kind of holder.
 	rounds = 4
+	// apart is how long is waited after each.
+	apart = 500 * time.Millisecond
 	// patience is how long a guest on a busy machine may take to do one thing.
 	patience = 2 * time.Minute
 )
@@ -240,9 +242,11 @@ func (p place) programs(t *testing.T) int {
 func (p place) traced(t *testing.T, w *watcher, holder, decoy int, pipe string) (names []string) {
 	exact, failed := 0, 0
 	var kernel, program []string
-	// Each is told of a second later: they fail one after the other, and are waited for together.
+	// Each is told of a second later: they fail one after the other, and are waited for together. The program looks
+	// at the moment of one at a time, and with one processor it has its turn when nobody else is busy.
 	for failed < rounds && p.fail(t, pipe) {
 		failed++
+		time.Sleep(apart)
 	}
 	for range failed {
 		f := w.next(t, p)

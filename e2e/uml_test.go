@@ -45,13 +45,9 @@ type umlMachine struct {
 // umlPrograms builds these tests and the program for guests, into a directory that lasts as long as t.
 func umlPrograms(t *testing.T) string {
 	t.Helper()
-	testenv.Need(t, uml.Program, "go")
+	testenv.Need(t, uml.Program)
 	dir := t.TempDir()
-	for name, pkg := range map[string]string{"tests": module + "/e2e", "shisa": module + "/cmd/shisa"} {
-		if err := vm.Build(t.Context(), filepath.Join(dir, name), pkg, name == "tests"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	builtInto(t, dir, map[string]string{"tests": built(t, module+"/e2e", true), "shisa": built(t, module+"/cmd/shisa", false)})
 	return dir
 }
 

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/lab/nspawn"
-	"github.com/shisa-vm/shisa/internal/lab/vm"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -71,10 +69,7 @@ func TestUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shisa := filepath.Join(t.TempDir(), "shisa")
-	if err := vm.Build(t.Context(), shisa, module+"/cmd/shisa", false); err != nil {
-		t.Fatal(err)
-	}
+	shisa := built(t, module+"/cmd/shisa", false)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
