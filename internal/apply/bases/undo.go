@@ -113,23 +113,32 @@ func stays(r *vault.BaseReceipt, s *vault.BaseStep) bool {
 	return false
 }
 
-// all takes the steps back, the last one first.
+// all takes the steps back, the last one first, and times after all else: a base that keeps its name must not look old.
 func (k *undoing) all(ctx context.Context) error {
-	for i := range slices.Backward(k.r.Steps) {
-		s := &k.r.Steps[i]
-		if !s.Done || s.Undone || stays(k.r, s) {
-			continue
-		}
-		why, err := k.back(ctx, s)
-		if err != nil && stopped(ctx, err) {
-			return errors.Join(err, k.receipts.PutBase(k.r))
-		}
-		s.Undone, s.Why = err == nil, why
-		if err != nil {
-			s.Why = err.Error()
+	for _, touches := range []bool{false, true} {
+		for i := range slices.Backward(k.r.Steps) {
+			s := &k.r.Steps[i]
+			if !s.Done || s.Undone || stays(k.r, s) || touches != (s.What == vault.BaseTouch) {
+				continue
+			}
+			why, err := k.back(ctx, s)
+			if err != nil && stopped(ctx, err) {
+				return errors.Join(err, k.receipts.PutBase(k.r))
+			}
+			s.Undone, s.Why = err == nil, why
+			if err != nil {
+				s.Why = err.Error()
+			}
 		}
 	}
 	return nil
+}
+
+// keptName tells whether an act gave a file a name that it keeps.
+func (k *undoing) keptName(inode uint64) bool {
+	return slices.ContainsFunc(k.r.Steps, func(s vault.BaseStep) bool {
+		return (s.What == vault.BaseRestore || s.What == vault.BaseAdopt) && s.Inode == inode && s.Done && !s.Undone
+	})
 }
 
 // back takes one step back. why says what was found where there was nothing to be done.
@@ -197,6 +206,8 @@ func (k *undoing) touchBack(ctx context.Context, s *vault.BaseStep) (why string,
 		return why, err
 	case s.After == nil || !e.ModTime.Equal(*s.After) || s.Before == nil:
 		return "it was changed or touched again since", nil
+	case k.keptName(s.Inode):
+		return "", errors.New("it keeps its name, and would look old")
 	}
 	if err := k.step(ctx, "touch "+s.Name); err != nil {
 		return "", err

@@ -152,8 +152,11 @@ func TestUndoRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := w.undo(d.Receipt, o, "a")
-	if left := InForce(r); len(left) != 1 || !strings.Contains(left[0].Why, "a is needed, or may be: /a/disk needs it") {
+	if left := InForce(r); len(left) != 2 || !strings.Contains(left[0].Why+left[1].Why, "a is needed, or may be: /a/disk needs it") {
 		t.Errorf("Undo of what is needed = %+v", r)
+	}
+	if w.old("a") {
+		t.Error("a keeps its name, and looks old")
 	}
 	blind := func(context.Context) (*refs.Census, error) {
 		c := w.census()
@@ -161,7 +164,7 @@ func TestUndoRestore(t *testing.T) {
 		return c, nil
 	}
 	r, err = Undo(t.Context(), d.Receipt, UndoOptions{Census: blind}, o)
-	if left := InForce(r); err != nil || len(left) != 1 || !strings.Contains(left[0].Why, "1 places were not seen") {
+	if left := InForce(r); err != nil || len(left) != 2 || !strings.Contains(left[0].Why+left[1].Why, "1 places were not seen") {
 		t.Errorf("Undo where not all was seen = %+v, %v", r, err)
 	}
 	// Nothing else keeps the file.

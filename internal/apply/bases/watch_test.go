@@ -33,7 +33,7 @@ func (w *world) watching(census func() *refs.Census) (heard func() pool.Happened
 	go func() {
 		over <- Watch(ctx, WatchOptions{Protect: ProtectOptions{NoRecord: true}, Every: time.Hour, Events: events,
 			Census: func(context.Context) (*refs.Census, error) { return census(), nil },
-			Tell:   func(h pool.Happened) error { all <- h; return nil }}, w.options())
+			Tell:   func(h pool.Happened) error { all <- h; return nil }}, w.receipts())
 	}()
 	if h := <-all; h.What != pool.Passed {
 		w.t.Fatalf("first = %+v, want a look at everything", h)
@@ -83,6 +83,10 @@ func TestWatchPutsBack(t *testing.T) {
 	}
 	if err := end(true); !errors.Is(err, context.Canceled) {
 		t.Errorf("Watch = %v", err)
+	}
+	receipts, err := w.receipts().Receipts.BaseReceipts(t.Context())
+	if err != nil || len(receipts) != 4 || receipts[0].Act != "watch" {
+		t.Errorf("%d receipts, %v, want that of the first look and of each that was put back", len(receipts), err)
 	}
 	var acts []string
 	for _, e := range w.state().Audits {
