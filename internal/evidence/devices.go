@@ -5,6 +5,7 @@ package evidence
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"path"
 	"slices"
@@ -84,7 +85,7 @@ func (g *gatherer) device(ctx context.Context, name string) (Device, bool) {
 		return d, true
 	}
 	d.Removable, d.Rotational = word("removable") == "1", word("queue/rotational") == "1"
-	d.Serial, d.WWID = word("serial"), word("wwid")
+	d.Serial, d.WWID = g.serial(ctx, &d, dir), word("wwid")
 	d.Mapper, d.UUID, d.Backing = word("dm/name"), word("dm/uuid"), word("loop/backing_file")
 	for _, s := range g.optionalList(ctx, PartDevices, dir+"/slaves") {
 		d.On = append(d.On, s.Name)
@@ -92,6 +93,21 @@ func (g *gatherer) device(ctx context.Context, name string) (Device, bool) {
 	g.onBus(ctx, &d, dir)
 	g.array(ctx, &d, dir)
 	return d, true
+}
+
+// serial reads the number that a disk has. The file of virtio's in sysfs asks the disk itself each time (virtblk_get_id
+// in drivers/block/virtio_blk.c), and nobody who waits for that can be ended; what udev noted of it when it came asks nobody.
+func (g *gatherer) serial(ctx context.Context, d *Device, dir string) string {
+	if g.driver(ctx, dir+"/device/driver") != "virtio_blk" {
+		return g.optionalWord(ctx, PartDevices, dir+"/serial")
+	}
+	file := fmt.Sprintf("/run/udev/data/b%d:%d", unix.Major(d.Dev), unix.Minor(d.Dev))
+	for line := range strings.Lines(string(g.optional(ctx, PartDevices, file))) {
+		if value, is := strings.CutPrefix(line, "E:ID_SERIAL="); is {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
 }
 
 // onBus reads what the device is behind the block layer: SCSI, NVMe, virtio or something else.

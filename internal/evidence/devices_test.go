@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -152,5 +153,24 @@ func TestThisMachine(t *testing.T) {
 	}
 	for _, g := range e.Gaps {
 		t.Logf("%s %s: %s", g.Part, g.Object, g.Reason)
+	}
+}
+
+// TestSerial: the number of a virtio disk is what udev noted: asking sysfs for it asks the disk, which may not answer.
+func TestSerial(t *testing.T) {
+	e := gathered(t, map[string]string{
+		"sys/class/block/vda/size": "8\n", "sys/class/block/vda/dev": "254:16\n", "sys/class/block/vda/serial": "asked\n",
+		"sys/class/block/vda/device/driver": "-> ../../../bus/virtio/drivers/virtio_blk",
+		"run/udev/data/b254:16":             "S:disk/by-id/virtio-root\nE:ID_SERIAL=root\nE:ID_SERIAL_SHORT=r\n",
+		"sys/class/block/vdb/size":          "8\n", "sys/class/block/vdb/dev": "254:32\n", "sys/class/block/vdb/serial": "asked\n",
+		"sys/class/block/vdb/device/driver": "-> ../../../bus/virtio/drivers/virtio_blk",
+		"sys/class/block/sda/size":          "8\n", "sys/class/block/sda/dev": "8:0\n", "sys/class/block/sda/serial": "own\n",
+	})
+	var got []string
+	for _, d := range e.Devices {
+		got = append(got, d.Name+"="+d.Serial)
+	}
+	if strings.Join(got, " ") != "sda=own vda=root vdb=" {
+		t.Errorf("the numbers are %q", got)
 	}
 }
