@@ -46,6 +46,7 @@ type Disk struct {
 	words   bytes.Buffer
 	ended   chan error
 	stopped bool
+	closed  bool
 }
 
 // Serve serves an image of a format of QEMU's, as "qcow2", for one guest at a time, which may write. Close ends it; so
@@ -113,8 +114,12 @@ func (d *Disk) Continue() error {
 func (d *Disk) Kill() error { return d.command.Process.Kill() }
 
 // Close ends the daemon, which writes what it has, and tells what went wrong with it. After Kill that it was killed is
-// no error.
+// no error. A second call does nothing.
 func (d *Disk) Close() error {
+	if d.closed {
+		return nil
+	}
+	d.closed = true
 	err := d.command.Process.Signal(syscall.SIGTERM)
 	if errors.Is(err, os.ErrProcessDone) {
 		err = nil

@@ -4,6 +4,7 @@
 package vhost
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,7 +44,7 @@ func TestServe(t *testing.T) {
 			if err := act(d); err != nil {
 				t.Error(err)
 			}
-			if err := d.Close(); err != nil {
+			if err := errors.Join(d.Close(), d.Close()); err != nil {
 				t.Error(err)
 			}
 			if _, err := os.Stat(d.dir); !os.IsNotExist(err) {
