@@ -48,9 +48,12 @@ func unpack(ctx context.Context) (Package, error) {
 		return Package{}, err
 	}
 	out, err := output(ctx, "", "apt-cache", "show", "--no-all-versions", name)
+	if err != nil {
+		return Package{}, fmt.Errorf("%w: %w (apt-get update may help)", ErrUnavailable, err)
+	}
 	m := versionField.FindSubmatch(out)
-	if err != nil || m == nil {
-		return Package{}, fmt.Errorf("%w: apt has no package of that name (apt-get update may help): %w", ErrUnavailable, err)
+	if m == nil {
+		return Package{}, fmt.Errorf("%w: apt has no package of that name", ErrUnavailable)
 	}
 	p := Package{Version: string(m[1])}
 	cache = filepath.Join(cache, "shisa-lab")
