@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/lab/nspawn"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -55,13 +56,24 @@ ExecStart=/bin/sh -c '/usr/local/bin/look >/var/lib/page 2>/var/lib/error'
 ExecStopPost=/bin/sh -c '{ systemctl show shisa-watch.service; cat /proc/$(systemctl show -P MainPID shisa-watch.service)/status; } >/var/lib/during'
 ExecStopPost=/bin/sh -c 'systemctl stop shisa-watch.service; systemctl show shisa-watch.service >/var/lib/after'
 ExecStopPost=/bin/sh -c 'journalctl --no-pager -u shisa-watch.service >/var/lib/said'
+ExecStopPost=/bin/sh -c 'n=0; until ls /srv/pool/_base/.shisa/shields/*.base || test $n = 200; do n=$((n+1)); sleep 0.1; done'
+ExecStopPost=/bin/sh -c 'systemctl show shisa-base@srv-pool.service >/var/lib/agent; systemctl stop shisa-base@srv-pool.service'
+ExecStopPost=/bin/sh -c 'systemctl show shisa-base@srv-pool.service >/var/lib/stopped'
+ExecStopPost=/bin/sh -c 'journalctl --no-pager -o cat -u shisa-base@srv-pool.service >/var/lib/told'
 ExecStopPost=/bin/systemctl --no-block poweroff
 [Install]
 WantedBy=multi-user.target
 `
 
-// TestUnit has systemd run the unit that is shipped: it starts with all that keeps it in, serves its page, and
-// ends in order.
+// pools is what the agent is told of the pool that it is started for.
+const pools = `pools:
+  - path: /srv/pool
+    protect: true
+    watch: true
+`
+
+// TestUnit has systemd run the units that are shipped: they start with all that keeps them in, the watch serves its
+// page, the agent reports and protects, and both end in order.
 func TestUnit(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.Need(t, "systemd-nspawn", "systemctl", "journalctl", "dbus-daemon", "go")
@@ -74,16 +86,24 @@ func TestUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := map[string]nspawn.File{"/etc/systemd/system/looks.service": {Text: looks}}
+	policy := pool.NewPolicy("0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e", time.Unix(1e9, 0))
+	begun, err := policy.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]nspawn.File{"/etc/systemd/system/looks.service": {Text: looks}, "/etc/shisa/base.yaml": {Text: pools},
+		"/srv/pool/_base/base": {Text: "a base"}, "/srv/pool/_base/.shisa/pool.json": {Text: string(begun)}}
 	for name, from := range map[string]string{"/usr/local/bin/shisa": shisa, "/usr/local/bin/look": self,
-		"/etc/systemd/system/shisa-watch.service": "../contrib/systemd/shisa-watch.service"} {
+		"/etc/systemd/system/shisa-watch.service": "../contrib/systemd/shisa-watch.service",
+		"/etc/systemd/system/shisa-base@.service": "../contrib/systemd/shisa-base@.service"} {
 		text, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)
 		}
 		files[name] = nspawn.File{Text: string(text), Mode: 0o755}
 	}
-	o, err := root.Boot(t.Context(), nspawn.World{Files: files, Enable: []string{"shisa-watch.service", "looks.service"}},
+	o, err := root.Boot(t.Context(), nspawn.World{Files: files, Enable: []string{"shisa-watch.service",
+		"shisa-base@srv-pool.service", "looks.service"}},
 		nspawn.Limits{Boots: 1, Hold: time.Minute, Wall: 3 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +136,27 @@ func TestUnit(t *testing.T) {
 			t.Errorf("when it was stopped there is no %q", want)
 		}
 	}
+	agent, stopped, told := read("agent"), read("stopped"), read("told")
+	for _, want := range []string{"ActiveState=active", "NRestarts=0", "MemoryMax=1073741824"} {
+		if !strings.Contains(agent, want+"\n") {
+			t.Errorf("while the agent runs there is no %q", want)
+		}
+	}
+	for _, want := range []string{"ActiveState=inactive", "Result=success", "ExecMainStatus=130"} {
+		if !strings.Contains(stopped, want+"\n") {
+			t.Errorf("when the agent was stopped there is no %q", want)
+		}
+	}
+	if !strings.Contains(told, `"what": "reported"`) || !strings.Contains(told, `1 shielded, 0 touched, 1 recorded, 0 left`) &&
+		!strings.Contains(told, `1 shielded, 1 touched, 1 recorded, 0 left`) {
+		t.Errorf("the agent told\n%s", told)
+	}
+	// What the guest changed of its root lies in a layer of its own.
+	state, err := pool.Read(t.Context(), o.Path("/srv/pool/_base"), time.Minute)
+	if err != nil || len(state.Reports) != 1 || len(state.Members) != 1 {
+		t.Errorf("the pool is %+v, %v, want a report of one member", state, err)
+	}
 	if t.Failed() || testing.Verbose() {
-		t.Logf("%s\n%s\n%s", during, said, o.Boots[0].Console)
+		t.Logf("%s\n%s\n%s\n%s", during, said, agent, o.Boots[0].Console)
 	}
 }
