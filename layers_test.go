@@ -85,6 +85,7 @@ var layer = map[string]int{
 	"internal/refs/protocol":    1,
 	"internal/refs/pool":        3,
 	"internal/refs/nova":        1,
+	"internal/refs/glance":      1,
 	"internal/refs/config":      2,
 	"internal/refs/roll":        6,
 	"internal/refs/judge":       4,

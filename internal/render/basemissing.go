@@ -44,7 +44,8 @@ func BaseMissing(w io.Writer, r *ways.Report, pool string, s Style) error {
 // way is one way back with its proof and the command.
 func (o *out) way(w *ways.Way, name, pool string) {
 	word, color := map[ways.Proof]string{
-		ways.SameFile: "the very file", ways.SameDigest: "the same content", ways.SameBlocks: "proved by the images on top of it",
+		ways.SameFile: "the very file", ways.SameDigest: "the same content",
+		ways.SameImage: "the image that it was made of", ways.SameBlocks: "proved by the images on top of it",
 		ways.Unproved: "not proved", ways.Refuted: "NOT it",
 	}[w.Proof], green
 	switch w.Proof {
@@ -62,6 +63,8 @@ func (o *out) way(w *ways.Way, name, pool string) {
 	case w.Proof == ways.Refuted || w.Proof == ways.Unproved:
 	case w.How == ways.Shield || w.How == ways.Quarantine:
 		o.line("      $ shisa base restore " + Word(pool) + " " + Word(name))
+	case w.How == ways.Image:
+		o.line("      $ shisa base adopt --glance URL --for " + Word(name) + " " + Word(pool))
 	case w.How == ways.Descriptor, w.How == ways.Candidate, w.How == ways.Renamed:
 		o.line("      $ shisa base adopt --for " + Word(name) + " " + Word(pool) + " " + Word(w.Path))
 	}

@@ -39,6 +39,8 @@ const (
 	Descriptor How = "descriptor"
 	// Candidate: another file may be the same.
 	Candidate How = "candidate"
+	// Image: it was made of an image that the image service still has.
+	Image How = "image"
 	// Make: it held nothing that a program could not make again.
 	Make How = "make"
 )
@@ -52,6 +54,8 @@ const (
 	SameFile Proof = "same_file"
 	// SameDigest: it has the SHA-256 that was recorded of the base.
 	SameDigest Proof = "same_digest"
+	// SameImage: Nova called it by the id of the image, which is whole by the digest that the image service has.
+	SameImage Proof = "same_image"
 	// SameBlocks: the images on top of it hold pieces of it, and of no other candidate as many.
 	SameBlocks Proof = "same_blocks"
 	// Unproved: nothing tells for or against it.
@@ -82,8 +86,11 @@ type Way struct {
 
 // Missing is a base that is needed and not there.
 type Missing struct {
-	Name     string           `json:"name"`
-	Path     string           `json:"path"`
+	Name string `json:"name"`
+	Path string `json:"path"`
+	// Format is the one that was recorded, or that the images on top of it say it has; "raw" where neither does, as
+	// Nova makes them.
+	Format   string           `json:"format"`
 	NeededBy []refs.Reference `json:"needed_by"`
 	// Ways are how it can be brought back, the best first.
 	Ways []Way `json:"ways"`
@@ -135,6 +142,9 @@ func Find(ctx context.Context, c *refs.Census, o Options) (*Report, error) {
 			continue
 		}
 		m := Missing{Name: b.Name, Path: b.Path, NeededBy: b.Uses, Ways: []Way{}}
+		if m.Format, err = f.format(ctx, &m); err != nil {
+			return nil, err
+		}
 		if err := f.ways(ctx, &m); err != nil {
 			return nil, err
 		}
@@ -197,8 +207,8 @@ func (f *finder) ways(ctx context.Context, m *Missing) error {
 
 // rank puts the best first: by how sure it is, then what costs least.
 func rank(all []Way) {
-	proofs := []Proof{SameFile, SameDigest, SameBlocks, Unproved, Refuted}
-	hows := []How{Quarantine, Shield, Renamed, Descriptor, Candidate, Make}
+	proofs := []Proof{SameFile, SameDigest, SameImage, SameBlocks, Unproved, Refuted}
+	hows := []How{Quarantine, Shield, Renamed, Descriptor, Candidate, Image, Make}
 	for i := range all {
 		all[i].Volumes = cmp.Or(all[i].Volumes, VolumesUnknown)
 	}
