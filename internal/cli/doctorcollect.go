@@ -5,6 +5,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,9 @@ into with tar: it is a tar archive, compressed by zstd.`,
 			if o.output == "" {
 				return usageError(c, "-o FILE is wanted: where the evidence goes")
 			}
+			if o.output == "-" && o.json {
+				return usageError(c, "-o - and --json are both for standard output, want one of them")
+			}
 			dead := o.root != "" || o.disk != ""
 			if o.root != "" && o.disk != "" || dead && o.write {
 				return usageError(c, "want one of --root, --disk and --write-probe, which is for a machine that runs")
@@ -62,7 +66,7 @@ into with tar: it is a tar archive, compressed by zstd.`,
 	jsonFlag(c, &o.json)
 	f.BoolVar(&o.follow, "follow", false, "with --disk: open backing files wherever they are")
 	f.StringArrayVar(&o.pools, "pool", nil, "with --disk: open backing files below `DIR` too (may be repeated)")
-	f.StringVarP(&o.output, "output", "o", "", "write to `FILE`, which must not exist yet")
+	f.StringVarP(&o.output, "output", "o", "", "write to `FILE`, which must not exist yet; - is standard output")
 	f.StringVar(&o.label, "label", "", "call the machine `NAME` instead of by its own name")
 	f.StringVar(&o.root, "root", "", "gather from the system whose files are below `DIR`")
 	f.StringVar(&o.disk, "disk", "", "gather from the guest whose disk is `IMAGE`, or IMAGE:PART")
@@ -71,7 +75,11 @@ into with tar: it is a tar archive, compressed by zstd.`,
 }
 
 func runDoctorCollect(ctx context.Context, o doctorCollectOptions, s *stdio) error {
-	if exists(o.output) {
+	switch {
+	case o.output == "-" && s.width > 0:
+		return finding.WithHint(errors.New("write the bundle to a terminal: it is no text"),
+			"give it a file, -o FILE, or send standard output to one, or to another program")
+	case o.output != "-" && exists(o.output):
 		return o.taken()
 	}
 	of := o.live
@@ -87,6 +95,25 @@ func runDoctorCollect(ctx context.Context, o doctorCollectOptions, s *stdio) err
 	if err != nil {
 		return fmt.Errorf("gather evidence: %w", err)
 	}
+	d := render.NewCollected(o.output, e, left)
+	if o.output == "-" {
+		_, err = bundle.WriteTo(s.out)
+		err = cmp.Or(err, render.Collected(s.err, d, render.Style{Width: s.barWidth}))
+		return cmp.Or(err, exitWith(d.Status[0]))
+	}
+	if err := o.save(&bundle); err != nil {
+		return err
+	}
+	if o.json {
+		err = render.JSON(s.out, render.CollectedSchema, d)
+	} else {
+		err = render.Collected(s.out, d, render.Style{Width: s.width, Color: s.colour})
+	}
+	return cmp.Or(err, exitWith(d.Status[0]))
+}
+
+// save writes the bundle to a new file.
+func (o *doctorCollectOptions) save(bundle *bytes.Buffer) error {
 	f, err := diskio.CreatePrivate(o.output)
 	if errors.Is(err, fs.ErrExist) {
 		return o.taken()
@@ -97,16 +124,7 @@ func runDoctorCollect(ctx context.Context, o doctorCollectOptions, s *stdio) err
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write the bundle %s: %w", o.output, err)
 	}
-	d := render.NewCollected(o.output, e, left)
-	if o.json {
-		err = render.JSON(s.out, render.CollectedSchema, d)
-	} else {
-		err = render.Collected(s.out, d, render.Style{Width: s.width, Color: s.colour})
-	}
-	if err != nil {
-		return err
-	}
-	return exitWith(d.Status[0])
+	return nil
 }
 
 func (o *doctorCollectOptions) taken() error {
@@ -170,14 +188,22 @@ func (o *doctorCollectOptions) dead(ctx context.Context, w io.Writer) (e *eviden
 
 // gatherBundle reads evidence that was collected elsewhere.
 func gatherBundle(ctx context.Context, name string) (*evidence.Evidence, error) {
+	const is = "a bundle is a file that \"shisa doctor collect\" writes"
 	f, err := diskio.Open(name)
-	if err != nil {
+	switch {
+	case errors.Is(err, diskio.ErrDirectory):
+		return nil, finding.WithHint(fmt.Errorf("read the bundle: %w", err), is+"; one that was unpacked, or the files of a "+
+			"machine, are read by --root DIR")
+	case errors.Is(err, diskio.ErrSpecial):
+		return nil, finding.WithHint(fmt.Errorf("read the bundle: %w", err), is+"; write what comes from elsewhere to one first")
+	case err != nil:
 		return nil, fmt.Errorf("read the bundle: %w", err)
 	}
 	defer f.Close()
 	t, info, err := tree.ReadBundle(io.NewSectionReader(f, 0, f.Size()))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, finding.WithHint(fmt.Errorf("%s: %w", name, err), is+"; the disk of a machine is read by --disk, its files by --root, "+
+			"and what was cut on the way has to be copied anew")
 	}
 	return evidence.Gather(ctx, t, evidence.Options{Now: info.Made, Label: info.Label})
 }

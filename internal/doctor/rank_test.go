@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +108,25 @@ func TestStoryOfTheFullServer(t *testing.T) {
 				t.Errorf("the leaks do not come last\n%s", sums(rep))
 			}
 		})
+	}
+}
+
+// TestDoubtedIsOpen: what was looked at, and of which rules could not tell, may be the cause of all that depends on it, as
+// what was not looked at may.
+func TestDoubtedIsOpen(t *testing.T) {
+	share := func(on string) Object { return Object{Mount, on, "/data"} }
+	hang := saying("NF01", Upward, finding.Lost, map[Object]Outcome{share("g1"): Fail, share("g2"): Fail})
+	server := &evidence.Evidence{Label: "nfs01", Host: evidence.Host{Name: "nfs01", Addresses: []string{"10.0.0.5"}},
+		Mounts:  []evidence.Mount{{Mount: linux.Mount{Point: "/export", Type: "xfs"}, Own: true, FS: 0}},
+		FSs:     []evidence.FS{{Type: "xfs", Device: "sdb1", Mounts: []int{0}}},
+		Devices: []evidence.Device{{Block: linux.Block{Name: "sdb1"}}, {Block: linux.Block{Name: "sdb"}}}}
+	o := Object{FileSystem, "nfs01", "sdb1"}
+	rep := Examine([]*evidence.Evidence{guestOf("g1", "10.0.0.5"), guestOf("g2", "10.0.0.5"), server}, []Rule{hang})
+	if i := slices.IndexFunc(rep.Objects, func(x Seen) bool { return x.Object == o }); i < 0 || rep.Objects[i].State != Doubted {
+		t.Fatalf("objects %+v, want %s among them, of which rules could not tell", rep.Objects, o)
+	}
+	if len(rep.Causes) == 0 || rep.Causes[0].Object != o || len(rep.Causes[0].Explains) != 2 {
+		t.Errorf("want %s first, for both mounts\n%s", o, sums(rep))
 	}
 }
 

@@ -5,6 +5,7 @@ package render
 
 import (
 	"io"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/doctor"
 	machine "github.com/shisa-vm/shisa/internal/evidence"
@@ -39,12 +40,36 @@ func NewCollected(file string, e *machine.Evidence, left []tree.LeftOut) *Collec
 // Collected writes the document for people.
 func Collected(w io.Writer, d *CollectedDocument, s Style) error {
 	o := newOut(w, s)
-	o.prose("", Name(d.File)+" has the evidence of "+Name(d.Label))
+	file, next := Name(d.File), Word(d.File)
+	if d.File == "-" {
+		file, next = "standard output", "FILE"
+	}
+	o.prose("", file+" has the evidence of "+Name(d.Label))
 	for _, l := range d.LeftOut {
-		o.prose("left out: ", Name(l.Name)+": "+Count(int64(l.Count), Text(l.What), Text(l.What)+" (each)"))
+		one, many := numbers(Text(l.What))
+		o.prose("left out: ", Name(l.Name)+": "+Count(int64(l.Count), one, many))
 	}
 	r := &doctor.Report{NotLookedAt: d.NotLookedAt}
 	(&doctorOut{o, diagnose(r, tellAll)}).unread()
-	o.prose("next: ", "shisa doctor --bundle "+Word(d.File))
+	o.prose("next: ", "shisa doctor --bundle "+next)
 	return o.flush()
+}
+
+// numbers gives the words for one and for several of what was left out, as "setting of a secret".
+func numbers(what string) (one, many string) {
+	head, rest := what, ""
+	for _, cut := range []string{" of ", " in ", " that "} {
+		if at := strings.Index(head, cut); at >= 0 {
+			head, rest = what[:at], what[at:]
+		}
+	}
+	switch {
+	case strings.HasSuffix(head, "data"):
+		return what, what
+	case strings.HasSuffix(head, "s") && !strings.HasSuffix(head, "ss"):
+		return strings.TrimSuffix(head, "s") + rest, what
+	case strings.HasSuffix(head, "h"), strings.HasSuffix(head, "ss"):
+		return what, head + "es" + rest
+	}
+	return what, head + "s" + rest
 }

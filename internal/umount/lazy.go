@@ -17,6 +17,9 @@ import (
 // lives until the last one lets go: written to where nobody sees it, on a device that looks free. So
 // it is refused while anybody may write.
 func (u *unmount) lazy(ctx context.Context) (*Result, error) {
+	if !mayUnmount() {
+		return nil, u.failed(ctx, unix.EPERM) // no risk that is accepted helps
+	}
 	if err := u.scan(ctx); err != nil {
 		return nil, err
 	}
@@ -43,6 +46,16 @@ func (u *unmount) lazy(ctx context.Context) (*Result, error) {
 			"file system with the same open files")
 	}
 	return u.done(), nil
+}
+
+// mayUnmount tells whether this process may call umount(2) at all. Where that is not known the call itself tells.
+func mayUnmount() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return true
+	}
+	return sets[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // Risk is the name under which detaching is accepted for a path while somebody may write.
