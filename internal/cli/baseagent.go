@@ -41,7 +41,7 @@ func passError(err error, name string) error {
 	case errors.Is(err, bases.ErrNoPool):
 		return finding.WithHint(oneLine{err}, "mount it; a pool begins with: shisa base protect "+word+
 			", or shisa base node join "+word+" NODE")
-	case errors.Is(err, bases.ErrOther):
+	case errors.Is(err, bases.ErrOther), errors.Is(err, bases.ErrTwice):
 		return withStatus(finding.StatusRefused, oneLine{err})
 	case errors.Is(err, bases.ErrDuplicate):
 		return finding.WithHint(withStatus(finding.StatusRefused, oneLine{err}), "give one of them another name; if the other "+

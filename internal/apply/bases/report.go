@@ -30,6 +30,8 @@ var (
 	ErrOther = errors.New("is another pool")
 	// ErrDuplicate: two machines call themselves by the name of one node.
 	ErrDuplicate = errors.New("two machines have the name of one node")
+	// ErrTwice: another agent of this node reported while this one looked, and knows more by now.
+	ErrTwice = errors.New("another agent of this node reported meanwhile")
 )
 
 // duplicateOf is under which name the second machine of a name says so. It is a member from then on, and speaks
@@ -38,7 +40,7 @@ const duplicateOf = "@duplicate"
 
 const (
 	// maxUses bounds the uses of one base by one How that a report lists: more are counted.
-	maxUses = 100
+	maxUses = 20
 	// maxGaps bounds the gaps that a report lists, of which one is enough.
 	maxGaps = 100
 )
@@ -71,11 +73,15 @@ type PassOptions struct {
 // more time and more looking. A machine that started anew has no launch of before, so that what it listed then
 // is drained by that. The clock is the one that stands still while the machine sleeps, as its launches do.
 //
-// A node becomes a member by its first pass. The errors are ErrNoPool, ErrOther, ErrOtherPool, ErrDuplicate, those
+// A node becomes a member by its first pass. The errors are ErrNoPool, ErrOther, ErrOtherPool, ErrDuplicate, ErrTwice, those
 // of
 // Run and Census, and what could not be read or written.
 func Pass(ctx context.Context, p PassOptions, o Options) (*pool.Report, *refs.Census, error) {
 	k := newKeeper(o)
+	before, err := k.published()
+	if err != nil {
+		return nil, nil, err
+	}
 	s, err := k.readPool(ctx, p.Pool)
 	if err != nil {
 		return nil, nil, err
@@ -117,7 +123,19 @@ func Pass(ctx context.Context, p PassOptions, o Options) (*pool.Report, *refs.Ce
 	if last.Report != nil {
 		r.Seq = last.Report.Seq + 1
 	}
+	if now, err := k.published(); err != nil || now != before {
+		return nil, nil, errors.Join(fmt.Errorf("node %s: %w", k.Node, ErrTwice), err)
+	}
 	return r, c, k.publish(ctx, r)
+}
+
+// published tells reports of this node apart without reading them; the zero value is for none.
+func (k *keeper) published() (diskio.Stat, error) {
+	e, err := diskio.LookEntry(k.path(pool.Nodes, pool.NodeFile(k.Node)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return diskio.Stat{}, nil
+	}
+	return e.Stat, err
 }
 
 // readPool reads the state of the pool, which has to be there, and the one that it was.

@@ -333,6 +333,28 @@ func TestDuplicate(t *testing.T) {
 	a.pass()
 }
 
+// TestTwoAgents: what one agent saw before another of the same node looked takes nothing back of what that one said.
+func TestTwoAgents(t *testing.T) {
+	f := newFarm(t, []string{"x"}, "a")
+	a := f.nodes["a"]
+	a.pass()
+	calls := 0
+	a.during = func() {
+		if calls++; calls == 2 { // the first has looked
+			second := *a
+			second.during = nil
+			second.overlay("disk", "x")
+			second.pass()
+		}
+	}
+	if _, err := a.try(); !errors.Is(err, ErrTwice) {
+		t.Errorf("Pass while another agent reported = %v, want %v", err, ErrTwice)
+	}
+	if r := lastOf(f.state(), "a").Report; r.Seq != 2 || !r.Needs("x", 0) {
+		t.Errorf("report = %+v, want that of the other", r)
+	}
+}
+
 // TestClocksOfNodes: no clock of a node or of the file server decides anything, however wrong it is.
 func TestClocksOfNodes(t *testing.T) {
 	f := newFarm(t, []string{"x"}, "a", "b")
