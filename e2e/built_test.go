@@ -6,6 +6,7 @@ package e2e
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"path/filepath"
@@ -18,10 +19,25 @@ import (
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-// once gives a file that the first test that asks for it makes, below the directory that testenv.Main takes away.
+// withOnce runs tests, and takes away what they have made once for all of them.
+type withOnce struct{ m *testing.M }
+
+func (w withOnce) Run() int {
+	status := w.m.Run()
+	if err := os.RemoveAll(onceDir()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return status
+}
+
+// onceDir is below the directory that testenv has for the temporary files of all tests.
+func onceDir() string { return filepath.Join(os.TempDir(), "once") }
+
+// once gives a file that the first test that asks for it makes.
 func once(t *testing.T, name string, make func(to string) error) string {
 	t.Helper()
-	to := filepath.Join(os.TempDir(), "once", name)
+	to := filepath.Join(onceDir(), name)
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	case ask.IsChild(os.Args):
 		os.Exit(ask.Serve())
 	}
-	testenv.Main(m)
+	os.Exit(testenv.Checked(withOnce{m}).Run())
 }
 
 // modules are what the tests need of a kernel that a machine has loaded or built in.
