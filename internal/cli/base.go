@@ -41,7 +41,8 @@ are errors with their line.`,
   shisa base missing /var/lib/nova/instances       what is missing, and the ways to bring it back
   shisa base protect /var/lib/nova/instances       keep them from being lost
   shisa base restore /var/lib/nova/instances NAME  bring one back
-  shisa base blame /var/lib/nova/instances NAME    who removed it`,
+  shisa base blame /var/lib/nova/instances NAME    who removed it
+  shisa base plan /var/lib/nova/instances          what nobody needs, and what speaks against removing it`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -52,7 +53,8 @@ are errors with their line.`,
 	}
 	c.AddCommand(newBaseScan(s), newBaseWhy(s), newBaseMissing(s), newBaseProtect(s), newBaseUnprotect(s),
 		newBaseRestore(s), newBaseAdopt(s), newBaseHistory(s), newBaseBlame(s),
-		newBaseNode(s), newBaseAgent(s), newBaseReport(s), newBaseFleet(s))
+		newBaseNode(s), newBaseAgent(s), newBaseReport(s), newBaseFleet(s),
+		newBasePlan(s), newBaseQuarantine(s), newBasePin(s), newBaseUnpin(s), newBasePurge(s), newBaseRecover(s))
 	return c
 }
 

@@ -273,10 +273,11 @@ func newBaseRestore(s *stdio) *cobra.Command {
 	var o poolOptions
 	var r bases.RestoreOptions
 	c := &cobra.Command{
-		Use:   "restore POOL NAME",
-		Short: "give a base that was removed its name back",
-		Long: `restore gives a base that was removed its name back, from its shield: it is the very same file. It is touched, so
-that a cleaner does not remove it again at once. Nothing is ever written over.`,
+		Use:   "restore POOL NAME|ID",
+		Short: "give a base that was removed or set aside its name back",
+		Long: `restore gives a base that was removed or set aside its name back, from its shield or from quarantine: it is the very
+same file. It is touched, so that a cleaner does not remove it again at once. Nothing is ever written over. NAME may be
+the id of a quarantine.`,
 		Example: `  shisa base restore /var/lib/nova/instances 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b
   shisa base restore --as golden.old /var/lib/libvirt/images golden.qcow2`,
 		Args: wantArgs(2, 2),
@@ -311,7 +312,7 @@ func runBaseRestore(ctx context.Context, o poolOptions, r bases.RestoreOptions, 
 	case errors.Is(err, bases.ErrNoShield):
 		return finding.WithHint(err, "shisa base scan "+render.Word(name)+" lists what is missing, and who still has it open")
 	case err != nil:
-		return actError(err, name)
+		return basesError(err, name)
 	}
 	return o.did(d, s)
 }

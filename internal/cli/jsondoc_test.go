@@ -29,6 +29,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/blame"
 	"github.com/shisa-vm/shisa/internal/refs/fleet"
+	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/roll"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
@@ -75,6 +76,7 @@ func jsonDocuments() map[string]any {
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
+		judge.Schema:             judge.Plan{},
 		render.BaseDoneSchema:    pool.Done{},
 		vault.BaseReceiptSchema:  render.BaseReceiptDocument{},
 		render.BaseMissingSchema: ways.Report{},

@@ -87,7 +87,7 @@ type claimed struct {
 
 // claimAll claims those of the wanted bases that may still be removed.
 func (k *keeper) claimAll(
-	ctx context.Context, s *pool.State, now *judge.Plan, wanted []*judge.Base, d *pool.Done,
+	ctx context.Context, s *pool.State, now *judge.Plan, wanted []*judge.Decided, d *pool.Done,
 ) (all []*claimed, err error) {
 	for _, w := range wanted {
 		b := now.Find(w)
@@ -191,7 +191,7 @@ func (k *keeper) removeAll(ctx context.Context, all []*claimed, by Decision, why
 	return err
 }
 
-func judgedClaim(p *judge.Plan, a *claimed) *judge.Base {
+func judgedClaim(p *judge.Plan, a *claimed) *judge.Decided {
 	for i := range p.All {
 		if b := &p.All[i]; b.ID == a.ID && b.State == refs.Claimed && b.Inode == a.File.Ino {
 			return b

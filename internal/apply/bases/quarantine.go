@@ -80,7 +80,7 @@ func (a *aside) receipt() vault.BaseStep {
 }
 
 // still gives those of the wanted bases that may still be set aside.
-func (k *keeper) still(now *judge.Plan, c *refs.Census, wanted []*judge.Base, d *pool.Done) (todo []*aside) {
+func (k *keeper) still(now *judge.Plan, c *refs.Census, wanted []*judge.Decided, d *pool.Done) (todo []*aside) {
 	for _, w := range wanted {
 		b := now.Find(w)
 		if b == nil {

@@ -136,7 +136,7 @@ func (j *judging) note(b *refs.Base, nodes []pool.Spoke) (pool.Candidate, bool) 
 	if b.State != refs.Live || len(b.Uses) > 0 || !pool.IsName(b.Name) {
 		return pool.Candidate{}, false
 	}
-	a := &Base{Name: b.Name, Inode: b.File.Ino, SizeBytes: b.SizeBytes}
+	a := &Decided{Name: b.Name, Inode: b.File.Ino, SizeBytes: b.SizeBytes}
 	if c := j.noted(a); c != nil {
 		return *c, true
 	}
@@ -166,7 +166,7 @@ func (j *judging) tooMany() {
 	if j.s.Policy.MaxFraction > 0 {
 		limit = max(limit, 1)
 	}
-	if now <= limit || !slices.ContainsFunc(j.p.All, func(b Base) bool { return b.Verdict == MayQuarantine }) {
+	if now <= limit || !slices.ContainsFunc(j.p.All, func(b Decided) bool { return b.Verdict == MayQuarantine }) {
 		return
 	}
 	j.block(TooMany, "", "", "%d of %d bases would be set aside within a day, and %d may be (max_fraction is %v): choose with --only",

@@ -39,8 +39,19 @@ const (
 	RestoreNow Verdict = "restore_now"
 )
 
-// Rule is why something may not be done. Those of refs/protocol are rules too.
+// Rule is why something may not be done.
 type Rule string
+
+// The rules of refs/protocol, by the words that they have there.
+const (
+	NoReport   Rule = "no_report"
+	Incomplete Rule = "incomplete"
+	Used       Rule = "used"
+	NotSeen    Rule = "not_seen"
+	Pinned     Rule = "pinned"
+	Stranger   Rule = "stranger"
+	Nobody     Rule = "nobody"
+)
 
 // The rules about one base.
 const (
@@ -106,8 +117,8 @@ type Blocker struct {
 	Why string `json:"why"`
 }
 
-// Base is what is decided about one base.
-type Base struct {
+// Decided is what is decided about one base.
+type Decided struct {
 	Name string `json:"name"`
 	// ID is that of its quarantine, "" for one that was not set aside.
 	ID    string     `json:"id"`
@@ -183,7 +194,7 @@ type judging struct {
 // Judge decides. The notes are what is to be kept for the next decision; they are nil where there is no pool.
 func Judge(c *refs.Census, s *pool.State, o Options) (*Plan, *pool.Notes) {
 	j := &judging{c: c, s: s, o: o, nodes: s.Nodes(), live: map[string]bool{}, p: &Plan{Schema: Schema, Bases: c.Bases,
-		Node: o.Node, Made: second(o.Now), All: []Base{}, Blockers: []Blocker{}, Nodes: []Said{}, Next: []string{}}}
+		Node: o.Node, Made: second(o.Now), All: []Decided{}, Blockers: []Blocker{}, Nodes: []Said{}, Next: []string{}}}
 	if s.Policy != nil {
 		j.p.Pool = s.Policy.UUID
 	}
@@ -248,9 +259,11 @@ func (j *judging) all() {
 	for _, err := range j.o.Unknown {
 		j.block(Unreadable, "", "", "who uses the pool: %v", err)
 	}
-	if j.o.Now.IsZero() {
+	switch apart := j.o.Now.Sub(j.o.Local).Abs(); {
+	case j.s.Policy == nil: // then there is nothing that its clock could be asked by
+	case j.o.Now.IsZero():
 		j.block(NoClock, "", "", "the clock of the file server was not asked")
-	} else if apart := j.o.Now.Sub(j.o.Local).Abs(); apart > clocksApart {
+	case apart > clocksApart:
 		j.block(ClockOff, "", "", "the clock of the file server and that of this host are %v apart: one of them is wrong",
 			apart.Round(time.Minute))
 	}
@@ -262,8 +275,8 @@ func (j *judging) all() {
 }
 
 // base decides about one base.
-func (j *judging) base(b *refs.Base) Base {
-	a := Base{Name: valid(b.Name), ID: b.ID, Path: valid(b.Path), State: b.State, Inode: b.File.Ino, SizeBytes: b.SizeBytes,
+func (j *judging) base(b *refs.Base) Decided {
+	a := Decided{Name: valid(b.Name), ID: b.ID, Path: valid(b.Path), State: b.State, Inode: b.File.Ino, SizeBytes: b.SizeBytes,
 		AllocatedBytes: b.AllocatedBytes, Verdict: Keep, Uses: references(b.Uses), Blockers: []Blocker{},
 		changed: b.Changed, modified: b.Modified, links: b.Links, shield: b.Shield}
 	if !b.Since.IsZero() {
@@ -312,12 +325,12 @@ func references(uses []refs.Reference) []refs.Reference {
 // valid is a text as JSON can carry it.
 func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
-func (b *Base) block(rule Rule, node, path, why string, args ...any) {
+func (b *Decided) block(rule Rule, node, path, why string, args ...any) {
 	b.Blockers = append(b.Blockers, Blocker{rule, node, valid(path), valid(fmt.Sprintf(why, args...))})
 }
 
 // names looks at what a base is called.
-func (j *judging) names(b *Base, as *refs.Base) {
+func (j *judging) names(b *Decided, as *refs.Base) {
 	if !pool.IsName(as.Name) || !utf8.ValidString(as.Name) || !utf8.ValidString(as.Path) {
 		b.block(NoName, "", "", "its name cannot be told in a document")
 	}
@@ -333,7 +346,7 @@ func (j *judging) names(b *Base, as *refs.Base) {
 }
 
 // candidate is for a base that was not set aside.
-func (j *judging) candidate(b *Base) {
+func (j *judging) candidate(b *Decided) {
 	j.members(b, "")
 	if b.shield == "" {
 		b.block(NoShield, "", b.Path, "it has no second name")
@@ -358,7 +371,7 @@ func (j *judging) candidate(b *Base) {
 const dateTime = "2006-01-02 15:04"
 
 // noted is what was noted of a base when no use of it was found first.
-func (j *judging) noted(b *Base) *pool.Candidate {
+func (j *judging) noted(b *Decided) *pool.Candidate {
 	for i := range j.mine.Candidates {
 		if c := &j.mine.Candidates[i]; c.Name == b.Name && c.Inode == b.Inode && c.SizeBytes == b.SizeBytes {
 			return c
@@ -369,17 +382,17 @@ func (j *judging) noted(b *Base) *pool.Candidate {
 
 // age holds a base against the least age, by the clock of the file server. The time of its content tells when a
 // cleaner or a launch touched it, and can be set to anything; that of its names cannot be set.
-func (j *judging) age(b *Base) {
+func (j *judging) age(b *Decided) {
 	if j.s.Policy == nil || j.o.Now.IsZero() {
 		return // that speaks against everything
 	}
 	least := time.Duration(j.s.Policy.MinAge)
-	for what, at := range map[string]time.Time{"content": b.modified, "names or times": b.changed} {
+	for what, at := range map[string]time.Time{"content was": b.modified, "names or times were": b.changed} {
 		switch age := j.o.Now.Sub(at); {
 		case age < -time.Minute:
-			b.block(TimeAhead, "", b.Path, "its %s were changed on %s, which is yet to come", what, at.Format(dateTime))
+			b.block(TimeAhead, "", b.Path, "its %s changed on %s, which is yet to come", what, at.Format(dateTime))
 		case age < least:
-			b.block(TooYoung, "", b.Path, "its %s were changed on %s; it is to be %v old at least", what, at.Format(dateTime), least)
+			b.block(TooYoung, "", b.Path, "its %s changed on %s, and it is to be %v old at least", what, at.Format(dateTime), least)
 		}
 	}
 	slices.SortFunc(b.Blockers, func(a, b Blocker) int {
@@ -388,7 +401,7 @@ func (j *judging) age(b *Base) {
 }
 
 // held is for a base that was set aside.
-func (j *judging) held(b *Base) {
+func (j *judging) held(b *Decided) {
 	j.members(b, b.ID)
 	if b.State == refs.Claimed && !slices.Contains(j.o.Mine, b.ID) {
 		b.block(WasClaimed, "", b.Path, "somebody is removing it for good, or was")
@@ -409,14 +422,14 @@ func (j *judging) held(b *Base) {
 }
 
 // said tells whether a report or a pin names a use that the census did not have yet.
-func (j *judging) said(b *Base) bool {
+func (j *judging) said(b *Decided) bool {
 	return slices.ContainsFunc(b.Blockers, func(a Blocker) bool {
-		return a.Rule == Rule(protocol.Used) || a.Rule == Rule(protocol.Pinned)
+		return a.Rule == Used || a.Rule == Pinned
 	})
 }
 
 // members asks everybody who might need a base.
-func (j *judging) members(b *Base, id string) {
+func (j *judging) members(b *Decided, id string) {
 	q := protocol.Question{Strangers: j.strangers()}
 	for i := range j.nodes {
 		n := &j.nodes[i]
@@ -437,7 +450,7 @@ func (j *judging) members(b *Base, id string) {
 		b.block(Rule(k.Reason), k.Node, "", "%s", j.words(k))
 	}
 	if n := len(b.Uses); n > 0 && !j.said(b) {
-		b.block(Rule(protocol.Used), "", "", "it is needed by %s%s", b.Uses[0].Holder, more(n-1))
+		b.block(Used, "", "", "it is needed by %s%s", b.Uses[0].Holder, more(n-1))
 	}
 }
 
@@ -450,7 +463,7 @@ func more(n int) string {
 
 // needs tells whether a report names a use of a base. What was set aside is not meant by a name that another file has
 // by now.
-func (j *judging) needs(r *pool.Report, b *Base) bool {
+func (j *judging) needs(r *pool.Report, b *Decided) bool {
 	return slices.ContainsFunc(r.Uses, func(u pool.Use) bool {
 		if b.ID != "" && j.live[b.Name] {
 			return u.Inode == b.Inode

@@ -18,6 +18,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/refs/protocol"
 )
 
 const (
@@ -67,9 +68,9 @@ func newWorld() *world {
 	return w
 }
 
-func (w *world) judge() map[string]*Base {
+func (w *world) judge() map[string]*Decided {
 	p, _ := Judge(w.c, w.s, w.o)
-	all := map[string]*Base{}
+	all := map[string]*Decided{}
 	for i := range p.All {
 		b := &p.All[i]
 		b.Blockers = slices.Concat(p.Blockers, b.Blockers)
@@ -78,7 +79,7 @@ func (w *world) judge() map[string]*Base {
 	return all
 }
 
-func (b *Base) rules() (all []string) {
+func (b *Decided) rules() (all []string) {
 	for _, k := range b.Blockers {
 		all = append(all, strings.TrimSpace(string(k.Rule)+" "+k.Node))
 	}
@@ -177,7 +178,7 @@ func TestBlockers(t *testing.T) {
 		c.change(w)
 		got := w.judge()
 		for name, want := range map[string]string{"a": c.a, "h": c.h} {
-			var b *Base
+			var b *Decided
 			for n := range got {
 				if strings.HasPrefix(n, name) {
 					b = got[n]
@@ -322,13 +323,13 @@ func TestPlan(t *testing.T) {
 func TestNext(t *testing.T) {
 	for want, change := range map[string]func(*world){
 		"shisa base quarantine": func(*world) {}, "shisa base purge": func(*world) {},
-		"shisa base protect":                          func(w *world) { w.c.All[0].Shield = "" },
-		"shisa base agent":                            func(w *world) { w.s.Members, w.s.Reports, w.s.Notes[0].Nodes = nil, nil, nil },
-		"on n2: shisa base report --publish /p/_base": func(w *world) { w.s.Reports[1].Complete = false },
-		"shisa base recover /p/_base":                 func(w *world) { w.s.Intents = []pool.Intent{{Node: "n2"}} },
-		"shisa base restore /p/_base h":               func(w *world) { w.s.Pins = []pool.Pin{{Name: "h"}} },
-		"when every node has reported once more":      func(w *world) { w.s.Notes[0].Candidates = nil },
-		"some bases are to wait":                      func(w *world) { w.c.All[0].Modified = now },
+		"shisa base protect":                      func(w *world) { w.c.All[0].Shield = "" },
+		"shisa base agent":                        func(w *world) { w.s.Members, w.s.Reports, w.s.Notes[0].Nodes = nil, nil, nil },
+		"on n2: shisa base agent --once /p/_base": func(w *world) { w.s.Reports[1].Complete = false },
+		"shisa base recover /p/_base":             func(w *world) { w.s.Intents = []pool.Intent{{Node: "n2"}} },
+		"shisa base restore /p/_base h":           func(w *world) { w.s.Pins = []pool.Pin{{Name: "h"}} },
+		"when every node has reported once more":  func(w *world) { w.s.Notes[0].Candidates = nil },
+		"some bases are to wait":                  func(w *world) { w.c.All[0].Modified = now },
 	} {
 		w := newWorld()
 		change(w)
@@ -357,6 +358,16 @@ func TestEvidence(t *testing.T) {
 	} {
 		if got := digest(change); got == same {
 			t.Errorf("%s: change %d does not change it", fmt.Sprint(same[:8]), i)
+		}
+	}
+}
+
+// TestRulesOfProtocol: the rules of the nodes have the words that they have there.
+func TestRulesOfProtocol(t *testing.T) {
+	for got, want := range map[Rule]protocol.Reason{NoReport: protocol.NoReport, Incomplete: protocol.Incomplete, Used: protocol.Used,
+		NotSeen: protocol.NotSeen, Pinned: protocol.Pinned, Stranger: protocol.Stranger, Nobody: protocol.Nobody} {
+		if string(got) != string(want) {
+			t.Errorf("%s is %s there", got, want)
 		}
 	}
 }

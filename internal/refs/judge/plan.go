@@ -17,7 +17,6 @@ import (
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
-	"github.com/shisa-vm/shisa/internal/refs/protocol"
 )
 
 // Schema is the schema of a Plan.
@@ -49,7 +48,7 @@ type Plan struct {
 	Made time.Time `json:"made,omitempty"`
 	// Blockers are what speaks against every change.
 	Blockers []Blocker `json:"blockers"`
-	All      []Base    `json:"all"`
+	All      []Decided `json:"all"`
 	// Nodes are all that were asked.
 	Nodes []Said `json:"nodes"`
 	// Next says what to do next, as sentences.
@@ -131,7 +130,7 @@ func (p *Plan) Of(bases string, s *pool.State) error {
 }
 
 // With gives the bases for which the plan has a verdict.
-func (p *Plan) With(v Verdict) (all []*Base) {
+func (p *Plan) With(v Verdict) (all []*Decided) {
 	for i := range p.All {
 		if p.All[i].Verdict == v {
 			all = append(all, &p.All[i])
@@ -141,7 +140,7 @@ func (p *Plan) With(v Verdict) (all []*Base) {
 }
 
 // Find gives the base of a plan that is the very same file in the same state, nil if there is none.
-func (p *Plan) Find(b *Base) *Base {
+func (p *Plan) Find(b *Decided) *Decided {
 	for i := range p.All {
 		if a := &p.All[i]; a.Name == b.Name && a.ID == b.ID && a.Inode == b.Inode && a.SizeBytes == b.SizeBytes {
 			return a
@@ -151,7 +150,7 @@ func (p *Plan) Find(b *Base) *Base {
 }
 
 // Against says in a line what speaks against a change of a base.
-func (p *Plan) Against(b *Base) string {
+func (p *Plan) Against(b *Decided) string {
 	var all []string
 	for _, k := range slices.Concat(p.Blockers, b.Blockers) {
 		text := k.Why
@@ -192,7 +191,7 @@ func (p *Plan) next() {
 		for _, k := range all {
 			has[k.Rule] = true
 			switch k.Rule {
-			case Rule(protocol.NoReport), Rule(protocol.Incomplete), Rule(protocol.NotSeen), NotSince:
+			case NoReport, Incomplete, NotSeen, NotSince:
 				nodes[k.Node] = true
 			}
 		}
@@ -217,11 +216,11 @@ func (p *Plan) next() {
 	if has[NoPool] || has[NoShield] {
 		say("give every base its second name: shisa base protect %s", at)
 	}
-	if has[Rule(protocol.Nobody)] || has[Rule(protocol.Stranger)] {
-		say("on every node that uses the pool: shisa base agent %s (or once: shisa base report --publish %s)", at, at)
+	if has[Nobody] || has[Stranger] {
+		say("on every node that uses the pool: shisa base agent %s (or by a timer: shisa base agent --once %s)", at, at)
 	}
 	for _, n := range sorted(nodes) {
-		say("on %s: shisa base report --publish %s, and again after launch_grace of the pool; or shisa base node retire, if it "+
+		say("on %s: shisa base agent --once %s, and again after launch_grace of the pool; or shisa base node retire, if it "+
 			"does not come back", n, at)
 	}
 	if has[NewCandidate] {

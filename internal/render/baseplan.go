@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package render
+
+import (
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/judge"
+)
+
+// BasePlan writes for people what may be done with the bases of a pool: what is to be brought back first, then what may
+// be done, then what stays and why. saved is the file that the plan was written to, "" for none.
+func BasePlan(w io.Writer, p *judge.Plan, saved string, s Style) error {
+	o := newOut(w, s)
+	o.basesHead(p)
+	for _, k := range p.Blockers {
+		o.prose("  ", o.paint(red, "nothing may be done")+": "+blockerWords(&k))
+	}
+	for _, v := range []judge.Verdict{judge.RestoreNow, judge.MayPurge, judge.MayQuarantine, judge.Keep} {
+		o.planned(p, v, s)
+	}
+	for _, n := range p.Next {
+		o.prose("next: ", Text(n))
+	}
+	if saved != "" {
+		o.prose("", "the plan is in "+Name(saved)+", its digest is "+p.SHA256)
+	}
+	return o.flush()
+}
+
+// basesHead says how things stand in one sentence.
+func (o *out) basesHead(p *judge.Plan) {
+	text := Count(int64(len(p.With(judge.MayQuarantine))), "base", "bases") + " may be set aside, " +
+		Count(int64(len(p.With(judge.MayPurge))), "base", "bases") + " may be removed for good"
+	if n := int64(len(p.With(judge.RestoreNow))); n > 0 {
+		text += ", " + o.paint(red, Count(n, "is", "are")+" to be brought back")
+	}
+	o.prose(Name(p.Bases)+": ", text)
+}
+
+// planned lists the bases with one verdict.
+func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
+	all := p.With(v)
+	slices.SortStableFunc(all, func(a, b *judge.Decided) int { return min(len(a.Uses), 1) - min(len(b.Uses), 1) })
+	word, color := map[judge.Verdict]string{judge.RestoreNow: "is to be brought back", judge.MayPurge: "may be removed for good",
+		judge.MayQuarantine: "may be set aside", judge.Keep: "stays"}[v], ""
+	switch v {
+	case judge.RestoreNow:
+		color = red
+	case judge.MayPurge, judge.MayQuarantine:
+		color = yellow
+	}
+	for i, b := range all {
+		if i == maxOfAKind && !s.All {
+			o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(all)-i), "base", "bases")))
+			return
+		}
+		text := Name(b.Name) + " " + o.paint(color, word)
+		if b.State == refs.Missing {
+			text = Name(b.Name) + " is " + o.paint(red, "MISSING")
+		}
+		if b.ID != "" {
+			text += ", in quarantine as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04")
+		}
+		switch {
+		case len(b.Uses) > 0:
+			text += ": needed by " + needs(b.Uses)
+		case len(b.Blockers) > 0:
+			k := b.Blockers[0]
+			k.Path = "" // it is that of the base
+			text += ": " + blockerWords(&k)
+			if n := len(b.Blockers) - 1; n > 0 {
+				text += ", and " + Count(int64(n), "more reason", "more reasons")
+			}
+		case v != judge.Keep:
+			text += ", " + Bytes(b.AllocatedBytes)
+		}
+		o.prose("  ", text)
+	}
+}
+
+// blockerWords says in words what speaks against a change.
+func blockerWords(k *judge.Blocker) string {
+	text := Text(k.Why)
+	if k.Path != "" {
+		text = Name(k.Path) + ": " + text
+	}
+	if k.Node != "" {
+		text = "node " + Text(k.Node) + ": " + text
+	}
+	return text
+}
