@@ -93,7 +93,7 @@ func TestAgentsAndPurge(t *testing.T) {
 	if got := a.purge(p); len(got) > 0 {
 		t.Errorf("removed %q while c is down", got)
 	}
-	if i := slices.IndexFunc(p.All, func(b judge.Base) bool { return b.Name == "free" }); i < 0 ||
+	if i := slices.IndexFunc(p.All, func(b judge.Decided) bool { return b.Name == "free" }); i < 0 ||
 		!strings.Contains(p.Against(&p.All[i]), "c") {
 		t.Errorf("the plan does not say that c is not heard: %+v", p.All)
 	}

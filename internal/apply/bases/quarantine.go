@@ -225,7 +225,7 @@ func (k *keeper) novaLock(name string) (unlock func(), err error) {
 	f, err := k.Disk.OpenForRepair(filepath.Join(filepath.Dir(k.Bases), "locks", "nova-"+name))
 	switch {
 	case errors.Is(err, diskio.ErrInUse):
-		return nil, fmt.Errorf("Nova is at work on it: %w", err)
+		return nil, fmt.Errorf("a program of Nova is at work on it: %w", err)
 	case err != nil:
 		return func() {}, nil // no lock of Nova, or none that can be had
 	}
