@@ -6,7 +6,7 @@ package units
 import "slices"
 
 // maxLuck bounds what is looked at of the orders of one start; beyond it all that may hang on them is doubted.
-const maxLuck = 100_000
+const maxLuck = 500_000
 
 // course is what one start of a root comes to.
 type course struct {
@@ -190,6 +190,7 @@ func (l *luck) visit(v visit) []end {
 	if all, known := l.known[v]; known || l.left <= 0 {
 		return all
 	}
+	l.left -= 1 + len(v.before)/64 // which is kept
 	n := &l.nodes[v.node]
 	all := map[end]bool{}
 	for m := range l.each(n.hard, v.before.with(v.node), n.lacks, n.gone, all) {
@@ -217,6 +218,7 @@ func (l *luck) each(to []int, from met, fails, gone bool, ends map[end]bool) map
 	for len(queue) > 0 && l.left > 0 {
 		m := queue[0]
 		queue = queue[1:]
+		l.left -= len(to) / 16
 		rest := slices.DeleteFunc(slices.Clone(to), m.has)
 		if gone {
 			ends[end{m, false}] = true
@@ -229,10 +231,15 @@ func (l *luck) each(to []int, from met, fails, gone bool, ends map[end]bool) map
 		}
 		for _, i := range rest {
 			for _, e := range l.visit(visit{i, m}) {
-				l.left--
+				l.left -= 1 + len(m)/64
 				if fails && !e.ok {
 					ends[end{e.met, false}] = true
-				} else if !seen[e.met] {
+					continue
+				}
+				if !fails {
+					e.met = l.settled(to, e.met)
+				}
+				if !seen[e.met] {
 					seen[e.met] = true
 					queue = append(queue, e.met)
 				}
@@ -240,60 +247,6 @@ func (l *luck) each(to []int, from met, fails, gone bool, ends map[end]bool) map
 		}
 	}
 	return done
-}
-
-// together gives those of some nodes that have something in common with the first, by others of them if need
-// be: they lead to a node that was not met yet.
-func (l *luck) together(all []int, m met) []int {
-	if len(all) < 2 {
-		return all
-	}
-	reach := make([]map[int]bool, len(all))
-	for i, n := range all {
-		reach[i] = l.reach(n, m)
-	}
-	in := map[int]bool{0: true}
-	for queue := []int{0}; len(queue) > 0; queue = queue[1:] {
-		for i := range all {
-			if !in[i] && common(reach[queue[0]], reach[i]) {
-				in[i] = true
-				queue = append(queue, i)
-			}
-		}
-	}
-	var some []int
-	for i, n := range all {
-		if in[i] {
-			some = append(some, n)
-		}
-	}
-	return some
-}
-
-// reach gives the nodes that were not met and to which one comes from a node.
-func (l *luck) reach(from int, m met) map[int]bool {
-	seen := map[int]bool{from: true}
-	for queue := []int{from}; len(queue) > 0; queue = queue[1:] {
-		n := &l.nodes[queue[0]]
-		for _, all := range [][]int{n.hard, n.soft} {
-			for _, to := range all {
-				if l.left--; !seen[to] && !m.has(to) {
-					seen[to] = true
-					queue = append(queue, to)
-				}
-			}
-		}
-	}
-	return seen
-}
-
-func common(a, b map[int]bool) bool {
-	for i := range a {
-		if b[i] {
-			return true
-		}
-	}
-	return false
 }
 
 // started gives the units that have jobs where some nodes were met, Maybe those that hang on the order besides: what a

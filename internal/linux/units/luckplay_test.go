@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -271,4 +272,77 @@ func tried(t *testing.T, dir string, doubted int) (starts map[string]int, tries 
 		}
 	}
 	return starts, tries
+}
+
+// TestLuckOfManyUnits: a large system with units that lack something is gone through to the end, and one that is made
+// to have too many orders is doubted in a bounded time.
+func TestLuckOfManyUnits(t *testing.T) {
+	large := luckyFiles(map[string]string{"hub.target": "[Unit]\nWants=l0.service l1.service l2.service l3.service\n"}, "252")
+	for i := range 4 {
+		large[fmt.Sprintf("etc/systemd/system/l%d.service", i)] = fmt.Sprintf("[Unit]\nRequires=gone.service m%d.service\n[Service]\nExecStart=/bin/true\n", i)
+	}
+	for i := range 400 {
+		large[fmt.Sprintf("etc/systemd/system/m%d.service", i)] = "[Unit]\nWants=hub.target\n[Service]\nExecStart=/bin/true\n"
+		large[fmt.Sprintf("etc/systemd/system/multi-user.target.wants/m%d.service", i)] = fmt.Sprintf("->../m%d.service", i)
+	}
+	many := luckyFiles(nil, "252")
+	for i := range 24 {
+		many[fmt.Sprintf("etc/systemd/system/l%d.target", i)] = fmt.Sprintf("[Unit]\nRequires=gone%d.service l%d.target l%d.target l%d.target\n",
+			i, (i+5)%24, (i+7)%24, (i+11)%24)
+		many[fmt.Sprintf("etc/systemd/system/multi-user.target.wants/l%d.target", i)] = fmt.Sprintf("->../l%d.target", i)
+	}
+	for name, files := range map[string]map[string]string{"large": large, "many orders": many} {
+		dir := t.TempDir()
+		written(t, dir, files)
+		s := loaded(t, dir)
+		l := s.newLuck(s.below(s.Unit("default.target"), nil), nil)
+		begun := time.Now()
+		l.visit(visit{l.of[s.Unit("default.target")], met(make([]byte, (2*len(l.nodes)+7)/8))})
+		took := time.Since(begun)
+		if cut := l.left <= 0; cut != (name == "many orders") || took > 20*time.Second {
+			t.Errorf("%s: %d of %d steps are left after %s", name, l.left, maxLuck, took)
+		}
+		t.Logf("%s: %d nodes, %d steps in %s", name, len(l.nodes), maxLuck-l.left, took)
+		sure, all := reaches(s, "default.target")
+		if len(sure) < 4 || name == "large" && (len(sure) < 400 || len(all) < len(sure)) {
+			t.Errorf("%s: %d are started, %d of them for sure", name, len(all), len(sure))
+		}
+	}
+}
+
+// FuzzLuck: whatever targets require of one another, a start comes to an end in a bounded time, and what is said of it holds
+// in each order that is tried: what is sure is started, and nothing is that is denied.
+func FuzzLuck(f *testing.F) {
+	f.Add([]byte{0, 1, 0, 1, 2, 0, 2, 15, 0, 0, 2, 3})
+	f.Add([]byte{0, 1, 0, 0, 2, 0, 1, 3, 3, 1, 2, 1, 2, 1, 0, 3, 14, 3})
+	f.Add([]byte{0, 0, 0, 0, 15, 2, 1, 14, 3})
+	f.Fuzz(func(t *testing.T, graph []byte) {
+		const names = 14 // those beyond are not there
+		m := memory{"/lib": "->usr/lib", "/usr/lib/systemd/libsystemd-shared-252.so": "x"}
+		text := map[byte]string{}
+		for ; len(graph) >= 3; graph = graph[3:] {
+			from := graph[0] % names
+			text[from] += fmt.Sprintf("%s=u%d.target\n", []string{"Requires", "Wants", "BindsTo", "Requisite", "Upholds"}[graph[2]%5], graph[1]%16)
+		}
+		for i := range byte(names) {
+			m[fmt.Sprintf("/etc/systemd/system/u%d.target", i)] = "[Unit]\n" + text[i]
+		}
+		s, err := Load(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := s.outcome(s.Unit("u0.target"), nil)
+		for seed := range uint64(20) {
+			x := &transaction{s: s, rand: rand.New(rand.NewPCG(seed, 0)), met: map[*Unit]bool{}}
+			ok := x.add(s.Unit("u0.target"))
+			if ok && c.root == No || !ok && c.root == Yes {
+				t.Fatalf("the root is started: %t, want %s", ok, c.root)
+			}
+			for _, u := range s.Units {
+				if met := x.met[u]; ok && (met && c.units[u] == "" || !met && c.units[u] == Yes) {
+					t.Fatalf("%s is started: %t, want %q", u.Name, met, c.units[u])
+				}
+			}
+		}
+	})
 }
