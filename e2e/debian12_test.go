@@ -48,6 +48,17 @@ func TestDebian12Probe(t *testing.T) {
 		run: "^Test(Hooks|Held|Elsewhere|RingFull|Pollers|PollersRelative|Killed)$"}})
 }
 
+// TestDebian12Removers has a remover that has ended named by its command.
+func TestDebian12Removers(t *testing.T) {
+	testenv.NeedVM(t)
+	t.Parallel()
+	guest(t, vm.Debian12, []suite{
+		{pkg: "internal/linux/probe", run: "^TestVerified$/^removers", env: everything(nil), must: []string{"TestVerified/removers/removes"}},
+		{pkg: "internal/linux/notice", run: "^Test(Watch|Ended|EndedUnknown)$", env: everything(nil),
+			must: []string{"TestWatch", "TestEnded", "TestEndedUnknown"}},
+	})
+}
+
 func TestDebian12Trace(t *testing.T) {
 	testenv.NeedVM(t)
 	t.Parallel()

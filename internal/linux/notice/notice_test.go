@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +20,19 @@ import (
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+// removes is what a child of the tests is called with that removes a file and ends: guests have no rm.
+const removes = "remove"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == removes {
+		if err := os.Remove(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	testenv.Main(m)
+}
 
 func watch(t *testing.T, dir string) *Watcher {
 	t.Helper()
@@ -84,7 +97,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// removedBy has rm remove files of a directory one by one, and gives what is told of each.
+// removedBy has children remove files of a directory one by one, and gives what is told of each.
 func removedBy(t *testing.T, w *Watcher, dir string, n int) (all []Event) {
 	t.Helper()
 	for i := range n {
@@ -92,8 +105,8 @@ func removedBy(t *testing.T, w *Watcher, dir string, n int) (all []Event) {
 		if err := os.WriteFile(f, nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command("rm", f).CombinedOutput(); err != nil {
-			t.Fatalf("rm: %v\n%s", err, out)
+		if out, err := exec.Command(os.Args[0], removes, f).CombinedOutput(); err != nil {
+			t.Fatalf("remove: %v\n%s", err, out)
 		}
 	}
 	for len(all) < n {
@@ -116,7 +129,7 @@ func TestEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, e := range removedBy(t, w, dir, 50) {
-		if want := "rm " + filepath.Join(dir, strconv.Itoa(i)); e.PID <= 0 || e.Command != want {
+		if want := os.Args[0] + " " + removes + " " + filepath.Join(dir, strconv.Itoa(i)); e.PID <= 0 || e.Command != want {
 			t.Errorf("%+v: want it by %q", e, want)
 		}
 	}
