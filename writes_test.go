@@ -54,6 +54,7 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/linux/journal/journaltest",
+	"internal/apply/bases",   // mkfs, for a file system that was empty
 	"internal/holders/trace", // the command that is to run when a umount fails
 	"internal/mount",         // fusermount3, and the program that is to see a mount,
 	"internal/guest/filestest",

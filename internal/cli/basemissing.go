@@ -85,6 +85,7 @@ func newBaseAdopt(s *stdio) *cobra.Command {
 	var name, reason string
 	var risks []string
 	var g glanceOptions
+	var again bool
 	c := &cobra.Command{
 		Use:   "adopt POOL [CANDIDATE]",
 		Short: "put a proved copy in the place of a base that is gone",
@@ -98,7 +99,10 @@ The candidate may be a file of another node, or /proc/PID/fd/N of a process that
 
 With --glance the image that the base was made of is downloaded instead: Nova calls a base by the SHA-1 of the image's
 id. What comes is held against the digest that the service has, made raw if the base was, and held against what was
-recorded of the base. The token is shown to no other server.`,
+recorded of the base. The token is shown to no other server.
+
+With --make a base of Nova that was swap space, or an empty file system for ephemeral disks, is made again, with
+--accept-risk=remade:NAME: it is not the very same, and images on top of it rest on parts of it.`,
 		Example: `  shisa base adopt --for 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b /var/lib/nova/instances /mnt/node2/_base/7d87e4ab...
   shisa base adopt --for golden.qcow2 /var/lib/libvirt/images /proc/4711/fd/12
   shisa base adopt --glance https://cloud:9292 --for 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b /var/lib/nova/instances`,
@@ -107,19 +111,27 @@ recorded of the base. The token is shown to no other server.`,
 			if name == "" {
 				return usageError(c, "--for says which base it is to be")
 			}
+			risk := "unproved:" + name
+			if again {
+				risk = "remade:" + name
+			}
 			for _, r := range risks {
-				if r != "unproved:"+name {
-					return usageError(c, "the only risk that can be taken here is unproved:%s", name)
+				if r != risk {
+					return usageError(c, "the only risk that can be taken here is %s", risk)
 				}
 			}
 			a := adopting{"", name, reason, len(risks) > 0}
 			switch {
+			case again && (g.url != "" || len(args) == 2):
+				return usageError(c, "--make takes neither CANDIDATE nor --glance")
+			case again:
+				return runBaseRemake(c.Context(), o, a, args[0], s)
 			case g.url != "" && len(args) == 2:
 				return usageError(c, "either CANDIDATE or --glance")
 			case g.url != "":
 				return runBaseFetch(c.Context(), o, g, a, args[0], s)
 			case len(args) < 2:
-				return usageError(c, "CANDIDATE or --glance says what is to be in its place")
+				return usageError(c, "CANDIDATE, --glance or --make says what is to be in its place")
 			}
 			a.candidate = args[1]
 			return runBaseAdopt(c.Context(), o, a, args[0], s)
@@ -129,7 +141,8 @@ recorded of the base. The token is shown to no other server.`,
 	f := c.Flags()
 	f.StringVar(&name, "for", "", "the base that is missing: the `NAME` of its file")
 	f.StringVar(&reason, "reason", "", "`TEXT` for the audit: why")
-	f.StringArrayVar(&risks, "accept-risk", nil, "take a `RISK`: unproved:NAME")
+	f.StringArrayVar(&risks, "accept-risk", nil, "take a `RISK`: unproved:NAME, or remade:NAME")
+	f.BoolVar(&again, "make", false, "make swap space, or an empty file system, again")
 	g.flags(c)
 	return c
 }
@@ -155,6 +168,38 @@ func (a *adopting) refused(way ways.Way, what string) error {
 
 func missingHint(err error, pool string) error {
 	return finding.WithHint(err, "shisa base missing "+render.Word(pool)+" lists what is")
+}
+
+// runBaseRemake makes a base again that held nothing of anybody's.
+func runBaseRemake(ctx context.Context, o poolOptions, a adopting, pool string, s *stdio) (err error) {
+	r, err := o.ways(ctx, pool, nil, s)
+	if err != nil {
+		return err
+	}
+	if _, err := r.FormatOf(a.name); err != nil {
+		return missingHint(err, pool)
+	}
+	way, err := r.Remade(a.name)
+	if err != nil {
+		return err
+	}
+	if !a.unproved {
+		return finding.WithHint(withStatus(finding.StatusRefused, fmt.Errorf("%s would not be the very same: %s", a.name, way.Why)),
+			"if that is to be: --accept-risk=remade:"+render.Word(a.name))
+	}
+	act, done, err := o.act(r.Bases, s)
+	if err != nil {
+		return err
+	}
+	defer done()
+	n, err := bases.Remake(ctx, a.name, act)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Discard()) }()
+	way.File = n.ID()
+	way.Why = "made again; " + way.Why
+	return o.adopt(ctx, a, n.Path, way, pool, act, s)
 }
 
 func runBaseAdopt(ctx context.Context, o poolOptions, a adopting, pool string, s *stdio) error {

@@ -7,15 +7,16 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
 )
 
 // BaseMissingSchema is the schema of a ways.Report in JSON.
 const BaseMissingSchema = "shisa.base-missing/1"
 
-// BaseMissing writes what is missing in a pool, and how it can be brought back. pool is its name as the user
+// BaseMissing writes what is missing in a pool, and how it can be brought back. at is its name as the user
 // gave it.
-func BaseMissing(w io.Writer, r *ways.Report, pool string, s Style) error {
+func BaseMissing(w io.Writer, r *ways.Report, at string, s Style) error {
 	o := newOut(w, s)
 	if len(r.Missing) == 0 {
 		o.prose("", Name(r.Bases)+": nothing that is needed is missing")
@@ -34,7 +35,7 @@ func BaseMissing(w io.Writer, r *ways.Report, pool string, s Style) error {
 			o.prose("  ", "no way back was found: look for another node's copy, and name it with --from")
 		}
 		for k := range m.Ways {
-			o.way(&m.Ways[k], m.Name, pool)
+			o.way(&m.Ways[k], m.Name, at)
 		}
 	}
 	o.blind(r.Gaps, "", true)
@@ -42,7 +43,7 @@ func BaseMissing(w io.Writer, r *ways.Report, pool string, s Style) error {
 }
 
 // way is one way back with its proof and the command.
-func (o *out) way(w *ways.Way, name, pool string) {
+func (o *out) way(w *ways.Way, name, at string) {
 	word, color := map[ways.Proof]string{
 		ways.SameFile: "the very file", ways.SameDigest: "the same content",
 		ways.SameImage: "the image that it was made of", ways.SameBlocks: "proved by the images on top of it",
@@ -60,12 +61,17 @@ func (o *out) way(w *ways.Way, name, pool string) {
 	}
 	o.prose("  - ", text+Text(w.Why))
 	switch {
+	case w.How == ways.Make:
+		if _, known := pool.RemakeOf(name); !known {
+			return
+		}
+		o.line("      $ shisa base adopt --make --accept-risk=remade:" + Word(name) + " --for " + Word(name) + " " + Word(at))
 	case w.Proof == ways.Refuted || w.Proof == ways.Unproved:
 	case w.How == ways.Shield || w.How == ways.Quarantine:
-		o.line("      $ shisa base restore " + Word(pool) + " " + Word(name))
+		o.line("      $ shisa base restore " + Word(at) + " " + Word(name))
 	case w.How == ways.Image:
-		o.line("      $ shisa base adopt --glance URL --for " + Word(name) + " " + Word(pool))
+		o.line("      $ shisa base adopt --glance URL --for " + Word(name) + " " + Word(at))
 	case w.How == ways.Descriptor, w.How == ways.Candidate, w.How == ways.Renamed:
-		o.line("      $ shisa base adopt --for " + Word(name) + " " + Word(pool) + " " + Word(w.Path))
+		o.line("      $ shisa base adopt --for " + Word(name) + " " + Word(at) + " " + Word(w.Path))
 	}
 }

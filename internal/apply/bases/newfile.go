@@ -64,6 +64,9 @@ func Create(ctx context.Context, o Options) (*NewFile, error) {
 	return n, nil
 }
 
+// ID is which file it is.
+func (n *NewFile) ID() diskio.ID { return n.id }
+
 // Fits tells whether the file system has room for so many bytes more: ErrFull.
 func (n *NewFile) Fits(sizeBytes int64) error {
 	if sizeBytes > n.room {

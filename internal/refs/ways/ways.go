@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/disk"
@@ -198,7 +197,7 @@ func (f *finder) ways(ctx context.Context, m *Missing) error {
 		return err
 	}
 	m.Ways = append(m.Ways, ways...)
-	if w, ok := made(m.Name); ok {
+	if w, ok := remade(m.Name); ok {
 		m.Ways = append(m.Ways, w)
 	}
 	rank(m.Ways)
@@ -217,21 +216,6 @@ func rank(all []Way) {
 			cmp.Compare(b.Share.Fraction(), a.Share.Fraction()),
 			cmp.Compare(slices.Index(hows, a.How), slices.Index(hows, b.How)))
 	})
-}
-
-// made is for bases of Nova that hold nothing but an empty file system, or nothing at all.
-func made(name string) (Way, bool) {
-	w := Way{How: Make, Proof: Unproved}
-	switch {
-	case strings.HasPrefix(name, "swap_"):
-		w.Why = "it is swap space: mkswap makes it again, of the size in its name in MiB"
-	case strings.HasPrefix(name, "ephemeral_"):
-		w.Why = "it is an empty file system: mkfs makes it again, of the size in its name in GiB, which is not the very " +
-			"same: have the guest's file system checked on a copy first"
-	default:
-		return w, false
-	}
-	return w, true
 }
 
 // judge proves which of the candidates is the base.

@@ -16,6 +16,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -195,10 +196,33 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-func TestMade(t *testing.T) {
-	for name, want := range map[string]bool{"swap_512": true, "ephemeral_10_40d1d2c": true, "0123": false} {
-		if w, ok := made(name); ok != want || ok && (w.Proof != Unproved || w.Why == "") {
-			t.Errorf("made(%q) = %+v, %v, want %v", name, w, ok, want)
+func TestRemakeOf(t *testing.T) {
+	for name, want := range map[string]string{
+		"swap_512":              "swap 536870912 mkswap F",
+		"ephemeral_10_40d1d2c":  "ext4 10737418240 mkfs -t ext4 -F -L ephemeral0 F",
+		"ephemeral_1_0706d66":   "vfat 1073741824 mkfs -t vfat -n ephemeral0 F",
+		"ephemeral_1_310201b":   "xfs 1073741824 mkfs -t xfs -L ephemeral0 F",
+		"ephemeral_1_fffffff":   "", // virt_mkfs
+		"ephemeral_1":           "",
+		"ephemeral_0_40d1d2c":   "",
+		"swap_":                 "",
+		"swap_0":                "",
+		"swap_-1":               "",
+		"swap_007":              "",
+		"swap_9999999999999999": "",
+		"0123":                  "",
+	} {
+		r, ok := pool.RemakeOf(name)
+		got := ""
+		if ok {
+			got = fmt.Sprintf("%s %d %s", r.Kind, r.SizeBytes, strings.Join(r.Command("F"), " "))
+		}
+		if got != want {
+			t.Errorf("RemakeOf(%q) = %q, want %q", name, got, want)
+		}
+		w, is := remade(name)
+		if is != (name != "0123") || is && (w.Proof != Unproved || w.Why == "") {
+			t.Errorf("remade(%q) = %+v, %v", name, w, is)
 		}
 	}
 }
