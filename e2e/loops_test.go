@@ -135,7 +135,10 @@ func TestLoopOnDisk(t *testing.T) {
 func TestLoopsOnDisks(t *testing.T) {
 	lab := newLoopLab(t)
 	for _, row := range diskLoops(time.Now()) {
-		t.Run(row.name, func(t *testing.T) { row.hold(t, lab) })
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel() // they wait most of their time
+			row.hold(t, lab)
+		})
 	}
 }
 
@@ -159,6 +162,7 @@ func TestClockStepped(t *testing.T) {
 			"the clock is right": {}}},
 	} {
 		t.Run(c.adjtime, func(t *testing.T) {
+			t.Parallel()
 			row := diskLoop{world: tokyo(now, c.adjtime)}
 			dir := testenv.DiskDir(t)
 			image := lab.image(t, &row, dir)
