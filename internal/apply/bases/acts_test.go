@@ -20,6 +20,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 const bootID = "11111111-7c55-4c7e-9b0a-3f6c8f1c2d3e"
@@ -577,4 +578,63 @@ func (f *stock) linkHeld(name string) {
 	if err := os.Link(f.state().Held[0].Path, filepath.Join(filepath.Dir(f.dir), name)); err != nil {
 		f.t.Fatal(err)
 	}
+}
+
+// TestUndoActs: what was set aside comes back by its receipt, a pin is taken back, and one that was taken back counts
+// again.
+func TestUndoActs(t *testing.T) {
+	f := newStock(t, "a", "b")
+	files := f.files("a", "b")
+	o := f.world.receipts()
+	d, err := Quarantine(t.Context(), f.plan("a", "b"), f.decision(), o)
+	if err != nil || len(d.Quarantined) != 2 || d.Receipt == "" {
+		t.Fatalf("Quarantine = %+v, %v", d, err)
+	}
+	r := f.undo(d.Receipt, o)
+	if got, want := strings.Join(whats(r), ", "), "quarantine a done undone, quarantine b done undone"; got != want || r.State != vault.Undone {
+		t.Errorf("undone: %s, %s, want %s", r.State, got, want)
+	}
+	if got := f.files("a", "b"); got["a"] != files["a"] || got["b"] != files["b"] {
+		t.Errorf("after undo: %v, want %v", got, files)
+	}
+	if got := f.problems(files, true); got != nil {
+		t.Error(got)
+	}
+	pin, err := Pin(t.Context(), "a", PinOptions{Reason: "golden"}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.undo(pin.Receipt, o)
+	if n := len(f.state().Pins); n != 0 {
+		t.Errorf("%d pins after undo of pin, want none", n)
+	}
+	f.pin("a")
+	unpin, err := Unpin(t.Context(), "a", "no more", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.undo(unpin.Receipt, o)
+	if n := len(f.state().Pins); n != 1 {
+		t.Errorf("%d pins after undo of unpin, want 1", n)
+	}
+	// What was removed for good is never taken back, and the receipt says so.
+	f.undo(f.lastReceipt(t, o), o)
+}
+
+// lastReceipt is that of an act that removed a base for good.
+func (f *stock) lastReceipt(t *testing.T, o Options) string {
+	t.Helper()
+	f.plan()
+	f.reports()
+	f.quarantine("b")
+	f.reports()
+	d, err := f.purge(o)
+	if err != nil || len(d.Purged) != 1 || d.Receipt == "" {
+		t.Fatalf("Purge = %+v, %v", d, err)
+	}
+	r, err := o.Receipts.BaseReceipt(d.Receipt)
+	if err != nil || len(InForce(r)) > 0 || len(whats(r)) != 1 || whats(r)[0] != "purge b done" {
+		t.Errorf("receipt = %v, %v, in force %v", whats(r), err, InForce(r))
+	}
+	return d.Receipt
 }
