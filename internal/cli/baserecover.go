@@ -5,11 +5,15 @@ package cli
 
 import (
 	"context"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 func newBaseRecover(s *stdio) *cobra.Command {
@@ -37,6 +41,20 @@ something could not be brought to an end.`,
 	o.novaFlag(c)
 	o.risksFlag(c)
 	return c
+}
+
+// unfinishedPool tells whether a path is a pool of base images in which an act came to no end. What cannot be read is no
+// such pool for who asks for something else.
+func unfinishedPool(ctx context.Context, name string) bool {
+	dir, err := refs.BasesIn(ctx, name, "_base", 10*time.Second)
+	if err != nil {
+		return false
+	}
+	s, err := pool.Read(ctx, dir, 10*time.Second)
+	if err != nil || s.Policy == nil {
+		return false
+	}
+	return len(s.Intents) > 0 || slices.ContainsFunc(s.Held, func(h pool.Held) bool { return h.Claimed })
 }
 
 func runBaseRecover(ctx context.Context, o planOptions, by bases.Decision, name string, s *stdio) error {

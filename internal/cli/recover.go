@@ -38,7 +38,7 @@ or with --forward the new ones. An undo that was cut off is finished. A path is 
 receipt, or a directory: all undo files below it. Without a path it looks at what the state directory and
 --journal know of. Changes that were made on another host, or cut off before their receipt was written, are
 found by their image only. Changes of text files are put right too: a path is then one of the files, or the
-receipt. It also takes away what processes of "shisa disk mount" left that were
+receipt. A pool of base images in which an act was cut off is recovered as by "shisa base recover". It also takes away what processes of "shisa disk mount" left that were
 killed, and ends the receipts of acts of "shisa base" that were cut off; of pools, see "shisa base recover".
 
 Done twice it does nothing. An image that somebody else wrote to meanwhile is left as it is and
@@ -53,6 +53,17 @@ it is. Its undo file keeps the old bytes, under another name.`,
 			risks, err := o.ready(c)
 			if err != nil {
 				return err
+			}
+			if len(args) == 1 && unfinishedPool(c.Context(), args[0]) {
+				b := planOptions{poolOptions: poolOptions{json: o.json, all: o.all, baseName: "_base", state: o.state}}
+				if err := b.configure(c.Context(), args[0]); err != nil {
+					return err
+				}
+				d, err := b.decision(c, args[0], s)
+				if err != nil {
+					return err
+				}
+				return runBaseRecover(c.Context(), b, d, args[0], s)
 			}
 			return runRecover(c.Context(), o, risks, args, s)
 		},

@@ -329,6 +329,10 @@ func TestNext(t *testing.T) {
 		"shisa base recover /p/_base":             func(w *world) { w.s.Intents = []pool.Intent{{Node: "n2"}} },
 		"shisa base restore /p/_base h":           func(w *world) { w.s.Pins = []pool.Pin{{Name: "h"}} },
 		"when every node has reported once more":  func(w *world) { w.s.Notes[0].Candidates = nil },
+		"--only NAME":                             func(w *world) { w.s.Policy.MaxFraction = 0 },
+		"allow_purge":                             func(w *world) { w.s.Policy.AllowPurge = false },
+		"--accept-risk=no-overlays":               func(w *world) { w.c.Looked.Overlays = 0 },
+		"shisa base node join":                    func(w *world) { w.s.Members, w.s.Reports = w.s.Members[:1], w.s.Reports[:1] },
 		"some bases are to wait":                  func(w *world) { w.c.All[0].Modified = now },
 	} {
 		w := newWorld()

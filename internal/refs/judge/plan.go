@@ -226,6 +226,18 @@ func (p *Plan) next() {
 	if has[NewCandidate] {
 		say("when every node has reported once more: shisa base plan %s", at)
 	}
+	if has[TooMany] {
+		say("choose what is set aside first: shisa base plan --only NAME --out plan.json %s", at)
+	}
+	if has[NodeGone] {
+		say("put its documents back, or have the node speak: shisa base node join; one that does not come back is retired")
+	}
+	if has[NoOverlays] {
+		say("mount what is not mounted; if it is right: --accept-risk=no-overlays:NODE")
+	}
+	if has[PurgeOff] && len(p.With(MayPurge)) == 0 {
+		say("removing for good takes allow_purge in %s/.shisa/pool.json, and purge in the configuration", at)
+	}
 	if has[TooYoung] || has[NotLongEnough] {
 		say("some bases are to wait: the dates say since when")
 	}
