@@ -88,7 +88,9 @@ func (t *TimerInfo) judge(e *evidence.Evidence, u *units.Unit, x *reboots.Timer,
 		return
 	}
 	x.Runs = runs(e, t.Starts, a, running)
-	if begins := len(x.Calendar) + len(x.Boot) + len(x.Startup) + len(x.Active); begins == 0 && !x.OnClock && !x.Runs.Booted {
+	starts := e.Units.Unit(t.Starts)
+	begins := len(x.Calendar) + len(x.Boot) + len(x.Startup) + len(x.Active)
+	if begins == 0 && !x.OnClock && (starts == nil || running[starts.Name] == nil) {
 		t.Danger = TimerIdle
 		t.say("%s would %s the machine; this timer counts from when that ran last, and no boot runs it before", t.Starts, verb(a.Does))
 		return

@@ -107,13 +107,14 @@ func runs(e *evidence.Evidence, unit string, a *TimerAct, running map[string][]u
 	}
 	remains, _ := u.Last("Service", "RemainAfterExit")
 	x.Stays = u.Type() != "service" || isTrue(remains.Value)
-	x.Booted = running[u.Name] != nil
 	if a.act.Again {
 		x.Spares = 1
 	}
 	if a.limited(u) {
 		x.Burst, x.Within = startLimit(u)
 	}
+	// That it acts when a boot starts it is no matter of its timer.
+	x.Booted = running[u.Name] != nil && x.Spares+x.Burst > 0
 	return x
 }
 

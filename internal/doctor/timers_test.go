@@ -120,6 +120,10 @@ func lucky(n *nightly) {
 	delete(n.files, "etc/systemd/system/timers.target.wants/daily_reboot.timer")
 }
 
+func enabled(n *nightly) {
+	n.files["etc/systemd/system/multi-user.target.wants/daily_reboot.service"] = "-> /etc/systemd/system/daily_reboot.service"
+}
+
 // runsTwice has the service restart the machine when it runs for the second time.
 func runsTwice(n *nightly) {
 	n.files["usr/bin/sh"] = "\x7fELF"
@@ -151,7 +155,8 @@ func TestTimers(t *testing.T) {
 			TimerMayLoop, 3, "TM03", "", "whether ConditionVirtualization=vm is met is not known"},
 		"S5, if a condition is met": {[]func(*nightly){stale, unit("service", vm+"[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl reboot\n")},
 			TimerUnknown, 4, "", "TM04", "may restart the machine once"},
-		"S3, if it is started": {[]func(*nightly){stale, readOnly, lucky}, TimerMayLoop, 3, "TM03", "", "some.target requires gone.service"},
+		"S3, if it is started":           {[]func(*nightly){stale, readOnly, lucky}, TimerMayLoop, 3, "TM03", "", "some.target requires gone.service"},
+		"the service is enabled as well": {[]func(*nightly){enabled}, TimerActs, 3, "", "", "as it was made for"},
 		"it counts from what never ran": {[]func(*nightly){unit("timer", "[Timer]\nOnUnitActiveSec=1d\n")}, TimerIdle, 0, "", "",
 			"no boot runs it before"},
 		"it counts from what runs at each start": {[]func(*nightly){unit("timer", "[Timer]\nOnUnitInactiveSec=2min\n"), runsTwice}, TimerLoops, 3,
