@@ -28,7 +28,7 @@ const (
 	// rounds is how many umounts have to fail over each kind of holder.
 	rounds = 4
 	// apart is how long is waited after each.
-	apart = 500 * time.Millisecond
+	apart = 200 * time.Millisecond
 	// patience is how long a guest on a busy machine may take to do one thing.
 	patience = 2 * time.Minute
 )
