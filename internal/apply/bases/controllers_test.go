@@ -154,8 +154,7 @@ func (c *crowd) pass(ctx context.Context, node string) {
 	if err != nil || s.Policy == nil {
 		return
 	}
-	c.launching.Lock()
-	c.launching.Unlock() // all that looked a name up before has its overlay by now
+	c.drain()
 	census, err := c.look(ctx)
 	if err != nil {
 		return
@@ -180,6 +179,12 @@ func (c *crowd) pass(ctx context.Context, node string) {
 	if err == nil {
 		c.count("reported", 1)
 	}
+}
+
+// drain waits until all that looked a name up before has its overlay.
+func (c *crowd) drain() {
+	c.launching.Lock()
+	defer c.launching.Unlock()
 }
 
 // launch starts a machine, or ends one: it looks the base up, and a while later writes the image on top of it.

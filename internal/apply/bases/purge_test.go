@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/refs/judge"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+	"github.com/shisa-vm/shisa/internal/vault"
+)
+
+// TestPurge: only when everybody has seen it in quarantine and a person approved is a base removed for good, with all
+// of its names.
+func TestPurge(t *testing.T) {
+	f := newStock(t, "a", "b")
+	files := f.files("a", "b")
+	f.quarantine("a")
+	d, err := f.purge(f.options())
+	if err != nil || len(d.Purged) > 0 {
+		t.Fatalf("Purge before anybody saw it = %+v, %v", d, err)
+	}
+	f.reports()
+	p := f.plan()
+	if len(p.With(judge.MayPurge)) != 1 {
+		t.Fatalf("plan: %s", p.Against(&p.All[0]))
+	}
+	for _, c := range []struct {
+		g    PurgeOptions
+		want error
+	}{
+		{PurgeOptions{Approve: p.SHA256}, ErrPurgeOff}, {PurgeOptions{Allowed: true}, ErrApproval},
+		{PurgeOptions{Allowed: true, Approve: strings.Repeat("0", 64)}, ErrApproval},
+	} {
+		if _, err := Purge(t.Context(), p, c.g, f.decision(), f.options()); !errors.Is(err, c.want) {
+			t.Errorf("Purge with %+v = %v, want %v", c.g, err, c.want)
+		}
+	}
+	f.policy(func(p *pool.Policy) { p.AllowPurge = false })
+	if _, err := Purge(t.Context(), p, PurgeOptions{Approve: p.SHA256, Allowed: true}, f.decision(), f.options()); !errors.Is(err, ErrPurgeOff) {
+		t.Errorf("Purge that the pool does not allow = %v, want %v", err, ErrPurgeOff)
+	}
+	f.policy(func(p *pool.Policy) { p.AllowPurge = true })
+	d, err = f.purge(f.options())
+	if err != nil || len(d.Purged) != 1 {
+		t.Fatalf("Purge = %+v, %v", d, err)
+	}
+	for _, h := range f.state().Shields {
+		if h.ID.Ino == files["a"] {
+			t.Error("its shield is there: the space is not free")
+		}
+	}
+	if got := f.problems(files, true); got != nil {
+		t.Error(got)
+	}
+	if got, want := strings.Join(f.acts(), ", "), "quarantine a, purge a"; got != want {
+		t.Errorf("audit: %s, want %s", got, want)
+	}
+}
+
+// TestPurgeLooksAgain: what shows between the claim and the removal stops it, and the base is in quarantine again.
+func TestPurgeLooksAgain(t *testing.T) {
+	for name, change := range map[string]func(*stock){
+		"an image":      func(f *stock) { f.image("new", "a") },
+		"a report":      func(f *stock) { f.image("new", "a"); f.report("n2"); f.mustRemove("new") },
+		"a pin":         func(f *stock) { f.pin("a") },
+		"the hard link": func(f *stock) { f.linkHeld("other") },
+		"what is not read": func(f *stock) {
+			_ = os.WriteFile(filepath.Join(filepath.Dir(f.dir), "odd"), []byte("QFI\xfb\x00\x00\x00\x03 x"), 0o644)
+		},
+	} {
+		f := newStock(t, "a", "b")
+		files := f.files("a")
+		f.quarantine("a")
+		f.reports()
+		o := f.options()
+		done := false
+		o.Step = func(what string) error {
+			if !done && strings.HasPrefix(what, "claim") {
+				done = true
+				change(f)
+			}
+			return nil
+		}
+		d, err := f.purge(o)
+		if err != nil || len(d.Purged) > 0 || len(d.Left) != 1 || !done {
+			t.Errorf("%s: Purge = %+v, %v, want it left", name, d, err)
+		}
+		if h := f.state().Held; len(h) != 1 || h[0].Claimed || h[0].File.Ino != files["a"] || h[0].Links < 2 {
+			t.Errorf("%s: Held = %+v, want it in quarantine with its shield", name, h)
+		}
+		if d, err = Recover(t.Context(), f.decision(), f.options()); err != nil {
+			t.Errorf("%s: Recover = %+v, %v", name, d, err)
+		}
+		if got := f.problems(files, true); got != nil {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// linkHeld gives what was set aside a name that nobody here knows.
+func (f *stock) linkHeld(name string) {
+	f.t.Helper()
+	if err := os.Link(f.state().Held[0].Path, filepath.Join(filepath.Dir(f.dir), name)); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// TestUndoActs: what was set aside comes back by its receipt, a pin is taken back, and one that was taken back counts
+// again.
+func TestUndoActs(t *testing.T) {
+	f := newStock(t, "a", "b")
+	files := f.files("a", "b")
+	o := f.world.receipts()
+	d, err := Quarantine(t.Context(), f.plan("a", "b"), f.decision(), o)
+	if err != nil || len(d.Quarantined) != 2 || d.Receipt == "" {
+		t.Fatalf("Quarantine = %+v, %v", d, err)
+	}
+	r := f.undo(d.Receipt, o)
+	if got, want := strings.Join(whats(r), ", "), "quarantine a done undone, quarantine b done undone"; got != want || r.State != vault.Undone {
+		t.Errorf("undone: %s, %s, want %s", r.State, got, want)
+	}
+	if got := f.files("a", "b"); got["a"] != files["a"] || got["b"] != files["b"] {
+		t.Errorf("after undo: %v, want %v", got, files)
+	}
+	if got := f.problems(files, true); got != nil {
+		t.Error(got)
+	}
+	pin, err := Pin(t.Context(), "a", PinOptions{Reason: "golden"}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.undo(pin.Receipt, o)
+	if n := len(f.state().Pins); n != 0 {
+		t.Errorf("%d pins after undo of pin, want none", n)
+	}
+	f.pin("a")
+	unpin, err := Unpin(t.Context(), "a", "no more", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.undo(unpin.Receipt, o)
+	if n := len(f.state().Pins); n != 1 {
+		t.Errorf("%d pins after undo of unpin, want 1", n)
+	}
+	// What was removed for good is never taken back, and the receipt says so.
+	f.undo(f.lastReceipt(t, o), o)
+}
+
+// lastReceipt is that of an act that removed a base for good.
+func (f *stock) lastReceipt(t *testing.T, o Options) string {
+	t.Helper()
+	f.plan()
+	f.reports()
+	f.quarantine("b")
+	f.reports()
+	d, err := f.purge(o)
+	if err != nil || len(d.Purged) != 1 || d.Receipt == "" {
+		t.Fatalf("Purge = %+v, %v", d, err)
+	}
+	r, err := o.Receipts.BaseReceipt(d.Receipt)
+	if err != nil || len(InForce(r)) > 0 || len(whats(r)) != 1 || whats(r)[0] != "purge b done" {
+		t.Errorf("receipt = %v, %v, in force %v", whats(r), err, InForce(r))
+	}
+	return d.Receipt
+}
