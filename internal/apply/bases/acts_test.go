@@ -326,6 +326,28 @@ func TestRestoreHeld(t *testing.T) {
 	}
 }
 
+// TestProtectBringsHeldBack: what is needed and lies in quarantine is back with the next pass that protects.
+func TestProtectBringsHeldBack(t *testing.T) {
+	f := newStock(t, "a", "b")
+	files := f.files("a", "b")
+	f.quarantine("a", "b")
+	f.image("new", "a")
+	c, err := f.look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Protect(t.Context(), c, ProtectOptions{NoRecord: true}, f.options())
+	if err != nil || !slices.Equal(d.Restored, []string{"a"}) || len(d.Left) > 0 || f.files("a")["a"] != files["a"] {
+		t.Errorf("Protect = %+v, %v, want that a is back", d, err)
+	}
+	if h := f.state().Held; len(h) != 1 || h[0].Name != "b" {
+		t.Errorf("Held = %+v, want b alone", h)
+	}
+	if got := f.problems(files, true); got != nil {
+		t.Error(got)
+	}
+}
+
 // TestRefused: everything is looked at again at the act.
 func TestRefused(t *testing.T) {
 	later := func(d time.Duration) func(*stock, *Options) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -119,6 +120,30 @@ func (k *keeper) back(ctx context.Context, h *pool.Held, to string) error {
 		return fmt.Errorf("restore of %s %w: %w", h.Name, ErrUnfinished, err)
 	}
 	return err
+}
+
+// heldNeeded brings back what is missing and in quarantine.
+func (k *keeper) heldNeeded(ctx context.Context, c *refs.Census, s *pool.State, d *pool.Done) error {
+	for i := range c.All {
+		b := &c.All[i]
+		if b.State != refs.Missing || b.Held == "" || filepath.Dir(b.Path) != k.Bases {
+			continue
+		}
+		h, err := heldFor(s, b.Held, 0)
+		if err == nil && h == nil {
+			continue // it was brought back meanwhile
+		}
+		if err == nil {
+			err = k.bringBack(ctx, h, h.Name, "it was missing, and "+needWord(c, b), d)
+		}
+		if err != nil {
+			if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {
+				return err
+			}
+			d.Leave(b.Name, err)
+		}
+	}
+	return nil
 }
 
 // heldInode is the base in quarantine that is a file, nil if that was not set aside.

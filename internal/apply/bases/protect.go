@@ -69,6 +69,9 @@ func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (
 	if err != nil {
 		return d, err
 	}
+	if err := k.heldNeeded(ctx, c, s, d); err != nil {
+		return d, err
+	}
 	// All is announced at once: a receipt is on the disk before what it speaks of, and syncing takes time.
 	todo := append(k.missing(c, s, d), k.todo(c, p, now, d)...)
 	if err := k.will(todo...); err != nil {

@@ -145,7 +145,7 @@ func (a *watcher) pass(ctx context.Context) error {
 	a.last = c
 	for i := range c.All {
 		b := &c.All[i]
-		if b.State == refs.Missing && b.Shield != "" {
+		if b.State == refs.Missing && (b.Shield != "" || b.Held != "") {
 			if err := a.back(ctx, b.Name, "it was missing, and "+needWord(c, b)); err != nil {
 				return err
 			}
