@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
@@ -17,7 +18,9 @@ import (
 
 // ofAction is how PID 1 names the unit for which it takes the machine down: src/core/emergency-action.c, and its callers in
 // unit.c, job.c and service.c.
-var ofAction = regexp.MustCompile(`\bunit (\S+\.[a-z]+) (?:failed|succeeded|timed out)|\bunit (\S+\.[a-z]+)$`)
+var ofAction = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\bunit (\S+\.[a-z]+) (?:failed|succeeded|timed out)|\bunit (\S+\.[a-z]+)$`)
+})
 
 // named takes whom a log names: systemd since 256 tells who asked, and any tells for which unit it acts itself.
 func (c *courts) named(b *evidence.Boot) (Asker, bool) {
@@ -28,7 +31,7 @@ func (c *courts) named(b *evidence.Boot) (Asker, bool) {
 		case "shutdown.caller":
 			return c.caller(b, w, fact)
 		case "shutdown.forced":
-			if m := ofAction.FindStringSubmatch(w.Text); m != nil {
+			if m := ofAction().FindStringSubmatch(w.Text); m != nil {
 				unit := c.unitNamed(cmp.Or(m[1], m[2]))
 				return Asker{Kind: ByUnit, Unit: unit, Who: unit, Certain: true, Evidence: []Fact{fact}, act: c.act(unit, true)}, true
 			}
@@ -56,13 +59,13 @@ func (c *courts) caller(b *evidence.Boot, w *evidence.Word, fact Fact) (Asker, b
 	return Asker{Kind: ByUnit, Unit: unit, Who: unit, Certain: true, Evidence: []Fact{fact}, act: c.act(unit, false)}, true
 }
 
-var ofUser = regexp.MustCompile(`of user '?([^ '.]+)`)
+var ofUser = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`of user '?([^ '.]+)`) })
 
 // userOf gives the user of a session, or of any that was open if id is "".
 func userOf(b *evidence.Boot, id string) (name string) {
 	for i := range b.Said {
 		w := &b.Said[i]
-		if m := ofUser.FindStringSubmatch(w.Text); m != nil && w.Form == "machine.session" && (id == "" || w.Unit == id) {
+		if m := ofUser().FindStringSubmatch(w.Text); m != nil && w.Form == "machine.session" && (id == "" || w.Unit == id) {
 			name = m[1]
 		}
 	}

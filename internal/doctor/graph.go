@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
@@ -234,11 +235,13 @@ func (g *graph) storage(e *evidence.Evidence) {
 }
 
 // partition is how the kernel names the parts of disks (disk_name in block/partitions of Linux).
-var partition = regexp.MustCompile(`^(sd[a-z]+|vd[a-z]+|xvd[a-z]+|hd[a-z]+|(?:nvme\d+n\d+|mmcblk\d+)p)(\d+)$`)
+var partition = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(sd[a-z]+|vd[a-z]+|xvd[a-z]+|hd[a-z]+|(?:nvme\d+n\d+|mmcblk\d+)p)(\d+)$`)
+})
 
 // diskOf gives by its name the disk that a device is a part of, "" if it is none.
 func diskOf(device string) string {
-	if m := partition.FindStringSubmatch(device); m != nil {
+	if m := partition().FindStringSubmatch(device); m != nil {
 		disk := m[1]
 		if strings.HasPrefix(disk, "nvme") || strings.HasPrefix(disk, "mmc") {
 			disk = strings.TrimSuffix(disk, "p")

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 
@@ -76,7 +77,7 @@ type condition struct {
 	list   []string
 }
 
-var userCode = regexp.MustCompile(`^[A-Z][A-Z0-9_-]{1,31}$`)
+var userCode = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Z][A-Z0-9_-]{1,31}$`) })
 
 // ReadRules reads the rules in the files *.yaml of a directory. A file with anything wrong is an error,
 // with its line.
@@ -199,7 +200,7 @@ func (r *userRule) wrong(known map[string]string) (int, string) {
 	field := ""
 	why := ""
 	switch {
-	case !userCode.MatchString(r.Code):
+	case !userCode().MatchString(r.Code):
 		field, why = "code", fmt.Sprintf("the code %q, want capitals and digits", r.Code)
 	case known[r.Code] != "":
 		field, why = "code", fmt.Sprintf("the code %s is taken by %s", r.Code, known[r.Code])

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux/units"
@@ -277,8 +278,8 @@ func leaseLines(name string, text []byte) (less []byte, n int, kept bool) {
 }
 
 var (
-	cibOp   = regexp.MustCompile(`<op\s[^>]*>`)
-	cibAttr = regexp.MustCompile(`([a-z-]+)="([^"]*)"`)
+	cibOp   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`<op\s[^>]*>`) })
+	cibAttr = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`([a-z-]+)="([^"]*)"`) })
 )
 
 // operations reads the monitors of pacemaker's resources: the one with the shortest timeout is the first
@@ -288,10 +289,10 @@ func (g *gatherer) operations(ctx context.Context) {
 	text := g.optional(ctx, PartCluster, file)
 	found := Lease{Name: "pacemaker monitor", Fenced: g.e.Cluster.Fencing, From: Source{Path: file},
 		Needs: "a resource whose monitor looks at the disk is on this node"}
-	ops := cibOp.FindAll(text, maxConfigLines)
+	ops := cibOp().FindAll(text, maxConfigLines)
 	for _, op := range ops {
 		a := map[string]string{}
-		for _, m := range cibAttr.FindAllStringSubmatch(string(op), 32) {
+		for _, m := range cibAttr().FindAllStringSubmatch(string(op), 32) {
 			a[m[1]] = m[2]
 		}
 		timeout, interval := span(a["timeout"], time.Second), span(a["interval"], time.Second)
@@ -370,7 +371,7 @@ func (g *gatherer) serviceWatchdogs() {
 	}
 }
 
-var spanPart = regexp.MustCompile(`^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)`)
+var spanPart = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)`) })
 
 // span reads a time as systemd, pacemaker and others write it: "3min", "1min 30s", "20", of which unit is
 // the unit; 0 for what is no time, and for "infinity".
@@ -382,7 +383,7 @@ func span(text string, unit time.Duration) time.Duration {
 	var sum float64
 	rest := strings.TrimSpace(text)
 	for n := 0; rest != "" && n < 8; n++ {
-		m := spanPart.FindStringSubmatch(rest)
+		m := spanPart().FindStringSubmatch(rest)
 		if m == nil {
 			return 0
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // dfFiles are where reports of sos have what df(1) printed, of blocks and of inodes (filesys.py of its plugins).
@@ -22,7 +23,9 @@ var dfFiles = [2][]string{
 //
 //	Filesystem     1K-blocks    Used Available Use% Mounted on
 //	/dev/sda1       20511312 9312040  10132024  48% /
-var dfLine = regexp.MustCompile(`^(\S.*?)\s+(\d+|-)\s+(-?\d+|-)\s+(\d+|-)\s+(\d+%|-)\s+(/.*)$`)
+var dfLine = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\S.*?)\s+(\d+|-)\s+(-?\d+|-)\s+(\d+|-)\s+(\d+%|-)\s+(/.*)$`)
+})
 
 // dfEntry is what it says of one mount point.
 type dfEntry struct{ all, used, free uint64 }
@@ -37,7 +40,7 @@ func parseDF(text string) (by map[string]dfEntry, unit uint64) {
 			unit = map[string]uint64{"1K-blocks": 1024, "1024-blocks": 1024, "Inodes": 1}[f[1]]
 			continue
 		}
-		m := dfLine.FindStringSubmatch(strings.TrimRight(line, "\r\n"))
+		m := dfLine().FindStringSubmatch(strings.TrimRight(line, "\r\n"))
 		if m == nil || len(by) == maxMounts {
 			continue
 		}

@@ -186,7 +186,7 @@ func (g *gatherer) session(ctx context.Context, name string) *Session {
 // Runs tells whether a rule sets the timeout by a program, which runs when all rules were read.
 func (u *UdevRule) Runs() bool {
 	for _, s := range u.Sets {
-		if runTimeout.MatchString(s) {
+		if runTimeout().MatchString(s) {
 			return true
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // udevDirs are where rules lie, the strongest first: of two files with one name the first counts
@@ -59,14 +60,16 @@ func (g *gatherer) udev(ctx context.Context) {
 }
 
 // udevItem is one condition or assignment: KEY{attribute}OPERATOR"value".
-var udevItem = regexp.MustCompile(`([A-Z_]+(?:\{[^}]*\})?)\s*(==|!=|\+=|-=|:=|=)\s*e?"((?:[^"\\]|\\.)*)"`)
+var udevItem = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`([A-Z_]+(?:\{[^}]*\})?)\s*(==|!=|\+=|-=|:=|=)\s*e?"((?:[^"\\]|\\.)*)"`)
+})
 
 // ParseUdev reads the rules of a file that set the timeout of a block device, with what is wrong about
 // them (udev(7)).
 func ParseUdev(name string, text []byte) []UdevRule {
 	var rules []UdevRule
 	for _, l := range joined(text, maxUdevLines) {
-		items := udevItem.FindAllStringSubmatch(l.text, -1)
+		items := udevItem().FindAllStringSubmatch(l.text, -1)
 		r := UdevRule{From: Source{Path: name, Line: l.number}}
 		for _, it := range items {
 			if it[2] == "==" || it[2] == "!=" {
@@ -113,17 +116,19 @@ func joined(text []byte, limit int) []line {
 
 var (
 	// attrTimeout is today's form: ATTR{timeout}="180", on the SCSI device or through the disk.
-	attrTimeout = regexp.MustCompile(`^ATTR\{(?:device/)?timeout\}:?=(\d+)$`)
+	attrTimeout = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^ATTR\{(?:device/)?timeout\}:?=(\d+)$`) })
 	// runTimeout is the old one: RUN+="/bin/sh -c 'echo 180 >/sys$DEVPATH/device/timeout'".
-	runTimeout = regexp.MustCompile(`^(?:RUN|PROGRAM)[^=+:]*[+:]?=.*echo\s+(\d+)\s*>\s*(\S*?timeout)`)
+	runTimeout = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(?:RUN|PROGRAM)[^=+:]*[+:]?=.*echo\s+(\d+)\s*>\s*(\S*?timeout)`)
+	})
 	// matchTimeout asks for a timeout where it was to be set.
-	matchTimeout = regexp.MustCompile(`^ATTRS\{(?:device/)?timeout\}={1,2}(\d+)$`)
+	matchTimeout = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^ATTRS\{(?:device/)?timeout\}={1,2}(\d+)$`) })
 )
 
 // timeout tells whether a rule sets a timeout of disks, or was meant to, and takes its seconds.
 func (r *UdevRule) timeout() bool {
 	for _, s := range r.Sets {
-		for _, form := range []*regexp.Regexp{attrTimeout, runTimeout, matchTimeout} {
+		for _, form := range []*regexp.Regexp{attrTimeout(), runTimeout(), matchTimeout()} {
 			if m := form.FindStringSubmatch(s); m != nil {
 				n, err := strconv.Atoi(m[1])
 				if err != nil {
@@ -143,11 +148,11 @@ func (r *UdevRule) broken() string {
 		return slices.ContainsFunc(list, func(s string) bool { return strings.Contains(s, part) })
 	}
 	for _, s := range r.Sets {
-		if matchTimeout.MatchString(s) {
+		if matchTimeout().MatchString(s) {
 			// open-vm-tools as of September 2017 had ATTRS{timeout}="180".
 			return "ATTRS{} is a condition and can set nothing; ATTR{} sets an attribute"
 		}
-		m := runTimeout.FindStringSubmatch(s)
+		m := runTimeout().FindStringSubmatch(s)
 		if m == nil {
 			continue
 		}
