@@ -109,7 +109,11 @@ func TestTwoControllers(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds: %v", rounds, did)
-	for _, what := range []string{"quarantined", "restored", "launched", "reported"} {
+	wanted := []string{"quarantined", "reported"}
+	if rounds >= 50 { // in a few, chance may leave some out
+		wanted = append(wanted, "restored", "launched", "purged", "recovered")
+	}
+	for _, what := range wanted {
 		if did[what] == 0 {
 			t.Errorf("nothing was %s: the test tries nothing", what)
 		}
