@@ -5,10 +5,15 @@ package refs
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
+	"path/filepath"
+	"time"
 
+	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/image"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 )
@@ -130,4 +135,46 @@ func (h *header) name(r *head, off uint64, n uint32) error {
 	_, err := r.ReadAt(p, int64(off))
 	h.backing = string(p)
 	return err
+}
+
+// walk reads the header of one image, whatever its format. The error is that of ctx.
+func (t *taking) walk(ctx context.Context, path string) error {
+	return t.header(ctx, img{dir: filepath.Dir(path), name: filepath.Base(path)}, false)
+}
+
+// header is walk for an image that relative names in its header are seen from i.dir by. The error is that of ctx.
+func (t *taking) header(ctx context.Context, i img, aside bool) error {
+	path := i.path()
+	layers, err := diskio.Within(ctx, t.o.Timeout, func() ([]disk.Layer, error) {
+		return disk.Walk(ctx, path, disk.Options{Single: true})
+	}, nil)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		t.gap(path, "header", reason(err))
+		return nil
+	}
+	l := &layers[0]
+	t.read[l.Stat.ID] = true
+	names := []string{}
+	if l.Backing != nil {
+		names = append(names, l.Backing.Name)
+	}
+	if l.Data != nil {
+		names = append(names, l.Data.Name)
+	}
+	for k := range l.Extents {
+		if l.Extents[k].Name != "" {
+			names = append(names, l.Extents[k].Name)
+		}
+	}
+	n := named{img: img{i.dir, i.name, l.Stat.ID, since(time.Time{}, l.Stat.ChangeTime)}, aside: aside}
+	for len(names) > 0 {
+		n.backing, names = names[0], names[1:]
+		if err := t.image(ctx, &n); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -4,6 +4,8 @@
 package refs
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -154,4 +156,57 @@ func TestMissingIsHeld(t *testing.T) {
 	if one := c.Only("b"); len(one.All) != 2 || !strings.Contains(one.All[1].Path, heldID) {
 		t.Errorf("Only = %+v, want the one that is missing and the one that was set aside", one.All)
 	}
+}
+
+// TestAside: what a base rests on that was set aside, or that only its shield keeps, is needed, by a name that was
+// relative to the directory of the bases as well. Nothing is missing for it.
+func TestAside(t *testing.T) {
+	for _, c := range []struct{ name, at string }{
+		{"in quarantine", "q/" + heldID + ".top"},
+		{"claimed", "purge/" + heldID + ".top"},
+		{"kept by its shield", "shields/1.top"},
+	} {
+		for _, backing := range []string{"bottom", "../_base/bottom", "gone"} {
+			t.Run(c.name+"/"+backing, func(t *testing.T) {
+				w := newWorld(t)
+				w.base("bottom")
+				at := "pool/_base/.shisa/" + c.at
+				w.image(at, "qcow2", backing)
+				if strings.HasPrefix(c.at, "shields/") {
+					at = w.shield(at)
+				}
+				got := w.look(Options{})
+				uses := 0
+				for _, b := range got.All {
+					if b.State == Missing {
+						t.Errorf("%s is missing", b.Name)
+					}
+					if b.Name == "bottom" {
+						uses = len(b.Uses)
+					}
+				}
+				want := 1
+				if backing == "gone" {
+					want = 0
+				}
+				if uses != want || got.Looked.Overlays != 0 {
+					t.Errorf("%s: %d uses, want %d; %d overlays, want 0", at, uses, want, got.Looked.Overlays)
+				}
+			})
+		}
+	}
+}
+
+// shield gives a file the name that its inode demands.
+func (w *world) shield(name string) string {
+	w.t.Helper()
+	st, err := diskio.Look(w.path(name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	to := filepath.Join(filepath.Dir(name), pool.ShieldName(st.ID.Ino, "top"))
+	if err := os.Rename(w.path(name), w.path(to)); err != nil {
+		w.t.Fatal(err)
+	}
+	return to
 }

@@ -285,6 +285,9 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if err := t.sweep(ctx); err != nil {
 		return nil, err
 	}
+	if err := t.aside(ctx); err != nil {
+		return nil, err
+	}
 	if err := t.configured(ctx); err != nil {
 		return nil, err
 	}

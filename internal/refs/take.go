@@ -80,6 +80,8 @@ type baseFile struct {
 type named struct {
 	img
 	backing, data string
+	// aside: it has no name in the directory of the bases, see there.
+	aside bool
 }
 
 // found is what one worker found.
@@ -147,7 +149,7 @@ func (t *taking) file(w *found, f *diskio.Swept) {
 		return
 	}
 	w.images = append(w.images, named{
-		img{f.Dir, w.once(f.Name), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, w.once(h.backing), w.once(h.data)})
+		img{f.Dir, w.once(f.Name), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, w.once(h.backing), w.once(h.data), false})
 }
 
 // since is from when on a file is known to have been there: when it was made, or where its file system does not keep
@@ -245,6 +247,8 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 		i = int32(len(t.targets))
 		t.byID[st.ID] = i
 		t.targets = append(t.targets, target{path: path, stat: st, there: true, as: name})
+	case missing(err) && n.aside:
+		return -1, nil
 	case missing(err):
 		if i, err = t.absent(ctx, path, name); err != nil {
 			return -1, err
@@ -306,42 +310,6 @@ func (t *taking) follow(ctx context.Context) error {
 			return nil
 		}
 		if err := t.walk(ctx, g.path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// walk reads the header of one image, whatever its format. The error is that of ctx.
-func (t *taking) walk(ctx context.Context, path string) error {
-	layers, err := diskio.Within(ctx, t.o.Timeout, func() ([]disk.Layer, error) {
-		return disk.Walk(ctx, path, disk.Options{Single: true})
-	}, nil)
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		t.gap(path, "header", reason(err))
-		return nil
-	}
-	l := &layers[0]
-	t.read[l.Stat.ID] = true
-	names := []string{}
-	if l.Backing != nil {
-		names = append(names, l.Backing.Name)
-	}
-	if l.Data != nil {
-		names = append(names, l.Data.Name)
-	}
-	for i := range l.Extents {
-		if l.Extents[i].Name != "" {
-			names = append(names, l.Extents[i].Name)
-		}
-	}
-	n := named{img: img{filepath.Dir(path), filepath.Base(path), l.Stat.ID, since(time.Time{}, l.Stat.ChangeTime)}}
-	for len(names) > 0 {
-		n.backing, names = names[0], names[1:]
-		if err := t.image(ctx, &n); err != nil {
 			return err
 		}
 	}
