@@ -62,7 +62,7 @@ that put the files into force are told, and not run.`,
 	}
 	f := o.flags(c)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are, where the plan rests on them")
-	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
+	f.Var((*repeated)(&o.pools), "pool", "open backing files below `DIR` too (may be repeated)")
 	complete(c, map[string]cobra.CompletionFunc{"pool": directories})
 	return c
 }

@@ -77,7 +77,7 @@ type poolOptions struct {
 func (o *poolOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	jsonFlag(c, &o.json)
-	f.StringArrayVar(&o.also, "also", nil, "images below `DIR` may rest on the bases too; may be given again")
+	f.Var((*repeated)(&o.also), "also", "images below `DIR` may rest on the bases too; may be given again")
 	f.StringVar(&o.baseName, "base-name", "_base", "the directory of bases in POOL is called `NAME`")
 	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
 	o.configFlag(c)
@@ -91,7 +91,7 @@ func (o *poolOptions) actFlags(c *cobra.Command) {
 
 // novaFlag is for commands that take the census.
 func (o *poolOptions) novaFlag(c *cobra.Command) {
-	c.Flags().StringArrayVar(&o.nova, "nova", nil,
+	c.Flags().Var((*repeated)(&o.nova), "nova",
 		"machines of Nova's database need bases too, by its export `FILE`; may be given again")
 }
 

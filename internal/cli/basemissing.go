@@ -42,7 +42,7 @@ It only reads. The exit status is 3 if anything is missing.`,
 	}
 	o.flags(c)
 	o.novaFlag(c)
-	c.Flags().StringArrayVar(&from, "from", nil, "candidates are `FILE`, or the files in that directory; may be given again")
+	c.Flags().Var((*repeated)(&from), "from", "candidates are `FILE`, or the files in that directory; may be given again")
 	g.flags(c)
 	return c
 }
@@ -141,7 +141,7 @@ With --make a base of Nova that was swap space, or an empty file system for ephe
 	f := c.Flags()
 	f.StringVar(&name, "for", "", "the base that is missing: the `NAME` of its file")
 	f.StringVar(&reason, "reason", "", "`TEXT` for the audit: why")
-	f.StringArrayVar(&risks, "accept-risk", nil, "take a `RISK`: unproved:NAME, or remade:NAME")
+	f.Var((*repeated)(&risks), "accept-risk", "take a `RISK`: unproved:NAME, or remade:NAME")
 	f.BoolVar(&again, "make", false, "make swap space, or an empty file system, again")
 	g.flags(c)
 	return c

@@ -162,7 +162,7 @@ everything; each can be accepted by name.`,
 	o.actFlags(c)
 	f := c.Flags()
 	f.StringVar(&reason, "reason", "", "`TEXT` to keep: how it is known that the node does not come back")
-	f.StringArrayVar(&risks, "accept-risk", nil, "take a `RISK`: alive:NODE, it reported a moment ago; silent:NODE, nobody knows "+
+	f.Var((*repeated)(&risks), "accept-risk", "take a `RISK`: alive:NODE, it reported a moment ago; silent:NODE, nobody knows "+
 		"what it needs; incomplete:NODE, it could not see all that it needs")
 	return c
 }

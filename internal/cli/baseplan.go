@@ -34,7 +34,7 @@ const noOverlaysRisk = "no-overlays:"
 
 // risksFlag is for the commands that decide.
 func (o *planOptions) risksFlag(c *cobra.Command) {
-	c.Flags().StringArrayVar(&o.risks, "accept-risk", nil, "take a `RISK`: no-overlays:NODE, on that node no image rests on "+
+	c.Flags().Var((*repeated)(&o.risks), "accept-risk", "take a `RISK`: no-overlays:NODE, on that node no image rests on "+
 		"another any more, and that is right")
 }
 
@@ -81,7 +81,7 @@ came to no end.`,
 	o.actFlags(c)
 	o.novaFlag(c)
 	o.risksFlag(c)
-	c.Flags().StringArrayVar(&o.only, "only", nil, "only the base `NAME`, or the one in quarantine under this id; may be given again")
+	c.Flags().Var((*repeated)(&o.only), "only", "only the base `NAME`, or the one in quarantine under this id; may be given again")
 	c.Flags().StringVar(&o.out, "out", "", "keep the plan in the new `FILE`")
 	return c
 }

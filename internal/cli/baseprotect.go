@@ -47,7 +47,7 @@ func (o *poolOptions) act(dir string, s *stdio) (bases.Options, func(), error) {
 
 // newPool adds the flag that says that a directory is another pool than it was.
 func newPool(c *cobra.Command, risks *[]string) {
-	c.Flags().StringArrayVar(risks, "accept-risk", nil, "take a `RISK`: new-pool:POOL, it is not the pool that it was, and is "+
+	c.Flags().Var((*repeated)(risks), "accept-risk", "take a `RISK`: new-pool:POOL, it is not the pool that it was, and is "+
 		"protected all the same")
 }
 

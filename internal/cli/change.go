@@ -56,7 +56,7 @@ func (o *changeOptions) flags(c *cobra.Command) *pflag.FlagSet {
 		text += "; " + r[0] + ": " + r[1]
 		names = append(names, r[0]+":")
 	}
-	f.StringArrayVar(&o.risks, "accept-risk", nil, text+" (may be repeated)")
+	f.Var((*repeated)(&o.risks), "accept-risk", text+" (may be repeated)")
 	complete(c, map[string]cobra.CompletionFunc{
 		"journal": directories,
 		"accept-risk": cobra.FixedCompletions(names,

@@ -46,7 +46,7 @@ func (o *lookOptions) flags(c *cobra.Command) {
 	f.BoolVar(&o.all, "all", false, "list every finding, range and image instead of at most 20 of a kind")
 	o.html.flag(f)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are")
-	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
+	f.Var((*repeated)(&o.pools), "pool", "open backing files below `DIR` too (may be repeated)")
 	f.BoolVar(&o.live, "live", false, "take every image for one that a program writes to, for storage whose "+
 		"writers this host cannot see")
 	f.BoolVar(&o.inflate, "inflate", false, "unpack every compressed cluster; this reads all their data")

@@ -274,7 +274,7 @@ func TestCompletion(t *testing.T) {
 	}
 	for line, want := range map[string]string{
 		"undo --journal": ":16\n", "recover --state": ":16\n", "check --state": ":16\n", "repair --pool": ":16\n",
-		"apply": "json\n:8\n", "apply plan.json": ":4\n", "undo --accept-risk": "no-locks:\n:6\n",
+		"apply": "json\n:8\n", "apply plan.json": ":4\n", "undo --accept-risk": "no-locks:\nneeded:\n:6\n",
 	} {
 		// 16 is for directories, 8 for files with an ending, 4 for no files.
 		if _, got, _ := call(append(append([]string{"__complete"}, strings.Fields(line)...), "")...); got != want {

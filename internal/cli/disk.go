@@ -80,7 +80,7 @@ type guestOptions struct {
 func (o *guestOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	f := o.diskOptions.flags(c)
 	f.StringVarP(&o.format, "format", "f", "", "take the image for one of format `FMT`")
-	f.StringArrayVar(&o.more, "disk", nil, "`IMAGE` is another disk of the same guest (may be repeated)")
+	f.Var((*repeated)(&o.more), "disk", "`IMAGE` is another disk of the same guest (may be repeated)")
 	f.Var((*given)(&o.snapshot), "snapshot", "look into the internal snapshot with that id or `NAME`")
 	f.Var((*given)(&o.part), "part", "look into the part `NAME`, as parts lists them")
 	return f

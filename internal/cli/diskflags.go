@@ -24,7 +24,7 @@ func (o *diskOptions) flags(c *cobra.Command) *pflag.FlagSet {
 	f := c.Flags()
 	jsonFlag(c, &o.json)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are, as qemu does")
-	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
+	f.Var((*repeated)(&o.pools), "pool", "open backing files below `DIR` too (may be repeated)")
 	// Scripts written for qemu-img pass it. There is nothing to share: no lock is ever taken.
 	f.BoolP("force-share", "U", false, "accepted as by qemu-img: nothing is ever locked here")
 	return f

@@ -91,7 +91,7 @@ that one trusts: a disk whose owner means harm can take over this host. So this 
 	f.BoolVar(&o.kernel, "kernel", false, "mount with the kernel's driver, for COMMAND alone (for root)")
 	f.Var(&o.layer, "cow-limit", "with --kernel: keep at most `SIZE` of what the driver writes, in memory "+
 		"(default 512M)")
-	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one image, as `RISK:IMAGE`; "+
+	f.Var((*repeated)(&o.risks), "accept-risk", "accept a risk for one image, as `RISK:IMAGE`; "+
 		"kernel-mount: the kernel's driver reads what the guest wrote (may be repeated)")
 	f.BoolVar(&o.background, "background", false, "be the process that serves in the background")
 	if err := f.MarkHidden("background"); err != nil {

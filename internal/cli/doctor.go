@@ -87,11 +87,11 @@ func (o *doctorOptions) flags(c *cobra.Command) {
 // sourceFlags say whose evidence is looked at.
 func (o *doctorOptions) sourceFlags(c *cobra.Command) {
 	f := c.Flags()
-	f.StringArrayVar(&o.roots, "root", nil, "look at the system whose files are below `DIR` (may be repeated)")
-	f.StringArrayVar(&o.disks, "disk", nil, "look at the guest whose disk is `IMAGE`, or IMAGE:PART (may be repeated)")
+	f.Var((*repeated)(&o.roots), "root", "look at the system whose files are below `DIR` (may be repeated)")
+	f.Var((*repeated)(&o.disks), "disk", "look at the guest whose disk is `IMAGE`, or IMAGE:PART (may be repeated)")
 	f.BoolVar(&o.follow, "follow", false, "with --disk: open backing files wherever they are")
-	f.StringArrayVar(&o.pools, "pool", nil, "with --disk: open backing files below `DIR` too (may be repeated)")
-	f.StringArrayVar(&o.bundles, "bundle", nil, "look at the evidence in `FILE` (may be repeated)")
+	f.Var((*repeated)(&o.pools), "pool", "with --disk: open backing files below `DIR` too (may be repeated)")
+	f.Var((*repeated)(&o.bundles), "bundle", "look at the evidence in `FILE` (may be repeated)")
 }
 
 // ready refuses two forms of one result at once, and a page that could not be written.

@@ -65,7 +65,7 @@ into with tar: it is a tar archive, compressed by zstd.`,
 	f := c.Flags()
 	jsonFlag(c, &o.json)
 	f.BoolVar(&o.follow, "follow", false, "with --disk: open backing files wherever they are")
-	f.StringArrayVar(&o.pools, "pool", nil, "with --disk: open backing files below `DIR` too (may be repeated)")
+	f.Var((*repeated)(&o.pools), "pool", "with --disk: open backing files below `DIR` too (may be repeated)")
 	f.StringVarP(&o.output, "output", "o", "", "write to `FILE`, which must not exist yet; - is standard output")
 	f.StringVar(&o.label, "label", "", "call the machine `NAME` instead of by its own name")
 	f.StringVar(&o.root, "root", "", "gather from the system whose files are below `DIR`")

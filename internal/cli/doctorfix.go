@@ -60,7 +60,7 @@ func (o *fixOptions) flags(c *cobra.Command) {
 	f.StringVar(&o.unit, "unit", "", "with --fix: `UNIT`, instead of the one to blame; nothing else is looked at then")
 	f.StringVar(&o.out, "out", "", "with --fix: save the plan in `FILE`, which must not exist yet; it holds bytes of the disk")
 	stateFlag(c, &o.state, "with --fix: keep receipts below `DIR`")
-	f.StringArrayVar(&o.risks, "accept-risk", nil, "with --fix: accept a risk for one image, as `RISK:IMAGE`; kernel-mount: "+
+	f.Var((*repeated)(&o.risks), "accept-risk", "with --fix: accept a risk for one image, as `RISK:IMAGE`; kernel-mount: "+
 		"the driver of this host's kernel reads and writes what the guest wrote, in memory (may be repeated)")
 	complete(c, map[string]cobra.CompletionFunc{
 		"fix":  cobra.FixedCompletions([]string{fixMask, fixUnlink}, cobra.ShellCompDirectiveNoFileComp),

@@ -30,6 +30,22 @@ func (g *given) Set(text string) error {
 	return nil
 }
 
+// repeated is the value of a flag that may be given again. That of pflag takes 4 KiB for each flag as soon as it
+// is defined.
+type repeated []string
+
+// String is pflag.Value.
+func (r *repeated) String() string { return strings.Join(*r, ",") }
+
+// Type is pflag.Value. By its end cobra knows that the flag may be given again.
+func (r *repeated) Type() string { return "stringArray" }
+
+// Set is pflag.Value.
+func (r *repeated) Set(text string) error {
+	*r = append(*r, text)
+	return nil
+}
+
 // byteSize is the value of a flag that takes a number of bytes: 4096, 64K, 1.5G, 20MiB. The units
 // are powers of 1024, as everywhere about disks.
 type byteSize int64

@@ -133,13 +133,13 @@ func (o *repairOptions) flags(c *cobra.Command) {
 	f.StringVar(&o.subclusters, "subclusters", "",
 		"where a bitmap says that subclusters are stored and zero, `WHICH` "+
 			"counts: data or zero")
-	f.StringArrayVar(&o.place, "place", nil, "put the L2 table at an offset of the file into an "+
+	f.Var((*repeated)(&o.place), "place", "put the L2 table at an offset of the file into an "+
 		"entry of the L1 table, as `OFFSET=L1INDEX` (may be repeated)")
 	f.StringVar(&o.resolved, "resolved", "",
 		"say that the guest data that the repair with `RECEIPT` left wrong was restored")
 	o.rebuild.flags(c)
 	f.BoolVar(&o.follow, "follow", false, "open backing files wherever they are")
-	f.StringArrayVar(&o.pools, "pool", nil, "open backing files below `DIR` too (may be repeated)")
+	f.Var((*repeated)(&o.pools), "pool", "open backing files below `DIR` too (may be repeated)")
 	f.BoolVar(&o.direct, "direct", false, "read past the page cache")
 	f.IntVar(&o.workers, "workers", 0,
 		"read and examine at most `N` tables at once (0 is one for each CPU)")

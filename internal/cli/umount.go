@@ -67,7 +67,7 @@ is refused while somebody may write to it.`,
 	f.StringVar(&o.Freeze, "freeze", "", "stop `UNIT` from running at each try")
 	f.BoolVar(&o.DeviceFree, "then-device-free", false, "wait until the file system is gone and its device free")
 	f.BoolVar(&o.Lazy, "lazy", false, "detach it at once, if nobody may write to it")
-	f.StringArrayVar(&o.risks, "accept-risk", nil, "accept a risk for one mount, as `RISK:PATH`; lazy: it is "+
+	f.Var((*repeated)(&o.risks), "accept-risk", "accept a risk for one mount, as `RISK:PATH`; lazy: it is "+
 		"written to after it was detached")
 	return c
 }
