@@ -246,34 +246,6 @@ func (j *judging) age(b *Decided) {
 	})
 }
 
-// held is for a base that was set aside.
-func (j *judging) held(b *Decided) {
-	j.members(b, b.ID)
-	if b.State == refs.Claimed && !slices.Contains(j.o.Mine, b.ID) {
-		b.block(WasClaimed, "", b.Path, "somebody is removing it for good, or was")
-	}
-	if j.s.Policy == nil || j.o.Now.IsZero() {
-		return
-	}
-	if !j.s.Policy.AllowPurge {
-		b.block(PurgeOff, "", pool.Path(j.c.Bases, pool.File), "allow_purge is false")
-	}
-	if slices.Contains(j.o.Mine, b.ID) {
-		return // the claim changed its names; it was long enough before that
-	}
-	least := time.Duration(j.s.Policy.MinQuarantine)
-	if age := j.o.Now.Sub(b.changed); age < least {
-		b.block(NotLongEnough, "", b.Path, "it is in quarantine since %s; it has to be for %v at least", b.changed.Format(dateTime), least)
-	}
-}
-
-// said tells whether a report or a pin names a use that the census did not have yet.
-func (j *judging) said(b *Decided) bool {
-	return slices.ContainsFunc(b.Blockers, func(a Blocker) bool {
-		return a.Rule == Used || a.Rule == Pinned
-	})
-}
-
 // members asks everybody who might need a base.
 func (j *judging) members(b *Decided, id string) {
 	q := protocol.Question{Strangers: j.strangers()}

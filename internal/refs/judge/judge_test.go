@@ -222,6 +222,49 @@ func TestBringBack(t *testing.T) {
 	}
 }
 
+// TestNameTaken: an image that names a base may rest on the one that was set aside, if another has its name by now.
+func TestNameTaken(t *testing.T) {
+	same := func(was, is string, size int64) func(*world) {
+		return func(w *world) {
+			w.s.Objects[12], w.s.Objects[11] = pool.Object{SHA256: was, SizeBytes: 9}, pool.Object{SHA256: is, SizeBytes: size}
+		}
+	}
+	for name, c := range map[string]struct {
+		change func(*world)
+		may    bool
+	}{
+		"nothing is recorded":            {func(*world) {}, false},
+		"nobody needs the new one":       {func(w *world) { w.c.All[1].Uses = nil }, true},
+		"it holds the same":              {same("d", "d", 9), true},
+		"it holds something else":        {same("d", "e", 9), false},
+		"the record is of a former file": {same("d", "d", 8), false},
+		"a pool that allows less":        {func(w *world) { w.s.Policy.AllowPurge = false }, false},
+	} {
+		w := newWorld()
+		w.c.All[1].Name = "h"
+		c.change(w)
+		p, _ := Judge(w.c, w.s, w.o)
+		b := &p.All[2]
+		if (b.Verdict == MayPurge) != c.may || b.Verdict == RestoreNow {
+			t.Errorf("%s: %s %v", name, b.Verdict, b.rules())
+		}
+		if told := slices.ContainsFunc(p.Next, func(s string) bool { return strings.Contains(s, "--as") }); told == c.may {
+			t.Errorf("%s: told what to do is %v: %q", name, told, p.Next)
+		}
+	}
+}
+
+// TestWord: what is proposed to be typed is one word, whatever a base is called.
+func TestWord(t *testing.T) {
+	w := newWorld()
+	w.c.Bases = "/p;x/_base"
+	w.c.All = append(w.c.All, refs.Base{Name: "m'$(id)", State: refs.Missing, Held: heldA})
+	p, _ := Judge(w.c, w.s, w.o)
+	if want := `bring back what is needed: shisa base restore '/p;x/_base' 'm'\''$(id)'`; !slices.Contains(p.Next, want) {
+		t.Errorf("Next = %q, want %q", p.Next, want)
+	}
+}
+
 // TestNotes: what is noted makes the next decision possible, and no breaker forgets what it is about.
 func TestNotes(t *testing.T) {
 	w := newWorld()

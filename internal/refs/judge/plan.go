@@ -203,12 +203,9 @@ func (p *Plan) next() {
 		}
 	}
 	say := func(text string, args ...any) { p.Next = append(p.Next, fmt.Sprintf(text, args...)) }
-	at := fmt.Sprintf("%q", p.Bases)
-	if !strings.ContainsAny(p.Bases, " \t\"'$\\") {
-		at = p.Bases
-	}
+	at := word(p.Bases)
 	if all := p.With(RestoreNow); len(all) > 0 {
-		say("bring back what is needed: shisa base restore %s %s", at, all[0].Name)
+		say("bring back what is needed: shisa base restore %s %s", at, word(all[0].Name))
 	}
 	if has[Unfinished] || has[WasClaimed] {
 		say("bring what was begun to its end: shisa base recover %s", at)
@@ -238,6 +235,10 @@ func (p *Plan) next() {
 	if has[PurgeOff] && len(p.With(MayPurge)) == 0 {
 		say("removing for good takes allow_purge in %s/.shisa/pool.json, and purge in the configuration", at)
 	}
+	if has[NameTaken] {
+		say("another file has the name of a base in quarantine: shisa base restore %s ID --as NAME keeps both; what protect "+
+			"recorded of both tells whether they are the same", at)
+	}
 	if has[TooYoung] || has[NotLongEnough] {
 		say("some bases are to wait: the dates say since when")
 	}
@@ -247,6 +248,14 @@ func (p *Plan) next() {
 	if len(p.With(MayPurge)) > 0 {
 		say("remove for good: shisa base plan --out plan.json %s, then shisa base purge --plan plan.json --approve DIGEST %s", at, at)
 	}
+}
+
+// word is an argument as a shell takes it: names of files are anybody's.
+func word(arg string) string {
+	if strings.Trim(arg, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%") == "" {
+		return arg
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
 func sorted(m map[string]bool) (all []string) {

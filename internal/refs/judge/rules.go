@@ -58,6 +58,8 @@ const (
 	PurgeOff      Rule = "purge_off"
 	// WasClaimed: somebody is removing it, or was.
 	WasClaimed Rule = "claimed"
+	// NameTaken: another file has its name by now, which is needed, and may not hold the same.
+	NameTaken Rule = "name_taken"
 )
 
 // The rules about all of them. The last ones are breakers: something became less that does not become less.

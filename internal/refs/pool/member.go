@@ -66,9 +66,16 @@ type Node struct {
 	Report  *Report
 }
 
-// Away tells whether the node was retired and has said nothing since.
+// Away tells whether the node was retired and has said nothing since. One whose last report is lost may have.
 func (n *Node) Away() bool {
-	return n.Retired != nil && (n.Report == nil || n.Report.SHA256 == n.Retired.Report)
+	if n.Retired == nil {
+		return false
+	}
+	said := ""
+	if n.Report != nil {
+		said = n.Report.SHA256
+	}
+	return said == n.Retired.Report
 }
 
 // Nodes gives all nodes that are known, in the order of their names: those that joined, those that reported, and

@@ -207,3 +207,25 @@ func FuzzReport(f *testing.F) {
 		}
 	})
 }
+
+// TestAway: a node that was retired is away as long as its last report is the one of then. One that is lost may have
+// been a later one.
+func TestAway(t *testing.T) {
+	gone := &Retired{Node: "n", Report: "d"}
+	for name, c := range map[string]struct {
+		n    Node
+		want bool
+	}{
+		"not retired":               {Node{Report: &Report{SHA256: "d"}}, false},
+		"its last report":           {Node{Retired: gone, Report: &Report{SHA256: "d"}}, true},
+		"it spoke since":            {Node{Retired: gone, Report: &Report{SHA256: "e"}}, false},
+		"its report is lost":        {Node{Retired: gone}, false},
+		"it never spoke":            {Node{Retired: &Retired{}}, true},
+		"it spoke the first time":   {Node{Retired: &Retired{}, Report: &Report{SHA256: "e"}}, false},
+		"retired without being one": {Node{Retired: &Retired{}, Member: &Member{}}, true},
+	} {
+		if got := c.n.Away(); got != c.want {
+			t.Errorf("%s: Away = %v, want %v", name, got, c.want)
+		}
+	}
+}
