@@ -177,7 +177,15 @@ func (k *keeper) removeAll(ctx context.Context, all []*claimed, by Decision, why
 			err = errors.Join(err, k.unclaim(ctx, a, against))
 			continue
 		}
-		e := k.remove(ctx, a, why)
+		s, e := k.lastLook(ctx, a)
+		if e != nil && !stopped(ctx, e) {
+			d.Leave(a.Name, e)
+			err = errors.Join(err, k.unclaim(ctx, a, e.Error()))
+			continue
+		}
+		if e == nil {
+			e = k.remove(ctx, a, s, why)
+		}
 		k.did(purgeStep(a.ID, a.Name, a.File.Ino, a.from), e)
 		if e != nil && stopped(ctx, e) {
 			return e
@@ -203,14 +211,7 @@ func judgedClaim(p *judge.Plan, a *claimed) *judge.Decided {
 // remove takes all names from a base that was claimed: those of its shields first, so that what is left after a crash
 // in between is the claim, which goes back into quarantine. Only then is the space free: a file lives as long as any
 // of its names.
-func (k *keeper) remove(ctx context.Context, a *claimed, why string) error {
-	s, err := pool.Read(ctx, k.Bases, k.Timeout)
-	if err == nil {
-		err = k.allNames(a, s)
-	}
-	if err != nil {
-		return errors.Join(err, k.unclaim(ctx, a, err.Error()))
-	}
+func (k *keeper) remove(ctx context.Context, a *claimed, s *pool.State, why string) error {
 	for _, h := range s.Shields {
 		if h.ID != a.File {
 			continue
@@ -229,6 +230,37 @@ func (k *keeper) remove(ctx context.Context, a *claimed, why string) error {
 		return errors.Join(err, k.unclaim(ctx, a, err.Error()))
 	}
 	return k.conclude(ctx, a.intent, a.Path, why)
+}
+
+// lastLook gives the state of the pool, with what speaks against a removal by that alone.
+func (k *keeper) lastLook(ctx context.Context, a *claimed) (*pool.State, error) {
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err == nil {
+		err = errors.Join(wantedNow(a, s), k.allNames(a, s))
+	}
+	return s, err
+}
+
+// wantedNow tells whether somebody said since the last decision that a base is wanted: the removal of those before it
+// takes its time, and who pins one that was claimed is told that it is pinned.
+func wantedNow(a *claimed, s *pool.State) error {
+	for i := range s.Pins {
+		if p := &s.Pins[i]; p.Holds(a.Name, a.File.Ino, s.Clock) {
+			return fmt.Errorf("it was pinned meanwhile: %s", p.Reason)
+		}
+	}
+	for _, n := range s.Nodes() {
+		if n.Report == nil || n.Away() {
+			continue
+		}
+		for i := range n.Report.Uses {
+			// A use of the name by another inode is one of a file that was made anew.
+			if u := &n.Report.Uses[i]; u.Inode == a.File.Ino || u.Name == a.Name && u.Inode == 0 {
+				return fmt.Errorf("node %s said meanwhile that it needs it: %s", n.Name, u.Holder)
+			}
+		}
+	}
+	return errors.Join(s.Unread...)
 }
 
 // allNames tells whether the names that are known are all that a base has: another one is somebody's, who may rest on

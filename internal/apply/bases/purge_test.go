@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
@@ -99,6 +100,48 @@ func TestPurgeLooksAgain(t *testing.T) {
 		}
 		if got := f.problems(files, true); got != nil {
 			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// TestPurgeLooksAtEach: what somebody says while another base is being removed is heard as well.
+func TestPurgeLooksAtEach(t *testing.T) {
+	for name, change := range map[string]func(*stock, string){
+		"a pin": func(f *stock, base string) { f.pin(base) },
+		"a report": func(f *stock, base string) {
+			f.image("new", base)
+			f.report("n2")
+			f.mustRemove("new")
+		},
+		"an odd document": func(f *stock, _ string) {
+			_ = os.WriteFile(pool.Path(f.dir, pool.Nodes, "n2.json"), []byte("{"), 0o600)
+		},
+		"an unknown name": func(f *stock, base string) {
+			for _, h := range f.state().Held {
+				if h.Name == base {
+					_ = os.Link(h.Path, filepath.Join(filepath.Dir(f.dir), "other"))
+				}
+			}
+		},
+	} {
+		f := newStock(t, "a", "b", "c")
+		f.quarantine("a", "b")
+		f.reports()
+		o := f.options()
+		kept := ""
+		o.Step = func(what string) error {
+			if gone, ok := strings.CutPrefix(what, "remove "); ok && kept == "" {
+				kept = map[string]string{"a": "b", "b": "a"}[gone]
+				change(f, kept)
+			}
+			return nil
+		}
+		d, err := f.purge(o)
+		if err != nil || kept == "" || len(d.Purged) != 1 || len(d.Left) != 1 || d.Left[0].Name != kept {
+			t.Errorf("%s: Purge = %+v, %v, want %q left", name, d, err, kept)
+		}
+		if h, err := pool.Read(t.Context(), f.dir, time.Minute); err != nil || len(h.Held) != 1 || h.Held[0].Claimed || h.Held[0].Links < 2 {
+			t.Errorf("%s: Held = %+v, %v, want %q in quarantine with its shield", name, h.Held, err, kept)
 		}
 	}
 }
