@@ -4,6 +4,7 @@
 package refs
 
 import (
+	"cmp"
 	"path/filepath"
 	"strings"
 	"time"
@@ -63,9 +64,10 @@ func (t *taking) bases() {
 	}
 }
 
-// alike tells whether a directory is called like that of the bases.
+// alike tells whether a directory is called like that of the bases, or like what leads to it.
 func (t *taking) alike(dir string) bool {
-	return !t.plain && filepath.Base(dir) == filepath.Base(t.c.Bases)
+	name := filepath.Base(dir)
+	return !t.plain && (name == filepath.Base(t.c.Bases) || name == cmp.Or(t.o.BaseName, novaBase))
 }
 
 // uses gives all images that rest on a target, those that rest on others that do included.

@@ -4,6 +4,7 @@
 package refs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,4 +117,57 @@ func (t *taking) ours(ctx context.Context, c *linux.Census, f *linux.OpenFile) (
 		return true, nil
 	}
 	return named, nil
+}
+
+// layout says which directory holds the bases, and where images are looked for. Plain: any image may be a
+// base, since the directory has none for them alone. The directory of bases may be a symbolic link: it is where that
+// leads to, which is looked through as well.
+func (o *Options) layout(ctx context.Context) (bases string, roots []string, plain bool, err error) {
+	name := cmp.Or(o.BaseName, novaBase)
+	pool, err := o.real(ctx, o.Pool)
+	if err != nil {
+		return "", nil, false, err
+	}
+	given, err := filepath.Abs(o.Pool)
+	if err != nil {
+		return "", nil, false, err
+	}
+	switch {
+	case filepath.Base(given) == name:
+		if pool, err = o.real(ctx, filepath.Dir(given)); err != nil {
+			return "", nil, false, err
+		}
+	case filepath.Base(pool) == name:
+		pool = filepath.Dir(pool)
+	}
+	roots = []string{pool}
+	for _, r := range o.Roots {
+		real, err := o.real(ctx, r)
+		if err != nil {
+			return "", nil, false, err
+		}
+		roots = append(roots, real)
+	}
+	sub := filepath.Join(pool, name)
+	_, err = diskio.Within(ctx, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(sub) }, nil)
+	switch {
+	case errors.Is(err, diskio.ErrDirectory):
+		real, err := o.real(ctx, sub)
+		if err == nil && real != sub {
+			roots = append(roots, real)
+		}
+		return real, roots, false, err
+	case err == nil, missing(err):
+		return pool, roots, true, nil
+	}
+	return "", nil, false, err
+}
+
+// real is a name without symbolic links.
+func (o *Options) real(ctx context.Context, name string) (string, error) {
+	real, err := diskio.Within(ctx, o.Timeout, func() (string, error) { return diskio.RealPath(name) }, nil)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(real)
 }

@@ -12,8 +12,6 @@ package refs
 import (
 	"cmp"
 	"context"
-	"errors"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -220,43 +218,6 @@ const (
 	// stateDir is where a pool keeps what shisa knows of it. Nova leaves it alone, since it is a directory.
 	stateDir = ".shisa"
 )
-
-// layout says which directory holds the bases, and where images are looked for. Plain: any image may be a
-// base, since the directory has none for them alone.
-func (o *Options) layout(ctx context.Context) (bases string, roots []string, plain bool, err error) {
-	name := cmp.Or(o.BaseName, novaBase)
-	pool, err := diskio.Within(ctx, o.Timeout, func() (string, error) { return diskio.RealPath(o.Pool) }, nil)
-	if err != nil {
-		return "", nil, false, err
-	}
-	if pool, err = filepath.Abs(pool); err != nil {
-		return "", nil, false, err
-	}
-	roots = []string{pool}
-	for _, r := range o.Roots {
-		real, err := diskio.Within(ctx, o.Timeout, func() (string, error) { return diskio.RealPath(r) }, nil)
-		if err == nil {
-			real, err = filepath.Abs(real)
-		}
-		if err != nil {
-			return "", nil, false, err
-		}
-		roots = append(roots, real)
-	}
-	if filepath.Base(pool) == name {
-		roots[0] = filepath.Dir(pool)
-		return pool, roots, false, nil
-	}
-	sub := filepath.Join(pool, name)
-	_, err = diskio.Within(ctx, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(sub) }, nil)
-	switch {
-	case errors.Is(err, diskio.ErrDirectory):
-		return sub, roots, false, nil
-	case err == nil, missing(err):
-		return pool, roots, true, nil
-	}
-	return "", nil, false, err
-}
 
 // BasesIn gives the directory of the bases of a pool; the arguments are those of Options.
 func BasesIn(ctx context.Context, name, baseName string, timeout time.Duration) (string, error) {

@@ -6,6 +6,7 @@ package refs
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -270,6 +271,33 @@ func TestRoots(t *testing.T) {
 	}
 	if _, err := Look(t.Context(), Options{Pool: w.path("nowhere")}); err == nil {
 		t.Error("Look of a pool that is not there gives no error")
+	}
+}
+
+// TestLinkedBases: the directory of the bases may be a symbolic link, and is named by it or by where it is.
+func TestLinkedBases(t *testing.T) {
+	w := newWorld(t)
+	w.mkdir("store")
+	if err := errors.Join(os.Rename(w.path("pool/_base"), w.path("store/all")), os.Symlink("../store/all", w.path("pool/_base"))); err != nil {
+		t.Fatal(err)
+	}
+	w.base("a")
+	w.base("b")
+	w.write("pool/_base/.shisa/q/"+heldID+".c", nil)
+	w.image("pool/i/disk", "qcow2", w.path("pool/_base/a"))
+	w.image("pool/i/real", "qcow2", w.path("store/all/a"))
+	w.image("pool/i/gone", "qcow2", w.path("pool/_base/gone"))
+	w.image("pool/i/other", "qcow2", "/another/nodes/_base/a")
+	want := []string{"a live: header pool/i/disk 1 name pool/i/other 1 header pool/i/real 1", "b live:", "c quarantined:",
+		"gone missing: header pool/i/gone 1"}
+	for _, pool := range []string{"pool", "pool/_base"} {
+		c := w.look(Options{Pool: w.path(pool)})
+		if d := cmp.Diff(want, w.lines(c)); d != "" {
+			t.Errorf("%s: Look (-want +got):\n%s", pool, d)
+		}
+		if c.Bases != w.path("store/all") || c.All[0].Path != w.path("store/all/a") {
+			t.Errorf("%s: bases in %s, one is %s", pool, c.Bases, c.All[0].Path)
+		}
 	}
 }
 
