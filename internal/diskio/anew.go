@@ -45,3 +45,16 @@ func anew(f *os.File) error {
 		}
 	}
 }
+
+// IsEmpty tells whether a directory has no names, as one has on which nothing is mounted.
+func IsEmpty(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	_, err = f.Readdirnames(1)
+	if empty := errors.Is(err, io.EOF); empty {
+		return true, f.Close()
+	}
+	return false, errors.Join(err, f.Close())
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/linux"
@@ -64,6 +65,23 @@ func (t *taking) whereabouts(ctx context.Context) error {
 		return nil
 	}
 	t.dir = st.ID
+	return nil
+}
+
+// mounted makes a gap of each further directory that has no names: somebody said that images lie there, and the
+// storage that they lie on may not be mounted. The error is that of ctx.
+func (t *taking) mounted(ctx context.Context) error {
+	for _, r := range t.o.Roots {
+		empty, err := diskio.Within(ctx, t.o.Timeout, func() (bool, error) { return diskio.IsEmpty(r) }, nil)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !errors.Is(err, syscall.ENOTDIR):
+			t.gap(r, "directory", reason(err))
+		case empty:
+			t.gap(r, "directory", "it is empty: is its storage mounted?")
+		}
+	}
 	return nil
 }
 

@@ -152,3 +152,25 @@ func TestSince(t *testing.T) {
 		t.Error("since does not prefer when it was made")
 	}
 }
+
+// TestEmptyRoot: a directory that somebody named and in which nothing is, is one whose storage may not be mounted.
+func TestEmptyRoot(t *testing.T) {
+	w := newWorld(t)
+	w.base("a")
+	w.mkdir("more")
+	gaps := func() (n int) {
+		for _, g := range w.look(Options{Roots: []string{w.path("more")}}).Gaps {
+			if g.Object == w.path("more") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := gaps(); n != 1 {
+		t.Errorf("%d gaps for an empty directory, want 1", n)
+	}
+	w.mkdir("more/lost+found")
+	if n := gaps(); n != 0 {
+		t.Errorf("%d gaps for an empty file system, want none", n)
+	}
+}

@@ -246,6 +246,9 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if err := t.sweep(ctx); err != nil {
 		return nil, err
 	}
+	if err := t.mounted(ctx); err != nil {
+		return nil, err
+	}
 	if err := t.aside(ctx); err != nil {
 		return nil, err
 	}

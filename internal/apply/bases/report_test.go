@@ -57,6 +57,10 @@ func newFarm(t *testing.T, bases []string, names ...string) *farm {
 
 func (f *farm) node(name string) *node {
 	n := &node{f: f, name: name, dir: f.t.TempDir(), machine: strings.Repeat(fmt.Sprintf("%x", len(f.nodes)), 64)}
+	// A directory without any name looks like one whose storage is not mounted.
+	if err := os.Mkdir(filepath.Join(n.dir, "lost+found"), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
 	n.boot()
 	n.run.Awake = time.Hour
 	f.nodes[name] = n
