@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -49,9 +50,23 @@ func (e Entry) sum() (string, error) {
 	return hex.EncodeToString(s[:]), nil
 }
 
-// Line gives the entry as a line that follows the one with the digest prev.
+// Each text of an entry is bounded, so that a line is one that is read again: JSON takes six bytes for one at most.
+const (
+	maxWordBytes = 256
+	maxTextBytes = 4 << 10
+)
+
+// Line gives the entry as a line that follows the one with the digest prev. Names of files may hold any bytes, and a
+// digest needs letters that are read as they were written.
 func (e Entry) Line(prev string) (line []byte, sum string, err error) {
 	e.Prev, e.Time = prev, e.Time.UTC()
+	for s, most := range map[*string]int{&e.Node: maxWordBytes, &e.Act: maxWordBytes, &e.Name: maxWordBytes, &e.Path: maxTextBytes,
+		&e.Why: maxTextBytes} {
+		if len(*s) > most {
+			*s = (*s)[:most] + "..."
+		}
+		*s = strings.ToValidUTF8(*s, "\uFFFD")
+	}
 	if e.Sum, err = e.sum(); err != nil {
 		return nil, "", err
 	}

@@ -105,3 +105,21 @@ func FuzzPool(f *testing.F) {
 		}
 	})
 }
+
+// TestAuditOfOddTexts: whatever a file is called and however long a reason is, the chain holds.
+func TestAuditOfOddTexts(t *testing.T) {
+	var all []byte
+	prev := ""
+	for i, text := range []string{"b\xff3", "\xc3", "a\nb", "\u2028<&>", strings.Repeat("\x01", 1<<20), strings.Repeat("\xff", 1<<20), "plain"} {
+		e := Entry{Time: time.Unix(int64(i), 0), Node: text, Act: "shield", Name: text, Path: text, Why: text}
+		line, sum, err := e.Line(prev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, prev = append(all, line...), sum
+	}
+	got, cut, err := ReadAudit(bytes.NewReader(all))
+	if err != nil || cut || len(got) != 7 {
+		t.Errorf("ReadAudit = %d entries, cut %v, %v", len(got), cut, err)
+	}
+}

@@ -242,7 +242,7 @@ func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) e
 // AuditOf reads what the audits of all nodes say about one base, in the order of time. What could not be read, does
 // not follow its chain, or has no end is in unread; the error is that of ctx.
 func AuditOf(ctx context.Context, bases, name string, timeout time.Duration) (all []Entry, unread []error, err error) {
-	dir := Path(bases, Audit)
+	dir, told := Path(bases, Audit), strings.ToValidUTF8(name, "\uFFFD")
 	names, err := list(ctx, dir, timeout)
 	switch {
 	case ctx.Err() != nil:
@@ -254,7 +254,7 @@ func AuditOf(ctx context.Context, bases, name string, timeout time.Duration) (al
 	}
 	for _, n := range names {
 		path := filepath.Join(dir, n)
-		some, cut, err := readAuditFile(ctx, path, timeout, func(e *Entry) bool { return e.Name == name })
+		some, cut, err := readAuditFile(ctx, path, timeout, func(e *Entry) bool { return e.Name == told })
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
