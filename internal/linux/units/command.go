@@ -51,6 +51,7 @@ func (r *runner) command(ctx context.Context, p place, words []string) Truth {
 		return t
 	}
 	if found.script != "" {
+		p.strict = strictScript(found.script)
 		return r.scriptFile(ctx, p, found, words)
 	}
 	if base == "true" || base == "echo" || base == "sleep" || base == "sync" {
@@ -182,6 +183,9 @@ func (r *runner) interpret(ctx context.Context, p place, lang string, words []st
 	if path.Base(words[0]) == "busybox" && len(rest) > 0 {
 		rest = rest[1:]
 	}
+	if lang == "sh" {
+		p.strict = strictBy(p.strict, rest)
+	}
 	for len(rest) > 0 && len(rest[0]) > 1 && (rest[0][0] == '-' || rest[0][0] == '+') {
 		w := rest[0]
 		rest = rest[1:]
@@ -241,10 +245,11 @@ func (r *runner) shell(ctx context.Context, p place, text string, from Source, a
 		r.doubt("not all of " + name + " was understood")
 	}
 	s := &shell{r: r, chain: p.chain, file: from.Path, vars: map[string]string{}, args: args, funcs: map[string]*node{}, active: map[string]int{},
-		depth: p.depth + 1, way: p.way, why: p.why}
+		depth: p.depth + 1, way: p.way, why: p.why, strict: p.strict}
 	for _, e := range r.environment() {
 		if k, v, ok := strings.Cut(e, "="); ok && isName(k) {
 			s.vars[k] = v
+			s.lax = s.lax || k == "PATH"
 		}
 	}
 	return s.run(ctx, tree)

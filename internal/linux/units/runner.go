@@ -74,7 +74,8 @@ type place struct {
 	delay   time.Duration
 	at      string
 	missing string
-	lax     bool // a name that is not found may be found all the same
+	lax     bool  // a name that is not found may be found all the same
+	strict  Truth // a shell that is started here is told to end at the first command that fails
 }
 
 func (r *runner) doubt(text string) {

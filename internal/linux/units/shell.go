@@ -29,6 +29,9 @@ type shell struct {
 	ended Truth // whether the script has ended before here
 	// lax: there may be functions and programs that are not known.
 	lax bool
+	// strict: the first command that fails ends it (set -e), but for those in shielded.
+	strict   Truth
+	shielded int
 }
 
 // run gives whether a part succeeds.
@@ -43,13 +46,20 @@ func (s *shell) run(ctx context.Context, n *node) Truth {
 	case "list":
 		t := Yes
 		for _, p := range n.parts {
-			t = s.run(ctx, p)
+			if p.background {
+				s.asked(ctx, p)
+				t = Yes
+				continue
+			}
+			if t = s.run(ctx, p); s.ended == Yes {
+				break
+			}
 		}
 		return t
 	case "simple":
-		return s.simple(ctx, n)
+		return s.failing(n, s.simple(ctx, n))
 	case "and", "or":
-		left := s.run(ctx, n.parts[0])
+		left := s.asked(ctx, n.parts[0])
 		runs := left
 		if n.kind == "or" {
 			runs = opposite(left)
@@ -57,13 +67,13 @@ func (s *shell) run(ctx context.Context, n *node) Truth {
 		right := s.under(ctx, runs, n.parts[0], func() Truth { return s.run(ctx, n.parts[1]) })
 		return joined(n.kind == "and", left, right)
 	case "not":
-		return opposite(s.run(ctx, n.parts[0]))
+		return opposite(s.asked(ctx, n.parts[0]))
 	case "pipe":
-		return s.pipe(ctx, n)
+		return s.failing(n, s.pipe(ctx, n))
 	case "if":
 		return s.branch(ctx, n)
 	case "loop":
-		t := s.run(ctx, n.parts[0])
+		t := s.asked(ctx, n.parts[0])
 		if t == Yes {
 			t = Maybe // it may be something that ends by itself; the first round runs all the same
 			s.run(ctx, n.parts[1])
@@ -82,10 +92,10 @@ func (s *shell) run(ctx context.Context, n *node) Truth {
 		s.funcs[n.words[0]] = n.parts[0]
 		return Yes
 	case "subshell":
-		before := s.ended
+		before, strict := s.ended, s.strict
 		t := s.run(ctx, n.parts[0])
-		s.ended = before
-		return t
+		s.ended, s.strict = before, strict
+		return s.failing(n, t)
 	}
 	return Maybe
 }
@@ -115,7 +125,7 @@ func (s *shell) under(ctx context.Context, runs Truth, by *node, do func() Truth
 }
 
 func (s *shell) branch(ctx context.Context, n *node) Truth {
-	t := s.run(ctx, n.parts[0])
+	t := s.asked(ctx, n.parts[0])
 	a := s.under(ctx, t, n.parts[0], func() Truth { return s.run(ctx, n.parts[1]) })
 	b := Yes
 	if len(n.parts) > 2 {
@@ -144,7 +154,9 @@ func (s *shell) pipe(ctx context.Context, n *node) Truth {
 				continue
 			}
 		}
-		t = s.run(ctx, p)
+		strict := s.strict
+		t = s.asked(ctx, p)
+		s.strict = strict
 	}
 	return t
 }
@@ -257,7 +269,10 @@ func (s *shell) named(ctx context.Context, n *node, words []string) Truth {
 		return s.run(ctx, f)
 	}
 	switch words[0] {
-	case ":", "true", "set", "shift", "umask", "trap", "cd", "sleep", "echo", "printf", "logger", "sync", "wall":
+	case "set":
+		s.options(words[1:])
+		return Yes
+	case ":", "true", "shift", "umask", "trap", "cd", "sleep", "echo", "printf", "logger", "sync", "wall":
 		return Yes
 	case "export", "readonly", "local", "declare", "typeset":
 		for _, w := range words[1:] {
