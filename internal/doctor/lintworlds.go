@@ -113,7 +113,7 @@ func (t *TimerInfo) worlds() (lost, caughtUp, slow []world) {
 			caughtUp = append(caughtUp, world{w.text, &w.runs[0]})
 		}
 		for n := range w.runs {
-			if r := &w.runs[n]; n > 0 && r.Loop && !w.runs[0].Loop && strings.Contains(r.Clock, "and set right") {
+			if r := &w.runs[n]; n > 0 && r.Loop && !w.runs[0].Loop && r.By.Sync >= 0 {
 				slow = append(slow, world{r.Clock, r})
 			}
 		}

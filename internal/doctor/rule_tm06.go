@@ -30,7 +30,7 @@ func ruleTM06() Rule {
 func slowClock(r *Rule, e *evidence.Evidence, t *TimerInfo) Result {
 	o := unitObject(e, t.Unit)
 	c := &e.Clock
-	run := t.clockLoop()
+	run := t.slowLoop(e)
 	why, at := t.risk(e)
 	switch {
 	case t.played.ways[0].runs[0].Unfinished:

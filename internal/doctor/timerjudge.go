@@ -347,13 +347,12 @@ func futureSaid(e *evidence.Evidence, timer string) *evidence.Event {
 	return nil
 }
 
-// clockLoop gives a run that loops with another clock than the likeliest; nil if none does. Those that begin slow
-// and are set right come first.
-func (t *TimerInfo) clockLoop() *reboots.Run {
+// clockLoop gives a run that loops with another clock than the likeliest, of those that fit; nil if none does.
+func (t *TimerInfo) clockLoop(fits func(c *reboots.Clock) bool) *reboots.Run {
 	for i := range t.played.ways {
 		runs := t.played.ways[i].runs
 		for n := range runs {
-			if r := &runs[n]; n > 0 && r.Loop && strings.Contains(r.Clock, "set right") {
+			if r := &runs[n]; n > 0 && r.Loop && fits(&r.By) {
 				return r
 			}
 		}
@@ -361,16 +360,29 @@ func (t *TimerInfo) clockLoop() *reboots.Run {
 	return nil
 }
 
+// slowLoop gives one with a clock that begins slow and is then set right; nil if none does. One that has stopped is
+// slow too, but of it only the log is a sign.
+func (t *TimerInfo) slowLoop(e *evidence.Evidence) *reboots.Run {
+	r := t.clockLoop(func(c *reboots.Clock) bool { return c.Sync >= 0 && c.Error < 0 })
+	if r == nil && futureSaid(e, t.Unit) != nil {
+		r = t.clockLoop(func(c *reboots.Clock) bool { return c.Sync >= 0 && !c.Begins.IsZero() })
+	}
+	return r
+}
+
 // supposing tells of loops that other clocks would make.
 func (t *TimerInfo) supposing(e *evidence.Evidence) {
 	if t.Danger == TimerLoops || t.Danger == TimerMayLoop {
 		return
 	}
-	r := t.clockLoop()
+	why, at := t.risk(e)
+	r := t.slowLoop(e)
+	if r == nil {
+		at, r = false, t.clockLoop(func(*reboots.Clock) bool { return true })
+	}
 	if r == nil {
 		return
 	}
-	why, at := t.risk(e)
 	if at {
 		t.Danger = TimerMayLoop
 		t.say("may %s the machine again and again, %s, if %s: %s", verb(t.played.act.Does), pace(r, e.Clock.Zone), r.Clock, why)

@@ -193,6 +193,8 @@ type Boot struct {
 // Run is what became of a world.
 type Run struct {
 	Clock string `json:"clock"`
+	// By is that clock.
+	By Clock `json:"-"`
 	// Unfinished: World.Left was used up, and nothing is known.
 	Unfinished bool   `json:"unfinished"`
 	Boots      []Boot `json:"boots"`
@@ -222,7 +224,7 @@ func (r *Run) Restarts(within time.Duration) (n int) {
 // Simulate plays a world until it is plain what becomes of it.
 func Simulate(w World) Run {
 	m := newMachine(w)
-	r := Run{Clock: w.Clock.Name, Surprise: -1}
+	r := Run{Clock: w.Clock.Name, By: w.Clock, Surprise: -1}
 	at, wrong, right := w.Start, 0, 0
 	for len(r.Boots) < maxBoots && wrong < w.inARow() && right < enough {
 		b := m.boot(at)
@@ -239,7 +241,7 @@ func Simulate(w World) Run {
 	}
 	r.judge(m, wrong)
 	if w.Left != nil && *w.Left <= 0 {
-		return Run{Clock: w.Clock.Name, Boots: r.Boots, Surprise: -1, Unfinished: true}
+		return Run{Clock: w.Clock.Name, By: w.Clock, Boots: r.Boots, Surprise: -1, Unfinished: true}
 	}
 	return r
 }
