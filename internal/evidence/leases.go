@@ -122,6 +122,9 @@ type program struct {
 	// address: see Lease. also are names of settings that are read besides, by a function of its own.
 	address bool
 	also    []string
+	// fences tells Fenced by the settings, nil if fenced says it; block: it asks to which block of YAML one belongs.
+	fences func(g *gatherer, ctx context.Context, text []byte) string
+	block  bool
 }
 
 // programs are those that are known. The usual values are those of their documents: etcd 3.5
@@ -134,9 +137,9 @@ func programs() []program {
 		{name: "etcd election", needs: "etcd's data lies on the disk", fenced: "yes",
 			files:    []string{"/etc/etcd/etcd.conf.yml", "/etc/etcd/etcd.conf", "/etc/default/etcd", "/etc/kubernetes/manifests/etcd.yaml"},
 			settings: []string{"election-timeout", "ETCD_ELECTION_TIMEOUT"}, unit: time.Millisecond, usual: time.Second, early: 1, late: 2},
-		{name: "Patroni leader key", needs: "Patroni, or the PostgreSQL that it asks, waits for the disk", fenced: "no",
+		{name: "Patroni leader key", needs: "Patroni, or the PostgreSQL that it asks, waits for the disk",
 			files: []string{"/etc/patroni/", "/etc/patroni.yml", "/etc/patroni.yaml"}, settings: []string{"ttl"}, unit: time.Second,
-			usual: 30 * time.Second, early: 0.66, late: 1.34},
+			usual: 30 * time.Second, early: 0.66, late: 1.34, fences: (*gatherer).patroniFences, block: true, also: []string{"mode", "watchdog"}},
 		{name: "keepalived", needs: "keepalived itself waits for the disk, as for its log; what it sends needs none", fenced: "no",
 			files: keepalivedFiles(), settings: []string{"advert_int"}, also: checkSettings(), unit: time.Second,
 			usual: time.Second, early: 3, late: 4, address: true},
@@ -237,8 +240,12 @@ func (g *gatherer) leases(ctx context.Context) {
 				d, from.Line = t, v.line
 			}
 		}
+		fenced := p.fenced
+		if p.fences != nil {
+			fenced = p.fences(g, ctx, text)
+		}
 		l.Leases = append(l.Leases, Lease{Name: p.name, Early: p.plus + time.Duration(p.early*float64(d)), Address: p.address,
-			Late: p.plus + time.Duration(p.late*float64(d)), Needs: p.needs, Fenced: p.fenced, From: from})
+			Late: p.plus + time.Duration(p.late*float64(d)), Needs: p.needs, Fenced: fenced, From: from})
 	}
 }
 
@@ -250,12 +257,14 @@ const notKept = "lines that no rule needs"
 // many lines were left out.
 func leaseLines(name string, text []byte) (less []byte, n int, kept bool) {
 	var settings, words []string
+	blocks := false
 	for _, p := range programs() {
 		if slices.ContainsFunc(p.files, func(f string) bool { return f == name || strings.HasSuffix(f, "/") && strings.HasPrefix(name, f) }) {
 			settings, kept = append(append(settings, p.settings...), p.also...), true
 			if p.must != "" {
 				words = append(words, p.must)
 			}
+			blocks = blocks || p.block
 		}
 	}
 	if !kept {
@@ -263,7 +272,8 @@ func leaseLines(name string, text []byte) (less []byte, n int, kept bool) {
 	}
 	lines := strings.Split(string(text), "\n")
 	for i, l := range lines {
-		if _, wanted := settingIn([]byte(l), settings...); wanted || strings.TrimSpace(l) == "" {
+		if _, wanted := settingIn([]byte(l), settings...); wanted || strings.TrimSpace(l) == "" ||
+			blocks && blockName(l) {
 			continue
 		}
 		n++

@@ -5,6 +5,8 @@ package evidence
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -123,6 +125,47 @@ func TestLeases(t *testing.T) {
 	}
 }
 
+// TestPatroniFences: whether a watchdog resets a Patroni that lost its key is told by its mode, and by whether there is a
+// watchdog; of a bundle by the lines that are kept of its settings.
+func TestPatroniFences(t *testing.T) {
+	const none = "devices: 0"
+	for _, c := range []struct{ text, device, want string }{
+		{"ttl: 30\n", "", ""},
+		{"ttl: 30\n", none, "no"},
+		{"ttl: 30\n", "watchdog0", ""},
+		{"ttl: 30\nwatchdog:\n  mode: required # or off\n  device: /dev/watchdog\n", "", "yes"},
+		{"watchdog:\n  # mode: required\n  device: /dev/watchdog\n  mode: off\nlog:\n  mode: 0644\n", "watchdog0", "no"},
+		{"watchdog:\n  mode: \"automatic\"\n", none, "no"},
+		{"watchdog: {mode: required}\n", none, ""},
+		{"watchdog:\n  mode: ${MODE}\n", none, ""},
+		{"log:\n  mode: off\nwatchdog:\n  device: x\nother:\n  mode: off\n", "watchdog0", ""},
+	} {
+		less, _, kept := leaseLines("/etc/patroni.yml", []byte(c.text))
+		if !kept {
+			t.Fatal("/etc/patroni.yml is not known")
+		}
+		for _, text := range []string{c.text, string(less)} {
+			files := map[string]string{"etc/patroni.yml": text}
+			dir := filled(t, files)
+			if c.device != "" {
+				name := filepath.Join(dir, "sys/class/watchdog")
+				if c.device != none {
+					name = filepath.Join(name, c.device)
+				}
+				for _, name := range []string{name, filepath.Join(dir, "sys/class/block")} {
+					if err := os.MkdirAll(name, 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			l := gatheredFrom(t, dir).Limits.Leases
+			if len(l) != 1 || l[0].Fenced != c.want {
+				t.Errorf("%q with %q: %+v, want one fenced %q", text, c.device, l, c.want)
+			}
+		}
+	}
+}
+
 // TestLeaseLines: of files with passwords in forms of their own a bundle has only what is asked for.
 func TestLeaseLines(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
@@ -132,6 +175,7 @@ func TestLeaseLines(t *testing.T) {
 		{"/etc/consul.d/server.hcl", "server = true\nencrypt = \"c2VjcmV0\"\nraft_multiplier = 1\n", "server\n\nraft_multiplier = 1\n"},
 		{"/etc/mysql/my.cnf", "[mysqld]\nwsrep_sst_auth=u:hunter2\n", "\nwsrep\n"},
 		{"/etc/patroni/main.yml", "ttl: 60\nusername: u\npassword: hunter2\n", "ttl: 60\n\n\n"},
+		{"/etc/patroni.yml", "watchdog:\n  mode: off\n  device: x\nlog:\n  se: cret\n  cret:\n", "watchdog:\n  mode: off\n\nlog:\n\n\n"},
 		{"/var/lib/pacemaker/cib/cib.xml", `<nvpair id="a" name="passwd" value="hunter2"/><op name="monitor" timeout="20s"/>`,
 			`<nvpair id="a" name="passwd" value="[left-out]"/><op name="monitor" timeout="20s"/>`},
 		{"/etc/other.conf", "auth_pass 1111\n", "auth_pass 1111\n"},
