@@ -19,16 +19,30 @@ func (s *shell) asked(ctx context.Context, n *node) Truth {
 }
 
 // failing ends a script that has "set -e" at a command that is known to fail. One of which that is not known ends
-// nothing: that would put each script with "set -e" in doubt.
+// nothing, or else each script with "set -e" would be in doubt, unless it is there to ask something.
 func (s *shell) failing(n *node, t Truth) Truth {
-	if t != No || s.shielded > 0 || s.ended == Yes || s.strict != Yes && s.strict != Maybe {
+	if t == Yes || t == Maybe && !s.asks(n) || s.shielded > 0 || s.ended == Yes || s.strict != Yes && s.strict != Maybe {
 		return t
 	}
-	if s.strict == Maybe && s.way == Yes {
+	if s.way == Yes && (s.strict == Maybe || t == Maybe) {
 		s.way, s.why = Maybe, fmt.Sprintf("line %d of %s may end it before", n.line, s.file)
 	}
 	s.leave(n)
 	return t
+}
+
+// asks tells of a command whose status is an answer and no failure of its own.
+func (s *shell) asks(n *node) bool {
+	if n.kind != "simple" || len(n.words) == 0 {
+		return false
+	}
+	switch path.Base(s.value(n.words[0])) {
+	case "[", "test", "grep", "egrep", "fgrep", "cmp", "diff", "pgrep", "pidof", "mountpoint", "which":
+		return true
+	case "systemctl":
+		return len(n.words) > 1 && strings.HasPrefix(n.words[1], "is-")
+	}
+	return false
 }
 
 // options takes those of "set".
