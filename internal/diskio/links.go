@@ -36,7 +36,16 @@ type Links interface {
 // HostLinks is Links of this machine.
 func HostLinks() Links { return hostLinks{} }
 
-type hostLinks struct{}
+type hostLinks struct {
+	// between, in tests, is called after each look at a name and before what is done to it.
+	between func()
+}
+
+func (h hostLinks) pause() {
+	if h.between != nil {
+		h.between()
+	}
+}
 
 // idOf is which regular file has a name.
 func idOf(name string) (ID, error) {
@@ -86,23 +95,26 @@ func (hostLinks) Link(id ID, from, to string) error {
 	return errors.Join(&fs.PathError{Op: "link", Path: from, Err: ErrChanged}, unix.Unlink(to))
 }
 
-func (hostLinks) Move(id ID, from, to string) error {
+func (h hostLinks) Move(id ID, from, to string) error {
 	if err := id.is(from); err != nil {
 		return err
 	}
 	if _, err := idOf(to); !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(&os.LinkError{Op: "rename", Old: from, New: to, Err: fs.ErrExist}, ignoreNil(err))
 	}
+	h.pause()
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// The file system cannot do that in one step, as NFS: a new name first, then the old one.
-		if err = unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, to, 0); err == nil {
-			err = unix.Unlink(from)
-		}
+		err = h.moveInSteps(id, from, to)
 	}
 	if look := id.is(to); look != nil {
 		if err != nil {
 			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+		if errors.Is(look, ErrChanged) {
+			// Another file took the name from between the look and the rename. It gets that back, unless a third has it.
+			back := unix.Renameat2(unix.AT_FDCWD, to, unix.AT_FDCWD, from, unix.RENAME_NOREPLACE)
+			return errors.Join(look, back, syncDir(filepath.Dir(from)), syncDir(filepath.Dir(to)))
 		}
 		return look
 	}
@@ -111,6 +123,22 @@ func (hostLinks) Move(id ID, from, to string) error {
 			Err: fmt.Errorf("the file has both names now: %w", errors.Join(err, fs.ErrExist))}
 	}
 	return errors.Join(syncDir(filepath.Dir(from)), syncDir(filepath.Dir(to)))
+}
+
+// moveInSteps is for a file system that cannot do it in one, as NFS: a new name first, then the old one, unless another
+// file has that by then.
+func (h hostLinks) moveInSteps(id ID, from, to string) error {
+	if err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, to, 0); err != nil {
+		return err
+	}
+	if err := id.is(to); err != nil {
+		return errors.Join(err, unix.Unlink(to)) // another file had the name from, and keeps it
+	}
+	h.pause()
+	if err := id.is(from); err != nil {
+		return nil // it lost that name already
+	}
+	return unix.Unlink(from)
 }
 
 // ignoreNil keeps an error that says more than that a name is there.

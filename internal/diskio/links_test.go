@@ -110,3 +110,37 @@ func TestUnlinkAndTouch(t *testing.T) {
 		t.Errorf("Touch: %v, changed %v, want %v", err, st.ModTime(), when)
 	}
 }
+
+// TestMoveOvertaken: a file that takes the name between the look and the rename keeps it, in one step and in two.
+func TestMoveOvertaken(t *testing.T) {
+	for name, inSteps := range map[string]bool{"in one step": false, "in steps": true} {
+		dir := filesOf(t, "base", "anew")
+		base, anew, to := filepath.Join(dir, "base"), filepath.Join(dir, "anew"), filepath.Join(dir, "aside")
+		id, err := idOf(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		newer, err := idOf(anew)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := hostLinks{between: func() {
+			if err := os.Rename(anew, base); err != nil {
+				t.Error(err)
+			}
+		}}
+		if inSteps {
+			// The file had its new name by then: nothing is lost, and the old name is the other's.
+			if err := h.moveInSteps(id, base, to); err != nil || id.is(to) != nil {
+				t.Errorf("%s: %v, at the new name: %v", name, err, id.is(to))
+			}
+		} else if err := h.Move(id, base, to); !errors.Is(err, ErrChanged) {
+			t.Errorf("%s: Move = %v, want %v", name, err, ErrChanged)
+		} else if _, err := idOf(to); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: something has the new name: %v", name, err)
+		}
+		if err := newer.is(base); err != nil {
+			t.Errorf("%s: the file that was made meanwhile lost its name: %v", name, err)
+		}
+	}
+}

@@ -213,6 +213,10 @@ func (k *keeper) move(id diskio.ID, from, to string) (moved bool, err error) {
 			err = errors.Join(err, k.Links.Unlink(id, to))
 		}
 		return at(to), cmp.Or(err, fmt.Errorf("%s has its name still", from))
+	case errors.Is(err, diskio.ErrChanged):
+		// Another file had the name from, and has it again: nothing was done, unless it could not get that back.
+		_, look := diskio.LookEntry(to)
+		return !errors.Is(look, fs.ErrNotExist), err
 	default:
 		return true, cmp.Or(err, fmt.Errorf("%s has neither its old name nor the new one", from))
 	}
