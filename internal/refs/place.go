@@ -8,11 +8,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"path"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 // place says what a directory is to the pool, by what it is and not by what it is called: one file system may be
@@ -188,4 +192,32 @@ func (o *Options) real(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	return filepath.Abs(real)
+}
+
+// remote tells of a name that leads to another machine and so to no file of a directory. What json: describes may
+// lead to a file by ways that are not understood, and so may drivers that stand before one (blkdebug, quorum).
+func remote(name string) bool {
+	protocol, _, _ := strings.Cut(name, ":")
+	protocol, _, _ = strings.Cut(protocol, "+")
+	switch protocol {
+	case "nbd", "http", "https", "ftp", "ftps", "rbd", "iscsi", "iser", "gluster", "ssh", "sftp", "nfs", "sheepdog", "vxhs":
+		return true
+	}
+	return false
+}
+
+// address gives the index of the target that a name means which leads to another machine, -1 for none. A server may
+// have the directory of the bases as well: a file of such a directory is taken for the base of that name.
+func (t *taking) address(name string) int32 {
+	if i, ok := t.byName[name]; ok {
+		return i
+	}
+	u, err := url.Parse(name)
+	if err != nil || !t.alike(path.Dir(u.Path)) || !pool.IsName(path.Base(u.Path)) {
+		return -1
+	}
+	t.targets = append(t.targets, target{path: filepath.Join(t.c.Bases, path.Base(u.Path)), as: name, byName: true})
+	i := int32(len(t.targets) - 1)
+	t.byName[name] = i
+	return i
 }

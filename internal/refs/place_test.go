@@ -174,3 +174,23 @@ func TestEmptyRoot(t *testing.T) {
 		t.Errorf("%d gaps for an empty file system, want none", n)
 	}
 }
+
+// TestAddress: an image may rest on a base by the name of the server that has it.
+func TestAddress(t *testing.T) {
+	for name, want := range map[string]string{
+		"nfs://filer/export/_base/a":           "a live: name pool/i/disk 1",
+		"gluster+tcp://g1:24007/vol/_base/a":   "a live: name pool/i/disk 1",
+		"ssh://root@n2/srv/_base/a?x=1":        "a live: name pool/i/disk 1",
+		"nfs://filer/export/images/a":          "a live:",
+		"rbd:pool/_base/a":                     "a live:",
+		"nbd://host:10809/a":                   "a live:",
+		"https://images.example.org/_base/%zz": "a live:",
+	} {
+		w := newWorld(t)
+		w.base("a")
+		w.image("pool/i/disk", "qcow2", name)
+		if got := strings.Join(w.lines(w.look(Options{})), "|"); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}

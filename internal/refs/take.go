@@ -219,7 +219,7 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 	path, _, err := disk.ParseName(name)
 	switch {
 	case errors.Is(err, disk.ErrProtocol) && remote(name):
-		return -1, nil // it rests on no file of a directory
+		return t.address(name), nil
 	case err != nil:
 		t.gap(n.path(), "name of the backing file", err.Error())
 		return -1, nil
@@ -258,18 +258,6 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 	}
 	t.byName[path] = i
 	return i, nil
-}
-
-// remote tells of a name that leads to another machine and so to no file of a directory. What json: describes may
-// lead to a file by ways that are not understood, and so may drivers that stand before one (blkdebug, quorum).
-func remote(name string) bool {
-	protocol, _, _ := strings.Cut(name, ":")
-	protocol, _, _ = strings.Cut(protocol, "+")
-	switch protocol {
-	case "nbd", "http", "https", "ftp", "ftps", "rbd", "iscsi", "iser", "gluster", "ssh", "sftp", "nfs", "sheepdog", "vxhs":
-		return true
-	}
-	return false
 }
 
 // join completes a relative name as qemu does. A name with ".." only at its beginning leads the same way
