@@ -210,3 +210,22 @@ func (w *world) shield(name string) string {
 	}
 	return to
 }
+
+// TestShieldWithNames: a base that is gone comes back from its shield, also where the file has further names.
+func TestShieldWithNames(t *testing.T) {
+	for _, further := range []int{0, 1} {
+		w := newWorld(t)
+		w.write("pool/_base/.shisa/shields/1.top", []byte("x"))
+		at := w.shield("pool/_base/.shisa/shields/1.top")
+		for range further {
+			if err := os.Link(w.path(at), w.path("further")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.image("pool/i/disk", "qcow2", w.path("pool/_base/top"))
+		all := w.look(Options{}).All
+		if len(all) != 1 || all[0].State != Missing || all[0].Shield != w.path(at) {
+			t.Errorf("with %d further names: %+v, want it missing with the shield %s", further, all, at)
+		}
+	}
+}
