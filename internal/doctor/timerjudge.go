@@ -308,7 +308,7 @@ func localTime(t time.Time, zone *time.Location) string {
 
 // pace says how fast a loop turns, and for how long.
 func pace(r *reboots.Run, zone *time.Location) string {
-	s := "every " + spell(max(r.Period.Round(time.Second), time.Second))
+	s := "every " + turns(max(r.Period.Round(time.Second), time.Second))
 	if r.Begins.Sub(r.Boots[0].Began) >= reboots.Short {
 		s = "from " + localTime(r.Begins, zone) + " on " + s
 	}
@@ -316,6 +316,14 @@ func pace(r *reboots.Run, zone *time.Location) string {
 		s += " for about " + spell(r.Ends)
 	}
 	return s
+}
+
+// turns says how long a turn of a loop takes: of hours the minutes too.
+func turns(d time.Duration) string {
+	if minutes := int(d.Round(time.Minute).Minutes()); minutes >= 120 && minutes%60 != 0 {
+		return fmt.Sprintf("%d hours %d minutes", minutes/60, minutes%60)
+	}
+	return spell(d)
 }
 
 // risk tells whether the clock may well start slow by the zone's offset: nothing keeps it from that, and there is a

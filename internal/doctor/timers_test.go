@@ -173,10 +173,11 @@ func TestTimers(t *testing.T) {
 		"A: local time, a daemon":               {[]func(*nightly){local, chrony}, TimerMayLoop, 3, "TM06", "", "9h slow at the start"},
 		"a stopped clock that nobody sets right": {[]func(*nightly){local, unit("timer", "[Timer]\nOnCalendar=09:05\n")}, TimerActs, 0, "", "",
 			"begins in 1970, and never set right"},
-		"A: no sign of it":                {[]func(*nightly){chrony}, TimerActs, 0, "", "", "would do so again and again"},
-		"C: a daemon that saves the time": {[]func(*nightly){local, timesyncd}, TimerActs, 0, "", "", "as it was made for"},
-		"the program is missing":          {[]func(*nightly){unit("service", "[Service]\nExecStart=/opt/none/systemctl reboot\n")}, TimerIdle, 0, "", "", "there is no /opt/none/systemctl"},
-		"a condition of the timer":        {[]func(*nightly){stale, readOnly, unit("timer", "[Unit]\nConditionPathExists=/nowhere\n[Timer]\nOnCalendar=03:30\nPersistent=yes\n")}, TimerIdle, 0, "", "", "a condition of this timer is not met"},
+		"a stopped clock, some hours before": {[]func(*nightly){unit("timer", "[Timer]\nOnCalendar=12:30\n")}, TimerActs, 0, "", "", "on every 3 hours 30 minutes, if the clock of the hardware has stopped, and begins in 1970, and never"},
+		"A: no sign of it":                   {[]func(*nightly){chrony}, TimerActs, 0, "", "", "would do so again and again"},
+		"C: a daemon that saves the time":    {[]func(*nightly){local, timesyncd}, TimerActs, 0, "", "", "as it was made for"},
+		"the program is missing":             {[]func(*nightly){unit("service", "[Service]\nExecStart=/opt/none/systemctl reboot\n")}, TimerIdle, 0, "", "", "there is no /opt/none/systemctl"},
+		"a condition of the timer":           {[]func(*nightly){stale, readOnly, unit("timer", "[Unit]\nConditionPathExists=/nowhere\n[Timer]\nOnCalendar=03:30\nPersistent=yes\n")}, TimerIdle, 0, "", "", "a condition of this timer is not met"},
 		"through a unit that it pulls in": {[]func(*nightly){stale, readOnly, unit("service", "[Unit]\nWants=other.service\n[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl is-active x\n"),
 			func(n *nightly) {
 				n.files["etc/systemd/system/other.service"] = "[Service]\nExecStart=/usr/bin/systemctl reboot\n"

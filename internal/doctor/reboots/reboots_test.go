@@ -220,6 +220,13 @@ func TestSlowClockEnds(t *testing.T) {
 	if got := Simulate(rows(t)["S3: a stale stamp, not writable"].World); got.Ends != 0 {
 		t.Errorf("a stamp that cannot be written: ends after %v, want never", got.Ends)
 	}
+	// It turns every three and a half hours, and now and then just when the timer is due.
+	stopped := World{Start: noon, Clock: Clock{Begins: time.Unix(0, 0), Sync: -1},
+		Timers: []Timer{{Name: "a.timer", Unit: "a.service", Does: "reboot", Calendar: []*calendar.Spec{spec(t, "03:30 UTC")}}}}
+	if slow := Simulate(stopped); !slow.Loop || slow.Ends != 0 || slow.Period < 3*time.Hour || slow.Period > 4*time.Hour {
+		t.Errorf("a stopped clock: loop %v, period %v, ends after %v, want one of 3h30m that never ends\n%s", slow.Loop, slow.Period,
+			slow.Ends, chain(&slow))
+	}
 	// The chain of the second boot is what the log of such a machine says.
 	var kinds []Kind
 	for _, e := range got.Boots[1].Events {
