@@ -182,7 +182,8 @@ func (f *finder) ways(ctx context.Context, m *Missing) error {
 		}
 	}
 	for _, h := range f.s.ShieldsOf(m.Name) {
-		if h.Links == 1 {
+		aside := slices.ContainsFunc(f.s.Held, func(b pool.Held) bool { return b.File == h.ID })
+		if !aside { // what was set aside comes back from there
 			m.Ways = append(m.Ways, Way{How: Shield, Proof: SameFile, Path: h.Path, Why: "its shield is the very file"})
 		}
 	}

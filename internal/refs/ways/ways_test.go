@@ -168,9 +168,9 @@ func TestDigest(t *testing.T) {
 	}
 	w.lose()
 	got := w.find(w.path("from"))
-	if len(got) != 1 || got[0].How != Candidate || got[0].Proof != SameDigest {
-		// The shield has two names: the candidate is the very file under another name.
-		t.Errorf("ways = %+v, want the candidate with the digest", got)
+	if len(got) != 2 || got[0].How != Shield || got[1].How != Candidate || got[1].Proof != SameDigest {
+		// The candidate is the very file under another name.
+		t.Errorf("ways = %+v, want the shield and the candidate with the digest", got)
 	}
 	w.write("from/b2", random(1, blocks))
 	w.write("from/other", random(2, blocks))
