@@ -127,6 +127,18 @@ func TestVendorUnits(t *testing.T) {
 	}
 }
 
+// TestVendorUnitsOfThisHost holds the same of the units that the machine has from its packages, whichever those are.
+func TestVendorUnitsOfThisHost(t *testing.T) {
+	const units = "/usr/lib/systemd/system"
+	if _, err := os.Stat(filepath.Join(units, "reboot.target")); err != nil {
+		testenv.Lacks(t, "systemd's units: "+err.Error())
+	}
+	r := linted(t, units)
+	if got := alarms(r); len(got) > 0 || r.Units < 50 {
+		t.Errorf("of %d units in %s is said: %q", r.Units, units, got)
+	}
+}
+
 // everything is a system with all packages, and with the programs that their units run, which do nothing.
 func everything(t *testing.T, all map[string]map[string]string) string {
 	dir := t.TempDir()
