@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +39,8 @@ type Sweep struct {
 	File func(worker int, f *Swept)
 	// Other is told of all else, by one goroutine at a time. path is the name, err set for WalkBlind.
 	Other func(kind WalkKind, path string, err error)
+	// Learn, if set, leaves out what an earlier sweep saw and is as it was then.
+	Learn *Learning
 
 	// opening, in tests, is told of each file before it is opened.
 	opening func(path string)
@@ -51,6 +55,12 @@ type Swept struct {
 	Born time.Time
 	// Head is the beginning of the file.
 	Head []byte
+	// Known: the file is as it was when it was read, and is not read again: Head is nil, and Tag what was made of it
+	// then.
+	Known bool
+	// Tag and Keep are set by the function that is told of it: with Keep, Tag is remembered for the next sweep.
+	Tag  uint32
+	Keep bool
 }
 
 // Path is its name.
@@ -63,8 +73,10 @@ func (s *Sweep) Slots() int { return s.Workers + maxMute }
 // followed. A directory that was visited before is left out. What cannot be read is told as
 // WalkBlind; the error is that of ctx.
 func (s *Sweep) Run(ctx context.Context, dirs []string) error {
-	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout}
+	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout, trust: map[uint64]trust{}}
 	r.more = sync.NewCond(&r.mu)
+	r.users.Add(1)
+	defer r.leave()
 	for _, dir := range dirs {
 		real, err := Within(ctx, s.Timeout, func() (string, error) { return RealPath(dir) }, nil)
 		if err != nil {
@@ -74,13 +86,22 @@ func (s *Sweep) Run(ctx context.Context, dirs []string) error {
 			r.blind(dir, err)
 			continue
 		}
-		r.queue = append(r.queue, sweepDir{path: real, dev: ^uint64(0)})
+		d := sweepDir{path: real, dev: ^uint64(0), slot: r.slot(), known: -1}
+		if err := r.openRoot(ctx, &d); err != nil {
+			return err
+		}
+		r.queue = append(r.queue, d)
 	}
+	roots := slices.Clone(r.queue)
 	r.open = len(r.queue)
 	for range s.Workers {
 		r.start()
 	}
-	return r.watch(ctx)
+	err := r.watch(ctx)
+	if err == nil && s.Learn != nil {
+		r.learned(roots)
+	}
+	return err
 }
 
 // sweepDir is a directory that is yet to be read. dev is the device of the one that it was met in.
@@ -88,6 +109,9 @@ type sweepDir struct {
 	path  string
 	dev   uint64
 	depth int
+	// slot is its number in the sweep, known what Learn.Known has of it, below root; -1 and nil for nothing.
+	slot, known int32
+	root        *sweepRoot
 }
 
 // sweep is a sweep under way.
@@ -106,7 +130,18 @@ type sweep struct {
 	told    sync.Mutex // Other is called
 	workers []*sweeper // only by watch and Run
 	mute    int
+
+	// What follows is for Learn. slots is how many directories have a number; roots are closed by the last of the
+	// users; fresh: something was read.
+	slots atomic.Int32
+	users atomic.Int32
+	fresh atomic.Bool
+	roots []*sweepRoot
+	trust map[uint64]trust // by device; under mu
 }
+
+// slot gives a directory its number.
+func (r *sweep) slot() int32 { return r.slots.Add(1) - 1 }
 
 // sweeper is one worker.
 type sweeper struct {
@@ -117,6 +152,8 @@ type sweeper struct {
 	names []byte
 	dirs  []sweepDir
 	swept Swept
+	// kept is for Learn.
+	kept learning
 
 	mu sync.Mutex
 	// at is the name that it is at, in the directory dir, and turn how many it was at before; idle while it waits
@@ -132,6 +169,9 @@ type sweeper struct {
 	since time.Time
 }
 
+// dirFlags open a directory, and nothing else.
+const dirFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOFOLLOW
+
 // dirBytes is how much of a directory is read at once, some hundred names.
 const dirBytes = 32 << 10
 
@@ -141,6 +181,7 @@ func (r *sweep) start() {
 	r.mu.Lock()
 	r.alive++
 	r.mu.Unlock()
+	r.users.Add(1)
 	go w.work()
 }
 
@@ -244,6 +285,7 @@ func (r *sweep) next() (d sweepDir, ok bool) {
 }
 
 func (w *sweeper) work() {
+	defer w.r.leave()
 	for {
 		d, ok := w.r.next()
 		if !ok {
@@ -278,7 +320,10 @@ func (w *sweeper) live(fn func()) bool {
 }
 
 func (w *sweeper) blind(path string, err error) bool {
-	return w.live(func() { w.r.blind(path, err) })
+	return w.live(func() {
+		w.kept.bad = true // what could not be read is never remembered
+		w.r.blind(path, err)
+	})
 }
 
 // looking notes what the worker is at: a name in a directory, or that itself.
@@ -310,8 +355,15 @@ func (w *sweeper) directory(d sweepDir) bool {
 	if d.depth > maxWalkDepth {
 		return w.blind(d.path, ErrTooDeep)
 	}
-	fd, err := openUnlinked(unix.AT_FDCWD, d.path,
-		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW)
+	if w.r.Learn != nil {
+		w.kept.begin()
+		if d.known >= 0 {
+			if done, alive := w.same(d); done || !alive {
+				return alive
+			}
+		}
+	}
+	fd, err := openUnlinked(unix.AT_FDCWD, d.path, dirFlags)
 	if err != nil {
 		return w.blind(d.path, err)
 	}
@@ -321,12 +373,12 @@ func (w *sweeper) directory(d sweepDir) bool {
 		return w.blind(d.path, err)
 	}
 	id := ID{st.Dev, st.Ino}
-	w.r.mu.Lock()
-	again := w.r.seen[id]
-	w.r.seen[id] = true
-	w.r.mu.Unlock()
-	if again {
+	if w.again(id) {
 		return w.live(func() {})
+	}
+	w.r.fresh.Store(true)
+	if w.r.Learn != nil {
+		w.kept.is(id, st.Ctim.Nano())
 	}
 	auto := false
 	if id.Dev != d.dev {
@@ -338,8 +390,19 @@ func (w *sweeper) directory(d sweepDir) bool {
 			return w.live(func() { w.r.tell(WalkPseudo, d.path, nil) })
 		}
 		auto = sfs.Type == unix.AUTOFS_SUPER_MAGIC
+		w.r.trusts(id.Dev, sfs.Type, d.path)
 	}
-	return w.all(fd, sweepDir{d.path, id.Dev, d.depth}, auto)
+	d.dev = id.Dev
+	return w.all(fd, d, auto)
+}
+
+// again tells whether a directory was visited before.
+func (w *sweeper) again(id ID) bool {
+	w.r.mu.Lock()
+	defer w.r.mu.Unlock()
+	was := w.r.seen[id]
+	w.r.seen[id] = true
+	return was
 }
 
 // all goes through an open directory. What the kernel tells of it is taken as it comes: for a hundred thousand
@@ -353,7 +416,7 @@ func (w *sweeper) all(dir int, d sweepDir, auto bool) bool {
 		case err != nil:
 			return w.blind(d.path, err)
 		case n == 0:
-			return w.live(func() {})
+			return w.live(func() { w.kept.end(d.slot) })
 		}
 		// Directories first: a file that hangs must not keep them from being looked into.
 		for _, directories := range []bool{true, false} {
@@ -424,19 +487,36 @@ func (w *sweeper) name(dir int, d sweepDir, name []byte, kind byte, auto bool) b
 			return w.blind(d.path+"/"+string(name), err)
 		}
 	}
-	if kind == unix.DT_REG {
-		return w.file(dir, d.path, string(name))
+	if kind != unix.DT_REG {
+		d.known = w.kept.knownSub(w.r, string(name))
+		return w.entry(d, string(name), kind, auto)
 	}
-	path := d.path + "/" + string(name)
+	if done, alive := w.sameFile(dir, d.path, string(name)); done {
+		return alive
+	}
+	return w.file(dir, d.path, string(name))
+}
+
+// entry goes on with one that is no regular file; d is the directory that it is in, with what is known of the entry.
+func (w *sweeper) entry(d sweepDir, name string, kind byte, auto bool) bool {
+	path := d.path + "/" + name
+	d.slot = -1
 	switch {
 	case kind == unix.DT_DIR && auto:
 		return w.blind(path, ErrAutomount)
 	case kind == unix.DT_DIR:
 		if w.r.Enter == nil || w.r.Enter(path) {
-			w.dirs = append(w.dirs, sweepDir{path, d.dev, d.depth + 1})
+			d.path, d.depth, d.slot = path, d.depth+1, w.r.slot()
+			w.dirs = append(w.dirs, d)
 		}
+	}
+	if w.r.Learn != nil {
+		w.kept.addSub(name, kind, d.slot)
+	}
+	switch kind {
+	case unix.DT_DIR:
 		return true
-	case kind == unix.DT_LNK:
+	case unix.DT_LNK:
 		return w.live(func() { w.r.tell(WalkSymlink, path, nil) })
 	}
 	return w.live(func() { w.r.tell(WalkSpecial, path, nil) })
@@ -466,7 +546,8 @@ func (w *sweeper) kindOf(dir int, dirPath, name string) (kind byte, gone bool, e
 // file reads the beginning of a file.
 func (w *sweeper) file(dir int, dirPath, name string) bool {
 	s := &w.swept
-	s.Dir, s.Name = dirPath, name
+	*s = Swept{Dir: dirPath, Name: name}
+	w.r.fresh.Store(true)
 	w.looking(dirPath, name)
 	if w.r.opening != nil {
 		w.r.opening(s.Path())
@@ -497,7 +578,12 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 		n += k
 	}
 	s.Head = w.head[:n]
-	return w.live(func() { w.r.File(w.slot, s) })
+	return w.live(func() {
+		w.r.File(w.slot, s)
+		if w.r.Learn != nil {
+			w.kept.addFile(s)
+		}
+	})
 }
 
 // statRegular looks at an open file; one that is no regular file is ErrChanged.
@@ -521,11 +607,17 @@ func statRegular(fd int) (Stat, time.Time, error) {
 	if x.Mode&unix.S_IFMT != unix.S_IFREG {
 		return Stat{}, time.Time{}, ErrChanged
 	}
+	st, born := statOfX(&x)
+	return st, born, nil
+}
+
+// statOfX gives what statx(2) told, and when the file was made, zero where that is not kept.
+func statOfX(x *unix.Statx_t) (Stat, time.Time) {
 	at := func(t unix.StatxTimestamp) time.Time { return time.Unix(t.Sec, int64(t.Nsec)).UTC() }
 	st := Stat{ID: ID{unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino}, SizeBytes: int64(x.Size), AllocatedBytes: int64(x.Blocks) * 512,
 		ModTime: at(x.Mtime), ChangeTime: at(x.Ctime)}
 	if x.Mask&unix.STATX_BTIME == 0 || x.Btime.Sec <= 0 {
-		return st, time.Time{}, nil
+		return st, time.Time{}
 	}
-	return st, at(x.Btime), nil
+	return st, at(x.Btime)
 }
