@@ -57,6 +57,7 @@ type encoder struct {
 	indent string // newline and the blanks of the present depth
 	flat   bool   // no newlines: indent stays empty
 	depth  int
+	types  map[reflect.Type][]field // that were met
 }
 
 func (e *encoder) deeper() {
@@ -73,32 +74,61 @@ func (e *encoder) back() {
 	}
 }
 
-// field is one member of an object.
+// field is one member of an object. at is where it is in its struct, also in one that is embedded there.
 type field struct {
-	name  string
-	value reflect.Value
+	name, key string // key is the name as it is written
+	at        []int
+	omitempty bool
+	// twin: it may have one, which the struct has no field for.
+	twin bool
 }
 
-// fieldsOf lists the fields of a struct in order, those of embedded structs in their place.
-func fieldsOf(v reflect.Value) []field {
+// fields lists the fields of a struct in order, those of embedded structs in their place. Of a list of a hundred
+// thousand structs they are found out once.
+func (e *encoder) fields(t reflect.Type) []field {
+	if fs, ok := e.types[t]; ok {
+		return fs
+	}
+	fs := fieldsOf(t)
+	for i := range fs {
+		f := &fs[i]
+		f.key = e.quoted(f.name)
+		twin := f.name + twinSuffix
+		f.twin = canTwin(t.FieldByIndex(f.at).Type) && !slices.ContainsFunc(fs, func(o field) bool { return o.name == twin })
+	}
+	if e.types == nil {
+		e.types = map[reflect.Type][]field{}
+	}
+	e.types[t] = fs
+	return fs
+}
+
+// twinSuffix ends the name of what has the exact bytes of a string.
+const twinSuffix = "_b64"
+
+// canTwin tells whether values of a type may need a twin.
+func canTwin(t reflect.Type) bool {
+	return t.Kind() == reflect.String || t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.String
+}
+
+func fieldsOf(t reflect.Type) []field {
 	var fs []field
-	t := v.Type()
 	for i := range t.NumField() {
 		sf := t.Field(i)
 		name, opts, _ := strings.Cut(sf.Tag.Get("json"), ",")
 		switch {
 		case sf.Anonymous && name == "" && sf.Type.Kind() == reflect.Struct:
-			fs = append(fs, fieldsOf(v.Field(i))...)
+			for _, f := range fieldsOf(sf.Type) {
+				f.at = append([]int{i}, f.at...)
+				fs = append(fs, f)
+			}
 			continue
 		case !sf.IsExported() || name == "-":
 			continue
 		case name == "":
 			name = sf.Name
 		}
-		if opts == "omitempty" && isEmpty(v.Field(i)) {
-			continue
-		}
-		fs = append(fs, field{name, v.Field(i)})
+		fs = append(fs, field{name: name, at: []int{i}, omitempty: opts == "omitempty"})
 	}
 	return fs
 }
@@ -112,33 +142,36 @@ func isEmpty(v reflect.Value) bool {
 }
 
 func (e *encoder) object(v reflect.Value, schema string) error {
-	fs := fieldsOf(v)
 	e.w.WriteByte('{')
 	e.deeper()
 	first := true
-	key := func(name string) {
+	key := func(quoted string) {
 		if !first {
 			e.w.WriteByte(',')
 		}
 		first = false
 		e.w.WriteString(e.indent)
-		e.string(name)
+		e.w.WriteString(quoted)
 		e.w.WriteString(": ")
 	}
 	if schema != "" {
-		// A document that is also kept in files has a field of its own for it.
-		fs = slices.DeleteFunc(fs, func(f field) bool { return f.name == "schema" })
-		key("schema")
+		key(`"schema"`)
 		e.string(schema)
 	}
-	for _, f := range fs {
-		key(f.name)
-		if err := e.value(f.value); err != nil {
+	fs := e.fields(v.Type())
+	for i := range fs {
+		f := &fs[i]
+		// A document that is also kept in files has a field of its own for its schema.
+		member := v.FieldByIndex(f.at)
+		if f.omitempty && isEmpty(member) || schema != "" && f.name == "schema" {
+			continue
+		}
+		key(f.key)
+		if err := e.value(member); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
-		twin := f.name + "_b64"
-		if !slices.ContainsFunc(fs, func(o field) bool { return o.name == twin }) {
-			e.twin(f.value, func() { key(twin) })
+		if f.twin {
+			e.twin(member, func() { key(e.quoted(f.name + twinSuffix)) })
 		}
 	}
 	e.back()
@@ -147,6 +180,15 @@ func (e *encoder) object(v reflect.Value, schema string) error {
 	}
 	e.w.WriteByte('}')
 	return nil
+}
+
+// quoted is a string as it is written.
+func (e *encoder) quoted(s string) string {
+	var b strings.Builder
+	q := encoder{w: bufio.NewWriter(&b)}
+	q.string(s)
+	q.w.Flush()
+	return b.String()
 }
 
 // twin writes the exact bytes of a string that is not UTF-8. The twin of a list of strings is a
@@ -171,18 +213,24 @@ func (e *encoder) twin(v reflect.Value, key func()) {
 	}
 }
 
+var timeType = reflect.TypeFor[time.Time]()
+
 func (e *encoder) value(v reflect.Value) error {
 	if e.depth >= maxJSONDepth {
 		return fmt.Errorf("nested deeper than %d", maxJSONDepth)
 	}
-	if t, ok := v.Interface().(time.Time); ok {
-		e.string(t.UTC().Format(time.RFC3339))
-		return nil
-	}
-	if m, ok := v.Interface().(encoding.TextMarshaler); ok && v.Kind() == reflect.Slice {
-		text, err := m.MarshalText()
-		e.string(string(text))
-		return err
+	switch v.Kind() {
+	case reflect.Struct:
+		if v.Type() == timeType {
+			e.string(v.Interface().(time.Time).UTC().Format(time.RFC3339))
+			return nil
+		}
+	case reflect.Slice:
+		if m, ok := v.Interface().(encoding.TextMarshaler); ok {
+			text, err := m.MarshalText()
+			e.string(string(text))
+			return err
+		}
 	}
 	switch v.Kind() {
 	case reflect.Bool:
@@ -271,7 +319,12 @@ func (e *encoder) string(s string) {
 	start := 0
 	for i := 0; i < len(s); {
 		r, n := rune(s[i]), 1
-		if r >= utf8.RuneSelf {
+		if r < utf8.RuneSelf {
+			if r >= ' ' && r != '"' && r != '\\' && r != 0x7f {
+				i++
+				continue
+			}
+		} else {
 			r, n = utf8.DecodeRuneInString(s[i:])
 		}
 		if r != '"' && r != '\\' && r != utf8.RuneError && strconv.IsPrint(r) {
