@@ -14,6 +14,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/config"
 	"github.com/shisa-vm/shisa/internal/render"
+	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // newBase is the command that has the commands about base images.
@@ -67,6 +68,8 @@ type poolOptions struct {
 	baseName string
 	// state is the state directory of the commands that change something.
 	state string
+	// kept gives the index of a pool, nil where all is to be read.
+	kept func(key string) ([]byte, error)
 	// config is the file of pools, "" for the usual one, and said what it says of this one, nil for nothing.
 	config string
 	said   *config.Pool
@@ -100,7 +103,7 @@ func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (*refs.
 	bar := newProgress(s, "looking at files")
 	defer bar.Done()
 	l := refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
-		Progress: func(files int64) { bar.Set(files, 0) }}
+		Index: o.kept, Progress: func(files int64) { bar.Set(files, 0) }}
 	if o.said != nil {
 		l.ComputeNodes = o.said.ComputeNodes
 	}
@@ -109,6 +112,33 @@ func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (*refs.
 		return nil, err
 	}
 	return c, o.rightPool(c)
+}
+
+// scan is census, by the index if that was asked for. One that cannot be kept is told, and takes nothing from what was
+// seen.
+func (o *baseScanOptions) scan(ctx context.Context, pool string, s *stdio) (*refs.Census, error) {
+	if !o.index {
+		return o.census(ctx, pool, s)
+	}
+	state, err := stateDir(o.state)
+	if err != nil {
+		return nil, err
+	}
+	v, err := vault.New(vault.Options{StateDir: state})
+	if err != nil {
+		return nil, err
+	}
+	o.kept = func(key string) ([]byte, error) { return v.Index(key, refs.MaxIndexBytes) }
+	c, err := o.census(ctx, pool, s)
+	if err != nil {
+		return nil, err
+	}
+	if key, index := c.Next(); index != nil {
+		if err := v.PutIndex(key, index); err != nil {
+			c.IndexNotes = append(c.IndexNotes, oneLine{err}.Error())
+		}
+	}
+	return c, nil
 }
 
 // hostCensus looks at who needs the bases of a pool, with what this host tells.
@@ -123,27 +153,40 @@ func hostCensus(ctx context.Context, o refs.Options) (c *refs.Census, err error)
 }
 
 func newBaseScan(s *stdio) *cobra.Command {
-	var o poolOptions
+	var o baseScanOptions
 	c := &cobra.Command{
 		Use:   "scan POOL",
 		Short: "tell who needs the base images of a pool",
 		Long: `scan lists the bases of a pool with who needs them: those that are needed and missing first. It only reads.
 
+With --index the headers of files that did not change since the last scan with --index are remembered and not read again,
+which takes a fraction of the time; who needs what is found out anew. The index is kept in the state directory.
+A plan to set bases aside or to remove them is never made by it: that takes a scan of everything.
+
 The exit status is 3 if a base is needed and missing, 4 if anything could not be read that may need one.`,
 		Example: `  shisa base scan /var/lib/nova/instances
   shisa base scan --also /srv/rescue /var/lib/nova/instances
   shisa base scan --nova /var/lib/shisa/nova.jsonl /var/lib/nova/instances
+  shisa base scan --index /var/lib/nova/instances
   shisa base scan --json /var/lib/libvirt/images`,
 		Args: wantArgs(1, 1),
 		RunE: func(c *cobra.Command, args []string) error { return runBaseScan(c.Context(), o, args[0], s) },
 	}
 	o.flags(c)
 	o.novaFlag(c)
+	c.Flags().BoolVar(&o.index, "index", false, "do not read again what did not change since the last scan with --index")
+	stateFlag(c, &o.state, "with --index: keep the index below `DIR`")
 	return c
 }
 
-func runBaseScan(ctx context.Context, o poolOptions, pool string, s *stdio) error {
-	c, err := o.census(ctx, pool, s)
+// baseScanOptions are those of base scan.
+type baseScanOptions struct {
+	poolOptions
+	index bool
+}
+
+func runBaseScan(ctx context.Context, o baseScanOptions, pool string, s *stdio) error {
+	c, err := o.scan(ctx, pool, s)
 	if err != nil {
 		return err
 	}

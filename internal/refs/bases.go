@@ -36,7 +36,7 @@ func (t *taking) bases() {
 		g := &t.targets[i]
 		uses := t.uses(i)
 		if k, ok := at[g.stat.ID]; ok && g.there {
-			t.c.All[k].Uses = append(t.c.All[k].Uses, uses...)
+			t.c.All[k].Uses = joined(t.c.All[k].Uses, uses)
 			continue
 		}
 		// The image may be another node's, which knows the directory by another name.
@@ -64,6 +64,14 @@ func (t *taking) bases() {
 	}
 }
 
+// joined is append that takes a list as it is where there is none yet.
+func joined(to, uses []Reference) []Reference {
+	if len(to) == 0 {
+		return uses
+	}
+	return append(to, uses...)
+}
+
 // alike tells whether a directory is called like that of the bases, or like what leads to it.
 func (t *taking) alike(dir string) bool {
 	name := filepath.Base(dir)
@@ -72,10 +80,10 @@ func (t *taking) alike(dir string) bool {
 
 // uses gives all images that rest on a target, those that rest on others that do included.
 func (t *taking) uses(i int) []Reference {
-	all := append([]Reference{}, t.targets[i].named...)
-	seen := map[int32]bool{}
 	as := t.targets[i].as
 	next := t.targets[i].above
+	all := append(make([]Reference, 0, len(t.targets[i].named)+len(next)), t.targets[i].named...)
+	seen := make(map[int32]bool, len(next))
 	for depth := 1; len(next) > 0; depth++ {
 		var further []int32
 		for _, k := range next {

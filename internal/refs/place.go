@@ -104,6 +104,7 @@ func (t *taking) absent(ctx context.Context, path, name string) (int32, error) {
 		g.path, g.byName = filepath.Join(t.c.Bases, filepath.Base(path)), true
 	}
 	if i, ok := t.byName[g.path]; ok && !g.byName && i >= 0 {
+		t.as(i, name)
 		return i, nil
 	}
 	i := int32(len(t.targets))

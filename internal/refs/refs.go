@@ -150,6 +150,14 @@ type Census struct {
 	// Gaps are all that could not be looked at and might need a base.
 	Gaps   []finding.Blind `json:"gaps"`
 	Looked Looked          `json:"looked"`
+	// Indexed: an index of an earlier census was used, so that Remembered of the headers were not read again. It is good
+	// for a look, and not for removing anything. IndexNotes say why there is none, or for what.
+	Indexed    bool     `json:"indexed"`
+	Remembered int64    `json:"remembered"`
+	IndexNotes []string `json:"index_notes"`
+
+	next    []byte
+	nextKey string
 }
 
 // Room is how full the file system of the bases is, and when it will be full.
@@ -207,6 +215,9 @@ type Options struct {
 	ComputeNodes string
 	// Now tells how old an export is; nil is this host's clock.
 	Now func() time.Time
+	// Index, if set, gives what Census.Next gave to be kept under a name, nil if nothing was: headers of files that are as
+	// they were then are not read again.
+	Index func(key string) ([]byte, error)
 	// Progress, if set, is told how many files were looked at.
 	Progress func(files int64)
 }
@@ -238,7 +249,8 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Hosts: []nova.ComputeNode{}, Gaps: []finding.Blind{}},
+	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Hosts: []nova.ComputeNode{}, Gaps: []finding.Blind{},
+		IndexNotes: []string{}},
 		plain: plain}
 	if err := t.whereabouts(ctx); err != nil {
 		return nil, err

@@ -54,6 +54,9 @@ type taking struct {
 	dir    diskio.ID
 	places map[string]place
 
+	// index is nil where nothing is remembered.
+	index *index
+
 	images []img
 	// files are those in the directory of bases, with their formats.
 	files []baseFile
@@ -93,14 +96,19 @@ type found struct {
 	gaps   []finding.Blind
 	words  map[string]string // names that were met, each kept once
 	count  int64
+	known  int64 // of those, how many were not read again
 }
 
 // sweep reads the beginning of every file below the roots.
 func (t *taking) sweep(ctx context.Context) error {
 	t.byName, t.byID, t.read = map[string]int32{}, map[diskio.ID]int32{}, map[diskio.ID]bool{}
 	var told atomic.Int64
+	own := filepath.Join(t.c.Bases, stateDir)
 	s := &diskio.Sweep{HeadBytes: headBytes, Workers: t.o.Workers, Timeout: t.o.Timeout,
-		Enter: func(path string) bool { return path != filepath.Join(t.c.Bases, stateDir) }}
+		Enter: func(path string) bool { return path != own }}
+	if t.remember(); t.index != nil {
+		s.Learn = &t.index.learn
+	}
 	all := make([]found, s.Slots())
 	s.File = func(worker int, f *diskio.Swept) {
 		t.file(&all[worker], f)
@@ -119,6 +127,7 @@ func (t *taking) sweep(ctx context.Context) error {
 	if err := s.Run(ctx, t.c.Roots); err != nil {
 		return err
 	}
+	t.keep()
 	for i := range all {
 		if err := t.take(ctx, &all[i]); err != nil {
 			return err
@@ -130,7 +139,10 @@ func (t *taking) sweep(ctx context.Context) error {
 // file looks at one file; it may run several times at once for different workers.
 func (t *taking) file(w *found, f *diskio.Swept) {
 	w.count++
-	h, err := parse(f.Head, f.Stat.SizeBytes, f.Name)
+	h, err := t.told(f)
+	if f.Known {
+		w.known++
+	}
 	if f.Dir == t.c.Bases {
 		w.files = append(w.files, baseFile{f.Path(), f.Name, f.Stat, string(h.format)})
 	}
@@ -149,7 +161,7 @@ func (t *taking) file(w *found, f *diskio.Swept) {
 		return
 	}
 	w.images = append(w.images, named{
-		img{f.Dir, w.once(f.Name), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, w.once(h.backing), w.once(h.data), false})
+		img{f.Dir, w.once(f.Name), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, t.shared(h.backing, w), t.shared(h.data, w), false})
 }
 
 // since is from when on a file is known to have been there: when it was made, or where its file system does not keep
@@ -177,6 +189,7 @@ func (w *found) once(s string) string {
 // take adds what a worker found.
 func (t *taking) take(ctx context.Context, w *found) error {
 	t.c.Looked.Files += w.count
+	t.c.Remembered += w.known
 	t.c.Looked.Images += int64(len(w.read) + len(w.images) + len(w.odd))
 	t.c.Gaps = append(t.c.Gaps, w.gaps...)
 	t.files = append(t.files, w.files...)
@@ -230,6 +243,7 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 		path = join(n.dir, path)
 	}
 	if i, ok := t.byName[path]; ok {
+		t.as(i, name)
 		return i, nil
 	}
 	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
@@ -242,6 +256,7 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 		old, ok := t.byID[st.ID]
 		if ok {
 			i = old
+			t.as(i, name)
 			break
 		}
 		i = int32(len(t.targets))
@@ -258,6 +273,14 @@ func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, err
 	}
 	t.byName[path] = i
 	return i, nil
+}
+
+// as notes a further name by which headers know a target: the first one by its letters is told, so that the same
+// world gives the same census.
+func (t *taking) as(i int32, name string) {
+	if i >= 0 && name < t.targets[i].as {
+		t.targets[i].as = name
+	}
 }
 
 // join completes a relative name as qemu does. A name with ".." only at its beginning leads the same way

@@ -241,6 +241,13 @@ func (o *out) baseTail(c *refs.Census) {
 	o.prose("", fmt.Sprintf("looked at: %s, %s on top of others, %s",
 		Count(c.Looked.Files, "file", "files"), Count(c.Looked.Overlays, "image", "images"),
 		Count(c.Looked.Processes, "process", "processes")))
+	if c.Indexed {
+		o.prose("", fmt.Sprintf("%s did not change since an earlier scan, and were not read again: a plan to remove anything "+
+			"takes a scan without --index", Count(c.Remembered, "file", "files")))
+	}
+	for _, note := range c.IndexNotes {
+		o.prose("index: ", Text(note))
+	}
 	if c.Kept.Files > 0 {
 		o.prose("", fmt.Sprintf("%s of %s are kept by their shields alone, the oldest not changed since %s",
 			Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), c.Kept.Oldest.Format("2006-01-02 15:04")))

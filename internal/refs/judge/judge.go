@@ -91,6 +91,9 @@ func (j *judging) all() {
 	case j.c.Pool != j.s.Policy.UUID:
 		j.block(NoPool, "", pool.Path(j.c.Bases, pool.File), "it became another pool in the meantime, %q", j.c.Pool)
 	}
+	if j.c.Indexed {
+		j.block(Indexed, "", "", "headers were remembered from an earlier scan: only one that reads all of them permits a change")
+	}
 	for _, g := range j.c.Gaps {
 		j.block(Unreadable, "", g.Object, "%s: %s", g.What, g.Reason)
 	}

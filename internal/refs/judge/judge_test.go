@@ -68,6 +68,24 @@ func newWorld() *world {
 	return w
 }
 
+// TestIndexed: headers that were remembered permit nothing; the same census without an index does.
+func TestIndexed(t *testing.T) {
+	for _, indexed := range []bool{false, true} {
+		w := newWorld()
+		w.c.Indexed = indexed
+		for name, want := range map[string]Verdict{"a": MayQuarantine, "h": MayPurge} {
+			b := w.judge()[name]
+			if indexed {
+				want = Keep
+			}
+			blocked := slices.ContainsFunc(b.Blockers, func(k Blocker) bool { return k.Rule == Indexed })
+			if b.Verdict != want || blocked != indexed {
+				t.Errorf("indexed %v: %s is %s, %+v, want %s", indexed, name, b.Verdict, b.Blockers, want)
+			}
+		}
+	}
+}
+
 func (w *world) judge() map[string]*Decided {
 	p, _ := Judge(w.c, w.s, w.o)
 	all := map[string]*Decided{}

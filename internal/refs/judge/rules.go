@@ -66,7 +66,9 @@ const (
 const (
 	NoPool     Rule = "no_pool"
 	Unreadable Rule = "unreadable"
-	NoClock    Rule = "no_clock"
+	// Indexed: headers were remembered and not read.
+	Indexed Rule = "indexed"
+	NoClock Rule = "no_clock"
 	// Unfinished: an act came to no end.
 	Unfinished Rule = "unfinished"
 	// ClockOff: the clocks of this host and of the file server are a day apart.
