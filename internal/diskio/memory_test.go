@@ -144,6 +144,27 @@ func TestMemoryOpensNothing(t *testing.T) {
 	}
 }
 
+// TestMemoryFile: a file is the one that is known if its inode, ctime, size, kind and device are.
+func TestMemoryFile(t *testing.T) {
+	f := memoryFile{ino: 5, changed: 7e9 + 9, size: 11}
+	for i, change := range []func(*unix.Statx_t){
+		func(*unix.Statx_t) {},
+		func(x *unix.Statx_t) { x.Ino++ },
+		func(x *unix.Statx_t) { x.Ctime.Nsec++ },
+		func(x *unix.Statx_t) { x.Ctime.Sec++ },
+		func(x *unix.Statx_t) { x.Size++ },
+		func(x *unix.Statx_t) { x.Mode = unix.S_IFLNK },
+		func(x *unix.Statx_t) { x.Dev_minor++ },
+	} {
+		x := unix.Statx_t{Ino: 5, Size: 11, Mode: unix.S_IFREG | 0o644, Dev_major: 8, Dev_minor: 1,
+			Ctime: unix.StatxTimestamp{Sec: 7, Nsec: 9}}
+		change(&x)
+		if got := f.is(&x, unix.Mkdev(8, 1)); got != (i == 0) {
+			t.Errorf("change %d: is = %v", i, got)
+		}
+	}
+}
+
 // TestTrust: changes have to lie so far back, by the clock of the file system that they are on.
 func TestTrust(t *testing.T) {
 	const s, now, never = int64(time.Second), 1_000_000 * int64(time.Second), int64(-1 << 63)
