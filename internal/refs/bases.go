@@ -6,7 +6,6 @@ package refs
 import (
 	"cmp"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -83,14 +82,16 @@ func (t *taking) uses(i int) []Reference {
 	as := t.targets[i].as
 	next := t.targets[i].above
 	all := append(make([]Reference, 0, len(t.targets[i].named)+len(next)), t.targets[i].named...)
-	seen := make(map[int32]bool, len(next))
+	if t.telling++; len(t.toldIn) < len(t.images) {
+		t.toldIn = make([]int32, len(t.images))
+	}
 	for depth := 1; len(next) > 0; depth++ {
 		var further []int32
 		for _, k := range next {
-			if seen[k] {
+			if t.toldIn[k] == t.telling {
 				continue
 			}
-			seen[k] = true
+			t.toldIn[k] = t.telling
 			m := &t.images[k]
 			u := Reference{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as,
 				Since: time.Unix(0, m.since).UTC()}
@@ -116,7 +117,7 @@ func machineOf(dir string) string {
 	}
 	for i, c := range name[:36] {
 		dash := i == 8 || i == 13 || i == 18 || i == 23
-		if dash != (c == '-') || !dash && !strings.ContainsRune("0123456789abcdefABCDEF", c) {
+		if dash != (c == '-') || !dash && !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F') {
 			return ""
 		}
 	}

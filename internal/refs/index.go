@@ -57,6 +57,8 @@ type index struct {
 	key   string
 	learn diskio.Learning
 	began time.Time
+	// old are the results of the earlier census.
+	old []result
 
 	mu sync.Mutex
 	// results are those of all files, each once; at finds them. The first ones are those of the earlier census.
@@ -94,6 +96,7 @@ func (t *taking) remember() {
 		return
 	}
 	t.c.Indexed = true
+	x.old = slices.Clip(x.results) // what is added to the others is not seen here
 	for i, r := range x.results {
 		x.at[r] = uint32(i)
 	}
@@ -109,13 +112,6 @@ func (x *index) tag(r result) (uint32, result) {
 		x.results, x.at[r] = append(x.results, r), n
 	}
 	return n, x.results[n]
-}
-
-// known gives a result by its number.
-func (x *index) known(tag uint32) result {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.results[tag]
 }
 
 // keep notes what is to be kept for the next census.
@@ -255,7 +251,7 @@ func (p *indexParser) take(n uint64) []byte {
 // is errMore, or why the file is no image that can be understood; such a file is never remembered.
 func (t *taking) told(f *diskio.Swept) (header, error) {
 	if f.Known {
-		r := t.index.known(f.Tag)
+		r := &t.index.old[f.Tag]
 		if r.odd {
 			return r.header, errMore
 		}

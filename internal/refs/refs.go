@@ -323,14 +323,35 @@ func (t *taking) order() {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID), strings.Compare(a.Path, b.Path))
 	})
 	for i := range t.c.All {
-		slices.SortFunc(t.c.All[i].Uses, func(a, b Reference) int {
-			return cmp.Or(a.Depth-b.Depth, strings.Compare(a.Holder, b.Holder), strings.Compare(string(a.How), string(b.How)),
-				strings.Compare(a.Machine, b.Machine))
-		})
+		t.c.All[i].Uses = ordered(t.c.All[i].Uses)
 	}
 	slices.SortFunc(t.c.Gaps, func(a, b finding.Blind) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
 	})
+}
+
+// ordered gives uses in their order. There may be a hundred thousand, and one is large: what is moved while they are
+// put in order are their numbers.
+func ordered(uses []Reference) []Reference {
+	at := make([]int, len(uses))
+	for i := range at {
+		at[i] = i
+	}
+	slices.SortFunc(at, func(i, k int) int {
+		a, b := &uses[i], &uses[k]
+		if c := a.Depth - b.Depth; c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Holder, b.Holder); c != 0 {
+			return c
+		}
+		return cmp.Or(strings.Compare(string(a.How), string(b.How)), strings.Compare(a.Machine, b.Machine))
+	})
+	all := make([]Reference, len(uses))
+	for i, k := range at {
+		all[i] = uses[k]
+	}
+	return all
 }
 
 func (t *taking) gap(object, what, reason string) {

@@ -58,6 +58,9 @@ type taking struct {
 	index *index
 
 	images []img
+	// toldIn says of each image in which call of uses it was told last, telling how many of those there were.
+	toldIn  []int32
+	telling int32
 	// files are those in the directory of bases, with their formats.
 	files []baseFile
 	// odd are images whose first bytes do not tell what they rest on, links are symbolic links.

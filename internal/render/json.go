@@ -26,8 +26,11 @@ import (
 // gives: a list is never null, a string that is not UTF-8 gets a twin NAME_b64 with its exact
 // bytes, and nothing in a string can move the cursor of a terminal.
 func JSON(w io.Writer, schema string, v any) error {
-	return document(&encoder{w: bufio.NewWriter(w), indent: "\n"}, schema, v)
+	return document(&encoder{w: bufio.NewWriterSize(w, jsonBuffer), indent: "\n"}, schema, v)
 }
+
+// jsonBuffer is how much of a document is written at once; that of a large pool has tens of megabytes.
+const jsonBuffer = 64 << 10
 
 // JSONLine is JSON on one line, for a stream of documents.
 func JSONLine(w io.Writer, schema string, v any) error {
