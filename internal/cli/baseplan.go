@@ -29,13 +29,17 @@ type planOptions struct {
 	out   string
 }
 
-// noOverlaysRisk is accepted for a node on which no image rests on a base any more.
-const noOverlaysRisk = "no-overlays:"
+const (
+	// noOverlaysRisk is accepted for a node on which no image rests on a base any more, on all or on some of its storage.
+	noOverlaysRisk = "no-overlays:"
+	// otherStorageRisk is accepted for a node whose bases or images lie on another file system than before.
+	otherStorageRisk = "other-storage:"
+)
 
 // risksFlag is for the commands that decide.
 func (o *planOptions) risksFlag(c *cobra.Command) {
 	c.Flags().Var((*repeated)(&o.risks), "accept-risk", "take a `RISK`: no-overlays:NODE, on that node no image rests on "+
-		"another any more, and that is right")
+		"another any more, at all or on some storage; other-storage:NODE, its file systems became others; and that is right")
 }
 
 // decision is how it is found out what may be done with the bases of a pool.
@@ -43,11 +47,16 @@ func (o *planOptions) decision(c *cobra.Command, name string, s *stdio) (bases.D
 	d := bases.Decision{Known: o.known,
 		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, name, s) }}
 	for _, r := range o.risks {
-		node, ok := strings.CutPrefix(r, noOverlaysRisk)
-		if !ok || node == "" {
-			return d, usageError(c, "the only risk that can be taken here is no-overlays:NODE")
+		none, isNone := strings.CutPrefix(r, noOverlaysRisk)
+		other, isOther := strings.CutPrefix(r, otherStorageRisk)
+		switch {
+		case isNone && none != "":
+			d.NoOverlays = append(d.NoOverlays, none)
+		case isOther && other != "":
+			d.OtherStorage = append(d.OtherStorage, other)
+		default:
+			return d, usageError(c, "the risks that can be taken here are no-overlays:NODE and other-storage:NODE")
 		}
-		d.NoOverlays = append(d.NoOverlays, node)
 	}
 	return d, nil
 }

@@ -38,7 +38,8 @@ func (w *world) report(node string, uses ...pool.Use) string {
 		uses = []pool.Use{}
 	}
 	r := &pool.Report{Schema: pool.ReportSchema, Pool: poolUUID, Node: node, BootID: poolUUID, Seq: 1, Time: time.Unix(3600, 0).UTC(),
-		Observed: []string{}, Draining: []pool.Draining{}, Complete: true, Gaps: []string{}, Uses: uses}
+		Observed: []string{}, Draining: []pool.Draining{}, Complete: true, Gaps: []string{}, Uses: uses,
+		Storages: []pool.BaseStorage{}}
 	w.document("nodes/"+pool.NodeFile(node), r)
 	return r.SHA256
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs/nova"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 // State is where a base is.
@@ -155,6 +156,8 @@ type Census struct {
 	Indexed    bool     `json:"indexed"`
 	Remembered int64    `json:"remembered"`
 	IndexNotes []string `json:"index_notes"`
+	// Storages are the file systems that the bases and the roots lie on, for who compares them with an earlier look.
+	Storages []pool.BaseStorage `json:"-"`
 
 	next    []byte
 	nextKey string
@@ -250,7 +253,7 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 		o.Now = time.Now
 	}
 	t := &taking{o: o, c: &Census{Bases: bases, Roots: roots, All: []Base{}, Hosts: []nova.ComputeNode{}, Gaps: []finding.Blind{},
-		IndexNotes: []string{}},
+		IndexNotes: []string{}, Storages: []pool.BaseStorage{}},
 		plain: plain}
 	if err := t.whereabouts(ctx); err != nil {
 		return nil, err
@@ -268,6 +271,9 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 		return nil, err
 	}
 	if err := t.follow(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.storages(ctx); err != nil {
 		return nil, err
 	}
 	t.bases()

@@ -121,7 +121,7 @@ func (f *stock) report(node string) {
 		f.t.Fatal(err)
 	}
 	r := &pool.Report{Schema: pool.ReportSchema, Pool: s.Policy.UUID, Node: node, BootID: bootID, Seq: 1, Time: time.Now().UTC(),
-		Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}}
+		Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
 	for i := range s.Reports {
 		if s.Reports[i].Node == node {
 			r.Seq = s.Reports[i].Seq + 1

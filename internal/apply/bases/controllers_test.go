@@ -164,7 +164,7 @@ func (c *crowd) pass(ctx context.Context, node string) {
 		return
 	}
 	r := &pool.Report{Schema: pool.ReportSchema, Pool: s.Policy.UUID, Node: node, BootID: bootID, Seq: 1, Time: time.Now().UTC(),
-		Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}}
+		Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
 	for i := range s.Reports {
 		if s.Reports[i].Node == node {
 			r.Seq = s.Reports[i].Seq + 1

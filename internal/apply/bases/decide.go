@@ -36,6 +36,8 @@ type Decision struct {
 	Known func(ctx context.Context, c *refs.Census) ([]judge.Known, []error, error)
 	// NoOverlays are nodes of which a person knows that no image rests on others there any more.
 	NoOverlays []string
+	// OtherStorage are nodes of which a person knows that the file systems there became others.
+	OtherStorage []string
 }
 
 // decide looks at everything anew and decides. only and mine are as in judge.Options; acting tells of an act whose
@@ -62,7 +64,7 @@ func (k *keeper) decide(ctx context.Context, d Decision, o judge.Options) (*judg
 			return nil, nil, nil, err
 		}
 	}
-	o.Node, o.Local, o.NoOverlays = k.Node, k.Now(), d.NoOverlays
+	o.Node, o.Local, o.NoOverlays, o.OtherStorage = k.Node, k.Now(), d.NoOverlays, d.OtherStorage
 	p, n := judge.Judge(c, s, o)
 	return p, n, c, nil
 }

@@ -86,7 +86,7 @@ func Pass(ctx context.Context, p PassOptions, o Options) (*pool.Report, *refs.Ce
 		return nil, nil, err
 	}
 	r := &pool.Report{Schema: pool.ReportSchema, Pool: s.Policy.UUID, Node: k.Node, Machine: p.Machine, Gaps: []string{},
-		Observed: []string{}, Draining: []pool.Draining{}, Uses: []pool.Use{}}
+		Observed: []string{}, Draining: []pool.Draining{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
 	run, err := p.Run(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -317,6 +317,10 @@ func fill(r *pool.Report, c *refs.Census) {
 		}
 	}
 	r.Files, r.Images, r.Overlays = c.Looked.Files, c.Looked.Images, c.Looked.Overlays
+	r.Storages = slices.Clone(c.Storages)
+	for i := range r.Storages {
+		r.Storages[i].Path = valid(r.Storages[i].Path)
+	}
 	r.Complete = len(r.Gaps) == 0
 }
 

@@ -491,3 +491,23 @@ func anyOrder(t *testing.T, seed uint64, launch time.Duration) (wrong string) {
 	}
 	return ""
 }
+
+// TestReportStorages: a report tells of the file systems of the bases, and of each directory that was looked through.
+func TestReportStorages(t *testing.T) {
+	f := newFarm(t, []string{"b"}, "a")
+	n := f.nodes["a"]
+	r := n.pass()
+	got := []string{}
+	for i := range r.Storages {
+		s := &r.Storages[i]
+		got = append(got, s.What+" "+s.Path)
+		if s.Type == "" || s.FS() != r.Storages[0].FS() {
+			t.Errorf("%s %s lies on %q, and the bases on %q", s.What, s.Path, s.FS(), r.Storages[0].FS())
+		}
+	}
+	want := []string{"bases " + f.dir, "root " + filepath.Dir(f.dir), "root " + n.dir}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("it tells of %q, want %q", got, want)
+	}
+}

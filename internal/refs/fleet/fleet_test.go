@@ -32,7 +32,8 @@ var (
 func said(node, uuid string, needs []string, all ...pool.Stock) Said {
 	r := pool.NodeReport{Schema: pool.ReportSchema, Pool: uuid, Node: node, Machine: strings.Repeat("a", 64),
 		BootID: "11112222-3333-4444-5555-666677778888", Seq: 1, Time: time.Unix(1e9, 0).UTC(), Observed: []string{},
-		Draining: []pool.Draining{}, Complete: true, Gaps: []string{}, Uses: []pool.Use{}}
+		Draining: []pool.Draining{}, Complete: true, Gaps: []string{}, Uses: []pool.Use{},
+		Storages: []pool.BaseStorage{}}
 	for _, n := range needs {
 		r.Uses = append(r.Uses, pool.Use{Name: n, How: "header", Holder: "/i/disk", Depth: 1})
 	}

@@ -34,6 +34,9 @@ func (j *judging) breakers() {
 			j.block(TwoMachines, s.Node, "", "it spoke of run %.8s of its machine again, which had ended before: two machines may have its name",
 				n.Report.BootID)
 		}
+		if !n.Away() {
+			j.storages(s.Node, s.Storages, n.Report.Storages)
+		}
 		if n.Report.Overlays == 0 && s.Overlays > 0 && !n.Away() && !slices.Contains(j.o.NoOverlays, s.Node) {
 			j.block(NoOverlays, s.Node, "", "it sees no image that rests on another, and saw %d before: is everything mounted there?", s.Overlays)
 		}
@@ -52,6 +55,7 @@ func (j *judging) breakers() {
 	if j.c.Looked.Overlays == 0 && before > 0 && !slices.Contains(j.o.NoOverlays, j.o.Node) {
 		j.block(NoOverlays, j.o.Node, "", "no image rests on another here, and %d did before: is everything mounted?", before)
 	}
+	j.storages(j.o.Node, j.mine.Storages, j.c.Storages)
 }
 
 // node is a member by its name.
@@ -84,7 +88,7 @@ func (j *judging) notes() *pool.Notes {
 		return nil
 	}
 	n := &pool.Notes{Schema: pool.NotesSchema, Pool: j.s.Policy.UUID, Node: j.o.Node, Time: second(j.o.Now),
-		Overlays: j.c.Looked.Overlays, Nodes: []pool.Spoke{}, Candidates: []pool.Candidate{}}
+		Overlays: j.c.Looked.Overlays, Storages: j.noteStorages(j.o.Node, j.mine.Storages, j.c.Storages), Nodes: []pool.Spoke{}, Candidates: []pool.Candidate{}}
 	if n.Overlays == 0 && !slices.Contains(j.o.NoOverlays, j.o.Node) {
 		n.Overlays = j.mine.Overlays
 	}
@@ -95,7 +99,7 @@ func (j *judging) notes() *pool.Notes {
 	for i := range j.nodes {
 		s, ok := old[j.nodes[i].Name]
 		if !ok {
-			s = pool.Spoke{Node: j.nodes[i].Name, BootIDs: []string{}}
+			s = pool.Spoke{Node: j.nodes[i].Name, Storages: []pool.BaseStorage{}, BootIDs: []string{}}
 		}
 		if r := j.nodes[i].Report; r != nil {
 			s = j.spoke(s, r)
@@ -120,6 +124,7 @@ func (j *judging) spoke(s pool.Spoke, r *pool.Report) pool.Spoke {
 	if r.Overlays > 0 || slices.Contains(j.o.NoOverlays, s.Node) {
 		s.Overlays = r.Overlays
 	}
+	s.Storages = j.noteStorages(s.Node, s.Storages, r.Storages)
 	switch {
 	case turned(&s, r.BootID):
 		s.Turned = true
@@ -181,7 +186,7 @@ func (j *judging) tooMany() {
 
 // rank puts what has to be looked at first before the rest.
 func rank(r Rule) int {
-	if i := slices.Index([]Rule{NoPool, Unfinished, NodeGone, TwoMachines, WentBack, NoOverlays, ClockOff, TooMany}, r); i >= 0 {
+	if i := slices.Index([]Rule{NoPool, Unfinished, NodeGone, TwoMachines, WentBack, OtherStorage, NoOverlays, ClockOff, TooMany}, r); i >= 0 {
 		return i
 	}
 	return 100

@@ -44,7 +44,7 @@ func newWorld() *world {
 	p.AllowPurge = true
 	file := func(n uint64) diskio.ID { return diskio.ID{Dev: 1, Ino: n} }
 	w := &world{
-		c: &refs.Census{Bases: "/p/_base", Pool: uuid, Gaps: []finding.Blind{}, Looked: refs.Looked{Overlays: 3}, All: []refs.Base{
+		c: &refs.Census{Bases: "/p/_base", Pool: uuid, Gaps: []finding.Blind{}, Looked: refs.Looked{Overlays: 3}, Storages: storages(), All: []refs.Base{
 			{Name: "a", Path: "/p/_base/a", State: refs.Live, File: file(10), SizeBytes: 9, Modified: old, Changed: old, Links: 2, Shield: "/s/a"},
 			{Name: "u", Path: "/p/_base/u", State: refs.Live, File: file(11), SizeBytes: 9, Modified: old, Changed: old, Links: 2, Shield: "/s/u",
 				Uses: []refs.Reference{{How: refs.Header, Holder: "/p/i/disk", Depth: 1}}},
@@ -60,12 +60,74 @@ func newWorld() *world {
 	for _, n := range []string{"n1", "n2"} {
 		w.s.Members = append(w.s.Members, pool.Member{Node: n, Machine: strings.Repeat("a", 64)})
 		w.s.Reports = append(w.s.Reports, pool.Report{Node: n, Seq: 5, Time: now.Add(-time.Minute), BootID: boot1, Complete: true,
-			Machine: strings.Repeat("a", 64), Observed: []string{heldA}, Overlays: 3})
+			Machine: strings.Repeat("a", 64), Observed: []string{heldA}, Overlays: 3, Storages: storages()})
 	}
-	w.s.Notes = []pool.Notes{{Pool: uuid, Node: "n1", Overlays: 3,
-		Nodes:      []pool.Spoke{{Node: "n1", Seq: 4, BootIDs: []string{boot1}}, {Node: "n2", Seq: 4, BootIDs: []string{boot1}, Overlays: 3}},
+	w.s.Notes = []pool.Notes{{Pool: uuid, Node: "n1", Overlays: 3, Storages: storages(),
+		Nodes: []pool.Spoke{{Node: "n1", Seq: 4, BootIDs: []string{boot1}, Storages: []pool.BaseStorage{}},
+			{Node: "n2", Seq: 4, BootIDs: []string{boot1}, Overlays: 3, Storages: storages()}},
 		Candidates: []pool.Candidate{{Name: "a", Inode: 10, SizeBytes: 9, Seqs: []pool.NodeSeq{{Node: "n1", Seq: 4}, {Node: "n2", Seq: 4}}}}}}
 	return w
+}
+
+// storages are two directories that are looked through, with something mounted below the first.
+func storages() []pool.BaseStorage {
+	return []pool.BaseStorage{{What: pool.OfBases, Path: "/p/_base", Type: "0xef53", ID: "11"},
+		{What: pool.OfRoot, Path: "/p", Type: "0xef53", ID: "11", Overlays: 1},
+		{What: pool.OfRoot, Path: "/q", Type: "0xef53", ID: "12", Overlays: 1},
+		{What: pool.Below, Path: "/p", Type: "0xef53", ID: "13", Overlays: 1}}
+}
+
+// TestStoragesStay: what a breaker speaks of stays in the notes until it is as before or a person says so.
+func TestStoragesStay(t *testing.T) {
+	for name, c := range map[string]struct {
+		change, accept func(*world)
+		rule           Rule
+	}{
+		"other": {func(w *world) { w.c.Storages[2].ID, w.s.Reports[1].Storages[0].ID = "22", "22" },
+			func(w *world) { w.o.OtherStorage = []string{"n1", "n2"} }, OtherStorage},
+		"none": {func(w *world) { w.c.Storages[2].Overlays, w.s.Reports[1].Storages[2].Overlays = 0, 0 },
+			func(w *world) { w.o.NoOverlays = []string{"n1", "n2"} }, NoOverlays},
+	} {
+		w := newWorld()
+		again := func() (told int) {
+			p, n := Judge(w.c, w.s, w.o)
+			text, err := n.Text()
+			if err != nil {
+				t.Fatal(err)
+			}
+			read, err := pool.ParseNotes("x", text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.s.Notes = []pool.Notes{read}
+			for _, b := range p.Blockers {
+				if b.Rule == c.rule && b.Path != "" {
+					told++
+				}
+			}
+			return told
+		}
+		again()
+		c.change(w)
+		if a, b := again(), again(); a != 2 || b != 2 {
+			t.Errorf("%s: %d and then %d breakers, want those of both nodes each time", name, a, b)
+		}
+		c.accept(w)
+		if n := again(); n != 0 {
+			t.Errorf("%s: %d breakers though a person said so", name, n)
+		}
+		w.o.OtherStorage, w.o.NoOverlays = nil, nil
+		if n := again(); n != 0 {
+			t.Errorf("%s: %d breakers after a person said so", name, n)
+		}
+	}
+	// One that was not seen this time, for whatever reason, is not forgotten.
+	w := newWorld()
+	w.c.Storages = w.c.Storages[1:]
+	_, n := Judge(w.c, w.s, w.o)
+	if !slices.Contains(n.Storages, storages()[0]) {
+		t.Errorf("the notes are %+v, and have no file system of the bases", n.Storages)
+	}
 }
 
 // TestIndexed: headers that were remembered permit nothing; the same census without an index does.
@@ -188,6 +250,39 @@ func TestBlockers(t *testing.T) {
 		{"two machines of one name", func(w *world) { w.s.Reports[1].Machine = strings.Repeat("b", 64) }, "two_machines n2", "two_machines n2"},
 		{"no overlays any more, another node's", func(w *world) { w.s.Reports[1].Overlays = 0 }, "no_overlays n2", "no_overlays n2"},
 		{"no overlays any more", func(w *world) { w.c.Looked.Overlays = 0 }, "no_overlays n1", "no_overlays n1"},
+		{"the bases lie on another file system", func(w *world) { w.c.Storages[0].ID = "22" }, "other_storage n1", "other_storage n1"},
+		{"the bases lie on a file system of another type", func(w *world) { w.c.Storages[0].Type = "0x6969" },
+			"other_storage n1", "other_storage n1"},
+		{"a root lies on another file system", func(w *world) { w.c.Storages[2].ID = "22" }, "other_storage n1", "other_storage n1"},
+		{"a root lies on another file system, another node's", func(w *world) { w.s.Reports[1].Storages[2].ID = "22" },
+			"other_storage n2", "other_storage n2"},
+		{"a retired node's", func(w *world) {
+			w.s.Reports[1].Storages[2].ID = "22"
+			w.s.Retired = []pool.Retired{retired(&w.s.Reports[1])}
+		}, "", ""},
+		{"it is another, and a person knows", func(w *world) {
+			w.s.Reports[1].Storages[0].ID, w.o.OtherStorage = "22", []string{"n2"}
+		}, "", ""},
+		{"it is another, and a person knows of another node's", func(w *world) {
+			w.s.Reports[1].Storages[0].ID, w.o.OtherStorage, w.o.NoOverlays = "22", []string{"n1"}, []string{"n2"}
+		}, "other_storage n2", "other_storage n2"},
+		{"a root has no overlays any more, and others have", func(w *world) { w.c.Storages[2].Overlays = 0 },
+			"no_overlays n1", "no_overlays n1"},
+		{"a root has no overlays any more, another node's", func(w *world) { w.s.Reports[1].Storages[2].Overlays = 0 },
+			"no_overlays n2", "no_overlays n2"},
+		{"a root is not looked through any more", func(w *world) { w.c.Storages = slices.Delete(w.c.Storages, 2, 3) },
+			"no_overlays n1", "no_overlays n1"},
+		{"what was mounted below a root is gone", func(w *world) { w.c.Storages = w.c.Storages[:3] }, "no_overlays n1", "no_overlays n1"},
+		{"they moved from below a root to its own file system", func(w *world) {
+			w.c.Storages[3].ID, w.c.Storages[3].What = w.c.Storages[1].ID, pool.OfRoot
+		}, "no_overlays n1", "no_overlays n1"},
+		{"they moved, and a person knows", func(w *world) {
+			w.c.Storages, w.o.NoOverlays = w.c.Storages[:3], []string{"n1"}
+		}, "", ""},
+		{"more overlays, and one more root", func(w *world) {
+			w.c.Storages[2].Overlays = 9
+			w.c.Storages = append(w.c.Storages, pool.BaseStorage{What: pool.OfRoot, Path: "/r", Type: "0xef53", ID: "1"})
+		}, "", ""},
 		{"no overlays any more, and a person knows", func(w *world) {
 			w.c.Looked.Overlays, w.o.NoOverlays = 0, []string{"n1"}
 		}, "", ""},
@@ -393,6 +488,7 @@ func TestNext(t *testing.T) {
 		"--only NAME":                             func(w *world) { w.s.Policy.MaxFraction = 0 },
 		"allow_purge":                             func(w *world) { w.s.Policy.AllowPurge = false },
 		"--accept-risk=no-overlays":               func(w *world) { w.c.Looked.Overlays = 0 },
+		"--accept-risk=other-storage":             func(w *world) { w.c.Storages[0].ID = "22" },
 		"shisa base node join":                    func(w *world) { w.s.Members, w.s.Reports = w.s.Members[:1], w.s.Reports[:1] },
 		"some bases are to wait":                  func(w *world) { w.c.All[0].Modified = now },
 	} {

@@ -81,8 +81,10 @@ const (
 	TwoMachines Rule = "two_machines"
 	// WentBack: a node gave a lower number than it had given.
 	WentBack Rule = "went_back"
-	// NoOverlays: no image rests on any other, and some did.
+	// NoOverlays: no image rests on any other, and some did: anywhere, below one directory, or on one file system below it.
 	NoOverlays Rule = "no_overlays"
+	// OtherStorage: the bases, or a directory that is looked through, lie on another file system than before.
+	OtherStorage Rule = "other_storage"
 )
 
 const (
@@ -94,6 +96,8 @@ const (
 	maxAtOnce = 100
 	// maxBoots is how many runs of a machine are kept in the notes.
 	maxBoots = 8
+	// maxNoted bounds how many file systems are noted of one node.
+	maxNoted = 2000
 )
 
 // Blocker is one thing that speaks against a change.
@@ -165,4 +169,6 @@ type Options struct {
 	Acting bool
 	// NoOverlays are nodes of which a person knows that no image rests on others there any more.
 	NoOverlays []string
+	// OtherStorage are nodes of which a person knows that the file systems there became others.
+	OtherStorage []string
 }

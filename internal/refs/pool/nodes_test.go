@@ -24,7 +24,8 @@ func report(node string, seq uint64) *Report {
 	return &Report{Schema: ReportSchema, Pool: uuid, Node: node, Machine: strings.Repeat("a", 64), BootID: boot, Seq: seq,
 		Time: time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC), Observed: []string{id}, DrainedSeconds: 900,
 		Draining: []Draining{{[]string{id}, boot, 77}}, Complete: true, Gaps: []string{}, Files: 2, Images: 2, Overlays: 1,
-		Uses: []Use{{Name: "a", Inode: 7, How: "header", Holder: "/p/i/disk", Depth: 1}}}
+		Storages: []BaseStorage{{OfRoot, "/p", "0x0000ef53", "0011223344556677", 1}},
+		Uses:     []Use{{Name: "a", Inode: 7, How: "header", Holder: "/p/i/disk", Depth: 1}}}
 }
 
 func member(node string) *Member {
@@ -63,7 +64,7 @@ func TestParseReport(t *testing.T) {
 	}
 	for _, c := range []struct{ name, text, want string }{
 		{"changed", strings.Replace(good, `"inode": 7`, `"inode": 8`, 1), "does not have its digest"},
-		{"unknown key inside", strings.Replace(good, `"depth"`, `"deepth"`, 1), `x:34: is no document of a pool: the key "deepth" is not known`},
+		{"unknown key inside", strings.Replace(good, `"depth"`, `"deepth"`, 1), `x:43: is no document of a pool: the key "deepth" is not known`},
 		{"missing inside", strings.Replace(good, `"how": "header",`, ``, 1), `"how" is missing`},
 		{"twice", strings.Replace(good, `"inode": 7,`, `"inode": 7, "inode": 7,`, 1), `the key "inode" is there twice`},
 		{"other case", strings.Replace(good, `"inode"`, `"INODE"`, 1), `the key "INODE" is not known`},
@@ -72,6 +73,8 @@ func TestParseReport(t *testing.T) {
 		{"an object for a word", strings.Replace(good, `"name": "a"`, `"name": {}`, 1), `want string`},
 		{"cut", good[:len(good)/2], "unexpected end"},
 		{"later schema", seal(func(r *Report) { r.Schema = "shisa.base-report/2" }), "its schema is"},
+		{"a file system of what", seal(func(r *Report) { r.Storages[0].What = "disk" }), `it tells of a file system as "disk"`},
+		{"less than no overlays", seal(func(r *Report) { r.Storages[0].Overlays = -1 }), `with -1 overlays`},
 		{"no pool", seal(func(r *Report) { r.Pool = "" }), "its pool is"},
 		{"no node", seal(func(r *Report) { r.Node = "" }), "its node is"},
 		{"no boot", seal(func(r *Report) { r.BootID = "x" }), "its boot_id is"},

@@ -5,6 +5,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -21,6 +22,8 @@ type Notes struct {
 	Time time.Time `json:"time"`
 	// Overlays is how many images rested on others when some last did.
 	Overlays int64 `json:"overlays"`
+	// Storages are the file systems that it looked at when nothing was missing on them.
+	Storages []BaseStorage `json:"storages"`
 	// Nodes are all that were ever known.
 	Nodes []Spoke `json:"nodes"`
 	// Candidates are the bases for which no use was found, each since that was first so.
@@ -34,6 +37,8 @@ type Spoke struct {
 	Seq uint64 `json:"seq"`
 	// Overlays is how many images rested on others when some last did.
 	Overlays int64 `json:"overlays"`
+	// Storages are the file systems that it told of when nothing was missing on them.
+	Storages []BaseStorage `json:"storages"`
 	// BootIDs are the last runs of the machine that it spoke of, in their order.
 	BootIDs []string `json:"boot_ids"`
 	// Turned: it spoke of a run of the machine that had ended before.
@@ -81,6 +86,12 @@ func ParseNotes(name string, text []byte) (n Notes, err error) {
 		err = fmt.Errorf("its pool is %q", n.Pool)
 	case !IsNode(n.Node):
 		err = fmt.Errorf("its node is %q", n.Node)
+	}
+	if err == nil {
+		err = validStorages(n.Storages)
+	}
+	for i := range n.Nodes {
+		err = errors.Join(err, validStorages(n.Nodes[i].Storages))
 	}
 	if err != nil {
 		return n, fmt.Errorf("%s %w: %w", name, ErrPool, err)

@@ -44,6 +44,8 @@ type Report struct {
 	Files    int64 `json:"files"`
 	Images   int64 `json:"images"`
 	Overlays int64 `json:"overlays"`
+	// Storages are the file systems that were looked at.
+	Storages []BaseStorage `json:"storages"`
 	// Uses are all needs of bases that it saw.
 	Uses []Use `json:"uses"`
 	// SHA256 is the digest of the document without it.
@@ -146,7 +148,7 @@ func (r *Report) valid() error {
 	case r.Complete != (len(r.Gaps) == 0):
 		return fmt.Errorf("complete is %v with %d gaps", r.Complete, len(r.Gaps))
 	}
-	return r.ids()
+	return errors.Join(r.ids(), validStorages(r.Storages))
 }
 
 // ids tells whether what it names as seen are ids.
