@@ -216,7 +216,7 @@ func TestIndexRacy(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration // of the scan, since the file was changed
 		kept  bool
-	}{{-time.Hour, false}, {0, false}, {1900 * time.Millisecond, false}, {2100 * time.Millisecond, true}, {time.Hour, true}} {
+	}{{-time.Hour, false}, {0, false}, {1200 * time.Millisecond, false}, {2100 * time.Millisecond, true}, {time.Hour, true}} {
 		w := newIndexed(t)
 		w.write("pool/_base/b", make([]byte, 4096))
 		w.write("pool/i/disk", qed("../_base/b"))
