@@ -11,9 +11,10 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 )
 
-// bases makes the list of bases of what was found, each with the images that rest on it.
+// bases makes the list of bases of what was found, each with the images that rest on it. A file with several names is a base
+// under each of them, with all that rests on the file: who removes one of the names takes it from those that go by it.
 func (t *taking) bases() {
-	at := map[diskio.ID]int{}
+	at := map[diskio.ID][]int{}
 	byName, gone := map[string]int{}, map[string]int{}
 	for _, f := range t.files {
 		if t.plain {
@@ -22,11 +23,7 @@ func (t *taking) bases() {
 				continue
 			}
 		}
-		if i, twice := at[f.stat.ID]; twice {
-			byName[f.name] = i
-			continue
-		}
-		at[f.stat.ID], byName[f.name] = len(t.c.All), len(t.c.All)
+		at[f.stat.ID], byName[f.name] = append(at[f.stat.ID], len(t.c.All)), len(t.c.All)
 		t.c.All = append(t.c.All, Base{Name: f.name, Path: f.path, State: Live, File: f.stat.ID,
 			SizeBytes: f.stat.SizeBytes, AllocatedBytes: f.stat.AllocatedBytes, Format: f.format,
 			Modified: f.stat.ModTime, Changed: f.stat.ChangeTime, Uses: []Reference{}})
@@ -35,7 +32,13 @@ func (t *taking) bases() {
 		g := &t.targets[i]
 		uses := t.uses(i)
 		if k, ok := at[g.stat.ID]; ok && g.there {
-			t.c.All[k].Uses = joined(t.c.All[k].Uses, uses)
+			for n, one := range k {
+				if n < len(k)-1 {
+					t.c.All[one].Uses = append(t.c.All[one].Uses, uses...)
+				} else {
+					t.c.All[one].Uses = joined(t.c.All[one].Uses, uses)
+				}
+			}
 			continue
 		}
 		// The image may be another node's, which knows the directory by another name.

@@ -183,7 +183,7 @@ func (t *taking) shields(s *pool.State) {
 			switch {
 			case b.State == Missing:
 				// One with further names is the very file as well: somebody gave it those, or another base is it too.
-				if h.Name == b.Name && filepath.Dir(b.Path) == t.c.Bases && (h.Links == 1 || b.Shield == "" && b.Held == "") {
+				if h.Name == b.Name && filepath.Dir(b.Path) == t.c.Bases && (s.IsAlone(&h) || b.Shield == "" && b.Held == "") {
 					b.Shield = h.Path
 				}
 			case h.ID == b.File && (h.Name == b.Name || b.Shield == ""):

@@ -215,7 +215,18 @@ func TestLook(t *testing.T) {
 				w.t.Fatal(err)
 			}
 			w.image("pool/i/disk", "qcow2", w.path("pool/_base/b_2"))
-		}, []string{"b live: header pool/i/disk 1"}},
+		}, []string{"b live: header pool/i/disk 1", "b_2 live: header pool/i/disk 1"}},
+		{"one base with two names, of which one was removed", func(w *world) {
+			w.base("b")
+			if err := os.Link(w.path("pool/_base/b"), w.path("pool/_base/b_2")); err != nil {
+				w.t.Fatal(err)
+			}
+			w.image("pool/1/disk", "qcow2", w.path("pool/_base/b_2"))
+			w.image("pool/2/disk", "qcow2", w.path("pool/_base/b"))
+			if err := os.Remove(w.path("pool/_base/b")); err != nil {
+				w.t.Fatal(err)
+			}
+		}, []string{"b missing: header pool/2/disk 1", "b_2 live: header pool/1/disk 1"}},
 		{"an external data file", func(w *world) {
 			w.base("b")
 			w.image("pool/i/disk", "qcow2", "", "-o", "data_file="+w.path("pool/_base/b")+",data_file_raw=on")

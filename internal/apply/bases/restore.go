@@ -177,7 +177,7 @@ func shieldFor(s *pool.State, name string, inode uint64) (*pool.Shield, error) {
 	// One of them may be the file that has the name now, and the others what had it before.
 	var alone []pool.Shield
 	for _, h := range found {
-		if h.Links == 1 {
+		if s.IsAlone(&h) {
 			alone = append(alone, h)
 		}
 	}

@@ -312,12 +312,28 @@ func (s *State) ShieldsOf(name string) (all []Shield) {
 	return all
 }
 
-// Alone gives the shields that are the last names of their files.
+// Alone gives the files that have no other names than shields, each by the first of those.
 func (s *State) Alone() (all []Shield) {
+	names := map[diskio.ID]uint64{}
+	for i := range s.Shields {
+		names[s.Shields[i].ID]++
+	}
 	for _, h := range s.Shields {
-		if h.Links == 1 {
+		if names[h.ID] >= h.Links {
 			all = append(all, h)
+			names[h.ID] = 0
 		}
 	}
 	return all
+}
+
+// IsAlone tells whether the file of a shield has no other names than shields.
+func (s *State) IsAlone(h *Shield) bool {
+	names := uint64(0)
+	for i := range s.Shields {
+		if s.Shields[i].ID == h.ID {
+			names++
+		}
+	}
+	return names >= h.Links
 }

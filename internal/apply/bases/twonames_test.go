@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package bases
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/judge"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
+)
+
+// TestTwoNames: a file with two names is two bases with a shield each, so that whichever name is removed comes back, and
+// neither is set aside.
+func TestTwoNames(t *testing.T) {
+	f := newStock(t, "a", "free")
+	if err := os.Link(f.path("a"), f.path("z")); err != nil {
+		t.Fatal(err)
+	}
+	file := f.entry("a")
+	look := func() *refs.Census {
+		c, err := f.look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	protect := func() *pool.Done {
+		d, err := Protect(t.Context(), look(), ProtectOptions{}, f.options())
+		if err != nil || len(d.Left) > 0 {
+			t.Fatalf("Protect = %+v, %v", d, err)
+		}
+		return d
+	}
+	if d := protect(); !slices.Equal(d.Shielded, []string{"z"}) {
+		t.Errorf("shielded %q, want the name that is new", d.Shielded)
+	}
+	if d := protect(); len(d.Shielded)+len(d.Recorded) > 0 {
+		t.Errorf("once more = %+v, want nothing to do", d)
+	}
+	for _, n := range []string{"a", "z"} {
+		if h := f.state().ShieldsOf(n); len(h) != 1 || h[0].ID.Ino != file || h[0].Links != 4 {
+			t.Errorf("shields of %s = %+v, want one of inode %d with four names", n, h, file)
+		}
+	}
+	f.reports()
+	f.plan()
+	f.reports()
+	p := f.plan()
+	for i := range p.All {
+		b := &p.All[i]
+		linked := slices.ContainsFunc(b.Blockers, func(k judge.Blocker) bool { return k.Rule == judge.Linked })
+		if two := b.Name == "a" || b.Name == "z"; two && (b.Verdict != judge.Keep || !linked) {
+			t.Errorf("%s may be %s by %+v, want that it stays as linked", b.Name, b.Verdict, b.Blockers)
+		}
+	}
+	f.image("1", "a")
+	f.image("2", "z")
+	// Removed one after the other, and then both at once.
+	for _, gone := range [][]string{{"a"}, {"z"}, {"a", "z"}} {
+		for _, n := range gone {
+			f.remove(n)
+		}
+		alone := 0
+		if len(gone) == 2 {
+			alone = 1
+		}
+		c := look()
+		if n := c.Kept.Files; n != int64(alone) {
+			t.Errorf("without %q %d files are only kept by shields, want %d", gone, n, alone)
+		}
+		for _, n := range gone {
+			if !slices.ContainsFunc(c.All, func(b refs.Base) bool { return b.Name == n && b.State == refs.Missing && b.Shield != "" }) {
+				t.Errorf("without %q the census does not miss %s, or has no shield of it", gone, n)
+			}
+		}
+		d := protect()
+		slices.Sort(d.Restored)
+		if !slices.Equal(d.Restored, gone) {
+			t.Errorf("without %q Protect restored %q", gone, d.Restored)
+		}
+		for _, n := range []string{"a", "z"} {
+			if f.entry(n) != file {
+				t.Errorf("without %q: %s is inode %d then, want %d", gone, n, f.entry(n), file)
+			}
+		}
+	}
+	// By hand, and of one that nobody is known to need.
+	if err := errors.Join(os.Remove(f.path("../1")), os.Remove(f.path("../2"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"a", "z"} {
+		f.remove(n)
+		if _, err := Restore(t.Context(), n, RestoreOptions{}, f.options()); err != nil || f.entry(n) != file {
+			t.Errorf("Restore of %s = %v, and it is inode %d, want %d", n, err, f.entry(n), file)
+		}
+	}
+}
+
+// entry is the inode of a name, 0 for none.
+func (f *stock) entry(name string) uint64 {
+	e, err := diskio.LookEntry(f.path(name))
+	if err != nil {
+		return 0
+	}
+	return e.Ino
+}
