@@ -63,6 +63,7 @@ func Judge(c *refs.Census, s *pool.State, o Options) (*Plan, *pool.Notes) {
 	}
 	j.tooMany()
 	j.evidence()
+	j.p.status()
 	j.p.next()
 	return j.p, notes
 }

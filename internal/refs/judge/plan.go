@@ -168,8 +168,8 @@ func (p *Plan) Against(b *Decided) string {
 	return strings.Join(all[:min(len(all), 3)], "; ") + more(max(0, len(all)-3))
 }
 
-// next says what to do next, and how the decision ends.
-func (p *Plan) next() {
+// status says how the decision ends.
+func (p *Plan) status() {
 	status := []int{}
 	for i := range p.All {
 		if p.All[i].State == refs.Missing || p.All[i].Verdict == RestoreNow {
@@ -185,6 +185,10 @@ func (p *Plan) next() {
 		}
 	}
 	p.Status = finding.OrderStatus(status...)
+}
+
+// next says what to do next.
+func (p *Plan) next() {
 	has := map[Rule]bool{}
 	nodes := map[string]bool{}
 	look := func(all []Blocker) {
