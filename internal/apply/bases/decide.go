@@ -44,7 +44,8 @@ type Decision struct {
 // intents are under way.
 func (k *keeper) decide(ctx context.Context, d Decision, o judge.Options) (*judge.Plan, *pool.Notes, *refs.Census, error) {
 	var err error
-	if o.Now, err = k.now(ctx); err != nil {
+	// What has the name of the clock and is no file is told with all else that was not read, and there is no time.
+	if o.Now, err = k.now(ctx); err != nil && !errors.Is(err, diskio.ErrSpecial) {
 		return nil, nil, nil, err
 	}
 	c, err := d.Census(ctx)
@@ -92,6 +93,9 @@ func Plan(ctx context.Context, only []string, d Decision, o Options) (*judge.Pla
 	p, n, _, err := k.decide(ctx, d, judge.Options{Only: only})
 	if err != nil {
 		return nil, err
+	}
+	if n.Time.IsZero() {
+		return p, p.Seal() // notes without a time are none
 	}
 	text, err := n.Text()
 	if err != nil {
