@@ -131,12 +131,8 @@ func read(ctx context.Context, path string, timeout time.Duration) ([]byte, erro
 	}, nil)
 }
 
-// list gives the names of the files in a directory, in their order. It is fs.ErrNotExist where there is none.
-func list(ctx context.Context, dir string, timeout time.Duration) (names []string, err error) {
-	return listWith(ctx, dir, timeout, func(string) {})
-}
-
-// listWith is list that tells of all that is no file, too.
+// listWith gives the names of the files in a directory, in their order, and tells of all that is no file. It is
+// fs.ErrNotExist where there is none.
 func listWith(ctx context.Context, dir string, timeout time.Duration, odd func(path string)) (names []string, err error) {
 	enter := func(path string) bool { odd(path); return false }
 	s := diskio.Sweep{Workers: 1, Timeout: timeout, Enter: enter,
@@ -159,10 +155,7 @@ func listWith(ctx context.Context, dir string, timeout time.Duration, odd func(p
 }
 
 func (s *State) shields(ctx context.Context, dir string, timeout time.Duration) error {
-	names, err := list(ctx, dir, timeout)
-	if err != nil {
-		return err
-	}
+	names, odd := listAll(ctx, dir, timeout)
 	for _, n := range names {
 		inode, name, ok := ParseShieldName(n)
 		path := filepath.Join(dir, n)
@@ -187,14 +180,11 @@ func (s *State) shields(ctx context.Context, dir string, timeout time.Duration) 
 		s.Shields = append(s.Shields, Shield{Name: name, Path: path, ID: st.ID, SizeBytes: st.SizeBytes,
 			AllocatedBytes: st.AllocatedBytes, Modified: st.ModTime, Links: st.Links})
 	}
-	return nil
+	return odd
 }
 
 func (s *State) objects(ctx context.Context, dir string, timeout time.Duration) error {
-	names, err := list(ctx, dir, timeout)
-	if err != nil {
-		return err
-	}
+	names, odd := listAll(ctx, dir, timeout)
 	for _, n := range names {
 		if !strings.HasSuffix(n, ".json") {
 			continue // one that is being written
@@ -217,14 +207,11 @@ func (s *State) objects(ctx context.Context, dir string, timeout time.Duration) 
 		}
 		s.Objects[o.Inode] = o
 	}
-	return nil
+	return odd
 }
 
 func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) error {
-	names, err := list(ctx, dir, timeout)
-	if err != nil {
-		return err
-	}
+	names, odd := listAll(ctx, dir, timeout)
 	for _, n := range names {
 		all, _, err := ReadAuditFile(ctx, filepath.Join(dir, n), timeout)
 		s.Audits = append(s.Audits, all...)
@@ -236,14 +223,14 @@ func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) e
 		}
 	}
 	slices.SortStableFunc(s.Audits, func(a, b Entry) int { return cmp.Compare(a.Time.UnixNano(), b.Time.UnixNano()) })
-	return nil
+	return odd
 }
 
 // AuditOf reads what the audits of all nodes say about one base, in the order of time. What could not be read, does
 // not follow its chain, or has no end is in unread; the error is that of ctx.
 func AuditOf(ctx context.Context, bases, name string, timeout time.Duration) (all []Entry, unread []error, err error) {
 	dir, told := Path(bases, Audit), strings.ToValidUTF8(name, "\uFFFD")
-	names, err := list(ctx, dir, timeout)
+	names, err := listAll(ctx, dir, timeout)
 	switch {
 	case ctx.Err() != nil:
 		return nil, nil, ctx.Err()
