@@ -76,7 +76,11 @@ func guest(ctx context.Context, o *Options, c *exec.Cmd) (*Result, error) {
 	c.Stdout, c.ExtraFiles = shown, append([]*os.File{said}, c.ExtraFiles...)
 	c.Stderr = &words
 	err := run(ctx, c, said, shown)
-	err = errors.Join(err, <-listening, <-watching)
+	lost := errors.Join(<-listening, <-watching)
+	if e := (*exec.ExitError)(nil); errors.As(err, &e) && aborted(e) && halted(console.kept) {
+		err = nil
+	}
+	err = errors.Join(err, lost)
 	r.Took, r.Console = time.Since(begun), console.kept
 	if s := c.ProcessState; s != nil {
 		r.CPU = s.UserTime() + s.SystemTime()
@@ -94,6 +98,19 @@ func guest(ctx context.Context, o *Options, c *exec.Cmd) (*Result, error) {
 		return r, fmt.Errorf("%w: %s", ErrConfine, bytes.TrimSpace(words.kept))
 	}
 	return r, fmt.Errorf("the guest: %w: %s", err, bytes.TrimSpace(words.kept))
+}
+
+// aborted tells whether a kernel, or the stage before it, ended by SIGABRT.
+func aborted(e *exec.ExitError) bool {
+	w, ok := e.Sys().(syscall.WaitStatus)
+	return ok && (w.Signaled() && w.Signal() == syscall.SIGABRT || w.ExitStatus() == exitAborted)
+}
+
+// halted tells whether a kernel's last words are that the guest is off. User Mode Linux 6.1 is at times aborted by
+// its C library while it takes its own threads down, which is behind all that the guest did.
+func halted(console []byte) bool {
+	console = bytes.TrimSpace(console)
+	return bytes.HasSuffix(console, []byte("reboot: System halted")) || bytes.HasSuffix(console, []byte("reboot: Power down"))
 }
 
 // heard gives a pipe, and hears what is written to it until its writers have closed it.

@@ -44,6 +44,9 @@ const nobody = 65534
 // exitConfine is what a stage ends with that could not confine the guest, and says so on stderr.
 const exitConfine = 97
 
+// exitAborted is what a stage ends with whose kernel ended by SIGABRT.
+const exitAborted = 96
+
 // settingFD is where a stage reads what it is to do.
 const settingFD = reportFD + 1
 
@@ -176,7 +179,11 @@ func stage() (int, error) {
 	}
 	err := c.Wait()
 	if e := (*exec.ExitError)(nil); errors.As(err, &e) {
-		return 1, fmt.Errorf("its kernel ended with %s", e)
+		status := 1
+		if aborted(e) {
+			status = exitAborted
+		}
+		return status, fmt.Errorf("its kernel ended with %s", e)
 	}
 	return 0, err
 }
