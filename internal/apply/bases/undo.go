@@ -22,9 +22,10 @@ var ErrNeeded = errors.New("is needed, or may be")
 
 // UndoOptions say how far an act may be taken back.
 type UndoOptions struct {
-	// Census looks at who needs what now. It is asked only where a name would be taken away.
+	// Census looks at who needs what now. It is asked only where a name would be taken away, or a time set back.
 	Census func(ctx context.Context) (*refs.Census, error)
-	// Needed tells whether the name of a base may be taken away although it is needed, or may be.
+	// Needed tells whether the name of a base may be taken away, and its old time given back, although it is needed,
+	// or may be.
 	Needed func(path string) bool
 }
 
@@ -208,6 +209,13 @@ func (k *undoing) touchBack(ctx context.Context, s *vault.BaseStep) (why string,
 		return "it was changed or touched again since", nil
 	case k.keptName(s.Inode):
 		return "", errors.New("it keeps its name, and would look old")
+	}
+	// With its old time, and without the shield that is taken back too, the next cleaner would remove it for good.
+	switch err := k.unneeded(ctx, s.At(), e.ID); {
+	case errors.Is(err, ErrNeeded):
+		return "it keeps its new time: it is needed, or may be, and a cleaner removes what looks old", nil
+	case err != nil:
+		return "", err
 	}
 	if err := k.step(ctx, "touch "+s.Name); err != nil {
 		return "", err

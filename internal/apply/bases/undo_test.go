@@ -121,6 +121,26 @@ func TestUndoTouch(t *testing.T) {
 	}
 }
 
+// TestUndoTouchOfNeeded: a base that is needed does not look old again, whatever is taken back.
+func TestUndoTouchOfNeeded(t *testing.T) {
+	w := newWorld(t, "a")
+	o := w.receipts()
+	d, err := Protect(t.Context(), w.census("a"), ProtectOptions{NoRecord: true}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	touched := w.modified("a")
+	r := w.undo(d.Receipt, o, "a")
+	if r.State != vault.Undone || !w.modified("a").Equal(touched) || len(w.state().Shields) != 0 {
+		t.Errorf("a changed at %v after Undo = %+v, want %v and no shield", w.modified("a"), r, touched)
+	}
+	for _, s := range r.Steps {
+		if s.What == vault.BaseTouch && s.Why == "" {
+			t.Errorf("the touch says nothing of why it stays: %+v", s)
+		}
+	}
+}
+
 // TestTouchesAreDropped: of receipts that only touch the same bases the newest is kept.
 func TestTouchesAreDropped(t *testing.T) {
 	w := newWorld(t, "a")
