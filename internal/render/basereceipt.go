@@ -6,6 +6,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -22,7 +23,10 @@ type BaseReceiptDocument struct {
 func BaseReceipt(w io.Writer, r *vault.BaseReceipt, left []vault.BaseStep, risk string, s Style) error {
 	o := newOut(w, s)
 	head := o.paint(green, "UNDONE")
-	if len(left) > 0 {
+	switch undone := func(st vault.BaseStep) bool { return st.Undone }; {
+	case len(left) > 0 && !slices.ContainsFunc(r.Steps, undone):
+		head = o.paint(yellow, "NOT UNDONE")
+	case len(left) > 0:
 		head = o.paint(yellow, "UNDONE IN PART")
 	}
 	o.line(head, "  ", Text(r.Act), " of ", r.Created.Format("2006-01-02 15:04:05Z"), " in ", Name(r.Dir()))
@@ -36,8 +40,8 @@ func BaseReceipt(w io.Writer, r *vault.BaseReceipt, left []vault.BaseStep, risk 
 			continue
 		}
 		text := baseUndone(st)
-		if st.Why != "" {
-			text += " (" + Text(st.Why) + ")"
+		if st.Why != "" { // nothing was done
+			text = Name(st.Name) + " (" + string(st.What) + "): " + Text(st.Why)
 		}
 		o.prose("  ", text)
 	}
