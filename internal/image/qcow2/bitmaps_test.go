@@ -10,11 +10,13 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/image/qcow2"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -115,6 +117,14 @@ func TestBitmapsIgnored(t *testing.T) {
 	}
 }
 
+// refusedFor gives the findings which say that qemu refuses an image for its bitmaps.
+func refusedFor(t *testing.T, img []byte) []finding.Finding {
+	t.Helper()
+	return slices.DeleteFunc(checkBytes(t, img).Findings, func(f finding.Finding) bool {
+		return f.Code != finding.QC17.Code || f.Kind != "refused"
+	})
+}
+
 func TestBitmapRefusals(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
 	_, img := bitmapped(t)
@@ -171,6 +181,10 @@ func TestBitmapRefusals(t *testing.T) {
 				!strings.Contains(said, refused.Qemu) {
 				t.Errorf("qemu-img says %q, want %q in it", said, refused.Qemu)
 			}
+			if list := refusedFor(t, bad); len(list) != 1 || list[0].Severity != finding.Danger ||
+				list[0].Certainty != finding.Sure || !strings.Contains(list[0].Next, "shisa repair") {
+				t.Errorf("Check() = %+v, want one sure danger, for qemu refuses the image", list)
+			}
 		})
 	}
 }
@@ -205,6 +219,9 @@ func TestBitmapOddities(t *testing.T) {
 			if said := qemuRefuses(t, odd); said != "" {
 				t.Errorf("qemu-img refuses it: %s", said)
 			}
+			if list := refusedFor(t, odd); len(list) != 0 {
+				t.Errorf("Check() = %+v, but qemu takes the image", list)
+			}
 		})
 	}
 }
@@ -225,6 +242,15 @@ func TestBitmapsUnreadable(t *testing.T) {
 	if err := qcow2.LoadBitmaps(r, int64(len(img)), h, list); !errors.Is(err, qcow2.ErrRead) ||
 		!errors.Is(err, errBadSector) {
 		t.Errorf("LoadBitmaps with a bad sector = %v, want %v", err, qcow2.ErrRead)
+	}
+	// A check cannot tell then, and finds nothing for which bitmaps would be given up.
+	for _, r.fail = range []int64{int64(h.Bitmaps.DirOff) + 5, int64(list[0].TableOff)} {
+		res, err := qcow2.Check(t.Context(), r, int64(len(img)), qcow2.CheckOptions{DataFileBytes: -1})
+		if err != nil || len(res.Blind) != 1 || slices.ContainsFunc(res.Findings, func(f finding.Finding) bool {
+			return f.Code == finding.QC17.Code
+		}) {
+			t.Errorf("Check() with a bad sector at %#x = %+v, %v, want a blind spot and no %s", r.fail, res, err, finding.QC17.Code)
+		}
 	}
 	stop := errors.New("stop")
 	if err := qcow2.ReadBitmapTable(bytes.NewReader(img), int64(len(img)), h, &list[0],

@@ -260,13 +260,16 @@ func spoil(rnd *rand.Rand, img []byte) (what string) {
 		places := metadata(img)
 		p := places[rnd.IntN(len(places))]
 		off := p[0] + rnd.IntN(p[1])
-		if off >= len(img) {
+		if off < 0 || off >= len(img) { // by an offset that was spoiled before
 			continue
 		}
 		old := img[off]
 		img[off] = []byte{old ^ 1<<rnd.IntN(8), 0, 0xff, byte(rnd.IntN(256))}[rnd.IntN(4)]
 		what += fmt.Sprintf("%#x: %#x -> %#x ", off, old, img[off])
-		if binary.BigEndian.Uint32(img[20:]) > 21 || binary.BigEndian.Uint32(img[36:]) > 1<<16 {
+		be, end := binary.BigEndian, uint64(len(img))
+		n := uint64(be.Uint32(img[36:]))
+		if be.Uint32(img[20:]) > 21 || n > 1<<16 || be.Uint64(img[40:]) > end || be.Uint64(img[40:])+8*n > end ||
+			be.Uint64(img[48:]) > end-64 {
 			break // metadata can no longer be found
 		}
 	}

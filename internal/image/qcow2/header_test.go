@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -304,8 +305,8 @@ func TestHeaderOfEverything(t *testing.T) {
 // counting counts what is read.
 type counting struct {
 	r     io.ReaderAt
-	bytes int64
-	fail  int64 // reading at this offset fails
+	bytes atomic.Int64 // a check reads with several goroutines
+	fail  int64        // reading at this offset fails
 }
 
 var errBadSector = errors.New("bad sector")
@@ -314,7 +315,7 @@ func (c *counting) ReadAt(p []byte, off int64) (int, error) {
 	if c.fail > 0 && off <= c.fail && c.fail < off+int64(len(p)) {
 		return 0, errBadSector
 	}
-	c.bytes += int64(len(p))
+	c.bytes.Add(int64(len(p)))
 	return c.r.ReadAt(p, off)
 }
 
@@ -323,8 +324,8 @@ func TestHeaderReadsLittle(t *testing.T) {
 	testenv.Need(t, "qemu-img")
 	img := plain(t, "cluster_size=2M")
 	c := &counting{r: bytes.NewReader(img)}
-	if _, err := qcow2.ReadHeader(c, int64(len(img))); err != nil || c.bytes > 8192 {
-		t.Errorf("ReadHeader reads %d bytes, %v, want 8192 at most", c.bytes, err)
+	if _, err := qcow2.ReadHeader(c, int64(len(img))); err != nil || c.bytes.Load() > 8192 {
+		t.Errorf("ReadHeader reads %d bytes, %v, want 8192 at most", c.bytes.Load(), err)
 	}
 }
 

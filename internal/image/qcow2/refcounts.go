@@ -142,14 +142,14 @@ func (c *checker) countBitmaps() error {
 	}
 	bitmaps, err := ReadBitmaps(c.r, int64(c.fileBytes), c.h)
 	if err != nil {
-		c.brokenBitmap("the bitmap directory", err)
+		if c.brokenBitmap("the bitmap directory", err) {
+			c.refusedBitmaps("the bitmap directory", err)
+		}
 		return nil
 	}
-	if err := LoadBitmaps(c.r, int64(c.fileBytes), c.h, bitmaps); err != nil {
-		f := c.newFinding(finding.QC17, finding.Sure, "refused",
-			fmt.Sprintf("qemu refuses to open the image because of a bitmap: %v", err))
-		f.Severity = finding.Danger
-		c.findings = append(c.findings, f)
+	// What cannot be read is a blind spot, below: a bitmap is not given up for it.
+	if err := LoadBitmaps(c.r, int64(c.fileBytes), c.h, bitmaps); err != nil && !errors.Is(err, ErrRead) {
+		c.refusedBitmaps("a bitmap", err)
 	}
 	for i := range bitmaps {
 		b := &bitmaps[i]
@@ -182,28 +182,44 @@ func (c *checker) countBitmaps() error {
 		if countErr != nil {
 			return countErr
 		}
-		if err != nil {
-			c.brokenBitmap(name, err)
+		if err != nil && c.brokenBitmap(name, err) {
+			c.findings = append(c.findings, c.bitmapFinding("unusable", name+" cannot be used", err))
 		}
 	}
 	return nil
 }
 
-func (c *checker) brokenBitmap(name string, err error) {
+// brokenBitmap counts what cannot be used of bitmaps. It reports whether that is wrong, which is to be a
+// finding; what cannot be read is a blind spot.
+func (c *checker) brokenBitmap(name string, err error) bool {
 	c.unreadable++ // its clusters would look leaked
 	var open *OpenError
 	if errors.As(err, &open) && open.Kind == ErrRead {
 		c.counts.CheckErrors++
 		c.blindSpot(finding.Blind{What: name, Reason: readReason(err),
 			Host: []finding.Range{{Offset: int64(open.Off), Length: 1}}})
-		return
+		return false
 	}
 	c.counts.Corruptions++
-	f := c.newFinding(finding.QC17, finding.Sure, "unusable", fmt.Sprintf("%s cannot be used: %v", name, err))
-	if open != nil {
+	return true
+}
+
+// refusedBitmaps reports that qemu refuses the whole image for its bitmaps (qcow2_load_dirty_bitmaps in
+// block/qcow2-bitmap.c, QEMU 7.2): no machine starts from it.
+func (c *checker) refusedBitmaps(what string, err error) {
+	f := c.bitmapFinding("refused", "qemu refuses to open the image because of "+what, err)
+	f.Severity = finding.Danger
+	f.Next = "shisa repair marks all bitmaps as invalid, so that qemu opens the image; make the next backup a full one"
+	c.findings = append(c.findings, f)
+}
+
+func (c *checker) bitmapFinding(kind, what string, err error) finding.Finding {
+	f := c.newFinding(finding.QC17, finding.Sure, kind, fmt.Sprintf("%s: %v", what, err))
+	var open *OpenError
+	if errors.As(err, &open) {
 		f.Host = []finding.Range{{Offset: int64(open.Off), Length: 8}}
 	}
-	c.findings = append(c.findings, f)
+	return f
 }
 
 // countRefblocks counts the refcount blocks. Each must be nobody else's: a second reference is a
