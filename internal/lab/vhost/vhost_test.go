@@ -63,7 +63,7 @@ func TestServeFails(t *testing.T) {
 		!strings.Contains(err.Error(), "exit status 1: no such image") {
 		t.Errorf("a daemon that ends = %v, want its words", err)
 	}
-	daemon(t, ready+"echo it broke >&2\ntrap 'exit 3' TERM\nwhile :; do sleep 0.01; done\n")
+	daemon(t, "echo it broke >&2\ntrap 'exit 3' TERM\n"+ready+"while :; do sleep 0.01; done\n")
 	d, err := Serve("x.qcow2", "qcow2")
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/shisa-vm/shisa/internal/lab/debian"
 )
 
 // Packages that stand for kernels of Debian 12, 6.1.
@@ -79,15 +81,12 @@ func fetch(ctx context.Context, cache, name string) (Kernel, error) {
 	return k, errors.Join(err, os.RemoveAll(work))
 }
 
-// names that apt prints and takes.
-var (
-	dependsOn    = regexp.MustCompile(`(?m)^ +Depends: (linux-image-[a-z0-9.+-]+)$`)
-	versionField = regexp.MustCompile(`(?m)^Version: ([A-Za-z0-9.+:~-]+)$`)
-)
+// dependsOn is what apt-cache depends prints of a package that stands for a kernel.
+var dependsOn = regexp.MustCompile(`(?m)^ +Depends: (linux-image-[a-z0-9.+-]+)$`)
 
 // candidate tells which package apt would take, and of which version.
 func candidate(ctx context.Context, name string) (pkg, version string, err error) {
-	out, err := output(ctx, "", "apt-cache", "depends", name)
+	out, err := debian.Run(ctx, "", "apt-cache", "depends", name)
 	if err != nil {
 		return "", "", err
 	}
@@ -95,19 +94,13 @@ func candidate(ctx context.Context, name string) (pkg, version string, err error
 	if m := dependsOn.FindSubmatch(out); m != nil {
 		pkg = string(m[1])
 	}
-	if out, err = output(ctx, "", "apt-cache", "show", "--no-all-versions", pkg); err != nil {
-		return "", "", err
-	}
-	m := versionField.FindSubmatch(out)
-	if m == nil {
-		return "", "", fmt.Errorf("apt has no package %s", pkg)
-	}
-	return pkg, string(m[1]), nil
+	version, err = debian.Version(ctx, pkg)
+	return pkg, version, err
 }
 
 // unpackInto leaves the kernel and its modules in work/kept.
 func unpackInto(ctx context.Context, work, pkg, version string) error {
-	if _, err := output(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3",
+	if _, err := debian.Run(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3",
 		"download",
 		pkg+"="+version); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -117,7 +110,7 @@ func unpackInto(ctx context.Context, work, pkg, version string) error {
 		return fmt.Errorf("apt-get left %d packages (%w), want one", len(debs), err)
 	}
 	tree, kept := filepath.Join(work, "tree"), filepath.Join(work, "kept")
-	if _, err := output(ctx, work, "dpkg-deb", "-x", debs[0], tree); err != nil {
+	if err := debian.Unpack(ctx, debs[0], tree); err != nil {
 		return err
 	}
 	if err := os.Mkdir(kept, 0o755); err != nil {
@@ -159,18 +152,4 @@ func unpackImage(ctx context.Context, image, to string) error {
 		return fmt.Errorf("unpack %s by %s: %w: %s", image, command[0], err, bytes.TrimSpace(words.Bytes()))
 	}
 	return nil
-}
-
-// output is what a command prints, with what it complains of in the error.
-func output(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
-	c := exec.CommandContext(ctx, name, args...)
-	c.Dir = dir
-	c.Env = append(os.Environ(), "LC_ALL=C")
-	var words bytes.Buffer
-	c.Stderr = &words
-	out, err := c.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(words.Bytes()))
-	}
-	return out, nil
 }

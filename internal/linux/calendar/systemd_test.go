@@ -110,10 +110,13 @@ func compare(t *testing.T, zone string, base time.Time, texts []string) (refused
 	}
 	for i, want := range analyze(t, zone, base, n, texts) {
 		got := own(texts[i], local, base, n)
+		if k := len(got.times); want.normal == "" && got.normal != "" && k < n && stuck(texts[i], zone, base, k+1) {
+			want = analyze(t, zone, base, k, texts[i:i+1])[0]
+		}
 		if want.normal == "" {
 			refused++
 		}
-		if got.normal != want.normal && !(want.normal == "" && len(got.times) == 0 && got.normal != "" && stuck(texts[i], zone, base)) {
+		if got.normal != want.normal {
 			t.Errorf("TZ=%s Parse(%q) = %q, systemd-analyze says %q", zone, texts[i], got.normal, want.normal)
 			continue
 		}
@@ -125,9 +128,11 @@ func compare(t *testing.T, zone string, base time.Time, texts []string) (refused
 	return refused
 }
 
-// stuck tells whether systemd takes an event and gives up the search for its next time.
-func stuck(text, zone string, base time.Time) bool {
-	c := exec.Command("systemd-analyze", "calendar", "--base-time="+base.Format("2006-01-02 15:04:05 UTC"), "--", text)
+// stuck tells whether systemd takes an event and gives up the search for its n-th time. Nothing at all is
+// printed of the event then, not even the times before.
+func stuck(text, zone string, base time.Time, n int) bool {
+	c := exec.Command("systemd-analyze", "calendar", fmt.Sprintf("--iterations=%d", n),
+		"--base-time="+base.Format("2006-01-02 15:04:05 UTC"), "--", text)
 	c.Env = []string{"TZ=" + zone, "LC_ALL=C"}
 	out, _ := c.CombinedOutput()
 	return bytes.Contains(out, []byte("Failed to determine next elapse"))
@@ -191,6 +196,8 @@ func TestStands(t *testing.T) {
 			}
 		}
 	}
+	// Three times, and the search for the fourth comes to a stand at the midnight that the clock leaves out.
+	compare(t, "Asia/Beirut", time.Date(2049, 3, 27, 9, 33, 34, 0, time.UTC), []string{"*-03-4/1,8..18,16 2/5:11"})
 }
 
 // TestAgainstSystemd holds random events against systemd: 10,000 of them in the sweeps.
