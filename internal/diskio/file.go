@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -154,6 +155,58 @@ func RealPath(path string) (string, error) {
 		return "", err
 	}
 	return filepath.Join(wd, real), nil
+}
+
+// maxLinks is how many symbolic links the kernel follows for one name (path_resolution(7)).
+const maxLinks = 40
+
+// LinkEnd is where a name leads whose last part may be a symbolic link, or several of them, to what need not be there. The
+// directory is without symbolic links as far as it is there.
+func LinkEnd(path string) (string, error) {
+	for range maxLinks {
+		// Not shortened: ".." behind a link is where that leads.
+		cut := strings.LastIndexByte(path, '/') + 1
+		dir, err := RealPath(path[:cut] + ".")
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return path, nil
+		} else if err != nil {
+			return "", err
+		}
+		path = filepath.Join(dir, path[cut:])
+		to, err := os.Readlink(path)
+		switch {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, fs.ErrNotExist):
+			return path, nil
+		case err != nil:
+			return "", err
+		case filepath.IsAbs(to):
+			path = to
+		default:
+			path = dir + "/" + to
+		}
+	}
+	return "", &fs.PathError{Op: "follow the links of", Path: path, Err: unix.ELOOP}
+}
+
+// LookBorn is Look with when a file was made, as its file system keeps that; the zero time where it does not, and for
+// what is no regular file.
+func LookBorn(path string) (Stat, time.Time, error) {
+	st, err := Look(path)
+	if err != nil || st.Block {
+		return st, time.Time{}, err
+	}
+	var x unix.Statx_t
+	err = unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &x)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		return st, time.Time{}, nil // see statRegular
+	}
+	if err != nil {
+		return st, time.Time{}, &fs.PathError{Op: "look at", Path: path, Err: err}
+	}
+	if again, born := statOfX(&x); again.ID == st.ID && x.Mode&unix.S_IFMT == unix.S_IFREG {
+		return again, born, nil
+	}
+	return st, time.Time{}, &fs.PathError{Op: "look at", Path: path, Err: ErrChanged}
 }
 
 // openQuietly opens name in the directory at. Where it may, it leaves the time of the last access

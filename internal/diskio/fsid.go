@@ -34,8 +34,10 @@ type FileSystem struct {
 	// Type is its magic number, with 0x.
 	Type string
 	// ID is its UUID for XFS and btrfs, else the f_fsid of statfs, both as digits of hexadecimal; "" where the file
-	// system has none, as NFS.
+	// system has none, as NFS and FUSE, or another one each time that it is mounted, as tmpfs.
 	ID string
+	// Dev is the number of its device as long as it is mounted.
+	Dev uint64
 }
 
 // FileSystemOf says on which file system a directory lies. XFS says the number of its device by statfs, which may be
@@ -51,12 +53,17 @@ func FileSystemOf(dir string) (FileSystem, error) {
 	if err := unix.Fstatfs(fd, &st); err != nil {
 		return FileSystem{}, &fs.PathError{Op: "ask for the file system of", Path: dir, Err: err}
 	}
-	f := FileSystem{Type: fmt.Sprintf("%s%0*x", hexadecimalPrefix, digitsOfMagic, uint32(st.Type))}
+	var at unix.Stat_t
+	if err := unix.Fstat(fd, &at); err != nil {
+		return FileSystem{}, &fs.PathError{Op: "ask for the file system of", Path: dir, Err: err}
+	}
+	f := FileSystem{Type: fmt.Sprintf("%s%0*x", hexadecimalPrefix, digitsOfMagic, uint32(st.Type)), Dev: at.Dev}
 	switch uint32(st.Type) {
 	case unix.XFS_SUPER_MAGIC:
 		f.ID, err = uuidBy(fd, xfsGeometry, xfsGeometryBytes, xfsGeometryUUID)
 	case unix.BTRFS_SUPER_MAGIC:
 		f.ID, err = uuidBy(fd, btrfsInfo, btrfsInfoBytes, btrfsInfoUUID)
+	case unix.TMPFS_MAGIC: // a random one (mm/shmem.c, shmem_fill_super)
 	default:
 		if n := uint64(uint32(st.Fsid.Val[0])) | uint64(uint32(st.Fsid.Val[1]))<<32; n != 0 {
 			var b [digitsOfFSID / 2]byte

@@ -30,6 +30,10 @@ func TestFileSystemOf(t *testing.T) {
 	if _, err := FileSystemOf(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of nothing: %v", err)
 	}
+	shm, err := FileSystemOf("/dev/shm")
+	if err != nil || shm.Type == "0x01021994" && shm.ID != "" || shm.Dev == a.Dev {
+		t.Errorf("/dev/shm is %+v: %v, want no id, which is another one each time", shm, err)
+	}
 	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@
 package diskio
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,7 +27,12 @@ type Links interface {
 	// never taken away, and one of the same file is fs.ErrExist too: rename(2) of one onto the other
 	// would do nothing and say that all is well.
 	Move(id ID, from, to string) error
-	// Unlink takes a name from the file id, and nothing from another file.
+	// Aside is Move to a name that nobody but the caller would give to a file. Another file that takes the name from
+	// in the very moment of the rename has it again afterwards; where a third has it by then it keeps the name to, and
+	// the error says so beside ErrChanged.
+	Aside(id ID, from, to string) error
+	// Unlink takes a name from the file id that nobody but the caller would give to a file: between the look and the
+	// removal the name of another program's may become another file's. Aside is for those.
 	Unlink(id ID, name string) error
 	// Touch sets the time of the last change of the file id; the zero time is now, by the clock of the
 	// file system.
@@ -39,6 +45,10 @@ func HostLinks() Links { return hostLinks{} }
 type hostLinks struct {
 	// between, in tests, is called after each look at a name and before what is done to it.
 	between func()
+	// before, in tests, is called before a file gets a name back that was taken by mistake.
+	before func()
+	// old, in tests, is a file system that cannot rename without replacing, as NFS.
+	old bool
 }
 
 func (h hostLinks) pause() {
@@ -92,10 +102,38 @@ func (hostLinks) Link(id ID, from, to string) error {
 		return look
 	}
 	// Another file took the name from between the look and the link, and has a name too many now.
-	return errors.Join(&fs.PathError{Op: "link", Path: from, Err: ErrChanged}, unix.Unlink(to))
+	return errors.Join(&fs.PathError{Op: "link", Path: from, Err: ErrChanged}, takeBack(from, to))
 }
 
-func (h hostLinks) Move(id ID, from, to string) error {
+// takeBack takes the name to from a file that has the name from as well. A file that has only the name to is somebody's by
+// now, and keeps it.
+func takeBack(from, to string) error {
+	one, err := idOf(from)
+	other, look := idOf(to)
+	if err != nil || look != nil || one != other {
+		return errors.Join(err, look)
+	}
+	return unix.Unlink(to)
+}
+
+func (h hostLinks) Move(id ID, from, to string) error { return h.move(id, from, to, h.moveInSteps) }
+
+func (h hostLinks) Aside(id ID, from, to string) error {
+	// Nobody has the name to, so that nothing is replaced.
+	return h.move(id, from, to, func(_ ID, from, to string) error { return unix.Rename(from, to) })
+}
+
+// rename is rename(2) that replaces nothing; able is false where the file system cannot do that.
+func (h hostLinks) rename(from, to string) (able bool, err error) {
+	if h.old {
+		return false, unix.EINVAL
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS), err
+}
+
+// move is Move. otherwise does it where the file system cannot do it in one step.
+func (h hostLinks) move(id ID, from, to string, otherwise func(id ID, from, to string) error) error {
 	if err := id.is(from); err != nil {
 		return err
 	}
@@ -103,18 +141,17 @@ func (h hostLinks) Move(id ID, from, to string) error {
 		return errors.Join(&os.LinkError{Op: "rename", Old: from, New: to, Err: fs.ErrExist}, ignoreNil(err))
 	}
 	h.pause()
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		err = h.moveInSteps(id, from, to)
+	able, err := h.rename(from, to)
+	if !able {
+		err = otherwise(id, from, to)
 	}
 	if look := id.is(to); look != nil {
 		if err != nil {
 			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
 		}
-		if errors.Is(look, ErrChanged) {
+		if errors.Is(look, ErrChanged) || errors.Is(look, ErrSpecial) {
 			// Another file took the name from between the look and the rename. It gets that back, unless a third has it.
-			back := unix.Renameat2(unix.AT_FDCWD, to, unix.AT_FDCWD, from, unix.RENAME_NOREPLACE)
-			return errors.Join(look, back, syncDir(filepath.Dir(from)), syncDir(filepath.Dir(to)))
+			return errors.Join(look, ErrChanged, h.putBack(to, from), syncDir(filepath.Dir(from)), syncDir(filepath.Dir(to)))
 		}
 		return look
 	}
@@ -125,6 +162,30 @@ func (h hostLinks) Move(id ID, from, to string) error {
 	return errors.Join(syncDir(filepath.Dir(from)), syncDir(filepath.Dir(to)))
 }
 
+// putBack gives a file, of which nobody else knows that it is called at, its name again.
+func (h hostLinks) putBack(at, name string) error {
+	if h.before != nil {
+		h.before()
+	}
+	id, _ := idOf(at) // what is no regular file is none
+	able, err := h.rename(at, name)
+	if !able {
+		if err = unix.Linkat(unix.AT_FDCWD, at, unix.AT_FDCWD, name, 0); err == nil {
+			err = unix.Unlink(at)
+		}
+	}
+	if id != (ID{}) {
+		err = cmp.Or(err, ErrNotDone)
+		if _, look := idOf(at); errors.Is(look, fs.ErrNotExist) && id.is(name) == nil {
+			err = nil
+		}
+	}
+	if err != nil {
+		err = &os.LinkError{Op: "another file took the name: put it back", Old: at, New: name, Err: err}
+	}
+	return err
+}
+
 // moveInSteps is for a file system that cannot do it in one, as NFS: a new name first, then the old one, unless another
 // file has that by then.
 func (h hostLinks) moveInSteps(id ID, from, to string) error {
@@ -132,7 +193,7 @@ func (h hostLinks) moveInSteps(id ID, from, to string) error {
 		return err
 	}
 	if err := id.is(to); err != nil {
-		return errors.Join(err, unix.Unlink(to)) // another file had the name from, and keeps it
+		return errors.Join(err, takeBack(from, to)) // another file had the name from, and keeps it
 	}
 	h.pause()
 	if err := id.is(from); err != nil {
@@ -153,8 +214,8 @@ func (hostLinks) Unlink(id ID, name string) error {
 	if err := id.is(name); err != nil {
 		return err
 	}
-	if err := unix.Unlink(name); err != nil && id.is(name) == nil {
-		return &fs.PathError{Op: "remove", Path: name, Err: err}
+	if err := unix.Unlink(name); id.is(name) == nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: cmp.Or(err, ErrNotDone)}
 	}
 	return syncDir(filepath.Dir(name))
 }
@@ -200,4 +261,18 @@ func LookEntry(path string) (Entry, error) {
 		return Entry{}, &fs.PathError{Op: "look at", Path: path, Err: ErrSpecial}
 	}
 	return Entry{statOf(&st), uint64(st.Nlink)}, nil
+}
+
+// LookDir returns nil for a name that is a directory itself. Anything else, a symbolic link to one too, is
+// ErrNotDirectory.
+func LookDir(path string) error {
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = ErrNotDirectory
+	}
+	if err != nil {
+		return &fs.PathError{Op: "look at", Path: path, Err: err}
+	}
+	return nil
 }

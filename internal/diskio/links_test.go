@@ -111,36 +111,103 @@ func TestUnlinkAndTouch(t *testing.T) {
 	}
 }
 
-// TestMoveOvertaken: a file that takes the name between the look and the rename keeps it, in one step and in two.
+// TestMoveOvertaken: a file that takes the name between the look and the rename keeps it, in one step and in two. Where
+// a third has that name by then none is lost.
 func TestMoveOvertaken(t *testing.T) {
-	for name, inSteps := range map[string]bool{"in one step": false, "in steps": true} {
-		dir := filesOf(t, "base", "anew")
+	type move func(hostLinks, ID, string, string) error
+	aside := func(h hostLinks, id ID, from, to string) error { return h.Aside(id, from, to) }
+	for name, c := range map[string]struct {
+		do    move
+		old   bool
+		third bool
+		want  error
+	}{
+		"move":                          {func(h hostLinks, id ID, from, to string) error { return h.Move(id, from, to) }, false, false, ErrChanged},
+		"move in steps":                 {hostLinks.moveInSteps, true, false, nil},
+		"aside":                         {aside, false, false, ErrChanged},
+		"aside, on an old one":          {aside, true, false, ErrChanged},
+		"aside, a third":                {aside, false, true, fs.ErrExist},
+		"aside, a third, on an old one": {aside, true, true, fs.ErrExist},
+	} {
+		dir := filesOf(t, "base", "anew", "third")
 		base, anew, to := filepath.Join(dir, "base"), filepath.Join(dir, "anew"), filepath.Join(dir, "aside")
-		id, err := idOf(base)
-		if err != nil {
-			t.Fatal(err)
-		}
-		newer, err := idOf(anew)
-		if err != nil {
-			t.Fatal(err)
-		}
-		h := hostLinks{between: func() {
+		id, newer, last := fileID(t, base), fileID(t, anew), fileID(t, filepath.Join(dir, "third"))
+		h := hostLinks{old: c.old, between: func() {
 			if err := os.Rename(anew, base); err != nil {
 				t.Error(err)
 			}
-		}}
-		if inSteps {
-			// The file had its new name by then: nothing is lost, and the old name is the other's.
-			if err := h.moveInSteps(id, base, to); err != nil || id.is(to) != nil {
-				t.Errorf("%s: %v, at the new name: %v", name, err, id.is(to))
+		}, before: func() {
+			if err := os.Rename(filepath.Join(dir, "third"), base); c.third && err != nil {
+				t.Error(err)
 			}
-		} else if err := h.Move(id, base, to); !errors.Is(err, ErrChanged) {
-			t.Errorf("%s: Move = %v, want %v", name, err, ErrChanged)
-		} else if _, err := idOf(to); !errors.Is(err, fs.ErrNotExist) {
+		}}
+		if !c.third {
+			h.before = nil
+		}
+		if err := c.do(h, id, base, to); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		want := map[string]ID{base: newer}
+		switch {
+		case c.third: // the one that was taken by mistake is where the error says
+			want = map[string]ID{base: last, to: newer}
+		case c.want == nil: // the file had its new name by then
+			want[to] = id
+		}
+		for path, id := range want {
+			if err := id.is(path); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if _, err := idOf(to); want[to] == (ID{}) && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: something has the new name: %v", name, err)
 		}
-		if err := newer.is(base); err != nil {
-			t.Errorf("%s: the file that was made meanwhile lost its name: %v", name, err)
+	}
+}
+
+// TestAside: a file gets a new name, on any file system.
+func TestAside(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		dir := filesOf(t, "a", "b")
+		h, a, b, c := hostLinks{old: old}, dir+"/a", dir+"/b", dir+"/c"
+		if err := h.Aside(fileID(t, a), a, b); !errors.Is(err, fs.ErrExist) || holds(t, b) != "b" || holds(t, a) != "a" {
+			t.Errorf("Aside over another file = %v, want %v and nothing changed", err, fs.ErrExist)
+		}
+		if err := h.Aside(fileID(t, a), a, c); err != nil || holds(t, c) != "a" || holds(t, a) != "" {
+			t.Errorf("Aside = %v, want that it has the new name only", err)
+		}
+		if err := h.Move(fileID(t, c), c, a); err != nil || holds(t, a) != "a" || holds(t, c) != "" {
+			t.Errorf("Move = %v, want that it has its name again", err)
+		}
+	}
+}
+
+// TestTakeBack: a name is taken back from a file that has another one, and never from a file of somebody else.
+func TestTakeBack(t *testing.T) {
+	for name, other := range map[string]bool{"the same file": false, "another file": true} {
+		dir := t.TempDir()
+		from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+		if err := os.WriteFile(from, []byte("a"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := os.Link(from, to)
+		if other {
+			err = os.WriteFile(to+".new", []byte("b"), 0o600)
+			if err == nil {
+				err = os.Rename(to+".new", to)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := takeBack(from, to); err != nil {
+			t.Errorf("%s: takeBack() = %v", name, err)
+		}
+		if _, err := os.Stat(to); (err == nil) != other {
+			t.Errorf("%s: the name is there: %v, want %v", name, err == nil, other)
+		}
+		if _, err := os.Stat(from); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

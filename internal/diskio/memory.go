@@ -6,6 +6,7 @@ package diskio
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -108,6 +109,8 @@ var errMemory = errors.New("it is not in its form")
 // Append writes the memory behind b.
 func (m *Memory) Append(b []byte) []byte {
 	le := binary.LittleEndian
+	b = slices.Grow(b, memoryHead+len(m.roots)*1024+len(m.dirs)*memoryDirSize+len(m.subs)*memorySubSize+
+		len(m.files)*memoryFileSize+len(m.text))
 	for _, n := range []int{len(m.roots), len(m.dirs), len(m.subs), len(m.files), len(m.text)} {
 		b = le.AppendUint32(b, uint32(n))
 	}

@@ -46,7 +46,20 @@ type learning struct {
 	// was is what was known of it, nil for nothing; byName are its entries, where its names are read anew.
 	was   *memoryDir
 	files map[string]*memoryFile
-	subs  map[string]int32
+	subs  map[string]*memorySub
+	// same are the numbers of directories that are as they are known, with all that is in them; others are directories
+	// that were visited before by another name, which have a number by each.
+	same   []int32
+	others []otherName
+	// dev is the device of which newest is at hand, newestOf, unless dev is 0.
+	dev      uint64
+	newestOf int64
+}
+
+// otherName is a number of a directory that has several.
+type otherName struct {
+	slot int32
+	id   ID
 }
 
 // begin forgets what was kept of a directory that was not read to the end.
@@ -74,12 +87,18 @@ func (l *learning) is(id ID, changed int64) {
 
 // met notes a time of a device.
 func (l *learning) met(dev uint64, changed int64) {
+	if dev == l.dev && dev != 0 && changed <= l.newestOf {
+		return
+	}
 	if l.newest == nil {
 		l.newest = map[uint64]int64{}
 	}
-	if old, ok := l.newest[dev]; !ok || changed > old {
+	old, ok := l.newest[dev]
+	if !ok || changed > old {
+		old = changed
 		l.newest[dev] = changed
 	}
+	l.dev, l.newestOf = dev, old
 }
 
 // name keeps the text of a name.
@@ -130,6 +149,7 @@ func (r *sweep) learned(roots []sweepDir) {
 	}
 	newest := map[uint64]int64{}
 	var all []*learning
+	known := r.Learn.Known
 	dirs, subs, files, text := 0, 0, 0, 0
 	for _, w := range r.workers {
 		w.mu.Lock()
@@ -147,6 +167,10 @@ func (r *sweep) learned(roots []sweepDir) {
 		all = append(all, &w.kept)
 		dirs, subs = dirs+len(w.kept.dirs), subs+len(w.kept.Memory.subs)
 		files, text = files+len(w.kept.Memory.files), text+len(w.kept.text)
+		for _, k := range w.kept.same {
+			d := &known.dirs[k]
+			dirs, subs, files, text = dirs+1, subs+int(d.subs), files+int(d.files), text+known.textOf(d)
+		}
 	}
 	if max(dirs, subs, files) > maxMemory || text > maxMemoryText {
 		return
@@ -159,8 +183,14 @@ func (r *sweep) learned(roots []sweepDir) {
 		text: make([]byte, 0, text)}
 	at := slices.Repeat([]int32{-1}, int(r.slots.Load()))
 	for _, l := range all {
-		m.join(l, until, at)
+		for i := range l.dirs {
+			m.add(&l.Memory, &l.dirs[i], l.slots[i], until, at)
+		}
+		for _, k := range l.same {
+			m.add(known, &known.dirs[k], k, until, at)
+		}
 	}
+	m.others(all, at)
 	for i := range m.subs {
 		if s := &m.subs[i]; s.dir >= 0 {
 			s.dir = at[s.dir]
@@ -172,31 +202,50 @@ func (r *sweep) learned(roots []sweepDir) {
 	r.Learn.Seen = m
 }
 
-// join adds what one worker kept: directories that were changed before the times of until, by their devices, and what
-// is in them. at gets the place of each directory by its number.
-func (m *Memory) join(l *learning, until map[uint64]int64, at []int32) {
-	for i := range l.dirs {
-		d := l.dirs[i]
-		limit := until[d.id.Dev]
-		if d.changed >= limit {
-			continue
+// others gives directories that were visited before by another name their place by that as well.
+func (m *Memory) others(all []*learning, at []int32) {
+	var places map[ID]int32
+	for _, l := range all {
+		for _, o := range l.others {
+			if at[o.slot] >= 0 {
+				continue
+			}
+			if places == nil {
+				places = make(map[ID]int32, len(m.dirs))
+				for i := range m.dirs {
+					places[m.dirs[i].id] = int32(i)
+				}
+			}
+			if place, ok := places[o.id]; ok {
+				at[o.slot] = place
+			}
 		}
-		at[l.slots[i]] = int32(len(m.dirs))
-		subs, files := l.subsOf(&d), l.filesOf(&d)
-		d.sub, d.file = int32(len(m.subs)), int32(len(m.files))
-		m.dirs = append(m.dirs, d)
-		for _, s := range subs {
-			from := len(m.text)
-			m.text = append(m.text, l.text[s.text:s.text+uint32(s.size)]...)
-			s.text = uint32(from)
-			m.subs = append(m.subs, s)
-		}
-		for _, f := range files {
-			from := len(m.text)
-			m.text = append(m.text, l.text[f.text:f.text+uint32(f.name)]...)
-			f.text, f.known = uint32(from), f.known && f.changed < limit
-			m.files = append(m.files, f)
-		}
+	}
+}
+
+// add adds a directory of another memory, and what is in it, if it was changed before the times of until, by devices. at
+// gets its place by its number.
+func (m *Memory) add(from *Memory, of *memoryDir, slot int32, until map[uint64]int64, at []int32) {
+	d := *of
+	limit := until[d.id.Dev]
+	if d.changed >= limit {
+		return
+	}
+	at[slot] = int32(len(m.dirs))
+	subs, files := from.subsOf(&d), from.filesOf(&d)
+	d.sub, d.file = int32(len(m.subs)), int32(len(m.files))
+	m.dirs = append(m.dirs, d)
+	for _, s := range subs {
+		text := from.text[s.text : s.text+uint32(s.size)]
+		s.text = uint32(len(m.text))
+		m.text = append(m.text, text...)
+		m.subs = append(m.subs, s)
+	}
+	for _, f := range files {
+		text := from.text[f.text : f.text+uint32(f.name)]
+		f.text, f.known = uint32(len(m.text)), f.known && f.changed < limit
+		m.text = append(m.text, text...)
+		m.files = append(m.files, f)
 	}
 }
 
@@ -227,7 +276,7 @@ type Learning struct {
 	// Distrusted are directories, one on each file system whose times and inode numbers are not to be trusted: nothing
 	// below is remembered.
 	Distrusted []string
-	// Same: all was as Known has it.
+	// Same: all that was looked at was as Known has it.
 	Same bool
 }
 
@@ -289,7 +338,7 @@ func (r *sweep) openRoot(ctx context.Context, d *sweepDir) error {
 		return nil
 	}
 	r.trusts(o.dev, o.fs, d.path)
-	d.root, d.known, d.dev = o.root, known, o.dev
+	d.root, d.known, d.slot, d.dev = o.root, known, known, o.dev
 	return nil
 }
 
@@ -308,167 +357,3 @@ func (r *sweep) leave() {
 func (s *sweepRoot) below(path string) string {
 	return strings.TrimPrefix(path[len(s.path):], "/")
 }
-
-// statBelow looks at a name below a root, without following it, past what a client of a server keeps.
-func statBelow(root *sweepRoot, name string, x *unix.Statx_t) error {
-	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
-	if name == "" {
-		flags |= unix.AT_EMPTY_PATH
-	}
-	for {
-		err := unix.Statx(root.fd, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, x)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// same looks whether a directory is as it is known, and then goes through what is known of it instead of reading its
-// names. done is false if it has to be read; alive is false where the worker was given up.
-func (w *sweeper) same(d sweepDir) (done, alive bool) {
-	w.dirs = w.dirs[:0]
-	known := w.r.Learn.Known
-	was := &known.dirs[d.known]
-	var x unix.Statx_t
-	name := d.root.below(d.path)
-	if err := statBelow(d.root, name, &x); err != nil || x.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return false, true
-	}
-	id, changed := ID{unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino}, x.Ctime.Sec*1e9+int64(x.Ctime.Nsec)
-	if id != was.id {
-		return false, true
-	}
-	if changed != was.changed || id.Dev != d.dev {
-		w.kept.was = was // other names, or another file system, of which is to be asked what it is
-		return false, true
-	}
-	if w.again(id) {
-		return true, w.live(w.forget)
-	}
-	w.kept.is(id, changed)
-	for _, s := range known.subsOf(was) {
-		at := d
-		at.known = s.dir
-		if !w.entry(at, known.sub(&s), s.kind, false) {
-			return true, false
-		}
-	}
-	if len(w.dirs) > 0 && !w.live(w.queue) {
-		return true, false
-	}
-	return true, w.sameFiles(d, id, name)
-}
-
-// sameFiles goes through the files of a directory whose names are as they are known. It is false where the worker was
-// given up.
-func (w *sweeper) sameFiles(d sweepDir, id ID, name string) bool {
-	known := w.r.Learn.Known
-	var x unix.Statx_t
-	dir := -1
-	defer func() {
-		if dir >= 0 {
-			unix.Close(dir)
-		}
-	}()
-	if name != "" {
-		name += "/"
-	}
-	files := known.filesOf(&known.dirs[d.known])
-	for i := range files {
-		f := &files[i]
-		text := known.file(f)
-		w.looking(d.path, text)
-		if f.known && statBelow(d.root, name+text, &x) == nil && f.is(&x, id.Dev) {
-			if !w.remembered(d.path, text, f.tag, &x) {
-				return false
-			}
-			continue
-		}
-		if dir < 0 {
-			var err error
-			if dir, err = openSame(d.path, id); err != nil {
-				return w.blind(d.path, err)
-			}
-		}
-		if !w.file(dir, d.path, text) {
-			return false
-		}
-	}
-	return w.live(func() { w.kept.end(d.slot) })
-}
-
-// openSame opens a directory that was looked at before; another one is ErrChanged.
-func openSame(path string, id ID) (int, error) {
-	fd, err := openUnlinked(unix.AT_FDCWD, path, dirFlags)
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil && (ID{st.Dev, st.Ino}) != id {
-		err = ErrChanged
-	}
-	if err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
-}
-
-// is tells whether a file is as it is known.
-func (f *memoryFile) is(x *unix.Statx_t, dev uint64) bool {
-	return x.Mode&unix.S_IFMT == unix.S_IFREG && x.Ino == f.ino && x.Ctime.Sec*1e9+int64(x.Ctime.Nsec) == f.changed &&
-		int64(x.Size) == f.size && unix.Mkdev(x.Dev_major, x.Dev_minor) == dev
-}
-
-// remembered tells of a file that is as it is known.
-func (w *sweeper) remembered(dir, name string, tag uint32, x *unix.Statx_t) bool {
-	s := &w.swept
-	*s = Swept{Dir: dir, Name: name, Known: true, Tag: tag, Keep: true}
-	s.Stat, s.Born = statOfX(x)
-	return w.live(func() {
-		w.r.File(w.slot, s)
-		w.kept.addFile(s)
-	})
-}
-
-// sameFile looks whether a file of a directory with other names than are known is as it is known itself.
-func (w *sweeper) sameFile(dir int, dirPath, name string) (done, alive bool) {
-	l := &w.kept
-	if l.was == nil {
-		return false, true
-	}
-	known := w.r.Learn.Known
-	if l.files == nil {
-		l.files = map[string]*memoryFile{}
-		for i := range known.filesOf(l.was) {
-			f := &known.filesOf(l.was)[i]
-			l.files[known.file(f)] = f
-		}
-	}
-	f := l.files[name]
-	var x unix.Statx_t
-	if f == nil || !f.known || statBelow(&sweepRoot{fd: dir}, name, &x) != nil || !f.is(&x, l.now.id.Dev) {
-		return false, true
-	}
-	return true, w.remembered(dirPath, name, f.tag, &x)
-}
-
-// knownSub gives what is known of a directory in one with other names than are known, -1 for nothing.
-func (l *learning) knownSub(r *sweep, name string) int32 {
-	if l.was == nil {
-		return -1
-	}
-	if l.subs == nil {
-		l.subs = map[string]int32{}
-		for _, s := range r.Learn.Known.subsOf(l.was) {
-			l.subs[r.Learn.Known.sub(&s)] = s.dir
-		}
-	}
-	if dir, ok := l.subs[name]; ok {
-		return dir
-	}
-	return -1
-}
-
-// forget: the directory is not remembered. It is for who is alive.
-func (w *sweeper) forget() { w.kept.bad = true }

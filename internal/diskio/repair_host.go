@@ -244,13 +244,50 @@ func (host) MakeLink(to, path string) error {
 	return nil
 }
 
-func (host) Rename(from, to string) error { return os.Rename(from, to) }
+// ErrNotDone: a name is what it was, though it was said to be changed, for errors.Is.
+var ErrNotDone = errors.New("it was said to be done, and was not")
 
-func (host) Remove(path string) error {
-	if err := unix.Unlink(path); err != nil {
-		return &fs.PathError{Op: "remove", Path: path, Err: err}
+// Rename goes by where the file is then, and not by what was answered: a server may have done it and its answer may be
+// lost (rename(2), BUGS).
+func (host) Rename(from, to string) error {
+	is := named(from)
+	err := os.Rename(from, to)
+	switch {
+	case err != nil && is(to) && !is(from):
+		return nil
+	case err == nil && is(from) && !is(to):
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: ErrNotDone}
 	}
-	return nil
+	return err
+}
+
+// Remove goes by whether the name is there then, as Rename does.
+func (host) Remove(path string) error {
+	is := named(path)
+	there := is(path)
+	err := unix.Unlink(path)
+	switch left := is(path); {
+	case err == nil && left:
+		err = ErrNotDone
+	case err == nil, there && !left && gone(path):
+		return nil
+	}
+	return &fs.PathError{Op: "remove", Path: path, Err: err}
+}
+
+// named tells of names whether they are of the file that has this one now.
+func named(path string) (is func(name string) bool) {
+	var was unix.Stat_t
+	known := unix.Lstat(path, &was) == nil
+	return func(name string) bool {
+		var st unix.Stat_t
+		return known && unix.Lstat(name, &st) == nil && st.Dev == was.Dev && st.Ino == was.Ino
+	}
+}
+
+func gone(path string) bool {
+	var st unix.Stat_t
+	return errors.Is(unix.Lstat(path, &st), unix.ENOENT)
 }
 
 func (h host) MakeDir(path string, perm fs.FileMode) error {

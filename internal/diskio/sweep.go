@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"slices"
 	"sync"
@@ -42,14 +43,16 @@ type Sweep struct {
 	// Learn, if set, leaves out what an earlier sweep saw and is as it was then.
 	Learn *Learning
 
-	// opening, in tests, is told of each file before it is opened.
-	opening func(path string)
+	// In tests opening is told of each file before it is opened, asking of each name in a run before it is asked for.
+	opening, asking func(path string)
 }
 
 // Swept is a file that a sweep met. It is good until the function that is told of it returns.
 type Swept struct {
-	// Dir is its directory, without symbolic links.
+	// Dir is its directory, without symbolic links, and In which one that is: a directory may be mounted at several places,
+	// and is met at one of them.
 	Dir, Name string
+	In        ID
 	Stat      Stat
 	// Born is when it was made, zero where its file system does not keep that.
 	Born time.Time
@@ -58,13 +61,22 @@ type Swept struct {
 	// Known: the file is as it was when it was read, and is not read again: Head is nil, and Tag what was made of it
 	// then.
 	Known bool
-	// Tag and Keep are set by the function that is told of it: with Keep, Tag is remembered for the next sweep.
+	// Tag and Keep are set by the function that is told of it: with Keep, Tag is remembered for the next sweep. What is
+	// remembered of a file that is Known stays as it is.
 	Tag  uint32
 	Keep bool
+
+	path string // "" for one that is yet to be put together
 }
 
-// Path is its name.
-func (f *Swept) Path() string { return f.Dir + "/" + f.Name }
+// Path is its name. Dir and Name may be parts of it, so that who keeps it keeps no more.
+func (f *Swept) Path() string {
+	if f.path == "" {
+		f.path = f.Dir + "/" + f.Name
+		f.Dir, f.Name = f.path[:len(f.Dir)], f.path[len(f.Dir)+1:]
+	}
+	return f.path
+}
 
 // Slots is how many workers there may be, those included that replace others.
 func (s *Sweep) Slots() int { return s.Workers + maxMute }
@@ -73,7 +85,12 @@ func (s *Sweep) Slots() int { return s.Workers + maxMute }
 // followed. A directory that was visited before is left out. What cannot be read is told as
 // WalkBlind; the error is that of ctx.
 func (s *Sweep) Run(ctx context.Context, dirs []string) error {
-	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout, trust: map[uint64]trust{}}
+	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout, trust: map[uint64]trust{}, hash: maphash.MakeSeed()}
+	if s.Learn != nil && s.Learn.Known != nil {
+		n := len(s.Learn.Known.dirs)
+		r.visited = make([]bool, n)
+		r.slots.Store(int32(n))
+	}
 	r.more = sync.NewCond(&r.mu)
 	r.users.Add(1)
 	defer r.leave()
@@ -109,15 +126,20 @@ type sweepDir struct {
 	path  string
 	dev   uint64
 	depth int
-	// slot is its number in the sweep, known what Learn.Known has of it, below root; -1 and nil for nothing.
+	// slot is its number in the sweep, known what Learn.Known has of it, below root; -1 and nil for nothing. Where
+	// something is known, the two are the same.
 	slot, known int32
 	root        *sweepRoot
+	// run, if there is any, are directories in it of which something is known: they are to be looked at, and not it.
+	run []memorySub
 }
 
 // sweep is a sweep under way.
 type sweep struct {
 	*Sweep
 	timeout time.Duration
+
+	hash maphash.Seed // of pass
 
 	mu    sync.Mutex
 	more  *sync.Cond // something changed in what follows
@@ -137,7 +159,11 @@ type sweep struct {
 	users atomic.Int32
 	fresh atomic.Bool
 	roots []*sweepRoot
-	trust map[uint64]trust // by device; under mu
+	// Under mu: trust is by device; visited tells of the directories that are known by their numbers, which numbers
+	// gives, once somebody needs them.
+	trust   map[uint64]trust
+	visited []bool
+	numbers map[ID]int32
 }
 
 // slot gives a directory its number.
@@ -152,8 +178,13 @@ type sweeper struct {
 	names []byte
 	dirs  []sweepDir
 	swept Swept
-	// kept is for Learn.
+	in    ID     // the directory that is read
+	ino   uint64 // of the name that it is at
+	pass  pass
+	// What follows is for Learn. kept is what it keeps, runs is what it hands on, same what it found to be as it was.
 	kept learning
+	runs []memorySub
+	same unchanged
 
 	mu sync.Mutex
 	// at is the name that it is at, in the directory dir, and turn how many it was at before; idle while it waits
@@ -161,6 +192,10 @@ type sweeper struct {
 	dir, at string
 	turn    uint64
 	idle    bool
+	// run is what it is at instead, if there is any of it, and there the entry and file with these numbers, which may
+	// be -1.
+	run             sweepDir
+	runSub, runFile int
 	// gone: it was given up. It is set, and things are told, under mu.
 	gone bool
 
@@ -222,12 +257,20 @@ func (r *sweep) giveUp(w *sweeper) {
 	}
 	dead := !w.gone && !w.idle && time.Since(w.since) >= r.timeout
 	w.gone = w.gone || dead
-	path := w.where()
+	path := ""
+	var rest []sweepDir
+	if dead {
+		path, rest = w.where(), w.untold()
+	}
 	w.mu.Unlock()
 	if !dead {
 		return
 	}
 	r.blind(path, ErrTimeout)
+	r.mu.Lock()
+	r.queue, r.open = append(r.queue, rest...), r.open+len(rest)
+	r.more.Broadcast()
+	r.mu.Unlock()
 	r.mute++
 	if r.mute < maxMute {
 		r.start()
@@ -237,7 +280,7 @@ func (r *sweep) giveUp(w *sweeper) {
 		r.queue, r.open = nil, r.open-len(r.queue)
 		r.mu.Unlock()
 		for _, d := range rest {
-			r.blind(d.path, ErrLeftOut)
+			r.leftOut(d)
 		}
 	}
 	r.mu.Lock()
@@ -245,6 +288,16 @@ func (r *sweep) giveUp(w *sweeper) {
 	r.alive--
 	r.more.Broadcast()
 	r.mu.Unlock()
+}
+
+// leftOut tells of directories that nobody looks at any more.
+func (r *sweep) leftOut(d sweepDir) {
+	if len(d.run) == 0 {
+		r.blind(d.path, ErrLeftOut)
+	}
+	for i := range d.run {
+		r.blind(d.path+"/"+r.Learn.Known.sub(&d.run[i]), ErrLeftOut)
+	}
 }
 
 // end lets all workers end.
@@ -279,7 +332,13 @@ func (r *sweep) next() (d sweepDir, ok bool) {
 	if r.ended || len(r.queue) == 0 {
 		return d, false
 	}
-	d = r.queue[len(r.queue)-1]
+	last := &r.queue[len(r.queue)-1]
+	d = *last
+	if len(d.run) > runLen {
+		d.run, last.run = d.run[:runLen], d.run[runLen:]
+		r.open++
+		return d, true
+	}
 	r.queue = r.queue[:len(r.queue)-1]
 	return d, true
 }
@@ -291,10 +350,9 @@ func (w *sweeper) work() {
 		if !ok {
 			break
 		}
-		if !w.directory(d) {
+		if !w.directory(d) || !w.waits() {
 			return // it was given up, and is not counted any more
 		}
-		w.waits()
 		w.r.mu.Lock()
 		w.r.open--
 		if w.r.open == 0 {
@@ -329,20 +387,24 @@ func (w *sweeper) blind(path string, err error) bool {
 // looking notes what the worker is at: a name in a directory, or that itself.
 func (w *sweeper) looking(dir, name string) {
 	w.mu.Lock()
-	w.dir, w.at, w.idle = dir, name, false
+	w.dir, w.at, w.idle, w.run.run = dir, name, false, nil
 	w.turn++
 	w.mu.Unlock()
 }
 
-// waits notes that it has nothing to do.
-func (w *sweeper) waits() {
+// waits notes that it has nothing to do. It is false where the worker was given up when all was told.
+func (w *sweeper) waits() bool {
 	w.mu.Lock()
-	w.idle = true
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	w.idle, w.run.run = true, nil
+	return !w.gone
 }
 
 // where is the name that it is at; its caller has mu.
 func (w *sweeper) where() string {
+	if len(w.run.run) > 0 {
+		return w.whereInRun()
+	}
 	if w.at == "" {
 		return w.dir
 	}
@@ -351,6 +413,9 @@ func (w *sweeper) where() string {
 
 // directory reads one directory; it is false where the worker was given up.
 func (w *sweeper) directory(d sweepDir) bool {
+	if len(d.run) > 0 {
+		return w.through(d)
+	}
 	w.looking(d.path, "")
 	if d.depth > maxWalkDepth {
 		return w.blind(d.path, ErrTooDeep)
@@ -358,7 +423,7 @@ func (w *sweeper) directory(d sweepDir) bool {
 	if w.r.Learn != nil {
 		w.kept.begin()
 		if d.known >= 0 {
-			if done, alive := w.same(d); done || !alive {
+			if done, alive := w.asKnown(d); done || !alive {
 				return alive
 			}
 		}
@@ -373,9 +438,11 @@ func (w *sweeper) directory(d sweepDir) bool {
 		return w.blind(d.path, err)
 	}
 	id := ID{st.Dev, st.Ino}
-	if w.again(id) {
-		return w.live(func() {})
+	if w.r.again(id, -1) {
+		return w.live(func() { w.kept.others = append(w.kept.others, otherName{d.slot, id}) })
 	}
+	w.in = id
+	w.pass.begin(st.Ctim.Nano())
 	w.r.fresh.Store(true)
 	if w.r.Learn != nil {
 		w.kept.is(id, st.Ctim.Nano())
@@ -396,12 +463,21 @@ func (w *sweeper) directory(d sweepDir) bool {
 	return w.all(fd, d, auto)
 }
 
-// again tells whether a directory was visited before.
-func (w *sweeper) again(id ID) bool {
-	w.r.mu.Lock()
-	defer w.r.mu.Unlock()
-	was := w.r.seen[id]
-	w.r.seen[id] = true
+// again tells whether a directory was visited before, and notes that it is. known is its number in Learn.Known, -1 for
+// one that was read anew.
+func (r *sweep) again(id ID, known int32) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known < 0 {
+		known = r.number(id)
+	}
+	if known >= 0 {
+		was := r.visited[known]
+		r.visited[known] = true
+		return was
+	}
+	was := r.seen[id]
+	r.seen[id] = true
 	return was
 }
 
@@ -416,8 +492,16 @@ func (w *sweeper) all(dir int, d sweepDir, auto bool) bool {
 		case err != nil:
 			return w.blind(d.path, err)
 		case n == 0:
+			more, err := w.reread(dir)
+			if err != nil {
+				return w.blind(d.path, err)
+			}
+			if more {
+				continue
+			}
 			return w.live(func() { w.kept.end(d.slot) })
 		}
+		w.pass.calls++
 		// Directories first: a file that hangs must not keep them from being looked into.
 		for _, directories := range []bool{true, false} {
 			ok, err := w.batch(dir, d, w.names[:n], auto, directories)
@@ -445,7 +529,7 @@ var errDirent = errors.New("its entries are not in the form of getdents64(2)")
 
 // batch looks at what one call told of a directory: at its directories, or at all else.
 func (w *sweeper) batch(dir int, d sweepDir, b []byte, auto, directories bool) (ok bool, err error) {
-	w.dirs = w.dirs[:0]
+	w.dirs, w.runs = w.dirs[:0], nil
 	for len(b) > 0 {
 		if len(b) <= direntName {
 			return true, errDirent
@@ -456,13 +540,21 @@ func (w *sweeper) batch(dir int, d sweepDir, b []byte, auto, directories bool) (
 		}
 		name, _, _ := bytes.Cut(b[direntName:n], []byte{0})
 		kind := b[direntType]
+		w.ino = binary.NativeEndian.Uint64(b)
 		b = b[n:]
 		if (kind == unix.DT_DIR) != directories || string(name) == "." || string(name) == ".." {
+			continue
+		}
+		if w.met(d.dev, name, kind) {
 			continue
 		}
 		if !w.name(dir, d, name, kind, auto) {
 			return false, nil
 		}
+	}
+	if len(w.runs) > 0 {
+		d.run, w.runs = w.runs, nil
+		w.dirs = append(w.dirs, d)
 	}
 	return len(w.dirs) == 0 || w.live(w.queue), nil
 }
@@ -482,14 +574,13 @@ func (w *sweeper) name(dir int, d sweepDir, name []byte, kind byte, auto bool) b
 		var gone bool
 		var err error
 		if kind, gone, err = w.kindOf(dir, d.path, string(name)); gone {
-			return true
+			return w.moved(dir, d.path, string(name))
 		} else if err != nil {
 			return w.blind(d.path+"/"+string(name), err)
 		}
 	}
 	if kind != unix.DT_REG {
-		d.known = w.kept.knownSub(w.r, string(name))
-		return w.entry(d, string(name), kind, auto)
+		return w.newEntry(d, string(name), kind, auto)
 	}
 	if done, alive := w.sameFile(dir, d.path, string(name)); done {
 		return alive
@@ -497,29 +588,39 @@ func (w *sweeper) name(dir int, d sweepDir, name []byte, kind byte, auto bool) b
 	return w.file(dir, d.path, string(name))
 }
 
-// entry goes on with one that is no regular file; d is the directory that it is in, with what is known of the entry.
-func (w *sweeper) entry(d sweepDir, name string, kind byte, auto bool) bool {
-	path := d.path + "/" + name
-	d.slot = -1
-	switch {
-	case kind == unix.DT_DIR && auto:
-		return w.blind(path, ErrAutomount)
-	case kind == unix.DT_DIR:
-		if w.r.Enter == nil || w.r.Enter(path) {
-			d.path, d.depth, d.slot = path, d.depth+1, w.r.slot()
-			w.dirs = append(w.dirs, d)
-		}
+// newEntry goes on with an entry of the directory d, which is read anew. A directory of which something is known is
+// left for a run.
+func (w *sweeper) newEntry(d sweepDir, name string, kind byte, auto bool) bool {
+	slot, alive := int32(-1), true
+	if was := w.kept.knownSub(w.r, name); was != nil && kind == unix.DT_DIR && !auto {
+		slot = was.dir
+		w.runs = append(w.runs, *was)
+	} else {
+		slot, alive = w.entry(d, name, kind, auto)
 	}
 	if w.r.Learn != nil {
-		w.kept.addSub(name, kind, d.slot)
+		w.kept.addSub(name, kind, slot)
 	}
-	switch kind {
-	case unix.DT_DIR:
-		return true
-	case unix.DT_LNK:
-		return w.live(func() { w.r.tell(WalkSymlink, path, nil) })
+	return alive
+}
+
+// entry goes on with an entry of the directory d that is no regular file, and of which nothing is known. It gives the
+// number that a directory has from now on, -1 for what is none.
+func (w *sweeper) entry(d sweepDir, name string, kind byte, auto bool) (slot int32, alive bool) {
+	path := d.path + "/" + name
+	switch {
+	case kind == unix.DT_DIR && auto:
+		return -1, w.blind(path, ErrAutomount)
+	case kind == unix.DT_DIR && w.r.Enter != nil && !w.r.Enter(path):
+		return -1, true
+	case kind == unix.DT_DIR:
+		d.path, d.depth, d.slot, d.known, d.run = path, d.depth+1, w.r.slot(), -1, nil
+		w.dirs = append(w.dirs, d)
+		return d.slot, true
+	case kind == unix.DT_LNK:
+		return -1, w.live(func() { w.r.tell(WalkSymlink, path, nil) })
 	}
-	return w.live(func() { w.r.tell(WalkSpecial, path, nil) })
+	return -1, w.live(func() { w.r.tell(WalkSpecial, path, nil) })
 }
 
 // kindOf asks for what some file systems do not tell with the names. gone: it was removed since.
@@ -546,7 +647,7 @@ func (w *sweeper) kindOf(dir int, dirPath, name string) (kind byte, gone bool, e
 // file reads the beginning of a file.
 func (w *sweeper) file(dir int, dirPath, name string) bool {
 	s := &w.swept
-	*s = Swept{Dir: dirPath, Name: name}
+	*s = Swept{Dir: dirPath, Name: name, In: w.in}
 	w.r.fresh.Store(true)
 	w.looking(dirPath, name)
 	if w.r.opening != nil {
@@ -554,7 +655,7 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 	}
 	fd, err := openQuietly(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_NOCTTY)
 	if errors.Is(err, unix.ENOENT) {
-		return w.live(func() {}) // removed since the directory was read
+		return w.moved(dir, dirPath, name)
 	}
 	if err != nil {
 		return w.blind(s.Path(), err)

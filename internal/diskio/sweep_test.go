@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"os"
 	"path/filepath"
@@ -190,7 +191,7 @@ func TestSweepEntries(t *testing.T) {
 				Other: func(kind WalkKind, path string, err error) {
 					got += fmt.Sprintf("%d %s ", kind, filepath.Base(path))
 				}}
-			r := &sweep{Sweep: s, seen: map[ID]bool{}}
+			r := &sweep{Sweep: s, seen: map[ID]bool{}, hash: maphash.MakeSeed()}
 			r.more = sync.NewCond(&r.mu)
 			w := &sweeper{r: r, head: make([]byte, 1)}
 			wrong := false

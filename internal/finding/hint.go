@@ -3,7 +3,10 @@
 
 package finding
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // hinted is an error with advice that is kept apart from its text.
 type hinted struct {
@@ -30,4 +33,13 @@ func HintOf(err error) string {
 		return h.hint
 	}
 	return ""
+}
+
+// Word gives an argument as a shell takes it, for advice that names a command: names of files are anybody's.
+func Word(arg string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%"
+	if arg != "" && strings.Trim(arg, plain) == "" {
+		return arg
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }

@@ -300,9 +300,9 @@ func (c *Census) loops() {
 			continue
 		}
 		// Each name there is a link into /sys/devices, so it is followed; the files are not links.
-		text, err := readSome(dir.Name()+"/"+name+"/loop/backing_file", 1<<14)
-		if vanished(err) {
-			continue // has no file, which is usual
+		text, err := backing(func() ([]byte, error) { return readSome(dir.Name()+"/"+name+"/loop/backing_file", 1<<14) })
+		if vanished(err) || err == nil && len(text) == 0 {
+			continue // has no file, which is usual, or is just losing it
 		} else if err != nil {
 			c.gaps = append(c.gaps, "the file of loop device "+name+" could not be told")
 			continue
@@ -312,4 +312,15 @@ func (c *Census) loops() {
 		f.Path, f.Deleted = strings.CutSuffix(strings.TrimSuffix(string(text), "\n"), " (deleted)")
 		c.add(f)
 	}
+}
+
+// backing reads which file a loop device has. What goes away while it is read is ENODEV (kernfs_fop_read_iter): the
+// device lost its file in that moment, and may have another one by now.
+func backing(read func() ([]byte, error)) (text []byte, err error) {
+	for range 5 {
+		if text, err = read(); !errors.Is(err, unix.ENODEV) {
+			break
+		}
+	}
+	return text, err
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shisa-vm/shisa/internal/diskio"
 )
 
@@ -96,6 +98,15 @@ func (c *Census) Behind(ctx context.Context, f OpenFile) (diskio.ID, error) {
 	link := c.host.root + "/proc/" + strconv.Itoa(f.PID) + "/fd/" + strconv.Itoa(f.FD)
 	got, err := diskio.Within(ctx, processTimeout, func() (diskio.Stat, error) { return lookThrough(link) }, nil)
 	return got.ID, err
+}
+
+// Closed tells whether a descriptor of a process is there no more: it was closed, or its process ended.
+func (c *Census) Closed(f OpenFile) bool {
+	if f.PID == 0 || f.FD < 0 {
+		return false
+	}
+	var st unix.Stat_t
+	return vanished(unix.Lstat(c.host.root+"/proc/"+strconv.Itoa(f.PID)+"/fd/"+strconv.Itoa(f.FD), &st))
 }
 
 // MachineFile is a file that the program of a virtual machine has open.

@@ -404,3 +404,24 @@ func FuzzFdinfo(f *testing.F) {
 		o.fdinfo(b)
 	})
 }
+
+// TestBacking: a loop device that loses its file while it is looked at has none, or another.
+func TestBacking(t *testing.T) {
+	for _, c := range []struct {
+		answers []error
+		want    error
+	}{
+		{[]error{nil}, nil},
+		{[]error{unix.ENOENT}, unix.ENOENT},
+		{[]error{unix.ENODEV, unix.ENOENT}, unix.ENOENT},
+		{[]error{unix.ENODEV, unix.ENODEV, nil}, nil},
+		{[]error{unix.EIO, nil}, unix.EIO},
+		{[]error{unix.ENODEV, unix.ENODEV, unix.ENODEV, unix.ENODEV, unix.ENODEV, nil}, unix.ENODEV},
+	} {
+		n := 0
+		_, err := backing(func() ([]byte, error) { n++; return nil, c.answers[n-1] })
+		if err != c.want {
+			t.Errorf("answers %v: %v, want %v", c.answers, err, c.want)
+		}
+	}
+}

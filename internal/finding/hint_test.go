@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package finding
+
+import "testing"
+
+// TestWord: a shell takes each as one word that is the argument.
+func TestWord(t *testing.T) {
+	for arg, want := range map[string]string{"/a/b-1.qcow2": "/a/b-1.qcow2", "": "''", "a b": "'a b'", "it's": `'it'\''s'`,
+		"$HOME": "'$HOME'", "a;rm": "'a;rm'", "~": "'~'"} {
+		if got := Word(arg); got != want {
+			t.Errorf("Word(%q) = %s, want %s", arg, got, want)
+		}
+	}
+}
