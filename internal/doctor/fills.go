@@ -64,8 +64,11 @@ func fill(what string, points []trend.Point) filling {
 	l := &f.line
 	switch l.Shape {
 	case trend.Short:
-		f.why = fmt.Sprintf("it was seen %d times within %s, and ten times in six hours are wanted; shisa doctor watch remembers",
-			l.Points, l.Span.Round(time.Minute))
+		f.why = "it was seen once, and a forecast takes ten times in six hours; shisa doctor watch remembers"
+		if l.Points != 1 {
+			f.why = fmt.Sprintf("it was seen %d times within %s, and a forecast takes ten times in six hours; shisa doctor watch "+
+				"remembers", l.Points, l.Span.Round(time.Minute))
+		}
 	case trend.Sawtooth:
 		f.why = "it fills and is emptied again and again"
 	case trend.Grows:

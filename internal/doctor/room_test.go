@@ -35,7 +35,7 @@ func TestRoomOf(t *testing.T) {
 		says string
 	}{
 		"elsewhere": {e, "/home", "is not known"},
-		"not seen":  {roomy(nil, now, nil), "/srv", "it was seen 1 times"},
+		"not seen":  {roomy(nil, now, nil), "/srv", "it was seen once"},
 		"a server": {func() *evidence.Evidence {
 			e := roomy(nil, now, seen)
 			e.FSs[0].Device, e.FSs[0].UUID = "", ""

@@ -4,19 +4,15 @@
 package evidence
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"path"
 	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/refs/nova"
 )
-
-// maxNodes bounds the compute nodes that share a directory.
-const maxNodes = 1 << 14
 
 // novaFiles hold the compute service's settings; later ones count more (oslo.config).
 var novaFiles = []string{"/usr/share/nova/nova-dist.conf", "/etc/nova/nova.conf", "/etc/nova/nova-compute.conf"}
@@ -68,8 +64,8 @@ func (g *gatherer) novaNodes(ctx context.Context, n *Nova) {
 			n.Shared = true
 		}
 	}
-	file := path.Join(n.Instances, "compute_nodes")
-	text, err := g.t.Read(ctx, file, maxSmallBytes)
+	file := path.Join(n.Instances, nova.HostsFile)
+	text, err := g.t.Read(ctx, file, nova.MaxHostsBytes)
 	if err != nil {
 		g.missed(PartConfig, file, err)
 		if !tree.Missing(err) {
@@ -77,18 +73,17 @@ func (g *gatherer) novaNodes(ctx context.Context, n *Nova) {
 		}
 		return
 	}
-	var nodes map[string]float64
-	if err := json.Unmarshal(bytes.TrimSpace(text), &nodes); err != nil {
-		n.NodesUnread = "is no list of compute nodes: " + err.Error()
+	nodes, err := nova.ParseHosts(text)
+	n.Shared = n.Shared || len(nodes) > 1
+	if err != nil {
+		// The nodes before the place where it is torn are there all the same, but the time of one may be cut off.
+		n.NodesUnread = err.Error()
 		g.gap(PartConfig, file, n.NodesUnread)
 		return
 	}
-	for name, at := range nodes {
-		if len(n.Nodes) < maxNodes && at > 0 && at < 1<<40 {
-			n.Nodes[name] = time.Unix(int64(at), 0).UTC()
-		}
+	for _, host := range nodes {
+		n.Nodes[host.Name] = host.Heard
 	}
-	n.Shared = n.Shared || len(n.Nodes) > 1
 }
 
 // shares tells whether other machines may have the same file system mounted.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
 )
 
@@ -25,8 +26,8 @@ func FuzzTables(f *testing.F) {
 				t.Errorf("a name grew: %q", dir)
 			}
 		}
-		if path != "" && quote(path) == "" {
-			t.Errorf("quote(%q) is empty", path)
+		if path != "" && finding.Word(path) == "" {
+			t.Errorf("Word(%q) is empty", path)
 		}
 	})
 }

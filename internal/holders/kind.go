@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/shisa-vm/shisa/internal/finding"
 )
 
 // Kind is a way in which something is held.
@@ -67,7 +69,7 @@ func (h *Holder) release() string {
 	case Loop:
 		return "unmount what is on /dev/" + h.Device + ", then: losetup -d /dev/" + h.Device
 	case Swap:
-		return "swapoff " + quote(h.Path)
+		return "swapoff " + finding.Word(h.Path)
 	case Uprobe:
 		return fmt.Sprintf("echo '-:%s' >> uprobe_events (in tracefs)", h.Device)
 	case BinfmtMisc:
@@ -81,7 +83,7 @@ func (h *Holder) release() string {
 	case Overlay:
 		return "unmount the overlay that has it as a layer"
 	case Frozen:
-		return "fsfreeze --unfreeze " + quote(h.Path)
+		return "fsfreeze --unfreeze " + finding.Word(h.Path)
 	case ImageLock:
 		return "stop the machine that runs on it, perhaps on another host"
 	case Namespace:
@@ -99,9 +101,9 @@ func (h *Holder) releaseMount() string {
 	case h.Path == "/":
 		return stop(h.Process) + ", and all others whose root it is"
 	case h.Process.PID == 0:
-		return "umount " + quote(h.Path)
+		return "umount " + finding.Word(h.Path)
 	}
-	return fmt.Sprintf("nsenter -t %d -m umount %s", h.Process.PID, quote(h.Path))
+	return fmt.Sprintf("nsenter -t %d -m umount %s", h.Process.PID, finding.Word(h.Path))
 }
 
 func (h *Holder) releaseNamespace() string {
@@ -113,7 +115,7 @@ func (h *Holder) releaseNamespace() string {
 	case h.Path == "/":
 		return h.releaseMount()
 	}
-	return fmt.Sprintf("nsenter -t %d -m umount %s, or %s", h.Process.PID, quote(cmp.Or(h.Path, "PATH")),
+	return fmt.Sprintf("nsenter -t %d -m umount %s, or %s", h.Process.PID, finding.Word(cmp.Or(h.Path, "PATH")),
 		stop(h.Process))
 }
 
@@ -159,13 +161,4 @@ func shortContainer(name string) string {
 		return name[:i+1+short]
 	}
 	return name
-}
-
-// quote gives a name as it can be pasted into a command line.
-func quote(name string) string {
-	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%"
-	if name != "" && strings.Trim(name, plain) == "" {
-		return name
-	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }

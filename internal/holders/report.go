@@ -163,12 +163,12 @@ func (s *scan) report(context.Context) *Report {
 		h := &s.holders[i]
 		h.Release = h.release()
 		if dir, ok := s.o.Mounted[h.Process.PID]; ok && h.Process.PID > 0 {
-			h.Release = "shisa disk umount " + quote(dir)
+			h.Release = "shisa disk umount " + finding.Word(dir)
 		}
 	}
 	for pid, dir := range s.o.Mounted {
 		if s.t.Kind == TargetMount && s.t.Path == dir {
-			s.note(fmt.Sprintf("process %d of shisa disk mount serves it: shisa disk umount %s", pid, quote(dir)))
+			s.note(fmt.Sprintf("process %d of shisa disk mount serves it: shisa disk umount %s", pid, finding.Word(dir)))
 		}
 	}
 	slices.SortStableFunc(s.holders, func(a, b Holder) int {

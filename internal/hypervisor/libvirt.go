@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // libvirt keeps pools and domains as XML (https://libvirt.org/formatstorage.html, formatdomain.html
@@ -46,7 +47,10 @@ type Domain struct {
 	// that runs it; only a document about what runs tells.
 	State, Reason string
 	PID           int
-	Disks         []DomainDisk
+	// Created is when the snapshot or checkpoint was made that the document is of, zero for another one or where it
+	// does not say.
+	Created time.Time
+	Disks   []DomainDisk
 }
 
 // DomainDisk is one file of a domain: a disk or what a disk rests on.
@@ -179,6 +183,7 @@ type domainReader struct {
 	disk    DomainDisk // the <disk> that is read
 	first   int        // of its files in disks
 	nvram   string
+	created string
 }
 
 func (r *domainReader) start(path []string, e xml.StartElement) error {
@@ -229,6 +234,8 @@ func (r *domainReader) text(path []string, s string) {
 		grow(&r.UUID, s)
 	case under(path, "os", "nvram"):
 		grow(&r.nvram, s)
+	case len(path) == 2 && (path[0] == "domainsnapshot" || path[0] == "domaincheckpoint") && path[1] == "creationTime":
+		grow(&r.created, s)
 	}
 }
 
@@ -245,6 +252,11 @@ func (r *domainReader) end(path []string) {
 			r.Disks = append(r.Disks, DomainDisk{Device: "nvram", Path: path})
 		}
 		r.nvram = ""
+	case len(path) == 2 && path[1] == "creationTime":
+		// Seconds since 1970. The year 9999 is the last that our documents can tell.
+		if n, err := strconv.ParseInt(strings.TrimSpace(r.created), 10, 64); err == nil && n > 0 && n <= 253402300799 {
+			r.Created = time.Unix(n, 0).UTC()
+		}
 	}
 }
 
@@ -273,7 +285,7 @@ func sourceOf(f DomainDisk, e xml.StartElement) (DomainDisk, bool) {
 
 // libvirt adds the pools and domains that are configured below etc, and those that run.
 func (f *finder) libvirt(etc, run, who string) {
-	targets := map[string]string{} // of pools with files
+	targets := map[string]string{} // of pools with files, "" for pools without
 	for _, dir := range []string{etc, run} {
 		if dir == "" {
 			continue
@@ -332,6 +344,7 @@ func (f *finder) pool(file, who string, targets map[string]string) {
 		targets[p.name] = p.target
 		f.volumes(p.target, why)
 	default:
+		targets[p.name] = ""
 		f.remote(p.name, fmt.Sprintf("%s (%s)", why, p.kind), "")
 	}
 }
@@ -352,6 +365,7 @@ func (f *finder) domain(file, who string, targets map[string]string) {
 	if text == nil {
 		return
 	}
+	since := f.changed
 	d, err := ParseDomain(text)
 	if err != nil {
 		// What was understood before the error is used all the same.
@@ -366,11 +380,12 @@ func (f *finder) domain(file, who string, targets map[string]string) {
 		case disk.Protocol != "":
 			f.remote(disk.Protocol+":"+disk.Path, why, d.Name)
 		case disk.Volume == "":
-			f.add(PlaceImage, strings.TrimSpace(disk.Path), why, d.Name)
-		case known && filepath.IsLocal(disk.Volume):
-			f.add(PlaceImage, filepath.Join(dir, disk.Volume), why, d.Name)
+			f.image(strings.TrimSpace(disk.Path), why, d.Name, since)
+		case known && dir != "" && filepath.IsLocal(disk.Volume):
+			f.image(filepath.Join(dir, disk.Volume), why, d.Name, since)
 		default:
 			f.remote(disk.Pool+"/"+disk.Volume, why, d.Name)
+			f.places[len(f.places)-1].Unknown = !known || dir != ""
 		}
 	}
 }

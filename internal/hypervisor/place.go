@@ -7,6 +7,7 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -51,6 +52,11 @@ type Place struct {
 	Readable bool `json:"readable"`
 	// Error says why it could not be read, or what in it was not understood; "" if all is well.
 	Error string `json:"error"`
+	// Since is when the document was changed last that names an image as a machine's: so long at least that has been so. It
+	// is that of the oldest where several do, and zero if it is not known.
+	Since time.Time `json:"-"`
+	// Unknown: nobody can tell what it is, and it may be a file of this host after all.
+	Unknown bool `json:"-"`
 	// Bases: it is a directory that holds nothing but base images.
 	Bases bool `json:"-"`
 }
@@ -77,9 +83,7 @@ type Options struct {
 // Find lists where images live on a host, and what was looked at to know it. Each place has been
 // looked at; nothing was opened but configuration. The error is that of ctx.
 func Find(ctx context.Context, opts Options) ([]Place, error) {
-	if opts.Timeout == 0 {
-		opts.Timeout = 10 * time.Second
-	}
+	opts.Timeout = cmp.Or(opts.Timeout, 10*time.Second)
 	f := &finder{ctx: ctx, opts: opts, at: map[[2]string]int{}}
 	f.libvirt("/etc/libvirt", "/run/libvirt", "libvirt")
 	if opts.Home != "" {
@@ -88,6 +92,14 @@ func Find(ctx context.Context, opts Options) ([]Place, error) {
 	f.nova()
 	f.proxmox()
 	f.usual()
+	return f.places, ctx.Err()
+}
+
+// FindNova is Find for OpenStack Nova alone.
+func FindNova(ctx context.Context, opts Options) ([]Place, error) {
+	opts.Timeout = cmp.Or(opts.Timeout, 10*time.Second)
+	f := &finder{ctx: ctx, opts: opts, at: map[[2]string]int{}}
+	f.nova()
 	return f.places, ctx.Err()
 }
 
@@ -139,7 +151,9 @@ type finder struct {
 	opts   Options
 	places []Place
 	at     map[[2]string]int // path and machine: where in places
-	full   bool
+	// changed is when the file was changed last that was read last.
+	changed time.Time
+	full    bool
 }
 
 // host is the path by which something that the host calls path is opened here.
@@ -168,6 +182,15 @@ func (f *finder) add(kind PlaceKind, path, why, machine string) {
 	}
 	f.at[[2]string{path, machine}] = len(f.places)
 	f.put(Look(f.ctx, f.opts.Timeout, kind, path, why, machine))
+}
+
+// image adds an image of a machine, which a document names that was changed last at since.
+func (f *finder) image(path, why, machine string, since time.Time) {
+	f.add(PlaceImage, path, why, machine)
+	i, ok := f.at[[2]string{f.host(filepath.Clean(path)), machine}]
+	if ok && i < len(f.places) && (f.places[i].Since.IsZero() || since.Before(f.places[i].Since)) {
+		f.places[i].Since = since
+	}
 }
 
 // place is the place that was added for a path of the host, nil if there is none.
@@ -214,24 +237,33 @@ func (f *finder) read(path, why string) []byte {
 	if p == nil || !p.Readable {
 		return nil
 	}
-	text, err := diskio.Within(f.ctx, f.opts.Timeout, func() ([]byte, error) { return readConfig(p.Path) }, nil)
+	c, err := diskio.Within(f.ctx, f.opts.Timeout, func() (config, error) { return readConfig(p.Path) }, nil)
 	if err != nil {
 		p.Readable, p.Error = false, plain(err)
 		return nil
 	}
-	return text
+	f.changed = c.changed
+	return c.text
 }
 
-func readConfig(path string) ([]byte, error) {
+// config is a file of configuration, and when it was changed last.
+type config struct {
+	text    []byte
+	changed time.Time
+}
+
+func readConfig(path string) (c config, err error) {
 	file, err := diskio.Open(path)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	defer file.Close()
 	if file.Size() > maxConfigBytes {
-		return nil, fmt.Errorf("is larger than %d bytes", maxConfigBytes)
+		return c, fmt.Errorf("is larger than %d bytes", maxConfigBytes)
 	}
-	return io.ReadAll(io.NewSectionReader(file, 0, maxConfigBytes))
+	c.changed = file.Stat().ModTime
+	c.text, err = io.ReadAll(io.NewSectionReader(file, 0, maxConfigBytes))
+	return c, err
 }
 
 // list gives the names in a directory of configuration that end in suffix, sorted. The directory

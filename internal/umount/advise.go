@@ -255,7 +255,7 @@ func wayAround(s Seen, path string, known bool) (w Way, ok bool) {
 		what += "; only if it has no business there: it would lose what it works with"
 	}
 	return Way{Kind: WayDropin, What: what, File: t.Path, Text: t.Content, Commands: []string{
-		"shisa holders --write-dropin " + quoteUnit(p.Unit) + " --apply " + quotePath(path),
+		"shisa holders --write-dropin " + quoteUnit(p.Unit) + " --apply " + finding.Word(path),
 		"systemctl daemon-reload", "systemctl restart " + quoteUnit(p.Unit)}}, true
 }
 
@@ -277,15 +277,6 @@ func propagation(container string) Way {
 		text = ""
 	}
 	return Way{Kind: WayPropagation, What: what, Text: text, Commands: []string{}}
-}
-
-// quotePath gives a path as a word of a command line.
-func quotePath(path string) string {
-	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%"
-	if strings.Trim(path, plain) == "" {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
 // baseOf is the last part of a program's path, without what the kernel says of one that was replaced.

@@ -26,7 +26,7 @@ func (u *unmount) lazy(ctx context.Context) (*Result, error) {
 	if why := unsafe(u.r.Report); why != "" && !u.o.AcceptLazy {
 		return nil, finding.WithHint(
 			fmt.Errorf("detach %s: %w: %s", u.mount.Point, ErrRefused, why),
-			"let go of it first (shisa holders "+quote(u.mount.Point)+" says who), or accept that it is "+
+			"let go of it first (shisa holders "+finding.Word(u.mount.Point)+" says who), or accept that it is "+
 				"written to unseen: --accept-risk="+Risk+":"+u.mount.Point)
 	}
 	u.know(ctx)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
 )
 
@@ -55,17 +56,5 @@ func undo(m linux.Mount) string {
 	if !strings.HasPrefix(m.Source, "/dev/") || m.Root != "/" {
 		return ""
 	}
-	return fmt.Sprintf("mount -t %s %s %s", m.Type, quote(m.Source), quote(m.Point))
-}
-
-// quote makes one word for a shell.
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||
-			strings.ContainsRune("/._-+:@,=%", r)
-	}
-	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return fmt.Sprintf("mount -t %s %s %s", m.Type, finding.Word(m.Source), finding.Word(m.Point))
 }

@@ -53,11 +53,16 @@ const (
 	// BaseQuarantine: a base, Path, was set aside (ID). BasePurge: it was removed for good.
 	BaseQuarantine BaseWhat = "quarantine"
 	BasePurge      BaseWhat = "purge"
+	// BaseMember: a node, Name, became a member by the document Path. BaseRetire: a person said that it does not come
+	// back. BaseUnretire: such a document was taken out of force, and has the name Path.
+	BaseMember   BaseWhat = "member"
+	BaseRetire   BaseWhat = "retire"
+	BaseUnretire BaseWhat = "unretire"
 )
 
 func (w BaseWhat) known() bool {
 	return slices.Contains([]BaseWhat{BasePolicy, BaseShield, BaseUnshield, BaseTouch, BaseRecord, BaseForget, BaseRestore,
-		BaseAdopt, BasePin, BaseUnpin, BaseQuarantine, BasePurge}, w)
+		BaseAdopt, BasePin, BaseUnpin, BaseQuarantine, BasePurge, BaseMember, BaseRetire, BaseUnretire}, w)
 }
 
 // BaseReceipt says what an act did to the base images of a pool, or is about to do. It is replaced as a
@@ -68,7 +73,7 @@ type BaseReceipt struct {
 	// State is applying, committed, or undone. A committed one of which some steps are undone was taken
 	// back as far as nothing was lost by it.
 	State State `json:"state"`
-	// Act is the command: protect, unprotect, restore, adopt, watch, pin, unpin, quarantine, purge.
+	// Act is the command: protect, unprotect, restore, adopt, watch, pin, unpin, quarantine, purge, join, retire.
 	Act string `json:"act"`
 	// Tool is the program and version, Node the host in the pool's audit.
 	Tool string `json:"tool"`
@@ -93,7 +98,7 @@ type BaseReceipt struct {
 // BaseStep is one thing that is done to one base.
 type BaseStep struct {
 	What BaseWhat `json:"what"`
-	// Name is that of the base, Path the file that it is done to, Inode the inode that has that name, or
+	// Name is that of the base, or of a node, Path the file that it is done to, Inode the inode that has that name, or
 	// is given it; 0 where it is not known before it is done.
 	Name    string `json:"name"`
 	Path    string `json:"path"`
