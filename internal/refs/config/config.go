@@ -11,6 +11,7 @@
 //	    roots: [/srv/rescue]
 //	    nova_export: [/var/lib/shisa/nova.jsonl]
 //	    compute_nodes: /var/lib/nova/instances/compute_nodes
+//	    libvirt: [/var/lib/docker/volumes/nova_libvirt_qemu/_data]
 //	    members: [node1, node2]
 //	    others: [backup-host]
 //	    protect: true
@@ -67,6 +68,8 @@ type Pool struct {
 	// instances.
 	NovaExports  []string
 	ComputeNodes string
+	// Libvirt are directories in which a libvirt in a container keeps its descriptions of machines.
+	Libvirt []string
 	// Members are nodes that use the pool, whether they have ever said anything or not. Others are names by
 	// which Nova or the server of the files knows who does not use it, or who is a member by another name.
 	Members, Others []string
@@ -188,6 +191,7 @@ func (p *Pool) keys(at map[string]*yaml.Node) map[string]func(*yaml.Node) error 
 		"roots":         list(&p.Roots, path),
 		"nova_export":   list(&p.NovaExports, path),
 		"compute_nodes": path(&p.ComputeNodes),
+		"libvirt":       list(&p.Libvirt, path),
 		"members":       list(&p.Members, text),
 		"others":        list(&p.Others, text),
 		"protect":       boolean(&p.Protect),

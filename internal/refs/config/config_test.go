@@ -32,6 +32,7 @@ pools:
     watch: true
     quarantine: true
     purge: true
+    libvirt: [/var/lib/docker/volumes/libvirt/]
   - path: /srv/images
 `
 
@@ -42,9 +43,10 @@ func TestParse(t *testing.T) {
 	}
 	want := []Pool{{Path: "/var/lib/nova/instances", Bases: "_base", UUID: "0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e",
 		Roots: []string{"/srv/rescue"}, NovaExports: []string{"/var/lib/shisa/nova.jsonl"},
-		ComputeNodes: "/var/lib/nova/instances/compute_nodes", Members: []string{"node1", "node2"}, Others: []string{"backup"},
+		ComputeNodes: "/var/lib/nova/instances/compute_nodes",
+		Libvirt:      []string{"/var/lib/docker/volumes/libvirt"}, Members: []string{"node1", "node2"}, Others: []string{"backup"},
 		Protect: true, KeepAlive: 6 * time.Hour, Watch: true, Quarantine: true, Purge: true, Line: 3},
-		{Path: "/srv/images", Line: 16}} // nothing that deletes is on by itself
+		{Path: "/srv/images", Line: 17}} // nothing that deletes is on by itself
 	if d := cmp.Diff(want, p.All); d != "" || p.Node != "n-1" {
 		t.Errorf("Parse (-want +got):\n%s", d)
 	}
@@ -60,9 +62,10 @@ func TestParse(t *testing.T) {
 		{"twice", "watch: true", "watch: true\n    watch: false", `x:14: is no configuration of pools: the key "watch" is on line 13 already`},
 		{"missing value", "purge: true", "purge:", `x:15: is no configuration of pools: purge has no value`},
 		{"tilde", "purge: true", "purge: ~", "purge has no value"},
-		{"missing path", "path: /srv/images", "protect: true", "x:16: is no configuration of pools: path is missing"},
+		{"missing path", "path: /srv/images", "protect: true", "x:17: is no configuration of pools: path is missing"},
 		{"yes", "purge: true", "purge: yes", `x:15: is no configuration of pools: want true or false, not "yes"`},
 		{"relative", "/srv/rescue", "rescue", `"rescue" is no absolute path`},
+		{"libvirt", "/var/lib/docker/volumes/libvirt/", "docker", `"docker" is no absolute path`},
 		{"base in a directory", "bases: _base", "bases: a/b", `"a/b" is no name in a directory`},
 		{"no duration", "6h", "6", `not "6"`},
 		{"negative", "6h", "-6h", `not "-6h"`},

@@ -22,6 +22,19 @@ var ErrChain = errors.New("the audit was changed")
 // maxEntryBytes bounds a line of the audit: names of 4096 bytes, escaped, and more.
 const maxEntryBytes = 64 << 10
 
+// damagedSuffix ends the names of audits that did not hold, and that a person set aside.
+const damagedSuffix = ".damaged"
+
+// DamagedName is the name of the audit of a node that did not hold. It tells no decision anything any more, and the history
+// of a base what it did.
+func DamagedName(node, id string) string { return node + "." + id + damagedSuffix }
+
+// IsDamaged tells whether a name is such a one.
+func IsDamaged(name string) bool {
+	rest, ok := strings.CutSuffix(name, damagedSuffix)
+	return ok && IsID(rest[strings.LastIndexByte(rest, '.')+1:])
+}
+
 // Entry is one line of the audit: one thing that was done to one base.
 type Entry struct {
 	Time time.Time `json:"time"`

@@ -3,7 +3,10 @@
 
 package pool
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Done is what an act did (schema shisa.base-done/1).
 type Done struct {
@@ -13,6 +16,8 @@ type Done struct {
 	// back.
 	Receipt string `json:"receipt"`
 	Undo    string `json:"undo"`
+	// CanUndo: something of what was done can be taken back.
+	CanUndo bool `json:"-"`
 	// Shielded got a shield, Touched were touched, Recorded had their content recorded, Restored are there
 	// again, Unshielded lost their shield.
 	Shielded   []string `json:"shielded"`
@@ -35,6 +40,19 @@ type Done struct {
 	Stays []Left `json:"stays"`
 	// Left are those for which it was not done, each with the reason.
 	Left []Left `json:"left"`
+	// Failure is why the act ended before its end, "" where it did not.
+	Failure string `json:"failure"`
+}
+
+// Did tells whether anything was done.
+func (d *Done) Did() bool {
+	for _, what := range [][]string{d.Shielded, d.Touched, d.Recorded, d.Restored, d.Unshielded, d.Quarantined, d.Purged, d.Pinned,
+		d.Unpinned, d.Recovered, d.Forgotten} {
+		if len(what) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Left is something that was not done.
@@ -44,7 +62,9 @@ type Left struct {
 }
 
 // Leave notes something that was not done.
-func (d *Done) Leave(name string, err error) { d.Left = append(d.Left, Left{name, err.Error()}) }
+func (d *Done) Leave(name string, err error) {
+	d.Left = append(d.Left, Left{name, strings.TrimPrefix(err.Error(), name+": ")})
+}
 
 // What happened to a pool that is watched.
 type What string
@@ -69,6 +89,8 @@ const (
 type Happened struct {
 	Time time.Time `json:"time"`
 	What What      `json:"what"`
+	// Bases is the directory that it happened to.
+	Bases string `json:"bases"`
 	// Name is the base, "" for what is about all.
 	Name string `json:"name"`
 	// PID, Command and Unit are who did it, 0 and "" where that is not known.

@@ -73,7 +73,7 @@ func (s *State) held(claimed bool) func(ctx context.Context, dir string, timeout
 func (s *State) pins(ctx context.Context, dir string, timeout time.Duration) error {
 	names, err := listAll(ctx, dir, timeout)
 	for _, n := range names {
-		if unfinished(n) || strings.HasSuffix(n, ".gone.json") {
+		if unfinished(n) || takenBack(n) {
 			continue
 		}
 		var p Pin
@@ -136,12 +136,18 @@ func unfinished(name string) bool {
 	return strings.HasPrefix(name, ".") && strings.HasSuffix(name, ".new")
 }
 
-// listAll is list for a directory in which nothing but regular files has any business: anything else is an error,
+// listAll is listWith for a directory in which nothing but regular files has any business: anything else is an error,
 // which comes with the names.
 func listAll(ctx context.Context, dir string, timeout time.Duration) ([]string, error) {
+	if err := ownDir(ctx, dir, timeout); err != nil {
+		return nil, err
+	}
 	var odd error
 	names, err := listWith(ctx, dir, timeout, func(path string) {
 		odd = errors.Join(odd, fmt.Errorf("%s %w: it is no regular file", path, ErrPool))
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%s was taken away while it was read", dir) // it was there, and may have held anything
+	}
 	return names, errors.Join(err, odd)
 }

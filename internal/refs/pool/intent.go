@@ -17,7 +17,26 @@ const (
 	ActQuarantine = "quarantine"
 	ActPurge      = "purge"
 	ActRestore    = "restore"
+	// ActUndo takes the name of a base away that an act gave it; its shield keeps it.
+	ActUndo = "undo"
 )
+
+// What the audit calls a quarantine of what only its shield keeps, and taking that back: neither takes the name of a base away.
+const (
+	NoteHold   = "hold"
+	NoteUnhold = "unhold"
+)
+
+// Noted is what the audit calls the act.
+func (i *Intent) Noted() string {
+	switch {
+	case i.Act == ActQuarantine && !IsName(i.From):
+		return NoteHold
+	case i.Act == ActUndo && !IsName(i.From):
+		return NoteUnhold
+	}
+	return i.Act
+}
 
 // Intent says what is about to be done to a base. It is written before the first step of an act and removed after
 // its last: one that is there tells of an act that is under way, or of one that came to no end.
@@ -55,7 +74,7 @@ func ParseIntent(name string, text []byte) (i Intent, err error) {
 		err = fmt.Errorf("its schema is %q, want %q", i.Schema, IntentSchema)
 	case !IsID(i.ID):
 		err = fmt.Errorf("its id is %q", i.ID)
-	case !slices.Contains([]string{ActQuarantine, ActPurge, ActRestore}, i.Act):
+	case !slices.Contains([]string{ActQuarantine, ActPurge, ActRestore, ActUndo}, i.Act):
 		err = fmt.Errorf("its act is %q", i.Act)
 	case !IsName(i.Name):
 		err = fmt.Errorf("its name %q is none in a directory", i.Name)

@@ -118,7 +118,7 @@ func MachineDigest(id string) string {
 
 // IsNode tells whether s may be the name of a node.
 func IsNode(s string) bool {
-	return s != "" && len(NodeFile(s)) <= maxNodeBytes && utf8.ValidString(s) &&
+	return s != "" && len(NodeFile(s)) <= maxNodeBytes && utf8.ValidString(s) && !takenBack(NodeFile(s)) &&
 		!strings.ContainsFunc(s, unicode.IsControl)
 }
 
@@ -176,6 +176,21 @@ func ParseRetired(name string, text []byte) (r Retired, err error) {
 	return r, nil
 }
 
+// ReadRetired reads the document of a node that was retired, whatever its name is.
+func ReadRetired(ctx context.Context, path string, timeout time.Duration) (Retired, error) {
+	text, err := read(ctx, path, timeout)
+	if err != nil {
+		return Retired{}, err
+	}
+	return ParseRetired(path, text)
+}
+
+// takenBack tells of a document that was put aside, as NODE.ID.gone.json or ID.gone.json: a node may be called "x.gone".
+func takenBack(name string) bool {
+	rest, ok := strings.CutSuffix(name, ".gone.json")
+	return ok && IsID(rest[strings.LastIndexByte(rest, '.')+1:])
+}
+
 func (s *State) members(ctx context.Context, dir string, timeout time.Duration) error {
 	return s.ofNodes(ctx, dir, timeout, func(path string, text []byte) (string, func(), error) {
 		m, err := ParseMember(path, text)
@@ -197,8 +212,15 @@ func (s *State) ofNodes(ctx context.Context, dir string, timeout time.Duration,
 ) error {
 	names, err := listAll(ctx, dir, timeout)
 	for _, n := range names {
-		if unfinished(n) || strings.HasSuffix(n, ".gone.json") {
-			continue // one that is being written, or was taken back
+		if unfinished(n) {
+			continue // one that is being written
+		}
+		if takenBack(n) {
+			stem := strings.TrimSuffix(n, ".gone.json")
+			if i := strings.LastIndexByte(stem, '.'); i > 0 && filepath.Base(dir) == Members {
+				s.Unjoined = append(s.Unjoined, stem[:i]+".json")
+			}
+			continue
 		}
 		path := filepath.Join(dir, n)
 		text, err := read(ctx, path, timeout)

@@ -24,7 +24,7 @@ func report(node string, seq uint64) *Report {
 	return &Report{Schema: ReportSchema, Pool: uuid, Node: node, Machine: strings.Repeat("a", 64), BootID: boot, Seq: seq,
 		Time: time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC), Observed: []string{id}, DrainedSeconds: 900,
 		Draining: []Draining{{[]string{id}, boot, 77}}, Complete: true, Gaps: []string{}, Files: 2, Images: 2, Overlays: 1,
-		Storages: []BaseStorage{{OfRoot, "/p", "0x0000ef53", "0011223344556677", 1}},
+		Storages: []BaseStorage{{OfRoot, "/p", "0x0000ef53", "0011223344556677", "", 1}},
 		Uses:     []Use{{Name: "a", Inode: 7, How: "header", Holder: "/p/i/disk", Depth: 1}}}
 }
 
@@ -64,7 +64,7 @@ func TestParseReport(t *testing.T) {
 	}
 	for _, c := range []struct{ name, text, want string }{
 		{"changed", strings.Replace(good, `"inode": 7`, `"inode": 8`, 1), "does not have its digest"},
-		{"unknown key inside", strings.Replace(good, `"depth"`, `"deepth"`, 1), `x:43: is no document of a pool: the key "deepth" is not known`},
+		{"unknown key inside", strings.Replace(good, `"depth"`, `"deepth"`, 1), `x:45: is no document of a pool: the key "deepth" is not known`},
 		{"missing inside", strings.Replace(good, `"how": "header",`, ``, 1), `"how" is missing`},
 		{"twice", strings.Replace(good, `"inode": 7,`, `"inode": 7, "inode": 7,`, 1), `the key "inode" is there twice`},
 		{"other case", strings.Replace(good, `"inode"`, `"INODE"`, 1), `the key "INODE" is not known`},
@@ -107,7 +107,7 @@ func TestNodeFile(t *testing.T) {
 			t.Errorf("NodeFile(%q) = %q", node, file)
 		}
 	}
-	for _, bad := range []string{"", "a\nb", "a\xff", strings.Repeat("a", 300), strings.Repeat("/", 100)} {
+	for _, bad := range []string{"", "a\nb", "a." + strings.Repeat("0", 32) + ".gone", "a\xff", strings.Repeat("a", 300), strings.Repeat("/", 100)} {
 		if IsNode(bad) {
 			t.Errorf("IsNode(%q) is true", bad)
 		}
@@ -128,6 +128,31 @@ func lay(t *testing.T, docs map[string]string) string {
 		}
 	}
 	return dir
+}
+
+// TestGone: a document that was put aside is told by its id, and not by a name that a node, or anything else, may have.
+func TestGone(t *testing.T) {
+	id := strings.Repeat("0", 32)
+	dir := lay(t, map[string]string{
+		File:                             policy(t),
+		"members/x.gone.json":            text(t, member("x.gone")),
+		"nodes/x.gone.json":              text(t, report("x.gone", 4)),
+		"members/a." + id + ".gone.json": text(t, member("a")),
+		"pins/" + id + ".gone.json":      "",
+		"pins/old.gone.json":             "",
+		"objects/.x.new":                 "a part",
+		"objects/7.json.old":             "",
+	})
+	s, err := Read(t.Context(), dir, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Nodes(); len(n) != 1 || n[0].Name != "x.gone" || n[0].Member == nil || n[0].Report == nil {
+		t.Errorf("nodes are %+v, want x.gone with its report", n)
+	}
+	if len(s.Unread) != 2 {
+		t.Errorf("Unread = %v, want what is no pin and what is no record", s.Unread)
+	}
 }
 
 func TestReadNodes(t *testing.T) {

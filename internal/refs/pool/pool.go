@@ -204,6 +204,8 @@ type Shield struct {
 	SizeBytes, AllocatedBytes int64
 	Modified                  time.Time
 	Links                     uint64
+	// Changed is when its names were changed last.
+	Changed time.Time
 }
 
 // ShieldName is the name of a shield in its directory.

@@ -44,10 +44,17 @@ type State struct {
 	Members []Member
 	Retired []Retired
 	Reports []Report
+	// Unjoined are the names of the documents of nodes whose membership a person took back before they said anything, or
+	// that another one took the place of.
+	Unjoined []string
 	// Notes are what nodes noted when they decided.
 	Notes []Notes
+	// Partials are files that are to become bases, or were until a power cut.
+	Partials []Partial
 	// Clock is what the clock of the file server said when it was last asked, zero if it never was.
 	Clock time.Time
+	// Odd are those of Unread that may be acts which came to no end, or bases that were set aside.
+	Odd []error
 	// Unread says what could not be read, or is not what it should be.
 	Unread []error
 }
@@ -66,20 +73,17 @@ func (s *State) Latest() time.Time {
 // Read reads what a pool keeps. No name is waited for longer than timeout. The error is that of ctx.
 func Read(ctx context.Context, bases string, timeout time.Duration) (*State, error) {
 	s := &State{Bases: bases, Objects: map[uint64]Object{}}
-	text, err := read(ctx, Path(bases, File), timeout)
-	switch {
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		s.Unread = append(s.Unread, err)
-	default:
-		p, err := ParsePolicy(text)
-		if err != nil {
+	if err := ownDir(ctx, Path(bases), timeout); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
 			s.Unread = append(s.Unread, err)
-		} else {
-			s.Policy = &p
 		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return s, nil
+	}
+	if err := s.policy(ctx, timeout); err != nil {
+		return nil, err
 	}
 	if err := s.clock(ctx, timeout); err != nil {
 		return nil, err
@@ -89,7 +93,8 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 		fn  func(ctx context.Context, dir string, timeout time.Duration) error
 	}{{Shields, s.shields}, {Objects, s.objects}, {Audit, s.audits},
 		{Pins, s.pins}, {Quarantine, s.held(false)}, {Purge, s.held(true)}, {Journal, s.intents},
-		{Members, s.members}, {Gone, s.retired}, {Nodes, s.reports}, {Noted, s.notes}} {
+		{Members, s.members}, {Gone, s.retired}, {Nodes, s.reports}, {Noted, s.notes}, {"", s.partials}} {
+		before := len(s.Unread)
 		if err := part.fn(ctx, Path(bases, part.dir), timeout); err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
@@ -98,8 +103,70 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 				s.Unread = append(s.Unread, err)
 			}
 		}
+		if part.dir == Journal || part.dir == Quarantine || part.dir == Purge {
+			s.Odd = append(s.Odd, s.Unread[before:]...)
+		}
 	}
+	s.Odd, s.Unread = apart(s.Odd), apart(s.Unread)
 	return s, nil
+}
+
+// apart gives errors that were joined each for itself, and all that are about permission as one: of a user who may not
+// read what a pool keeps there is one for every file.
+func apart(all []error) (each []error) {
+	var denied []error
+	for len(all) > 0 {
+		err := all[0]
+		all = all[1:]
+		several, ok := err.(interface{ Unwrap() []error })
+		switch {
+		case ok && errors.Join(several.Unwrap()...).Error() == err.Error(): // and not one with two causes
+			all = append(slices.Clone(several.Unwrap()), all...)
+		case errors.Is(err, fs.ErrPermission):
+			denied = append(denied, err)
+		default:
+			each = append(each, err)
+		}
+	}
+	if n := len(denied) - 1; n > 0 {
+		denied[0] = fmt.Errorf("%w (and so are %d more; root, or their owner, may read them)", denied[0], n)
+		denied = denied[:1]
+	}
+	return append(denied, each...)
+}
+
+// ownDir returns nil for a directory of the pool. It is a symbolic link for nobody's good: what is kept there has to lie
+// beside the bases, and a link that leads nowhere looks like a directory that was never made.
+func ownDir(ctx context.Context, dir string, timeout time.Duration) error {
+	_, err := diskio.Within(ctx, timeout, func() (struct{}, error) { return struct{}{}, diskio.LookDir(dir) }, nil)
+	if errors.Is(err, diskio.ErrNotDirectory) {
+		return fmt.Errorf("%s %w: it is no directory, or a symbolic link", dir, ErrPool)
+	}
+	return err
+}
+
+// policy reads which pool it is. The error is that of ctx.
+func (s *State) policy(ctx context.Context, timeout time.Duration) error {
+	path := Path(s.Bases, File)
+	_, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
+	var text []byte
+	if err == nil {
+		text, err = read(ctx, path, timeout)
+	}
+	var p Policy
+	if err == nil {
+		p, err = ParsePolicy(text)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		s.Unread = append(s.Unread, err)
+	default:
+		s.Policy = &p
+	}
+	return nil
 }
 
 // clock looks at the file that is touched to ask the file server for its time. The error is that of ctx.
@@ -178,7 +245,7 @@ func (s *State) shields(ctx context.Context, dir string, timeout time.Duration) 
 			continue
 		}
 		s.Shields = append(s.Shields, Shield{Name: name, Path: path, ID: st.ID, SizeBytes: st.SizeBytes,
-			AllocatedBytes: st.AllocatedBytes, Modified: st.ModTime, Links: st.Links})
+			AllocatedBytes: st.AllocatedBytes, Modified: st.ModTime, Changed: st.ChangeTime, Links: st.Links})
 	}
 	return odd
 }
@@ -186,8 +253,8 @@ func (s *State) shields(ctx context.Context, dir string, timeout time.Duration) 
 func (s *State) objects(ctx context.Context, dir string, timeout time.Duration) error {
 	names, odd := listAll(ctx, dir, timeout)
 	for _, n := range names {
-		if !strings.HasSuffix(n, ".json") {
-			continue // one that is being written
+		if unfinished(n) {
+			continue
 		}
 		path := filepath.Join(dir, n)
 		text, err := read(ctx, path, timeout)
@@ -213,6 +280,9 @@ func (s *State) objects(ctx context.Context, dir string, timeout time.Duration) 
 func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) error {
 	names, odd := listAll(ctx, dir, timeout)
 	for _, n := range names {
+		if IsDamaged(n) {
+			continue
+		}
 		all, _, err := ReadAuditFile(ctx, filepath.Join(dir, n), timeout)
 		s.Audits = append(s.Audits, all...)
 		if ctx.Err() != nil {
@@ -230,7 +300,10 @@ func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) e
 // not follow its chain, or has no end is in unread; the error is that of ctx.
 func AuditOf(ctx context.Context, bases, name string, timeout time.Duration) (all []Entry, unread []error, err error) {
 	dir, told := Path(bases, Audit), strings.ToValidUTF8(name, "\uFFFD")
-	names, err := listAll(ctx, dir, timeout)
+	var names []string
+	if err = ownDir(ctx, Path(bases), timeout); err == nil {
+		names, err = listAll(ctx, dir, timeout)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, nil, ctx.Err()

@@ -35,6 +35,8 @@ type Report struct {
 	Observed []string `json:"observed"`
 	// DrainedSeconds is how long it waited so for the one that it waited for least, by its own clock, 0 for none.
 	DrainedSeconds int64 `json:"drained_seconds"`
+	// LaunchGraceSeconds is launch_grace of the pool as it was then, by which it waited.
+	LaunchGraceSeconds int64 `json:"launch_grace_seconds"`
 	// Draining are the ids that it saw and still waits for.
 	Draining []Draining `json:"draining"`
 	// Complete: everything was read that may need a base. Gaps are what was not, in words.
@@ -77,6 +79,8 @@ type BaseUse struct {
 	Machine string `json:"machine"`
 	// Depth is how many images lie between, 1 for one that rests on the base itself, 0 for what is no image.
 	Depth int `json:"depth"`
+	// Since is from when on at the latest the holder needs it, the zero time where that is not known.
+	Since time.Time `json:"since"`
 	// More is how many further uses of this base by the same How are not listed.
 	More int64 `json:"more"`
 }
@@ -85,6 +89,26 @@ type BaseUse struct {
 // another file, and the file to another name.
 func (u *Use) Of(name string, inode uint64) bool {
 	return u.Name == name || u.Inode != 0 && u.Inode == inode
+}
+
+// SecondsOf is a span in whole seconds, and not less than it is.
+func SecondsOf(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+
+// Seen are the ids that the node saw and waited for, where a launch may take so long: none where it waited by less.
+func (r *Report) Seen(launchGrace time.Duration) []string {
+	if r.LaunchGraceSeconds < SecondsOf(launchGrace) {
+		return nil
+	}
+	return r.Observed
+}
+
+// Seen is Report.Seen by launch_grace of the pool as it is now: a person who makes that longer knows of launches that
+// take so long, and they may have begun before.
+func (s *State) Seen(r *Report) []string {
+	if s.Policy == nil {
+		return nil
+	}
+	return r.Seen(time.Duration(s.Policy.LaunchGrace))
 }
 
 // Needs tells whether a report names a use of a base.
@@ -145,6 +169,8 @@ func (r *Report) valid() error {
 		return fmt.Errorf("its boot_id is %q", r.BootID)
 	case r.Seq == 0:
 		return errors.New("its seq is 0")
+	case r.LaunchGraceSeconds < 0:
+		return fmt.Errorf("its launch_grace_seconds is %d", r.LaunchGraceSeconds)
 	case r.Complete != (len(r.Gaps) == 0):
 		return fmt.Errorf("complete is %v with %d gaps", r.Complete, len(r.Gaps))
 	}
