@@ -265,3 +265,27 @@ func TestUnit(t *testing.T) {
 		}
 	}
 }
+
+// TestNovaExports: the statements for PostgreSQL are those for the others, but for what it calls by another name.
+func TestNovaExports(t *testing.T) {
+	var texts [2]string
+	for i, name := range []string{"contrib/nova-export.sql", "contrib/nova-export-postgresql.sql"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[i] = string(text)
+		// SQLite is asked by a program that knows no comments.
+		for line := range strings.Lines(texts[i]) {
+			if strings.HasPrefix(line, "--") && strings.Contains(line, ";") {
+				t.Errorf("%s: a semicolon in %q ends a statement", name, line)
+			}
+		}
+	}
+	want := strings.NewReplacer("MariaDB, MySQL, SQLite", "PostgreSQL", "JSON_OBJECT", "json_build_object",
+		`CAST(JSON_EXTRACT(e.flavor, '$.cur."nova_object.data".swap') AS SIGNED)`,
+		"(e.flavor::json #>> '{cur,nova_object.data,swap}')::bigint").Replace(texts[0])
+	if texts[1] != want {
+		t.Errorf("contrib/nova-export-postgresql.sql differs, want\n%s", want)
+	}
+}

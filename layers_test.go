@@ -48,6 +48,7 @@ var layer = map[string]int{
 	"internal/lab":              3,
 	"internal/lab/cut":          3,
 	"internal/lab/hold":         3,
+	"internal/lab/debian":       2,
 	"internal/lab/vm":           3,
 	"internal/lab/vhost":        3,
 	"internal/lab/vm/init":      3,
@@ -118,6 +119,7 @@ var onlyBy = map[string][]string{
 	"internal/linux/loop":      {"internal/mount", "internal/lab/hold", "internal/lab/faultfs"},      // it makes devices
 	"internal/lab/vm":          {"bench", "internal/lab/vm/init", "internal/lab/nspawn"},             // it runs QEMU
 	"internal/lab/nova":        {},                                                                   // it runs OpenStack Nova
+	"internal/lab/debian":      {"internal/lab/nova", "internal/lab/vm"},                             // it runs apt
 	"internal/lab/nspawn":      {},                                                                   // it boots systemd
 	"internal/lab/vhost":       {},                                                                   // it runs QEMU's block layer
 	"internal/image/imagetest": {},

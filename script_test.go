@@ -15,7 +15,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/shisa-vm/shisa/internal/cli"
 	"github.com/shisa-vm/shisa/internal/jail"
 	"github.com/shisa-vm/shisa/internal/linux/ask"
 	"github.com/shisa-vm/shisa/internal/testenv"
@@ -32,7 +31,7 @@ func TestMain(m *testing.M) {
 	if uml.IsStage(os.Args) {
 		os.Exit(uml.Stage())
 	}
-	main := func() { os.Exit(cli.Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+	main := func() { os.Exit(machine().Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
 	testscript.Main(testenv.Checked(m), map[string]func(){"shisa": main, "qemu-img": main, "signalled": signalled})
 }
 

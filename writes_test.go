@@ -51,6 +51,7 @@ var runners = []string{"bench", "internal/lab/zoo", "internal/lab/sweep", "inter
 	"internal/lab/demo", // somebody who looks at a mount, and this program again to watch
 	"internal/lab/vm", "internal/lab/vhost", "internal/lab/vm/init", "internal/lab/stalls", "internal/lab/nspawn",
 	"internal/lab/nova",
+	"internal/lab/debian", // apt and dpkg
 	"internal/testenv",
 	"internal/image/imagetest",
 	"internal/linux/journal/journaltest",

@@ -66,6 +66,7 @@ func (w *novaWorld) until() time.Duration {
 const (
 	machineA = "11111111-1111-4111-8111-111111111111"
 	machineB = "22222222-2222-4222-8222-222222222222"
+	machineC = "33333333-3333-4333-8333-333333333333"
 )
 
 // imageBase is what Nova calls the base of an image.
@@ -87,7 +88,7 @@ func up(root string, names ...string) []nova.Host {
 func (p *novaPool) shared(base, image string) string {
 	root := p.root("instances")
 	p.newBase(root, base, machineA+"/disk")
-	p.must(p.nova.Instance(machineA, "nodeC", image, "active"))
+	p.must(p.nova.Instance(nova.Machine{UUID: machineA, Host: "nodeC", Image: image, State: "active"}))
 	p.hosts = up(root, "nodeA", "nodeB", "nodeC")
 	p.pass()
 	return root
@@ -136,7 +137,7 @@ var novaWorlds = []novaWorld{
 		p.must(os.WriteFile(filepath.Join(target, "_base", imageBase("img-1")), make([]byte, 1<<20), 0o644))
 		p.overlay(filepath.Join(target, "_base", imageBase("img-1")), filepath.Join(target, machineA, "disk"))
 		p.newBase(source, imageBase("img-1"), machineA+"_resize/disk")
-		p.must(p.nova.Instance(machineA, "nodeB", "img-1", "resized"))
+		p.must(p.nova.Instance(nova.Machine{UUID: machineA, Host: "nodeB", Image: "img-1", State: "resized"}))
 		p.hosts = append(up(source, "nodeA"), up(target, "nodeB")...)
 		p.pass()
 	}},
@@ -155,7 +156,7 @@ var novaWorlds = []novaWorld{
 		// The machine rests on the image that it was shelved as; the database has the one that it was made of.
 		p.must(os.WriteFile(filepath.Join(root, "_base", imageBase("img-1")), make([]byte, 1<<20), 0o644))
 		p.newBase(root, imageBase("shelved"), machineA+"/disk")
-		p.must(p.nova.Instance(machineA, "nodeC", "img-1", "active"))
+		p.must(p.nova.Instance(nova.Machine{UUID: machineA, Host: "nodeC", Image: "img-1", State: "active"}))
 		p.hosts = up(root, "nodeA", "nodeB", "nodeC")
 		p.pass()
 		p.hosts = up(root, "nodeA", "nodeB")

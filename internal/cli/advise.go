@@ -141,7 +141,7 @@ func runAdvise(ctx context.Context, o holdersOptions, path string, s *stdio) (er
 	if o.json {
 		err = render.JSON(s.out, render.AdviceSchema, a)
 	} else {
-		err = render.Advice(s.out, a, render.Style{Width: s.width, Color: s.colour, All: o.all})
+		err = render.Advice(s.out, a, s.style(o.all))
 	}
 	if err != nil {
 		return err

@@ -13,14 +13,12 @@ import (
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/config"
-	"github.com/shisa-vm/shisa/internal/render"
-	"github.com/shisa-vm/shisa/internal/vault"
 )
 
 // newBase is the command that has the commands about base images.
 func newBase(s *stdio) *cobra.Command {
 	c := &cobra.Command{
-		Use:   "base VERB POOL [NAME]",
+		Use:   "base VERB [POOL] [NAME]",
 		Short: "base images: who needs them, and keeping them from being lost",
 		Long: `base keeps base images from being lost: those that the disks of many machines rest on, and that a cleaner
 removes as soon as it believes that nobody needs them.
@@ -32,11 +30,11 @@ Who needs a base is read from the headers of all images below the pool, whatever
 chains lead, from what processes have open, and from the machines that are configured. What could not be read may need
 any of them: then the exit status is 4.
 
-What an administrator says of a pool stands in ` + config.Default + ` (--config FILE). It applies where POOL is a path of
-that file, or the directory of bases in it: further directories and exports of Nova's database come on top of those of
+What an administrator says of pools stands in ` + config.Default + ` (--config FILE). It applies where POOL is a path of
+that file, or the directory of bases in it by any name: further directories and exports of Nova's database come on top of those of
 the flags; what this host is called among the nodes, what the directory of bases is called, Nova's list of hosts,
 and how often bases are touched go where no flag says it. A key that is not known, and one without a value,
-are errors with their line.`,
+are errors with their line. Without POOL scan, missing, protect, agent and node list are about all pools of that file.`,
 		Example: `  shisa base scan /var/lib/nova/instances          who needs what
   shisa base why /var/lib/nova/instances NAME      all that needs one base
   shisa base missing /var/lib/nova/instances       what is missing, and the ways to bring it back
@@ -61,6 +59,10 @@ are errors with their line.`,
 
 // poolOptions are what the commands about base images have in common.
 type poolOptions struct {
+	// pool is POOL, as the user or the configuration names it; several are all of the configuration, where neither does.
+	pool     string
+	several  []poolOptions
+	among    bool // it is one of several
 	json     bool
 	all      bool
 	also     []string
@@ -73,6 +75,10 @@ type poolOptions struct {
 	// config is the file of pools, "" for the usual one, and said what it says of this one, nil for nothing.
 	config string
 	said   *config.Pool
+	// instances are directories of instances that the configuration knows to have the bases of this one.
+	instances []string
+	// elsewhere are the pools of the configuration that this one is not.
+	elsewhere []*config.Pool
 	// node is what this host is called among the nodes, "" for its own name.
 	node string
 }
@@ -80,7 +86,6 @@ type poolOptions struct {
 func (o *poolOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	jsonFlag(c, &o.json)
-	f.Var((*repeated)(&o.also), "also", "images below `DIR` may rest on the bases too; may be given again")
 	f.StringVar(&o.baseName, "base-name", "_base", "the directory of bases in POOL is called `NAME`")
 	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
 	o.configFlag(c)
@@ -92,53 +97,28 @@ func (o *poolOptions) actFlags(c *cobra.Command) {
 	stateFlag(c, &o.state, "keep receipts in `DIR`")
 }
 
-// novaFlag is for commands that take the census.
-func (o *poolOptions) novaFlag(c *cobra.Command) {
+// censusFlags are for commands that look who needs the bases.
+func (o *poolOptions) censusFlags(c *cobra.Command) {
+	c.Flags().Var((*repeated)(&o.also), "also", "images below `DIR` may rest on the bases too; may be given again")
 	c.Flags().Var((*repeated)(&o.nova), "nova",
 		"machines of Nova's database need bases too, by its export `FILE`; may be given again")
+	complete(c, map[string]cobra.CompletionFunc{"also": directories})
 }
 
 // census looks at who needs what in a pool, on this host.
-func (o *poolOptions) census(ctx context.Context, pool string, s *stdio) (*refs.Census, error) {
+func (o *poolOptions) census(ctx context.Context, s *stdio) (*refs.Census, error) {
 	bar := newProgress(s, "looking at files")
 	defer bar.Done()
-	l := refs.Options{Pool: pool, BaseName: o.baseName, Roots: o.also, Nova: o.nova,
+	l := refs.Options{Pool: o.pool, BaseName: o.baseName, Roots: o.also, Instances: o.instances, Nova: o.nova,
 		Index: o.kept, Progress: func(files int64) { bar.Set(files, 0) }}
 	if o.said != nil {
-		l.ComputeNodes = o.said.ComputeNodes
+		l.ComputeNodes, l.Libvirt = o.said.ComputeNodes, o.said.Libvirt
 	}
 	c, err := hostCensus(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	return c, o.rightPool(c)
-}
-
-// scan is census, by the index if that was asked for. One that cannot be kept is told, and takes nothing from what was
-// seen.
-func (o *baseScanOptions) scan(ctx context.Context, pool string, s *stdio) (*refs.Census, error) {
-	if !o.index {
-		return o.census(ctx, pool, s)
-	}
-	state, err := stateDir(o.state)
-	if err != nil {
-		return nil, err
-	}
-	v, err := vault.New(vault.Options{StateDir: state})
-	if err != nil {
-		return nil, err
-	}
-	o.kept = func(key string) ([]byte, error) { return v.Index(key, refs.MaxIndexBytes) }
-	c, err := o.census(ctx, pool, s)
-	if err != nil {
-		return nil, err
-	}
-	if key, index := c.Next(); index != nil {
-		if err := v.PutIndex(key, index); err != nil {
-			c.IndexNotes = append(c.IndexNotes, oneLine{err}.Error())
-		}
-	}
-	return c, nil
 }
 
 // hostCensus looks at who needs the bases of a pool, with what this host tells.
@@ -150,56 +130,4 @@ func hostCensus(ctx context.Context, o refs.Options) (c *refs.Census, err error)
 	defer func() { err = errors.Join(err, t.Close()) }()
 	o.Host = &refs.Host{Linux: linux.Open(""), Tree: t}
 	return refs.Look(ctx, o)
-}
-
-func newBaseScan(s *stdio) *cobra.Command {
-	var o baseScanOptions
-	c := &cobra.Command{
-		Use:   "scan POOL",
-		Short: "tell who needs the base images of a pool",
-		Long: `scan lists the bases of a pool with who needs them: those that are needed and missing first. It only reads.
-
-With --index the headers of files that did not change since the last scan with --index are remembered and not read again,
-which takes a fraction of the time; who needs what is found out anew. The index is kept in the state directory.
-A plan to set bases aside or to remove them is never made by it: that takes a scan of everything.
-
-The exit status is 3 if a base is needed and missing, 4 if anything could not be read that may need one.`,
-		Example: `  shisa base scan /var/lib/nova/instances
-  shisa base scan --also /srv/rescue /var/lib/nova/instances
-  shisa base scan --nova /var/lib/shisa/nova.jsonl /var/lib/nova/instances
-  shisa base scan --index /var/lib/nova/instances
-  shisa base scan --json /var/lib/libvirt/images`,
-		Args: wantArgs(1, 1),
-		RunE: func(c *cobra.Command, args []string) error { return runBaseScan(c.Context(), o, args[0], s) },
-	}
-	o.flags(c)
-	o.novaFlag(c)
-	c.Flags().BoolVar(&o.index, "index", false, "do not read again what did not change since the last scan with --index")
-	stateFlag(c, &o.state, "with --index: keep the index below `DIR`")
-	return c
-}
-
-// baseScanOptions are those of base scan.
-type baseScanOptions struct {
-	poolOptions
-	index bool
-}
-
-func runBaseScan(ctx context.Context, o baseScanOptions, pool string, s *stdio) error {
-	c, err := o.scan(ctx, pool, s)
-	if err != nil {
-		return err
-	}
-	if c.Room, err = roomOf(ctx, c.Bases); err != nil {
-		return err
-	}
-	if o.json {
-		err = render.JSON(s.out, render.BaseScanSchema, c)
-	} else {
-		err = render.BaseScan(s.out, c, render.Style{Width: s.width, Color: s.colour, All: o.all})
-	}
-	if err != nil {
-		return err
-	}
-	return exitWith(c.Status[0])
 }

@@ -20,34 +20,18 @@ import (
 )
 
 // pass says who this node is, and how it looks.
-func (o *poolOptions) pass(ctx context.Context, name string, s *stdio) (bases.PassOptions, error) {
+func (o *poolOptions) pass(ctx context.Context, s *stdio) (bases.PassOptions, error) {
 	host := linux.Open("")
 	run, err := host.Run(ctx)
 	if err != nil {
 		return bases.PassOptions{}, err
 	}
-	p := bases.PassOptions{Machine: pool.MachineDigest(run.MachineID), Run: host.Run,
-		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, name, s) }}
+	p := bases.PassOptions{Machine: pool.MachineDigest(run.MachineID), Run: s.machine.run(host.Run),
+		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, s) }}
 	if o.said != nil {
 		p.Pool = o.said.UUID
 	}
 	return p, nil
-}
-
-// passError gives an error of a pass its status and hint.
-func passError(err error, name string) error {
-	word := render.Word(name)
-	switch {
-	case errors.Is(err, bases.ErrNoPool):
-		return finding.WithHint(oneLine{err}, "mount it; a pool begins with: shisa base protect "+word+
-			", or shisa base node join "+word+" NODE")
-	case errors.Is(err, bases.ErrOther), errors.Is(err, bases.ErrTwice):
-		return withStatus(finding.StatusRefused, oneLine{err})
-	case errors.Is(err, bases.ErrDuplicate):
-		return finding.WithHint(withStatus(finding.StatusRefused, oneLine{err}), "give one of them another name; if the other "+
-			"does not come back: shisa base node retire "+word+" NODE --reason TEXT")
-	}
-	return actError(err, name)
 }
 
 func newBaseAgent(s *stdio) *cobra.Command {
@@ -55,7 +39,7 @@ func newBaseAgent(s *stdio) *cobra.Command {
 	var every time.Duration
 	var once bool
 	c := &cobra.Command{
-		Use:   "agent POOL",
+		Use:   "agent [POOL]",
 		Short: "tell the nodes that share a pool what this one needs",
 		Long: `agent looks again and again who needs what on this node, and says so to all that share the pool, through the pool
 itself: a base is removed for good only when the latest report of every node speaks for it. A node becomes a member
@@ -66,6 +50,8 @@ every launch that may have begun before had the time to write its disk (launch_g
 it makes one pass and ends; what has to be waited for between passes is remembered in the report, whoever makes the
 next one.
 
+Without POOL it is the agent of all pools that the configuration names; one that is not there is told of, and tried again.
+
 With protect: true in the configuration each pass does what "shisa base protect" does as well, and brings back what is
 needed and missing; with watch: true as soon as it is removed.
 
@@ -75,41 +61,70 @@ directory where nothing is mounted looks like that.`,
 		Example: `  shisa base agent /var/lib/nova/instances
   shisa base agent --once /var/lib/nova/instances
   shisa base agent --every 5m --json /var/lib/nova/instances`,
-		Args: wantArgs(1, 1),
+		Args: wantArgs(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if every < time.Second {
 				return usageError(c, "--every is less than a second")
 			}
-			return runBaseAgent(c.Context(), o, every, once, args[0], s)
+			if err := o.wantPools(c); err != nil {
+				return err
+			}
+			switch {
+			case o.pool != "":
+				return o.agent(c.Context(), every, once, s)
+			case once:
+				return o.agents(c.Context(), s)
+			}
+			return o.together(c.Context(), restart, s, func(ctx context.Context, o *poolOptions, s *stdio) error {
+				return o.agent(ctx, every, false, s)
+			})
 		},
 	}
 	o.actFlags(c)
-	o.novaFlag(c)
+	o.completePool(c, 0, nil)
+	o.censusFlags(c)
 	f := c.Flags()
 	f.DurationVar(&every, "every", 10*time.Minute, "rest `D` between two passes")
 	f.BoolVar(&once, "once", false, "make one pass, and end")
 	return c
 }
 
-func runBaseAgent(ctx context.Context, o poolOptions, every time.Duration, once bool, name string, s *stdio) (err error) {
-	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
+// agents makes one pass over each pool of the configuration.
+func (o *poolOptions) agents(ctx context.Context, s *stdio) error {
+	var all []render.BasePool
+	for i := range o.several {
+		one := &o.several[i]
+		err := one.agent(ctx, 0, true, s)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		p := &render.BasePool{Status: []int{finding.StatusClean}}
+		if se := new(statusError); errors.As(err, &se) && se.err == nil {
+			p.Status[0] = se.status // the pass was made
+		} else if err != nil {
+			p = one.failed(err, s)
+		}
+		all = append(all, *p)
+	}
+	return exitWith(poolsStatus(all)[0])
+}
+
+// agent makes passes over a pool, until it is stopped or once.
+func (o *poolOptions) agent(ctx context.Context, every time.Duration, once bool, s *stdio) (err error) {
+	act, end, err := o.act(ctx, s)
 	if err != nil {
 		return err
 	}
-	act, done, err := o.act(dir, s)
-	if err != nil {
-		return err
-	}
-	defer done()
-	a := bases.AgentOptions{Every: every, Once: once, Tell: func(h pool.Happened) error { return o.tell(h, s) }}
-	if a.Pass, err = o.pass(ctx, name, s); err != nil {
+	defer end()
+	a := bases.AgentOptions{Every: every, Once: once, Tell: func(h pool.Happened) error { return o.tell(h, act.Bases, s) }}
+	if a.Pass, err = o.pass(ctx, s); err != nil {
 		return err
 	}
 	if o.said != nil && o.said.Protect {
 		a.Protect = &bases.ProtectOptions{KeepAlive: o.said.KeepAlive}
 	}
 	if o.said != nil && o.said.Watch && !once {
-		events, err := hearOf(dir, s)
+		events, err := hearOf(act.Bases, s)
 		if err != nil {
 			return err
 		}
@@ -120,7 +135,7 @@ func runBaseAgent(ctx context.Context, o poolOptions, every time.Duration, once 
 	}
 	complete, err := bases.Agent(ctx, a, act)
 	if err != nil {
-		return passError(err, name)
+		return poolError(err, o.pool)
 	}
 	if !complete {
 		return exitWith(finding.StatusCannotTell)
@@ -139,30 +154,28 @@ JSON document for "shisa base fleet": for nodes each of which has a pool of its 
 The exit status is 4 if anything could not be read that may need a base; the document says so too.`,
 		Example: `  shisa base report /var/lib/nova/instances >node1.json`,
 		Args:    wantArgs(1, 1),
-		RunE:    func(c *cobra.Command, args []string) error { return runBaseReport(c.Context(), o, args[0], s) },
+		RunE:    func(c *cobra.Command, args []string) error { return runBaseReport(c.Context(), o, s) },
 	}
 	o.actFlags(c)
-	o.novaFlag(c)
+	o.completePool(c, 0, nil)
+	o.censusFlags(c)
 	return c
 }
 
-func runBaseReport(ctx context.Context, o poolOptions, name string, s *stdio) error {
-	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
+func runBaseReport(ctx context.Context, o poolOptions, s *stdio) error {
+	act, end, err := o.act(ctx, s)
 	if err != nil {
 		return err
 	}
-	act, done, err := o.act(dir, s)
-	if err != nil {
-		return err
-	}
-	p, err := o.pass(ctx, name, s)
+	defer end()
+	p, err := o.pass(ctx, s)
 	if err != nil {
 		return err
 	}
 	i, err := bases.Describe(ctx, p, act)
-	done()
+	end()
 	if err != nil {
-		return passError(err, name)
+		return poolError(err, o.pool)
 	}
 	text, err := i.Text()
 	if err != nil {

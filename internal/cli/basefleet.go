@@ -55,7 +55,7 @@ func runBaseFleet(ctx context.Context, files []string, json, all bool, s *stdio)
 	if json {
 		err = render.JSON(s.out, render.BaseFleetSchema, r)
 	} else {
-		err = render.BaseFleet(s.out, r, render.Style{Width: s.width, Color: s.colour, All: all})
+		err = render.BaseFleet(s.out, r, s.style(all))
 	}
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -38,7 +37,7 @@ The exit status is 4 if anything could not be read, or if the audit was changed.
   shisa base history --logs /srv/syslog /var/lib/nova/instances 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b`,
 		Args: wantArgs(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
-			h, err := o.history(c.Context(), args[0], args[1], logs)
+			h, err := o.history(c.Context(), args[1], logs)
 			if err != nil {
 				return err
 			}
@@ -46,6 +45,7 @@ The exit status is 4 if anything could not be read, or if the audit was changed.
 		},
 	}
 	o.historyFlags(c, &logs)
+	o.completePool(c, 1, anyBase)
 	return c
 }
 
@@ -66,7 +66,7 @@ not be read, and 0 if the base is in its place.`,
   shisa base blame --logs /srv/syslog /var/lib/nova/instances 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b`,
 		Args: wantArgs(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
-			h, err := o.history(c.Context(), args[0], args[1], logs)
+			h, err := o.history(c.Context(), args[1], logs)
 			if err != nil {
 				return err
 			}
@@ -75,6 +75,7 @@ not be read, and 0 if the base is in its place.`,
 		},
 	}
 	o.historyFlags(c, &logs)
+	o.completePool(c, 1, anyBase)
 	return c
 }
 
@@ -83,17 +84,19 @@ func (o *poolOptions) historyFlags(c *cobra.Command, logs *string) {
 	jsonFlag(c, &o.json)
 	f.StringVar(&o.baseName, "base-name", "_base", "the directory of bases in POOL is called `NAME`")
 	f.BoolVar(&o.all, "all", false, "list everything instead of at most 20 of a kind")
+	o.configFlag(c)
 	f.StringVar(logs, "logs", "", "read the logs below `DIR` instead of those of this host")
+	complete(c, map[string]cobra.CompletionFunc{"logs": directories})
 }
 
 // history reads what is known of a base.
-func (o *poolOptions) history(ctx context.Context, pool, name, logs string) (h *blame.History, err error) {
-	dir, err := refs.BasesIn(ctx, pool, o.baseName, 0)
+func (o *poolOptions) history(ctx context.Context, name, logs string) (h *blame.History, err error) {
+	dir, err := refs.BasesIn(ctx, o.pool, o.baseName, 0)
 	if err != nil {
 		return nil, err
 	}
 	b := blame.Options{Bases: dir, Name: filepath.Base(name), LogDir: logs, Collected: logs != "", Now: time.Now()}
-	if b.Node, err = os.Hostname(); err != nil {
+	if b.Node, err = o.thisNode(); err != nil {
 		return nil, err
 	}
 	open := tree.OpenLive
@@ -115,7 +118,7 @@ func (o *poolOptions) told(h *blame.History, text func(w io.Writer, h *blame.His
 	if o.json {
 		err = render.JSON(s.out, render.BaseHistorySchema, h)
 	} else {
-		err = text(s.out, h, render.Style{Width: s.width, Color: s.colour, All: o.all})
+		err = text(s.out, h, s.style(o.all))
 	}
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs/glance"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
 )
 
@@ -121,15 +122,15 @@ func (g *glanceOptions) of(ctx context.Context, c *glance.Client, name string) (
 		name, len(all)), "it may be another project's, or deleted; --glance-image names one all the same")
 }
 
-// runBaseFetch adopts an image of the image service.
-func runBaseFetch(ctx context.Context, o poolOptions, g glanceOptions, a adopting, pool string, s *stdio) (err error) {
-	r, err := o.ways(ctx, pool, nil, s)
+// fetch adopts an image of the image service.
+func (o *poolOptions) fetch(ctx context.Context, g glanceOptions, a adopting, s *stdio) error {
+	r, err := o.ways(ctx, nil, s)
 	if err != nil {
 		return err
 	}
 	format, err := r.FormatOf(a.name)
 	if err != nil {
-		return missingHint(err, pool)
+		return o.notMissing(err)
 	}
 	c, err := g.client()
 	if err != nil {
@@ -139,27 +140,25 @@ func runBaseFetch(ctx context.Context, o poolOptions, g glanceOptions, a adoptin
 	if err != nil {
 		return err
 	}
-	act, done, err := o.act(r.Bases, s)
-	if err != nil {
-		return err
-	}
-	n, err := bases.Fetch(ctx, c, i, format, act)
-	done()
-	if err != nil {
-		return tokenHint(err)
-	}
-	defer func() { err = errors.Join(err, n.Discard()) }()
-	if r, err = o.ways(ctx, pool, []string{n.Path}, s); err != nil {
-		return err
-	}
-	way, err := r.Downloaded(a.name, n.Path, i)
-	if err != nil {
-		return missingHint(err, pool)
-	}
-	what := "image " + i.ID
-	if err := a.refused(way, what); err != nil {
-		return err
-	}
-	way.Why = what + " (" + cmp.Or(i.Name, filepath.Base(n.Path)) + "): " + way.Why
-	return o.adopt(ctx, a, n.Path, way, pool, act, s)
+	return o.change(ctx, s, finding.StatusRefused, func(ctx context.Context, act bases.Options) (d *pool.Done, err error) {
+		n, err := bases.Fetch(ctx, c, i, format, act)
+		if err != nil {
+			return nil, tokenHint(err)
+		}
+		defer func() { err = errors.Join(err, n.Discard()) }()
+		r, err := o.ways(ctx, []string{n.Path}, s)
+		if err != nil {
+			return nil, err
+		}
+		way, err := r.Downloaded(a.name, n.Path, i)
+		if err != nil {
+			return nil, o.notMissing(err)
+		}
+		what := "image " + i.ID
+		if err := a.refused(way, what); err != nil {
+			return nil, err
+		}
+		way.Why = what + " (" + cmp.Or(i.Name, filepath.Base(n.Path)) + "): " + way.Why
+		return a.put(ctx, n.Path, way, act)
+	})
 }

@@ -7,10 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
-	"os"
-	"os/user"
 	"strings"
 	"time"
 
@@ -18,23 +15,10 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/finding"
-	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/roll"
 	"github.com/shisa-vm/shisa/internal/render"
 )
-
-// who is the person that runs the program, as far as the system knows.
-func who() string {
-	if sudo := os.Getenv("SUDO_USER"); sudo != "" {
-		return sudo
-	}
-	u, err := user.Current()
-	if err != nil {
-		return fmt.Sprintf("uid %d", os.Getuid())
-	}
-	return u.Username
-}
 
 func newBaseNode(s *stdio) *cobra.Command {
 	c := &cobra.Command{
@@ -61,73 +45,85 @@ come back can retire it, with a reason.`,
 func newBaseNodeList(s *stdio) *cobra.Command {
 	var o poolOptions
 	c := &cobra.Command{
-		Use:   "list POOL",
+		Use:   "list [POOL]",
 		Short: "list the nodes that use a pool, and when each was heard",
 		Long: `list tells of every node that uses a pool when it said last what it needs, whether it could read everything, and which
 bases only it needs. Strangers are those that Nova's list of hosts, the configuration, or the NFS server on this
-host name, and that are no members: nothing is removed as long as there is one. It only reads.
+host name, and that are no members: nothing is removed as long as there is one. It only reads. Without POOL it lists
+those of each pool that the configuration names.
 
 The exit status is 4 if anything could not be read that may be what a node said.`,
 		Example: `  shisa base node list /var/lib/nova/instances
   shisa base node list --json /var/lib/nova/instances`,
-		Args: wantArgs(1, 1),
-		RunE: func(c *cobra.Command, args []string) error { return runBaseNodeList(c.Context(), o, args[0], s) },
+		Args: wantArgs(0, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.wantPools(c); err != nil {
+				return err
+			}
+			return o.each(c.Context(), s, func(ctx context.Context, o *poolOptions) (*render.BasePool, error) {
+				return o.nodes(ctx, s)
+			})
+		},
 	}
 	o.flags(c)
+	o.censusFlags(c)
+	o.completePool(c, 0, nil)
 	return c
 }
 
-func runBaseNodeList(ctx context.Context, o poolOptions, name string, s *stdio) error {
-	c, err := o.census(ctx, name, s)
+// nodes lists the nodes that use the pool.
+func (o *poolOptions) nodes(ctx context.Context, s *stdio) (*render.BasePool, error) {
+	c, err := o.census(ctx, s)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	state, err := pool.Read(ctx, c.Bases, 10*time.Second)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	known, unknown, err := o.known(ctx, c)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l := roll.Of(state, known, unknown, time.Now())
-	if o.json {
-		err = render.JSON(s.out, render.BaseNodesSchema, l)
-	} else {
-		err = render.BaseNodes(s.out, l, render.Style{Width: s.width, Color: s.colour, All: o.all})
-	}
-	if err != nil {
-		return err
-	}
-	return exitWith(l.Status[0])
+	return &render.BasePool{Path: o.pool, Status: l.Status, Nodes: l}, nil
 }
 
 func newBaseNodeJoin(s *stdio) *cobra.Command {
 	var o poolOptions
 	var reason string
 	c := &cobra.Command{
-		Use:   "join POOL NODE",
+		Use:   "join POOL [NODE]",
 		Short: "make a node a member of a pool before it has said anything",
 		Long: `join makes a node a member: nothing is removed until it has said what it needs. A node joins by itself with the first
-pass of "shisa base agent", so that this is for one that has no agent yet, and for a host alone.
+pass of "shisa base agent", so that this is for one that has no agent yet, and for a host alone. Without NODE it is
+this host.
 
 It takes a retirement back; the pins that stand for what the node used stay, see "shisa base unpin". It begins
-the pool where there is none.`,
-		Example: `  shisa base node join /var/lib/nova/instances node4
+the pool where there is none. It acts at once and leaves a receipt: "shisa undo" takes it back, as long as the node has
+said nothing since.`,
+		Example: `  shisa base node join /var/lib/nova/instances
+  shisa base node join /var/lib/nova/instances node4
   shisa base node join /var/lib/nova/instances node2 --reason "it was repaired after all"`,
-		Args: wantArgs(2, 2),
+		Args: wantArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			by := bases.Person{By: who(), Reason: cmp.Or(reason, "joined by hand")}
-			return runBaseNode(c.Context(), o, args[0], s, func(ctx context.Context, act bases.Options) error {
-				_, err := bases.Join(ctx, args[1], by, act)
-				if errors.Is(err, bases.ErrMember) {
-					return withStatus(finding.StatusRefused, err)
+			return o.members(c.Context(), s, func(ctx context.Context, act bases.Options) (*pool.Done, error) {
+				node := act.Node
+				if len(args) > 1 {
+					node = args[1]
 				}
-				return err
+				d, err := bases.Join(ctx, node, by, act)
+				if errors.Is(err, bases.ErrMember) {
+					err = finding.WithHint(withStatus(finding.StatusRefused, err), "shisa base node list "+render.Word(o.pool)+" lists them")
+				}
+				return d, err
 			})
 		},
 	}
 	o.actFlags(c)
+	o.censusFlags(c)
+	o.completePool(c, 1, nodesAre(true))
 	c.Flags().StringVar(&reason, "reason", "", "`TEXT` to keep: why")
 	return c
 }
@@ -141,7 +137,8 @@ func newBaseNodeRetire(s *stdio) *cobra.Command {
 		Short: "say that a node does not come back; what it used is pinned",
 		Long: `retire says that a node does not come back, so that it is not waited for any more. Every base that its last report names
 is pinned first: its machines may be started elsewhere. A pin goes with "shisa base unpin". "shisa base node join"
-takes it back, and so does the node itself when it says anything.
+takes it back, and so does the node itself when it says anything. It leaves a receipt: "shisa undo" has the node be what it
+was, and takes the pins away that were made for it.
 
 It is refused for a node that reported within 20 minutes, for one that never did, and for one that could not read
 everything; each can be accepted by name.`,
@@ -156,10 +153,12 @@ everything; each can be accepted by name.`,
 			if err != nil {
 				return err
 			}
-			return runBaseNodeRetire(c.Context(), o, args[0], args[1], reason, r, s)
+			return runBaseNodeRetire(c.Context(), o, args[1], reason, r, s)
 		},
 	}
 	o.actFlags(c)
+	o.censusFlags(c)
+	o.completePool(c, 1, nodesAre(false))
 	f := c.Flags()
 	f.StringVar(&reason, "reason", "", "`TEXT` to keep: how it is known that the node does not come back")
 	f.Var((*repeated)(&risks), "accept-risk", "take a `RISK`: alive:NODE, it reported a moment ago; silent:NODE, nobody knows "+
@@ -185,9 +184,9 @@ func retireRisks(c *cobra.Command, risks []string, node string) (r bases.RetireO
 }
 
 func runBaseNodeRetire(
-	ctx context.Context, o poolOptions, name, node, reason string, r bases.RetireOptions, s *stdio,
+	ctx context.Context, o poolOptions, node, reason string, r bases.RetireOptions, s *stdio,
 ) error {
-	c, err := o.census(ctx, name, s)
+	c, err := o.census(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -196,8 +195,8 @@ func runBaseNodeRetire(
 		return err
 	}
 	r.Known = roll.Names(known)
-	return runBaseNode(ctx, o, name, s, func(ctx context.Context, act bases.Options) error {
-		_, err := bases.Retire(ctx, node, bases.Person{By: who(), Reason: reason}, r, act)
+	return o.members(ctx, s, func(ctx context.Context, act bases.Options) (*pool.Done, error) {
+		_, d, err := bases.Retire(ctx, node, bases.Person{By: who(), Reason: reason}, r, act)
 		risk := ""
 		switch {
 		case errors.Is(err, bases.ErrAlive):
@@ -207,33 +206,27 @@ func runBaseNodeRetire(
 		case errors.Is(err, bases.ErrPartly):
 			risk = "incomplete"
 		case errors.Is(err, fs.ErrExist):
-			return withStatus(finding.StatusRefused, err)
+			return d, withStatus(finding.StatusRefused, err)
 		case errors.Is(err, bases.ErrUnknown):
-			return finding.WithHint(err, "shisa base node list "+render.Word(name)+" lists them")
+			return d, finding.WithHint(err, "shisa base node list "+render.Word(o.pool)+" lists them")
 		default:
-			return err
+			return d, err
 		}
-		return finding.WithHint(withStatus(finding.StatusRefused, err), "if it is known all the same that it does not come back: "+
+		return d, finding.WithHint(withStatus(finding.StatusRefused, err), "if it is known all the same that it does not come back: "+
 			"--accept-risk="+risk+":"+render.Word(node))
 	})
 }
 
-// runBaseNode does something to the nodes of a pool, and lists them as they are then.
-func runBaseNode(ctx context.Context, o poolOptions, name string, s *stdio,
-	do func(ctx context.Context, act bases.Options) error,
-) error {
-	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
+// members does something to the nodes of the pool, and lists them as they are then.
+func (o *poolOptions) members(ctx context.Context, s *stdio, do acting) error {
+	d, err := o.done(ctx, s, do)
 	if err != nil {
 		return err
 	}
-	act, done, err := o.act(dir, s)
+	l, err := o.nodes(ctx, s)
 	if err != nil {
 		return err
 	}
-	err = do(ctx, act)
-	done()
-	if err != nil {
-		return passError(err, name)
-	}
-	return runBaseNodeList(ctx, o, name, s)
+	l.Nodes.Receipt, l.Nodes.Undo = d.Receipt, d.Undo
+	return o.show(l, s)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -38,10 +39,21 @@ is in quarantine is pinned there, and is then to be brought back. "shisa base un
 					return usageError(c, "--until: %v", err)
 				}
 			}
-			return runBasePin(c.Context(), o, p, args[0], args[1], s)
+			return o.change(c.Context(), s, finding.StatusRefused, func(ctx context.Context, act bases.Options) (*pool.Done, error) {
+				p.By = who()
+				d, err := bases.Pin(ctx, args[1], p, act)
+				switch {
+				case errors.Is(err, bases.ErrNoBase):
+					err = finding.WithHint(err, "shisa base scan "+render.Word(o.pool)+" lists them")
+				case errors.Is(err, bases.ErrSeveral):
+					err = withStatus(finding.StatusRefused, err)
+				}
+				return d, err
+			})
 		},
 	}
 	o.actFlags(c)
+	o.completePool(c, 1, anyBase)
 	c.Flags().StringVar(&p.Reason, "reason", "", "`TEXT` for everybody who asks why")
 	c.Flags().StringVar(&until, "until", "", "the pin ends at `TIME`, as 2027-01-31 or 2027-01-31T12:00:00Z (default never)")
 	return c
@@ -53,25 +65,6 @@ func pinTime(text string) (time.Time, error) {
 		return day.AddDate(0, 0, 1), nil
 	}
 	return time.Parse(time.RFC3339, text)
-}
-
-func runBasePin(ctx context.Context, o poolOptions, p bases.PinOptions, name, base string, s *stdio) error {
-	act, done, err := o.actOn(ctx, name, s)
-	if err != nil {
-		return err
-	}
-	p.By = who()
-	d, err := bases.Pin(ctx, base, p, act)
-	done()
-	switch {
-	case errors.Is(err, bases.ErrNoBase):
-		return finding.WithHint(err, "shisa base scan "+render.Word(name)+" lists them")
-	case errors.Is(err, bases.ErrSeveral):
-		return withStatus(finding.StatusRefused, err)
-	case err != nil:
-		return basesError(err, name)
-	}
-	return o.did(d, s)
 }
 
 func newBaseUnpin(s *stdio) *cobra.Command {
@@ -88,28 +81,20 @@ named by its id: "shisa base why" lists them. The documents stay, out of force, 
 			if strings.TrimSpace(reason) == "" {
 				return usageError(c, "--reason is missing")
 			}
-			return runBaseUnpin(c.Context(), o, reason, args[0], args[1], s)
+			return o.change(c.Context(), s, finding.StatusRefused, func(ctx context.Context, act bases.Options) (*pool.Done, error) {
+				d, err := bases.Unpin(ctx, args[1], who()+": "+reason, act)
+				switch {
+				case errors.Is(err, bases.ErrNoPin):
+					err = finding.WithHint(oneLine{err}, "shisa base why "+render.Word(o.pool)+" "+render.Word(args[1])+" lists them")
+				case errors.Is(err, bases.ErrNodePin):
+					err = withStatus(finding.StatusRefused, err)
+				}
+				return d, err
+			})
 		},
 	}
 	o.actFlags(c)
+	o.completePool(c, 1, pinnedBases)
 	c.Flags().StringVar(&reason, "reason", "", "`TEXT` for the audit")
 	return c
-}
-
-func runBaseUnpin(ctx context.Context, o poolOptions, reason, name, base string, s *stdio) error {
-	act, done, err := o.actOn(ctx, name, s)
-	if err != nil {
-		return err
-	}
-	d, err := bases.Unpin(ctx, base, who()+": "+reason, act)
-	done()
-	switch {
-	case errors.Is(err, bases.ErrNoPin):
-		return finding.WithHint(oneLine{err}, "shisa base why "+render.Word(name)+" "+render.Word(base)+" lists them")
-	case errors.Is(err, bases.ErrNodePin):
-		return withStatus(finding.StatusRefused, err)
-	case err != nil:
-		return basesError(err, name)
-	}
-	return o.did(d, s)
 }

@@ -4,11 +4,12 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,30 +21,10 @@ import (
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
-	"github.com/shisa-vm/shisa/internal/vault"
 )
 
-// act is what an act on the bases of a directory needs.
-func (o *poolOptions) act(dir string, s *stdio) (bases.Options, func(), error) {
-	host := o.node
-	if host == "" {
-		var err error
-		if host, err = os.Hostname(); err != nil {
-			return bases.Options{}, nil, fmt.Errorf("the name of this host: %w", err)
-		}
-	}
-	state, err := stateDir(o.state)
-	if err != nil {
-		return bases.Options{}, nil, err
-	}
-	receipts, err := vault.New(vault.Options{StateDir: state})
-	if err != nil {
-		return bases.Options{}, nil, err
-	}
-	bar := newProgress(s, "reading")
-	return bases.Options{Bases: dir, Node: host, Receipts: receipts, Tool: "shisa " + version,
-		Progress: func(what string, done, total int64) { bar.Part(filepath.Base(what), done, total) }}, bar.Done, nil
-}
+// newPoolRisk is accepted for a directory that is another pool than it was.
+const newPoolRisk = "new-pool:"
 
 // newPool adds the flag that says that a directory is another pool than it was.
 func newPool(c *cobra.Command, risks *[]string) {
@@ -51,40 +32,15 @@ func newPool(c *cobra.Command, risks *[]string) {
 		"protected all the same")
 }
 
-// asNewPool tells whether it was said of a pool that it is a new one. The error is one of the command line.
-func asNewPool(c *cobra.Command, risks []string, pool string) (bool, error) {
+// checkNewPools refuses a risk that is not that of a pool which the command is about. The error is one of the command line.
+func (o *poolOptions) checkNewPools(c *cobra.Command, risks []string) error {
 	for _, r := range risks {
-		if r != "new-pool:"+pool {
-			return false, usageError(c, "the only risk that can be taken here is new-pool:%s", pool)
+		if name, ok := strings.CutPrefix(r, newPoolRisk); !ok || !slices.Contains(o.paths(), name) {
+			return usageError(c, "the only risk that can be taken here is %s%s", newPoolRisk,
+				strings.Join(o.paths(), " or "+newPoolRisk))
 		}
 	}
-	return len(risks) > 0, nil
-}
-
-// actError gives an error of an act its status and hint.
-func actError(err error, pool string) error {
-	switch {
-	case errors.Is(err, bases.ErrOtherPool):
-		return finding.WithHint(withStatus(finding.StatusRefused, oneLine{err}),
-			"mount it; if the old pool is gone for good: shisa base protect --accept-risk=new-pool:"+render.Word(pool)+" "+
-				render.Word(pool))
-	case errors.Is(err, vault.ErrReceipt):
-		return finding.WithHint(oneLine{err}, "keep receipts elsewhere with --state DIR")
-	}
-	return err
-}
-
-// did prints what an act did. What was left undone is a reason not to be sure.
-func (o *poolOptions) did(d *pool.Done, s *stdio) (err error) {
-	if d.Receipt != "" {
-		d.Undo = "shisa undo" + stateWord(o.state) + " " + d.Receipt
-	}
-	if o.json {
-		err = render.JSON(s.out, render.BaseDoneSchema, d)
-	} else {
-		err = render.BaseDone(s.out, d, render.Style{Width: s.width, Color: s.colour, All: o.all})
-	}
-	return err
+	return nil
 }
 
 func newBaseProtect(s *stdio) *cobra.Command {
@@ -93,7 +49,7 @@ func newBaseProtect(s *stdio) *cobra.Command {
 	var watch bool
 	var risks []string
 	c := &cobra.Command{
-		Use:   "protect POOL",
+		Use:   "protect [POOL]",
 		Short: "keep bases from being lost, whoever removes them",
 		Long: `protect gives every base of a pool a shield, a second hard link beside it that takes no space: who removes the
 base takes one of its two names away, and "shisa base restore" gives it back. One that is needed and gone gets its name
@@ -101,7 +57,7 @@ back here too. Bases that are needed, or may be, are touched, so that Nova's cle
 each base holds is recorded as digests.
 
 It only adds, acts at once, and may be done again and again, as by a timer every 20 minutes. "shisa base unprotect"
-takes the shields away.
+takes the shields away. Without POOL it is for all pools that the configuration names.
 
 With --watch it goes on until it is stopped: it looks at everything every ten minutes, tells who removes a base, and
 gives one that is needed its name back at once. What other nodes remove from a shared directory it sees at its next
@@ -111,26 +67,33 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 		Example: `  shisa base protect /var/lib/nova/instances
   shisa base protect --no-record --keepalive 1h /var/lib/nova/instances
   shisa base protect --watch --json /var/lib/nova/instances`,
-		Args: wantArgs(1, 1),
+		Args: wantArgs(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if p.KeepAlive < 0 {
 				return usageError(c, "--keepalive is negative")
 			}
-			if p.KeepAlive == 0 && o.said != nil {
-				p.KeepAlive = o.said.KeepAlive
-			}
-			fresh, err := asNewPool(c, risks, args[0])
-			if err != nil {
+			if err := o.wantPools(c); err != nil {
 				return err
 			}
-			if watch {
-				return runBaseWatch(c.Context(), o, p, fresh, args[0], s)
+			if err := o.checkNewPools(c, risks); err != nil {
+				return err
 			}
-			return runBaseProtect(c.Context(), o, p, fresh, args[0], s)
+			switch {
+			case watch && o.pool == "":
+				return o.together(c.Context(), restart, s, func(ctx context.Context, o *poolOptions, s *stdio) error {
+					return o.watch(ctx, p, risks, s)
+				})
+			case watch:
+				return o.watch(c.Context(), p, risks, s)
+			}
+			return o.each(c.Context(), s, func(ctx context.Context, o *poolOptions) (*render.BasePool, error) {
+				return o.protect(ctx, p, risks, s)
+			})
 		},
 	}
 	o.actFlags(c)
-	o.novaFlag(c)
+	o.completePool(c, 0, nil)
+	o.censusFlags(c)
 	newPool(c, &risks)
 	f := c.Flags()
 	f.DurationVar(&p.KeepAlive, "keepalive", 0, "touch bases that are needed when they are older than `D` (default "+
@@ -140,43 +103,67 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 	return c
 }
 
-func runBaseProtect(ctx context.Context, o poolOptions, p bases.ProtectOptions, fresh bool, name string, s *stdio) error {
-	c, err := o.census(ctx, name, s)
-	if err != nil {
-		return err
+// restart is how long is waited until what ended with an error is begun again, of several that go on.
+const restart = 30 * time.Second
+
+// keepalive is how old a base may become before it is touched, by the command line or else the configuration.
+func (o *poolOptions) keepalive(p bases.ProtectOptions) bases.ProtectOptions {
+	if p.KeepAlive == 0 && o.said != nil {
+		p.KeepAlive = o.said.KeepAlive
 	}
-	act, done, err := o.act(c.Bases, s)
-	if err != nil {
-		return err
-	}
-	act.NewPool = fresh
-	d, err := bases.Protect(ctx, c, p, act)
-	done()
-	if err != nil {
-		return actError(err, name)
-	}
-	if err := o.did(d, s); err != nil {
-		return err
-	}
-	return exitWith(doneStatus(d, c))
+	return p
 }
 
-// runBaseWatch protects a pool until it is stopped.
-func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, fresh bool, name string, s *stdio) (err error) {
-	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
+func (o *poolOptions) protect(ctx context.Context, p bases.ProtectOptions, risks []string, s *stdio) (*render.BasePool, error) {
+	var c *refs.Census
+	d, err := o.done(ctx, s, func(ctx context.Context, act bases.Options) (_ *pool.Done, err error) {
+		if c, err = o.census(ctx, s); err != nil {
+			return nil, err
+		}
+		act.NewPool = slices.Contains(risks, newPoolRisk+o.pool)
+		return bases.Protect(ctx, c, o.keepalive(p), act)
+	})
+	switch {
+	case err != nil && d != nil && d.Did() && ctx.Err() == nil:
+		p := o.failed(err, s)
+		d.Failure = p.Error.Text
+		return &render.BasePool{Path: o.pool, Status: p.Status, Done: d}, nil
+	case err != nil:
+		return nil, err
+	}
+	if err := errors.Join(render.BaseClocks(s.err, c, render.Style{Width: s.barWidth}), o.warnOfRoom(ctx, c, s)); err != nil {
+		return nil, err
+	}
+	status := slices.Clone(c.Status)
+	if len(d.Left) > 0 {
+		status = append(status, finding.StatusCannotTell)
+	}
+	return &render.BasePool{Path: o.pool, Status: finding.OrderStatus(status...), Done: d}, nil
+}
+
+// warnOfRoom tells of the space that only shields keep where it will be wanted.
+func (o *poolOptions) warnOfRoom(ctx context.Context, c *refs.Census, s *stdio) (err error) {
+	if c.Kept.Files == 0 {
+		return nil
+	}
+	if c.Room, err = roomOf(ctx, c.Bases); err != nil || !c.Room.Wanted {
+		return err
+	}
+	return render.BaseKept(s.err, c, render.Style{Width: s.barWidth})
+}
+
+// watch protects a pool until it is stopped.
+func (o *poolOptions) watch(ctx context.Context, p bases.ProtectOptions, risks []string, s *stdio) (err error) {
+	act, end, err := o.act(ctx, s)
 	if err != nil {
 		return err
 	}
-	act, done, err := o.act(dir, s)
-	if err != nil {
-		return err
-	}
-	defer done()
-	act.NewPool = fresh
-	w := bases.WatchOptions{Protect: p,
-		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, name, s) },
-		Tell:   func(h pool.Happened) error { return o.tell(h, s) }}
-	events, err := hearOf(dir, s)
+	defer end()
+	act.NewPool = slices.Contains(risks, newPoolRisk+o.pool)
+	w := bases.WatchOptions{Protect: o.keepalive(p),
+		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, s) },
+		Tell:   func(h pool.Happened) error { return o.tell(h, act.Bases, s) }}
+	events, err := hearOf(act.Bases, s)
 	if err != nil {
 		return err
 	}
@@ -188,16 +175,21 @@ func runBaseWatch(ctx context.Context, o poolOptions, p bases.ProtectOptions, fr
 				render.Text(oneLine{err}.Error()))
 		}
 	}
-	return actError(bases.Watch(ctx, w, act), name)
+	return poolError(bases.Watch(ctx, w, act), o.pool)
 }
 
-// tell prints what happened.
-func (o *poolOptions) tell(h pool.Happened, s *stdio) (err error) {
-	if o.json {
-		err = render.JSONLine(s.out, render.BaseEventSchema, h)
+// tell prints what happened to the bases of a directory: at once, and whole, since others may have something to tell.
+func (o *poolOptions) tell(h pool.Happened, dir string, s *stdio) (err error) {
+	var text bytes.Buffer
+	if h.Bases = dir; o.json {
+		err = render.JSONLine(&text, render.BaseEventSchema, h)
 	} else {
-		err = render.BaseEvent(s.out, &h, render.Style{Width: s.width, Color: s.colour})
+		err = render.BaseEvent(&text, &h, o.among, s.style(o.all))
 	}
+	if err != nil {
+		return err
+	}
+	_, err = s.out.Write(text.Bytes())
 	return errors.Join(err, s.flush())
 }
 
@@ -209,110 +201,4 @@ func hearOf(dir string, s *stdio) (*notice.Watcher, error) {
 		return nil, nil
 	}
 	return events, err
-}
-
-// doneStatus is what is left to be said when all was done that could be.
-func doneStatus(d *pool.Done, c *refs.Census) int {
-	var status []int
-	if len(d.Left) > 0 {
-		status = append(status, finding.StatusCannotTell)
-	}
-	if c != nil {
-		status = append(status, c.Status...)
-	}
-	return finding.OrderStatus(status...)[0]
-}
-
-func newBaseUnprotect(s *stdio) *cobra.Command {
-	var o poolOptions
-	var u bases.UnprotectOptions
-	c := &cobra.Command{
-		Use:   "unprotect POOL",
-		Short: "take the shields of bases away",
-		Long: `unprotect takes back what protect did: each base loses its second name. A shield that is the last name of its
-file stays, since a machine may need that; bring such a base back first, see "shisa base missing".
-
-The records of what the bases hold stay, since they prove a copy: --records takes those away too of bases that are in
-their place. Pins, what is in quarantine, and the audit stay. All that stays is listed with the reason.
-
-The exit status is 5 if a shield had to stay.`,
-		Example: `  shisa base unprotect /var/lib/nova/instances
-  shisa base unprotect --records /var/lib/nova/instances`,
-		Args: wantArgs(1, 1),
-		RunE: func(c *cobra.Command, args []string) error { return runBaseUnprotect(c.Context(), o, u, args[0], s) },
-	}
-	o.actFlags(c)
-	c.Flags().BoolVar(&u.Records, "records", false, "take the records of what bases hold away too")
-	return c
-}
-
-func runBaseUnprotect(ctx context.Context, o poolOptions, u bases.UnprotectOptions, name string, s *stdio) error {
-	dir, err := refs.BasesIn(ctx, name, o.baseName, 0)
-	if err != nil {
-		return err
-	}
-	act, done, err := o.act(dir, s)
-	if err != nil {
-		return err
-	}
-	d, err := bases.Unprotect(ctx, u, act)
-	done()
-	if err != nil {
-		return actError(err, name)
-	}
-	if err := o.did(d, s); err != nil {
-		return err
-	}
-	if len(d.Left) > 0 {
-		return exitWith(finding.StatusRefused)
-	}
-	return nil
-}
-
-func newBaseRestore(s *stdio) *cobra.Command {
-	var o poolOptions
-	var r bases.RestoreOptions
-	c := &cobra.Command{
-		Use:   "restore POOL NAME|ID",
-		Short: "give a base that was removed or set aside its name back",
-		Long: `restore gives a base that was removed or set aside its name back, from its shield or from quarantine: it is the very
-same file. It is touched, so that a cleaner does not remove it again at once. Nothing is ever written over. NAME may be
-the id of a quarantine.`,
-		Example: `  shisa base restore /var/lib/nova/instances 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b
-  shisa base restore --as golden.old /var/lib/libvirt/images golden.qcow2`,
-		Args: wantArgs(2, 2),
-		RunE: func(c *cobra.Command, args []string) error {
-			return runBaseRestore(c.Context(), o, r, args[0], args[1], s)
-		},
-	}
-	o.actFlags(c)
-	f := c.Flags()
-	f.Uint64Var(&r.Inode, "inode", 0, "the shield with inode `N`, where there are several of that name")
-	f.StringVar(&r.As, "as", "", "bring it back under another `NAME`")
-	f.StringVar(&r.Why, "reason", "", "`TEXT` for the audit: why")
-	return c
-}
-
-func runBaseRestore(ctx context.Context, o poolOptions, r bases.RestoreOptions, name, base string, s *stdio) error {
-	dir, err := refs.BasesIn(ctx, name, o.baseName, 10*time.Second)
-	if err != nil {
-		return err
-	}
-	act, done, err := o.act(dir, s)
-	if err != nil {
-		return err
-	}
-	d, err := bases.Restore(ctx, base, r, act)
-	done()
-	switch {
-	case errors.Is(err, bases.ErrThere):
-		return finding.WithHint(withStatus(finding.StatusRefused, err), "nothing is ever written over: --as gives it another name")
-	case errors.Is(err, bases.ErrSeveral):
-		return finding.WithHint(withStatus(finding.StatusRefused, err), "--inode says which one is meant")
-	case errors.Is(err, bases.ErrNoShield):
-		return finding.WithHint(err, "shisa base scan "+render.Word(name)+" lists what is missing, and who still has it open")
-	case err != nil:
-		return basesError(err, name)
-	}
-	return o.did(d, s)
 }

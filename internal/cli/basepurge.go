@@ -5,18 +5,17 @@ package cli
 
 import (
 	"context"
-	"errors"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shisa-vm/shisa/internal/apply/bases"
-	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs/judge"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 func newBasePurge(s *stdio) *cobra.Command {
 	var o planOptions
-	var file, approve string
+	var approve string
 	c := &cobra.Command{
 		Use:   "purge --plan FILE --approve DIGEST POOL",
 		Short: "remove bases for good that are in quarantine",
@@ -32,41 +31,21 @@ The exit status is 5 if a base was not removed, or if all was refused, and 6 if 
 		Example: `  shisa base plan --out plan.json /var/lib/nova/instances
   shisa base purge --plan plan.json --approve DIGEST /var/lib/nova/instances`,
 		Args: wantArgs(1, 1),
-		RunE: func(c *cobra.Command, args []string) error {
-			d, err := o.decision(c, args[0], s)
-			switch {
-			case err != nil:
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := o.wantPlan(c); err != nil {
 				return err
-			case file == "":
-				return usageError(c, "--plan is missing")
-			case approve == "":
-				return usageError(c, "--approve is missing")
 			}
-			return runBasePurge(c.Context(), o, d, file, approve, args[0], s)
+			if approve == "" {
+				return usageError(c, "--approve DIGEST is missing: who read the plan gives the digest that it ends with")
+			}
+			g := bases.PurgeOptions{Approve: approve, Allowed: o.said != nil && o.said.Purge, By: who()}
+			return o.carryOut(c, s, judge.MayPurge, "no base may be removed for good by this plan",
+				func(ctx context.Context, p *judge.Plan, by bases.Decision, act bases.Options) (*pool.Done, error) {
+					return bases.Purge(ctx, p, g, by, act)
+				})
 		},
 	}
-	o.actFlags(c)
-	o.novaFlag(c)
-	o.risksFlag(c)
-	c.Flags().StringVar(&file, "plan", "", "the `FILE` that \"shisa base plan --out\" made; - for standard input")
+	o.planFlags(c)
 	c.Flags().StringVar(&approve, "approve", "", "the `DIGEST` of the plan, from who read it")
 	return c
-}
-
-func runBasePurge(ctx context.Context, o planOptions, by bases.Decision, file, approve, name string, s *stdio) error {
-	p, err := readBasePlan(file, s)
-	if err != nil {
-		return basesError(err, name)
-	}
-	if len(p.With(judge.MayPurge)) == 0 {
-		return withStatus(finding.StatusRefused, errors.New("no base may be removed for good by this plan"))
-	}
-	act, done, err := o.actOn(ctx, name, s)
-	if err != nil {
-		return err
-	}
-	g := bases.PurgeOptions{Approve: approve, Allowed: o.said != nil && o.said.Purge, By: who()}
-	d, err := bases.Purge(ctx, p, g, by, act)
-	done()
-	return o.acted(d, err, name, s)
 }

@@ -17,7 +17,7 @@ import (
 )
 
 func newBaseRecover(s *stdio) *cobra.Command {
-	var o planOptions
+	o := planOptions{ends: true}
 	c := &cobra.Command{
 		Use:   "recover POOL",
 		Short: "bring acts on bases to an end that came to none",
@@ -25,28 +25,39 @@ func newBaseRecover(s *stdio) *cobra.Command {
 has its new name was done, what has its old one was not, what has both keeps the one under which machines find it, and
 what was about to be removed is in quarantine again. Then whatever is needed and in quarantine is brought back.
 
+Each node notes what it did in an audit, a chain of digests. A power cut in the midst of a line, or two programs on a server
+without locks, may break it; then nothing is decided, and no act comes to its end. Who knows that it was that takes
+--accept-risk=audit:NODE: the file stays beside the others as NODE.ID.damaged, and a new audit begins, in which a line has
+its SHA-256.
+
 It removes no base, and done again it does nothing. The exit status is 5 while another program is at work, and 6 if
 something could not be brought to an end.`,
-		Example: "  shisa base recover /var/lib/nova/instances",
-		Args:    wantArgs(1, 1),
-		RunE: func(c *cobra.Command, args []string) error {
-			d, err := o.decision(c, args[0], s)
-			if err != nil {
-				return err
-			}
-			return runBaseRecover(c.Context(), o, d, args[0], s)
-		},
+		Example: `  shisa base recover /var/lib/nova/instances
+  shisa base recover --accept-risk=audit:node1 /var/lib/nova/instances`,
+		Args: wantArgs(1, 1),
+		RunE: func(c *cobra.Command, _ []string) error { return o.recover(c, s) },
 	}
 	o.actFlags(c)
-	o.novaFlag(c)
+	o.completePool(c, 0, nil)
+	o.censusFlags(c)
 	o.risksFlag(c)
 	return c
+}
+
+// basesIn is the directory of the bases of a pool, for commands that are not about pools alone: they do not fail where the
+// configuration cannot be read, whatever they are about.
+func basesIn(ctx context.Context, name string) (string, error) {
+	o := poolOptions{pool: name, baseName: "_base"}
+	if err := o.configure(ctx); err != nil {
+		o.baseName = "_base"
+	}
+	return refs.BasesIn(ctx, name, o.baseName, 0)
 }
 
 // unfinishedPool tells whether a path is a pool of base images in which an act came to no end. What cannot be read is no
 // such pool for who asks for something else.
 func unfinishedPool(ctx context.Context, name string) bool {
-	dir, err := refs.BasesIn(ctx, name, "_base", 10*time.Second)
+	dir, err := basesIn(ctx, name)
 	if err != nil {
 		return false
 	}
@@ -57,21 +68,13 @@ func unfinishedPool(ctx context.Context, name string) bool {
 	return len(s.Intents) > 0 || slices.ContainsFunc(s.Held, func(h pool.Held) bool { return h.Claimed })
 }
 
-func runBaseRecover(ctx context.Context, o planOptions, by bases.Decision, name string, s *stdio) error {
-	act, done, err := o.actOn(ctx, name, s)
+// recover brings the acts in the pool to an end.
+func (o *planOptions) recover(c *cobra.Command, s *stdio) error {
+	by, err := o.decision(c, s)
 	if err != nil {
 		return err
 	}
-	d, err := bases.Recover(ctx, by, act)
-	done()
-	if err != nil {
-		return basesError(err, name)
-	}
-	if err := o.did(d, s); err != nil {
-		return err
-	}
-	if len(d.Left) > 0 {
-		return exitWith(finding.StatusHalfDone)
-	}
-	return nil
+	return o.change(c.Context(), s, finding.StatusHalfDone, func(ctx context.Context, act bases.Options) (*pool.Done, error) {
+		return bases.Recover(ctx, by, act)
+	})
 }

@@ -25,27 +25,28 @@ The exit status is 3 if it is needed and missing, 4 if anything could not be rea
 		Example: `  shisa base why /var/lib/nova/instances 7d87e4ab2bbe4fa3f4ec8b2cf3f0ec5fbd8f3d0b
   shisa base why --json /var/lib/libvirt/images debian-12.qcow2`,
 		Args: wantArgs(2, 2),
-		RunE: func(c *cobra.Command, args []string) error { return runBaseWhy(c.Context(), o, args[0], args[1], s) },
+		RunE: func(c *cobra.Command, args []string) error { return runBaseWhy(c.Context(), o, args[1], s) },
 	}
 	o.flags(c)
-	o.novaFlag(c)
+	o.completePool(c, 1, anyBase)
+	o.censusFlags(c)
 	return c
 }
 
-func runBaseWhy(ctx context.Context, o poolOptions, pool, name string, s *stdio) error {
-	c, err := o.census(ctx, pool, s)
+func runBaseWhy(ctx context.Context, o poolOptions, name string, s *stdio) error {
+	c, err := o.census(ctx, s)
 	if err != nil {
 		return err
 	}
 	one := c.Only(name)
 	if len(one.All) == 0 {
 		return finding.WithHint(fmt.Errorf("%s: no base of that name, and nothing that was read names one", name),
-			"shisa base scan "+render.Word(pool)+" lists them")
+			"shisa base scan "+render.Word(o.pool)+" lists them")
 	}
 	if o.json {
 		err = render.JSON(s.out, render.BaseScanSchema, one)
 	} else {
-		err = render.BaseWhy(s.out, one, render.Style{Width: s.width, Color: s.colour, All: o.all})
+		err = render.BaseWhy(s.out, one, s.style(o.all))
 	}
 	if err != nil {
 		return err

@@ -143,10 +143,6 @@ func (o *changeOptions) engine(risks []risk, image string, p *progress) (apply.O
 	}, err
 }
 
-func (o *changeOptions) style(s *stdio) render.Style {
-	return render.Style{Width: s.width, Color: s.colour, All: o.all}
-}
-
 // operand is the name of a file as a word of a command line, and never a flag.
 func operand(name string) string {
 	if strings.HasPrefix(name, "-") {
@@ -319,7 +315,7 @@ func (o *changeOptions) showReceipt(
 	if r.State != vault.Committed {
 		next = render.Commands{}
 	}
-	return render.Receipt(s.out, r, name, next, o.style(s))
+	return render.Receipt(s.out, r, name, next, s.style(o.all))
 }
 
 // leftStatuses are the exit statuses that apply where so much is left wrong or was not seen.

@@ -114,11 +114,6 @@ func (o *lookOptions) ready(c *cobra.Command) error {
 	return o.html.ready()
 }
 
-// style says how text is laid out on this output.
-func (o *lookOptions) style(s *stdio) render.Style {
-	return render.Style{Width: s.width, Color: s.colour, All: o.all}
-}
-
 func newCheck(s *stdio) *cobra.Command {
 	var o lookOptions
 	c := &cobra.Command{
@@ -171,7 +166,7 @@ func runCheck(ctx context.Context, o lookOptions, paths []string, s *stdio) erro
 	if o.json {
 		show = render.JSON(s.out, render.CheckSchema, r)
 	} else {
-		show = render.Check(s.out, r, o.style(s))
+		show = render.Check(s.out, r, s.style(o.all))
 	}
 	if err := cmp.Or(err, page, show); err != nil {
 		return err

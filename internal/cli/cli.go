@@ -37,6 +37,11 @@ import (
 // Main runs the program with argv, argv[0] being the name that it was called by, and returns its
 // exit status. Called as qemu-img it speaks as qemu-img does.
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return Machine{}.Main(argv, stdin, stdout, stderr)
+}
+
+// Main is the function Main on this machine.
+func (m Machine) Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if jail.IsChild(argv) {
 		return jail.Serve()
 	}
@@ -68,7 +73,9 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case len(args) > 0 && args[0] == "qemu-img":
 		return RunQemuImg(ctx, args, stdin, stdout, stderr)
 	}
-	return run(ctx, args, newStdio(stdin, stdout, stderr))
+	s := newStdio(stdin, stdout, stderr)
+	s.machine = m
+	return run(ctx, args, s)
 }
 
 // endings lists the signals that ask the program to end. Those that it was started to ignore, as by
@@ -190,7 +197,7 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 	if err == nil {
 		return finding.StatusClean
 	}
-	status, text, hint := finding.StatusFailed, err.Error(), hintFor(err)
+	status, text, hint := finding.StatusFailed, oneLine{err}.Error(), hintFor(err)
 	if crash := inside.Crashed("", err); len(crash) > 0 {
 		err = withStatus(finding.StatusFound, err)
 		text, hint = crash[0].Code+" "+text, crash[0].Next

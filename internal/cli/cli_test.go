@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -254,6 +255,27 @@ func TestManPages(t *testing.T) {
 	}
 }
 
+// TestManList: every command that people see has a page of its own, and names the one above it.
+func TestManList(t *testing.T) {
+	_, list, _ := call("man", "--list")
+	for _, name := range []string{"check", "base", "base scan", "base node join", "qemu-img"} {
+		if !slices.Contains(strings.Split(list, "\n"), name) {
+			t.Errorf("man --list has no %q:\n%s", name, list)
+		}
+		status, page, stderr := call(append([]string{"man"}, strings.Fields(name)...)...)
+		above := "shisa"
+		if i := strings.LastIndex(name, " "); i > 0 {
+			above += `\-` + strings.ReplaceAll(name[:i], " ", `\-`)
+		}
+		if status != 0 || !strings.HasSuffix(page, ".BR "+above+" (1)\n") {
+			t.Errorf("man %s = %d, %q, ...%q, want %s below", name, status, stderr, page[max(0, len(page)-60):], above)
+		}
+	}
+	if status, _, stderr := call("man", "base", "scna"); status != 64 || !strings.Contains(stderr, "base scna") {
+		t.Errorf("man base scna = %d, %q", status, stderr)
+	}
+}
+
 func TestCompletion(t *testing.T) {
 	testenv.Need(t, "bash")
 	for _, shell := range []string{"bash", "zsh", "fish"} {
@@ -268,6 +290,14 @@ func TestCompletion(t *testing.T) {
 		`echo "$cur $prev $cword ${#words[@]}"`
 	if out, err := exec.Command("bash", "--norc", "-c", script).Output(); string(out) != "ver help 2 3\n" {
 		t.Errorf("the words of bash = %q, %v, want ver, help, 2, 3", out, err)
+	}
+	// And the names of directories, in a directory of its own.
+	_, script, _ = call("completion", "bash")
+	script += "mkdir one two; touch three; cur=; _filedir -d; echo ${COMPREPLY[*]}; COMPREPLY=(); cur=t; _filedir; echo ${COMPREPLY[*]}\n"
+	bash := exec.Command("bash", "--norc", "-c", script)
+	bash.Dir = t.TempDir()
+	if out, err := bash.Output(); string(out) != "one two\nthree two\n" && string(out) != "one two\ntwo three\n" {
+		t.Errorf("the names of bash = %q, %v, want the directories, then what begins with t", out, err)
 	}
 	if _, stdout, _ := call("__complete", "ver"); !strings.HasPrefix(stdout, "version\t") {
 		t.Errorf("completing ver = %q, want version", stdout)

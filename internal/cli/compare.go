@@ -103,7 +103,7 @@ func runCompare(ctx context.Context, o compareOptions, pathA, pathB string, s *s
 	case o.quiet:
 		err = nil
 	default:
-		err = render.Compare(s.out, doc, render.Style{Width: s.width, Color: s.colour})
+		err = render.Compare(s.out, doc, s.style(false))
 	}
 	if err != nil {
 		return err

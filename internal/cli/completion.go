@@ -62,7 +62,8 @@ func directories(*cobra.Command, []string, string) ([]string, cobra.ShellCompDir
 
 // bashWords replaces a function of cobra's script that calls one of the package bash-completion, and
 // without that package prints an error at each press of Tab. Bash's own words are then enough: they
-// are split at "=" and ":" too, which hides at most a suggestion.
+// are split at "=" and ":" too, which hides at most a suggestion. So are its own names of files and directories, for
+// the other function of that package that the script calls.
 const bashWords = `
 __shisa_init_completion()
 {
@@ -75,6 +76,13 @@ __shisa_init_completion()
     cword=$COMP_CWORD
     cur=${words[cword]}
     prev=${words[cword-1]}
+}
+declare -F _filedir >/dev/null || _filedir()
+{
+    local IFS=$'\n' kind=-f
+    [ "$1" = -d ] && kind=-d
+    compopt -o filenames 2>/dev/null
+    COMPREPLY+=($(compgen $kind -- "$cur"))
 }
 `
 

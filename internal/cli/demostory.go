@@ -79,8 +79,6 @@ type telling struct {
 	d     render.DemoStory
 }
 
-func (t *telling) style() render.Style { return render.Style{Width: t.s.width, Color: t.s.colour} }
-
 // ran notes a command that was carried out, and prints what it says where all is to be told.
 func (t *telling) ran(command string, say func(io.Writer, render.Style) error) error {
 	t.d.Commands = append(t.d.Commands, t.short(command))
@@ -89,7 +87,7 @@ func (t *telling) ran(command string, say func(io.Writer, render.Style) error) e
 	}
 	_, err := fmt.Fprintf(t.s.out, "$ %s\n", command)
 	if say != nil {
-		err = cmp.Or(err, say(t.s.out, t.style()))
+		err = cmp.Or(err, say(t.s.out, t.s.style(false)))
 	}
 	_, end := fmt.Fprintln(t.s.out)
 	return cmp.Or(err, end)
@@ -111,7 +109,7 @@ func (d *demoStory) tell(ctx context.Context, t *telling) error {
 	defer cancel()
 	t.d = render.DemoStory{Code: d.code, Title: d.title, Did: d.did, Commands: []string{}, Lines: []render.DemoLine{}}
 	if t.whole {
-		if err := render.DemoStoryHead(t.s.out, &t.d, t.style()); err != nil {
+		if err := render.DemoStoryHead(t.s.out, &t.d, t.s.style(false)); err != nil {
 			return err
 		}
 	}
@@ -159,7 +157,7 @@ func showStories(ctx context.Context, s *stdio) (err error) {
 		if i > 0 {
 			fmt.Fprintln(s.out)
 		}
-		style := render.Style{Width: s.width, Color: s.colour}
+		style := s.style(false)
 		if err := render.DemoStories(s.out, []render.DemoStory{one}, style); err != nil {
 			return err
 		}
@@ -204,7 +202,7 @@ func runStory(ctx context.Context, o demoOptions, s *stdio) (err error) {
 		err = render.JSON(s.out, render.DemoSchema,
 			render.DemoDocument{Status: []int{finding.StatusFound}, Stories: []render.DemoStory{t.d}})
 	} else {
-		err = render.DemoStoryEnd(s.out, &t.d, t.style())
+		err = render.DemoStoryEnd(s.out, &t.d, t.s.style(false))
 	}
 	if err != nil {
 		return err
@@ -261,8 +259,8 @@ func (t *telling) base(ctx context.Context) error {
 	if err := t.ran("rm "+name+"/_base/"+p.Base, nil); err != nil {
 		return err
 	}
-	o := poolOptions{}
-	c, err := o.census(ctx, p.Dir, t.quiet())
+	o := poolOptions{pool: p.Dir}
+	c, err := o.census(ctx, t.quiet())
 	if err != nil {
 		return err
 	}
@@ -284,7 +282,7 @@ func (t *telling) base(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c, err = o.census(ctx, p.Dir, t.quiet()); err != nil {
+	if c, err = o.census(ctx, t.quiet()); err != nil {
 		return err
 	}
 	restored, err := render.DemoRestored(c, p.Base, os.SameFile(before, after))
@@ -293,7 +291,7 @@ func (t *telling) base(ctx context.Context) error {
 }
 
 func (t *telling) protect(ctx context.Context, p *demo.Pool) error {
-	c, err := (&poolOptions{}).census(ctx, p.Dir, t.quiet())
+	c, err := (&poolOptions{pool: p.Dir}).census(ctx, t.quiet())
 	if err != nil {
 		return err
 	}
@@ -304,7 +302,7 @@ func (t *telling) protect(ctx context.Context, p *demo.Pool) error {
 
 // act does something to the pool of a story.
 func (t *telling) act(ctx context.Context, p *demo.Pool, verb, name string, do func(bases.Options) (*pool.Done, error)) error {
-	act, done, err := (&poolOptions{}).act(filepath.Join(p.Dir, "_base"), t.quiet())
+	act, done, err := (&poolOptions{}).actIn(filepath.Join(p.Dir, "_base"), t.quiet())
 	if err != nil {
 		return err
 	}

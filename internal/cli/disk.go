@@ -267,7 +267,7 @@ func (l *look) list(s *stdio, json bool, form render.GuestListText,
 	run func(each func(render.GuestEntry, inside.Level) error) error,
 ) error {
 	form.Raw = s.width == 0
-	list := render.NewGuestListText(s.out, form, render.Style{Width: s.width, Color: s.colour})
+	list := render.NewGuestListText(s.out, form, s.style(false))
 	if json {
 		var err error
 		if list, err = render.NewGuestListJSON(s.out, l.head); err != nil {

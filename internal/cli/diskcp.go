@@ -101,7 +101,7 @@ func (l *look) copied(s *stdio, json bool, to string, done *inside.Copied, err e
 	}
 	nothing := done.Files+done.Directories+done.Links+done.Nodes+done.Kept+done.Lost+done.Unset == 0
 	if err == nil || !nothing {
-		if err := render.GuestCopy(s.out, doc, render.Style{Width: s.width, Color: s.colour}); err != nil {
+		if err := render.GuestCopy(s.out, doc, s.style(false)); err != nil {
 			return err
 		}
 	}

@@ -74,7 +74,7 @@ func runDiskDf(ctx context.Context, o guestOptions, arg string, s *stdio) (err e
 	if o.json {
 		err = render.JSON(s.out, render.GuestSpaceSchema, doc)
 	} else {
-		err = render.GuestSpaces(s.out, doc, render.Style{Width: s.width, Color: s.colour})
+		err = render.GuestSpaces(s.out, doc, s.style(false))
 	}
 	if err != nil {
 		return err

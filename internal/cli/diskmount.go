@@ -229,7 +229,7 @@ func (o *diskMountOptions) show(s *stdio, d *render.GuestMountDocument) error {
 	if o.json {
 		return render.JSON(s.out, render.GuestMountSchema, d)
 	}
-	return render.GuestMount(s.out, d, render.Style{Width: s.width, Color: s.colour})
+	return render.GuestMount(s.out, d, s.style(false))
 }
 
 // source is what the table of mounts shows as the device.

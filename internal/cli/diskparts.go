@@ -43,7 +43,7 @@ func runDiskParts(ctx context.Context, o guestOptions, arg string, s *stdio) (er
 	if o.json {
 		err = render.JSON(s.out, render.GuestPartsSchema, doc)
 	} else {
-		err = render.GuestParts(s.out, doc, render.Style{Width: s.width, Color: s.colour})
+		err = render.GuestParts(s.out, doc, s.style(false))
 	}
 	if err != nil {
 		return err

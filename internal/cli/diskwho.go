@@ -221,7 +221,7 @@ func runDiskWho(ctx context.Context, o diskWhoOptions, arg string, ranges []find
 	if o.json {
 		err = render.JSON(s.out, render.GuestWhoSchema, doc)
 	} else {
-		err = render.GuestWho(s.out, doc, render.Style{Width: s.width, Color: s.colour})
+		err = render.GuestWho(s.out, doc, s.style(false))
 	}
 	if err != nil {
 		return err

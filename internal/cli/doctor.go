@@ -139,7 +139,7 @@ func (o *doctorOptions) show(r *doctor.Report, s *stdio) error {
 	case o.metrics:
 		return render.DoctorMetrics(s.out, r)
 	}
-	return render.Doctor(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.verbose})
+	return render.Doctor(s.out, r, s.style(o.verbose))
 }
 
 // gather gathers the evidence of every machine that is meant. Nothing at all is an error; of several the

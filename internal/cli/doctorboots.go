@@ -82,7 +82,7 @@ func runDoctorBoots(ctx context.Context, o doctorOptions, s *stdio) error {
 	if o.json {
 		err = render.JSON(s.out, render.BootsSchema, r)
 	} else {
-		err = render.Boots(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.verbose})
+		err = render.Boots(s.out, r, s.style(o.verbose))
 	}
 	return cmp.Or(err, exitWith(r.Status[0]))
 }

@@ -107,7 +107,7 @@ func runDoctorCollect(ctx context.Context, o doctorCollectOptions, s *stdio) err
 	if o.json {
 		err = render.JSON(s.out, render.CollectedSchema, d)
 	} else {
-		err = render.Collected(s.out, d, render.Style{Width: s.width, Color: s.colour})
+		err = render.Collected(s.out, d, s.style(false))
 	}
 	return cmp.Or(err, exitWith(d.Status[0]))
 }

@@ -81,7 +81,7 @@ func runDoctorMem(ctx context.Context, o doctorMemOptions, s *stdio) error {
 	if o.json {
 		err = render.JSON(s.out, render.MemorySchema, r)
 	} else {
-		err = render.Memory(s.out, r, render.Style{Width: s.width, Color: s.colour})
+		err = render.Memory(s.out, r, s.style(false))
 	}
 	return cmp.Or(err, exitWith(r.Status[0]))
 }

@@ -71,7 +71,7 @@ func runDoctorRules(o doctorRulesOptions, args []string, s *stdio) error {
 	if o.json {
 		return render.JSON(s.out, render.RulesSchema, render.NewRules(all))
 	}
-	return render.Rules(s.out, all, explain, render.Style{Width: s.width, Color: s.colour})
+	return render.Rules(s.out, all, explain, s.style(false))
 }
 
 // allRules are our own rules and those of a directory, if there is one.

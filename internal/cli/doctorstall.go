@@ -151,7 +151,7 @@ func runDoctorStall(ctx context.Context, o doctorStallOptions, s *stdio) error {
 	if o.json {
 		err = render.JSON(s.out, render.StallSchema, d)
 	} else {
-		err = render.Stall(s.out, d, render.Style{Width: s.width, Color: s.colour, All: o.verbose})
+		err = render.Stall(s.out, d, s.style(o.verbose))
 	}
 	if err := cmp.Or(page, err); err != nil {
 		return err

@@ -80,7 +80,7 @@ func runDoctorTimers(ctx context.Context, o doctorOptions, s *stdio) error {
 	if o.json {
 		err = render.JSON(s.out, render.TimersSchema, r)
 	} else {
-		err = render.Timers(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.verbose})
+		err = render.Timers(s.out, r, s.style(o.verbose))
 	}
 	return cmp.Or(err, exitWith(r.Status[0]))
 }

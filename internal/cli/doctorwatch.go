@@ -135,7 +135,7 @@ func (o *doctorWatchOptions) tell(e *watch.Event, s *stdio) error {
 	if o.json {
 		err = render.JSONLine(s.out, render.WatchSchema, e)
 	} else {
-		err = render.WatchLine(s.out, e, render.Style{Width: s.width, Color: s.colour})
+		err = render.WatchLine(s.out, e, s.style(false))
 	}
 	return errors.Join(err, s.flush())
 }

@@ -135,7 +135,7 @@ func askHolders(ctx context.Context, o holdersOptions, h holders.Host, t holders
 	if o.json {
 		err = render.JSON(s.out, render.HoldersSchema, r)
 	} else {
-		err = render.Holders(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.all})
+		err = render.Holders(s.out, r, s.style(o.all))
 	}
 	if err != nil {
 		return err

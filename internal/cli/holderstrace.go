@@ -100,7 +100,7 @@ func runEngines(ctx context.Context, json bool, s *stdio) error {
 	if json {
 		err = render.JSON(s.out, render.EnginesSchema, d)
 	} else {
-		err = render.Engines(s.out, d, render.Style{Width: s.width, Color: s.colour})
+		err = render.Engines(s.out, d, s.style(false))
 	}
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func runPollers(ctx context.Context, o holdersOptions, s *stdio) error {
 	if o.json {
 		err = render.JSON(s.out, render.PollersSchema, doc)
 	} else {
-		err = render.Pollers(s.out, doc, render.Style{Width: s.width, Color: s.colour, All: o.all})
+		err = render.Pollers(s.out, doc, s.style(o.all))
 	}
 	if err != nil {
 		return err
@@ -279,7 +279,7 @@ func (r *tracer) tell(f trace.Failure) error {
 	if r.o.json {
 		err = render.JSONLine(r.s.out, render.TraceSchema, doc)
 	} else {
-		err = render.Trace(r.s.out, doc, render.Style{Width: r.s.width, Color: r.s.colour, All: r.o.all})
+		err = render.Trace(r.s.out, doc, r.s.style(r.o.all))
 	}
 	return errors.Join(err, r.s.flush())
 }

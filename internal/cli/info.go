@@ -74,7 +74,7 @@ func runInfo(ctx context.Context, o infoOptions, paths []string, s *stdio) error
 	case o.json:
 		err = render.JSON(s.out, render.InfoSchema, d)
 	default:
-		err = render.Info(s.out, d, render.Style{Width: s.width, Color: s.colour, All: o.all})
+		err = render.Info(s.out, d, s.style(o.all))
 	}
 	if err != nil {
 		return err

@@ -76,6 +76,7 @@ func jsonDocuments() map[string]any {
 		render.WatchSchema:       watch.Event{},
 		render.CollectedSchema:   render.CollectedDocument{},
 		render.BaseScanSchema:    refs.Census{},
+		render.BasePoolsSchema:   render.BasePoolsDocument{},
 		judge.Schema:             judge.Plan{},
 		render.BaseDoneSchema:    pool.Done{},
 		vault.BaseReceiptSchema:  render.BaseReceiptDocument{},
@@ -249,8 +250,17 @@ func (d *describer) word(t *testing.T, typ reflect.Type) string {
 		if typ == reflect.TypeFor[time.Time]() {
 			return "time"
 		}
-		if typ == reflect.TypeFor[doctor.Report]() {
-			return "[shisa.doctor/1](#shisadoctor1)" // a document of its own, without its schema
+		switch typ { // a document of its own, without its schema
+		case reflect.TypeFor[doctor.Report]():
+			return "[shisa.doctor/1](#shisadoctor1)"
+		case reflect.TypeFor[refs.Census]():
+			return "[shisa.base-scan/1](#shisabase-scan1)"
+		case reflect.TypeFor[ways.Report]():
+			return "[shisa.base-missing/1](#shisabase-missing1)"
+		case reflect.TypeFor[pool.Done]():
+			return "[shisa.base-done/1](#shisabase-done1)"
+		case reflect.TypeFor[roll.List]():
+			return "[shisa.base-nodes/1](#shisabase-nodes1)"
 		}
 		name := objectName(typ.Name())
 		switch typ { // where another package has the name too

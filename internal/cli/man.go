@@ -25,14 +25,15 @@ type manOptions struct {
 func newMan(s *stdio) *cobra.Command {
 	var o manOptions
 	c := &cobra.Command{
-		Use:   "man [COMMAND]",
+		Use:   "man [COMMAND...]",
 		Short: "the manual page of a command",
 		Long: `man prints the manual page of shisa or of one of its commands, made from what "shisa help" knows,
 in the language of man(7).`,
 		Example: `  shisa man check | man -l -
+  shisa man base scan | man -l -
   shisa man > /usr/local/share/man/man1/shisa.1
   shisa man --list`,
-		Args:   wantArgs(0, 1),
+		Args:   wantArgs(0, -1),
 		Hidden: true, // for those who package shisa; people have "help" and "man shisa"
 		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			return commandNames(c.Root(), len(args)), cobra.ShellCompDirectiveNoFileComp
@@ -41,7 +42,7 @@ in the language of man(7).`,
 			var rest []string
 			var err error
 			if o.command, rest, err = c.Root().Find(args); err != nil || len(rest) > 0 {
-				return unknownCommand(c.Root(), args[0])
+				return unknownCommand(c.Root(), strings.Join(args, " "))
 			}
 			return runMan(c.Context(), o, s)
 		},
@@ -54,12 +55,18 @@ func runMan(_ context.Context, o manOptions, s *stdio) error {
 	if !o.list {
 		return writeMan(s.out, o.command)
 	}
-	for _, c := range o.command.Root().Commands() {
-		if c.IsAvailableCommand() {
-			fmt.Fprintln(s.out, c.Name())
+	listPages(s.out, o.command.Root())
+	return nil
+}
+
+// listPages prints the commands below c, each with those that it is below.
+func listPages(w io.Writer, c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			fmt.Fprintln(w, strings.TrimPrefix(sub.CommandPath(), c.Root().Name()+" "))
+			listPages(w, sub)
 		}
 	}
-	return nil
 }
 
 // writeMan writes the manual page of c, see man(7) and groff_man(7).
@@ -95,7 +102,8 @@ func writeMan(w io.Writer, c *cobra.Command) error {
 		}
 	}
 	if c.HasParent() {
-		b.WriteString(".SH \"SEE ALSO\"\n.BR shisa (1)\n")
+		above := strings.ReplaceAll(c.Parent().CommandPath(), " ", "-")
+		fmt.Fprintf(&b, ".SH \"SEE ALSO\"\n.BR %s (1)\n", roff(above))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -73,7 +73,7 @@ func runMap(ctx context.Context, o mapOptions, path string, s *stdio) (err error
 	case o.json:
 		end, err = render.MapJSON(ctx, s.out, chain, r)
 	default:
-		end, err = render.Map(ctx, s.out, chain, r, render.Style{Width: s.width, Color: s.colour})
+		end, err = render.Map(ctx, s.out, chain, r, s.style(false))
 	}
 	if err != nil {
 		return err

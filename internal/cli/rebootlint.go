@@ -77,7 +77,7 @@ func runRebootLint(ctx context.Context, o rebootLintOptions, dir string, s *stdi
 		version, _, _ := buildFacts(debug.ReadBuildInfo())
 		err = render.LintSARIF(s.out, r, version)
 	default:
-		err = render.Lint(s.out, r, render.Style{Width: s.width, Color: s.colour, All: o.verbose})
+		err = render.Lint(s.out, r, s.style(o.verbose))
 	}
 	return cmp.Or(err, exitWith(r.Status[0]))
 }

@@ -154,7 +154,7 @@ func runRebuild(ctx context.Context, o repairOptions, image string, s *stdio) er
 	if o.json {
 		err = render.JSON(s.out, render.HeaderSchema, doc)
 	} else {
-		err = render.Header(s.out, doc, fieldFlags, next, o.style(s))
+		err = render.Header(s.out, doc, fieldFlags, next, s.style(o.all))
 	}
 	if err != nil {
 		return err

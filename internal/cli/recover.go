@@ -55,15 +55,11 @@ it is. Its undo file keeps the old bytes, under another name.`,
 				return err
 			}
 			if len(args) == 1 && unfinishedPool(c.Context(), args[0]) {
-				b := planOptions{poolOptions: poolOptions{json: o.json, all: o.all, baseName: "_base", state: o.state}}
-				if err := b.configure(c.Context(), args[0]); err != nil {
+				b := planOptions{poolOptions: poolOptions{pool: args[0], json: o.json, all: o.all, baseName: "_base", state: o.state}}
+				if err := b.configure(c.Context()); err != nil {
 					return err
 				}
-				d, err := b.decision(c, args[0], s)
-				if err != nil {
-					return err
-				}
-				return runBaseRecover(c.Context(), b, d, args[0], s)
+				return b.recover(c, s)
 			}
 			return runRecover(c.Context(), o, risks, args, s)
 		},
@@ -228,7 +224,7 @@ func (o *recoverOptions) endRecover(
 	if o.json {
 		err = render.JSON(s.out, render.RecoverSchema, doc)
 	} else {
-		err = render.Recover(s.out, doc, host, o.style(s))
+		err = render.Recover(s.out, doc, host, s.style(o.all))
 	}
 	switch {
 	case err != nil:

@@ -336,7 +336,7 @@ func (o *changeOptions) showPlan(s *stdio, p *plan.Plan, name, saved string,
 	if o.json {
 		return render.JSON(s.out, plan.Schema, p)
 	}
-	return render.Plan(s.out, p, name, saved, next, o.style(s))
+	return render.Plan(s.out, p, name, saved, next, s.style(o.all))
 }
 
 // saveDocument writes a plan into a new file, which is on the disk when it returns.

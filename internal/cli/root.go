@@ -67,13 +67,12 @@ image says so before, keeps the old bytes, and can be undone.`,
   shisa repair vm.qcow2           what could be mended, without changing anything`,
 		// Arguments reach RunE if no command has their name, and flags too: the answer is then
 		// that the command is unknown, not that one of its flags is.
-		Args:                       cobra.ArbitraryArgs,
-		FParseErrWhitelist:         cobra.FParseErrWhitelist{UnknownFlags: true},
-		SilenceErrors:              true,
-		SilenceUsage:               true,
-		DisableFlagsInUseLine:      true,
-		SuggestionsMinimumDistance: 2,
-		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:                  cobra.ArbitraryArgs,
+		FParseErrWhitelist:    cobra.FParseErrWhitelist{UnknownFlags: true},
+		SilenceErrors:         true,
+		SilenceUsage:          true,
+		DisableFlagsInUseLine: true,
+		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	var version bool
 	root.Flags().BoolVar(&version, "version", false, `the same as "shisa version"`)
@@ -98,9 +97,11 @@ image says so before, keeps the old bytes, and can be undone.`,
 // unknownCommand names the commands that were perhaps meant.
 func unknownCommand(root *cobra.Command, name string) error {
 	err := fmt.Errorf("unknown command %q", name)
+	root.SuggestionsMinimumDistance = 2
 	// Cobra takes every command that begins with name for a near one, and all begin with nothing.
 	if near := root.SuggestionsFor(name); len(name) > 1 && len(near) > 0 {
-		err = finding.WithHint(err, "try: shisa "+strings.Join(near, " or shisa "))
+		path := root.CommandPath() + " "
+		err = finding.WithHint(err, "try: "+path+strings.Join(near, " or "+path))
 	}
 	return usageErrorOf(root, err)
 }

@@ -65,7 +65,7 @@ func runScan(ctx context.Context, o scanOptions, paths []string, s *stdio) error
 	if err := remember(ctx, o.state, &opts.Check); err != nil {
 		return err
 	}
-	opts.Census = hostCensus
+	opts.Census = censusBy("", s)
 	// A user without a home has no machines there.
 	opts.Home, _ = os.UserHomeDir()
 	if o.host || len(paths) == 0 {
@@ -95,7 +95,7 @@ func runScan(ctx context.Context, o scanOptions, paths []string, s *stdio) error
 		}
 		show = render.JSON(s.out, render.ScanSchema, doc)
 	} else {
-		show = render.Scan(s.out, r, o.style(s))
+		show = render.Scan(s.out, r, s.style(o.all))
 	}
 	if err := cmp.Or(err, page, show); err != nil {
 		return err

@@ -7,8 +7,11 @@ import (
 	"bufio"
 	"io"
 	"os"
+	"sync"
 
 	"golang.org/x/term"
+
+	"github.com/shisa-vm/shisa/internal/render"
 )
 
 // stdio is what a command reads from and writes to.
@@ -22,6 +25,8 @@ type stdio struct {
 	width int
 	// barWidth is the same for err: progress is shown on a terminal only.
 	barWidth int
+	// machine is the one that acts on base images go by.
+	machine Machine
 }
 
 func newStdio(stdin io.Reader, stdout, stderr io.Writer) *stdio {
@@ -45,22 +50,34 @@ func columns(w io.Writer) int {
 	return 80 // a terminal that does not know, as in some serial consoles
 }
 
+// style says how text is laid out on standard output.
+func (s *stdio) style(all bool) render.Style {
+	return render.Style{Width: s.width, Color: s.colour, All: all}
+}
+
 func (s *stdio) flush() error { return s.out.flush() }
 
 // output is standard output: buffered, and a failed write is kept for the end, so that commands
-// need not look at each one.
+// need not look at each one. What is written at once stays together, whoever else writes.
 type output struct {
+	mu   sync.Mutex
 	w    *bufio.Writer
 	used bool // something was written
 }
 
 // Write is io.Writer.
 func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.used = o.used || len(p) > 0
 	return o.w.Write(p)
 }
 
-func (o *output) flush() error { return o.w.Flush() }
+func (o *output) flush() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.w.Flush()
+}
 
 // afterOutput is standard error: what was printed before it on standard output appears before it.
 type afterOutput struct {

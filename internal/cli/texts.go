@@ -27,7 +27,7 @@ func (o *changeOptions) showTexts(s *stdio, p *plan.Texts, saved, next string) e
 	if o.json {
 		err = render.JSON(s.out, plan.TextsSchema, p)
 	} else {
-		err = render.Texts(s.out, p, saved, next, o.style(s))
+		err = render.Texts(s.out, p, saved, next, s.style(o.all))
 	}
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func (o *changeOptions) showTextReceipt(s *stdio, r *vault.TextReceipt, statuses
 		doc := &render.TextReceiptDocument{Status: finding.OrderStatus(statuses...), TextReceipt: *r}
 		return render.JSON(s.out, vault.TextReceiptSchema, doc)
 	}
-	return render.TextReceipt(s.out, r, "shisa undo"+stateWord(o.state)+" "+r.ID, o.style(s))
+	return render.TextReceipt(s.out, r, "shisa undo"+stateWord(o.state)+" "+r.ID, s.style(o.all))
 }
 
 // textChange finds the change of text files that the user means: by the name of its receipt, its file, or

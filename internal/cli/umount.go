@@ -118,7 +118,7 @@ func runUmount(ctx context.Context, o umountOptions, path string, s *stdio) (err
 	if o.json {
 		err = render.JSON(s.out, render.UmountSchema, r)
 	} else {
-		err = render.Umount(s.out, r, o.explain, render.Style{Width: s.width, Color: s.colour})
+		err = render.Umount(s.out, r, o.explain, s.style(false))
 	}
 	if err != nil {
 		return err

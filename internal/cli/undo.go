@@ -25,6 +25,8 @@ import (
 type undoOptions struct {
 	changeOptions
 	receipt string
+	// pools is the configuration of pools.
+	pools string
 }
 
 func newUndo(s *stdio) *cobra.Command {
@@ -65,7 +67,9 @@ does the name of a base that is needed, or may be.`,
 	}
 	o.more = [][2]string{{neededRisk, "a base that came back loses its name again, although it is needed or may be: " +
 		"its shield keeps it"}}
-	o.flags(c).StringVar(&o.receipt, "receipt", "", "take back the repair with the receipt `ID`")
+	f := o.flags(c)
+	f.StringVar(&o.receipt, "receipt", "", "take back the repair with the receipt `ID`")
+	configFlag(f, &o.pools)
 	return c
 }
 

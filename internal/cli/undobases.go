@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ func baseAct(ctx context.Context, v *vault.Vault, name string) (string, error) {
 	if _, err := diskio.Look(name); !errors.Is(err, diskio.ErrDirectory) {
 		return "", nil
 	}
-	dir, err := refs.BasesIn(ctx, name, "_base", 10*time.Second)
+	dir, err := basesIn(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -55,30 +56,33 @@ func baseAct(ctx context.Context, v *vault.Vault, name string) (string, error) {
 }
 
 // undoBases takes an act on base images back.
-func (o *changeOptions) undoBases(ctx context.Context, v *vault.Vault, id string, risks []risk, s *stdio) error {
+func (o *undoOptions) undoBases(ctx context.Context, v *vault.Vault, id string, risks []risk, s *stdio) error {
 	was, err := v.BaseReceipt(id)
 	if err != nil {
 		return err
 	}
-	p := poolOptions{state: o.state}
-	act, done, err := p.act(was.Dir(), s)
+	p := poolOptions{pool: was.Dir(), baseName: "_base", state: o.state, config: o.pools}
+	if err := p.configure(ctx); err != nil {
+		return err // it may say who else needs the bases
+	}
+	act, done, err := p.actIn(was.Dir(), s)
 	if err != nil {
 		return err
 	}
 	r, err := bases.Undo(ctx, id, bases.UndoOptions{
-		Census: func(ctx context.Context) (*refs.Census, error) { return p.census(ctx, was.Dir(), s) },
+		Census: func(ctx context.Context) (*refs.Census, error) { return p.census(ctx, s) },
 		Needed: func(path string) bool { return accepted(risks, neededRisk, path) },
 	}, act)
 	done()
 	switch {
 	case errors.Is(err, diskio.ErrInUse):
 		return finding.WithHint(withStatus(finding.StatusRefused, oneLine{err}), "wait until it ends, and try again")
-	case errors.Is(err, bases.ErrOtherPool):
+	case errors.Is(err, bases.ErrOtherPool), errors.Is(err, bases.ErrNothing):
 		return withStatus(finding.StatusRefused, oneLine{err})
 	case err != nil && ctx.Err() != nil:
 		return withStatus(finding.StatusInterrupted, errors.New("interrupted; run it again to take the rest back"))
 	case err != nil:
-		return err
+		return poolError(err, was.Dir())
 	}
 	if was.State == vault.Undone {
 		fmt.Fprintf(s.err, "shisa: it was undone before, at %s\n", r.Undone.Format(time.RFC3339))
@@ -98,7 +102,7 @@ func (o *changeOptions) showBaseReceipt(s *stdio, r *vault.BaseReceipt) error {
 		doc := &render.BaseReceiptDocument{Status: finding.OrderStatus(status), BaseReceipt: *r}
 		err = render.JSON(s.out, vault.BaseReceiptSchema, doc)
 	} else {
-		err = render.BaseReceipt(s.out, r, left, "--accept-risk="+neededRisk+":", o.style(s))
+		err = render.BaseReceipt(s.out, r, left, "--accept-risk="+neededRisk+":", s.style(o.all))
 	}
 	if err != nil {
 		return err
@@ -113,9 +117,17 @@ func (o *recoverOptions) acts(ctx context.Context, doc *render.RecoverDocument, 
 		return nil // recover has said so
 	}
 	say := warn(s)
-	ended, half, err := bases.Settle(ctx, v, time.Now())
+	ended, half, err := bases.Settle(ctx, s.machine.act(bases.Options{Receipts: v}))
 	for _, r := range ended {
 		text := fmt.Sprintf("the act %s on the bases in %s was cut off, and its receipt says now what it did", r.Act, r.Dir())
+		for i := range r.Steps {
+			if st := &r.Steps[i]; st.Done && st.What == vault.BasePurge {
+				text += fmt.Sprintf("; %s was removed for good", render.Name(st.Name))
+			}
+		}
+		if !slices.ContainsFunc(r.Steps, func(st vault.BaseStep) bool { return st.Done }) {
+			text = fmt.Sprintf("the act %s on the bases in %s was cut off before it did anything", r.Act, r.Dir())
+		}
 		if len(bases.InForce(r)) > 0 {
 			text += ": shisa undo" + stateWord(o.state) + " " + r.ID + " takes that back"
 		}

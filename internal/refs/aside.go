@@ -5,21 +5,28 @@ package refs
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
-	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
+
+// want notes what a base that was set aside rests on and that is gone: it may be set aside as well. The error is that
+// of ctx.
+func (t *taking) want(ctx context.Context, n *named, path, name string) error {
+	g, err := t.gone(ctx, path, name)
+	if base := filepath.Base(g.path); err == nil && filepath.Dir(g.path) == t.c.Bases {
+		t.wanted[base] = append(t.wanted[base], Reference{How: Header, Holder: n.path, Depth: 1, As: name, Since: sinceTime(n.since)})
+	}
+	return err
+}
 
 // aside reads the headers of bases that have no name in their directory: those in quarantine, and those that only
 // their shields keep. One that comes back needs what it rests on. It comes after the sweep: a base that is renamed
 // between the two keeps its shield, so that none is missed. It is no overlay that the breakers could count, and
 // what is gone below it is no base that is missing: nothing that runs needs that.
 func (t *taking) aside(ctx context.Context) error {
-	s, err := pool.Read(ctx, t.c.Bases, t.o.Timeout)
-	if err != nil {
-		return err
-	}
+	s := t.state
 	seen := map[diskio.ID]bool{}
 	for i := range t.files {
 		seen[t.files[i].stat.ID] = true
@@ -31,7 +38,7 @@ func (t *taking) aside(ctx context.Context) error {
 		}
 		seen[id] = true
 		// Its header means names as they are seen from where it was.
-		return t.header(ctx, img{dir: t.c.Bases, name: strings.TrimPrefix(path, t.c.Bases+"/")}, true)
+		return t.header(ctx, named{img: imgOf(t.c.Bases, strings.TrimPrefix(path, t.c.Bases+"/")), aside: true})
 	}
 	for i := range s.Held {
 		if err := one(s.Held[i].File, s.Held[i].Path); err != nil {

@@ -6,6 +6,8 @@ package refs
 import (
 	"cmp"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -62,6 +64,8 @@ func (t *taking) bases() {
 			}
 			gone[g.path] = len(t.c.All)
 			t.c.All = append(t.c.All, Base{Name: filepath.Base(g.path), Path: g.path, State: Missing, Uses: uses})
+		} else if base := filepath.Base(g.path); !g.there && filepath.Dir(g.path) == t.c.Bases {
+			t.wanted[base] = append(t.wanted[base], uses...)
 		}
 	}
 }
@@ -90,14 +94,15 @@ func (t *taking) uses(i int) []Reference {
 	}
 	for depth := 1; len(next) > 0; depth++ {
 		var further []int32
+		// Most of them are then where they belong: see ordered.
+		slices.SortFunc(next, func(i, k int32) int { return strings.Compare(t.images[i].path, t.images[k].path) })
 		for _, k := range next {
 			if t.toldIn[k] == t.telling {
 				continue
 			}
 			t.toldIn[k] = t.telling
 			m := &t.images[k]
-			u := Reference{How: Header, Holder: m.path(), Machine: machineOf(m.dir), Depth: depth, As: as,
-				Since: time.Unix(0, m.since).UTC()}
+			u := Reference{How: Header, Holder: m.path, Machine: machineOf(m.dir()), Depth: depth, As: as, Since: sinceTime(m.since)}
 			if up, ok := t.byID[m.id]; ok {
 				g := &t.targets[up]
 				further = append(further, g.above...)
@@ -112,9 +117,17 @@ func (t *taking) uses(i int) []Reference {
 	return all
 }
 
+// sinceTime is img.since as a time.
+func sinceTime(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
 // machineOf tells which machine an image belongs to by its directory: Nova calls that by the machine's UUID.
 func machineOf(dir string) string {
-	name := filepath.Base(dir)
+	name := dir[strings.LastIndexByte(dir, '/')+1:]
 	if len(name) < 36 {
 		return ""
 	}

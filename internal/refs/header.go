@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/disk"
@@ -137,16 +138,53 @@ func (h *header) name(r *head, off uint64, n uint32) error {
 	return err
 }
 
+// errPseudo: it is not opened, since reading there may never end, or do things.
+var errPseudo = errors.New("it is in a file system of the kernel, such as /proc")
+
 // walk reads the header of one image, whatever its format. The error is that of ctx.
 func (t *taking) walk(ctx context.Context, path string) error {
-	return t.header(ctx, img{dir: filepath.Dir(path), name: filepath.Base(path)}, false)
+	dir, err := t.dirOf(ctx, path)
+	if err != nil || dir == "" {
+		return err
+	}
+	return t.header(ctx, named{img: imgOf(dir, filepath.Base(path))})
 }
 
-// header is walk for an image that relative names in its header are seen from i.dir by. The error is that of ctx.
-func (t *taking) header(ctx context.Context, i img, aside bool) error {
-	path := i.path()
-	layers, err := diskio.Within(ctx, t.o.Timeout, func() ([]disk.Layer, error) {
-		return disk.Walk(ctx, path, disk.Options{Single: true})
+// dirOf is the directory of a name without symbolic links, since QEMU leaves it to the kernel where ".." leads from it;
+// "" with a gap where that cannot be told. The error is that of ctx.
+func (t *taking) dirOf(ctx context.Context, path string) (string, error) {
+	dir, err := diskio.Within(ctx, t.o.Timeout, func() (string, error) {
+		return diskio.RealPath(path[:strings.LastIndexByte(path, '/')+1] + ".")
+	}, nil)
+	if err != nil && ctx.Err() == nil {
+		t.gap(path, "header", reason(err))
+	}
+	return dir, ctx.Err()
+}
+
+// opened is the header of an image with what is known of its file.
+type opened struct {
+	disk.Layer
+	real string
+	born time.Time
+}
+
+// header is walk for an image that relative names in its header are seen from n.dir() by. The error is that of ctx.
+func (t *taking) header(ctx context.Context, n named) error {
+	path := n.path
+	l, err := diskio.Within(ctx, t.o.Timeout, func() (l opened, err error) {
+		if l.real, err = diskio.RealPath(path); err != nil {
+			return l, err
+		}
+		if diskio.InPseudo(l.real) {
+			return l, errPseudo
+		}
+		layers, err := disk.Walk(ctx, path, disk.Options{Single: true})
+		if err == nil {
+			l.Layer = layers[0]
+			_, l.born, err = diskio.LookBorn(path)
+		}
+		return l, err
 	}, nil)
 	switch {
 	case ctx.Err() != nil:
@@ -155,26 +193,33 @@ func (t *taking) header(ctx context.Context, i img, aside bool) error {
 		t.gap(path, "header", reason(err))
 		return nil
 	}
-	l := &layers[0]
 	t.read[l.Stat.ID] = true
 	names := []string{}
 	if l.Backing != nil {
 		names = append(names, l.Backing.Name)
 	}
 	if l.Data != nil {
-		names = append(names, l.Data.Name)
+		n.data = l.Data.Name
 	}
 	for k := range l.Extents {
 		if l.Extents[k].Name != "" {
 			names = append(names, l.Extents[k].Name)
 		}
 	}
-	n := named{img: img{i.dir, i.name, l.Stat.ID, since(time.Time{}, l.Stat.ChangeTime)}, aside: aside}
-	for len(names) > 0 {
-		n.backing, names = names[0], names[1:]
+	if n.id = l.Stat.ID; !l.Stat.Block { // nobody knows when what is on a device came there
+		n.since = since(l.born, l.Stat.ChangeTime)
+	}
+	if n.data != "" && len(names) == 0 {
+		names = append(names, "")
+	}
+	for _, n.backing = range names {
 		if err := t.image(ctx, &n); err != nil {
 			return err
 		}
+		n.data = ""
+	}
+	if !n.aside && !n.again {
+		t.views = append(t.views, view{n.id, l.real})
 	}
 	return nil
 }

@@ -5,11 +5,14 @@ package refs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,21 +47,71 @@ func (t *taking) configured(ctx context.Context) error {
 		switch {
 		case p.Kind == hypervisor.PlaceConfig && p.Error != "":
 			t.gap(p.Path, "configuration", p.Error)
+		case p.Unknown:
+			t.gap(p.Path, p.Why, "it is a volume of a storage pool of which nobody can tell where it lies")
+		case p.Kind == hypervisor.PlaceRemote && p.Machine != "":
+			protocol, name, _ := strings.Cut(p.Path, ":")
+			t.served(protocol, name, Reference{How: Domain, Holder: p.Why, Machine: p.Machine, Since: p.Since})
+		case p.Kind == hypervisor.PlaceImage && !filepath.IsAbs(p.Path):
+			t.gap(p.Path, p.Why, "it is no absolute path")
 		case p.Kind == hypervisor.PlaceImage:
-			if err := t.disk(ctx, p.Path, Reference{How: Domain, Holder: p.Why, Machine: p.Machine}); err != nil {
+			path := strings.TrimPrefix(p.Path, strings.TrimSuffix(t.o.Host.Root, "/"))
+			if err := t.disk(ctx, path, Reference{How: Domain, Holder: p.Why, Machine: p.Machine, Since: p.Since}); err != nil {
 				return err
 			}
 		}
 	}
-	return t.kept(ctx)
+	for _, dir := range t.o.Libvirt {
+		if err := t.libvirt(ctx, dir); err != nil {
+			return err
+		}
+	}
+	return t.kept(ctx, "/var/lib/libvirt/qemu")
+}
+
+// libvirt reads what another libvirt keeps of machines, as one in a container does: dir is its /etc/libvirt, or its
+// /var/lib/libvirt, or the directory qemu in one of these. One that has no names is a gap: somebody said that there
+// are some.
+func (t *taking) libvirt(ctx context.Context, dir string) error {
+	dir = strings.TrimRight(dir, "/")
+	entries, err := t.o.Host.Tree.List(ctx, dir)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		t.gap(dir, "descriptions of machines", reason(err))
+		return nil
+	case len(entries) == 0:
+		t.gap(dir, "descriptions of machines", "it is empty: is its storage mounted?")
+		return nil
+	}
+	for _, at := range []string{dir, dir + "/qemu"} {
+		err := t.each(ctx, at, func(name string, changed time.Time) error {
+			if !strings.HasSuffix(name, ".xml") {
+				return nil
+			}
+			text, err := t.o.Host.Tree.Read(ctx, name, maxXMLBytes)
+			if err != nil {
+				return t.unread(ctx, name, err)
+			}
+			return t.domain(ctx, text, Reference{How: Domain, Holder: name, Since: changed})
+		})
+		if err == nil {
+			err = t.kept(ctx, at)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // disk takes a file that the description of a machine names.
 func (t *taking) disk(ctx context.Context, path string, u Reference) error {
 	path = filepath.Join("/", t.o.Host.Root, path)
-	n := named{img: img{dir: filepath.Dir(path), name: filepath.Base(path)}}
+	n := named{img: imgOf(filepath.Dir(path), filepath.Base(path))}
 	// A colon in the name is one of the name: libvirt writes no protocols there.
-	i, err := t.resolve(ctx, &n, disk.PlainName(path))
+	i, _, err := t.resolve(ctx, &n, disk.PlainName(path))
 	if err != nil || i < 0 {
 		return err
 	}
@@ -66,6 +119,18 @@ func (t *taking) disk(ctx context.Context, path string, u Reference) error {
 	t.targets[i].named = append(t.targets[i].named, u)
 	t.c.Looked.Domains++
 	return nil
+}
+
+// served takes a disk that the description of a machine names on a server, which may have the directory of the bases too.
+func (t *taking) served(protocol, path string, u Reference) {
+	if !slices.Contains([]string{"gluster", "nfs", "ssh", "sftp", "http", "https", "ftp", "ftps"}, protocol) {
+		return // what has no directories
+	}
+	name := (&url.URL{Scheme: protocol, Host: "server", Path: "/" + strings.TrimPrefix(path, "/")}).String()
+	if i := t.address(name); i >= 0 {
+		u.As = path
+		t.targets[i].named = append(t.targets[i].named, u)
+	}
 }
 
 // Bounds of what is read of libvirt's files.
@@ -86,20 +151,21 @@ const (
 )
 
 // kept reads what libvirt keeps of machines beside their own descriptions: snapshots, checkpoints, and
-// machines that were saved with their memory.
-func (t *taking) kept(ctx context.Context) error {
-	const dir = "/var/lib/libvirt/qemu"
-	if err := t.each(ctx, dir+"/save", func(name string) error { return t.saved(ctx, name) }); err != nil {
+// machines that were saved with their memory. dir is its /var/lib/libvirt/qemu.
+func (t *taking) kept(ctx context.Context, dir string) error {
+	if err := t.each(ctx, dir+"/save", func(name string, changed time.Time) error {
+		return t.saved(ctx, name, changed)
+	}); err != nil {
 		return err
 	}
 	for _, sub := range []string{"snapshot", "checkpoint"} {
-		err := t.each(ctx, dir+"/"+sub, func(machine string) error {
-			return t.each(ctx, machine, func(name string) error {
+		err := t.each(ctx, dir+"/"+sub, func(machine string, _ time.Time) error {
+			return t.each(ctx, machine, func(name string, changed time.Time) error {
 				text, err := t.o.Host.Tree.Read(ctx, name, maxXMLBytes)
 				if err != nil {
 					return t.unread(ctx, name, err)
 				}
-				return t.domain(ctx, name, text, SnapshotDomain, filepath.Base(machine))
+				return t.domain(ctx, text, Reference{How: SnapshotDomain, Holder: name, Machine: filepath.Base(machine), Since: changed})
 			})
 		})
 		if err != nil {
@@ -109,8 +175,8 @@ func (t *taking) kept(ctx context.Context) error {
 	return nil
 }
 
-// each calls fn for all names in a directory of the host that may not be there.
-func (t *taking) each(ctx context.Context, dir string, fn func(name string) error) error {
+// each calls fn for all names in a directory of the host that may not be there, with when they were changed last.
+func (t *taking) each(ctx context.Context, dir string, fn func(name string, changed time.Time) error) error {
 	entries, err := t.o.Host.Tree.List(ctx, dir)
 	if err != nil {
 		return t.unread(ctx, dir, err)
@@ -120,7 +186,7 @@ func (t *taking) each(ctx context.Context, dir string, fn func(name string) erro
 			t.gap(dir, "directory", fmt.Sprintf("only the first %d names were looked at", maxKeptFiles))
 			break
 		}
-		if err := fn(dir + "/" + e.Name); err != nil {
+		if err := fn(dir+"/"+e.Name, e.Mtime); err != nil {
 			return err
 		}
 	}
@@ -138,8 +204,8 @@ func (t *taking) unread(ctx context.Context, name string, err error) error {
 	return nil
 }
 
-// saved reads the description in a saved machine.
-func (t *taking) saved(ctx context.Context, name string) error {
+// saved reads the description in a saved machine, whose file was changed last when that was.
+func (t *taking) saved(ctx context.Context, name string, changed time.Time) error {
 	head, err := t.o.Host.Tree.Read(ctx, name, maxXMLBytes)
 	if err != nil && !errors.Is(err, tree.ErrTooLarge) {
 		return t.unread(ctx, name, err)
@@ -156,23 +222,36 @@ func (t *taking) saved(ctx context.Context, name string) error {
 	}
 	text, _, _ = bytes.Cut(text[:n], []byte{0})
 	machine := strings.TrimSuffix(filepath.Base(name), ".save")
-	return t.domain(ctx, name, text, SavedDomain, machine)
+	return t.domain(ctx, text, Reference{How: SavedDomain, Holder: name, Machine: machine, Since: changed})
 }
 
-// domain takes the disks of a description.
-func (t *taking) domain(ctx context.Context, name string, text []byte, how How, machine string) error {
+// domain takes the disks of a description as uses like u. It knows best itself since when it is there; else that is no
+// later than its file was changed last.
+func (t *taking) domain(ctx context.Context, text []byte, u Reference) error {
+	name := u.Holder
 	d, err := hypervisor.ParseDomain(text)
 	if err != nil {
 		t.gap(name, "description of a machine", err.Error())
 	}
+	if !d.Created.IsZero() {
+		u.Since = d.Created
+	}
+	u.Machine = cmp.Or(u.Machine, d.Name)
 	for _, k := range d.Disks {
 		if k.Volume != "" {
 			t.gap(name, "description of a machine", fmt.Sprintf("names volume %q of pool %q, which was not looked up", k.Volume, k.Pool))
 		}
-		if k.Path == "" || k.Protocol != "" {
+		switch {
+		case k.Protocol != "":
+			t.served(k.Protocol, k.Path, u)
+			continue
+		case k.Path == "":
+			continue
+		case !filepath.IsAbs(k.Path):
+			t.gap(name, "description of a machine", fmt.Sprintf("names %q, which is no absolute path", k.Path))
 			continue
 		}
-		if err := t.disk(ctx, k.Path, Reference{How: how, Holder: name, Machine: machine}); err != nil {
+		if err := t.disk(ctx, k.Path, u); err != nil {
 			return err
 		}
 	}

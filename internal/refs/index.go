@@ -52,6 +52,26 @@ type result struct {
 	odd bool
 }
 
+// heads are what the beginnings of files told, each once.
+type heads struct {
+	all []result
+	at  map[result]uint32
+}
+
+// number gives the number of a result.
+func (h *heads) number(r result) uint32 {
+	n, ok := h.at[r]
+	if ok {
+		return n
+	}
+	if h.at == nil {
+		h.at = map[result]uint32{}
+	}
+	n = uint32(len(h.all))
+	h.all, h.at[r] = append(h.all, r), n
+	return n
+}
+
 // index is what a census has of an earlier one, and what it keeps for the next.
 type index struct {
 	key   string
@@ -61,9 +81,8 @@ type index struct {
 	old []result
 
 	mu sync.Mutex
-	// results are those of all files, each once; at finds them. The first ones are those of the earlier census.
-	results []result
-	at      map[result]uint32
+	// heads are of all files. The first ones are those of the earlier census.
+	heads
 }
 
 // indexKey is under what the index of a pool is kept.
@@ -80,7 +99,7 @@ func (t *taking) remember() {
 	if t.o.Index == nil {
 		return
 	}
-	x := &index{key: indexKey(t.c.Bases, t.c.Roots), began: t.o.Now(), at: map[result]uint32{}}
+	x := &index{key: indexKey(t.c.Bases, t.c.Roots), began: t.o.Now()}
 	t.index = x
 	x.learn.Now = x.began
 	b, err := t.o.Index(x.key)
@@ -91,27 +110,23 @@ func (t *taking) remember() {
 		err = x.parse(b, t.c.Bases, t.c.Roots)
 	}
 	if err != nil {
-		x.learn.Known, x.results = nil, nil
+		x.learn.Known, x.heads = nil, heads{}
 		t.c.IndexNotes = append(t.c.IndexNotes, reason(err))
 		return
 	}
 	t.c.Indexed = true
-	x.old = slices.Clip(x.results) // what is added to the others is not seen here
-	for i, r := range x.results {
+	x.old = slices.Clip(x.all) // what is added to the others is not seen here
+	x.at = make(map[result]uint32, len(x.all))
+	for i, r := range x.all {
 		x.at[r] = uint32(i)
 	}
 }
 
-// tag gives the number of a result, and the same result with texts that are shared.
-func (x *index) tag(r result) (uint32, result) {
+// tag is number for several workers at once.
+func (x *index) tag(r result) uint32 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	n, ok := x.at[r]
-	if !ok {
-		n = uint32(len(x.results))
-		x.results, x.at[r] = append(x.results, r), n
-	}
-	return n, x.results[n]
+	return x.number(r)
 }
 
 // keep notes what is to be kept for the next census.
@@ -127,7 +142,7 @@ func (t *taking) keep() {
 	slices.Sort(t.c.IndexNotes)
 	switch {
 	case x.learn.Same && t.c.Indexed: // what was kept is right
-	case x.learn.Seen == nil || len(x.results) > maxResults:
+	case x.learn.Seen == nil || len(x.all) > maxResults:
 		t.c.IndexNotes = append(t.c.IndexNotes, "there is too much to be remembered")
 	default:
 		if b := x.text(t.c.Bases, t.c.Roots); len(b) <= MaxIndexBytes {
@@ -145,14 +160,13 @@ func (c *Census) Next() (key string, index []byte) { return c.nextKey, c.next }
 // text writes an index.
 func (x *index) text(bases string, roots []string) []byte {
 	var used []result
-	number := map[uint32]uint32{}
+	number := make([]uint32, len(x.all)) // and one more, 0 for those that are not used yet
 	x.learn.Seen.Retag(func(tag uint32) uint32 {
-		n, ok := number[tag]
-		if !ok {
-			n = uint32(len(used))
-			number[tag], used = n, append(used, x.results[tag])
+		if number[tag] == 0 {
+			used = append(used, x.all[tag])
+			number[tag] = uint32(len(used))
 		}
-		return n
+		return number[tag] - 1
 	})
 	le := binary.LittleEndian
 	b := append([]byte(indexMagic), make([]byte, indexHead-len(indexMagic))...)
@@ -205,7 +219,7 @@ func (x *index) parse(b []byte, bases string, roots []string) error {
 	for i := uint64(0); i < results && !p.wrong; i++ {
 		r := result{odd: p.number(1) == 1}
 		r.format, r.backing, r.data = image.Format(p.word()), p.word(), p.word()
-		x.results = append(x.results, r)
+		x.all = append(x.all, r)
 	}
 	var err error
 	switch {
@@ -247,34 +261,29 @@ func (p *indexParser) take(n uint64) []byte {
 	return t
 }
 
-// told gives what the beginning of a file tells: what it told when it was read last, if it is as it was then. The error
-// is errMore, or why the file is no image that can be understood; such a file is never remembered.
-func (t *taking) told(f *diskio.Swept) (header, error) {
+// told gives what the beginning of a file tells, and its number: what it told when it was read last, if it is as it was
+// then. The error is errMore, or why the file is no image that can be understood; such a file has no number, and is never
+// remembered.
+func (t *taking) told(w *found, f *diskio.Swept) (uint32, *header, error) {
 	if f.Known {
 		r := &t.index.old[f.Tag]
 		if r.odd {
-			return r.header, errMore
+			return f.Tag, &r.header, errMore
 		}
-		return r.header, nil
+		return f.Tag, &r.header, nil
 	}
 	h, err := parse(f.Head, f.Stat.SizeBytes, f.Name)
-	if err != nil && !errors.Is(err, errMore) || t.index == nil {
-		return h, err
+	if err != nil && !errors.Is(err, errMore) {
+		return 0, &h, err
+	}
+	h.backingFormat = ""
+	if err != nil {
+		h.backing, h.data = "", ""
 	}
 	r := result{h, err != nil}
-	r.backingFormat = ""
-	if r.odd {
-		r.backing, r.data = "", ""
+	if t.index == nil {
+		return w.heads.number(r), &h, err
 	}
-	f.Tag, r = t.index.tag(r)
-	f.Keep = true
-	return r.header, err
-}
-
-// shared gives the same string for the same text of a header: the index has each once.
-func (t *taking) shared(s string, w *found) string {
-	if t.index != nil {
-		return s
-	}
-	return w.once(s)
+	f.Tag, f.Keep = t.index.tag(r), true
+	return f.Tag, &h, err
 }

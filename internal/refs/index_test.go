@@ -5,6 +5,7 @@ package refs
 
 import (
 	"bytes"
+	gocmp "cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -173,6 +174,51 @@ func TestIndexed(t *testing.T) {
 				got.IndexNotes)
 		}
 		w.same(c.name + ", then nothing")
+	}
+}
+
+// TestIndexMany: a pool of more machines than one worker takes at once, with names that are absolute, relative or missing,
+// and with chains. The uses of each base are in their order.
+func TestIndexMany(t *testing.T) {
+	w := newIndexed(t)
+	machine := func(i int) string { return fmt.Sprintf("pool/%08x-0000-4000-8000-%012x/", i, i) }
+	for i := range 5 {
+		w.write(fmt.Sprint("pool/_base/b", i), make([]byte, 4096))
+	}
+	for i := range 300 {
+		base := fmt.Sprint("b", i%6) // b5 is not there
+		switch i % 3 {
+		case 0:
+			w.write(machine(i)+"disk", qed(w.path("pool/_base/"+base)))
+		case 1:
+			w.write(machine(i)+"disk", qed("../_base/"+base))
+		case 2:
+			w.write(machine(i)+"disk.mid", qed(w.path("pool/_base/"+base)))
+			w.write(machine(i)+"disk", qed("disk.mid"))
+		}
+	}
+	w.same("the first")
+	for step, change := range []func(){
+		func() {},
+		func() { w.rebase(machine(7)+"disk", w.path("pool/_base/b0")) },
+		func() { w.do(os.RemoveAll(w.path(machine(100)))) },
+		func() { w.write(machine(400)+"disk", qed("../_base/b1")) },
+		func() { w.do(os.Rename(w.path("pool/_base/b0"), w.path("pool/_base/b9"))) },
+		func() {},
+	} {
+		change()
+		c := w.same(fmt.Sprint("change ", step))
+		if c.Remembered < 390 {
+			t.Errorf("after change %d, %d files are remembered", step, c.Remembered)
+		}
+		for i := range c.All {
+			b := &c.All[i]
+			if !slices.IsSortedFunc(b.Uses, func(a, b Reference) int {
+				return gocmp.Or(gocmp.Compare(a.Depth, b.Depth), strings.Compare(a.Holder, b.Holder))
+			}) {
+				t.Errorf("after change %d, the uses of %s are in no order", step, b.Name)
+			}
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -19,7 +21,7 @@ import (
 const (
 	// staleExport is how old an export of Nova's database may be before what it does not say counts as unseen.
 	staleExport = 24 * time.Hour
-	// clocksDiffer is how far ahead of this host's clock the one may be that made it.
+	// clocksDiffer is how far ahead of this host's clock another's may be before that is told.
 	clocksDiffer = 5 * time.Minute
 	// writingHosts is how long Nova may take to write its list of hosts, which it empties first.
 	writingHosts = 200 * time.Millisecond
@@ -29,10 +31,28 @@ const (
 
 // hosts reads which hosts use the directory of instances, or did, from Nova's list beside them.
 func (t *taking) hosts(ctx context.Context) error {
-	if t.plain && t.o.ComputeNodes == "" {
-		return nil
+	lists := []string{t.o.ComputeNodes}
+	if t.o.ComputeNodes == "" {
+		lists = nil
+		for _, dir := range t.c.Instances {
+			lists = append(lists, filepath.Join(dir, nova.HostsFile))
+		}
 	}
-	path := cmp.Or(t.o.ComputeNodes, filepath.Join(t.c.Roots[0], nova.HostsFile))
+	for _, path := range lists {
+		if err := t.hostsIn(ctx, path); err != nil {
+			return err
+		}
+	}
+	// One may stand in several lists, and in one that was read twice.
+	slices.SortFunc(t.c.Hosts, func(a, b nova.ComputeNode) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), b.Heard.Compare(a.Heard))
+	})
+	t.c.Hosts = slices.CompactFunc(t.c.Hosts, func(a, b nova.ComputeNode) bool { return a.Name == b.Name })
+	return nil
+}
+
+// hostsIn is hosts for one list. Its error is that of ctx.
+func (t *taking) hostsIn(ctx context.Context, path string) error {
 	err := t.readHosts(ctx, path)
 	if errors.Is(err, nova.ErrHosts) {
 		select {
@@ -64,7 +84,12 @@ func (t *taking) readHosts(ctx context.Context, path string) error {
 		return err
 	}
 	hosts, err := nova.ParseHosts(text)
-	t.c.Hosts = append([]nova.ComputeNode{}, hosts...) // never nil, which JSON would tell as null
+	for i := range hosts {
+		if ahead := hosts[i].Heard.Sub(t.o.Now()); ahead > clocksDiffer {
+			hosts[i].AheadSeconds = int64(ahead / time.Second)
+		}
+	}
+	t.c.Hosts = append(t.c.Hosts, hosts...)
 	return err
 }
 
@@ -92,12 +117,17 @@ func (t *taking) exported(ctx context.Context) error {
 				"it says that it was made at %s, which is to come: how old it is cannot be told", e.Made.Format("2006-01-02 15:04 MST")))
 		}
 		t.c.Looked.Instances += int64(len(e.Instances))
-		users := e.Users()
+		users, live := e.Users(), t.live()
 		for i := range t.c.All {
 			b := &t.c.All[i]
-			for _, n := range users.Of(b.Name) {
-				b.Uses = append(b.Uses, Reference{How: Nova, Holder: path, Machine: n.UUID, Node: n.Host, Task: n.Task,
-					As: n.Image})
+			for _, name := range t.called(b) {
+				if b.State == ByShield && live[name] {
+					continue // the name is another file's by now
+				}
+				for _, n := range users.Of(name) {
+					b.Uses = append(b.Uses, Reference{How: Nova, Holder: path, Machine: n.UUID, Node: n.Host, Task: n.Task,
+						As: n.ImageOf(name), Since: n.Created})
+				}
 			}
 		}
 	}

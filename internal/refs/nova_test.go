@@ -20,10 +20,11 @@ const sumOfImage = "3c9875d4ce035043f843d25f28119ae501bdd661"
 // export writes an export of two machines, one of which was deleted.
 func (w *world) export(name string, made time.Time) string {
 	w.write(name, []byte(`{"schema":"shisa.nova-export/1","made":"`+made.Format(time.RFC3339)+`","of":"nova"}
-{"uuid":"`+machineA+`","host":"nodeC","image_ref":"img-1","deleted":0,"task_state":"spawning"}
+{"uuid":"`+machineA+`","host":"nodeC","image_ref":"img-1","deleted":0,"task_state":"spawning","created_at":"2026-02-01 04:00:00"}
 {"uuid":"`+machineB+`","host":"nodeC","image_ref":"img-2","deleted":7,"task_state":null}
+{"instance":"`+machineA+`","image":"img-3"}
 {"instance":"`+machineA+`","disk":"ephemeral","size":2}
-{"instances":2,"disks":1}
+{"instances":2,"images":1,"disks":1}
 `))
 	return w.path(name)
 }
@@ -49,7 +50,8 @@ func TestNovaExport(t *testing.T) {
 	if d := cmp.Diff(bases, w.lines(c)); d != "" {
 		t.Errorf("Look (-want +got):\n%s", d)
 	}
-	want := Reference{How: Nova, Holder: w.path("export"), Machine: machineA, Node: "nodeC", As: "img-1", Task: "spawning"}
+	want := Reference{How: Nova, Holder: w.path("export"), Machine: machineA, Node: "nodeC", As: "img-1", Task: "spawning",
+		Since: time.Date(2026, 2, 1, 4, 0, 0, 0, time.UTC)}
 	if d := cmp.Diff(want, c.All[1].Uses[0]); d != "" || c.Looked.Instances != 2 {
 		t.Errorf("Look has %d instances and (-want +got):\n%s", c.Looked.Instances, d)
 	}
@@ -104,7 +106,7 @@ func TestNovaExportUnread(t *testing.T) {
 		want []string
 	}{
 		{"cut off", []string{"export", "cut"}, []string{strings.Replace(used, "nova export 0 nova cut 0", "nova cut 0 nova export 0", 1),
-			"gap cut: line 4: is no whole export of Nova: it is cut off"}},
+			"gap cut: line 6: is no whole export of Nova: it is cut off"}},
 		{"empty", []string{"empty"}, []string{unused, "gap empty: line 1: is no whole export of Nova: the line that ends it is missing"}},
 		{"not there", []string{"none"}, []string{unused, "gap none: no such file or directory"}},
 		{"a directory", []string{"dir"}, []string{unused, "gap dir: is a directory"}},
@@ -125,7 +127,7 @@ func TestNovaExportUnread(t *testing.T) {
 	for i := range many {
 		fmt.Fprintf(&b, `{"uuid":"%08x%s","host":"node%0100d","image_ref":"img-1","deleted":0,"task_state":null}`+"\n", i, machineA[8:], i)
 	}
-	fmt.Fprintf(&b, `{"instances":%d,"disks":0}`, many)
+	fmt.Fprintf(&b, `{"instances":%d,"images":0,"disks":0}`, many)
 	if b.Len() <= readBytes {
 		t.Fatalf("%d bytes are no more than one part", b.Len())
 	}
@@ -171,7 +173,7 @@ func TestHostsWritten(t *testing.T) {
 	w := newWorld(t)
 	for range 100 {
 		w.write("pool/compute_nodes", nil)
-		tk := &taking{o: Options{Timeout: time.Minute}, c: &Census{Roots: []string{w.path("pool")}}}
+		tk := &taking{o: Options{Now: time.Now, Timeout: time.Minute}, c: &Census{Instances: []string{w.path("pool")}}}
 		begun := time.Now()
 		wrote := make(chan error)
 		var done time.Time
@@ -202,4 +204,21 @@ func hostNames(c *Census) string {
 		names = append(names, h.Name)
 	}
 	return strings.Join(names, " ")
+}
+
+// TestHostsAhead: a host that registered at a time to come has a clock that is ahead, unless that is a few minutes.
+func TestHostsAhead(t *testing.T) {
+	w := newWorld(t)
+	now := time.Unix(1700000000, 0)
+	w.write("pool/compute_nodes", []byte(`{"a": 1700000000, "b": 1700000299, "c": 1700090000.5, "d": 1600000000}`))
+	want := map[string]int64{"c": 90000}
+	c := w.look(Options{Now: func() time.Time { return now }})
+	for _, h := range c.Hosts {
+		if h.AheadSeconds != want[h.Name] {
+			t.Errorf("%s is %d s ahead, want %d", h.Name, h.AheadSeconds, want[h.Name])
+		}
+	}
+	if hostNames(c) != "a b c d" {
+		t.Errorf("hosts = %s", hostNames(c))
+	}
 }

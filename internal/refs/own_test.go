@@ -11,14 +11,18 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 const (
 	heldID   = "0123456789abcdef0123456789abcdef"
+	otherID  = "1123456789abcdef0123456789abcdef"
+	thirdID  = "2123456789abcdef0123456789abcdef"
 	poolUUID = "0f8c2b1e-7c55-4c7e-9b0a-3f6c8f1c2d3e"
 )
 
@@ -76,6 +80,12 @@ func TestOwn(t *testing.T) {
 			w.write("pool/_base/.shisa/q/"+heldID+".b", nil)
 			w.image("pool/i/disk", "qcow2", w.path("pool/_base/.shisa/q/"+heldID+".b"))
 		}, []string{"b quarantined: header pool/i/disk 1"}},
+		{"set aside, and what rests on it as well", func(w *world) {
+			w.write("pool/_base/.shisa/q/"+heldID+".b", nil)
+			w.image("pool/_base/.shisa/q/"+otherID+".top", "qcow2", w.path("pool/_base/b"))
+			w.image("pool/_base/.shisa/q/"+thirdID+".next", "qcow2", "b")
+		}, []string{"b quarantined: header pool/_base/.shisa/q/" + otherID + ".top 1 header pool/_base/.shisa/q/" + thirdID + ".next 1",
+			"next quarantined:", "top quarantined:"}},
 		{"another node said so", func(w *world) {
 			w.base("b")
 			w.report("n2", pool.Use{Name: "b", How: "open", Holder: "qemu"})
@@ -139,7 +149,7 @@ func TestOfNode(t *testing.T) {
 	w.report("n2", pool.Use{Name: "b", How: "open", Holder: "qemu", Machine: "m"})
 	w.write("pool/_base/.shisa/clock", nil)
 	b := w.look(Options{}).All[0]
-	want := []Reference{{How: LastReport, Holder: "qemu", Machine: "m", Node: "n2", NodeState: "silent", As: "b", Since: time.Unix(3600, 0).UTC()}}
+	want := []Reference{{How: LastReport, Holder: "qemu", Machine: "m", Node: "n2", NodeState: "silent", As: "b", Said: time.Unix(3600, 0).UTC()}}
 	if d := cmp.Diff(want, b.Uses); d != "" || b.Links != 1 {
 		t.Errorf("%d names, uses (-want +got):\n%s", b.Links, d)
 	}
@@ -228,5 +238,48 @@ func TestShieldWithNames(t *testing.T) {
 		if len(all) != 1 || all[0].State != Missing || all[0].Shield != w.path(at) {
 			t.Errorf("with %d further names: %+v, want it missing with the shield %s", further, all, at)
 		}
+	}
+}
+
+// TestOwnReadOnce: what the pool keeps is read once in a census, whose parts so all speak of the same time.
+func TestOwnReadOnce(t *testing.T) {
+	w := newWorld(t)
+	w.write("pool/_base/b", nil)
+	w.pin(heldID, "b", nil)
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, w.path("pool/_base/.shisa/pins/"+pool.PinName(heldID)), unix.IN_OPEN|unix.IN_CLOSE); err != nil {
+		t.Fatal(err)
+	}
+	if c := w.look(Options{}); len(c.All) != 1 || len(c.All[0].Uses) != 1 {
+		t.Errorf("the pin is not told: %q", w.lines(c))
+	}
+	// It is opened when its directory is listed, and when it is read.
+	b := make([]byte, 4096)
+	if n, err := unix.Read(fd, b); err != nil || n != 4*unix.SizeofInotifyEvent {
+		t.Errorf("%d events, %v, want that the pin is opened and closed twice", n/unix.SizeofInotifyEvent, err)
+	}
+}
+
+// TestHeldInPlain: in a directory of images a base that was set aside is needed by a machine that names it, as well as by
+// images.
+func TestHeldInPlain(t *testing.T) {
+	w := newWorld(t)
+	root := w.path("root")
+	w.write("images/.shisa/q/"+heldID+".b", nil)
+	w.write("root/etc/libvirt/qemu/m.xml", []byte(`<domain type="kvm"><name>m</name><devices><disk type="file" device="disk"><source file="`+
+		`/images/b"/><target dev="vda"/></disk></devices></domain>`))
+	w.link(w.path("images"), "root/images")
+	tr, err := tree.OpenDirectory(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	all := w.look(Options{Pool: w.path("images"), Host: &Host{Tree: tr, Root: root}}).All
+	if len(all) != 1 || all[0].State != Quarantined || len(all[0].Uses) != 1 || all[0].Uses[0].Machine != "m" {
+		t.Errorf("Look = %+v, want a use of what was set aside", all)
 	}
 }

@@ -11,11 +11,15 @@ import (
 	"net/url"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/hypervisor"
 	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/refs/nova"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
@@ -64,12 +68,76 @@ func (t *taking) whereabouts(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if !errors.Is(err, diskio.ErrDirectory) {
+	switch {
+	case err == nil: // it was one a moment ago
+		t.gap(t.c.Bases, "directory of the bases", "it is a file")
+		return nil
+	case !errors.Is(err, diskio.ErrDirectory):
 		t.gap(t.c.Bases, "directory of the bases", reason(err))
 		return nil
 	}
 	t.dir = st.ID
 	return nil
+}
+
+// instances adds directories of instances whose bases are those of the pool: that directory may be a symbolic link to it, or
+// another mount of it, so that the pool does not lie where those who rest on it do. Its error is that of ctx.
+func (t *taking) instances(ctx context.Context) error {
+	if !t.plain {
+		t.c.Instances = t.c.Roots[:1:1]
+	}
+	name := cmp.Or(t.o.BaseName, novaBase)
+	var known []string
+	for _, dir := range append(slices.Clone(t.o.Instances), t.o.Roots...) {
+		known = append(known, filepath.Join(dir, name))
+	}
+	if h := t.o.Host; h != nil {
+		places, err := hypervisor.FindNova(ctx, hypervisor.Options{Root: h.Root, Timeout: t.o.Timeout})
+		if err != nil {
+			return err
+		}
+		for i := range places { // what could not be read of its configuration is told by configured
+			if places[i].Bases {
+				known = append(known, places[i].Path)
+			}
+		}
+	}
+	for _, dir := range known {
+		p, err := t.placeOf(ctx, dir)
+		switch {
+		case err != nil:
+			return err
+		case p == unseen && t.dir != diskio.ID{}:
+			t.gap(dir, "directory of the bases", "whether it is that of this pool could not be told")
+		}
+		if p != here {
+			continue
+		}
+		real, err := t.o.real(ctx, filepath.Dir(dir))
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			t.gap(dir, "directory of instances", reason(err))
+			continue
+		}
+		t.plain = false
+		if !slices.Contains(t.c.Roots, real) {
+			t.c.Roots = append(t.c.Roots, real)
+		}
+		if !slices.Contains(t.c.Instances, real) {
+			t.c.Instances = append(t.c.Instances, real)
+		}
+	}
+	return nil
+}
+
+// belong makes a gap of a directory of images with bases of Nova: machines that rest on those lie elsewhere.
+func (t *taking) belong() {
+	if t.plain && slices.ContainsFunc(t.files, func(f baseFile) bool { return nova.IsBase(f.name) }) {
+		t.gap(t.c.Bases, "directory of instances", "there are bases of Nova in it, and the directory of instances that they belong to "+
+			"is not known: name the pool by that")
+	}
 }
 
 // mounted makes a gap of each further directory that has no names: somebody said that images lie there, and the
@@ -91,17 +159,11 @@ func (t *taking) mounted(ctx context.Context) error {
 
 // absent adds a file that headers name and that is not there. In the directory of the bases it is one of those,
 // whatever the directory is called there; in one of that name that this host does not have it may be: the image may
-// be another node's.
+// be another node's. Where the name is a symbolic link it is what that leads to.
 func (t *taking) absent(ctx context.Context, path, name string) (int32, error) {
-	g := target{path: path, as: name}
-	p, err := t.placeOf(ctx, filepath.Dir(path))
-	switch {
-	case err != nil:
+	g, err := t.gone(ctx, path, name)
+	if err != nil || g.path == "" {
 		return -1, err
-	case p == here:
-		g.path = filepath.Join(t.c.Bases, filepath.Base(path))
-	case p == nowhere && t.alike(filepath.Dir(path)):
-		g.path, g.byName = filepath.Join(t.c.Bases, filepath.Base(path)), true
 	}
 	if i, ok := t.byName[g.path]; ok && !g.byName && i >= 0 {
 		t.as(i, name)
@@ -113,6 +175,31 @@ func (t *taking) absent(ctx context.Context, path, name string) (int32, error) {
 		t.byName[g.path] = i
 	}
 	return i, nil
+}
+
+// gone is the target that absent adds; it has no path where a gap tells why.
+func (t *taking) gone(ctx context.Context, path, name string) (g target, err error) {
+	end, err := diskio.Within(ctx, t.o.Timeout, func() (string, error) { return diskio.LinkEnd(path) }, nil)
+	if ctx.Err() != nil {
+		return g, ctx.Err()
+	}
+	if err != nil {
+		t.gap(path, "symbolic link", reason(err))
+		return g, nil
+	}
+	path = end
+	p, err := t.placeOf(ctx, filepath.Dir(path))
+	if err != nil {
+		return g, err
+	}
+	g = target{path: path, as: name}
+	switch {
+	case p == here:
+		g.path = filepath.Join(t.c.Bases, filepath.Base(path))
+	case p == nowhere && t.alike(filepath.Dir(path)):
+		g.path, g.byName = filepath.Join(t.c.Bases, filepath.Base(path)), true
+	}
+	return g, nil
 }
 
 // ours tells whether a file that was removed, and that a process has open, was one of the bases. What cannot be told
@@ -139,7 +226,8 @@ func (t *taking) ours(ctx context.Context, c *linux.Census, f *linux.OpenFile) (
 	case p == here:
 		return true, nil
 	}
-	return named, nil
+	// Of a process that has ended no directory is known, and it has nothing open any more.
+	return named && !c.Closed(*f), nil
 }
 
 // layout says which directory holds the bases, and where images are looked for. Plain: any image may be a
@@ -180,10 +268,23 @@ func (o *Options) layout(ctx context.Context) (bases string, roots []string, pla
 			roots = append(roots, real)
 		}
 		return real, roots, false, err
-	case err == nil, missing(err):
-		return pool, roots, true, nil
+	case err != nil && !missing(err):
+		return "", nil, false, err
 	}
-	return "", nil, false, err
+	return pool, roots, true, o.directory(ctx, pool)
+}
+
+// directory returns an error unless a name is one of a directory.
+func (o *Options) directory(ctx context.Context, name string) error {
+	_, err := diskio.Within(ctx, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(name) }, nil)
+	switch {
+	case errors.Is(err, diskio.ErrDirectory):
+		return nil
+	case err == nil, errors.Is(err, diskio.ErrSpecial):
+		return finding.WithHint(fmt.Errorf("%s is no directory", name),
+			"a pool is the directory of instances, that of the bases in it, or one of images")
+	}
+	return err
 }
 
 // real is a name without symbolic links.

@@ -6,6 +6,7 @@ package refs
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -191,6 +192,39 @@ func TestAddress(t *testing.T) {
 		w.image("pool/i/disk", "qcow2", name)
 		if got := strings.Join(w.lines(w.look(Options{})), "|"); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// TestEndedMeanwhile: a process that had a removed file of some directory of bases open, and ended since, needs none.
+func TestEndedMeanwhile(t *testing.T) {
+	root, pool := t.TempDir(), t.TempDir()
+	proc := filepath.Join(root, "proc", "2000000000")
+	fd := filepath.Join(proc, "fd/3")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(proc, "fd"), 0o755), os.Mkdir(filepath.Join(proc, "fdinfo"), 0o755),
+		os.Symlink("/srv/other/_base/used (deleted)", fd), os.Mkdir(filepath.Join(pool, "_base"), 0o755),
+		os.WriteFile(filepath.Join(proc, "fdinfo/3"), []byte("flags:\t0100000\nmnt_id:\t27\nino:\t77\n"), 0o644),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := linux.Open(root).Census(t.Context())
+	if err != nil || len(c.Deleted()) != 1 {
+		t.Fatalf("Census = %+v, %v, want one file", c, err)
+	}
+	tk := &taking{o: Options{Timeout: time.Minute}, c: &Census{Bases: filepath.Join(pool, "_base")}}
+	if err := tk.whereabouts(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{true, false} {
+		f := c.Deleted()[0]
+		if is, err := tk.ours(t.Context(), c, &f); is != want || err != nil {
+			t.Errorf("that it may be a base: %v, %v, want %v", is, err, want)
+		}
+		if err := os.RemoveAll(fd); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

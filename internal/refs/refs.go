@@ -31,6 +31,9 @@ const (
 	Missing     State = "missing"     // somebody needs it, and it is not there
 	Quarantined State = "quarantined" // set aside, and can come back
 	Claimed     State = "claimed"     // about to be removed for good
+	// ByShield: it has no name among the bases any more, and only its shields keep it. Who needs one under a name that it
+	// had and that no other file has is told by a base that is Missing, of which it is the shield.
+	ByShield State = "kept"
 )
 
 // How says by what a use shows.
@@ -84,8 +87,10 @@ type Reference struct {
 	// NodeState is "silent" for a node that has not said anything for long, "retired" for one of which a person
 	// said that it does not come back; else "".
 	NodeState string `json:"node_state"`
-	// Since is when the holder came to be, or said so, zero if that is not known.
+	// Since is from when on at the latest the holder needs it, zero if that is not known.
 	Since time.Time `json:"since,omitempty"`
+	// Said is when another node said so, zero for what this host sees itself.
+	Said time.Time `json:"said,omitempty"`
 	// As is the name by which the holder knows the base.
 	As string `json:"as"`
 	// Task is what Nova was doing with the machine, "" for nothing or where that is not known.
@@ -144,6 +149,8 @@ type Census struct {
 	Pool string `json:"pool"`
 	// Kept are the shields that are the last names of their files, and the space that only they take.
 	Kept Kept `json:"kept"`
+	// Partial are files that are to become bases, or were until a power cut, and the space that they take.
+	Partial Kept `json:"partial"`
 	// Room is what the file system of the bases has left, nil where that was not asked.
 	Room *Room `json:"room"`
 	// Hosts are those that Nova's list says use the directory, or did, in the order of their names.
@@ -156,6 +163,8 @@ type Census struct {
 	Indexed    bool     `json:"indexed"`
 	Remembered int64    `json:"remembered"`
 	IndexNotes []string `json:"index_notes"`
+	// Instances are the directories of instances that the bases belong to, none for a directory of images.
+	Instances []string `json:"-"`
 	// Storages are the file systems that the bases and the roots lie on, for who compares them with an earlier look.
 	Storages []pool.BaseStorage `json:"-"`
 
@@ -186,7 +195,7 @@ func (r *Room) Nearly() bool {
 	return r.SizeBytes > 0 && float64(r.FreeBytes) < float64(r.SizeBytes)*(100-nearlyFull)/100
 }
 
-// Kept is what only shields keep.
+// Kept is what is kept beside the bases: only by shields, or for now.
 type Kept struct {
 	Files          int64 `json:"files"`
 	AllocatedBytes int64 `json:"allocated_bytes"`
@@ -206,6 +215,9 @@ type Options struct {
 	BaseName string
 	// Roots are further directories whose images may rest on the bases.
 	Roots []string
+	// Instances are directories of instances that are known otherwise: one whose directory of bases is that of the pool is
+	// looked through, whatever the pool was called. Those of the host's Nova come on top.
+	Instances []string
 	// Timeout is how long one name is waited for; 0 is ten seconds.
 	Timeout time.Duration
 	// Workers is how many directories are read at once; 0 is 16.
@@ -214,6 +226,9 @@ type Options struct {
 	Host *Host
 	// Nova are exports of Nova's database (doc/formats/nova-export.md), whose machines are uses too.
 	Nova []string
+	// Libvirt are directories in which a libvirt keeps descriptions of machines that is not the host's own, as one in a
+	// container: each is its /etc/libvirt, its /var/lib/libvirt, or qemu in one of these.
+	Libvirt []string
 	// ComputeNodes is Nova's list of hosts; "" is that in the directory of instances, where there may be none.
 	ComputeNodes string
 	// Now tells how old an export is; nil is this host's clock.
@@ -258,10 +273,17 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if err := t.whereabouts(ctx); err != nil {
 		return nil, err
 	}
+	if err := t.instances(ctx); err != nil {
+		return nil, err
+	}
 	if err := t.sweep(ctx); err != nil {
 		return nil, err
 	}
+	t.belong()
 	if err := t.mounted(ctx); err != nil {
+		return nil, err
+	}
+	if t.state, err = pool.Read(ctx, bases, o.Timeout); err != nil {
 		return nil, err
 	}
 	if err := t.aside(ctx); err != nil {
@@ -289,6 +311,7 @@ func Look(ctx context.Context, o Options) (*Census, error) {
 	if err := t.exported(ctx); err != nil {
 		return nil, err
 	}
+	t.shielded()
 	t.order()
 	t.c.judge()
 	return t.c, nil
@@ -337,13 +360,9 @@ func (t *taking) order() {
 }
 
 // ordered gives uses in their order. There may be a hundred thousand, and one is large: what is moved while they are
-// put in order are their numbers.
+// put in order are their numbers, and nothing where they are in it.
 func ordered(uses []Reference) []Reference {
-	at := make([]int, len(uses))
-	for i := range at {
-		at[i] = i
-	}
-	slices.SortFunc(at, func(i, k int) int {
+	compare := func(i, k int) int {
 		a, b := &uses[i], &uses[k]
 		if c := a.Depth - b.Depth; c != 0 {
 			return c
@@ -352,7 +371,19 @@ func ordered(uses []Reference) []Reference {
 			return c
 		}
 		return cmp.Or(strings.Compare(string(a.How), string(b.How)), strings.Compare(a.Machine, b.Machine))
-	})
+	}
+	in := true
+	for i := 1; i < len(uses) && in; i++ {
+		in = compare(i-1, i) <= 0
+	}
+	if in {
+		return uses
+	}
+	at := make([]int, len(uses))
+	for i := range at {
+		at[i] = i
+	}
+	slices.SortFunc(at, compare)
 	all := make([]Reference, len(uses))
 	for i, k := range at {
 		all[i] = uses[k]

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
@@ -133,6 +134,13 @@ func TestLook(t *testing.T) {
 		{"json", func(w *world) {
 			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","file":{"driver":"file","filename":"`+w.base("b")+`"}}`)
 		}, []string{"b live: header pool/i/disk 1"}},
+		{"file: and relative", func(w *world) {
+			w.base("b")
+			w.image("pool/i/disk", "qcow2", "file:../_base/b")
+		}, []string{"b live:", "gap pool/i/disk: it depends on the directory that the program is started in"}},
+		{"file: and absolute", func(w *world) {
+			w.image("pool/i/disk", "qcow2", "file:"+w.base("b"))
+		}, []string{"b live: header pool/i/disk 1"}},
 		{"json that is not understood", func(w *world) {
 			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"`+w.base("b")+`"}}`)
 		}, []string{"b live:", `gap pool/i/disk: no usable name: json: option "offset" is not understood`}},
@@ -199,6 +207,61 @@ func TestLook(t *testing.T) {
 			w.mkdir("pool/i")
 			w.link("../../elsewhere/disk", "pool/i/disk")
 		}, []string{"b live: header pool/i/disk 1"}},
+		{"a link to an image elsewhere that is relative to its directory", func(w *world) {
+			w.base("b")
+			w.image("elsewhere/disk", "qcow2", "../_base/b")
+			w.mkdir("pool/i")
+			w.link("../../elsewhere/disk", "pool/i/disk")
+		}, []string{"b live: name elsewhere/disk 1 header pool/i/disk 1"}},
+		{"a link to an image below the pool that is relative to its directory", func(w *world) {
+			w.base("b")
+			w.image("pool/store/deep/disk", "qcow2", "../_base/b")
+			w.mkdir("pool/i")
+			w.link("../store/deep/disk", "pool/i/disk")
+		}, []string{"b live: header pool/i/disk 1 name pool/store/deep/disk 1"}},
+		{"a link to an image below the pool", func(w *world) {
+			w.image("pool/store/disk", "qcow2", w.base("b"))
+			w.mkdir("pool/i")
+			w.link("../store/disk", "pool/i/disk")
+		}, []string{"b live: header pool/store/disk 1"}},
+		{"by a directory that is a link, and up from there", func(w *world) {
+			w.base("b")
+			w.image("elsewhere/x/mid", "qcow2", "../../pool/_base/b")
+			w.link("elsewhere/x", "short")
+			w.image("pool/i/disk", "qcow2", w.path("short/mid"))
+		}, []string{"b live: header elsewhere/x/mid 1 header pool/i/disk 2"}},
+		{"two names of an image that is relative to its directory", func(w *world) {
+			w.base("b")
+			w.image("one/x/mid", "qcow2", "../_base/b")
+			w.mkdir("pool/x")
+			if err := os.Mkdir(w.path("pool/y"), 0o755); err != nil {
+				w.t.Fatal(err)
+			}
+			w.link("../../one/x/mid", "pool/y/mid")
+			w.image("pool/i/disk", "qcow2", w.path("pool/y/mid"))
+		}, []string{"b live: name one/x/mid 1 header pool/y/mid 1 header pool/i/disk 2 name pool/i/disk 2"}},
+		{"a link elsewhere to a base that is gone", func(w *world) {
+			w.mkdir("elsewhere")
+			w.link("../pool/_base/b", "elsewhere/latest")
+			w.link("latest", "elsewhere/now")
+			w.image("pool/i/disk", "qcow2", w.path("elsewhere/now"))
+		}, []string{"b missing: header pool/i/disk 1"}},
+		{"a link elsewhere that leads in a circle", func(w *world) {
+			w.link("round", "round")
+			w.image("pool/i/disk", "qcow2", w.path("round"))
+		}, []string{"gap round: too many levels of symbolic links"}},
+		{"links to what is no file", func(w *world) {
+			w.base("b")
+			w.fifo("pipe")
+			w.link("../pipe", "pool/pipe")
+			w.link("/dev/zero", "pool/zero")
+		}, []string{"b live:"}},
+		{"files of the kernel", func(w *world) {
+			w.base("b")
+			w.link("/proc/version", "pool/version")
+			w.image("pool/i/disk", "qcow2", "/proc/uptime")
+		}, []string{"b live:", "gap /proc/uptime: it is in a file system of the kernel, such as /proc",
+			"gap pool/version: it is in a file system of the kernel, such as /proc"}},
 		{"a link to nothing", func(w *world) {
 			w.base("b")
 			w.link("/nowhere/at/all", "pool/disk")
@@ -227,6 +290,17 @@ func TestLook(t *testing.T) {
 				w.t.Fatal(err)
 			}
 		}, []string{"b missing: header pool/2/disk 1", "b_2 live: header pool/1/disk 1"}},
+		{"an external data file beside it", func(w *world) {
+			w.base("b")
+			w.image("pool/i/disk", "qcow2", "", "-o", "data_file="+w.path("pool/i/data")+",data_file_raw=on")
+			w.rename("pool/i/disk", w.path("pool/i/data"), "data")
+		}, []string{"b live:"}},
+		{"an external data file somewhere", func(w *world) {
+			w.base("b")
+			w.image("pool/i/disk", "qcow2", "", "-o", "data_file="+w.path("pool/i/data")+",data_file_raw=on")
+			w.rename("pool/i/disk", w.path("pool/i/data"), "none")
+		}, []string{"b live:", "none missing: header pool/i/disk 1",
+			"gap pool/i/disk: it depends on the directory that the program is started in"}},
 		{"an external data file", func(w *world) {
 			w.base("b")
 			w.image("pool/i/disk", "qcow2", "", "-o", "data_file="+w.path("pool/_base/b")+",data_file_raw=on")
@@ -247,6 +321,27 @@ func (w *world) link(text, name string) {
 	if err := os.Symlink(text, w.path(name)); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// rename gives a file that the header of an image names another name there, which is shorter.
+func (w *world) rename(name, old, to string) {
+	w.t.Helper()
+	text, err := os.ReadFile(w.path(name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	at := bytes.Index(text, []byte(old))
+	if at < 8 || binary.BigEndian.Uint32(text[at-4:]) != uint32(len(old)) {
+		w.t.Fatalf("%s does not name %s", name, old)
+	}
+	// The extension is its type, its length, and what it holds, in steps of eight bytes.
+	room := (len(old) + 7) / 8 * 8
+	binary.BigEndian.PutUint32(text[at-4:], uint32(len(to)))
+	rest := append([]byte{}, text[at+room:at+room+512]...)
+	short := (len(to) + 7) / 8 * 8
+	copy(text[at:], append([]byte(to), make([]byte, room)...)[:room])
+	copy(text[at+short:], rest)
+	w.write(name, text)
 }
 
 // vmdk makes an overlay of a vmdk image, which has to be there.
@@ -388,10 +483,62 @@ func TestHost(t *testing.T) {
 	}
 }
 
+// TestLibvirtElsewhere: a libvirt in a container keeps its descriptions in other directories, and knows the bases by its own
+// names. Where somebody said that it does, and nothing is there, that is a gap.
+func TestLibvirtElsewhere(t *testing.T) {
+	w := newWorld(t)
+	for _, b := range []string{"defined", "saved", "snapped", "theirs", "nobody"} {
+		w.base(b)
+	}
+	domain := func(name, disk string) string {
+		return `<domain type="kvm"><name>` + name + `</name><devices><disk type="file" device="disk"><source file="` + disk +
+			`"/><target dev="vda"/></disk></devices></domain>`
+	}
+	at := func(b string) string { return w.path("pool/_base/" + b) }
+	w.write("etc/qemu/m.xml", []byte(domain("m", at("defined"))))
+	w.write("etc/qemu/n.xml", []byte(domain("n", "/nowhere/instances/_base/theirs")))
+	w.write("etc/qemu/networks/x.xml", []byte("<network/>"))
+	w.write("lib/qemu/save/s.save", savedMachine(domain("s", at("saved"))))
+	w.write("lib/qemu/snapshot/t/one.xml", []byte("<domainsnapshot><name>one</name>"+domain("t", at("snapped"))+"</domainsnapshot>"))
+	w.mkdir("empty")
+	w.write("torn/qemu/x.xml", []byte("<domain"))
+	tr, err := tree.OpenDirectory(t.Context(), "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	host := &Host{Linux: linux.Open(""), Tree: tr}
+	uses := func(c *Census) map[string]string {
+		got := map[string]string{}
+		for _, b := range c.All {
+			for _, u := range b.Uses {
+				got[b.Name] += fmt.Sprintf("%s %s;", u.How, u.Machine)
+			}
+		}
+		return got
+	}
+	want := map[string]string{"defined": "domain m;", "theirs": "name n;", "saved": "saved s;", "snapped": "snapshot t;"}
+	if d := cmp.Diff(want, uses(w.look(Options{Host: host, Libvirt: []string{w.path("etc"), w.path("lib") + "/"}}))); d != "" {
+		t.Errorf("uses (-want +got):\n%s", d)
+	}
+	want = map[string]string{"defined": "domain m;", "theirs": "name n;"}
+	if d := cmp.Diff(want, uses(w.look(Options{Host: host, Libvirt: []string{w.path("etc/qemu")}}))); d != "" {
+		t.Errorf("uses by the directory qemu (-want +got):\n%s", d)
+	}
+	for dir, want := range map[string]string{"empty": "empty: is its storage mounted?", "gone": "does not exist", "torn": "x.xml"} {
+		c := w.look(Options{Host: host, Libvirt: []string{w.path(dir)}})
+		if !slices.ContainsFunc(c.Gaps, func(g finding.Blind) bool {
+			return strings.HasPrefix(g.Object, w.path(dir)) && strings.Contains(g.Object+" "+g.Reason, want)
+		}) {
+			t.Errorf("%s: the gaps are %+v, want one with %q", dir, c.Gaps, want)
+		}
+	}
+}
+
 // TestBlockDevice: a machine's disk may be a block device that holds an image.
 func TestBlockDevice(t *testing.T) {
 	testenv.NeedRoot(t)
-	testenv.Need(t, "losetup")
+	testenv.Need(t, "losetup", "blockdev")
 	w := newWorld(t)
 	w.image("elsewhere/disk", "qcow2", w.base("b"))
 	out, err := exec.Command("losetup", "--find", "--show", "--read-only", w.path("elsewhere/disk")).Output()
@@ -414,6 +561,33 @@ func TestBlockDevice(t *testing.T) {
 	w.image("pool/top", "qcow2", dev)
 	if d := cmp.Diff([]string{"b live: header " + dev + " 1 header pool/top 2"}, w.lines(w.look(Options{}))); d != "" {
 		t.Errorf("as a backing file: Look (-want +got):\n%s", d)
+	}
+	// A name of its own for the device, and one that cannot be read any more.
+	if err := os.Remove(w.path("pool/top")); err != nil {
+		t.Fatal(err)
+	}
+	st, err := diskio.Look(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mknod(w.path("pool/device"), unix.S_IFBLK|0o600, int(st.Device)); err != nil {
+		t.Fatal(err)
+	}
+	c := w.look(Options{})
+	if d := cmp.Diff([]string{"b live: header pool/device 1"}, w.lines(c)); d != "" {
+		t.Errorf("as a device: Look (-want +got):\n%s", d)
+	}
+	if u := c.All[0].Uses[0]; !u.Since.IsZero() {
+		t.Errorf("on a device since %v, which nobody knows", u.Since)
+	}
+	if err := os.Truncate(w.path("elsewhere/disk"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("blockdev", "--flushbufs", dev).CombinedOutput(); err != nil {
+		t.Fatalf("blockdev: %v: %s", err, out)
+	}
+	if got := w.lines(w.look(Options{})); len(got) != 2 || !strings.Contains(got[1], "gap pool/device: ") {
+		t.Errorf("cannot be read: Look = %q, want a gap", got)
 	}
 }
 

@@ -10,8 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/linux/tree"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
 
@@ -41,6 +45,67 @@ func (w *world) storages(o Options) (all []string) {
 		all = append(all, fmt.Sprintf("%s %s %s %d", s.What, path, where, s.Overlays))
 	}
 	return all
+}
+
+// TestMounts: what is mounted below a root is told with or without images, by its source where it has no id of its own.
+func TestMounts(t *testing.T) {
+	testenv.NeedRoot(t)
+	w := newWorld(t)
+	w.base("b")
+	for _, dir := range []string{"pool/mnt/deep", "pool/covered/under", "pool/twice", "beside"} {
+		w.mkdir(dir)
+	}
+	w.write("pool/file", nil)
+	w.write("file", nil)
+	tmpfs := func(source, dir string) {
+		t.Helper()
+		if err := unix.Mount(source, w.path(dir), "tmpfs", 0, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(w.path(dir), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	tmpfs("one", "pool/mnt")
+	w.mkdir("pool/mnt/deep er")
+	tmpfs("two", "pool/mnt/deep er")
+	tmpfs("under", "pool/covered/under")
+	tmpfs("over", "pool/covered")
+	tmpfs("first", "pool/twice")
+	tmpfs("last", "pool/twice")
+	tmpfs("beside", "beside")
+	if err := unix.Mount(w.path("file"), w.path("pool/file"), "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(w.path("pool/file"), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	tr, err := tree.OpenDirectory(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	c := w.look(Options{Roots: []string{w.path("pool/mnt")}, Host: &Host{Linux: linux.Open(""), Tree: tr, Root: t.TempDir()}})
+	var got []string
+	for i := range c.Storages {
+		s := &c.Storages[i]
+		if s.What == pool.AtMount || s.Source != "" {
+			source := s.Source
+			if s.Path == w.path("pool/file") {
+				source = "" // that of the directory of the test
+			}
+			got = append(got, s.What+" "+strings.TrimPrefix(s.Path, w.dir+"/")+" "+s.ID+source)
+		}
+	}
+	want := []string{"mount pool/covered over", "mount pool/file ", "mount pool/mnt one", "mount pool/mnt/deep er two",
+		"mount pool/twice last", "root pool/mnt one"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("mounts (-want +got):\n%s", d)
+	}
 }
 
 // TestStorages: images are counted for each file system below each root, so that one that is not mounted any more shows

@@ -8,14 +8,16 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/linux"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 // maxOutside bounds how many files outside the roots are read because headers name them.
@@ -23,13 +25,18 @@ const maxOutside = 100_000
 
 // img is a file whose header names others.
 type img struct {
-	dir, name string
-	id        diskio.ID
-	// since is when it was made, or else when it was changed last, in nanoseconds of Unix time.
+	// path is its name; the first bytes of it are the directory by which names in its header are seen.
+	path     string
+	dirBytes int
+	id       diskio.ID
+	// since is when it was made, or else when it was changed last, in nanoseconds of Unix time; 0 if that is not known.
 	since int64
 }
 
-func (i *img) path() string { return i.dir + "/" + i.name }
+// imgOf is an image of a name without what is not known of it.
+func imgOf(dir, name string) img { return img{path: dir + "/" + name, dirBytes: len(dir)} }
+
+func (i *img) dir() string { return i.path[:i.dirBytes] }
 
 // target is a file that headers name.
 type target struct {
@@ -54,6 +61,8 @@ type taking struct {
 	dir    diskio.ID
 	places map[string]place
 
+	// state is what the pool keeps about itself, as it was after the sweep.
+	state *pool.State
 	// index is nil where nothing is remembered.
 	index *index
 
@@ -63,16 +72,33 @@ type taking struct {
 	telling int32
 	// files are those in the directory of bases, with their formats.
 	files []baseFile
-	// odd are images whose first bytes do not tell what they rest on, links are symbolic links.
-	odd, links []string
+	// odd are images whose first bytes do not tell what they rest on, links are symbolic links, special what is no file.
+	odd, links, special []string
+	// relative has, for each image that names others by where it lies itself, the directories that this was taken from;
+	// views are the names that lead to files.
+	relative map[diskio.ID][]string
+	views    []view
+	// wanted are uses of bases that are gone and not missing, by their names: one that was set aside rests on them, or no image.
+	wanted map[string][]Reference
+
+	// shieldNames are the names that each file with shields had when it got those.
+	shieldNames map[diskio.ID][]string
 
 	targets []target
 	// byName finds targets by what headers call them, byID those that are there. A name that means no
 	// file of this host is -1.
 	byName map[string]int32
 	byID   map[diskio.ID]int32
+	// mountTable is what is mounted, nil if that was not asked.
+	mountTable []linux.Mount
 	// read are the files whose headers were read.
 	read map[diskio.ID]bool
+}
+
+// view is one name of a file.
+type view struct {
+	id   diskio.ID
+	path string
 }
 
 // baseFile is a file in the directory of bases.
@@ -88,23 +114,32 @@ type named struct {
 	backing, data string
 	// aside: it has no name in the directory of the bases, see there.
 	aside bool
+	// again: its names were taken, but for those that depend on where it lies.
+	again bool
+}
+
+// overlay is an image that rests on others; head is the number of what its header tells.
+type overlay struct {
+	img
+	head uint32
 }
 
 // found is what one worker found.
 type found struct {
-	images []named
+	images []overlay
 	files  []baseFile
 	odd    []string
 	read   []diskio.ID
 	gaps   []finding.Blind
-	words  map[string]string // names that were met, each kept once
+	heads  heads // without an index, which has those of all workers
 	count  int64
 	known  int64 // of those, how many were not read again
 }
 
 // sweep reads the beginning of every file below the roots.
 func (t *taking) sweep(ctx context.Context) error {
-	t.byName, t.byID, t.read = map[string]int32{}, map[diskio.ID]int32{}, map[diskio.ID]bool{}
+	t.byName, t.byID = map[string]int32{}, map[diskio.ID]int32{}
+	t.relative, t.wanted = map[diskio.ID][]string{}, map[string][]Reference{}
 	var told atomic.Int64
 	own := filepath.Join(t.c.Bases, stateDir)
 	s := &diskio.Sweep{HeadBytes: headBytes, Workers: t.o.Workers, Timeout: t.o.Timeout,
@@ -125,12 +160,19 @@ func (t *taking) sweep(ctx context.Context) error {
 			t.gap(path, "file or directory", reason(err))
 		case diskio.WalkSymlink:
 			t.links = append(t.links, path)
+		case diskio.WalkSpecial:
+			t.special = append(t.special, path)
 		}
 	}
 	if err := s.Run(ctx, t.c.Roots); err != nil {
 		return err
 	}
 	t.keep()
+	images, read := 0, 0
+	for i := range all {
+		images, read = images+len(all[i].images), read+len(all[i].read)
+	}
+	t.images, t.read = make([]img, 0, images), make(map[diskio.ID]bool, images+read)
 	for i := range all {
 		if err := t.take(ctx, &all[i]); err != nil {
 			return err
@@ -142,12 +184,12 @@ func (t *taking) sweep(ctx context.Context) error {
 // file looks at one file; it may run several times at once for different workers.
 func (t *taking) file(w *found, f *diskio.Swept) {
 	w.count++
-	h, err := t.told(f)
+	head, h, err := t.told(w, f)
 	if f.Known {
 		w.known++
 	}
-	if f.Dir == t.c.Bases {
-		w.files = append(w.files, baseFile{f.Path(), f.Name, f.Stat, string(h.format)})
+	if f.Dir == t.c.Bases || f.In == t.dir {
+		w.files = append(w.files, baseFile{t.c.Bases + "/" + f.Name, f.Name, f.Stat, string(h.format)})
 	}
 	switch {
 	case errors.Is(err, errMore):
@@ -163,8 +205,7 @@ func (t *taking) file(w *found, f *diskio.Swept) {
 		}
 		return
 	}
-	w.images = append(w.images, named{
-		img{f.Dir, w.once(f.Name), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, t.shared(h.backing, w), t.shared(h.data, w), false})
+	w.images = append(w.images, overlay{img{f.Path(), len(f.Dir), f.Stat.ID, since(f.Born, f.Stat.ChangeTime)}, head})
 }
 
 // since is from when on a file is known to have been there: when it was made, or where its file system does not keep
@@ -174,19 +215,6 @@ func since(born, changed time.Time) int64 {
 		return changed.UnixNano()
 	}
 	return born.UnixNano()
-}
-
-// once gives the same string for the same text, so that a hundred thousand names of a hundred bases take
-// no more than those.
-func (w *found) once(s string) string {
-	if w.words == nil {
-		w.words = map[string]string{}
-	}
-	if old, ok := w.words[s]; ok {
-		return old
-	}
-	w.words[strings.Clone(s)] = s
-	return s
 }
 
 // take adds what a worker found.
@@ -200,107 +228,56 @@ func (t *taking) take(ctx context.Context, w *found) error {
 	for _, id := range w.read {
 		t.read[id] = true
 	}
+	t.c.Looked.Overlays += int64(len(w.images))
+	heads := w.heads.all
+	if t.index != nil {
+		heads = t.index.all
+	}
+	// What rests on the same names rests on the same files, unless those are seen from its directory.
+	memo := make([]rests, len(heads))
 	for i := range w.images {
-		if err := t.image(ctx, &w.images[i]); err != nil {
-			return err
+		o := &w.images[i]
+		on := &memo[o.head]
+		if !on.fixed {
+			var err error
+			if *on, err = t.rests(ctx, &named{img: o.img, backing: heads[o.head].backing, data: heads[o.head].data}); err != nil {
+				return err
+			}
 		}
+		t.addImage(&o.img, on)
 	}
 	return nil
 }
 
-// image adds an image and what it rests on. One that has several names is several.
-func (t *taking) image(ctx context.Context, n *named) error {
-	t.read[n.id] = true
+// addImage adds an image with what it rests on. One that has several names is several.
+func (t *taking) addImage(i *img, on *rests) {
+	t.read[i.id] = true
 	index := int32(len(t.images))
-	t.images = append(t.images, n.img)
-	t.c.Looked.Overlays++
-	for _, name := range []string{n.backing, n.data} {
-		if name == "" {
-			continue
-		}
-		to, err := t.resolve(ctx, n, name)
-		if err != nil {
-			return err
-		}
+	t.images = append(t.images, *i)
+	for _, to := range on.on {
 		if to >= 0 {
 			t.targets[to].above = append(t.targets[to].above, index)
 		}
 	}
+}
+
+// image finds what an image rests on, and adds it. One that is looked at again is one more if it rests on anything else.
+func (t *taking) image(ctx context.Context, n *named) error {
+	on, err := t.rests(ctx, n)
+	if err != nil {
+		return err
+	}
+	if n.again && on.on[0] < 0 && on.on[1] < 0 {
+		return nil
+	}
+	t.addImage(&n.img, &on)
+	if !n.again {
+		t.c.Looked.Overlays++
+	}
 	return nil
 }
 
-// resolve gives the index of the target that a name in the header of an image means, -1 for none. The
-// error is that of ctx.
-func (t *taking) resolve(ctx context.Context, n *named, name string) (int32, error) {
-	path, _, err := disk.ParseName(name)
-	switch {
-	case errors.Is(err, disk.ErrProtocol) && remote(name):
-		return t.address(name), nil
-	case err != nil:
-		t.gap(n.path(), "name of the backing file", err.Error())
-		return -1, nil
-	case !filepath.IsAbs(path) && strings.HasPrefix(name, "json:"):
-		t.gap(n.path(), "name of the backing file", "it depends on the directory that the program is started in")
-		return -1, nil
-	case !filepath.IsAbs(path):
-		path = join(n.dir, path)
-	}
-	if i, ok := t.byName[path]; ok {
-		t.as(i, name)
-		return i, nil
-	}
-	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
-	if ctx.Err() != nil {
-		return -1, ctx.Err()
-	}
-	i := int32(-1)
-	switch {
-	case err == nil || errors.Is(err, diskio.ErrDirectory) || errors.Is(err, diskio.ErrSpecial):
-		old, ok := t.byID[st.ID]
-		if ok {
-			i = old
-			t.as(i, name)
-			break
-		}
-		i = int32(len(t.targets))
-		t.byID[st.ID] = i
-		t.targets = append(t.targets, target{path: path, stat: st, there: true, as: name})
-	case missing(err) && n.aside:
-		return -1, nil
-	case missing(err):
-		if i, err = t.absent(ctx, path, name); err != nil {
-			return -1, err
-		}
-	default:
-		t.gap(path, "backing file of "+n.path(), reason(err))
-	}
-	t.byName[path] = i
-	return i, nil
-}
-
-// as notes a further name by which headers know a target: the first one by its letters is told, so that the same
-// world gives the same census.
-func (t *taking) as(i int32, name string) {
-	if i >= 0 && name < t.targets[i].as {
-		t.targets[i].as = name
-	}
-}
-
-// join completes a relative name as qemu does. A name with ".." only at its beginning leads the same way
-// from a directory without symbolic links whether or not it is shortened, so that it is the same for many
-// images.
-func join(dir, name string) string {
-	rest := name
-	for strings.HasPrefix(rest, "../") {
-		rest = rest[3:]
-	}
-	if strings.Contains("/"+rest+"/", "/../") {
-		return dir + "/" + name
-	}
-	return filepath.Join(dir, name)
-}
-
-// follow reads what the sweep left: images whose first bytes do not tell, symbolic links, and files outside
+// follow reads what the sweep left: images whose first bytes do not tell, symbolic links, devices, and files outside
 // the roots that images rest on.
 func (t *taking) follow(ctx context.Context) error {
 	for _, path := range t.odd {
@@ -308,14 +285,22 @@ func (t *taking) follow(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, path := range t.links {
+	for _, path := range append(t.links, t.special...) {
 		if err := t.link(ctx, path); err != nil {
 			return err
 		}
 	}
-	outside := 0
-	for i := 0; i < len(t.targets); i++ {
+	outside, seen := 0, 0
+	for i := 0; i < len(t.targets) || seen < len(t.views); {
+		if i == len(t.targets) {
+			seen++
+			if err := t.from(ctx, t.views[seen-1]); err != nil {
+				return err
+			}
+			continue
+		}
 		g := &t.targets[i]
+		i++
 		if !g.there || t.read[g.stat.ID] {
 			continue
 		}
@@ -330,7 +315,21 @@ func (t *taking) follow(ctx context.Context) error {
 	return nil
 }
 
-// link looks where a symbolic link below a root leads.
+// from takes the names in the header of an image that depend on where it lies, if it has such, as they are seen by one more
+// of its own names.
+func (t *taking) from(ctx context.Context, v view) error {
+	dirs := t.relative[v.id]
+	if len(dirs) == 0 {
+		return nil
+	}
+	dir, err := t.dirOf(ctx, v.path)
+	if err != nil || dir == "" || slices.Contains(dirs, dir) {
+		return err
+	}
+	return t.header(ctx, named{img: imgOf(dir, filepath.Base(v.path)), again: true})
+}
+
+// link looks where a symbolic link below a root leads, or what is no file and no link: a block device may hold an image.
 func (t *taking) link(ctx context.Context, path string) error {
 	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
 	switch {
@@ -343,12 +342,12 @@ func (t *taking) link(ctx context.Context, path string) error {
 		}
 		return ctx.Err()
 	case errors.Is(err, diskio.ErrSpecial):
-		return nil
+		return nil // a pipe, a socket or a character device, which hold no image and are not opened
 	case err != nil:
 		t.gap(path, "symbolic link", reason(err))
 		return nil
 	case t.read[st.ID]:
-		return nil
+		return t.from(ctx, view{st.ID, path})
 	}
 	return t.walk(ctx, path)
 }

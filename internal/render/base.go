@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
@@ -38,7 +39,29 @@ func BaseScan(w io.Writer, c *refs.Census, s Style) error {
 		o.base(&all[i])
 	}
 	o.baseTail(c)
+	o.baseNext(c)
 	return o.flush()
+}
+
+// baseNext says what to do about what is missing, and about what could be lost.
+func (o *out) baseNext(c *refs.Census) {
+	missing, bare := 0, int64(0)
+	for i := range c.All {
+		switch b := &c.All[i]; {
+		case b.State == refs.Missing:
+			missing++
+		case b.State == refs.Live && len(b.Uses) > 0 && b.Shield == "":
+			bare++
+		}
+	}
+	if missing > 0 {
+		o.line("next: the ways to bring back what is missing, with their proof")
+		o.line("  $ shisa base missing ", Word(c.Bases))
+	}
+	if bare > 0 {
+		o.line("next: ", Count(bare, "base that is needed has", "bases that are needed have"), " no second name, by which to come back")
+		o.line("  $ shisa base protect ", Word(c.Bases))
+	}
 }
 
 // BaseWhy writes all that needs the bases of a census.
@@ -61,23 +84,28 @@ func BaseWhy(w io.Writer, c *refs.Census, s Style) error {
 
 // baseHead says how things stand in one sentence.
 func (o *out) baseHead(c *refs.Census) {
-	missing, unused, held := int64(0), int64(0), int64(0)
+	missing, unused, held, kept := int64(0), int64(0), int64(0), int64(0)
 	for i := range c.All {
 		switch {
 		case c.All[i].State == refs.Missing:
 			missing++
+		case c.All[i].State == refs.ByShield:
+			kept++
 		case c.All[i].ID != "":
 			held++
 		case len(c.All[i].Uses) == 0:
 			unused++
 		}
 	}
-	text := Count(int64(len(c.All))-missing-held, "base", "bases")
+	text := Count(int64(len(c.All))-missing-held-kept, "base", "bases")
 	if missing > 0 {
 		text += ", " + o.paint(red, Count(missing, "is", "are")+" needed and MISSING")
 	}
 	if unused > 0 {
 		text += fmt.Sprintf(", for %d of them no use was found", unused)
+	}
+	if kept > 0 {
+		text += fmt.Sprintf(", only shields keep %d more", kept)
 	}
 	if held > 0 {
 		text += ", and " + Count(held, "was", "were") + " set aside"
@@ -130,8 +158,10 @@ func (o *out) baseState(b *refs.Base) string {
 		size = o.paint(yellow, "in quarantine") + " as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04") + ", " + size
 	case refs.Claimed:
 		size = o.paint(yellow, "about to be removed for good") + ", in quarantine as " + b.ID + ", " + size
+	case refs.ByShield:
+		size = o.paint(yellow, "removed") + ", and only its shield keeps it, " + size
 	}
-	if b.Shield != "" {
+	if b.Shield != "" && b.State != refs.ByShield {
 		size += ", shielded"
 	}
 	if len(b.Uses) == 0 {
@@ -205,7 +235,7 @@ func needWords(u *refs.Reference) string {
 	case refs.Pin:
 		text = "it is pinned: " + Text(u.Holder)
 	case refs.LastReport:
-		text = "its last report, of " + u.Since.Format("2006-01-02 15:04") + ", names " + Name(u.Holder)
+		text = "its last report, of " + u.Said.Format("2006-01-02 15:04") + ", names " + Name(u.Holder)
 	case refs.Nova:
 		text = "Nova has a machine of it (" + Name(u.Holder) + ")"
 	}
@@ -229,7 +259,7 @@ func needWords(u *refs.Reference) string {
 
 // sinceWords says since when somebody needs a base, where that is known.
 func sinceWords(u *refs.Reference) string {
-	if u.Since.IsZero() || u.How == refs.LastReport {
+	if u.Since.IsZero() {
 		return ""
 	}
 	return ", since " + u.Since.Format("2006-01-02 15:04")
@@ -248,10 +278,12 @@ func (o *out) baseTail(c *refs.Census) {
 	for _, note := range c.IndexNotes {
 		o.prose("index: ", Text(note))
 	}
-	if c.Kept.Files > 0 {
-		o.prose("", fmt.Sprintf("%s of %s are kept by their shields alone, the oldest not changed since %s",
-			Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), c.Kept.Oldest.Format("2006-01-02 15:04")))
-		o.keptRoom(c)
+	o.clocks(c)
+	o.kept(c)
+	if c.Partial.Files > 0 {
+		o.prose("", fmt.Sprintf("%s are taken by %s of bases that came to no end, or are under way, the oldest not changed since %s: "+
+			"shisa base recover takes those away that were not changed for a day", Bytes(c.Partial.AllocatedBytes),
+			Count(c.Partial.Files, "copy", "copies"), c.Partial.Oldest.Format("2006-01-02 15:04")))
 	}
 	if c.Complete() {
 		return
@@ -260,31 +292,59 @@ func (o *out) baseTail(c *refs.Census) {
 	o.prose("", "Any of that may need any base: nothing may be removed.")
 }
 
-// keptRoom says whether the space that only shields keep will be wanted, and how it is had.
-func (o *out) keptRoom(c *refs.Census) {
-	r := c.Room
-	if r == nil {
+// BaseClocks writes which hosts of Nova have a clock that is ahead, and what that means; nothing where there is none.
+func BaseClocks(w io.Writer, c *refs.Census, s Style) error {
+	o := newOut(w, s)
+	o.clocks(c)
+	return o.flush()
+}
+
+func (o *out) clocks(c *refs.Census) {
+	told := 0
+	for i := range c.Hosts {
+		h := &c.Hosts[i]
+		if h.AheadSeconds == 0 || told == maxOfAKind && !o.s.All {
+			continue
+		}
+		told++
+		ahead := time.Duration(h.AheadSeconds) * time.Second
+		o.prose(o.paint(yellow, Text(h.Name)+" has another time")+": ", fmt.Sprintf("its clock is %s ahead of this host's at least, by "+
+			"Nova's list of hosts. Nova there takes bases for so much older than they are, and touches may not keep those "+
+			"that are needed. Put the clock right that is wrong; until then shisa base protect --watch brings back what is "+
+			"removed", ahead.Truncate(time.Minute)))
+	}
+}
+
+// BaseKept writes what space only shields keep, whether it will be wanted, and how it is had; nothing where there is none.
+func BaseKept(w io.Writer, c *refs.Census, s Style) error {
+	o := newOut(w, s)
+	o.kept(c)
+	return o.flush()
+}
+
+func (o *out) kept(c *refs.Census) {
+	if c.Kept.Files == 0 {
 		return
 	}
-	if !r.Wanted {
-		if r.NoForecast != "" {
-			o.prose("", "whether that will be wanted is not known: "+Text(r.NoForecast))
+	o.prose("", fmt.Sprintf("%s of %s are kept by their shields alone, the oldest not changed since %s",
+		Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), c.Kept.Oldest.Format("2006-01-02 15:04")))
+	if r := c.Room; r != nil && r.Wanted {
+		text := fmt.Sprintf("%s of %s are left there", Bytes(r.FreeBytes), Bytes(r.SizeBytes))
+		if r.Full != nil {
+			late := "open"
+			if r.Late != nil {
+				late = r.Late.Format("2006-01-02 15:04")
+			}
+			text += fmt.Sprintf(", and at this rate nothing about %s UTC (%s to %s)", r.Full.Format("2006-01-02 15:04"),
+				r.Early.Format("2006-01-02 15:04"), late)
 		}
-		return
+		o.prose(o.paint(yellow, "that space will be wanted")+": ", text)
+	} else if r != nil && r.NoForecast != "" {
+		o.prose("", "whether that will be wanted is not known: "+Text(r.NoForecast))
 	}
-	text := fmt.Sprintf("%s of %s are left there", Bytes(r.FreeBytes), Bytes(r.SizeBytes))
-	if r.Full != nil {
-		late := "open"
-		if r.Late != nil {
-			late = r.Late.Format("2006-01-02 15:04")
-		}
-		text += fmt.Sprintf(", and at this rate nothing about %s UTC (%s to %s)", r.Full.Format("2006-01-02 15:04"),
-			r.Early.Format("2006-01-02 15:04"), late)
-	}
-	o.prose(o.paint(yellow, "that space will be wanted")+": ", text)
-	o.prose("", "a base that nobody needs gives it back when it has its name again and is set aside as any other:")
-	o.line("  $ shisa base restore ", Word(c.Bases), " NAME")
-	o.line("  $ shisa base plan ", Word(c.Bases))
+	o.prose("", "those that nobody needs give it back when they are set aside and removed for good as any other base:")
+	o.line("  $ shisa base plan --out plan.json ", Word(c.Bases))
+	o.line("  $ shisa base quarantine --plan plan.json ", Word(c.Bases))
 }
 
 // BaseDone writes what an act did.
@@ -325,15 +385,23 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 	if nothing && len(d.Left) == 0 {
 		o.line("there was nothing to do")
 	}
-	if d.Receipt != "" {
-		o.prose("", "receipt "+d.Receipt+", taken back by:")
-		o.line("  $ " + d.Undo)
-	}
+	o.receipt(d.Receipt, d.Undo)
 	return o.flush()
 }
 
-// BaseEvent writes one thing that happened to a pool that is watched.
-func BaseEvent(w io.Writer, h *pool.Happened, s Style) error {
+// receipt names the receipt of an act, and what takes that back.
+func (o *out) receipt(id, undo string) {
+	switch {
+	case undo != "":
+		o.prose("", "receipt "+id+", taken back by:")
+		o.line("  $ " + undo)
+	case id != "":
+		o.prose("", "receipt "+id+"; nothing of that can be taken back")
+	}
+}
+
+// BaseEvent writes one thing that happened to a pool that is watched, and to which if it is one of several.
+func BaseEvent(w io.Writer, h *pool.Happened, among bool, s Style) error {
 	o := newOut(w, s)
 	words, color := map[pool.What]string{
 		pool.Removed: "was removed", pool.Restored: "is there again", pool.NotRestored: "could NOT be brought back",
@@ -364,6 +432,9 @@ func BaseEvent(w io.Writer, h *pool.Happened, s Style) error {
 	text = strings.TrimSuffix(text, ",")
 	if h.Why != "" {
 		text += ": " + Text(h.Why)
+	}
+	if among {
+		text = Name(h.Bases) + ": " + text
 	}
 	o.prose(h.Time.Format("2006-01-02 15:04:05Z")+"  ", text)
 	return o.flush()

@@ -21,6 +21,7 @@ func BaseHistory(w io.Writer, h *blame.History, s Style) error {
 	if len(h.Events) == 0 {
 		o.prose("  ", "nothing is known to have happened to it")
 	}
+	o.neverHeard(h)
 	from := 0
 	if n := len(h.Events); n > maxOfAKind && !s.All {
 		from = n - maxOfAKind
@@ -52,8 +53,16 @@ func BaseBlame(w io.Writer, h *blame.History, s Style) error {
 			o.prose("  also ", o.deed(&v.Also[i]))
 		}
 	}
+	o.neverHeard(h)
 	o.blind(h.Gaps, "", true)
 	return o.flush()
+}
+
+// neverHeard says of a name that is not there and that nothing knows that it may be no base's.
+func (o *out) neverHeard(h *blame.History) {
+	if h.State == blame.Missing && len(h.Events) == 0 {
+		o.prose("", "nothing that was read has that name: shisa base scan "+Word(h.Bases)+" lists those that are known")
+	}
 }
 
 func (o *out) inPlace(s blame.State) string {
@@ -72,6 +81,8 @@ func (o *out) who(e *blame.Deed) string {
 	switch {
 	case e.From == blame.Kernel:
 		text = "by " + Text(e.Text)
+	case e.From == blame.Audit:
+		text = "by shisa (" + Text(e.Act) + ")"
 	case e.Program != "":
 		text = "by " + Text(e.Program)
 	}
@@ -109,6 +120,9 @@ func (o *out) deed(e *blame.Deed) string {
 		act = "could not be removed"
 	}
 	text := deedTime(e) + ": " + act + " " + o.who(e)
+	if e.From == blame.Audit {
+		text = deedTime(e) + ": " + act + " on " + Text(e.Node)
+	}
 	if e.From != blame.Kernel && e.Text != "" {
 		text += ": " + Text(e.Text)
 	}

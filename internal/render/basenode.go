@@ -41,12 +41,13 @@ func BaseNodes(w io.Writer, l *roll.List, s Style) error {
 		o.prose("", o.paint(yellow, "not read")+": "+Text(why))
 	}
 	switch {
-	case len(l.All) == 0:
+	case len(l.All) == 0 && len(l.Unread) == 0:
 		o.prose("", "Nobody has said what it needs: nothing may be removed. shisa base node join makes this host a member.")
 	case count[roll.Stranger] > 0:
 		o.prose("", "A stranger may need any base: nothing may be removed until it has joined, or the configuration names it "+
 			"among others.")
 	}
+	o.receipt(l.Receipt, l.Undo)
 	return o.flush()
 }
 

@@ -66,6 +66,9 @@ func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
 		if b.ID != "" {
 			text += ", in quarantine as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04")
 		}
+		if b.State == refs.ByShield {
+			text += ", removed, and only its shield keeps it"
+		}
 		switch {
 		case len(b.Uses) > 0:
 			text += ": needed by " + needs(b.Uses)

@@ -23,11 +23,15 @@ type BaseReceiptDocument struct {
 func BaseReceipt(w io.Writer, r *vault.BaseReceipt, left []vault.BaseStep, risk string, s Style) error {
 	o := newOut(w, s)
 	head := o.paint(green, "UNDONE")
-	switch undone := func(st vault.BaseStep) bool { return st.Undone }; {
-	case len(left) > 0 && !slices.ContainsFunc(r.Steps, undone):
+	// A step with a reason is one of which nothing was to be taken back any more.
+	undone := slices.ContainsFunc(r.Steps, func(st vault.BaseStep) bool { return st.Undone && st.Why == "" })
+	switch {
+	case len(left) > 0 && !undone:
 		head = o.paint(yellow, "NOT UNDONE")
 	case len(left) > 0:
 		head = o.paint(yellow, "UNDONE IN PART")
+	case !undone:
+		head = o.paint(yellow, "NOTHING LEFT TO UNDO")
 	}
 	o.line(head, "  ", Text(r.Act), " of ", r.Created.Format("2006-01-02 15:04:05Z"), " in ", Name(r.Dir()))
 	shown := 0
@@ -40,7 +44,7 @@ func BaseReceipt(w io.Writer, r *vault.BaseReceipt, left []vault.BaseStep, risk 
 			continue
 		}
 		text := baseUndone(st)
-		if st.Why != "" { // nothing was done
+		if st.Why != "" { // nothing was done, or something else
 			text = Name(st.Name) + " (" + string(st.What) + "): " + Text(st.Why)
 		}
 		o.prose("  ", text)
@@ -53,8 +57,12 @@ func BaseReceipt(w io.Writer, r *vault.BaseReceipt, left []vault.BaseStep, risk 
 		o.prose("  "+o.paint(yellow, "left")+": ", Name(left[i].At())+": "+Text(left[i].Why))
 		needed = needed || left[i].What == vault.BaseRestore || left[i].What == vault.BaseAdopt
 	}
-	if n := stays(r); n > 0 {
+	if count(r, vault.BaseRecord, vault.BasePolicy) > 0 {
 		o.prose("  ", "what was recorded, and the pool's own documents, stay: they take nothing from anybody")
+	}
+	if n := count(r, vault.BaseForget); n > 0 {
+		o.prose("  ", Count(n, "record that was taken away stays", "records that were taken away stay")+
+			" away: shisa base protect makes them anew of bases that are in their place")
 	}
 	o.prose("  receipt ", Text(r.ID))
 	if needed {
@@ -63,10 +71,10 @@ func BaseReceipt(w io.Writer, r *vault.BaseReceipt, left []vault.BaseStep, risk 
 	return o.flush()
 }
 
-// stays counts the steps of a receipt that are never taken back.
-func stays(r *vault.BaseReceipt) (n int) {
+// count gives how many steps of some kinds were done.
+func count(r *vault.BaseReceipt, what ...vault.BaseWhat) (n int64) {
 	for i := range r.Steps {
-		if w := r.Steps[i].What; r.Steps[i].Done && (w == vault.BaseRecord || w == vault.BasePolicy) {
+		if r.Steps[i].Done && slices.Contains(what, r.Steps[i].What) {
 			n++
 		}
 	}
@@ -84,6 +92,9 @@ func baseUndone(s *vault.BaseStep) string {
 	case vault.BaseTouch:
 		return name + " has the time of its last change again"
 	case vault.BaseRestore, vault.BaseAdopt:
+		if s.ID != "" {
+			return name + " is in quarantine again"
+		}
 		return name + " lost its name again; its shield keeps it"
 	case vault.BasePin:
 		return name + " is pinned no more"
@@ -91,6 +102,12 @@ func baseUndone(s *vault.BaseStep) string {
 		return name + " is pinned again"
 	case vault.BaseQuarantine:
 		return name + " is in its place again"
+	case vault.BaseMember:
+		return name + " is no member any more"
+	case vault.BaseRetire:
+		return name + " is waited for again, and what it said last counts"
+	case vault.BaseUnretire:
+		return name + " is retired again"
 	}
 	return name + ": " + string(s.What)
 }

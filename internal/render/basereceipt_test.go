@@ -21,6 +21,9 @@ func TestBaseReceipt(t *testing.T) {
 	}{
 		{[]vault.BaseStep{undone, kept}, nil, []string{"UNDONE  protect", "a lost its shield", "a (touch): it keeps its new time"}},
 		{[]vault.BaseStep{undone, left}, []vault.BaseStep{left}, []string{"UNDONE IN PART", "left: "}},
+		{[]vault.BaseStep{kept}, nil, []string{"NOTHING LEFT TO UNDO  protect"}},
+		{[]vault.BaseStep{kept, left}, []vault.BaseStep{left}, []string{"NOT UNDONE", "left: "}},
+		{[]vault.BaseStep{{What: vault.BaseRestore, Name: "c", ID: "x", Done: true, Undone: true}}, nil, []string{"c is in quarantine again"}},
 		{[]vault.BaseStep{left}, []vault.BaseStep{left}, []string{"NOT UNDONE", "left: "}},
 	} {
 		var b strings.Builder

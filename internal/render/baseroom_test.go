@@ -23,8 +23,8 @@ func TestKeptRoom(t *testing.T) {
 		"nearly full": {&refs.Room{SizeBytes: 100 << 30, FreeBytes: 9 << 30, Wanted: true, NoForecast: "x"}, "will be wanted: 9 GiB of 100 GiB are left there\n", "at this rate"},
 		"will be": {&refs.Room{SizeBytes: 100 << 30, FreeBytes: 50 << 30, Full: &full, Early: &full, Wanted: true},
 			"at this rate nothing about 2026-12-01 00:00 UTC (2026-12-01 00:00 to open)", "not known"},
-		"how":         {&refs.Room{SizeBytes: 100, FreeBytes: 1, Wanted: true}, "  $ shisa base plan /p/_base\n", "not known"},
-		"nobody says": {&refs.Room{SizeBytes: 100, FreeBytes: 50, NoForecast: "it was seen once"}, "wanted is not known: it was seen once", "shisa base plan"},
+		"how":         {&refs.Room{SizeBytes: 100, FreeBytes: 1, Wanted: true}, "  $ shisa base plan --out plan.json /p/_base\n  $ shisa base quarantine --plan plan.json /p/_base\n", "not known"},
+		"nobody says": {&refs.Room{SizeBytes: 100, FreeBytes: 50, NoForecast: "it was seen once"}, "wanted is not known: it was seen once", "at this rate"},
 	} {
 		var b strings.Builder
 		census := &refs.Census{Bases: "/p/_base", Room: c.room,

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/shisa-vm/shisa/internal/scan"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/check"
@@ -34,6 +36,20 @@ func TestScanHTML(t *testing.T) {
 	}
 	if err := ScanHTML(fullDisk{}, hostScan(), info()); !errors.Is(err, errFull) {
 		t.Errorf("ScanHTML on a full disk = %v, want %v", err, errFull)
+	}
+}
+
+// TestBaseImagesHTML: the page lists the directories of base images, whatever they are called.
+func TestBaseImagesHTML(t *testing.T) {
+	r := hostScan()
+	r.Pools = []scan.PoolStand{{Bases: "/a/<script>\x1b[2J/_base", Count: 7, Needed: 5, Unprotected: 2, Missing: 1}}
+	var b strings.Builder
+	if err := ScanHTML(&b, r, info()); err != nil {
+		t.Fatal(err)
+	}
+	harmlessPage(t, b.String())
+	if want := `<td class="n">7</td><td class="n">5</td><td class="n">3</td><td class="n">1</td>`; !strings.Contains(b.String(), want) {
+		t.Errorf("the page has no %s", want)
 	}
 }
 

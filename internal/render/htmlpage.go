@@ -46,6 +46,7 @@ type sheet struct {
 	images  []*check.Image
 	edges   []scan.Edge
 	places  []hypervisor.Place
+	pools   []scan.PoolStand
 	blind   []finding.Blind
 	summary check.Summary
 	info    PageInfo
@@ -56,7 +57,7 @@ type sheet struct {
 // ScanHTML writes the result of a scan as one page that needs nothing beside itself.
 func ScanHTML(w io.Writer, r *scan.Report, info PageInfo) error {
 	s := &sheet{command: "shisa scan", verdict: r.Verdict, status: r.Status, paths: r.Paths,
-		causes: r.Causes, images: worstFirst(r.Images), edges: r.Edges, places: r.Places,
+		causes: r.Causes, images: worstFirst(r.Images), edges: r.Edges, places: r.Places, pools: r.Pools,
 		blind: r.NotLookedAt, summary: r.Summary, info: info, host: r.Doctor}
 	if s.causes == nil {
 		s.causes = []scan.Cause{}
@@ -95,6 +96,7 @@ func (s *sheet) write(w io.Writer) error {
 	} else {
 		s.imageCards(p)
 	}
+	s.baseImages(p)
 	s.notLookedAt(p)
 	if len(s.images) > 0 {
 		p.el("h2", "", "Images and what they rest on")

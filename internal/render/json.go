@@ -4,7 +4,6 @@
 package render
 
 import (
-	"bufio"
 	"encoding"
 	"encoding/base64"
 	"fmt"
@@ -26,7 +25,7 @@ import (
 // gives: a list is never null, a string that is not UTF-8 gets a twin NAME_b64 with its exact
 // bytes, and nothing in a string can move the cursor of a terminal.
 func JSON(w io.Writer, schema string, v any) error {
-	return document(&encoder{w: bufio.NewWriterSize(w, jsonBuffer), indent: "\n"}, schema, v)
+	return document(&encoder{w: w, indent: "\n"}, schema, v)
 }
 
 // jsonBuffer is how much of a document is written at once; that of a large pool has tens of megabytes.
@@ -34,7 +33,7 @@ const jsonBuffer = 64 << 10
 
 // JSONLine is JSON on one line, for a stream of documents.
 func JSONLine(w io.Writer, schema string, v any) error {
-	return document(&encoder{w: bufio.NewWriter(w), flat: true}, schema, v)
+	return document(&encoder{w: w, flat: true}, schema, v)
 }
 
 func document(e *encoder, schema string, v any) error {
@@ -48,38 +47,53 @@ func document(e *encoder, schema string, v any) error {
 	if err := e.object(rv, schema); err != nil {
 		return fmt.Errorf("JSON document %s: %w", schema, err)
 	}
-	e.w.WriteByte('\n')
-	return e.w.Flush()
+	e.b = append(e.b, '\n')
+	e.flush()
+	return e.err
 }
 
 // maxJSONDepth is far above the deepest document; it ends a structure that holds itself.
 const maxJSONDepth = 64
 
 type encoder struct {
-	w      *bufio.Writer
-	indent string // newline and the blanks of the present depth
+	w io.Writer
+	// b is what is yet to be written, err why it could not be.
+	b      []byte
+	err    error
+	indent string // newline and the blanks of the present depth, of indents
 	flat   bool   // no newlines: indent stays empty
 	depth  int
 	types  map[reflect.Type][]field // that were met
 }
 
+// indents is a newline and the blanks of the greatest depth.
+var indents = "\n" + strings.Repeat("  ", maxJSONDepth+1)
+
+// flush writes what there is.
+func (e *encoder) flush() {
+	if e.err == nil {
+		_, e.err = e.w.Write(e.b)
+	}
+	e.b = e.b[:0]
+}
+
 func (e *encoder) deeper() {
 	e.depth++
 	if !e.flat {
-		e.indent += "  "
+		e.indent = indents[:1+2*e.depth]
 	}
 }
 
 func (e *encoder) back() {
 	e.depth--
 	if !e.flat {
-		e.indent = e.indent[:len(e.indent)-2]
+		e.indent = indents[:1+2*e.depth]
 	}
 }
 
 // field is one member of an object. at is where it is in its struct, also in one that is embedded there.
 type field struct {
-	name, key string // key is the name as it is written
+	name, key string // key is the name as it is written, with what follows it
 	at        []int
 	omitempty bool
 	// twin: it may have one, which the struct has no field for.
@@ -95,7 +109,7 @@ func (e *encoder) fields(t reflect.Type) []field {
 	fs := fieldsOf(t)
 	for i := range fs {
 		f := &fs[i]
-		f.key = e.quoted(f.name)
+		f.key = key(f.name)
 		twin := f.name + twinSuffix
 		f.twin = canTwin(t.FieldByIndex(f.at).Type) && !slices.ContainsFunc(fs, func(o field) bool { return o.name == twin })
 	}
@@ -145,53 +159,58 @@ func isEmpty(v reflect.Value) bool {
 }
 
 func (e *encoder) object(v reflect.Value, schema string) error {
-	e.w.WriteByte('{')
+	e.b = append(e.b, '{')
 	e.deeper()
 	first := true
-	key := func(quoted string) {
-		if !first {
-			e.w.WriteByte(',')
-		}
-		first = false
-		e.w.WriteString(e.indent)
-		e.w.WriteString(quoted)
-		e.w.WriteString(": ")
-	}
 	if schema != "" {
-		key(`"schema"`)
+		e.member(&first, key("schema"))
 		e.string(schema)
 	}
 	fs := e.fields(v.Type())
 	for i := range fs {
 		f := &fs[i]
+		member := v.Field(f.at[0])
+		if len(f.at) > 1 {
+			member = v.FieldByIndex(f.at)
+		}
 		// A document that is also kept in files has a field of its own for its schema.
-		member := v.FieldByIndex(f.at)
 		if f.omitempty && isEmpty(member) || schema != "" && f.name == "schema" {
 			continue
 		}
-		key(f.key)
-		if err := e.value(member); err != nil {
+		e.member(&first, f.key)
+		if member.Kind() == reflect.String {
+			if e.string(member.String()) {
+				continue // it has no twin
+			}
+		} else if err := e.value(member); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		if f.twin {
-			e.twin(member, func() { key(e.quoted(f.name + twinSuffix)) })
+			e.twin(member, func() { e.member(&first, key(f.name+twinSuffix)) })
 		}
 	}
 	e.back()
 	if !first {
-		e.w.WriteString(e.indent)
+		e.b = append(e.b, e.indent...)
 	}
-	e.w.WriteByte('}')
+	e.b = append(e.b, '}')
 	return nil
 }
 
-// quoted is a string as it is written.
-func (e *encoder) quoted(s string) string {
-	var b strings.Builder
-	q := encoder{w: bufio.NewWriter(&b)}
-	q.string(s)
-	q.w.Flush()
-	return b.String()
+// member begins a member of an object.
+func (e *encoder) member(first *bool, key string) {
+	if !*first {
+		e.b = append(e.b, ',')
+	}
+	*first = false
+	e.b = append(append(e.b, e.indent...), key...)
+}
+
+// key is a name as it is written before its value.
+func key(name string) string {
+	var e encoder
+	e.string(name)
+	return string(e.b) + ": "
 }
 
 // twin writes the exact bytes of a string that is not UTF-8. The twin of a list of strings is a
@@ -218,6 +237,17 @@ func (e *encoder) twin(v reflect.Value, key func()) {
 
 var timeType = reflect.TypeFor[time.Time]()
 
+// time writes a time.Time. Its address, where it has one, spares a copy of it.
+func (e *encoder) time(v reflect.Value) {
+	var t time.Time
+	if v.CanAddr() {
+		t = *v.Addr().Interface().(*time.Time)
+	} else {
+		t = v.Interface().(time.Time)
+	}
+	e.b = append(t.UTC().AppendFormat(append(e.b, '"'), time.RFC3339), '"')
+}
+
 func (e *encoder) value(v reflect.Value) error {
 	if e.depth >= maxJSONDepth {
 		return fmt.Errorf("nested deeper than %d", maxJSONDepth)
@@ -225,7 +255,7 @@ func (e *encoder) value(v reflect.Value) error {
 	switch v.Kind() {
 	case reflect.Struct:
 		if v.Type() == timeType {
-			e.string(v.Interface().(time.Time).UTC().Format(time.RFC3339))
+			e.time(v)
 			return nil
 		}
 	case reflect.Slice:
@@ -237,16 +267,16 @@ func (e *encoder) value(v reflect.Value) error {
 	}
 	switch v.Kind() {
 	case reflect.Bool:
-		e.w.WriteString(strconv.FormatBool(v.Bool()))
+		e.b = strconv.AppendBool(e.b, v.Bool())
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		e.w.WriteString(strconv.FormatInt(v.Int(), 10))
+		e.b = strconv.AppendInt(e.b, v.Int(), 10)
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		e.w.WriteString(strconv.FormatUint(v.Uint(), 10))
+		e.b = strconv.AppendUint(e.b, v.Uint(), 10)
 	case reflect.Float64:
 		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
 			return fmt.Errorf("%g has no place in a document", f)
 		}
-		e.w.WriteString(strconv.FormatFloat(v.Float(), 'f', -1, 64))
+		e.b = strconv.AppendFloat(e.b, v.Float(), 'f', -1, 64)
 	case reflect.String:
 		e.string(v.String())
 	case reflect.Slice, reflect.Array:
@@ -257,7 +287,7 @@ func (e *encoder) value(v reflect.Value) error {
 		return e.dict(v)
 	case reflect.Pointer, reflect.Interface:
 		if v.IsNil() {
-			e.w.WriteString("null")
+			e.b = append(e.b, "null"...)
 			return nil
 		}
 		return e.value(v.Elem())
@@ -268,22 +298,28 @@ func (e *encoder) value(v reflect.Value) error {
 }
 
 func (e *encoder) list(v reflect.Value) error {
-	e.w.WriteByte('[')
+	e.b = append(e.b, '[')
 	e.deeper()
 	for i := range v.Len() {
 		if i > 0 {
-			e.w.WriteByte(',')
+			e.b = append(e.b, ',')
 		}
-		e.w.WriteString(e.indent)
+		e.b = append(e.b, e.indent...)
 		if err := e.value(v.Index(i)); err != nil {
 			return err
+		}
+		if len(e.b) < jsonBuffer {
+			continue
+		}
+		if e.flush(); e.err != nil {
+			return e.err
 		}
 	}
 	e.back()
 	if v.Len() > 0 {
-		e.w.WriteString(e.indent)
+		e.b = append(e.b, e.indent...)
 	}
-	e.w.WriteByte(']')
+	e.b = append(e.b, ']')
 	return nil
 }
 
@@ -294,32 +330,33 @@ func (e *encoder) dict(v reflect.Value) error {
 	}
 	keys := v.MapKeys()
 	slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
-	e.w.WriteByte('{')
+	e.b = append(e.b, '{')
 	e.deeper()
 	for i, k := range keys {
 		if i > 0 {
-			e.w.WriteByte(',')
+			e.b = append(e.b, ',')
 		}
-		e.w.WriteString(e.indent)
+		e.b = append(e.b, e.indent...)
 		e.string(k.String())
-		e.w.WriteString(": ")
+		e.b = append(e.b, ": "...)
 		if err := e.value(v.MapIndex(k)); err != nil {
 			return fmt.Errorf("%s: %w", k.String(), err)
 		}
 	}
 	e.back()
 	if len(keys) > 0 {
-		e.w.WriteString(e.indent)
+		e.b = append(e.b, e.indent...)
 	}
-	e.w.WriteByte('}')
+	e.b = append(e.b, '}')
 	return nil
 }
 
 // string writes s with every character escaped that cannot be seen, so that a document can be
-// looked at on a terminal. What is not UTF-8 becomes U+FFFD; its twin has the bytes.
-func (e *encoder) string(s string) {
-	e.w.WriteByte('"')
-	start := 0
+// looked at on a terminal. What is not UTF-8 becomes U+FFFD; its twin has the bytes. plain: it is ASCII,
+// and written as it is.
+func (e *encoder) string(s string) (plain bool) {
+	e.b = append(e.b, '"')
+	start, wide := 0, false
 	for i := 0; i < len(s); {
 		r, n := rune(s[i]), 1
 		if r < utf8.RuneSelf {
@@ -330,28 +367,28 @@ func (e *encoder) string(s string) {
 		} else {
 			r, n = utf8.DecodeRuneInString(s[i:])
 		}
+		wide = true
 		if r != '"' && r != '\\' && r != utf8.RuneError && strconv.IsPrint(r) {
 			i += n
 			continue
 		}
-		e.w.WriteString(s[start:i])
+		e.b = append(e.b, s[start:i]...)
 		switch {
 		case r == '"' || r == '\\':
-			e.w.WriteByte('\\')
-			e.w.WriteByte(byte(r))
+			e.b = append(e.b, '\\', byte(r))
 		case r == '\n':
-			e.w.WriteString(`\n`)
+			e.b = append(e.b, `\n`...)
 		case r == '\t':
-			e.w.WriteString(`\t`)
+			e.b = append(e.b, `\t`...)
 		case r < 0x10000:
-			fmt.Fprintf(e.w, `\u%04x`, r)
+			e.b = fmt.Appendf(e.b, `\u%04x`, r)
 		default:
 			// JSON names what lies above 16 bits by two surrogates.
-			fmt.Fprintf(e.w, `\u%04x\u%04x`, 0xd800+(r-0x10000)>>10, 0xdc00+(r-0x10000)&0x3ff)
+			e.b = fmt.Appendf(e.b, `\u%04x\u%04x`, 0xd800+(r-0x10000)>>10, 0xdc00+(r-0x10000)&0x3ff)
 		}
 		i += n
 		start = i
 	}
-	e.w.WriteString(s[start:])
-	e.w.WriteByte('"')
+	e.b = append(append(e.b, s[start:]...), '"')
+	return !wide
 }

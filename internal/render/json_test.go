@@ -4,10 +4,13 @@
 package render
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"io"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -170,3 +173,40 @@ var errFull = errors.New("no space left")
 type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
+
+// small is a writer that takes so many bytes.
+type small struct{ left, writes int }
+
+func (f *small) Write(b []byte) (int, error) {
+	f.writes++
+	if f.left -= len(b); f.left < 0 {
+		return 0, io.ErrShortWrite
+	}
+	return len(b), nil
+}
+
+// TestJSONWritten: a document that is larger than what is written at once is whole; one that nobody takes ends with the
+// reason, and is not put together to its end.
+func TestJSONWritten(t *testing.T) {
+	type doc struct {
+		All []string `json:"all"`
+	}
+	d := doc{slices.Repeat([]string{strings.Repeat("x", 1000)}, 1000)}
+	var b bytes.Buffer
+	if err := JSON(&b, "shisa.test/1", d); err != nil {
+		t.Fatal(err)
+	}
+	var got doc
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil || !slices.Equal(got.All, d.All) {
+		t.Errorf("a list of %d is read as one of %d, %v", len(d.All), len(got.All), err)
+	}
+	for _, left := range []int{0, 500_000, b.Len() - 1} {
+		f := &small{left: left}
+		if err := JSON(f, "shisa.test/1", d); !errors.Is(err, io.ErrShortWrite) {
+			t.Errorf("a writer that takes %d bytes of %d: %v", left, b.Len(), err)
+		}
+		if want := left/jsonBuffer + 1; f.writes > want {
+			t.Errorf("a writer that takes %d bytes was asked %d times, want %d at most", left, f.writes, want)
+		}
+	}
+}

@@ -187,6 +187,7 @@ func poolOf(c *refs.Census) PoolStand {
 			if filepath.Dir(b.Path) == c.Bases {
 				p.Missing++
 			}
+		case b.State == refs.ByShield: // it was removed, and nobody's disk rests on a name that it has
 		case len(b.Uses) == 0:
 			p.Count++
 		default:
@@ -204,8 +205,10 @@ func poolOf(c *refs.Census) PoolStand {
 func (r *ranking) missingBase(b *refs.Base, real func(string) string) {
 	f := finding.New(finding.BI01, b.Path, finding.Sure, "missing", fmt.Sprintf(
 		"the base %s is needed and not there; %s", b.Name, neededBy(b)))
-	if b.Shield != "" {
-		f.Next = "its shield has it: shisa base restore brings the very file back"
+	dir := finding.Word(filepath.Dir(b.Path))
+	if f.Next = "the ways to bring it back, each with its proof: shisa base missing " + dir + "; who removed it: shisa base blame " +
+		dir + " " + finding.Word(b.Name); b.Shield != "" {
+		f.Next = "its shield has it, the very file: shisa base restore " + dir + " " + finding.Word(b.Name)
 	}
 	cause := causeOf(f)
 	for _, u := range b.Uses {
@@ -243,6 +246,7 @@ func (r *ranking) unprotected(c *refs.Census, p *PoolStand) {
 		"%d of the %d bases in it that somebody needs have no shield: who removes one takes the disks on it away",
 		p.Unprotected, p.Needed))
 	f.Count = p.Unprotected
+	f.Next = "shisa base protect " + finding.Word(c.Bases) + " gives each a second name, which takes no space"
 	r.list = append(r.list, causeOf(f))
 }
 

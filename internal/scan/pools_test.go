@@ -77,6 +77,21 @@ func TestPools(t *testing.T) {
 	shield(t, dir+"/pool/_base/here")
 	run("clean [0]", "pool 2 needed 1 unprotected 0 missing 0")
 
+	// One that was removed and only its shield keeps is neither there nor missing.
+	spare := dir + "/pool/_base/spare"
+	if err := os.WriteFile(spare, make([]byte, 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	shield(t, spare)
+	if err := os.Remove(spare); err != nil {
+		t.Fatal(err)
+	}
+	run("clean [0]", "pool 2 needed 1 unprotected 0 missing 0")
+	names, err := filepath.Glob(dir + "/pool/_base/.shisa/shields/*.spare")
+	if err != nil || len(names) != 1 || os.Remove(names[0]) != nil {
+		t.Fatal(names, err)
+	}
+
 	makeImage(t, vm+"/disk.rescue", dir+"/pool/_base/gone", 0)
 	makeImage(t, dir+"/pool/other/disk", "../_base/gone", 0)
 	rep := run("found [3]",
@@ -90,7 +105,7 @@ func TestPools(t *testing.T) {
 		t.Fatal(err)
 	}
 	rep, err = Run(t.Context(), []string{dir}, opts)
-	if err != nil || rep.Causes[1].Next != "its shield has it: shisa base restore brings the very file back" {
+	if err != nil || rep.Causes[1].Next != "its shield has it, the very file: shisa base restore "+dir+"/pool/_base here" {
 		t.Errorf("Run = %+v, %v, want that the shield is named", rep.Causes, err)
 	}
 	shields, err := filepath.Glob(dir + "/pool/_base/.shisa/shields/*")

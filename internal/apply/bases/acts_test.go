@@ -48,7 +48,7 @@ func newStock(t *testing.T, bases ...string) *stock {
 }
 
 // policy changes pool.json.
-func (f *stock) policy(change func(*pool.Policy)) {
+func (f *world) policy(change func(*pool.Policy)) {
 	f.t.Helper()
 	p := *f.state().Policy
 	change(&p)
@@ -121,7 +121,7 @@ func (f *stock) report(node string) {
 		f.t.Fatal(err)
 	}
 	r := &pool.Report{Schema: pool.ReportSchema, Pool: s.Policy.UUID, Node: node, BootID: bootID, Seq: 1, Time: time.Now().UTC(),
-		Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
+		LaunchGraceSeconds: pool.SecondsOf(time.Duration(s.Policy.LaunchGrace)), Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
 	for i := range s.Reports {
 		if s.Reports[i].Node == node {
 			r.Seq = s.Reports[i].Seq + 1

@@ -80,7 +80,11 @@ func Describe(ctx context.Context, p PassOptions, o Options) (*pool.Inventory, e
 
 // reportWords says in words what a report says.
 func reportWords(r *pool.Report) string {
-	text := fmt.Sprintf("report %d: %d uses in %d images; %d in quarantine seen", r.Seq, len(r.Uses), r.Images, len(r.Observed))
+	uses := int64(len(r.Uses))
+	for i := range r.Uses {
+		uses += r.Uses[i].More
+	}
+	text := fmt.Sprintf("report %d: %d uses in %d images; %d in quarantine seen", r.Seq, uses, r.Images, len(r.Observed))
 	waiting := 0
 	for _, d := range r.Draining {
 		waiting += len(d.Observed)

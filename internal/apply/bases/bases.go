@@ -71,6 +71,8 @@ type keeper struct {
 	// nothing is to be changed.
 	act, pool string
 	receipt   *vault.BaseReceipt
+	// instances are the directories of instances that the bases belong to, as far as a census told.
+	instances []string
 	hold      io.Closer // says that the act is under way
 }
 
@@ -143,6 +145,8 @@ func (k *keeper) begin(ctx context.Context, s *pool.State) error {
 		k.pool = s.Policy.UUID
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s is there and could not be read: %w", k.path(pool.File), errors.Join(s.Unread...))
+	case len(s.Unread) > 0: // there may be a pool
+		return errors.Join(s.Unread...)
 	default:
 		uuid, err := newUUID()
 		if err != nil {

@@ -211,7 +211,7 @@ func TestRestore(t *testing.T) {
 		}
 	}}
 	d, err := Restore(t.Context(), "a", RestoreOptions{}, o)
-	if want := []string{pool.ShieldName(id.Ino, "a"), "a"}; !slices.Equal(names, want) {
+	if want := []string{pool.Clock, pool.ShieldName(id.Ino, "a"), "a"}; !slices.Equal(names, want) {
 		t.Errorf("changed were %q, want %q", names, want)
 	}
 	if err != nil || !slices.Equal(d.Restored, []string{"a"}) {
@@ -243,6 +243,57 @@ func TestRestore(t *testing.T) {
 		if _, err := Restore(t.Context(), bad, RestoreOptions{}, w.options()); err == nil {
 			t.Errorf("Restore(%q) gives no error", bad)
 		}
+	}
+}
+
+// TestRestoreSeveral: several names are one act, and what cannot be had of them is left.
+func TestRestoreSeveral(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.protect(ProtectOptions{}, "a")
+	w.remove("a")
+	w.remove("b")
+	o := w.receipts()
+	d, err := RestoreAll(t.Context(), []string{"a", "nothing", "b"}, RestoreOptions{}, o)
+	if err != nil || !slices.Equal(d.Restored, []string{"a", "b"}) || len(d.Left) != 1 || d.Left[0].Name != "nothing" {
+		t.Fatalf("RestoreAll = %+v, %v, want a and b restored", d, err)
+	}
+	if all, err := o.Receipts.BaseReceipts(t.Context()); err != nil || len(all) != 1 || all[0].ID != d.Receipt || len(all[0].Steps) != 4 {
+		t.Errorf("the receipts are %+v, %v, want one of four steps", all, err)
+	}
+	if w.text("a") != "a" || w.text("b") != "b" || w.old("a") || w.old("b") {
+		t.Error("what is there is not what was removed, or old")
+	}
+}
+
+// TestRestoreKept: whatever only its shield keeps has its name again, but for what nobody can choose between and what
+// another file has the name of.
+func TestRestoreKept(t *testing.T) {
+	w := newWorld(t, "a", "b", "c", "d", "e")
+	w.protect(ProtectOptions{}, "a")
+	for _, n := range []string{"a", "b", "c", "d"} {
+		w.remove(n)
+	}
+	w.write("c", "another")
+	w.write("d", "another")
+	w.protect(ProtectOptions{}, "a")
+	w.remove("d")
+	d, err := RestoreKept(t.Context(), "room is wanted", w.options())
+	if err != nil || !slices.Equal(d.Restored, []string{"a", "b"}) || len(d.Left) != 3 {
+		t.Fatalf("RestoreKept = %+v, %v, want a and b restored, c and twice d left", d, err)
+	}
+	for i, want := range []struct{ name, why string }{{"c", ErrThere.Error()}, {"d", ErrSeveral.Error()}, {"d", ErrSeveral.Error()}} {
+		if l := d.Left[i]; l.Name != want.name || !strings.Contains(l.Why, want.why) || !strings.Contains(l.Why, "--inode ") {
+			t.Errorf("left is %+v, want %s: %s", l, want.name, want.why)
+		}
+	}
+	if w.text("a") != "a" || w.text("c") != "another" || w.old("a") {
+		t.Error("what is there is not what should be")
+	}
+	if e := w.state().Audits; e[len(e)-1].Why != "room is wanted" {
+		t.Errorf("the audit ends with %+v", e[len(e)-1])
+	}
+	if d, err = RestoreKept(t.Context(), "", w.options()); err != nil || len(d.Restored) > 0 {
+		t.Errorf("RestoreKept once more = %+v, %v", d, err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/testenv"
@@ -43,7 +44,8 @@ func (d noLocks) CreateNew(path string, perm fs.FileMode) (diskio.Writable, erro
 	return d.Disk.CreateNew(path, perm)
 }
 
-// crowd are controllers, nodes that launch machines, nodes that report, and people who restore, all at once.
+// crowd are controllers, nodes that launch machines, nodes that report, people who restore, and a cleaner that removes what
+// nobody needs, all at once.
 type crowd struct {
 	*stock
 	// launching is held for reading by launches between their look-up and their overlay, and taken by who drains.
@@ -59,7 +61,7 @@ type overlay struct {
 	ino  uint64
 }
 
-// TestTwoControllers lets two controllers, launches, reports and restores loose on one pool, without the lock that keeps
+// TestTwoControllers lets two controllers, launches, reports, restores and a cleaner loose on one pool, without the lock that keeps
 // controllers apart. Whatever happens: each machine finds the very file that its launch found, no file has two names,
 // and every audit holds.
 func TestTwoControllers(t *testing.T) {
@@ -91,6 +93,7 @@ func TestTwoControllers(t *testing.T) {
 			loop(4+n, func(r *rand.Rand) { c.launch(names[r.IntN(len(names))], r) })
 		}
 		loop(6, func(r *rand.Rand) { c.restore(ctx, names[r.IntN(len(names))]) })
+		loop(7, func(r *rand.Rand) { c.clean(names[r.IntN(len(names))]) })
 		all.Wait()
 		cancel()
 		if d, err := Recover(t.Context(), c.decision(), c.options()); err != nil || len(d.Left) > 0 {
@@ -109,9 +112,9 @@ func TestTwoControllers(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds: %v", rounds, did)
-	wanted := []string{"quarantined", "reported"}
+	wanted := []string{"quarantined", "reported", "cleaned"}
 	if rounds >= 50 { // in a few, chance may leave some out
-		wanted = append(wanted, "restored", "launched", "purged", "recovered")
+		wanted = append(wanted, "restored", "launched", "purged", "recovered", "quarantined of what was cleaned")
 	}
 	for _, what := range wanted {
 		if did[what] == 0 {
@@ -150,6 +153,13 @@ func (c *crowd) control(ctx context.Context, node string, r *rand.Rand) {
 	if err == nil {
 		c.count("quarantined", len(d.Quarantined))
 	}
+	for _, b := range p.With(judge.MayQuarantine) {
+		if err == nil && b.State == refs.ByShield && slices.ContainsFunc(d.Quarantined, func(held string) bool {
+			return strings.HasSuffix(held, "."+b.Name)
+		}) {
+			c.count("quarantined of what was cleaned", 1)
+		}
+	}
 }
 
 // pass is what a node does: it lists the quarantine, waits for its launches, looks, and says what it saw.
@@ -164,7 +174,7 @@ func (c *crowd) pass(ctx context.Context, node string) {
 		return
 	}
 	r := &pool.Report{Schema: pool.ReportSchema, Pool: s.Policy.UUID, Node: node, BootID: bootID, Seq: 1, Time: time.Now().UTC(),
-		Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
+		LaunchGraceSeconds: pool.SecondsOf(time.Duration(s.Policy.LaunchGrace)), Observed: []string{}, Draining: []pool.Draining{}, Gaps: []string{}, Uses: []pool.Use{}, Storages: []pool.BaseStorage{}}
 	for i := range s.Reports {
 		if s.Reports[i].Node == node {
 			r.Seq = s.Reports[i].Seq + 1
@@ -224,6 +234,23 @@ func (c *crowd) launch(base string, r *rand.Rand) {
 	defer c.mu.Unlock()
 	c.overlays[path] = overlay{base, e.Ino}
 	c.done["launched"]++
+}
+
+// clean removes a base that no machine rests on, as Nova does. What it removed is kept by its shield alone.
+func (c *crowd) clean(base string) {
+	time.Sleep(time.Millisecond)
+	c.launching.Lock()
+	defer c.launching.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.overlays {
+		if o.base == base {
+			return
+		}
+	}
+	if err := os.Remove(c.path(base)); err == nil {
+		c.done["cleaned"]++
+	}
 }
 
 // restore is a person who wants a base back.

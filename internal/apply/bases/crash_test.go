@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -54,6 +55,18 @@ func (p *points) Move(id diskio.ID, from, to string) error {
 	return p.Links.Move(id, from, to)
 }
 
+func (p *points) Aside(id diskio.ID, from, to string) error {
+	p.point()
+	defer p.point()
+	return p.Links.Aside(id, from, to)
+}
+
+func (p *points) Link(id diskio.ID, from, to string) error {
+	p.point()
+	defer p.point()
+	return p.Links.Link(id, from, to)
+}
+
 func (p *points) Unlink(id diskio.ID, name string) error {
 	p.point()
 	defer p.point()
@@ -87,6 +100,44 @@ func (f *stock) story(o Options) {
 // TestKilledAtEveryStep kills a program at each point of the story: no base is lost, and after recovering none has two
 // names, whatever was needed has its own, and every audit holds.
 func TestKilledAtEveryStep(t *testing.T) {
+	killed(t, testenv.Rounds(2, 1, 1), func(f *stock) { f.image("disk", "used") }, func(f *stock, o Options) { f.story(o) })
+}
+
+// TestUndoKilledAtEveryStep is the same for names that are taken back: one of a base that came from its shield, one that
+// came from quarantine under another name, and one of a copy.
+func TestUndoKilledAtEveryStep(t *testing.T) {
+	killed(t, testenv.Rounds(2, 1, 1), func(f *stock) {
+		o := f.receipts()
+		f.quarantine("b")
+		f.remove("used")
+		f.write("../candidate", "a copy")
+		st, err := diskio.Look(f.path("../candidate"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err1 := Restore(t.Context(), "used", RestoreOptions{}, o)
+		_, err2 := Restore(t.Context(), "b", RestoreOptions{As: "as"}, o)
+		_, err3 := Adopt(t.Context(), f.path("../candidate"), st.ID, "copied", Proof{Why: "test"}, o)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			t.Fatal(err)
+		}
+	}, func(f *stock, o Options) {
+		o.Receipts = f.receipts().Receipts
+		all, err := o.Receipts.BaseReceipts(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range all {
+			r, err := Undo(t.Context(), r.ID, UndoOptions{Census: f.look, Needed: func(string) bool { return true }}, o)
+			if err != nil || len(InForce(r)) > 0 && r.Act != "protect" {
+				t.Fatalf("Undo = %+v, %v", r, err)
+			}
+		}
+	})
+}
+
+// killed runs a story again and again, each time killed every points later, and once to its end.
+func killed(t *testing.T, every int, before func(*stock), story func(*stock, Options)) {
 	if dir := os.Getenv(victimDir); dir != "" {
 		f := &stock{&world{t, dir}, []string{"n1", "n2"}}
 		at, err := strconv.Atoi(os.Getenv(victimAt))
@@ -96,18 +147,17 @@ func TestKilledAtEveryStep(t *testing.T) {
 		p := &points{Links: diskio.HostLinks(), at: at, here: func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL); select {} }}
 		o := f.options()
 		o.Links, o.Step = p, p.step
-		f.story(o)
+		story(f, o)
 		fmt.Printf("points %d\n", p.n)
 		return
 	}
-	every := testenv.Rounds(2, 1, 1)
 	killed := 0
 	for at := 1; ; at += every {
 		f := newStock(t, "a", "b", "used")
-		f.image("disk", "used")
 		files := f.files("a", "b", "used")
 		delete(files, "a") // nobody needs it
-		out, err := f.victim("^TestKilledAtEveryStep$", at).CombinedOutput()
+		before(f)
+		out, err := f.victim("^"+t.Name()+"$", at).CombinedOutput()
 		var exit *exec.ExitError
 		switch {
 		case err == nil:
@@ -117,6 +167,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 			if got := f.problems(files, true); got != nil {
 				t.Errorf("to the end: %q", got)
 			}
+			f.wantKept(files, "to the end")
 			return
 		case !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL:
 			t.Fatalf("at %d the victim ended with %v:\n%s", at, err, out)
@@ -133,6 +184,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 			t.Errorf("killed at %d and recovered: %q", at, got)
 		}
 		f.wantNames(files, fmt.Sprintf("killed at %d", at))
+		f.wantKept(files, fmt.Sprintf("killed at %d", at))
 		// Done again it does nothing.
 		if d, err = Recover(t.Context(), f.decision(), f.options()); err != nil || len(d.Recovered)+len(d.Restored)+len(d.Left) > 0 {
 			t.Errorf("killed at %d and recovered twice: %+v, %v", at, d, err)
@@ -160,6 +212,20 @@ func (f *stock) wantNames(files map[string]uint64, when string) {
 		if want := files[b.Name]; want != 0 && len(b.Uses) > 0 && b.ID == "" && b.File.Ino != want {
 			f.t.Errorf("%s: %s is needed and %s, inode %d, want %d", when, b.Name, b.State, b.File.Ino, want)
 		}
+	}
+}
+
+// wantKept tells of files that have no name at all any more.
+func (f *stock) wantKept(files map[string]uint64, when string) {
+	f.t.Helper()
+	s := f.state()
+	for name, ino := range files {
+		e, err := diskio.LookEntry(f.path(name))
+		if err == nil && e.Ino == ino || slices.ContainsFunc(s.Held, func(h pool.Held) bool { return h.File.Ino == ino }) ||
+			slices.ContainsFunc(s.Shields, func(h pool.Shield) bool { return h.ID.Ino == ino }) {
+			continue
+		}
+		f.t.Errorf("%s: nothing keeps %s, inode %d", when, name, ino)
 	}
 }
 
@@ -227,6 +293,13 @@ func (l lying) Move(id diskio.ID, from, to string) error {
 	return errors.Join(l.Links.Move(id, from, to), fs.ErrNotExist)
 }
 
+func (l lying) Aside(id diskio.ID, from, to string) error {
+	if !l.done {
+		return nil
+	}
+	return errors.Join(l.Links.Aside(id, from, to), fs.ErrNotExist)
+}
+
 // TestLostAnswers: what a rename says is never believed.
 func TestLostAnswers(t *testing.T) {
 	f := newStock(t, "a", "b")
@@ -252,8 +325,8 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// TestLostAnswersOfKernel has the kernel itself tell of a rename that was done that the name is not there, as NFS does
-// after it sent the call twice.
+// TestLostAnswersOfKernel has the kernel itself answer wrongly: what counts is where the file is then. ENOENT of a
+// rename that was done, and EEXIST of a link, are what NFS tells who sent the call twice.
 func TestLostAnswersOfKernel(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
@@ -273,25 +346,35 @@ func TestLostAnswersOfKernel(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	from, to := filepath.Join(dir, "base"), filepath.Join(dir, heldName)
+	changes := map[string]func(id diskio.ID) error{
+		"link":          func(id diskio.ID) error { return diskio.HostLinks().Link(id, from, to) },
+		"move":          func(id diskio.ID) error { return diskio.HostLinks().Move(id, from, to) },
+		"move and look": func(id diskio.ID) error { _, err := newKeeper(Options{Bases: dir}).move(id, from, to); return err },
+		"unlink":        func(id diskio.ID) error { return diskio.HostLinks().Unlink(id, from) },
+		"rename":        func(diskio.ID) error { return diskio.Host().Rename(from, to) },
+		"remove":        func(diskio.ID) error { return diskio.Host().Remove(from) },
+	}
 	err = m.Do(func() error {
-		from, to := filepath.Join(dir, "base"), filepath.Join(dir, "q", heldName)
-		if err := errors.Join(os.Mkdir(filepath.Join(dir, "q"), 0o755), os.WriteFile(from, []byte("base"), 0o644)); err != nil {
-			return err
-		}
-		e, err := diskio.LookEntry(from)
-		if err != nil {
-			return err
-		}
-		m.LoseAnswers(true)
-		if err := os.Rename(from, from+".x"); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("the answer was not lost: %v", err)
-		}
-		if _, err := newKeeper(Options{Bases: dir}).move(e.ID, from+".x", to); err != nil {
-			return fmt.Errorf("move = %w, want that it was done", err)
-		}
-		text, err := os.ReadFile(to)
-		if string(text) != "base" {
-			return fmt.Errorf("it holds %q, %v", text, err)
+		for _, lie := range []cutfs.Lie{{Done: true, Errno: unix.ENOENT}, {Done: true, Errno: unix.EEXIST},
+			{Done: true, Errno: unix.EIO}, {Errno: unix.EIO}, {}} {
+			for what, change := range changes {
+				if err := os.WriteFile(from, []byte("base"), 0o644); err != nil {
+					return err
+				}
+				e, err := diskio.LookEntry(from)
+				if err != nil {
+					return err
+				}
+				m.LieAt(1, lie)
+				err = change(e.ID)
+				if told := m.Told(); (err == nil) != lie.Done || len(told) != 1 {
+					t.Errorf("%s, done: %v, and said %v: %v after %q", what, lie.Done, lie.Errno, err, told)
+				}
+				m.LieAt(-1, lie)
+				_ = os.Remove(from)
+				_ = os.Remove(to)
+			}
 		}
 		return nil
 	})

@@ -38,6 +38,8 @@ type Decision struct {
 	NoOverlays []string
 	// OtherStorage are nodes of which a person knows that the file systems there became others.
 	OtherStorage []string
+	// NewAudits are nodes of which a person knows that their audits do not hold, for Recover.
+	NewAudits []string
 }
 
 // decide looks at everything anew and decides. only and mine are as in judge.Options; acting tells of an act whose

@@ -17,8 +17,10 @@ import (
 func drain(r, last *pool.Report, seen []string, run linux.Run, grace time.Duration) {
 	waited := map[string]int64{} // for how many seconds each was waited for
 	waiting := map[string]bool{}
+	r.LaunchGraceSeconds = pool.SecondsOf(grace)
 	if last != nil {
-		for _, id := range last.Observed {
+		// What was waited for by a shorter grace than the one of now is waited for anew.
+		for _, id := range last.Seen(grace) {
 			waited[id] = last.DrainedSeconds
 		}
 		for _, d := range last.Draining {
@@ -34,7 +36,7 @@ func drain(r, last *pool.Report, seen []string, run linux.Run, grace time.Durati
 			for _, id := range d.Observed {
 				switch {
 				case !slices.Contains(seen, id):
-				case since >= int64(math.Ceil(grace.Seconds())):
+				case since >= r.LaunchGraceSeconds:
 					waited[id] = max(waited[id], since)
 				default:
 					waiting[id] = true

@@ -41,17 +41,13 @@ func heldFor(s *pool.State, name string, inode uint64) (*pool.Held, error) {
 	return nil, fmt.Errorf("%s: %w in quarantine: %s", name, ErrSeveral, strings.Join(all, "; "))
 }
 
-// restoreHeld is Restore from quarantine: the base gets its name back, or another.
-func (k *keeper) restoreHeld(ctx context.Context, s *pool.State, h *pool.Held, as, why string) (d *pool.Done, err error) {
-	d = newDone(k.Bases, s)
-	k.pool = d.Pool
-	defer func() { err = k.finish(ctx, d, err) }()
-	return d, k.bringBack(ctx, h, as, why, d)
-}
-
 // bringBack renames a base from quarantine to where it was. It is touched before: a cleaner removes at once what looks
 // old.
 func (k *keeper) bringBack(ctx context.Context, h *pool.Held, as, why string, d *pool.Done) error {
+	ctx, err := toItsEnd(ctx)
+	if err != nil {
+		return err
+	}
 	to := filepath.Join(k.Bases, as)
 	step := stepAt(vault.BaseRestore, h.Name, to, h.File.Ino)
 	step.ID = h.ID
@@ -104,7 +100,7 @@ func (k *keeper) back(ctx context.Context, h *pool.Held, to string) error {
 		return err
 	}
 	if there {
-		err := k.Links.Unlink(h.File, h.Path)
+		err := k.unlink(h.File, h.Path)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}

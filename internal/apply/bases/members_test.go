@@ -53,7 +53,7 @@ func TestRetire(t *testing.T) {
 		if c.name == "one that spoke in the future" {
 			f.ago("b", -10*365*24*time.Hour)
 		}
-		if _, err := Retire(t.Context(), c.node, me, c.r, o); !errors.Is(err, c.want) {
+		if _, _, err := Retire(t.Context(), c.node, me, c.r, o); !errors.Is(err, c.want) {
 			t.Errorf("Retire of %s = %v, want %v", c.name, err, c.want)
 		}
 	}
@@ -64,7 +64,7 @@ func TestRetire(t *testing.T) {
 	a.run.Awake += grace + time.Second
 	a.pass()
 	f.wantBlockers("b is silent", free, "free", "not_seen: b")
-	gone, err := Retire(t.Context(), "b", me, RetireOptions{}, o)
+	gone, _, err := Retire(t.Context(), "b", me, RetireOptions{}, o)
 	if err != nil || len(gone.Pins) != 1 {
 		t.Fatalf("Retire = %+v, %v, want one pin", gone, err)
 	}
@@ -73,7 +73,7 @@ func TestRetire(t *testing.T) {
 	if p := f.state().Pins; len(p) != 1 || len(p[0].Uses) != 2 || p[0].Inode == 0 || p[0].Reason != "node b was retired: it burned" {
 		t.Errorf("pins = %+v, want one with two uses", p)
 	}
-	if _, err := Retire(t.Context(), "b", me, RetireOptions{}, o); !errors.Is(err, fs.ErrExist) {
+	if _, _, err := Retire(t.Context(), "b", me, RetireOptions{}, o); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("Retire once more = %v, want %v", err, fs.ErrExist)
 	}
 	// It comes back all the same.
@@ -82,7 +82,7 @@ func TestRetire(t *testing.T) {
 	f.wantBlockers("b is back", used, "used", "pinned", "used: b")
 	f.ago("b", time.Hour)
 	// It needs what is missing under its name, and the file that was set aside.
-	if gone, err = Retire(t.Context(), "b", me, RetireOptions{}, o); err != nil || len(gone.Pins) != 2 || len(f.state().Pins) != 2 {
+	if gone, _, err = Retire(t.Context(), "b", me, RetireOptions{}, o); err != nil || len(gone.Pins) != 2 || len(f.state().Pins) != 2 {
 		t.Errorf("Retire anew = %+v, %v with %d pins, want the same pin and one more", gone, err, len(f.state().Pins))
 	}
 	// A person takes it back.
@@ -103,10 +103,10 @@ func TestRetireUnsure(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantBlockers("joined", "0123456789abcdef0123456789abcdef", "x", "no_report: silent")
-	if _, err := Retire(t.Context(), "silent", me, RetireOptions{}, o); !errors.Is(err, ErrSilent) {
+	if _, _, err := Retire(t.Context(), "silent", me, RetireOptions{}, o); !errors.Is(err, ErrSilent) {
 		t.Errorf("Retire of a silent one = %v, want %v", err, ErrSilent)
 	}
-	if _, err := Retire(t.Context(), "silent", me, RetireOptions{Silent: true}, o); err != nil {
+	if _, _, err := Retire(t.Context(), "silent", me, RetireOptions{Silent: true}, o); err != nil {
 		t.Error(err)
 	}
 	if err := os.WriteFile(f.nodes["b"].dir+"/disk", []byte("QFI\xfb\x00\x00\x00\x03 broken"), 0o644); err != nil {
@@ -116,14 +116,14 @@ func TestRetireUnsure(t *testing.T) {
 		t.Errorf("report of what cannot be read = %+v, want a gap", r)
 	}
 	f.ago("b", time.Hour)
-	if _, err := Retire(t.Context(), "b", me, RetireOptions{}, o); !errors.Is(err, ErrPartly) {
+	if _, _, err := Retire(t.Context(), "b", me, RetireOptions{}, o); !errors.Is(err, ErrPartly) {
 		t.Errorf("Retire with an incomplete report = %v, want %v", err, ErrPartly)
 	}
 	// Any document that cannot be read may be what b said.
 	if err := os.WriteFile(pool.Path(f.dir, pool.Pins, "x.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Retire(t.Context(), "b", me, RetireOptions{Partly: true}, o); !errors.Is(err, pool.ErrPool) {
+	if _, _, err := Retire(t.Context(), "b", me, RetireOptions{Partly: true}, o); !errors.Is(err, pool.ErrPool) {
 		t.Errorf("Retire in a pool that cannot be read = %v, want %v", err, pool.ErrPool)
 	}
 }
@@ -145,13 +145,13 @@ func TestRetireCut(t *testing.T) {
 			}
 			return nil
 		}
-		_, err := Retire(t.Context(), "b", me, RetireOptions{}, o)
+		_, _, err := Retire(t.Context(), "b", me, RetireOptions{}, o)
 		s := f.state()
 		b := lastOf(s, "b")
 		if b.Away() && len(s.Pins) != 2 {
 			t.Errorf("cut %d: b is away with %d pins, want 2", cut, len(s.Pins))
 		}
-		if _, err := Retire(t.Context(), "b", me, RetireOptions{}, f.nodes["a"].options()); err != nil && !b.Away() {
+		if _, _, err := Retire(t.Context(), "b", me, RetireOptions{}, f.nodes["a"].options()); err != nil && !b.Away() {
 			t.Errorf("cut %d: once more: %v", cut, err)
 		}
 		if got := len(f.state().Pins); got != 2 {
@@ -200,7 +200,7 @@ func TestRetiredName(t *testing.T) {
 	b.overlay("disk", "x")
 	b.pass()
 	f.ago("b", time.Hour)
-	if _, err := Retire(t.Context(), "b", me, RetireOptions{}, f.nodes["a"].options()); err != nil {
+	if _, _, err := Retire(t.Context(), "b", me, RetireOptions{}, f.nodes["a"].options()); err != nil {
 		t.Fatal(err)
 	}
 	anew := *b

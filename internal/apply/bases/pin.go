@@ -34,7 +34,7 @@ type PinOptions struct {
 	Until time.Time
 }
 
-// Pin says that a base is to be kept, whoever is found to need it: one that is there, or in quarantine. The error is
+// Pin says that a base is to be kept, whoever is found to need it: one that is there, in quarantine, or kept by its shield alone. The error is
 // ErrNoBase.
 func Pin(ctx context.Context, name string, p PinOptions, o Options) (d *pool.Done, err error) {
 	k := newKeeper(o).as("pin")
@@ -56,10 +56,15 @@ func Pin(ctx context.Context, name string, p PinOptions, o Options) (d *pool.Don
 		if err != nil {
 			return nil, err
 		}
-		if h == nil {
+		kept := s.ShieldsOf(name)
+		switch {
+		case h != nil:
+			name, inode = h.Name, h.File.Ino
+		case len(kept) == 0:
 			return nil, fmt.Errorf("%s: %w", name, ErrNoBase)
+		case len(kept) == 1: // of several files that had the name all are meant
+			inode = kept[0].ID.Ino
 		}
-		name, inode = h.Name, h.File.Ino
 	}
 	defer func() { err = k.finish(ctx, d, err) }()
 	if err := k.begin(ctx, s); err != nil {
@@ -69,6 +74,9 @@ func Pin(ctx context.Context, name string, p PinOptions, o Options) (d *pool.Don
 	now, err := k.now(ctx)
 	if err != nil {
 		return d, err
+	}
+	if !p.Until.IsZero() && !p.Until.After(now) {
+		return d, fmt.Errorf("a pin that ended on %s keeps nothing", p.Until.UTC().Format(time.RFC3339))
 	}
 	pin := &pool.Pin{Schema: pool.PinSchema, Name: name, Inode: inode, Reason: p.Reason, By: p.By, Node: k.Node, Time: now.UTC(),
 		Uses: []pool.Use{}}
@@ -84,29 +92,38 @@ func Pin(ctx context.Context, name string, p PinOptions, o Options) (d *pool.Don
 
 // pin writes a pin.
 func (k *keeper) pin(ctx context.Context, p *pool.Pin, d *pool.Done) error {
-	path := k.path(pool.Pins, pool.PinName(p.ID))
-	step := stepAt(vault.BasePin, p.Name, path, 0)
-	step.ID = p.ID
+	step := pinStep(p, k.path(pool.Pins, pool.PinName(p.ID)))
 	if err := k.will(step); err != nil {
-		return err
-	}
-	text, err := p.Text()
-	if err != nil {
 		return err
 	}
 	if err := k.Disk.MakeDir(k.path(pool.Pins), 0o755); err != nil {
 		return err
 	}
+	return k.putPin(ctx, p, &step, d)
+}
+
+func pinStep(p *pool.Pin, path string) vault.BaseStep {
+	s := stepAt(vault.BasePin, p.Name, path, 0)
+	s.ID = p.ID
+	return s
+}
+
+// putPin writes a pin that was announced.
+func (k *keeper) putPin(ctx context.Context, p *pool.Pin, step *vault.BaseStep, d *pool.Done) error {
+	text, err := p.Text()
+	if err != nil {
+		return err
+	}
 	if err := k.step(ctx, "pin "+p.Name); err != nil {
 		return err
 	}
-	err = k.put(path, text)
-	k.did(step, err)
+	err = k.put(step.At(), text)
+	k.did(*step, err)
 	if err != nil {
 		return err
 	}
 	d.Pinned = append(d.Pinned, p.ID)
-	return k.note(ctx, "pin", p.Name, p.Inode, path, p.Reason)
+	return k.note(ctx, "pin", p.Name, p.Inode, step.At(), p.Reason)
 }
 
 // Unpin takes the pins of a base back, or the one with an id. They are kept under another name. The errors are ErrNoPin

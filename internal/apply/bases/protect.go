@@ -73,7 +73,7 @@ func Protect(ctx context.Context, c *refs.Census, p ProtectOptions, o Options) (
 		return d, err
 	}
 	// All is announced at once: a receipt is on the disk before what it speaks of, and syncing takes time.
-	todo := append(k.missing(c, s, d), k.todo(c, p, now, d)...)
+	todo := append(k.missing(c, s, now, d), k.todo(c, p, now, d)...)
 	if err := k.will(todo...); err != nil {
 		return d, err
 	}
@@ -136,9 +136,7 @@ func (k *keeper) todo(c *refs.Census, p ProtectOptions, now time.Time, d *pool.D
 			d.Leave(b.Name, err)
 		}
 		if old {
-			t := stepAt(vault.BaseTouch, b.Name, b.Path, b.File.Ino)
-			t.Before = &before
-			todo = append(todo, t)
+			todo = append(todo, touchStep(b.Name, b.Path, b.File.Ino, before, now))
 		}
 	}
 	return todo
@@ -192,6 +190,15 @@ func tooOld(c *refs.Census, b *refs.Base, p ProtectOptions, now time.Time) (befo
 	return e.ModTime.UTC(), since >= age || since <= -time.Minute, nil
 }
 
+// touchStep is a touch that is about to be done. It says before which time it gives, so that it is known after a power cut
+// whether that was done, or somebody else touched the base.
+func touchStep(name, path string, inode uint64, before, now time.Time) vault.BaseStep {
+	t := stepAt(vault.BaseTouch, name, path, inode)
+	before, now = before.UTC(), now.UTC()
+	t.Before, t.After = &before, &now
+	return t
+}
+
 // touch gives a base the time of now.
 func (k *keeper) touch(ctx context.Context, t *vault.BaseStep, d *pool.Done) error {
 	return k.touchBy(ctx, t, t.At(), d)
@@ -207,7 +214,10 @@ func (k *keeper) touchBy(ctx context.Context, t *vault.BaseStep, at string, d *p
 		err = &fs.PathError{Op: "touch", Path: at, Err: diskio.ErrChanged}
 	}
 	if err == nil {
-		err = k.Links.Touch(e.ID, at, time.Time{})
+		err = k.Links.Touch(e.ID, at, *t.After)
+		if errors.Is(err, fs.ErrPermission) {
+			err = k.Links.Touch(e.ID, at, time.Time{}) // who may write to a file may give it the time of now, and no other
+		}
 	}
 	if err == nil {
 		if e, err = diskio.LookEntry(at); err == nil {

@@ -67,7 +67,7 @@ func Purge(ctx context.Context, p *judge.Plan, g PurgeOptions, by Decision, o Op
 	}
 	all, err := k.claimAll(ctx, s, now, wanted, d)
 	if err != nil {
-		return d, err
+		return d, errors.Join(err, k.unclaimAll(ctx, all, err.Error()))
 	}
 	return d, k.removeAll(ctx, all, by, fmt.Sprintf("plan %s, approved by %s", p.SHA256, g.By), d)
 }
@@ -106,7 +106,7 @@ func (k *keeper) claimAll(
 		a, err := k.claim(ctx, h)
 		if err != nil {
 			if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {
-				return nil, err
+				return all, err
 			}
 			d.Leave(w.Name, err)
 			continue
@@ -118,6 +118,10 @@ func (k *keeper) claimAll(
 
 // claim renames a base from quarantine to where nobody brings it back from but Recover.
 func (k *keeper) claim(ctx context.Context, h *pool.Held) (*claimed, error) {
+	ctx, err := toItsEnd(ctx)
+	if err != nil {
+		return nil, err
+	}
 	a := &claimed{Held: *h, from: h.Path, intent: &pool.Intent{Act: pool.ActPurge, ID: h.ID, Name: h.Name, Inode: h.File.Ino,
 		SizeBytes: h.SizeBytes, From: pool.Quarantine + "/" + pool.HeldName(h.ID, h.Name)}}
 	a.Path = k.path(pool.Purge, pool.HeldName(h.ID, h.Name))
@@ -146,10 +150,40 @@ func (k *keeper) unclaim(ctx context.Context, a *claimed, why string) error {
 		return fmt.Errorf("put %s back into quarantine: %w: %w", a.Name, ErrUnfinished, err)
 	}
 	i := *a.intent
+	if err := k.reshield(ctx, a.File, a.from, a.Name, why); err != nil {
+		return err
+	}
 	if err := k.note(ctx, "unclaim", a.Name, a.File.Ino, a.from, why); err != nil {
 		return err
 	}
 	return k.ended(ctx, &i)
+}
+
+// unclaimAll puts the bases back that are claimed still, also where who began it wants it to end.
+func (k *keeper) unclaimAll(ctx context.Context, all []*claimed, why string) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	for _, a := range all {
+		if e, look := diskio.LookEntry(a.Path); look == nil && e.ID == a.File {
+			err = errors.Join(err, k.unclaim(ctx, a, why))
+		}
+	}
+	return err
+}
+
+// reshield gives a base in quarantine its shield again, where its removal had begun with that.
+func (k *keeper) reshield(ctx context.Context, id diskio.ID, path, name, why string) error {
+	to := k.path(pool.Shields, pool.ShieldName(id.Ino, name))
+	if e, err := diskio.LookEntry(to); err == nil && e.ID == id {
+		return nil
+	}
+	err := k.Disk.MakeDir(k.path(pool.Shields), 0o755)
+	if err == nil {
+		err = k.Links.Link(id, path, to)
+	}
+	if err != nil {
+		return fmt.Errorf("its shield: %w", err)
+	}
+	return k.note(ctx, "shield", name, id.Ino, to, why)
 }
 
 // removeAll decides once more now that nobody can bring the bases back any more, and removes them. The decision needs
@@ -164,9 +198,13 @@ func (k *keeper) removeAll(ctx context.Context, all []*claimed, by Decision, why
 	}
 	now, _, _, err := k.decide(ctx, by, judge.Options{Mine: mine, Acting: true})
 	if err != nil {
-		return fmt.Errorf("removal of %d bases %w: %w", len(all), ErrUnfinished, err)
+		return errors.Join(err, k.unclaimAll(ctx, all, err.Error()))
 	}
-	for _, a := range all {
+	back := context.WithoutCancel(ctx) // one that is put back is that to the end
+	for n, a := range all {
+		if e := ctx.Err(); e != nil {
+			return errors.Join(err, e, k.unclaimAll(ctx, all[n:], e.Error()))
+		}
 		i := judgedClaim(now, a)
 		if i == nil || i.Verdict != judge.MayPurge {
 			against := "it is not there any more"
@@ -174,13 +212,13 @@ func (k *keeper) removeAll(ctx context.Context, all []*claimed, by Decision, why
 				against = now.Against(i)
 			}
 			d.Leave(a.Name, errors.New(against))
-			err = errors.Join(err, k.unclaim(ctx, a, against))
+			err = errors.Join(err, k.unclaim(back, a, against))
 			continue
 		}
 		s, e := k.lastLook(ctx, a)
 		if e != nil && !stopped(ctx, e) {
 			d.Leave(a.Name, e)
-			err = errors.Join(err, k.unclaim(ctx, a, e.Error()))
+			err = errors.Join(err, k.unclaim(back, a, e.Error()))
 			continue
 		}
 		if e == nil {
@@ -188,7 +226,7 @@ func (k *keeper) removeAll(ctx context.Context, all []*claimed, by Decision, why
 		}
 		k.did(purgeStep(a.ID, a.Name, a.File.Ino, a.from), e)
 		if e != nil && stopped(ctx, e) {
-			return e
+			return errors.Join(e, k.unclaimAll(ctx, all[n:], e.Error()))
 		}
 		if e != nil {
 			err = errors.Join(err, e)
@@ -212,6 +250,10 @@ func judgedClaim(p *judge.Plan, a *claimed) *judge.Decided {
 // in between is the claim, which goes back into quarantine. Only then is the space free: a file lives as long as any
 // of its names.
 func (k *keeper) remove(ctx context.Context, a *claimed, s *pool.State, why string) error {
+	ctx, err := toItsEnd(ctx)
+	if err != nil {
+		return err
+	}
 	for _, h := range s.Shields {
 		if h.ID != a.File {
 			continue
@@ -219,14 +261,14 @@ func (k *keeper) remove(ctx context.Context, a *claimed, s *pool.State, why stri
 		if err := k.step(ctx, "unshield "+a.Name); err != nil {
 			return err
 		}
-		if err := k.Links.Unlink(a.File, h.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := k.unlink(a.File, h.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return errors.Join(err, k.unclaim(ctx, a, err.Error()))
 		}
 	}
 	if err := k.step(ctx, "remove "+a.Name); err != nil {
 		return err
 	}
-	if err := k.Links.Unlink(a.File, a.Path); err != nil {
+	if err := k.unlink(a.File, a.Path); err != nil {
 		return errors.Join(err, k.unclaim(ctx, a, err.Error()))
 	}
 	return k.conclude(ctx, a.intent, a.Path, why)
@@ -244,8 +286,12 @@ func (k *keeper) lastLook(ctx context.Context, a *claimed) (*pool.State, error) 
 // wantedNow tells whether somebody said since the last decision that a base is wanted: the removal of those before it
 // takes its time, and who pins one that was claimed is told that it is pinned.
 func wantedNow(a *claimed, s *pool.State) error {
+	was := map[string]bool{a.Name: true} // and by its shields
+	for i := range s.Shields {
+		was[s.Shields[i].Name] = was[s.Shields[i].Name] || s.Shields[i].ID == a.File
+	}
 	for i := range s.Pins {
-		if p := &s.Pins[i]; p.Holds(a.Name, a.File.Ino, s.Clock) {
+		if p := &s.Pins[i]; p.Holds(a.Name, a.File.Ino, s.Clock) || was[p.Name] && p.Inode == 0 && p.Holds(p.Name, 0, s.Clock) {
 			return fmt.Errorf("it was pinned meanwhile: %s", p.Reason)
 		}
 	}
@@ -255,7 +301,7 @@ func wantedNow(a *claimed, s *pool.State) error {
 		}
 		for i := range n.Report.Uses {
 			// A use of the name by another inode is one of a file that was made anew.
-			if u := &n.Report.Uses[i]; u.Inode == a.File.Ino || u.Name == a.Name && u.Inode == 0 {
+			if u := &n.Report.Uses[i]; u.Inode == a.File.Ino || was[u.Name] && u.Inode == 0 {
 				return fmt.Errorf("node %s said meanwhile that it needs it: %s", n.Name, u.Holder)
 			}
 		}

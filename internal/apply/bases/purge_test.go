@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -192,7 +193,163 @@ func TestUndoActs(t *testing.T) {
 		t.Errorf("%d pins after undo of unpin, want 1", n)
 	}
 	// What was removed for good is never taken back, and the receipt says so.
-	f.undo(f.lastReceipt(t, o), o)
+	id := f.lastReceipt(t, o)
+	if _, err := Undo(t.Context(), id, UndoOptions{}, o); !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "b was removed for good") {
+		t.Errorf("Undo of a purge = %v, want %v", err, ErrNothing)
+	}
+	if r, err := o.Receipts.BaseReceipt(id); err != nil || r.State != vault.Committed || r.Undone != nil {
+		t.Errorf("its receipt says %q, undone %v, %v", r.State, r.Undone, err)
+	}
+}
+
+// TestUndoOfPurged: a quarantine whose base was removed for good since, or that only its shield keeps, is told as that, and not
+// as taken back.
+func TestUndoOfPurged(t *testing.T) {
+	for name, c := range map[string]struct {
+		since func(f *stock, o Options) error
+		left  bool
+		why   string
+	}{
+		"removed for good": {func(f *stock, o Options) error {
+			f.reports()
+			d, err := f.purge(f.options())
+			if err == nil && len(d.Purged) != 1 {
+				t.Fatalf("Purge = %+v", d)
+			}
+			return err
+		}, false, "it was removed for good since"},
+		"brought back": {func(f *stock, o Options) error {
+			_, err := Restore(t.Context(), "a", RestoreOptions{}, f.options())
+			return err
+		}, false, "it has its name already"},
+		"brought back and removed": {func(f *stock, o Options) error {
+			_, err := Restore(t.Context(), "a", RestoreOptions{}, f.options())
+			f.remove("a")
+			return err
+		}, true, "shisa base restore gives it that from its shield"},
+	} {
+		f := newStock(t, "a", "b")
+		o := f.world.receipts()
+		d, err := Quarantine(t.Context(), f.plan("a"), f.decision(), o)
+		if err == nil {
+			err = c.since(f, o)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := f.undo(d.Receipt, o)
+		if left := len(InForce(r)) == 1; left != c.left || !strings.Contains(r.Steps[0].Why, c.why) {
+			t.Errorf("%s: Undo = %+v, want left %v: %s", name, r, c.left, c.why)
+		}
+	}
+}
+
+// TestPurgeCutOff: wherever a purge is cut off, its receipt and the audit tell in the end whether the base was removed, also
+// when the receipt is settled before recover; nothing says that it can be taken back.
+func TestPurgeCutOff(t *testing.T) {
+	for at, last := 0, false; !last; at++ {
+		for _, settleFirst := range []bool{false, true} {
+			f := newStock(t, "a", "b")
+			o := f.world.receipts()
+			f.quarantine("a")
+			f.reports()
+			n, cut := 0, ""
+			o.Step = func(what string) error {
+				if n++; n > at {
+					cut = what
+					return ErrStopped
+				}
+				return nil
+			}
+			d, err := f.purge(o)
+			if last = err == nil; last && d.CanUndo {
+				t.Error("it is said that a purge can be taken back")
+			}
+			o.Step = nil
+			settle := func() {
+				if _, half, err := Settle(t.Context(), o); err != nil || len(half) > 0 {
+					t.Errorf("cut at %q: Settle = %+v, %v", cut, half, err)
+				}
+			}
+			if settleFirst {
+				settle()
+			}
+			if _, err := Recover(t.Context(), f.decision(), f.options()); err != nil {
+				t.Errorf("cut at %q: Recover: %v", cut, err)
+			}
+			settle()
+			s := f.state()
+			gone := len(s.Held) == 0
+			if !gone && (s.Held[0].Claimed || s.Held[0].Links != 2) {
+				t.Errorf("cut at %q: held %+v, want it in quarantine with its shield", cut, s.Held[0])
+			}
+			noted := slices.ContainsFunc(s.Audits, func(e pool.Entry) bool { return e.Act == pool.ActPurge && e.Name == "a" })
+			all, err := o.Receipts.BaseReceipts(t.Context())
+			told := err == nil && len(all) == 1 && all[0].State == vault.Committed && slices.Equal(whats(all[0]), []string{"purge a done"})
+			if gone != noted || gone != told || !gone && len(all) > 0 {
+				t.Errorf("cut at %q, settled first %v: gone %v, noted %v, told %v by %+v", cut, settleFirst, gone, noted, told, all)
+			}
+		}
+		if at > 100 {
+			t.Fatal("it does not end")
+		}
+	}
+}
+
+// TestSettleElsewhere: the receipt of an act that was cut off stays as it is where its pool is not there, and where it cannot
+// be told what was done.
+func TestSettleElsewhere(t *testing.T) {
+	for name, change := range map[string]func(w *world) func(){
+		"not mounted": func(w *world) func() {
+			aside := w.dir + ".aside"
+			if err := errors.Join(os.Rename(w.dir, aside), os.Mkdir(w.dir, 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := errors.Join(os.Remove(w.dir), os.Rename(aside, w.dir)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+		"not to be read": func(w *world) func() {
+			shields, aside := pool.Path(w.dir, pool.Shields), w.dir+".aside"
+			if err := errors.Join(os.Rename(shields, aside), os.Symlink("shields", shields)); err != nil { // ELOOP
+				t.Fatal(err)
+			}
+			return func() {
+				if err := errors.Join(os.Remove(shields), os.Rename(aside, shields)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+	} {
+		w := newWorld(t, "a", "b")
+		w.protect(ProtectOptions{NoRecord: true})
+		if _, err := Unprotect(t.Context(), UnprotectOptions{}, w.options()); err != nil {
+			t.Fatal(err)
+		}
+		o := w.receipts()
+		o.Step = func(what string) error {
+			if what == "shield b" {
+				return ErrStopped
+			}
+			return nil
+		}
+		if _, err := Protect(t.Context(), w.census(), ProtectOptions{NoRecord: true}, o); !errors.Is(err, ErrStopped) {
+			t.Fatal(err)
+		}
+		o.Step = nil
+		back := change(w)
+		ended, half, err := Settle(t.Context(), o)
+		all, err2 := o.Receipts.BaseReceipts(t.Context())
+		if err == nil || len(ended)+len(half) > 0 || err2 != nil || len(all) != 1 || all[0].State != vault.Applying {
+			t.Errorf("%s: Settle = %+v, %+v, %v, receipts %+v", name, ended, half, err, all)
+		}
+		back()
+		if ended, _, err := Settle(t.Context(), o); err != nil || len(ended) != 1 || len(InForce(ended[0])) != 1 {
+			t.Errorf("%s: Settle in the end = %+v, %v, want one shield", name, ended, err)
+		}
+	}
 }
 
 // lastReceipt is that of an act that removed a base for good.

@@ -8,8 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/plan"
@@ -20,8 +23,8 @@ import (
 )
 
 // Quarantine sets aside the bases of which a plan says that they may be: each gets a name in the quarantine of the pool
-// under an id that no other ever had. Everything is decided anew before that, and once more after it: a base that
-// turns out to be needed is back at once. What was not set aside is told by Left.
+// under an id that no other ever had, one that only its shield keeps beside that. Everything is decided anew before that,
+// and once more after it: a base that turns out to be needed is back at once. What was not set aside is told by Left.
 //
 // The errors are ErrBusy, ErrUnfinished, ErrOtherPool, judge.ErrOther and judge.ErrTooOld. After an error while
 // a base was renamed, and after one that is ErrUnfinished, Recover finds out where it is.
@@ -45,6 +48,7 @@ func Quarantine(ctx context.Context, p *judge.Plan, by Decision, o Options) (d *
 	if err != nil {
 		return nil, err
 	}
+	k.instances = c.Instances
 	todo := k.still(now, c, wanted, d)
 	var steps []vault.BaseStep
 	for _, a := range todo {
@@ -57,14 +61,14 @@ func Quarantine(ctx context.Context, p *judge.Plan, by Decision, o Options) (d *
 	for _, a := range todo {
 		if err := k.setAside(ctx, a, p.SHA256); err != nil {
 			if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {
-				return d, err
+				return d, errors.Join(err, k.allBack(ctx, "it could not be looked again: "+err.Error(), todo, d))
 			}
 			d.Leave(a.Name, err)
 			continue
 		}
 		d.Quarantined = append(d.Quarantined, pool.HeldName(a.ID, a.Name))
 	}
-	return d, k.lookAgain(ctx, by, d)
+	return d, k.lookAgain(ctx, by, todo, d)
 }
 
 // aside is a base that is being set aside.
@@ -72,6 +76,9 @@ type aside struct {
 	refs.Base
 	to string
 }
+
+// kept tells whether it has no name to lose, so that it is linked and not renamed.
+func (a *aside) kept() bool { return a.State == refs.ByShield }
 
 func (a *aside) receipt() vault.BaseStep {
 	s := stepAt(vault.BaseQuarantine, a.Name, a.Path, a.File.Ino)
@@ -97,7 +104,7 @@ func (k *keeper) still(now *judge.Plan, c *refs.Census, wanted []*judge.Decided,
 			continue
 		}
 		for i := range c.All {
-			if f := &c.All[i]; f.State == refs.Live && f.File.Ino == b.Inode && f.Name == b.Name {
+			if f := &c.All[i]; f.State == b.State && f.File.Ino == b.Inode && f.Name == b.Name {
 				a := &aside{*f, k.path(pool.Quarantine, pool.HeldName(id, f.Name))}
 				a.ID = id
 				todo = append(todo, a)
@@ -107,14 +114,22 @@ func (k *keeper) still(now *judge.Plan, c *refs.Census, wanted []*judge.Decided,
 	return todo
 }
 
-// setAside renames one base. The order is that of all acts: the intent, the rename to a name that is fresh, a look
-// where the file is now whatever the rename said, the directories on the disk, the audit, the end of the intent.
+// setAside renames one base, or gives the file of its shield a name. The order is that of all acts: the intent, the
+// rename to a name that is fresh, a look where the file is now whatever the rename said, the directories on the disk, the
+// audit, the end of the intent.
 func (k *keeper) setAside(ctx context.Context, a *aside, why string) error {
+	ctx, err := toItsEnd(ctx)
+	if err != nil {
+		return err
+	}
 	if !pool.IsName(filepath.Base(a.to)) {
 		return errors.New("its name is too long to get an id before it")
 	}
 	i := &pool.Intent{Act: pool.ActQuarantine, ID: a.ID, Name: a.Name, Inode: a.File.Ino, SizeBytes: a.SizeBytes,
 		From: a.Name, To: pool.Quarantine + "/" + filepath.Base(a.to)}
+	if a.kept() {
+		i.From = pool.Shields + "/" + filepath.Base(a.Path)
+	}
 	if err := k.intend(ctx, i); err != nil {
 		return err
 	}
@@ -129,7 +144,7 @@ func (k *keeper) setAside(ctx context.Context, a *aside, why string) error {
 	if err := k.step(ctx, "rename "+a.Name); err != nil {
 		return err
 	}
-	moved, err := k.move(a.File, a.Path, a.to)
+	moved, err := k.nameAside(a)
 	switch {
 	case err != nil && !moved:
 		k.did(a.receipt(), err)
@@ -139,6 +154,38 @@ func (k *keeper) setAside(ctx context.Context, a *aside, why string) error {
 	}
 	k.did(a.receipt(), nil)
 	return k.conclude(ctx, i, a.to, "plan "+why)
+}
+
+// nameAside gives a base its name in quarantine, and tells as move does what became of it.
+//
+// What only its shield keeps has none to lose. A file that somebody brought back at this very moment has more names then
+// than it may, and loses the one in quarantine.
+func (k *keeper) nameAside(a *aside) (moved bool, err error) {
+	if !a.kept() {
+		return k.move(a.File, a.Path, a.to)
+	}
+	err = k.Links.Link(a.File, a.Path, a.to)
+	e, look := diskio.LookEntry(a.to)
+	switch {
+	case errors.Is(look, fs.ErrNotExist):
+		return false, cmp.Or(err, look)
+	case look != nil:
+		return true, errors.Join(err, look)
+	case e.ID != a.File:
+		return true, cmp.Or(err, fmt.Errorf("%s is another file", a.to))
+	case e.Links > a.Links+1 || k.has(a.Name, a.File): // with fewer the one in quarantine may be the last
+		if err := k.unlink(a.File, a.to); err != nil {
+			return true, err
+		}
+		return false, errors.Join(errors.New("somebody gave it a name meanwhile"), k.syncDir(filepath.Dir(a.to)))
+	}
+	return true, k.syncDir(filepath.Dir(a.to))
+}
+
+// toItsEnd is for what is begun with one base, and is short: it is not begun any more where somebody wants the act to end,
+// and nobody ends it in the midst.
+func toItsEnd(ctx context.Context) (context.Context, error) {
+	return context.WithoutCancel(ctx), ctx.Err()
 }
 
 // unchanged tells whether a base is as it was when it was decided about: whoever begins to use it may touch it.
@@ -186,7 +233,7 @@ func (k *keeper) ended(ctx context.Context, i *pool.Intent) error {
 func (k *keeper) conclude(ctx context.Context, i *pool.Intent, path, why string) error {
 	err := k.step(ctx, "note "+i.Act+" "+i.Name)
 	if err == nil {
-		err = k.note(ctx, i.Act, i.Name, i.Inode, path, why)
+		err = k.note(ctx, i.Noted(), i.Name, i.Inode, path, why)
 	}
 	if err == nil {
 		err = k.ended(ctx, i)
@@ -200,7 +247,11 @@ func (k *keeper) conclude(ctx context.Context, i *pool.Intent, path, why string)
 // move renames a file and looks where it is then: the error of a rename over NFS says nothing. With an error, moved
 // tells that the file may have its new name; without one it has that, and not the old one.
 func (k *keeper) move(id diskio.ID, from, to string) (moved bool, err error) {
-	err = k.Links.Move(id, from, to)
+	if k.own(to) {
+		err = k.Links.Aside(id, from, to)
+	} else {
+		err = k.Links.Move(id, from, to)
+	}
 	at := func(path string) bool {
 		e, err := diskio.LookEntry(path)
 		return err == nil && e.ID == id
@@ -208,9 +259,15 @@ func (k *keeper) move(id diskio.ID, from, to string) (moved bool, err error) {
 	switch {
 	case at(to) && !at(from):
 		err = nil
+	case at(from) && at(to) && !k.own(to):
+		// A file system that renames in two steps, and had an end after the first: it goes on.
+		if e := k.unlink(id, from); e != nil {
+			return true, errors.Join(err, e)
+		}
+		err = nil
 	case at(from):
-		if at(to) { // a file system that renames in two steps, and had an end after the first
-			err = errors.Join(err, k.Links.Unlink(id, to))
+		if at(to) { // the same, and the first step is taken back
+			err = errors.Join(err, k.unlink(id, to))
 		}
 		return at(to), cmp.Or(err, fmt.Errorf("%s has its name still", from))
 	case errors.Is(err, diskio.ErrChanged):
@@ -223,48 +280,39 @@ func (k *keeper) move(id diskio.ID, from, to string) (moved bool, err error) {
 	return true, errors.Join(err, k.syncDir(filepath.Dir(from)), k.syncDir(filepath.Dir(to)))
 }
 
-// novaLock takes the lock that Nova holds while it makes or removes a base, where there is one. It is politeness: Nova
-// takes the file of its locks away while others wait for them.
-func (k *keeper) novaLock(name string) (unlock func(), err error) {
-	f, err := k.Disk.OpenForRepair(filepath.Join(filepath.Dir(k.Bases), "locks", "nova-"+name))
-	switch {
-	case errors.Is(err, diskio.ErrInUse):
-		return nil, fmt.Errorf("a program of Nova is at work on it: %w", err)
-	case err != nil:
-		return func() {}, nil // no lock of Nova, or none that can be had
+// own tells whether a path is one that only programs like this one give to a file.
+func (k *keeper) own(path string) bool { return strings.HasPrefix(path, k.path()+"/") }
+
+// unlink takes a name of our own from a file. A name in the directory of the bases may become another file's at any
+// moment: it is moved aside first.
+func (k *keeper) unlink(id diskio.ID, path string) error {
+	if !k.own(path) {
+		return fmt.Errorf("%s is no name of ours, and is not taken away", path)
 	}
-	return func() { _ = f.Close() }, nil // it was only read
+	return k.Links.Unlink(id, path)
 }
 
-// lookAgain decides once more after bases were set aside, and brings those back that somebody began to use in between.
-func (k *keeper) lookAgain(ctx context.Context, by Decision, d *pool.Done) error {
-	if len(d.Quarantined) == 0 {
-		return nil
-	}
-	if err := k.step(ctx, "look again"); err != nil {
-		return err
-	}
-	now, _, _, err := k.decide(ctx, by, judge.Options{Acting: true})
-	if err != nil {
-		return fmt.Errorf("look again after the bases were set aside: %w", err)
-	}
-	s, err := pool.Read(ctx, k.Bases, k.Timeout)
-	if err != nil {
-		return err
-	}
-	for _, b := range now.With(judge.RestoreNow) {
-		for i := range s.Held {
-			h := &s.Held[i]
-			if h.ID != b.ID {
-				continue
-			}
-			if err := k.bringBack(ctx, h, h.Name, "somebody began to use it: "+now.Against(b), d); err != nil {
-				if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {
-					return err
-				}
-				d.Leave(h.Name, err)
-			}
+// novaLock takes the locks that Nova holds while it makes or removes a base, where there are some: beside the bases, and
+// in each directory of instances that they belong to. It is politeness: Nova takes the files of its locks away while others
+// wait for them.
+func (k *keeper) novaLock(name string) (unlock func(), err error) {
+	var held []io.Closer
+	unlock = func() {
+		for _, f := range held {
+			_ = f.Close() // it was only read
 		}
 	}
-	return nil
+	dirs := append([]string{filepath.Dir(k.Bases)}, k.instances...)
+	slices.Sort(dirs)
+	for _, dir := range slices.Compact(dirs) {
+		f, err := k.Disk.OpenForRepair(filepath.Join(dir, "locks", "nova-"+name))
+		if errors.Is(err, diskio.ErrInUse) {
+			unlock()
+			return nil, fmt.Errorf("a program of Nova is at work on it: %w", err)
+		}
+		if err == nil { // else there is no lock of Nova, or none that can be had
+			held = append(held, f)
+		}
+	}
+	return unlock, nil
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -25,7 +26,7 @@ import (
 //	k.did(step)                  after each; did(&step, err) where it failed
 //	err = k.finish(ctx, d, err)  at the end, whatever the end was
 //
-// Without Options.Receipts none of that does anything.
+// Without Options.Receipts none of that does anything, nor without a name, as for what an agent does again and again.
 
 // as names an act in its receipt.
 func (k *keeper) as(act string) *keeper {
@@ -44,7 +45,7 @@ func stepAt(what vault.BaseWhat, name, path string, inode uint64) vault.BaseStep
 
 // will has the receipt say what comes next, and returns when that is on the disk.
 func (k *keeper) will(steps ...vault.BaseStep) error {
-	if k.Receipts == nil || len(steps) == 0 {
+	if k.Receipts == nil || k.act == "" || len(steps) == 0 {
 		return nil
 	}
 	if k.receipt == nil {
@@ -96,7 +97,7 @@ func (k *keeper) finish(ctx context.Context, d *pool.Done, why error) (err error
 		return err
 	}
 	if k.hold != nil {
-		defer func() { err = errors.Join(err, k.hold.Close()) }()
+		defer func() { err = errors.Join(err, unfinished(k.receipt, k.hold.Close())) }()
 	}
 	if errors.Is(err, ErrStopped) {
 		return err // a power cut would leave the receipt like this
@@ -105,35 +106,55 @@ func (k *keeper) finish(ctx context.Context, d *pool.Done, why error) (err error
 	if err != nil {
 		r.Failure = err.Error()
 	}
-	kept, e := settled(k.Receipts, r, k.Now())
+	// ctx may have ended the act, and does not end this.
+	ctx = context.WithoutCancel(ctx)
+	kept, e := k.settled(ctx, k.Receipts, r)
 	if e != nil || !kept {
-		return errors.Join(err, e)
+		return errors.Join(err, unfinished(r, e))
 	}
 	if d != nil {
-		d.Receipt = r.ID
+		d.Receipt, d.CanUndo = r.ID, len(InForce(r)) > 0
 	}
-	// The act was done, whatever becomes of older receipts; ctx may have ended it, and does not end this.
-	return errors.Join(err, k.dropOlder(context.WithoutCancel(ctx)))
+	// The act was done, whatever becomes of older receipts.
+	return errors.Join(err, k.dropOlder(ctx))
 }
 
-// settled ends the receipt of an act that is over. It is not kept where nothing was done.
-func settled(v *vault.Vault, r *vault.BaseReceipt, now time.Time) (kept bool, err error) {
+// ErrReceiptOpen: what was to be done is done, and the receipt does not say so. Settle finds out what it did.
+var ErrReceiptOpen = errors.New("its receipt could not be ended")
+
+// unfinished is the error of an act that did something, and whose receipt could not be ended.
+func unfinished(r *vault.BaseReceipt, err error) error {
+	if err == nil || !slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool { return s.Done }) {
+		return err
+	}
+	return fmt.Errorf("it is done, and %w: %w", ErrReceiptOpen, err)
+}
+
+// settled ends the receipt of an act that is over. It is not kept where nothing was done. Where it cannot be told what was
+// done it stays as it is, and the error says so.
+func (k *keeper) settled(ctx context.Context, v *vault.Vault, r *vault.BaseReceipt) (kept bool, err error) {
 	for i := range r.Steps {
 		if s := &r.Steps[i]; !s.Done {
-			settle(s)
+			err = errors.Join(err, k.settle(ctx, s))
 		}
+	}
+	if err != nil {
+		err = fmt.Errorf("what the act %s did is not known yet: %w", r.ID, err)
+		return true, errors.Join(err, v.PutBase(r))
 	}
 	if !slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool { return s.Done }) {
 		return false, v.DropBase(r.ID)
 	}
-	now = now.UTC()
+	now := k.Now().UTC()
 	r.State, r.Finished = vault.Committed, &now
 	return true, v.PutBase(r)
 }
 
 // Settle ends the receipts of acts that were cut off: what each did is found out by what is there. half are those that
-// were being taken back: Undo goes on. What could not be read is told by the error, beside the others.
-func Settle(ctx context.Context, v *vault.Vault, now time.Time) (ended, half []*vault.BaseReceipt, err error) {
+// were being taken back: Undo goes on. What could not be read, as where the storage of a pool is not mounted, is told by the
+// error, beside the others; such a receipt stays as it is.
+func Settle(ctx context.Context, o Options) (ended, half []*vault.BaseReceipt, err error) {
+	v := o.Receipts
 	all, err := v.BaseReceipts(ctx)
 	if ctx.Err() != nil {
 		return nil, nil, ctx.Err()
@@ -151,39 +172,106 @@ func Settle(ctx context.Context, v *vault.Vault, now time.Time) (ended, half []*
 		case r.State == vault.Undoing:
 			half = append(half, r)
 		default:
-			r.Failure = "it was cut off"
-			_, e := settled(v, r, now)
+			o.Bases = r.Dir()
+			e := newKeeper(o).cutOff(ctx, r)
+			if ctx.Err() != nil {
+				return nil, nil, ctx.Err()
+			}
 			err = errors.Join(err, e)
-			ended = append(ended, r)
+			if e == nil {
+				ended = append(ended, r)
+			}
 		}
 	}
 	return ended, half, err
 }
 
+// cutOff ends the receipt of an act that was cut off.
+func (k *keeper) cutOff(ctx context.Context, r *vault.BaseReceipt) error {
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err != nil {
+		return err
+	}
+	switch first := len(r.Steps) > 0 && r.Steps[0].What == vault.BasePolicy; {
+	case s.Policy == nil && len(s.Unread) > 0:
+		return errors.Join(s.Unread...)
+	case s.Policy == nil && !first, s.Policy != nil && s.Policy.UUID != r.Pool:
+		// Where the act was to begin the pool, and there is none, it did nothing.
+		return elsewhere(k.Bases, s, r)
+	}
+	r.Failure = "it was cut off"
+	_, err = k.settled(ctx, k.Receipts, r)
+	return err
+}
+
+// elsewhere is the error for a directory that is not the pool of a receipt any more.
+func elsewhere(bases string, s *pool.State, r *vault.BaseReceipt) error {
+	if s.Policy == nil {
+		return fmt.Errorf("%s %w: it has no %s, and had that of pool %s: is its storage mounted?", bases, ErrOtherPool,
+			pool.Dir+"/"+pool.File, r.Pool)
+	}
+	return fmt.Errorf("%s %w: it is pool %s, and the receipt is about pool %s", bases, ErrOtherPool, s.Policy.UUID, r.Pool)
+}
+
 // settle finds out by what is there whether a step was done that is not known to be: an error does not say that,
-// see diskio.Links.
-func settle(s *vault.BaseStep) {
-	e, err := diskio.LookEntry(s.At())
+// see diskio.Links. Its error is what could not be looked at.
+func (k *keeper) settle(ctx context.Context, s *vault.BaseStep) (err error) {
+	at := s.At()
+	if s.What == vault.BaseQuarantine {
+		at = k.path(pool.Quarantine, pool.HeldName(s.ID, s.Name))
+	}
+	e, err := diskio.LookEntry(at)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, diskio.ErrSpecial) {
+		return err
+	}
 	switch s.What {
-	case vault.BaseShield, vault.BaseRestore:
-		s.Done = err == nil && e.Ino == s.Inode
+	case vault.BaseShield, vault.BaseRestore, vault.BaseAdopt, vault.BaseQuarantine, vault.BaseMember, vault.BaseRetire:
+		s.Done = err == nil && s.Inode != 0 && e.Ino == s.Inode
 	case vault.BaseTouch:
-		if err == nil && e.Ino == s.Inode && s.Before != nil && !e.ModTime.Equal(*s.Before) {
-			at := e.ModTime.UTC()
-			s.Done, s.After = true, &at
-		}
+		// Any other time is somebody else's: then there is nothing that could be taken back.
+		s.Done = err == nil && e.Ino == s.Inode && s.After != nil && e.ModTime.Equal(*s.After)
 	case vault.BaseUnshield, vault.BaseForget:
 		s.Done = errors.Is(err, fs.ErrNotExist)
-	case vault.BaseRecord, vault.BasePolicy, vault.BasePin, vault.BaseUnpin:
+	case vault.BaseRecord, vault.BasePolicy, vault.BasePin, vault.BaseUnpin, vault.BaseUnretire:
 		s.Done = err == nil
-	case vault.BaseQuarantine:
-		// Its name was in the directory of the bases: what it has now is below that.
-		e, err = diskio.LookEntry(pool.Path(filepath.Dir(s.At()), pool.Quarantine, pool.HeldName(s.ID, s.Name)))
-		s.Done = err == nil && e.Ino == s.Inode
+	case vault.BasePurge:
+		if s.Done, err = k.purged(ctx, s); err != nil {
+			return err
+		}
 	}
 	if s.Done && s.Why != "" {
 		s.Why = "it is done all the same: " + s.Why
 	}
+	return nil
+}
+
+// purged tells whether a base was removed for good: no name of it is left, and the audit says so, or there is an intent.
+func (k *keeper) purged(ctx context.Context, s *vault.BaseStep) (bool, error) {
+	held := pool.HeldName(s.ID, s.Name)
+	for _, path := range []string{k.path(pool.Quarantine, held), k.path(pool.Purge, held), filepath.Join(k.Bases, s.Name),
+		k.path(pool.Shields, pool.ShieldName(s.Inode, s.Name))} {
+		e, err := diskio.LookEntry(path)
+		switch {
+		case err == nil && e.Ino == s.Inode:
+			return false, nil
+		case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, diskio.ErrSpecial):
+			return false, err
+		}
+	}
+	all, unread, err := pool.AuditOf(ctx, k.Bases, s.Name, k.Timeout)
+	if err != nil {
+		return false, err
+	}
+	if slices.ContainsFunc(all, func(e pool.Entry) bool {
+		return e.Act == pool.ActPurge && e.Inode == s.Inode && filepath.Base(e.Path) == strings.ToValidUTF8(held, "\uFFFD")
+	}) {
+		return true, nil
+	}
+	_, err = diskio.LookEntry(k.path(pool.Journal, pool.IntentName(s.ID, pool.ActPurge)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, errors.Join(unread...)
+	}
+	return err == nil, err
 }
 
 // dropOlder takes away the receipts of acts that only touched what this one touched again: none of them can be

@@ -313,13 +313,13 @@ func fill(r *pool.Report, c *refs.Census) {
 			count[u.How]++
 			at[u.How] = len(r.Uses)
 			r.Uses = append(r.Uses, pool.Use{Name: b.Name, Inode: b.File.Ino, How: string(u.How), Holder: valid(u.Holder),
-				Machine: valid(u.Machine), Depth: u.Depth})
+				Machine: valid(u.Machine), Depth: u.Depth, Since: u.Since.UTC().Truncate(time.Second)})
 		}
 	}
 	r.Files, r.Images, r.Overlays = c.Looked.Files, c.Looked.Images, c.Looked.Overlays
 	r.Storages = slices.Clone(c.Storages)
 	for i := range r.Storages {
-		r.Storages[i].Path = valid(r.Storages[i].Path)
+		r.Storages[i].Path, r.Storages[i].Source = valid(r.Storages[i].Path), valid(r.Storages[i].Source)
 	}
 	r.Complete = len(r.Gaps) == 0
 }

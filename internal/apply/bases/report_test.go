@@ -158,7 +158,7 @@ func (f *farm) blockers(id, base string) (all []string) {
 	for _, n := range s.Nodes() {
 		q.Members = append(q.Members, protocol.Member{Node: n.Name, Retired: n.Away()})
 		if r := n.Report; r != nil {
-			q.Reports = append(q.Reports, protocol.Report{Node: n.Name, Observed: r.Observed, Complete: r.Complete,
+			q.Reports = append(q.Reports, protocol.Report{Node: n.Name, Observed: s.Seen(r), Complete: r.Complete,
 				Uses: r.Needs(base, inode) && !n.Away()})
 		}
 	}
@@ -214,6 +214,39 @@ func TestFleet(t *testing.T) {
 	b.overlay("late", "free")
 	b.pass()
 	f.wantBlockers("a launch of b", free, "free", "used: b")
+}
+
+// TestLongerGrace: when launches may take longer than was thought, what was waited for by the shorter time does not
+// count, and is waited for anew.
+func TestLongerGrace(t *testing.T) {
+	f := newFarm(t, []string{"x"}, "a", "b")
+	a, b := f.nodes["a"], f.nodes["b"]
+	id := f.setAside("x")
+	for _, n := range []*node{a, b} {
+		n.pass()
+		n.run.Awake += grace
+	}
+	a.pass()
+	f.wantBlockers("a waited for it", id, "x", "not_seen: b")
+	f.policy(func(p *pool.Policy) { p.LaunchGrace = pool.Span(2 * grace) })
+	f.wantBlockers("the grace is longer", id, "x", "not_seen: a", "not_seen: b")
+	for _, n := range []*node{a, b} {
+		n.run.Awake += grace
+		n.pass()
+	}
+	// b had not said so yet, and has waited for as long since it saw it.
+	f.wantBlockers("once the grace", id, "x", "not_seen: a")
+	a.run.Awake += 2*grace - time.Second
+	if r := a.pass(); len(r.Observed) > 0 || len(r.Draining) != 1 {
+		t.Errorf("report before the longer grace was over = %+v, want it waited for", r)
+	}
+	a.run.Awake += time.Second
+	if r := a.pass(); !slices.Equal(r.Observed, []string{id}) || r.LaunchGraceSeconds != int64(2*grace/time.Second) {
+		t.Errorf("report after it = %+v, want that it was seen", r)
+	}
+	f.wantBlockers("twice the grace", id, "x")
+	f.policy(func(p *pool.Policy) { p.LaunchGrace = pool.Span(grace) })
+	f.wantBlockers("the grace is shorter again", id, "x")
 }
 
 // TestDrainedAnew: a time that does not fit, and a base that is there under its name again, are waited for anew.
@@ -389,7 +422,7 @@ func TestClocksOfNodes(t *testing.T) {
 		t.Errorf("Pass after the clock was put back = %v, want %v", err, ErrDuplicate)
 	}
 	for _, name := range []string{"a", "a@duplicate"} {
-		if _, err := Retire(t.Context(), name, me, RetireOptions{Alive: true, Partly: true}, f.nodes["b"].options()); err != nil {
+		if _, _, err := Retire(t.Context(), name, me, RetireOptions{Alive: true, Partly: true}, f.nodes["b"].options()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -427,6 +460,9 @@ func TestPassAnyOrder(t *testing.T) {
 // anyOrder plays one story, and gives the base that might be removed and is needed.
 func anyOrder(t *testing.T, seed uint64, launch time.Duration) (wrong string) {
 	f := newFarm(t, []string{"x", "y"}, "a", "b")
+	for _, name := range []string{"a", "b"} {
+		f.nodes[name].pass() // every node that launches is a member: of one that never spoke nothing is known
+	}
 	rnd := rand.New(rand.NewPCG(seed, 8))
 	speed := grace / time.Duration(1+rnd.IntN(20))
 	var open []launching
@@ -509,5 +545,25 @@ func TestReportStorages(t *testing.T) {
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		t.Errorf("it tells of %q, want %q", got, want)
+	}
+}
+
+// TestReportSince: a report tells since when a node needs a base.
+func TestReportSince(t *testing.T) {
+	f := newFarm(t, []string{"b"}, "a")
+	c := &refs.Census{Bases: f.dir, All: []refs.Base{{Name: "b", State: refs.Live, Uses: []refs.Reference{
+		{How: refs.Open, Holder: "qemu", Since: time.Unix(1e9, 5)}, {How: refs.Loop, Holder: "/dev/loop0"}}}}}
+	r := &pool.Report{}
+	fill(r, c)
+	if len(r.Uses) != 2 || !r.Uses[0].Since.Equal(time.Unix(1e9, 0)) || !r.Uses[1].Since.IsZero() {
+		t.Errorf("uses = %+v, want one since %v and one since nobody knows when", r.Uses, time.Unix(1e9, 0).UTC())
+	}
+}
+
+// TestReportWords: people are told of all uses, not of those alone that a report has room for.
+func TestReportWords(t *testing.T) {
+	r := &pool.Report{Seq: 3, Images: 30, Complete: true, Uses: []pool.Use{{Name: "a", More: 25}, {Name: "a"}, {Name: "b"}}}
+	if got, want := reportWords(r), "report 3: 28 uses in 30 images; 0 in quarantine seen"; got != want {
+		t.Errorf("reportWords = %q, want %q", got, want)
 	}
 }

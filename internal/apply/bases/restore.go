@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs"
@@ -31,65 +32,126 @@ type RestoreOptions struct {
 // Restore gives a base that was removed its name back, from its shield or from quarantine; of one in quarantine the
 // name may be its id. It makes it look as if it was changed now: a cleaner removes again at once what looks old. An
 // existing name is never written over: ErrThere. The other errors are ErrNoShield, ErrSeveral and ErrUnfinished.
-func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (d *pool.Done, err error) {
+func Restore(ctx context.Context, name string, r RestoreOptions, o Options) (*pool.Done, error) {
+	return RestoreAll(ctx, []string{name}, r, o)
+}
+
+// RestoreAll is Restore for several names as one act. What cannot be had of several is left.
+func RestoreAll(ctx context.Context, names []string, r RestoreOptions, o Options) (d *pool.Done, err error) {
 	k := newKeeper(o).as("restore")
-	if strings.ContainsRune(name+r.As, '/') || name == "" || name == "." || name == ".." || r.As == "." || r.As == ".." {
-		return nil, fmt.Errorf("%q is no name in a directory", name+r.As)
+	s, d, err := k.restoring(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer func() { err = k.finish(ctx, d, err) }()
+	for _, name := range names {
+		err := k.restore(ctx, s, name, r, d)
+		if err != nil && (len(names) == 1 || stopped(ctx, err) || errors.Is(err, ErrUnfinished)) {
+			return d, err
+		}
+		if err != nil {
+			d.Leave(name, err)
+		}
+	}
+	return d, nil
+}
+
+// RestoreKept gives all files their names back that only shields keep, whoever needs them, as one act. Of several that
+// had one name nobody knows which is meant: they are left, as is what could not be read.
+func RestoreKept(ctx context.Context, why string, o Options) (d *pool.Done, err error) {
+	k := newKeeper(o).as("restore")
+	s, d, err := k.restoring(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = k.finish(ctx, d, err) }()
+	for _, err := range s.Unread {
+		d.Leave(pool.Dir, err)
+	}
+	alone, times := s.Alone(), map[string]int{}
+	for _, h := range alone {
+		times[h.Name]++
+	}
+	for _, h := range alone {
+		err := ErrSeveral
+		if times[h.Name] == 1 {
+			err = k.restore(ctx, s, h.Name, RestoreOptions{Inode: h.ID.Ino, Why: why}, d)
+		}
+		if err != nil && (stopped(ctx, err) || errors.Is(err, ErrUnfinished)) {
+			return d, err
+		}
+		if err != nil {
+			d.Leave(h.Name, fmt.Errorf("%w; --inode %d --as NAME gives it another name (%d bytes)", err, h.ID.Ino, h.SizeBytes))
+		}
+	}
+	return d, nil
+}
+
+// restoring reads the pool for an act that brings back.
+func (k *keeper) restoring(ctx context.Context) (*pool.State, *pool.Done, error) {
 	s, err := pool.Read(ctx, k.Bases, k.Timeout)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := k.known(ctx, s); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	d := newDone(k.Bases, s)
+	k.pool = d.Pool
+	return s, d, nil
+}
+
+// restore gives one base its name back.
+func (k *keeper) restore(ctx context.Context, s *pool.State, name string, r RestoreOptions, d *pool.Done) error {
+	if strings.ContainsRune(name+r.As, '/') || name == "" || name == "." || name == ".." || r.As == "." || r.As == ".." {
+		return fmt.Errorf("%q is no name in a directory", name+r.As)
+	}
+	why := cmp.Or(r.Why, "restore")
 	held, err := heldFor(s, name, r.Inode)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if held != nil {
-		return k.restoreHeld(ctx, s, held, cmp.Or(r.As, held.Name), cmp.Or(r.Why, "restore"))
+		return k.bringBack(ctx, held, cmp.Or(r.As, held.Name), why, d)
 	}
 	h, err := shieldFor(s, name, r.Inode)
 	if err != nil {
-		return nil, errors.Join(append([]error{err}, s.Unread...)...)
+		return errors.Join(append([]error{err}, s.Unread...)...)
 	}
 	if held := heldInode(s, h.ID); held != nil {
 		// It was set aside under another name. A link from the shield would give the file two names.
-		return k.restoreHeld(ctx, s, held, cmp.Or(r.As, name), cmp.Or(r.Why, "restore"))
+		return k.bringBack(ctx, held, cmp.Or(r.As, name), why, d)
 	}
-	d = newDone(k.Bases, s)
-	k.pool = d.Pool
 	to := filepath.Join(k.Bases, cmp.Or(r.As, name))
 	e, err := diskio.LookEntry(to)
 	var steps []vault.BaseStep
 	switch {
-	case err == nil && e.ID == h.ID:
-		d.Leave(name, ErrThere) // it is this very file: all that is left is the time
+	case err == nil && e.ID == h.ID: // it is this very file: all that is left is the time
 	case err == nil, errors.Is(err, diskio.ErrSpecial):
-		return nil, fmt.Errorf("%s %w", to, ErrThere)
+		return fmt.Errorf("%s %w", to, ErrThere)
 	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		return err
 	default:
 		steps = append(steps, stepAt(vault.BaseRestore, name, to, h.ID.Ino))
 	}
-	touch := stepAt(vault.BaseTouch, name, to, h.ID.Ino)
-	before := h.Modified.UTC()
-	touch.Before = &before
-	if err := k.will(append(steps, touch)...); err != nil {
-		return nil, err
+	now, err := k.now(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { err = k.finish(ctx, d, err) }()
+	touch := touchStep(name, to, h.ID.Ino, h.Modified, now)
+	if err := k.will(append(steps, touch)...); err != nil {
+		return err
+	}
 	// By the shield, and before it has its name: else a cleaner could take it for old in between.
 	if err := k.touchBy(ctx, &touch, h.Path, d); err != nil {
-		return d, err
+		return err
 	}
 	for i := range steps {
 		if err := k.link(ctx, h, &steps[i], d); err != nil {
-			return d, err
+			return err
 		}
 	}
-	return d, k.note(ctx, "restore", name, h.ID.Ino, to, cmp.Or(r.Why, "restore"))
+	return k.note(ctx, "restore", name, h.ID.Ino, to, why)
 }
 
 // link gives the file of a shield its name in the directory of the bases.
@@ -111,15 +173,19 @@ func (k *keeper) link(ctx context.Context, h *pool.Shield, t *vault.BaseStep, d 
 }
 
 // missing tells which bases are needed and gone, and can come back from their shields: for each the name, and the touch.
-func (k *keeper) missing(c *refs.Census, s *pool.State, d *pool.Done) (todo []vault.BaseStep) {
+func (k *keeper) missing(c *refs.Census, s *pool.State, now time.Time, d *pool.Done) (todo []vault.BaseStep) {
 	for i := range c.All {
 		b := &c.All[i]
 		if b.State != refs.Missing || b.Shield == "" {
 			continue
 		}
 		to := filepath.Join(k.Bases, b.Name)
-		if _, err := diskio.LookEntry(to); !errors.Is(err, fs.ErrNotExist) {
+		switch _, err := diskio.LookEntry(to); {
+		case err == nil:
 			continue // there is one by now
+		case !errors.Is(err, fs.ErrNotExist):
+			d.Leave(b.Name, err)
+			continue
 		}
 		h, err := shieldFor(s, b.Name, 0)
 		if err == nil && heldInode(s, h.ID) != nil {
@@ -129,9 +195,7 @@ func (k *keeper) missing(c *refs.Census, s *pool.State, d *pool.Done) (todo []va
 			d.Leave(b.Name, err)
 			continue
 		}
-		touch := stepAt(vault.BaseTouch, b.Name, to, h.ID.Ino)
-		before := h.Modified.UTC()
-		touch.Before = &before
+		touch := touchStep(b.Name, to, h.ID.Ino, h.Modified, now)
 		todo = append(todo, stepAt(vault.BaseRestore, b.Name, to, h.ID.Ino), touch)
 	}
 	return todo

@@ -17,8 +17,12 @@ import (
 	"github.com/shisa-vm/shisa/internal/vault"
 )
 
-// ErrNeeded: somebody needs a base, or may.
-var ErrNeeded = errors.New("is needed, or may be")
+var (
+	// ErrNeeded: somebody needs a base, or may.
+	ErrNeeded = errors.New("is needed, or may be")
+	// ErrNothing: nothing that an act did can be taken back.
+	ErrNothing = errors.New("cannot be taken back")
+)
 
 // UndoOptions say how far an act may be taken back.
 type UndoOptions struct {
@@ -44,7 +48,7 @@ type undoing struct {
 // step; one that stays since something changed meanwhile may be tried again. The receipt is given as it is then.
 //
 // The errors are those of reading the receipt; ErrOtherPool; diskio.ErrInUse where the act is under way, or is being taken back;
-// vault.ErrReceipt. o.Bases is taken from the receipt.
+// vault.ErrReceipt; ErrNothing; where the name of a base is to be taken away ErrBusy and ErrUnfinished as well. o.Bases is taken from the receipt.
 func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.BaseReceipt, err error) {
 	lock, err := o.Receipts.LockBases()
 	if err != nil {
@@ -63,18 +67,25 @@ func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.Ba
 	if k.s, err = pool.Read(ctx, k.Bases, k.Timeout); err != nil {
 		return nil, err
 	}
-	switch {
-	case k.s.Policy == nil:
-		return nil, fmt.Errorf("%s %w: it has no %s, and had that of pool %s: is its storage mounted?", k.Bases,
-			ErrOtherPool, pool.Dir+"/"+pool.File, r.Pool)
-	case k.s.Policy.UUID != r.Pool:
-		return nil, fmt.Errorf("%s %w: it is pool %s, and the receipt is about pool %s", k.Bases, ErrOtherPool,
-			k.s.Policy.UUID, r.Pool)
+	if k.s.Policy == nil || k.s.Policy.UUID != r.Pool {
+		return nil, elsewhere(k.Bases, k.s, r)
 	}
 	if r.State == vault.Applying {
 		for i := range r.Steps {
-			settle(&r.Steps[i])
+			if err := k.settle(ctx, &r.Steps[i]); err != nil {
+				return nil, err
+			}
 		}
+	}
+	if err := nothing(r); err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(InForce(r), func(s vault.BaseStep) bool { return takesName(&s) }) {
+		lock, err := k.alone(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, lock.Close()) }()
 	}
 	// From now on the receipt says that it may be half taken back; again, Undo goes on.
 	r.State = vault.Undoing
@@ -88,7 +99,10 @@ func Undo(ctx context.Context, id string, u UndoOptions, o Options) (r *vault.Ba
 	if r.State = vault.Committed; len(InForce(r)) == 0 {
 		r.State, r.Undone = vault.Undone, &now
 	}
-	return r, k.receipts.PutBase(r)
+	if err := k.receipts.PutBase(r); err != nil {
+		return r, fmt.Errorf("it is taken back, and %w: %w", ErrReceiptOpen, err)
+	}
+	return r, nil
 }
 
 // InForce gives the steps of an act that are done and not taken back, without those that are never taken back: what
@@ -100,6 +114,27 @@ func InForce(r *vault.BaseReceipt) (steps []vault.BaseStep) {
 		}
 	}
 	return steps
+}
+
+// nothing is ErrNothing for an act that did something, and nothing that is ever taken back.
+func nothing(r *vault.BaseReceipt) error {
+	gone, done := "", false
+	for i := range r.Steps {
+		s := &r.Steps[i]
+		done = done || s.Done
+		if s.Done && s.What == vault.BasePurge && gone == "" {
+			gone = s.Name
+		}
+	}
+	switch {
+	case len(InForce(r)) > 0 || r.State == vault.Undoing:
+		return nil
+	case gone != "":
+		return fmt.Errorf("the act %s %w: %s was removed for good", r.ID, ErrNothing, gone)
+	case done && r.State == vault.Committed:
+		return fmt.Errorf("the act %s %w: what it left takes nothing from anybody, or can be made anew", r.ID, ErrNothing)
+	}
+	return nil
 }
 
 // stays tells whether a step is never taken back. What an act brought back that it had set aside itself is none of its
@@ -123,7 +158,8 @@ func (k *undoing) all(ctx context.Context) error {
 				continue
 			}
 			why, err := k.back(ctx, s)
-			if err != nil && stopped(ctx, err) {
+			if err != nil && (stopped(ctx, err) || errors.Is(err, ErrUnfinished)) {
+				s.Why = err.Error()
 				return errors.Join(err, k.receipts.PutBase(k.r))
 			}
 			s.Undone, s.Why = err == nil, why
@@ -156,23 +192,22 @@ func (k *undoing) back(ctx context.Context, s *vault.BaseStep) (why string, err 
 	case vault.BaseQuarantine:
 		return k.heldBack(ctx, s)
 	case vault.BasePin:
+		if k.r.Act == "retire" {
+			if err := k.speaks(ctx, s); err != nil {
+				return "", err
+			}
+		}
 		return k.pinBack(ctx, s, pool.PinGoneName(s.ID))
 	case vault.BaseUnpin:
 		return k.pinBack(ctx, s, pool.PinName(s.ID))
+	case vault.BaseMember:
+		return k.memberBack(ctx, s)
+	case vault.BaseRetire:
+		return k.retireBack(ctx, s)
+	case vault.BaseUnretire:
+		return k.unretireBack(ctx, s)
 	}
 	return "", fmt.Errorf("%s cannot be taken back", s.What)
-}
-
-// there looks whether a name is still the file of a step. why says what it is where it is not.
-func there(s *vault.BaseStep) (e diskio.Entry, why string, err error) {
-	e, err = diskio.LookEntry(s.At())
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return e, "it was gone already", nil
-	case errors.Is(err, diskio.ErrSpecial), err == nil && e.Ino != s.Inode:
-		return e, "the name is another file's by now", nil
-	}
-	return e, "", err
 }
 
 func (k *undoing) shieldBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
@@ -223,47 +258,6 @@ func (k *undoing) touchBack(ctx context.Context, s *vault.BaseStep) (why string,
 	return "", k.Links.Touch(e.ID, s.At(), *s.Before)
 }
 
-// nameBack takes the name of a base away again. Its shield keeps the file, and is made if it has none.
-func (k *undoing) nameBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
-	e, why, err := there(s)
-	if why != "" || err != nil {
-		return why, err
-	}
-	at := s.At()
-	if err := k.unneeded(ctx, at, e.ID); err != nil {
-		return "", err
-	}
-	name := filepath.Base(at)
-	if s.What == vault.BaseRestore && s.Name != "" {
-		name = s.Name // of a base that came back under another name
-	}
-	h := pool.Shield{Name: name, ID: e.ID, Path: k.path(pool.Shields, pool.ShieldName(e.Ino, name))}
-	for _, one := range k.s.Shields {
-		if one.ID == e.ID {
-			h = one
-		}
-	}
-	if err := k.Links.Link(e.ID, at, h.Path); err != nil {
-		return "", fmt.Errorf("its shield: %w", err)
-	}
-	if err := k.step(ctx, "take away "+name); err != nil {
-		return "", err
-	}
-	// As long as it is open here, nobody can take the last of it away.
-	f, err := diskio.Open(at)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	if err := k.Links.Unlink(e.ID, at); err != nil {
-		return "", err
-	}
-	if now, err := diskio.LookEntry(h.Path); err != nil || now.ID != e.ID {
-		return "", errors.Join(ErrLast, err, k.copyBack(ctx, f, &h))
-	}
-	return "", k.note(ctx, "removed", name, e.Ino, at, "undo of "+k.r.ID+"; its shield keeps it")
-}
-
 // unneeded refuses to take the name of a base away that somebody needs, or may.
 func (k *undoing) unneeded(ctx context.Context, path string, id diskio.ID) error {
 	if k.u.Needed != nil && k.u.Needed(path) {
@@ -291,16 +285,43 @@ func (k *undoing) unneeded(ctx context.Context, path string, id diskio.ID) error
 	return nil
 }
 
-// heldBack brings a base back that was set aside.
+// heldBack brings a base back that was set aside. One that only its shield kept is kept by that again, or has its name if
+// it is needed, or may be.
 func (k *undoing) heldBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
 	h, err := heldFor(k.s, s.ID, 0)
 	if err != nil {
 		return "", err
 	}
 	if h == nil {
-		return "it is not in quarantine any more", nil
+		return k.heldGone(ctx, s)
 	}
-	return "", k.bringBack(ctx, h, filepath.Base(s.At()), "undo of "+k.r.ID, newDone(k.Bases, k.s))
+	name := filepath.Base(s.At())
+	if byShield(s) {
+		switch err := k.unneeded(ctx, h.Path, h.File); {
+		case err == nil:
+			return "its shield keeps it, as before", k.letGo(ctx, h, "undo of "+k.r.ID)
+		case !errors.Is(err, ErrNeeded):
+			return "", err
+		}
+		name, why = h.Name, "it has its name again: it is needed, or may be"
+	}
+	return why, k.bringBack(ctx, h, name, "undo of "+k.r.ID, newDone(k.Bases, k.s))
+}
+
+// heldGone is for a base that is not in quarantine any more: somebody brought it back, or removed it.
+func (k *undoing) heldGone(ctx context.Context, s *vault.BaseStep) (why string, err error) {
+	if e, err := diskio.LookEntry(s.At()); err == nil && e.Ino == s.Inode {
+		return "it has its name already", nil
+	}
+	switch gone, err := k.purged(ctx, s); {
+	case err != nil:
+		return "", err
+	case gone:
+		return "it was removed for good since", nil
+	case k.shielded(ctx, s.Inode):
+		return "", errors.New("it is not in quarantine any more, and has not its name: shisa base restore gives it that from its shield")
+	}
+	return "it is not in quarantine any more, and has neither its name nor a shield", nil
 }
 
 // pinBack gives the document of a pin its other name: that of one which counts, or of one that was taken back.

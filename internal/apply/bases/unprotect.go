@@ -14,6 +14,7 @@ import (
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/vault"
 )
@@ -109,7 +110,7 @@ func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done, why
 		return err
 	}
 	defer f.Close()
-	if err := k.Links.Unlink(h.ID, h.Path); err != nil {
+	if err := k.unlink(h.ID, h.Path); err != nil {
 		return err
 	}
 	if err := k.inPlace(h); err != nil {
@@ -122,21 +123,25 @@ func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done, why
 
 // copyBack makes a shield anew from an open file that has no name any more.
 func (k *keeper) copyBack(ctx context.Context, f *diskio.File, h *pool.Shield) error {
-	tmp := filepath.Join(filepath.Dir(h.Path), ".copy."+h.Name)
-	w, err := k.Disk.CreateNew(tmp, 0o644)
+	id, err := plan.NewID()
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(filepath.Dir(h.Path), "."+id+".copy")
+	w, err := k.Disk.CreateNew(tmp, baseMode)
 	if err != nil {
 		return err
 	}
 	err = k.copyTo(ctx, &writer{w: w}, f, h.Path, f.Size())
-	id, err2 := w.Identity()
+	made, err2 := w.Identity()
 	if err = errors.Join(err, w.Sync(), err2, w.Close()); err != nil {
 		return err
 	}
-	to := filepath.Join(filepath.Dir(h.Path), pool.ShieldName(id.Ino, h.Name))
-	if err := k.Links.Move(id.ID, tmp, to); err != nil {
+	to := filepath.Join(filepath.Dir(h.Path), pool.ShieldName(made.Ino, h.Name))
+	if err := k.Links.Move(made.ID, tmp, to); err != nil {
 		return err
 	}
-	return k.note(ctx, "shield", h.Name, id.Ino, to, "a copy: the base was removed while its shield was")
+	return k.note(ctx, "shield", h.Name, made.Ino, to, "a copy: the base was removed while its shield was")
 }
 
 // writer writes to a file from its beginning.

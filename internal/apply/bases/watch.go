@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -232,7 +233,7 @@ func (a *watcher) removed(ctx context.Context, e *notice.Event) error {
 
 func (a *watcher) lastOf(name string) *refs.Base {
 	for i := range a.last.All {
-		if b := &a.last.All[i]; b.Name == name {
+		if b := &a.last.All[i]; b.Name == name && b.State != refs.ByShield {
 			return b
 		}
 	}
@@ -242,11 +243,13 @@ func (a *watcher) lastOf(name string) *refs.Base {
 // back gives a base its name back. That it cannot be had is told, and no reason to stop watching the others.
 func (a *watcher) back(ctx context.Context, name, why string) error {
 	h := pool.Happened{Time: a.o.Now().UTC(), What: pool.Restored, Name: name, Why: why}
-	if _, err := Restore(ctx, name, RestoreOptions{Why: why}, a.o); err != nil {
+	if d, err := Restore(ctx, name, RestoreOptions{Why: why}, a.o); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		h.What, h.Why = pool.NotRestored, err.Error()+"; "+why
+		if h.Why = err.Error() + "; " + why; d == nil || !slices.Contains(d.Restored, name) { // else it is only not noted
+			h.What = pool.NotRestored
+		}
 	}
 	return a.w.Tell(h)
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -380,5 +381,42 @@ func TestPrograms(t *testing.T) {
 	run("qemu-io", "-f", "qcow2", "-t", "unsafe", "-c", "write -P 9 0 64k", image)
 	if f.Pending() <= before {
 		t.Errorf("Pending = %d after a write that is never flushed, want more than %d", f.Pending(), before)
+	}
+}
+
+// TestNames: a file has as many links as names, the time that it is given, and a wrong answer is given once.
+func TestNames(t *testing.T) {
+	f, dir := mounted(t, newTree())
+	do(t, f, func() error {
+		if err := errors.Join(write(dir+"/a", 0, "x"), os.Link(dir+"/a", dir+"/b")); err != nil {
+			return err
+		}
+		look := func(name string) (st unix.Stat_t) {
+			if err := unix.Lstat(dir+"/"+name, &st); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			return st
+		}
+		before := look("a")
+		when := time.Unix(1583035200, 5)
+		if err := os.Chtimes(dir+"/b", when, when); err != nil {
+			return err
+		}
+		after := look("a")
+		if before.Nlink != 2 || !time.Unix(after.Mtim.Unix()).Equal(when) || after.Ctim == before.Ctim {
+			t.Errorf("%d links, changed %v and at %v, want 2, %v and another time", before.Nlink, after.Mtim, after.Ctim, when)
+		}
+		if err := os.Rename(dir+"/a", dir+"/b"); err != nil || look("b").Nlink != 2 {
+			t.Errorf("rename of one name onto the other: %v, want that it does nothing", err)
+		}
+		f.LieAt(2, Lie{Done: true, Errno: unix.EIO})
+		errs := []error{os.Link(dir+"/a", dir+"/c"), unix.Unlink(dir + "/c"), unix.Unlink(dir + "/b")}
+		if errs[0] != nil || !errors.Is(errs[1], unix.EIO) || errs[2] != nil || look("a").Nlink != 1 {
+			t.Errorf("link, unlink and unlink = %v, want the second to say %v", errs, unix.EIO)
+		}
+		return nil
+	})
+	if got := f.Told(); len(got) != 1 || f.Names() != 3 || len(f.Now().Files()) != 1 {
+		t.Errorf("told %q after %d changes, and there are %v; want one lie after 3, and one name", got, f.Names(), f.Now().Files())
 	}
 }

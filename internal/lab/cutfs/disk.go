@@ -66,7 +66,8 @@ type change struct {
 	off, n int64
 	data   []byte
 	mode   uint32
-	target string // of a new symbolic link
+	mtime  time.Time // that is set
+	target string    // of a new symbolic link
 	// dir and name are the place of a name, toDir and toName the new one of a rename.
 	dir, toDir   uint64
 	name, toName string
@@ -114,6 +115,7 @@ func (c *change) apply(t *Tree, torn func() bool) {
 	if n == nil {
 		return // its making is not on the disk
 	}
+	n.ctime = c.when
 	switch c.kind {
 	case opWrite:
 		n.mtime = c.when
@@ -139,7 +141,7 @@ func (c *change) apply(t *Tree, torn func() bool) {
 	case opMode:
 		n.mode = n.mode&^0o7777 | c.mode&0o7777
 	case opTime:
-		n.mtime = c.when
+		n.mtime = c.mtime
 	case opNew, opLink:
 		t.name(c.dir, c.name, c.node)
 	case opUnlink:
@@ -149,10 +151,15 @@ func (c *change) apply(t *Tree, torn func() bool) {
 		t.unname(c.dir, c.name, c.node)
 		t.name(c.toDir, c.toName, c.node)
 	}
+	for _, id := range []uint64{c.dir, c.toDir} {
+		if d := t.nodes[id]; d != nil {
+			d.mtime, d.ctime = c.when, c.when
+		}
+	}
 }
 
 func (c *change) newNode() *node {
-	n := &node{mode: c.mode, mtime: c.when, target: c.target}
+	n := &node{mode: c.mode, mtime: c.when, ctime: c.when, target: c.target}
 	switch {
 	case n.isDir():
 		n.names = map[string]uint64{}
@@ -164,14 +171,25 @@ func (c *change) newNode() *node {
 
 // name gives a node a name; a directory that is not on the disk has none.
 func (t *Tree) name(dir uint64, name string, id uint64) {
-	if d := t.nodes[dir]; d != nil {
-		d.names[name] = id
+	d := t.nodes[dir]
+	if d == nil {
+		return
+	}
+	t.unname(dir, name, d.names[name])
+	d.names[name] = id
+	if n := t.nodes[id]; n != nil {
+		n.links++
 	}
 }
 
 func (t *Tree) unname(dir uint64, name string, id uint64) {
-	if d := t.nodes[dir]; d != nil && d.names[name] == id {
-		delete(d.names, name)
+	d := t.nodes[dir]
+	if d == nil || id == 0 || d.names[name] != id {
+		return
+	}
+	delete(d.names, name)
+	if n := t.nodes[id]; n != nil {
+		n.links--
 	}
 }
 

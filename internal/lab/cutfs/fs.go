@@ -21,8 +21,7 @@ type files struct {
 	fuse.RawFileSystem
 	mu   sync.Mutex
 	disk *disk
-	// lost: the answers of renames are lost, and the kernel is told what a second one would be told.
-	lost bool
+	lies lies
 }
 
 // node gives the node that a call is about: EIO after the power cut.
@@ -46,9 +45,10 @@ func (f *files) change(c change) fuse.Status {
 
 func (f *files) attr(id uint64, n *node, out *fuse.Attr) {
 	*out = fuse.Attr{Ino: id, Mode: n.mode, Nlink: 1, Blksize: pageBytes}
-	out.SetTimes(&n.mtime, &n.mtime, &n.mtime)
+	out.SetTimes(&n.mtime, &n.mtime, &n.ctime)
 	switch {
 	case n.data != nil:
+		out.Nlink = n.links
 		out.Size = uint64(n.data.size)
 		out.Blocks = uint64(len(n.data.pages)) * pageBytes / 512
 	case n.target != "":
@@ -100,8 +100,8 @@ func (f *files) SetAttr(_ stop, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Stat
 	if mode, ok := in.GetMode(); ok && st.Ok() {
 		st = f.change(change{kind: opMode, node: in.NodeId, mode: mode})
 	}
-	if _, ok := in.GetMTime(); ok && st.Ok() {
-		st = f.change(change{kind: opTime, node: in.NodeId})
+	if at, ok := in.GetMTime(); ok && st.Ok() {
+		st = f.change(change{kind: opTime, node: in.NodeId, mtime: at})
 	}
 	if st.Ok() {
 		f.attr(in.NodeId, n, &out.Attr)
@@ -163,7 +163,7 @@ func (f *files) Link(_ stop, in *fuse.LinkIn, name string, out *fuse.EntryOut) f
 	if _, taken := dir.names[name]; taken {
 		return fuse.Status(unix.EEXIST)
 	}
-	st = f.change(change{kind: opLink, dir: in.NodeId, name: name, node: in.Oldnodeid})
+	st = f.rename(change{kind: opLink, dir: in.NodeId, name: name, node: in.Oldnodeid})
 	if st.Ok() {
 		f.entry(in.Oldnodeid, out)
 	}
@@ -206,7 +206,7 @@ func (f *files) unlink(dir uint64, name string) fuse.Status {
 	if !ok {
 		return fuse.ENOENT
 	}
-	return f.change(change{kind: opUnlink, dir: dir, name: name, node: id})
+	return f.rename(change{kind: opUnlink, dir: dir, name: name, node: id})
 }
 
 func (f *files) Rename(_ stop, in *fuse.RenameIn, from, to string) fuse.Status {
@@ -235,12 +235,8 @@ func (f *files) Rename(_ stop, in *fuse.RenameIn, from, to string) fuse.Status {
 	case taken && len(f.disk.now.nodes[old].names) > 0:
 		return fuse.Status(unix.ENOTEMPTY)
 	}
-	st = f.change(change{kind: opRename, dir: in.NodeId, name: from, toDir: in.Newdir, toName: to,
+	return f.rename(change{kind: opRename, dir: in.NodeId, name: from, toDir: in.Newdir, toName: to,
 		node: id})
-	if st.Ok() && f.lost {
-		return fuse.ENOENT
-	}
-	return st
 }
 
 func (f *files) Open(_ stop, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {

@@ -114,14 +114,6 @@ func (f *FS) CutAt(k int) {
 	f.files.disk.cutAt = f.files.disk.count + k
 }
 
-// LoseAnswers has renames from now on be done and say that the name is not there, as a client of NFS is told that had
-// to send its call twice.
-func (f *FS) LoseAnswers(lost bool) {
-	f.files.mu.Lock()
-	defer f.files.mu.Unlock()
-	f.files.lost = lost
-}
-
 // Calls is how many changing calls there were, with the one that was the power cut.
 func (f *FS) Calls() int {
 	f.files.mu.Lock()

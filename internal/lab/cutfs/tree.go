@@ -30,6 +30,8 @@ const maxLoadBytes = 1 << 30
 type node struct {
 	mode   uint32 // with its type, as in stat
 	mtime  time.Time
+	ctime  time.Time
+	links  uint32            // how many names there are of it
 	data   *content          // of a file
 	names  map[string]uint64 // of a directory
 	target string            // of a symbolic link
@@ -82,7 +84,7 @@ func Load(dir string) (*Tree, error) {
 		if err != nil {
 			return err
 		}
-		n := &node{mode: uint32(info.Mode().Perm()), mtime: info.ModTime()}
+		n := &node{mode: uint32(info.Mode().Perm()), mtime: info.ModTime(), ctime: info.ModTime()}
 		switch {
 		case d.IsDir():
 			n.mode |= unix.S_IFDIR
@@ -101,7 +103,7 @@ func Load(dir string) (*Tree, error) {
 		}
 		t.last++
 		t.nodes[t.last], ids[rel] = n, t.last
-		t.nodes[ids[filepath.Dir(rel)]].names[d.Name()] = t.last
+		t.name(ids[filepath.Dir(rel)], d.Name(), t.last)
 		return err
 	})
 	if err != nil {
@@ -257,4 +259,16 @@ func (t *Tree) ReadAt(path string, p []byte, off int64) (int, error) {
 		return m, io.EOF
 	}
 	return m, nil
+}
+
+// Files gives every name of a file with its number, which is that of the inode that programs see.
+func (t *Tree) Files() map[string]uint64 {
+	all := map[string]uint64{}
+	t.walk(func(path string, id uint64, n *node) error {
+		if n.data != nil {
+			all[path] = id
+		}
+		return nil // so walk gives no error either
+	})
+	return all
 }

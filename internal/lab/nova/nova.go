@@ -33,28 +33,24 @@ type Nova struct {
 	cmd     *exec.Cmd
 	to      io.WriteCloser
 	answers *bufio.Reader
-	db      string
+	db      *Database
 	words   *bytes.Buffer
 }
 
-// Start starts Nova, with its database in the file nova.sqlite of dir, a directory of the caller's.
-func Start(ctx context.Context, p Package, dir string) (*Nova, error) {
+// Start starts Nova with a database, and makes its tables there. dir is a directory of the caller's.
+func Start(ctx context.Context, p Package, db *Database, dir string) (*Nova, error) {
 	program := filepath.Join(dir, "serve.py")
 	if err := os.WriteFile(program, serve, 0o600); err != nil {
 		return nil, err
 	}
-	libs, err := filepath.Glob(filepath.Join(p.Root, "usr/lib/*-linux-gnu"))
-	if err != nil || len(libs) > 1 {
-		return nil, fmt.Errorf("%s has libraries for %d machines: %w", p.Root, len(libs), err)
+	env, err := p.env()
+	if err != nil {
+		return nil, err
 	}
-	db := filepath.Join(dir, "nova.sqlite")
-	n := &Nova{cmd: exec.CommandContext(ctx, python, program, db), db: db, words: &bytes.Buffer{}}
+	n := &Nova{cmd: exec.CommandContext(ctx, python, program, db.URL), db: db, words: &bytes.Buffer{}}
 	n.cmd.Dir = dir
 	// The processes that Nova starts itself need its packages as well.
-	n.cmd.Env = append(os.Environ(), "PYTHONPATH="+filepath.Join(p.Root, "usr/lib/python3/dist-packages"))
-	if len(libs) == 1 {
-		n.cmd.Env = append(n.cmd.Env, "LD_LIBRARY_PATH="+libs[0])
-	}
+	n.cmd.Env = append(env, "PYTHONPATH="+filepath.Join(p.Root, "usr/lib/python3/dist-packages"))
 	n.cmd.Stderr = n.words
 	if n.to, err = n.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -111,8 +107,8 @@ func (n *Nova) ask(request map[string]any) (a answer, err error) {
 	return a, nil
 }
 
-// Database is the file of the database, one of SQLite.
-func (n *Nova) Database() string { return n.db }
+// Database is the one that Nova was started with.
+func (n *Nova) Database() *Database { return n.db }
 
 // Clear empties the database and gives every option its own value again.
 func (n *Nova) Clear() error {
@@ -136,9 +132,38 @@ func (n *Nova) Pass(h Host) ([]string, error) {
 	return a.Log, err
 }
 
-// Instance puts a machine into the database. State is active, rescued, resized or another of Nova's.
-func (n *Nova) Instance(uuid, host, image, state string) error {
-	_, err := n.ask(map[string]any{"do": "instance", "uuid": uuid, "host": host, "image": image, "state": state})
+// Machine is one that the database has.
+type Machine struct {
+	UUID  string `json:"uuid"`
+	Host  string `json:"host"`
+	Image string `json:"image"`
+	// State is active, rescued, resized or another of Nova's.
+	State string `json:"state"`
+	// Kernel and Ramdisk are images that it is started with, Unshelved the one that its disk was put on after it was
+	// shelved; "" for none.
+	Kernel    string `json:"kernel"`
+	Ramdisk   string `json:"ramdisk"`
+	Unshelved string `json:"unshelved"`
+	// EphemeralGiB and SwapMiB are the disks that its flavor has, whatever Disk says that it was made with.
+	EphemeralGiB int64 `json:"ephemeral_gb"`
+	SwapMiB      int64 `json:"swap_mb"`
+}
+
+// Instance puts a machine into the database.
+func (n *Nova) Instance(m Machine) error {
+	_, err := n.ask(map[string]any{"do": "instance", "machine": m})
+	return err
+}
+
+// Execute runs a statement in the database that Nova itself would not.
+func (n *Nova) Execute(sql string) error {
+	_, err := n.ask(map[string]any{"do": "execute", "sql": sql})
+	return err
+}
+
+// Archive moves the rows of what was deleted to tables of their own, as "nova-manage db archive_deleted_rows".
+func (n *Nova) Archive() error {
+	_, err := n.ask(map[string]any{"do": "archive"})
 	return err
 }
 

@@ -4,15 +4,14 @@
 package nova
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
+
+	"github.com/shisa-vm/shisa/internal/lab/debian"
 )
 
 // ErrUnavailable: apt does not have Nova, or could not fetch it, for errors.Is.
@@ -26,36 +25,32 @@ type Package struct {
 	Root string
 }
 
-const name = "python3-nova"
-
-// versionField is a line that apt-cache show prints.
-var versionField = regexp.MustCompile(`(?m)^Version: ([A-Za-z0-9.+:~-]+)$`)
+const pythonNova = "python3-nova"
 
 // Unpack gives Nova as apt would install it now. What is not in the user's cache by its version is
 // downloaded and unpacked there: some two hundred packages, 55 MB, which take 250 MB. Nothing is installed,
 // since that would start services and compile all of it. The error is ErrUnavailable where apt does not have it.
-func Unpack(ctx context.Context) (Package, error) {
-	p, err := unpack(ctx)
+func Unpack(ctx context.Context) (Package, error) { return get(ctx, pythonNova) }
+
+// get gives a package, and more that it is to be unpacked with. What is installed is not unpacked again.
+func get(ctx context.Context, name string, more ...string) (Package, error) {
+	p, err := unpack(ctx, name, more)
 	if err != nil {
 		return Package{}, fmt.Errorf("get %s: %w", name, err)
 	}
 	return p, nil
 }
 
-func unpack(ctx context.Context) (Package, error) {
+func unpack(ctx context.Context, name string, more []string) (Package, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return Package{}, err
 	}
-	out, err := output(ctx, "", "apt-cache", "show", "--no-all-versions", name)
+	version, err := debian.Version(ctx, name)
 	if err != nil {
 		return Package{}, fmt.Errorf("%w: %w (apt-get update may help)", ErrUnavailable, err)
 	}
-	m := versionField.FindSubmatch(out)
-	if m == nil {
-		return Package{}, fmt.Errorf("%w: apt has no package of that name", ErrUnavailable)
-	}
-	p := Package{Version: string(m[1])}
+	p := Package{Version: version}
 	cache = filepath.Join(cache, "shisa-lab")
 	p.Root = filepath.Join(cache, name+"_"+strings.ReplaceAll(p.Version, ":", "."))
 	if _, err := os.Stat(p.Root); err == nil {
@@ -69,7 +64,7 @@ func unpack(ctx context.Context) (Package, error) {
 		return Package{}, err
 	}
 	root := filepath.Join(work, "root")
-	if err = download(ctx, work, root); err == nil {
+	if err = download(ctx, work, root, append([]string{name}, more...)); err == nil {
 		err = os.Rename(root, p.Root)
 		if _, there := os.Stat(p.Root); there == nil {
 			err = nil // somebody else was faster
@@ -78,16 +73,16 @@ func unpack(ctx context.Context) (Package, error) {
 	return p, errors.Join(err, os.RemoveAll(work))
 }
 
-// download unpacks Nova and what apt would install with it into root.
-func download(ctx context.Context, work, root string) error {
+// download unpacks packages and what apt would install with them into root.
+func download(ctx context.Context, work, root string, names []string) error {
 	debs := filepath.Join(work, "debs")
-	if err := os.MkdirAll(filepath.Join(debs, "partial"), 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(debs, "partial"), 0o755), os.Mkdir(root, 0o755)); err != nil {
 		return err
 	}
 	// Nothing is installed, so that neither root's rights nor the lock of whoever installs are needed.
-	if _, err := output(ctx, work, "apt-get", "-q", "-y", "--no-install-recommends", "--download-only",
-		"-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=3",
-		"-o", "Dir::Cache::archives="+debs, "install", name); err != nil {
+	args := []string{"-q", "-y", "--no-install-recommends", "--download-only", "-o", "Debug::NoLocking=1",
+		"-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=3", "-o", "Dir::Cache::archives=" + debs, "install"}
+	if _, err := debian.Run(ctx, work, "apt-get", append(args, names...)...); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	all, err := filepath.Glob(filepath.Join(debs, "*.deb"))
@@ -95,7 +90,7 @@ func download(ctx context.Context, work, root string) error {
 		return err
 	}
 	for _, deb := range all {
-		if _, err := output(ctx, work, "dpkg-deb", "-x", deb, root); err != nil {
+		if err := debian.Unpack(ctx, deb, root); err != nil {
 			return err
 		}
 	}
@@ -103,18 +98,4 @@ func download(ctx context.Context, work, root string) error {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(root, "usr/share", dir)))
 	}
 	return err
-}
-
-// output is what a command prints, with what it complains of in the error.
-func output(ctx context.Context, dir, program string, args ...string) ([]byte, error) {
-	c := exec.CommandContext(ctx, program, args...)
-	c.Dir = dir
-	c.Env = append(os.Environ(), "LC_ALL=C")
-	var words bytes.Buffer
-	c.Stderr = &words
-	out, err := c.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(words.Bytes()))
-	}
-	return out, nil
 }

@@ -66,7 +66,7 @@ const (
 // Sure is how sure it is who removed a base last.
 type Sure string
 
-// Certain: the kernel told of it. Likely: a program wrote so at that time, of that very path. Possible: another
+// Certain: the kernel told of it, or shisa did it. Likely: a program wrote so at that time, of that very path. Possible: another
 // path, or other machines cannot be told apart by the time. Nobody: no one is known.
 const (
 	Certain  Sure = "certain"

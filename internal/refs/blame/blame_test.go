@@ -191,6 +191,19 @@ func TestVerdict(t *testing.T) {
 			w.audit("n1", pool.Entry{Time: at(2, 1), Act: "restore"},
 				pool.Entry{Time: at(2, 1).Add(time.Second), Act: "removed", Why: "process 7: rm"})
 		}, Nobody, "", []int{4}},
+		{"set aside", func(w *world) {
+			w.write("a", line("n1", at(1, 1), removing+w.path()), at(1, 1))
+			w.audit("n3", pool.Entry{Time: at(2, 1), Act: "restore"}, pool.Entry{Time: at(3, 1), Act: "quarantine", Why: "plan x"},
+				pool.Entry{Time: at(4, 1), Act: "purge", Why: "plan y"})
+		}, Certain, "n3", []int{3}},
+		{"an adoption taken back", func(w *world) {
+			w.write("a", line("n1", at(1, 1), "x"), at(1, 1))
+			w.audit("n3", pool.Entry{Time: at(2, 1), Act: "adopt"}, pool.Entry{Time: at(3, 1), Act: "undo", Why: "undo of x"})
+		}, Certain, "n3", []int{3}},
+		{"set aside and back", func(w *world) {
+			w.write("a", line("n1", at(1, 1), "x"), at(1, 1))
+			w.audit("n3", pool.Entry{Time: at(2, 1), Act: "quarantine"}, pool.Entry{Time: at(3, 1), Act: "restore"})
+		}, Nobody, "", []int{4}},
 		{"an archive", func(w *world) {
 			w.write("a", line("n1", at(1, 1), removing+w.path()), at(1, 1))
 			w.write("b.zip", "PK\x03\x04 more", at(1, 1))

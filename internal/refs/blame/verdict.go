@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/linux/logs"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
 const (
@@ -33,6 +34,8 @@ func (h *History) judge(o *Options) {
 	switch there := filepath.Clean(by.Path) == h.Path; {
 	case by.From == Kernel:
 		v.Sure, v.Why = Certain, "the kernel told of it"
+	case by.From == Audit:
+		v.Sure, v.Why = Certain, "shisa did it and noted it"
 	case there:
 		v.Sure, v.Why = Likely, "the program wrote that it removes this file, and nothing says that it could not"
 	default:
@@ -104,7 +107,17 @@ func (h *History) failed() {
 	}
 }
 
-func (h *History) removal(i int) bool { return h.Events[i].Act == actRemoved }
+// removal tells whether an event took the name of the base away: also by us, and then it can come back. What is removed
+// for good had lost its name before.
+func (h *History) removal(i int) bool {
+	switch e := &h.Events[i]; e.Act {
+	case actRemoved:
+		return true
+	case pool.ActQuarantine, pool.ActUndo:
+		return e.From == Audit
+	}
+	return false
+}
 
 // same tells whether two removals are one. Where a time has no zone, it may be off by whole quarters of hours.
 func (h *History) same(i, k int) bool {

@@ -17,6 +17,9 @@ import (
 func (j *judging) breakers() {
 	for _, s := range j.spokes() {
 		n := j.node(s.Node)
+		if n == nil && s.Seq == 0 && slices.Contains(j.s.Unjoined, pool.NodeFile(s.Node)) {
+			continue // it has never said anything, and a person took its membership back
+		}
 		if n == nil {
 			j.block(NodeGone, s.Node, "", "it was known before and is not any more; a node is never forgotten")
 			continue
@@ -138,7 +141,7 @@ func (j *judging) spoke(s pool.Spoke, r *pool.Report) pool.Spoke {
 
 // note is what is noted of a base for which no use was found.
 func (j *judging) note(b *refs.Base, nodes []pool.Spoke) (pool.Candidate, bool) {
-	if b.State != refs.Live || len(b.Uses) > 0 || !pool.IsName(b.Name) {
+	if b.State != refs.Live && b.State != refs.ByShield || len(b.Uses) > 0 || !pool.IsName(b.Name) {
 		return pool.Candidate{}, false
 	}
 	a := &Decided{Name: b.Name, Inode: b.File.Ino, SizeBytes: b.SizeBytes}

@@ -166,6 +166,9 @@ func references(uses []refs.Reference) []refs.Reference {
 		if !u.Since.IsZero() {
 			u.Since = second(u.Since)
 		}
+		if !u.Said.IsZero() {
+			u.Said = second(u.Said)
+		}
 		u.Holder, u.Machine, u.As = valid(u.Holder), valid(u.Machine), valid(u.As)
 		all[i] = u
 	}
@@ -190,8 +193,12 @@ func (j *judging) names(b *Decided, as *refs.Base) {
 			shields++
 		}
 	}
-	if b.links > 1+shields {
-		b.block(Linked, "", b.Path, "it has %d names, of which %d are known: an image may rest on it by another", b.links, 1+shields)
+	known := shields + 1
+	if b.State == refs.ByShield {
+		known = shields // it has no other
+	}
+	if b.links > known {
+		b.block(Linked, "", b.Path, "it has %d names, of which %d are known: an image may rest on it by another", b.links, known)
 	}
 }
 
@@ -257,7 +264,7 @@ func (j *judging) members(b *Decided, id string) {
 		n := &j.nodes[i]
 		q.Members = append(q.Members, protocol.Member{Node: n.Name, Retired: n.Away()})
 		if n.Report != nil && !n.Away() {
-			q.Reports = append(q.Reports, protocol.Report{Node: n.Name, Observed: n.Report.Observed, Complete: n.Report.Complete,
+			q.Reports = append(q.Reports, protocol.Report{Node: n.Name, Observed: j.s.Seen(n.Report), Complete: n.Report.Complete,
 				Uses: j.needs(n.Report, b)})
 		}
 	}
@@ -269,7 +276,7 @@ func (j *judging) members(b *Decided, id string) {
 		blockers = protocol.MayPurge(&q, id)
 	}
 	for _, k := range blockers {
-		b.block(Rule(k.Reason), k.Node, "", "%s", j.words(k))
+		b.block(Rule(k.Reason), k.Node, "", "%s", j.words(k, id))
 	}
 	if n := len(b.Uses); n > 0 && !j.said(b) {
 		b.block(Used, "", "", "it is needed by %s%s", b.Uses[0].Holder, more(n-1))
@@ -283,11 +290,11 @@ func more(n int) string {
 	return fmt.Sprintf(" and %d more", n)
 }
 
-// needs tells whether a report names a use of a base. What was set aside is not meant by a name that another file has
-// by now.
+// needs tells whether a report names a use of a base. What has no name among the bases is not meant by one that another
+// file has by now.
 func (j *judging) needs(r *pool.Report, b *Decided) bool {
 	return slices.ContainsFunc(r.Uses, func(u pool.Use) bool {
-		if b.ID != "" && j.live[b.Name] {
+		if (b.ID != "" || b.State == refs.ByShield) && j.live[b.Name] {
 			return u.Inode == b.Inode
 		}
 		return u.Of(b.Name, b.Inode)
@@ -310,8 +317,8 @@ func (j *judging) strangers() (all []string) {
 	return all
 }
 
-// words says what speaks against it.
-func (j *judging) words(k protocol.Blocker) string {
+// words says what speaks against it. id is that of the quarantine, "" for none.
+func (j *judging) words(k protocol.Blocker, id string) string {
 	switch k.Reason {
 	case protocol.NoReport:
 		return "it has never said what it needs"
@@ -320,7 +327,7 @@ func (j *judging) words(k protocol.Blocker) string {
 	case protocol.Used:
 		return "it needs the base, as it said last" + j.when(k.Node)
 	case protocol.NotSeen:
-		return "it has not looked for uses since it could see the base in quarantine" + j.when(k.Node)
+		return "it has not looked for uses since it could see the base in quarantine" + j.short(k.Node, id) + j.when(k.Node)
 	case protocol.Pinned:
 		return "it is pinned"
 	case protocol.Stranger:
@@ -335,6 +342,16 @@ func (j *judging) words(k protocol.Blocker) string {
 		return "the pool has no members, so that nobody could say that the base is needed"
 	}
 	return string(k.Reason)
+}
+
+// short tells of a node that did see it, and waited for its launches by a shorter launch_grace.
+func (j *judging) short(node, id string) string {
+	n := j.node(node)
+	if n == nil || n.Report == nil || j.s.Policy == nil || !slices.Contains(n.Report.Observed, id) {
+		return ""
+	}
+	return fmt.Sprintf(" for as long as launch_grace is by now, %v: it waited for %v", time.Duration(j.s.Policy.LaunchGrace),
+		time.Duration(n.Report.LaunchGraceSeconds)*time.Second)
 }
 
 func (j *judging) when(node string) string {

@@ -60,7 +60,7 @@ func newWorld() *world {
 	for _, n := range []string{"n1", "n2"} {
 		w.s.Members = append(w.s.Members, pool.Member{Node: n, Machine: strings.Repeat("a", 64)})
 		w.s.Reports = append(w.s.Reports, pool.Report{Node: n, Seq: 5, Time: now.Add(-time.Minute), BootID: boot1, Complete: true,
-			Machine: strings.Repeat("a", 64), Observed: []string{heldA}, Overlays: 3, Storages: storages()})
+			Machine: strings.Repeat("a", 64), Observed: []string{heldA}, LaunchGraceSeconds: 900, Overlays: 3, Storages: storages()})
 	}
 	w.s.Notes = []pool.Notes{{Pool: uuid, Node: "n1", Overlays: 3, Storages: storages(),
 		Nodes: []pool.Spoke{{Node: "n1", Seq: 4, BootIDs: []string{boot1}, Storages: []pool.BaseStorage{}},
@@ -77,6 +77,9 @@ func storages() []pool.BaseStorage {
 		{What: pool.Below, Path: "/p", Type: "0xef53", ID: "13", Overlays: 1}}
 }
 
+// nfs is a share that is mounted below a directory that is looked through.
+var nfs = pool.BaseStorage{What: pool.AtMount, Path: "/p/i", Type: "0x6969", Source: "filer:/i"}
+
 // TestStoragesStay: what a breaker speaks of stays in the notes until it is as before or a person says so.
 func TestStoragesStay(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -85,6 +88,10 @@ func TestStoragesStay(t *testing.T) {
 	}{
 		"other": {func(w *world) { w.c.Storages[2].ID, w.s.Reports[1].Storages[0].ID = "22", "22" },
 			func(w *world) { w.o.OtherStorage = []string{"n1", "n2"} }, OtherStorage},
+		"mount": {func(w *world) {
+			w.s.Notes[0].Storages = append(w.s.Notes[0].Storages, nfs)
+			w.s.Notes[0].Nodes[1].Storages = append(w.s.Notes[0].Nodes[1].Storages, nfs)
+		}, func(w *world) { w.o.OtherStorage = []string{"n1", "n2"} }, OtherStorage},
 		"none": {func(w *world) { w.c.Storages[2].Overlays, w.s.Reports[1].Storages[2].Overlays = 0, 0 },
 			func(w *world) { w.o.NoOverlays = []string{"n1", "n2"} }, NoOverlays},
 	} {
@@ -123,10 +130,13 @@ func TestStoragesStay(t *testing.T) {
 	}
 	// One that was not seen this time, for whatever reason, is not forgotten.
 	w := newWorld()
+	far := nfs
+	far.Path = "/elsewhere/i"
+	w.s.Notes[0].Storages = append(w.s.Notes[0].Storages, far)
 	w.c.Storages = w.c.Storages[1:]
 	_, n := Judge(w.c, w.s, w.o)
-	if !slices.Contains(n.Storages, storages()[0]) {
-		t.Errorf("the notes are %+v, and have no file system of the bases", n.Storages)
+	if !slices.Contains(n.Storages, storages()[0]) || !slices.Contains(n.Storages, far) {
+		t.Errorf("the notes are %+v, and have no file system of the bases, or none of what was mounted", n.Storages)
 	}
 }
 
@@ -193,6 +203,7 @@ func TestBlockers(t *testing.T) {
 			w.s.Members = append(w.s.Members, pool.Member{Node: "n3"})
 		}, "no_report n3", "no_report n3"},
 		{"a member read not all", func(w *world) { w.s.Reports[1].Complete = false }, "incomplete n2", "incomplete n2"},
+		{"a member waited by a shorter grace", func(w *world) { w.s.Policy.LaunchGrace++ }, "", "not_seen n1|not_seen n2"},
 		{"a member has not seen it", func(w *world) { w.s.Reports[1].Observed = nil }, "", "not_seen n2"},
 		{"a member needs it", func(w *world) {
 			w.s.Reports[1].Uses = []pool.Use{{Name: "a", How: "open"}, {Inode: 12, How: "open"}}
@@ -279,6 +290,33 @@ func TestBlockers(t *testing.T) {
 		{"they moved, and a person knows", func(w *world) {
 			w.c.Storages, w.o.NoOverlays = w.c.Storages[:3], []string{"n1"}
 		}, "", ""},
+		{"what was mounted is gone, though no image was seen on it", func(w *world) { w.s.Notes[0].Storages = append(storages(), nfs) },
+			"other_storage n1", "other_storage n1"},
+		{"what was mounted is gone, another node's", func(w *world) { w.s.Notes[0].Nodes[1].Storages = append(storages(), nfs) },
+			"other_storage n2", "other_storage n2"},
+		{"what was mounted is gone, and a person knows", func(w *world) {
+			w.s.Notes[0].Storages, w.o.OtherStorage = append(storages(), nfs), []string{"n1"}
+		}, "", ""},
+		{"another share is mounted there", func(w *world) {
+			w.s.Notes[0].Storages, w.c.Storages = append(storages(), nfs), append(storages(), nfs)
+			w.c.Storages[4].Source = "filer:/other"
+		}, "other_storage n1", "other_storage n1"},
+		{"the same share, and one more", func(w *world) {
+			w.s.Notes[0].Storages, w.c.Storages = append(storages(), nfs), append(storages(), nfs, nfs)
+			w.c.Storages[5].Path = "/p/more"
+		}, "", ""},
+		{"what was mounted below what is not looked through any more", func(w *world) {
+			other := nfs
+			other.Path = "/elsewhere/i"
+			w.s.Notes[0].Storages = append(storages(), other)
+		}, "", ""},
+		{"a root lies on another share", func(w *world) {
+			w.s.Notes[0].Storages = storages()
+			for _, s := range [][]pool.BaseStorage{w.s.Notes[0].Storages, w.c.Storages} {
+				s[2].ID, s[2].Type, s[2].Source = "", "0x6969", "filer:/q"
+			}
+			w.c.Storages[2].Source = "other:/q"
+		}, "other_storage n1", "other_storage n1"},
 		{"more overlays, and one more root", func(w *world) {
 			w.c.Storages[2].Overlays = 9
 			w.c.Storages = append(w.c.Storages, pool.BaseStorage{What: pool.OfRoot, Path: "/r", Type: "0xef53", ID: "1"})

@@ -142,7 +142,7 @@ func (p *Plan) With(v Verdict) (all []*Decided) {
 // Find gives the base of a plan that is the very same file in the same state, nil if there is none.
 func (p *Plan) Find(b *Decided) *Decided {
 	for i := range p.All {
-		if a := &p.All[i]; a.Name == b.Name && a.ID == b.ID && a.Inode == b.Inode && a.SizeBytes == b.SizeBytes {
+		if a := &p.All[i]; a.Name == b.Name && a.ID == b.ID && a.Inode == b.Inode && a.SizeBytes == b.SizeBytes && a.State == b.State {
 			return a
 		}
 	}
@@ -207,9 +207,9 @@ func (p *Plan) next() {
 		}
 	}
 	say := func(text string, args ...any) { p.Next = append(p.Next, fmt.Sprintf(text, args...)) }
-	at := word(p.Bases)
+	at := finding.Word(p.Bases)
 	if all := p.With(RestoreNow); len(all) > 0 {
-		say("bring back what is needed: shisa base restore %s %s", at, word(all[0].Name))
+		say("bring back what is needed: shisa base restore %s %s", at, finding.Word(all[0].Name))
 	}
 	if has[Unfinished] || has[WasClaimed] {
 		say("bring what was begun to its end: shisa base recover %s", at)
@@ -255,14 +255,6 @@ func (p *Plan) next() {
 	if len(p.With(MayPurge)) > 0 {
 		say("remove for good: shisa base plan --out plan.json %s, then shisa base purge --plan plan.json --approve DIGEST %s", at, at)
 	}
-}
-
-// word is an argument as a shell takes it: names of files are anybody's.
-func word(arg string) string {
-	if strings.Trim(arg, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%") == "" {
-		return arg
-	}
-	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
 func sorted(m map[string]bool) (all []string) {

@@ -5,6 +5,7 @@ package judge
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
@@ -44,8 +45,13 @@ func lost(was, is []pool.BaseStorage) (all []Blocker) {
 	for i := range was {
 		s := &was[i]
 		now := find(is, s.What, s.Path)
-		had := s.What != pool.OfBases && overlays(was, s.Path, "") > 0 && overlays(is, s.Path, "") == 0
-		if s.What != pool.Below && now != nil && now.FS() != s.FS() {
+		had := (s.What == pool.OfRoot || s.What == pool.Below) && overlays(was, s.Path, "") > 0 && overlays(is, s.Path, "") == 0
+		switch {
+		case s.What == pool.AtMount && now == nil && looked(is, s.Path):
+			less(OtherStorage, s.Path, "the file system "+s.FS()+" was mounted there, and nothing is: images may lie on it")
+		case s.What == pool.AtMount && now != nil && now.FS() != s.FS():
+			less(OtherStorage, s.Path, "the file system "+now.FS()+" is mounted there, and "+s.FS()+" was: images may lie on that")
+		case (s.What == pool.OfBases || s.What == pool.OfRoot) && now != nil && now.FS() != s.FS():
 			less(OtherStorage, s.Path, "it lies on the file system "+now.FS()+", and lay on "+s.FS()+": is everything mounted?")
 		}
 		switch {
@@ -58,6 +64,13 @@ func lost(was, is []pool.BaseStorage) (all []Blocker) {
 		}
 	}
 	return all
+}
+
+// looked tells whether one of the directories that were looked through has a path in it.
+func looked(all []pool.BaseStorage, path string) bool {
+	return slices.ContainsFunc(all, func(s pool.BaseStorage) bool {
+		return s.What == pool.OfRoot && strings.HasPrefix(path, strings.TrimSuffix(s.Path, "/")+"/")
+	})
 }
 
 // find gives the file system of a directory, nil if it was not seen. A node has one directory of bases, whatever it is

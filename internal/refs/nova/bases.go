@@ -13,7 +13,7 @@ import (
 // Users finds the instances that a base may be for by its name, as Nova makes those (nova/virt/libvirt/imagecache.py,
 // driver.py, _create_image):
 //
-//	SHA1           of an image: the digest of its name in Glance
+//	SHA1           of an image, a kernel or a first file system: the digest of its name in Glance
 //	SHA1_BYTES     the same, made larger (until 2012.2), and SHA1_sm
 //	ephemeral_GIB_KIND, swap_MIB
 //	ephemeral_NUMBER_GIB_KIND   (until 2012.2)
@@ -31,9 +31,10 @@ func (e *Export) Users() *Users {
 			continue
 		}
 		keys := map[string]bool{}
-		if n.Image != "" {
-			sum := sha1.Sum([]byte(n.Image))
-			keys[hex.EncodeToString(sum[:])] = true
+		for _, image := range append([]string{n.Image}, n.Images...) {
+			if image != "" {
+				keys[keyOf(image)] = true
+			}
 		}
 		for _, size := range n.EphemeralGiB {
 			keys[fmt.Sprintf("ephemeral_%d", size)] = true
@@ -48,6 +49,23 @@ func (e *Export) Users() *Users {
 	return u
 }
 
+// keyOf is what the names of all bases of an image have in common.
+func keyOf(image string) string {
+	sum := sha1.Sum([]byte(image))
+	return hex.EncodeToString(sum[:])
+}
+
+// ImageOf gives the image of an instance that a base of that name may be of: the one that it was made of unless it is
+// another.
+func (n *Instance) ImageOf(base string) string {
+	for _, image := range n.Images {
+		if image != n.Image && keyOf(image) == key(base) {
+			return image
+		}
+	}
+	return n.Image
+}
+
 // Of gives the instances that a base of that name may be for, in the order of the export.
 func (u *Users) Of(base string) []*Instance {
 	var all []*Instance
@@ -55,6 +73,13 @@ func (u *Users) Of(base string) []*Instance {
 		all = append(all, &u.e.Instances[i])
 	}
 	return all
+}
+
+// IsBase tells whether Nova calls a base like that which it made of an image: by a SHA-1, with what it was changed to
+// behind that.
+func IsBase(name string) bool {
+	sum, _, _ := strings.Cut(name, "_")
+	return len(sum) == hex.EncodedLen(sha1.Size) && strings.Trim(sum, "0123456789abcdef") == ""
 }
 
 // key is what the names of all bases of one image, or of one size, have in common.

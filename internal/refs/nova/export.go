@@ -27,9 +27,10 @@ const (
 	MaxExportBytes = 512 << 20
 	// maxLine bounds a line: names in Nova's database have 255 characters at most.
 	maxLine = 16 << 10
-	// maxInstances bounds what is kept, and maxDisks how many disks those have that are made from nothing.
+	// maxInstances bounds what is kept, and maxParts how many further images and disks that are made from nothing those
+	// have.
 	maxInstances = 1 << 20
-	maxDisks     = 1 << 22
+	maxParts     = 1 << 22
 	// maxSize bounds the size of a disk, in MiB or GiB.
 	maxSize = 1 << 40
 )
@@ -55,6 +56,10 @@ type Instance struct {
 	Deleted     bool
 	// Task is what Nova is doing with it, "" for nothing.
 	Task string
+	// Created is when it was made, zero where the export does not say.
+	Created time.Time
+	// Images are others that it needs: those of its kernel and first file system, and the one that its disk was put on.
+	Images []string
 	// EphemeralGiB and SwapMiB are the sizes of its disks that were made from nothing.
 	EphemeralGiB, SwapMiB []int64
 }
@@ -62,11 +67,11 @@ type Instance struct {
 // ReadExport reads an export. What stands before the first line that is wrong comes with ErrExport: it is true
 // all the same, and more may have stood behind it. Other errors are those of r.
 func ReadExport(r io.Reader) (*Export, error) {
-	return readExport(r, maxInstances, maxDisks)
+	return readExport(r, maxInstances, maxParts)
 }
 
-func readExport(r io.Reader, maxInstances, maxDisks int) (*Export, error) {
-	x := &reading{e: &Export{}, at: map[string]int{}, maxInstances: maxInstances, maxDisks: maxDisks}
+func readExport(r io.Reader, maxInstances, maxParts int) (*Export, error) {
+	x := &reading{e: &Export{}, at: map[string]int{}, maxInstances: maxInstances, maxParts: maxParts}
 	s := bufio.NewScanner(io.LimitReader(r, MaxExportBytes+1))
 	s.Buffer(make([]byte, 0, 4096), maxLine)
 	n, size := 0, 0
@@ -99,14 +104,14 @@ func readExport(r io.Reader, maxInstances, maxDisks int) (*Export, error) {
 type reading struct {
 	e *Export
 	// at finds instances by their UUID.
-	at    map[string]int
-	disks int
-	ended bool
+	at            map[string]int
+	images, disks int
+	ended         bool
 
-	maxInstances, maxDisks int
+	maxInstances, maxParts int
 }
 
-// line reads a line: a first one, instances, their disks, and one that ends it, told by their keys.
+// line reads a line: a first one, instances, their images and disks, and one that ends it, told by their keys.
 func (x *reading) line(text []byte, first bool) error {
 	f, err := parseFields(text)
 	switch {
@@ -118,6 +123,8 @@ func (x *reading) line(text []byte, first bool) error {
 		return errors.New("more stands behind the end")
 	case f.has("uuid"):
 		return x.instance(f)
+	case f.has("image"):
+		return x.image(f)
 	case f.has("disk"):
 		return x.disk(f)
 	}
@@ -142,9 +149,17 @@ func (x *reading) first(f *fields) error {
 func (x *reading) instance(f *fields) error {
 	i := Instance{UUID: strings.ToLower(f.text("uuid")), Host: f.orNull("host"), Image: f.orNull("image_ref"),
 		Deleted: f.number("deleted") != 0, Task: f.orNull("task_state")}
+	created := ""
+	if f.has("created_at") {
+		created = f.orNull("created_at")
+	}
+	var when error
+	i.Created, when = databaseTime(created)
 	switch err := f.done(); {
 	case err != nil:
 		return err
+	case when != nil:
+		return fmt.Errorf("it was created at %q: %w", created, when)
 	case !isUUID(i.UUID):
 		return fmt.Errorf("%q is no UUID", i.UUID)
 	case len(x.e.Instances) == x.maxInstances:
@@ -158,22 +173,59 @@ func (x *reading) instance(f *fields) error {
 	return nil
 }
 
-func (x *reading) disk(f *fields) error {
-	of, kind, size := strings.ToLower(f.text("instance")), f.text("disk"), f.number("size")
+// databaseTime reads a time as databases give it in JSON; Nova keeps them in UTC. "" is the zero time.
+func databaseTime(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	for _, layout := range []string{time.DateTime, "2006-01-02T15:04:05", time.RFC3339} {
+		if t, err := time.Parse(layout, text); err == nil && t.Year() > 0 {
+			return t.UTC(), nil
+		}
+	}
+	return time.Time{}, errors.New("is no time such as 2006-01-02 15:04:05")
+}
+
+// part finds the instance that a line is a part of.
+func (x *reading) part(f *fields, what string) (*Instance, error) {
+	of := strings.ToLower(f.text("instance"))
 	if err := f.done(); err != nil {
-		return err
+		return nil, err
 	}
 	at, ok := x.at[of]
 	switch {
 	case !ok:
-		return fmt.Errorf("instance %q of the disk stands nowhere before it", of)
+		return nil, fmt.Errorf("instance %q of the %s stands nowhere before it", of, what)
+	case x.images+x.disks == x.maxParts:
+		return nil, fmt.Errorf("it has more than %d images and disks", x.maxParts)
+	}
+	return &x.e.Instances[at], nil
+}
+
+func (x *reading) image(f *fields) error {
+	image := f.text("image")
+	i, err := x.part(f, "image")
+	switch {
+	case err != nil:
+		return err
+	case image == "":
+		return errors.New("the image is none")
+	}
+	x.images++
+	i.Images = append(i.Images, image)
+	return nil
+}
+
+func (x *reading) disk(f *fields) error {
+	kind, size := f.text("disk"), f.number("size")
+	i, err := x.part(f, "disk")
+	switch {
+	case err != nil:
+		return err
 	case size < 1 || size > maxSize:
 		return fmt.Errorf("the size of the disk is %d", size)
-	case x.disks == x.maxDisks:
-		return fmt.Errorf("it has more than %d disks", x.maxDisks)
 	}
 	x.disks++
-	i := &x.e.Instances[at]
 	switch kind {
 	case "ephemeral":
 		i.EphemeralGiB = append(i.EphemeralGiB, size)
@@ -186,13 +238,13 @@ func (x *reading) disk(f *fields) error {
 }
 
 func (x *reading) end(f *fields) error {
-	instances, disks := f.number("instances"), f.number("disks")
+	instances, images, disks := f.number("instances"), f.number("images"), f.number("disks")
 	if err := f.done(); err != nil {
 		return err
 	}
-	if instances != int64(len(x.e.Instances)) || disks != int64(x.disks) {
-		return fmt.Errorf("the end tells of %d instances and %d disks, and there are %d and %d",
-			instances, disks, len(x.e.Instances), x.disks)
+	if instances != int64(len(x.e.Instances)) || images != int64(x.images) || disks != int64(x.disks) {
+		return fmt.Errorf("the end tells of %d instances, %d images and %d disks, and there are %d, %d and %d",
+			instances, images, disks, len(x.e.Instances), x.images, x.disks)
 	}
 	x.ended = true
 	return nil

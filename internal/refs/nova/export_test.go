@@ -28,20 +28,41 @@ const (
 const good = `{"schema": "shisa.nova-export/1", "made": "2026-03-01T04:00:00Z", "of": "nova on db1"}
 {"uuid": "` + one + `", "host": "nodeA", "image_ref": "img-1", "deleted": 0, "task_state": null}
 {"uuid": "` + two + `", "host": null, "image_ref": "", "deleted": 17, "task_state": "rebuilding"}
+{"instance": "` + one + `", "image": "img-3"}
 {"instance": "` + one + `", "disk": "ephemeral", "size": 1}
 {"instance": "` + one + `", "disk": "ephemeral", "size": 2}
 {"instance": "` + one + `", "disk": "swap", "size": 512}
-{"instances": 2, "disks": 3}
+{"instances": 2, "images": 1, "disks": 3}
 `
 
 func TestReadExport(t *testing.T) {
 	e, err := ReadExport(strings.NewReader(good))
 	want := &Export{Made: time.Date(2026, 3, 1, 4, 0, 0, 0, time.UTC), Of: "nova on db1", Instances: []Instance{
-		{UUID: one, Host: "nodeA", Image: "img-1", EphemeralGiB: []int64{1, 2}, SwapMiB: []int64{512}},
+		{UUID: one, Host: "nodeA", Image: "img-1", Images: []string{"img-3"}, EphemeralGiB: []int64{1, 2}, SwapMiB: []int64{512}},
 		{UUID: two, Deleted: true, Task: "rebuilding"},
 	}}
 	if d := cmp.Diff(want, e); d != "" || err != nil {
 		t.Errorf("ReadExport (-want +got): %v\n%s", err, d)
+	}
+}
+
+// TestCreated: when a machine was made may be left out, and is written as databases do.
+func TestCreated(t *testing.T) {
+	at := time.Date(2026, 2, 1, 10, 0, 0, 0, time.UTC)
+	for text, want := range map[string]time.Time{
+		`null`: {}, `""`: {}, `"2026-02-01 10:00:00"`: at, `"2026-02-01 10:00:00.000000"`: at, `"2026-02-01T10:00:00"`: at,
+		`"2026-02-01T10:00:00.5"`: at.Add(time.Second / 2), `"2026-02-01T12:00:00+02:00"`: at,
+	} {
+		e, err := ReadExport(strings.NewReader(strings.Replace(good, `"task_state": null`, `"task_state": null, "created_at": `+text, 1)))
+		if err != nil || !e.Instances[0].Created.Equal(want) || e.Instances[0].Created.Location() != time.UTC {
+			t.Errorf("created at %s: %v, %v, want %v", text, e.Instances[0].Created, err, want)
+		}
+	}
+	for _, text := range []string{`"yesterday"`, `"0000-00-00 00:00:00"`, `5`} {
+		e, err := ReadExport(strings.NewReader(strings.Replace(good, `"task_state": null`, `"task_state": null, "created_at": `+text, 1)))
+		if !errors.Is(err, ErrExport) || len(e.Instances) != 0 {
+			t.Errorf("created at %s: %+v, %v, want %v", text, e, err, ErrExport)
+		}
 	}
 }
 
@@ -53,11 +74,11 @@ func TestReadExportWrong(t *testing.T) {
 		instances      int
 	}{
 		{"nothing", good, "", "line 1: is no whole export of Nova: the line that ends it is missing", 0},
-		{"no end", `{"instances": 2, "disks": 3}` + "\n", "", "line 7: is no whole export of Nova: the line that ends it is missing", 2},
-		{"cut off", `, "disks": 3}` + "\n", "", "line 7: is no whole export of Nova: it is cut off", 2},
-		{"a line lost", `{"instance": "` + one + `", "disk": "swap", "size": 512}` + "\n", "", "tells of 2 instances and 3 disks, and there are 2 and 2", 2},
-		{"more behind it", "3}\n", "3}\n{\"instances\": 2, \"disks\": 3}\n", "more stands behind the end", 2},
-		{"an empty line", "3}\n", "3}\n\n", "line 8:", 2},
+		{"no end", `{"instances": 2, "images": 1, "disks": 3}` + "\n", "", "line 8: is no whole export of Nova: the line that ends it is missing", 2},
+		{"cut off", `, "disks": 3}` + "\n", "", "line 8: is no whole export of Nova: it is cut off", 2},
+		{"a line lost", `{"instance": "` + one + `", "disk": "swap", "size": 512}` + "\n", "", "tells of 2 instances, 1 images and 3 disks, and there are 2, 1 and 2", 2},
+		{"more behind it", "3}\n", "3}\n{\"instances\": 2, \"images\": 1, \"disks\": 3}\n", "more stands behind the end", 2},
+		{"an empty line", "3}\n", "3}\n\n", "line 9:", 2},
 		{"two on a line", "3}\n", "3}{}\n", "more stands behind the }", 2},
 		{"later schema", "export/1", "export/2", `its schema is "shisa.nova-export/2"`, 0},
 		{"no time", "2026-03-01T", "yesterday ", "line 1:", 0},
@@ -74,6 +95,10 @@ func TestReadExportWrong(t *testing.T) {
 		{"no UUID", `"uuid": "` + one, `"uuid": "../` + one, "is no UUID", 0},
 		{"the same twice", two, one, "stands in it twice", 1},
 		{"a disk of nobody", `"instance": "` + one, `"instance": "` + strings.Repeat("3", 36), "stands nowhere before it", 2},
+		{"an image of nobody", `"` + one + `", "image"`, `"` + strings.Repeat("3", 36) + `", "image"`, "of the image stands nowhere before it", 2},
+		{"an image that is none", `"img-3"`, `""`, "the image is none", 2},
+		{"an image lost", `"images": 1`, `"images": 2`, "tells of 2 instances, 2 images", 2},
+		{"no count of images", `"images": 1, `, "", `"images" is missing`, 2},
 		{"a disk of another kind", `"swap"`, `"volume"`, `the disk is "volume"`, 2},
 		{"a disk of no size", `"size": 512`, `"size": 0`, "the size of the disk is 0", 2},
 		{"a huge disk", `"size": 512`, `"size": 99999999999999`, "the size of the disk is 99999999999999", 2},
@@ -110,13 +135,13 @@ func TestReadExportWrong(t *testing.T) {
 // TestReadExportBounds: more than is kept is told.
 func TestReadExportBounds(t *testing.T) {
 	for _, c := range []struct {
-		instances, disks int
+		instances, parts int
 		want             string
-	}{{2, 3, ""}, {1, 3, "more than 1 instances"}, {2, 2, "more than 2 disks"}} {
-		e, err := readExport(strings.NewReader(good), c.instances, c.disks)
+	}{{2, 4, ""}, {1, 4, "more than 1 instances"}, {2, 3, "more than 3 images and disks"}} {
+		e, err := readExport(strings.NewReader(good), c.instances, c.parts)
 		ok := err == nil
 		if ok != (c.want == "") || !ok && (!errors.Is(err, ErrExport) || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("ReadExport with room for %d and %d: %v, want %q", c.instances, c.disks, err, c.want)
+			t.Errorf("ReadExport with room for %d and %d: %v, want %q", c.instances, c.parts, err, c.want)
 		}
 		if len(e.Instances) > c.instances {
 			t.Errorf("ReadExport with room for %d = %d instances", c.instances, len(e.Instances))
@@ -137,7 +162,8 @@ func TestUsers(t *testing.T) {
 		{sum1 + "_10737418240", one},
 		{sum1 + "_sm", one},
 		{sum2, two},
-		{sum3, ""},
+		{sum3, one},
+		{sum3 + "_sm", one},
 		{sum0, ""},
 		{sum1 + ".part", ""},
 		{"ephemeral_1_40d1d2c", one},
@@ -154,6 +180,9 @@ func TestUsers(t *testing.T) {
 		var got []string
 		for _, i := range u.Of(c.base) {
 			got = append(got, i.UUID)
+		}
+		if image := e.Instances[0].ImageOf(c.base); (image == "img-3") != strings.HasPrefix(c.base, sum3) {
+			t.Errorf("ImageOf(%q) = %s", c.base, image)
 		}
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("Of(%q) = %v, want %q", c.base, got, c.want)

@@ -43,6 +43,9 @@ type ComputeNode struct {
 	Name string `json:"name"`
 	// Heard is when it last registered, by its own clock, which may be wrong.
 	Heard time.Time `json:"heard"`
+	// AheadSeconds is by how much that is to come where it was read, which its clock is ahead at least; 0 for no more
+	// than a few minutes.
+	AheadSeconds int64 `json:"ahead_seconds"`
 }
 
 // ParseHosts reads the list of hosts, in the order of their names. Nova never takes one off it. Where the list is torn,

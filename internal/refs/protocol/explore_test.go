@@ -37,10 +37,14 @@ type explored struct {
 // bits makes of a state a number, and the same of states that are alike but for the order of nodes.
 func (m *model) bits(s *state) uint64 {
 	var nodes [maxNodes]uint64
+	width := 15
+	if m.rules.raises {
+		width = 17
+	}
 	for i := range s.nodes[:m.nodes] {
 		n := &s.nodes[i]
 		b := uint64(n.launch) | uint64(n.pass)<<2 | uint64(n.seen)<<4 | uint64(n.observed)<<6
-		for k, f := range []bool{n.up, n.cached, n.overlay, n.reported, n.uses, n.retired, n.expired} {
+		for k, f := range []bool{n.up, n.cached, n.overlay, n.reported, n.uses, n.retired, n.expired, n.hasty, n.short} {
 			if f {
 				b |= 1 << (8 + k)
 			}
@@ -65,8 +69,13 @@ func (m *model) bits(s *state) uint64 {
 	for _, c := range cs {
 		b = b<<4 | c
 	}
-	for _, n := range nodes {
-		b = b<<15 | n
+	raised := uint64(0)
+	if s.raised {
+		raised = 1
+	}
+	b = b<<1 | raised
+	for _, n := range nodes[:m.nodes] {
+		b = b<<width | n
 	}
 	return b
 }
@@ -117,13 +126,14 @@ func (m *model) between(from, to *state) (text string) {
 // TestProtocolHolds goes through all that can happen with the protocol as it is: no order of steps loses
 // a base that is in use, and yet one that is not can be removed.
 func TestProtocolHolds(t *testing.T) {
-	sizes := []model{{nodes: 1, controllers: 1}, {nodes: 2, controllers: 1}}
+	sizes := []model{{nodes: 1, controllers: 1}, {nodes: 2, controllers: 1}, {nodes: 1, controllers: 1, rules: rules{raises: true}},
+		{nodes: 2, controllers: 1, rules: rules{raises: true}}}
 	if testenv.Long() {
 		// A million states, and 15 million, which take 4 GiB.
 		sizes = append(sizes, model{nodes: 2, controllers: 2}, model{nodes: 3, controllers: 1})
 	}
 	for _, m := range sizes {
-		t.Run(fmt.Sprintf("%d nodes, %d controllers", m.nodes, m.controllers), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d nodes, %d controllers, longer grace %v", m.nodes, m.controllers, m.rules.raises), func(t *testing.T) {
 			got := m.explore()
 			t.Logf("%d states", got.states)
 			if got.story != nil {
@@ -152,6 +162,7 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 		{"epochs", model{nodes: 2, controllers: 2, rules: rules{epochs: true}}},
 		{"fixed-name", model{nodes: 2, controllers: 1, rules: rules{fixedName: true}}},
 		{"retiring-forgets", model{nodes: 2, controllers: 1, rules: rules{retireDrops: true}}},
+		{"short-grace", model{nodes: 2, controllers: 1, rules: rules{raises: true, keepsShort: true}}},
 		{"stranger", model{nodes: 2, controllers: 1, rules: rules{stranger: true}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

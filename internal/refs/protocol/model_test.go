@@ -61,6 +61,8 @@ type node struct {
 	uses     bool
 	retired  bool
 	expired  bool // Nova: its lease ran out
+	// hasty: this pass waited by a grace that is too short; short: the one of the latest report did.
+	hasty, short bool
 }
 
 // controller is one controller between its decision and its act.
@@ -78,6 +80,7 @@ type state struct {
 	used        uint8 // ids that were given away
 	pinned      bool
 	aged        bool // Nova: the file is old enough
+	raised      bool // a person made the grace as long as launches take
 }
 
 // lost: a machine rests on a base that is gone.
@@ -106,6 +109,8 @@ type rules struct {
 	fixedName   bool // one name for all quarantines
 	retireDrops bool // what a retired node used is forgotten
 	stranger    bool // the last node is no member, and nobody notices
+	raises      bool // the grace is shorter than launches take, until a person notices, before anything is removed
+	keepsShort  bool // what was waited for by the shorter grace counts all the same
 }
 
 // model is a world to go through.
@@ -125,6 +130,11 @@ func (m *model) next(s *state, give func(what func() string, to state)) {
 	}
 	for i := range m.controllers {
 		m.controllerSteps(s, i, give)
+	}
+	if m.rules.raises && !s.raised {
+		to := *s
+		to.raised = true
+		give(say("a person makes launch_grace longer"), to)
 	}
 	if s.at == quarantined || s.at == claimed {
 		to := *s
@@ -177,7 +187,7 @@ func (m *model) nodeSteps(s *state, i int, give func(func() string, state)) {
 	}
 	if !m.rules.noPowerLoss {
 		change("loses power", func(_ *state, n *node) {
-			n.up, n.cached, n.launch, n.pass, n.seen = false, false, noLaunch, idle, 0
+			n.up, n.cached, n.launch, n.pass, n.seen, n.hasty = false, false, noLaunch, idle, 0, false
 		})
 	}
 	if !m.rules.nova {
@@ -235,12 +245,14 @@ func (m *model) passSteps(s *state, i int, change func(string, func(*state, *nod
 	case first:
 		change(order[1].text, order[1].do)
 	case second:
-		if n.launch != early || m.rules.noDrain {
-			change("has waited for its launches", func(_ *state, n *node) { n.pass = drained })
+		hasty := m.rules.raises && !s.raised
+		if n.launch != early || m.rules.noDrain || hasty {
+			change("has waited for its launches", func(_ *state, n *node) { n.pass, n.hasty = drained, hasty })
 		}
 	case drained:
 		change("looks for uses and reports", func(_ *state, n *node) {
 			n.pass, n.reported, n.observed, n.uses, n.seen = idle, true, n.seen, n.overlay, 0
+			n.short, n.hasty = n.hasty, false
 		})
 	}
 }
@@ -256,7 +268,11 @@ func (m *model) question(s *state) *Question {
 		}
 		q.Members = append(q.Members, Member{Node: name, Retired: n.retired})
 		if n.reported {
-			q.Reports = append(q.Reports, Report{Node: name, Observed: m.observed(n.observed), Complete: true, Uses: n.uses})
+			r := Report{Node: name, Observed: m.observed(n.observed), Complete: true, Uses: n.uses}
+			if n.short && s.raised && !m.rules.keepsShort {
+				r.Observed = nil
+			}
+			q.Reports = append(q.Reports, r)
 		}
 	}
 	return q
@@ -333,6 +349,9 @@ func (m *model) decide(s *state, change func(string, func(*state, *controller)))
 			}
 		})
 	case quarantined:
+		if m.rules.raises && !s.raised {
+			return // which the days in quarantine are for
+		}
 		if len(MayPurge(q, strconv.Itoa(int(s.id)))) == 0 {
 			change("decides to purge the base", func(to *state, c *controller) { *c = controller{act: 2, id: to.id} })
 		}

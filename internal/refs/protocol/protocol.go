@@ -42,7 +42,8 @@ type Member struct {
 // Report is what a node said last.
 type Report struct {
 	Node string
-	// Observed are the ids in quarantine that the node saw before it looked the directory up anew.
+	// Observed are the ids in quarantine that the node saw before it looked the directory up anew, and waited for its
+	// launches for as long as they may take, as far as is known by now.
 	Observed []string
 	// Complete: everything was read that could hold a use.
 	Complete bool

@@ -79,7 +79,11 @@ type List struct {
 	All []Peer `json:"all"`
 	// Unread is what could not be read: it may be what a node said.
 	Unread []string `json:"unread"`
-	Status []int    `json:"status"`
+	// Receipt is the ID of the receipt where one of them joined or was retired just now, "" for none; Undo the command
+	// line that takes that back.
+	Receipt string `json:"receipt"`
+	Undo    string `json:"undo"`
+	Status  []int  `json:"status"`
 }
 
 // Of lists the nodes of a pool. now is the time of this host, which counts where the file server told none.
@@ -147,8 +151,9 @@ func standing(n *pool.Node, s *pool.State, now time.Time) Peer {
 		for _, u := range r.Uses {
 			one.Uses += 1 + u.More
 		}
+		seen := s.Seen(r)
 		for i := range s.Held {
-			if slices.Contains(r.Observed, s.Held[i].ID) {
+			if slices.Contains(seen, s.Held[i].ID) {
 				one.Seen++
 			}
 		}

@@ -139,13 +139,13 @@ func TestRenamed(t *testing.T) {
 	if first := w.find(); first[0].Path != renamed {
 		t.Errorf("the first way is %+v, want %s", first[0], renamed)
 	}
-	if _, err := bases.Adopt(t.Context(), wrong.Path, right.File, "b", "test", o); err == nil {
+	if _, err := bases.Adopt(t.Context(), wrong.Path, right.File, "b", bases.Proof{Why: "test"}, o); err == nil {
 		t.Error("Adopt of another file than was proved succeeds")
 	}
 	if _, err := os.Lstat(w.path("pool/_base/b")); err == nil {
 		t.Fatal("the wrong file has the name of the base")
 	}
-	if _, err := bases.Adopt(t.Context(), right.Path, right.File, "b", "test", o); err != nil {
+	if _, err := bases.Adopt(t.Context(), right.Path, right.File, "b", bases.Proof{Why: "test"}, o); err != nil {
 		t.Fatal(err)
 	}
 	a, errA := os.Stat(renamed)

@@ -80,7 +80,8 @@ type Way struct {
 	// File is what the proof is of: by the time that it is copied the name may be another file's.
 	File diskio.ID `json:"-"`
 
-	sum string // the digest of a candidate that may be proved by its blocks
+	// SHA256 is the digest of what the proof is of, in hexadecimal, "" where none was needed.
+	SHA256 string `json:"-"`
 }
 
 // Missing is a base that is needed and not there.
@@ -266,6 +267,7 @@ func (f *finder) digest(ctx context.Context, c *file, recorded []pool.Object, w 
 	if err != nil {
 		return err
 	}
+	w.SHA256 = got
 	for _, o := range recorded {
 		if o.SHA256 == got {
 			w.Proof, w.Why = SameDigest, "it has the SHA-256 that was recorded of the base on "+o.Seen.UTC().Format("2006-01-02")
@@ -341,7 +343,7 @@ func (f *finder) blocks(ctx context.Context, c *file, m *Missing, w *Way) error 
 		return err
 	}
 	defer r.Close()
-	w.sum, err = f.sum(ctx, r, c.path)
+	w.SHA256, err = f.sum(ctx, r, c.path)
 	return err
 }
 
@@ -354,7 +356,7 @@ func decide(all []Way) {
 		}
 		best := 0.0
 		for k := range all {
-			same := w.sum != "" && all[k].sum == w.sum
+			same := w.SHA256 != "" && all[k].SHA256 == w.SHA256
 			if k != i && !same && all[k].Share.Blocks > 0 {
 				best = max(best, all[k].Share.Fraction())
 			}
@@ -407,7 +409,7 @@ func refute(all []Way) {
 			continue
 		}
 		for k := range all {
-			if w := &all[k]; w.Proof == Unproved && w.Share.Enough() && w.sum != all[i].sum {
+			if w := &all[k]; w.Proof == Unproved && w.Share.Enough() && w.SHA256 != all[i].SHA256 {
 				w.Proof, w.Why = Refuted, w.Share.String()+" only are in it, and another candidate is proved"
 			}
 		}

@@ -181,17 +181,17 @@ func TestDigest(t *testing.T) {
 	if len(got) != 3 || got[0].How != Shield || got[1].Proof != SameDigest || got[2].Proof != Refuted {
 		t.Errorf("ways = %+v, want the shield, the copy, and that the other is not it", got)
 	}
-	if _, err := bases.Adopt(t.Context(), got[2].Path, got[1].File, "b", "test", o); !errors.Is(err, diskio.ErrChanged) {
+	if _, err := bases.Adopt(t.Context(), got[2].Path, got[1].File, "b", bases.Proof{Why: "test"}, o); !errors.Is(err, diskio.ErrChanged) {
 		t.Errorf("Adopt of another file than was proved = %v, want %v", err, diskio.ErrChanged)
 	}
-	if _, err := bases.Adopt(t.Context(), got[1].Path, got[1].File, "b", "test", o); err != nil {
+	if _, err := bases.Adopt(t.Context(), got[1].Path, got[1].File, "b", bases.Proof{Why: "test"}, o); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(w.path("pool/_base/b")); err != nil || string(b) != string(random(1, blocks)) {
 		t.Errorf("what was adopted is another: %v", err)
 	}
 	w.run("qemu-io", "-c", "read 0 2M", w.path("pool/i/disk"))
-	if _, err := bases.Adopt(t.Context(), got[1].Path, got[1].File, "b", "test", o); !errors.Is(err, bases.ErrThere) {
+	if _, err := bases.Adopt(t.Context(), got[1].Path, got[1].File, "b", bases.Proof{Why: "test"}, o); !errors.Is(err, bases.ErrThere) {
 		t.Errorf("Adopt over a file = %v, want %v", err, bases.ErrThere)
 	}
 }

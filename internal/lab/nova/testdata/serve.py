@@ -27,6 +27,7 @@ os.dup2(2, 1)
 from nova import context, objects
 import nova.conf
 from nova.compute import manager
+from nova.db import migration
 from nova.db.main import api, models
 import nova.privsep
 import nova.privsep.fs
@@ -35,12 +36,11 @@ import nova.virt.libvirt.imagebackend  # registers options of the driver
 
 CONF = nova.conf.CONF
 CONF([], project='nova', default_config_files=[])
-CONF.set_override('connection', 'sqlite:///' + os.path.abspath(sys.argv[1]), group='database')
+CONF.set_override('connection', sys.argv[1], group='database')
 nova.privsep.sys_admin_pctxt.set_client_mode(False)
 objects.register_all()
 api.configure(CONF)
-with api.get_engine().begin() as connection:
-    models.BASE.metadata.create_all(connection)
+migration.db_sync(database='main')  # as nova-manage db sync
 admin = context.get_admin_context()
 machine_time = time.time
 
@@ -100,10 +100,22 @@ def clear():
     CONF.clear_override('default_ephemeral_format')
 
 
-def instance(uuid, host, image, state):
+def instance(machine):
+    m = machine
+    flavor = objects.Flavor(name='f', flavorid='f', memory_mb=64, vcpus=1, root_gb=1, ephemeral_gb=m['ephemeral_gb'],
+                            swap=m['swap_mb'], rxtx_factor=1.0, extra_specs={})
+    # As in Instance.create.
+    extra = {'flavor': json.dumps({'cur': flavor.obj_to_primitive(), 'old': None, 'new': None})}
     api.instance_create(admin, dict(
-        uuid=uuid, host=host, node=host, image_ref=image, kernel_id='', ramdisk_id='', vm_state=state,
-        hostname='h', display_name='d', project_id='p', user_id='u', root_gb=1))
+        uuid=m['uuid'], host=m['host'] or None, node=m['host'] or None, image_ref=m['image'], kernel_id=m['kernel'],
+        ramdisk_id=m['ramdisk'], vm_state=m['state'], hostname='h', display_name='d', project_id='p', user_id='u',
+        root_gb=1, ephemeral_gb=m['ephemeral_gb'], extra=extra,
+        system_metadata={'image_base_image_ref': m['unshelved'] or m['image']}))
+
+
+def execute(sql):
+    with api.get_engine().begin() as connection:
+        connection.exec_driver_sql(sql)
 
 
 def disk(uuid, kind, size):
@@ -130,6 +142,10 @@ def answer(request):
         clear()
     elif do == 'instance':
         instance(**request)
+    elif do == 'execute':
+        execute(**request)
+    elif do == 'archive':
+        api.archive_deleted_rows(admin, max_rows=1000)
     elif do == 'delete':
         api.instance_destroy(admin, request['uuid'])
     elif do == 'disk':
