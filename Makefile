@@ -96,7 +96,7 @@ bpf: ## compare the kept BPF objects with what their sources give
 # was asked before.
 .PHONY: race
 race:
-	GORACE="$${GORACE:-atexit_sleep_ms=0}" $(GO) test -race -vet=off -timeout 15m ./...
+	GORACE="$${GORACE:-atexit_sleep_ms=0}" $(GO) test -race -vet=off -timeout 30m ./...
 
 # Each test that asks testenv.Rounds: a race run has a few rounds of it.
 .PHONY: sweeps
@@ -105,7 +105,7 @@ sweeps: ## the tests that try random things, with many rounds and without -race
 	tests=$$(awk '/^func / { name = $$2; sub(/\(.*/, "", name) } \
 		/testenv\.Rounds\(/ && name !~ /^Test/ { print FILENAME ": not in a test itself" > "/dev/stderr"; exit 1 } \
 		/testenv\.Rounds\(/ { print name }' $$files | sort -u | paste -sd '|'); \
-	SHISA_SWEEP=1 $(GO) test -count=1 -timeout 15m -run "^($$tests)\$$" $$(dirname $$files | sort -u)
+	SHISA_SWEEP=1 $(GO) test -count=1 -timeout 30m -run "^($$tests)\$$" $$(dirname $$files | sort -u)
 
 # The real program's start and size in memory, which -race would change.
 .PHONY: footprint
@@ -150,7 +150,7 @@ test-vm: guests ## the program in guests with other kernels (doc/lab.md)
 # Where QEMU, User Mode Linux or the kernel's package cannot be had, the test says which, and fails.
 .PHONY: test-vm-short
 test-vm-short: guests ## a few guests, for two minutes: what only other kernels let the program do
-	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -parallel 6 \
+	SHISA_TEST_VM=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -parallel 6 \
 		-run '^Test(Short|LeaksOfKilledQEMU|Story(Store|Stall|Loop)|Failed|LoopOnDisk)$$' ./e2e
 
 # Nova's own packages are unpacked and not installed; only Python is, all of it. As with the kernel, the lists of
@@ -164,13 +164,13 @@ nova: packages
 
 .PHONY: test-nova
 test-nova: nova ## OpenStack Nova's own cleaner and databases, Debian's (doc/base.md, doc/formats/nova-export.md)
-	SHISA_TEST_NOVA=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -v -run '^TestNova$$' ./e2e
+	SHISA_TEST_NOVA=1 SHISA_TEST_ALL=1 CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -v -run '^TestNova$$' ./e2e
 
 # The same where it can be had: apt may not know it, or not reach it. Then that is said, and is no failure.
 .PHONY: test-nova-here
 test-nova-here: nova
 	@mkdir -p build && out=$$(mktemp build/_nova.XXXXXX) && trap 'rm -f "$$out"' EXIT; \
-	SHISA_TEST_NOVA=1 SHISA_TEST_ALL= CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -v -run '^TestNova$$' ./e2e | tee "$$out"; \
+	SHISA_TEST_NOVA=1 SHISA_TEST_ALL= CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -v -run '^TestNova$$' ./e2e | tee "$$out"; \
 	sed -n -e 's|^ *--- SKIP: TestNova .*|test-nova: LEFT OUT: OpenStack Nova cannot be had here|p' \
 		-e 's|^ *--- SKIP: TestNova/databases/\([a-z]*\) .*|test-nova: LEFT OUT: \1 cannot be had here|p' "$$out"
 

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +26,7 @@ func TestFailed(t *testing.T) {
 	testenv.NeedVM(t)
 	testenv.Need(t, "mkfs.xfs", "mkfs.btrfs", "dmsetup", "apt-get", "dpkg-deb")
 	t.Parallel()
-	m := umlMachine{programs: umlPrograms(t), memoryMiB: 512, timeout: 10 * time.Minute,
+	m := umlMachine{programs: umlPrograms(t), memoryMiB: 512,
 		modules: []string{"dm-mod", "xfs", "btrfs", "gfs2"}}
 	for _, name := range []string{"xfs", "btrfs", "gfs2"} {
 		disk := filepath.Join(t.TempDir(), name)

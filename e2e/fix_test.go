@@ -91,7 +91,7 @@ func stays(t *testing.T, image string, more ...string) bool {
 // the kernel's command line.
 func boots(t *testing.T, raw string, more ...string) bool {
 	t.Helper()
-	r, err := uml.RunUnconfined(t.Context(), uml.Options{MemoryMiB: 384, Timeout: 4 * time.Minute,
+	r, err := uml.RunUnconfined(t.Context(), uml.Options{MemoryMiB: 384, Timeout: guestMay,
 		Disks: []uml.Disk{{Path: raw}}, Init: "/usr/lib/systemd/systemd",
 		Append: append([]string{"root=/dev/ubda", "rw"}, more...)})
 	if err != nil {

@@ -69,7 +69,7 @@ func served(t *testing.T, programs, image string, clock guestClock, arguments ..
 		t.Fatal(err)
 	}
 	r, err := uml.RunUnconfined(t.Context(), uml.Options{Root: "/", Init: filepath.Join(programs, "tests"),
-		Args: []string{umlRoot, file}, MemoryMiB: 256, Timeout: 4 * time.Minute, Append: append(arguments, d.Argument())})
+		Args: []string{umlRoot, file}, MemoryMiB: 256, Timeout: guestMay, Append: append(arguments, d.Argument())})
 	if err := errors.Join(err, d.Close()); err != nil {
 		t.Fatalf("boot %s: %v; its console ends with\n%s", strings.Join(arguments, " "), err, r.Console)
 	}

@@ -163,7 +163,7 @@ func (r *stallRun) run(ctx context.Context, dir, scenario string) error {
 		return err
 	}
 	said, err := uml.RunUnconfined(ctx, uml.Options{Root: "/", Init: filepath.Join(dir, "stalls"), Args: []string{scenario},
-		MemoryMiB: r.memoryMiB, Timeout: time.Duration(r.For+r.After+180) * time.Second})
+		MemoryMiB: r.memoryMiB, Timeout: time.Duration(r.For+r.After)*time.Second + guestMay})
 	if err != nil || len(said.Lines) != 1 {
 		return fmt.Errorf("the guest said %d lines, want one: %v\n%s", len(said.Lines), err, said.Console)
 	}

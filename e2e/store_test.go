@@ -47,7 +47,7 @@ func TestStoreUnderImage(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384, timeout: 5 * time.Minute, modules: []string{vhost.Module}}
+	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384, modules: []string{vhost.Module}}
 	images := []string{filepath.Join(store, "full.qcow2"), filepath.Join(testenv.DiskDir(t), "stopped.qcow2")}
 	var disks []*vhost.Disk
 	for _, image := range images {

@@ -23,7 +23,7 @@ func TestStoryStall(t *testing.T) {
 	testenv.NeedVM(t)
 	testenv.Need(t, "mkfs.ext4")
 	t.Parallel()
-	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384, timeout: 10 * time.Minute,
+	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384,
 		modules: []string{"sd_mod", "scsi_debug", "ext4"}, parameters: map[string]string{
 			"scsi_debug": `delay=0 dev_size_mb=64 inq_vendor=VMware inq_product="Virtual disk"`}}
 	m.run(t, "TestStoryStallInside")

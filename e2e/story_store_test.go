@@ -28,7 +28,7 @@ func TestStoryStore(t *testing.T) {
 	testenv.NeedRoot(t)
 	testenv.Need(t, storageDaemon, "qemu-img")
 	t.Parallel()
-	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384, timeout: 10 * time.Minute,
+	m := umlMachine{programs: umlPrograms(t), memoryMiB: 384,
 		modules: []string{"loop", "ext4", "nfsd", "nfsv4"}}
 	image := killedImage(t, testenv.DiskDir(t), func(n int) string { return fmt.Sprint("write ", n) })
 	m.run(t, "TestStoryStoreInside", leakyImage+"="+image)
