@@ -118,8 +118,8 @@ func (g *glanceOptions) of(ctx context.Context, c *glance.Client, name string) (
 			return &all[i], nil
 		}
 	}
-	return nil, finding.WithHint(fmt.Errorf("%s: none of the %d images that the token may see has an id that it would be called by",
-		name, len(all)), "it may be another project's, or deleted; --glance-image names one all the same")
+	return nil, finding.WithHint(fmt.Errorf("%s: of %s that the token may see none has an id that it would be called by",
+		name, finding.Count(int64(len(all)), "image", "images")), "it may be another project's, or deleted; --glance-image names one all the same")
 }
 
 // fetch adopts an image of the image service.

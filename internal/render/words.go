@@ -86,12 +86,7 @@ func Place(n int64) string {
 func Range(r finding.Range) string { return Bytes(r.Length) + " at " + Place(r.Offset) }
 
 // Count gives n things, with the plural where it belongs: "1 leak", "3201 leaks".
-func Count(n int64, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return strconv.FormatInt(n, 10) + " " + many
-}
+func Count(n int64, one, many string) string { return finding.Count(n, one, many) }
 
 // Name gives a file's name so that it cannot harm a terminal or pass for another one: as it is
 // where every character can be seen, else quoted for a shell, as in $'disk\x1b[2J.qcow2'. Either

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/fleet"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
@@ -84,7 +85,8 @@ func reportWords(r *pool.Report) string {
 	for i := range r.Uses {
 		uses += r.Uses[i].More
 	}
-	text := fmt.Sprintf("report %d: %d uses in %d images; %d in quarantine seen", r.Seq, uses, r.Images, len(r.Observed))
+	text := fmt.Sprintf("report %d: %s in %s; %d in quarantine seen", r.Seq, finding.Count(uses, "use", "uses"),
+		finding.Count(r.Images, "image", "images"), len(r.Observed))
 	waiting := 0
 	for _, d := range r.Draining {
 		waiting += len(d.Observed)
@@ -93,7 +95,7 @@ func reportWords(r *pool.Report) string {
 		text += fmt.Sprintf(", %d waited for", waiting)
 	}
 	if !r.Complete {
-		text += fmt.Sprintf("; %d places were not seen", len(r.Gaps))
+		text += "; " + notSeen(len(r.Gaps))
 	}
 	return text
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/plan"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/vault"
@@ -230,7 +231,8 @@ func Retire(ctx context.Context, node string, by Person, r RetireOptions, o Opti
 	if err := k.once(ctx, "retire "+node, stepAt(vault.BaseRetire, node, path, 0), text); err != nil {
 		return nil, d, err
 	}
-	why := fmt.Sprintf("%s: %s; %d pins stand for what it used", by.By, by.Reason, len(gone.Pins))
+	why := fmt.Sprintf("%s: %s; %s for what it used", by.By, by.Reason,
+		finding.Count(int64(len(gone.Pins)), "pin stands", "pins stand"))
 	return gone, d, k.note(ctx, "retire", node, 0, path, why)
 }
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
@@ -323,7 +324,8 @@ func (k *keeper) allNames(a *claimed, s *pool.State) error {
 		}
 	}
 	if e.ID != a.File || e.Links != known {
-		return fmt.Errorf("%s has %d names, of which %d are known", a.Path, e.Links, known)
+		return fmt.Errorf("%s has %s, of which %s known", a.Path, finding.Count(int64(e.Links), "name", "names"),
+			finding.Count(int64(known), "is", "are"))
 	}
 	return nil
 }

@@ -566,4 +566,8 @@ func TestReportWords(t *testing.T) {
 	if got, want := reportWords(r), "report 3: 28 uses in 30 images; 0 in quarantine seen"; got != want {
 		t.Errorf("reportWords = %q, want %q", got, want)
 	}
+	r = &pool.Report{Seq: 4, Images: 1, Uses: []pool.Use{{Name: "a"}}, Gaps: []string{"x"}}
+	if got, want := reportWords(r), "report 4: 1 use in 1 image; 0 in quarantine seen; 1 place was not seen"; got != want {
+		t.Errorf("reportWords of one of each = %q, want %q", got, want)
+	}
 }

@@ -280,7 +280,7 @@ func (k *undoing) unneeded(ctx context.Context, path string, id diskio.ID) error
 		}
 	}
 	if !k.census.Complete() {
-		return fmt.Errorf("%s %w: %d places were not seen that may need it", path, ErrNeeded, len(k.census.Gaps))
+		return fmt.Errorf("%s %w: %s that may need it", path, ErrNeeded, notSeen(len(k.census.Gaps)))
 	}
 	return nil
 }

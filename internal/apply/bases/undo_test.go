@@ -239,7 +239,7 @@ func TestUndoRestore(t *testing.T) {
 		return c, nil
 	}
 	r, err = Undo(t.Context(), d.Receipt, UndoOptions{Census: blind}, o)
-	if left := InForce(r); err != nil || len(left) != 2 || !strings.Contains(left[0].Why+left[1].Why, "1 places were not seen") {
+	if left := InForce(r); err != nil || len(left) != 2 || !strings.Contains(left[0].Why+left[1].Why, "1 place was not seen") {
 		t.Errorf("Undo where not all was seen = %+v, %v", r, err)
 	}
 	// Nothing else keeps the file.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux/notice"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
@@ -159,7 +160,7 @@ func (a *watcher) pass(ctx context.Context) error {
 	h := pool.Happened{Time: a.o.Now().UTC(), What: pool.Passed, Why: fmt.Sprintf(
 		"%d shielded, %d touched, %d recorded, %d left", len(d.Shielded), len(d.Touched), len(d.Recorded), len(d.Left))}
 	if !c.Complete() {
-		h.Why += fmt.Sprintf("; %d places were not seen", len(c.Gaps))
+		h.Why += "; " + notSeen(len(c.Gaps))
 	}
 	return a.w.Tell(h)
 }
@@ -168,7 +169,12 @@ func needWord(c *refs.Census, b *refs.Base) string {
 	if len(b.Uses) > 0 {
 		return b.Uses[0].Holder + " needs it"
 	}
-	return fmt.Sprintf("%d places were not seen that may need it", len(c.Gaps))
+	return notSeen(len(c.Gaps)) + " that may need it"
+}
+
+// notSeen tells of gaps.
+func notSeen(gaps int) string {
+	return finding.Count(int64(gaps), "place was not seen", "places were not seen")
 }
 
 // event does what is to be done about one event. soon: another look is due.
@@ -225,7 +231,7 @@ func (a *watcher) removed(ctx context.Context, e *notice.Event) error {
 		}
 	}
 	if !c.Complete() {
-		return a.back(ctx, e.Name, fmt.Sprintf("removed by %s; %d places were not seen that may need it", why, len(c.Gaps)))
+		return a.back(ctx, e.Name, "removed by "+why+"; "+notSeen(len(c.Gaps))+" that may need it")
 	}
 	return a.w.Tell(pool.Happened{Time: a.o.Now().UTC(), What: pool.NotNeeded, Name: e.Name,
 		Why: "nobody needs it; its shield keeps it"})

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
@@ -177,8 +178,8 @@ func (j *judging) tooMany() {
 	if now <= limit || !slices.ContainsFunc(j.p.All, func(b Decided) bool { return b.Verdict == MayQuarantine }) {
 		return
 	}
-	j.block(TooMany, "", "", "%d of %d bases would be set aside within a day, and %d may be (max_fraction is %v): choose with --only",
-		now, all, limit, j.s.Policy.MaxFraction)
+	j.block(TooMany, "", "", "%d of %s would be set aside within a day, and %d may be (max_fraction is %v): choose with --only",
+		now, finding.Count(int64(all), "base", "bases"), limit, j.s.Policy.MaxFraction)
 	for i := range j.p.All {
 		if b := &j.p.All[i]; b.Verdict == MayQuarantine || b.Verdict == MayPurge {
 			b.Verdict = Keep

@@ -198,7 +198,8 @@ func (j *judging) names(b *Decided, as *refs.Base) {
 		known = shields // it has no other
 	}
 	if b.links > known {
-		b.block(Linked, "", b.Path, "it has %d names, of which %d are known: an image may rest on it by another", b.links, known)
+		b.block(Linked, "", b.Path, "it has %d names, of which %s known: an image may rest on it by another", b.links,
+			finding.Count(int64(known), "is", "are"))
 	}
 }
 

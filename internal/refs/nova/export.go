@@ -243,7 +243,7 @@ func (x *reading) end(f *fields) error {
 		return err
 	}
 	if instances != int64(len(x.e.Instances)) || images != int64(x.images) || disks != int64(x.disks) {
-		return fmt.Errorf("the end tells of %d instances, %d images and %d disks, and there are %d, %d and %d",
+		return fmt.Errorf("of instances, images and disks the end tells of %d, %d and %d, and there are %d, %d and %d",
 			instances, images, disks, len(x.e.Instances), x.images, x.disks)
 	}
 	x.ended = true

@@ -122,6 +122,9 @@ func TestApart(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("apart = %q, want %q", got, want)
 	}
+	if got := apart([]error{denied("a"), denied("b")}); !strings.Contains(got[0].Error(), "(and so is 1 more; ") {
+		t.Errorf("apart of two = %v", got)
+	}
 	if got := apart([]error{denied("a")}); len(got) != 1 || !errors.Is(got[0], fs.ErrPermission) || strings.Contains(got[0].Error(), "more") {
 		t.Errorf("apart of one = %v", got)
 	}

@@ -129,7 +129,11 @@ func apart(all []error) (each []error) {
 		}
 	}
 	if n := len(denied) - 1; n > 0 {
-		denied[0] = fmt.Errorf("%w (and so are %d more; root, or their owner, may read them)", denied[0], n)
+		are := "are"
+		if n == 1 {
+			are = "is"
+		}
+		denied[0] = fmt.Errorf("%w (and so %s %d more; root, or their owner, may read them)", denied[0], are, n)
 		denied = denied[:1]
 	}
 	return append(denied, each...)

@@ -11,6 +11,7 @@ import (
 	"io"
 
 	"github.com/shisa-vm/shisa/internal/disk"
+	"github.com/shisa-vm/shisa/internal/finding"
 )
 
 // An overlay holds whole clusters, of 64 KiB as a rule. What the guest wrote of one is less, and QEMU copied the rest
@@ -46,7 +47,7 @@ func (s Share) Fraction() float64 {
 func (s Share) Enough() bool { return s.Blocks >= minBlocks }
 
 func (s Share) String() string {
-	return fmt.Sprintf("%d of %d blocks of 4 KiB (%.0f %%)", s.Equal, s.Blocks, 100*s.Fraction())
+	return fmt.Sprintf("%d of %s of 4 KiB (%.0f %%)", s.Equal, finding.Count(s.Blocks, "block", "blocks"), 100*s.Fraction())
 }
 
 // compare holds the blocks that an overlay itself stores against a candidate for its base.

@@ -364,7 +364,7 @@ func decide(all []Way) {
 		got := w.Share.Fraction()
 		switch {
 		case !w.Share.Enough():
-			w.Why = fmt.Sprintf("only %d blocks of the images on top of it can be compared, too few to tell", w.Share.Blocks)
+			w.Why = "only " + finding.Count(w.Share.Blocks, "block", "blocks") + " of the images on top of it can be compared, too few to tell"
 		case got >= leastShare && got >= leadShare*best:
 			w.Proof = SameBlocks
 			w.Why = w.Share.String() + " of the images on top of it are in it"
