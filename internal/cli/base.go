@@ -75,10 +75,17 @@ type poolOptions struct {
 	// config is the file of pools, "" for the usual one, and said what it says of this one, nil for nothing.
 	config string
 	said   *config.Pool
-	// instances are directories of instances that the configuration knows to have the bases of this one.
-	instances []string
+	// baseDirs are the directories of bases of this one by the other paths that the configuration has for it.
+	baseDirs []string
 	// elsewhere are the pools of the configuration that this one is not.
 	elsewhere []*config.Pool
+	// joint knows the pools of the configuration, nil where there are none; at is which of them this is, and joined are those
+	// that are the same. plain is what the command line says alone. goesOn: each look finds anew which are the same.
+	joint  *joint
+	at     int
+	joined []int
+	plain  *poolOptions
+	goesOn bool
 	// node is what this host is called among the nodes, "" for its own name.
 	node string
 }
@@ -107,9 +114,14 @@ func (o *poolOptions) censusFlags(c *cobra.Command) {
 
 // census looks at who needs what in a pool, on this host.
 func (o *poolOptions) census(ctx context.Context, s *stdio) (*refs.Census, error) {
+	if o.goesOn && o.joint != nil {
+		if err := o.joint.still(ctx, o.at, o.joined); err != nil {
+			return nil, err
+		}
+	}
 	bar := newProgress(s, "looking at files")
 	defer bar.Done()
-	l := refs.Options{Pool: o.pool, BaseName: o.baseName, Roots: o.also, Instances: o.instances, Nova: o.nova,
+	l := refs.Options{Pool: o.pool, BaseName: o.baseName, Roots: o.also, BaseDirs: o.baseDirs, Nova: o.nova,
 		Index: o.kept, Progress: func(files int64) { bar.Set(files, 0) }}
 	if o.said != nil {
 		l.ComputeNodes, l.Libvirt = o.said.ComputeNodes, o.said.Libvirt

@@ -69,15 +69,16 @@ directory where nothing is mounted looks like that.`,
 			if err := o.wantPools(c); err != nil {
 				return err
 			}
+			goOn := func(ctx context.Context, o *poolOptions, s *stdio) error { return o.agent(ctx, every, false, s) }
 			switch {
+			case o.pool != "" && once:
+				return o.agent(c.Context(), 0, true, s)
 			case o.pool != "":
-				return o.agent(c.Context(), every, once, s)
+				return o.alone(c.Context(), s, goOn)
 			case once:
 				return o.agents(c.Context(), s)
 			}
-			return o.together(c.Context(), restart, s, func(ctx context.Context, o *poolOptions, s *stdio) error {
-				return o.agent(ctx, every, false, s)
-			})
+			return o.together(c.Context(), restart, s, goOn)
 		},
 	}
 	o.actFlags(c)

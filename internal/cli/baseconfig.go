@@ -62,13 +62,24 @@ func (o *poolOptions) configure(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	for i := range all.All {
-		p := &all.All[i]
-		if !same(ctx, o.pool, p.Path, cmp.Or(p.Bases, "_base")) {
+	plain := *o
+	o.joint, o.plain = newJoint(all.All, o.pool), &plain
+	o.joint.look(ctx)
+	return o.join(len(all.All), o.joint.with(len(all.All)))
+}
+
+// join takes what the configuration says of one of the pools of the joint, by all of its names.
+func (o *poolOptions) join(i int, with []int) error {
+	o.at, o.joined = i, with
+	for k := range o.joint.all {
+		p := &o.joint.all[k]
+		if !slices.Contains(with, k) {
 			o.elsewhere = append(o.elsewhere, p)
 			continue
 		}
-		o.instances = append(o.instances, p.Path)
+		if k != i {
+			o.baseDirs = append(o.baseDirs, basesAt(p))
+		}
 		if err := o.take(p); err != nil {
 			return err
 		}
@@ -76,35 +87,44 @@ func (o *poolOptions) configure(ctx context.Context) error {
 	return nil
 }
 
-// configureAll takes all pools of the configuration.
+// basesAt is the directory of bases by what the configuration says.
+func basesAt(p *config.Pool) string {
+	if name := cmp.Or(p.Bases, "_base"); filepath.Base(p.Path) != name {
+		return filepath.Join(p.Path, name)
+	}
+	return p.Path
+}
+
+// configureAll takes all pools of the configuration, each once.
 func (o *poolOptions) configureAll(ctx context.Context, all *config.Pools) error {
-	at := map[diskio.ID]int{}
+	o.joint = newJoint(all.All, "")
+	o.joint.look(ctx)
 	for i := range all.All {
-		p := &all.All[i]
-		id, known := diskio.ID{}, false
-		if len(all.All) > 1 {
-			id, known = basesID(ctx, p.Path, cmp.Or(p.Bases, "_base"))
-		}
-		if k, twice := at[id]; known && twice {
-			first := &o.several[k]
-			first.instances = append(first.instances, p.Path)
-			if err := first.take(p); err != nil {
-				return err
-			}
+		with, ok := o.joint.lead(i)
+		if !ok {
 			continue
 		}
-		one := *o
-		one.several = nil
-		one.pool, one.among = p.Path, true
-		if err := one.take(p); err != nil {
+		one, err := o.one(i, with)
+		if err != nil {
 			return err
 		}
-		if known {
-			at[id] = len(o.several)
-		}
-		o.several = append(o.several, one)
+		o.several = append(o.several, *one)
+	}
+	for i := range all.All {
+		o.joint.end(i)
 	}
 	return nil
+}
+
+// one gives the options for one of the pools of the configuration.
+func (o *poolOptions) one(i int, with []int) (*poolOptions, error) {
+	one := *o
+	one.several = nil
+	one.pool, one.among = o.joint.all[i].Path, true
+	if one.baseName == "_base" {
+		one.baseName = cmp.Or(o.joint.all[i].Bases, "_base")
+	}
+	return &one, one.join(i, with)
 }
 
 // take takes what is said of a pool. What flags say comes on top of lists, and goes before the rest. The error is for what
@@ -135,17 +155,6 @@ func (o *poolOptions) take(p *config.Pool) error {
 	both.Quarantine, both.Purge = was.Quarantine && p.Quarantine, was.Purge && p.Purge
 	o.said = &both
 	return nil
-}
-
-// same tells whether two names are of one pool: by their directories of bases, which may be mounted at several places and
-// be symbolic links. A name that cannot be looked at is not the one that was asked for, which can.
-func same(ctx context.Context, a, b, baseName string) bool {
-	one, known := basesID(ctx, a, baseName)
-	if !known {
-		return false
-	}
-	other, known := basesID(ctx, b, baseName)
-	return known && one == other
 }
 
 // basesID tells which directory has the bases of a pool, unless it cannot be looked at.

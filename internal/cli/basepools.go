@@ -133,7 +133,8 @@ func poolsStatus(all []render.BasePool) []int {
 }
 
 // together does something with all pools of the configuration at once, until ctx ends. One that ends with an error is
-// told of and begun again after a rest: storage that is not mounted takes nothing from the others.
+// told of and begun again after a rest: storage that is not mounted takes nothing from the others. Paths that lead to one
+// pool are one of these, whenever they come to do that.
 func (o *poolOptions) together(
 	ctx context.Context, rest time.Duration, s *stdio, do func(ctx context.Context, o *poolOptions, s *stdio) error,
 ) error {
@@ -142,12 +143,14 @@ func (o *poolOptions) together(
 	quiet := *s
 	quiet.barWidth = 0 // bars would draw over each other
 	var all sync.WaitGroup
-	for i := range o.several {
-		one := &o.several[i]
+	for i := range o.joint.all {
 		all.Go(func() {
 			told := "" // what is so at each try is told once
 			for ctx.Err() == nil {
-				err := do(ctx, one, &quiet)
+				one, err := o.lead(ctx, i)
+				if err == nil && one != nil {
+					err = do(ctx, one, &quiet)
+				}
 				if ctx.Err() != nil {
 					return
 				}
@@ -155,9 +158,13 @@ func (o *poolOptions) together(
 					stop(lost) // nobody hears what happens
 					return
 				}
+				if errors.Is(err, errJoined) {
+					continue // it goes on leading, with what is said of it now
+				}
+				o.joint.end(i)
 				if err != nil && err.Error() != told {
 					told = err.Error()
-					one.failed(err, s)
+					(&poolOptions{pool: o.joint.all[i].Path}).failed(err, s)
 				}
 				select {
 				case <-ctx.Done():
@@ -168,4 +175,34 @@ func (o *poolOptions) together(
 	}
 	all.Wait()
 	return context.Cause(ctx)
+}
+
+// lead gives what is said now of one of the pools of the configuration, nil where the program goes on with it by another path.
+func (o *poolOptions) lead(ctx context.Context, i int) (*poolOptions, error) {
+	o.joint.look(ctx)
+	with, ok := o.joint.lead(i)
+	if !ok {
+		return nil, nil
+	}
+	one, err := o.one(i, with)
+	one.goesOn = true
+	return one, err
+}
+
+// alone does something with POOL until ctx ends, and begins it anew where the configuration says other things of that now.
+func (o *poolOptions) alone(ctx context.Context, s *stdio, do func(ctx context.Context, o *poolOptions, s *stdio) error) error {
+	if o.joint == nil {
+		return do(ctx, o, s)
+	}
+	for {
+		one := *o.plain
+		one.joint, one.goesOn = o.joint, true
+		err := one.join(len(o.joint.all), o.joint.with(len(o.joint.all)))
+		if err == nil {
+			err = do(ctx, &one, s)
+		}
+		if !errors.Is(err, errJoined) {
+			return err
+		}
+	}
 }

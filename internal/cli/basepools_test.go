@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs/config"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -22,7 +23,7 @@ import (
 func TestTogether(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	s := newStdio(strings.NewReader(""), &stdout, &stderr)
-	o := &poolOptions{several: []poolOptions{{pool: "/good"}, {pool: "/bad"}}}
+	o := &poolOptions{joint: newJoint([]config.Pool{{Path: "/good"}, {Path: "/bad"}}, "")}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var tries atomic.Int32

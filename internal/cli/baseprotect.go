@@ -78,13 +78,12 @@ A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it 
 			if err := o.checkNewPools(c, risks); err != nil {
 				return err
 			}
+			goOn := func(ctx context.Context, o *poolOptions, s *stdio) error { return o.watch(ctx, p, risks, s) }
 			switch {
 			case watch && o.pool == "":
-				return o.together(c.Context(), restart, s, func(ctx context.Context, o *poolOptions, s *stdio) error {
-					return o.watch(ctx, p, risks, s)
-				})
+				return o.together(c.Context(), restart, s, goOn)
 			case watch:
-				return o.watch(c.Context(), p, risks, s)
+				return o.alone(c.Context(), s, goOn)
 			}
 			return o.each(c.Context(), s, func(ctx context.Context, o *poolOptions) (*render.BasePool, error) {
 				return o.protect(ctx, p, risks, s)

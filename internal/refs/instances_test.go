@@ -45,7 +45,7 @@ func TestTargetOfLink(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, o := range map[string]Options{
-			"by the configuration": {Instances: []string{w.path("nowhere"), w.path("inst")}},
+			"by the configuration": {BaseDirs: []string{w.path("inst/_base")}},
 			"by a further root":    {Roots: []string{w.path("pool")}},
 			"by Nova":              {Host: &Host{Tree: tr, Root: root}},
 		} {
@@ -70,9 +70,20 @@ func TestTargetOfLink(t *testing.T) {
 	}
 	// Of what is mounted somewhere else nothing can be said.
 	w.link(w.path("round"), "round")
-	c := w.look(Options{Pool: w.path("pool"), Instances: []string{w.path("round")}})
+	c := w.look(Options{Pool: w.path("pool"), BaseDirs: []string{w.path("round/_base")}})
 	if got := strings.Join(w.lines(c), "|"); !strings.HasSuffix(got, "|gap round/_base: whether it is that of this pool could not be told") {
 		t.Errorf("one that cannot be looked at: Look = %s", got)
+	}
+	w.mkdir("away")
+	c = w.look(Options{Pool: w.path("pool"), BaseDirs: []string{w.path("away/_base")}})
+	if got := strings.Join(w.lines(c), "|"); !strings.HasSuffix(got, "|gap away: its directory of bases is not there: is its storage mounted?") {
+		t.Errorf("one whose storage is not mounted: Look = %s", got)
+	}
+	// One of images has none, and is that of the bases itself.
+	w.write("images/base", make([]byte, 4096))
+	w.image("images/disk", "qcow2", w.path("images/base"))
+	if c = w.look(Options{Pool: w.path("images"), BaseDirs: []string{w.path("images/_base")}}); strings.Contains(strings.Join(w.lines(c), "|"), "gap ") {
+		t.Errorf("one of images: Look = %q", w.lines(c))
 	}
 }
 
@@ -81,7 +92,7 @@ func TestListsOfHosts(t *testing.T) {
 	w := apart(t, "store/_base")
 	w.write("store/compute_nodes", []byte(`{"n2": 1800000000, "n3": 1700000000}`))
 	got := ""
-	for _, h := range w.look(Options{Pool: w.path("store"), Instances: []string{w.path("pool")}}).Hosts {
+	for _, h := range w.look(Options{Pool: w.path("store"), BaseDirs: []string{w.path("pool/_base")}}).Hosts {
 		got += " " + h.Name + h.Heard.Format(" 2006")
 	}
 	if got != " n1 2023 n2 2027 n3 2023" {
@@ -116,7 +127,7 @@ func TestMountedBases(t *testing.T) {
 	var kept []byte
 	for _, o := range []Options{{Pool: w.path("far")}, {Pool: w.path("pool/more")}, {}, {Index: func(string) ([]byte, error) { return nil, nil }},
 		{Index: func(string) ([]byte, error) { return kept, nil }}} {
-		o.Instances = []string{w.path("pool")}
+		o.BaseDirs = []string{w.path("pool/_base")}
 		c := w.look(o)
 		if d := cmp.Diff([]string{"b live: header pool/i/disk 1"}, w.lines(c)); d != "" {
 			t.Errorf("%s, with an index: %v: Look (-want +got):\n%s", o.Pool, c.Indexed, d)

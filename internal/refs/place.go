@@ -87,8 +87,8 @@ func (t *taking) instances(ctx context.Context) error {
 		t.c.Instances = t.c.Roots[:1:1]
 	}
 	name := cmp.Or(t.o.BaseName, novaBase)
-	var known []string
-	for _, dir := range append(slices.Clone(t.o.Instances), t.o.Roots...) {
+	known := slices.Clone(t.o.BaseDirs)
+	for _, dir := range t.o.Roots {
 		known = append(known, filepath.Join(dir, name))
 	}
 	if h := t.o.Host; h != nil {
@@ -102,8 +102,11 @@ func (t *taking) instances(ctx context.Context) error {
 			}
 		}
 	}
-	for _, dir := range known {
+	for i, dir := range known {
 		p, err := t.placeOf(ctx, dir)
+		if err == nil && p == nowhere && i < len(t.o.BaseDirs) {
+			err = t.unmounted(ctx, filepath.Dir(dir))
+		}
 		switch {
 		case err != nil:
 			return err
@@ -130,6 +133,16 @@ func (t *taking) instances(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unmounted makes a gap of a directory of instances without a directory of bases, unless it is that of the bases itself. Its
+// error is that of ctx.
+func (t *taking) unmounted(ctx context.Context, dir string) error {
+	p, err := t.placeOf(ctx, dir)
+	if err == nil && p != here {
+		t.gap(dir, "directory of instances", "its directory of bases is not there: is its storage mounted?")
+	}
+	return err
 }
 
 // belong makes a gap of a directory of images with bases of Nova: machines that rest on those lie elsewhere.

@@ -215,9 +215,10 @@ type Options struct {
 	BaseName string
 	// Roots are further directories whose images may rest on the bases.
 	Roots []string
-	// Instances are directories of instances that are known otherwise: one whose directory of bases is that of the pool is
-	// looked through, whatever the pool was called. Those of the host's Nova come on top.
-	Instances []string
+	// BaseDirs are further names of the directory of bases, as far as is known: the directory of instances in which such a
+	// one lies is looked through, whatever the pool was called. One that is not there is a gap, since the storage of those
+	// instances may not be mounted. Those of the host's Nova come on top.
+	BaseDirs []string
 	// Timeout is how long one name is waited for; 0 is ten seconds.
 	Timeout time.Duration
 	// Workers is how many directories are read at once; 0 is 16.
