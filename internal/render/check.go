@@ -243,7 +243,7 @@ func verdictOf(img *check.Image) string {
 	default:
 		s := map[string]string{
 			"lost":   "guest data is lost, wrong or out of reach",
-			"danger": "no data is known to be lost yet, but the next write may destroy some",
+			"danger": dangerOf(img.Findings),
 		}[st.class]
 		s = cmp.Or(s, "something is wrong, but no data is at stake")
 		if not != "" {
@@ -251,6 +251,33 @@ func verdictOf(img *check.Image) string {
 		}
 		return s
 	}
+}
+
+// dangerOf says what the danger is.
+func dangerOf(fs []finding.Finding) string {
+	const all = "no data is known to be lost"
+	switch writes, opens := writesRisked(fs); {
+	case writes:
+		return all + " yet, but the next write may destroy some"
+	case opens:
+		return all + ", but qemu refuses to open the image: no machine starts from it"
+	}
+	return all + ", but qemu refuses to write to the image"
+}
+
+// writesRisked tells whether a write of a machine may destroy something, and else whether qemu refuses to open the image, and
+// not only to write to it.
+func writesRisked(fs []finding.Finding) (writes, unopened bool) {
+	for i := range fs {
+		switch f := &fs[i]; {
+		case f.Severity != finding.Danger:
+		case f.Code == finding.QC17.Code && f.Kind == "refused", f.Code == finding.QC01.Code && f.Kind == "no_data_file":
+			unopened = true
+		case f.Code != finding.QC22.Code:
+			writes = true
+		}
+	}
+	return writes, unopened
 }
 
 // counts gives the numbers that qemu-img check prints, in its words.

@@ -57,6 +57,48 @@ func TestCheckText(t *testing.T) {
 	}
 }
 
+// TestDangerOf: what qemu refuses is not destroyed by the next write, and that is not what is said of it.
+func TestDangerOf(t *testing.T) {
+	of := func(r finding.Rule, kind string, s finding.Severity) finding.Finding {
+		f := finding.New(r, "/pool/disk", finding.Sure, kind, "it is so")
+		f.Severity = s
+		return f
+	}
+	bitmap, mark := of(finding.QC17, "refused", finding.Danger), of(finding.QC22, "marked", finding.Danger)
+	shared, unsaved := of(finding.QC02, "x", finding.Danger), of(finding.QC17, "not_saved", finding.Warning)
+	const refused, written, destroyed = "lost, but qemu refuses to open the image", "lost, but qemu refuses to write", "lost yet, but the next write may destroy"
+	for _, c := range []struct {
+		name  string
+		all   []finding.Finding
+		want  string
+		title string
+	}{
+		{"a bitmap", []finding.Finding{bitmap, unsaved}, refused, "Images cannot be used"},
+		{"no data file", []finding.Finding{of(finding.QC01, "no_data_file", finding.Danger)}, refused, "Images cannot be used"},
+		{"the mark", []finding.Finding{mark}, written, "Images cannot be used"},
+		{"a bitmap and the mark", []finding.Finding{mark, bitmap}, refused, "Images cannot be used"},
+		{"a cluster of two users", []finding.Finding{shared}, destroyed, "Data is in danger"},
+		{"all of it", []finding.Finding{bitmap, shared, mark}, destroyed, "Data is in danger"},
+	} {
+		img := cleanImage("/pool/disk")
+		img.Verdict, img.Findings = finding.Found, c.all
+		r := reportOf(img)
+		r.Verdict = finding.Found
+		var text, page strings.Builder
+		if err := errors.Join(Check(&text, r, Style{}), CheckHTML(&page, r, PageInfo{})); err != nil {
+			t.Fatal(err)
+		}
+		for _, said := range []string{refused, written, destroyed} {
+			if strings.Contains(text.String(), said) != (said == c.want) {
+				t.Errorf("%s: want %q alone\n%s", c.name, c.want, text.String())
+			}
+		}
+		if !strings.Contains(page.String(), "<h1>"+c.title+"</h1>") {
+			t.Errorf("%s: the page has not the title %q", c.name, c.title)
+		}
+	}
+}
+
 // harmlessText fails if a terminal would do anything but show the text.
 func harmlessText(t *testing.T, text string, s Style) {
 	t.Helper()

@@ -5,6 +5,7 @@ package render
 
 import (
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -161,12 +162,23 @@ func madeBy(info PageInfo) string {
 	return text
 }
 
+// dataInDanger tells whether a write may destroy something, and not only that qemu refuses an image.
+func (s *sheet) dataInDanger() bool {
+	return s.host != nil || slices.ContainsFunc(s.images, func(img *check.Image) bool {
+		writes, _ := writesRisked(img.Findings)
+		return writes
+	})
+}
+
 // hero says at the top what counts: how it stands, the worst of it, and the numbers.
 func (s *sheet) hero(p *page) {
 	st := s.worst()
 	title := map[string]string{"lost": "Data is lost", "danger": "Data is in danger",
 		"warning": "Something is wrong", "blind": "Cannot tell", "waste": "Nothing is hurt",
 		"nocheck": "Nothing that has a check", "clean": "Clean"}[st.class]
+	if st == stateOf(finding.Danger) && !s.dataInDanger() {
+		title = "Images cannot be used"
+	}
 	p.start("header", "class", "hero "+st.class)
 	p.el("h1", "", title)
 	if things := s.worstThings(); len(things) > 0 {
