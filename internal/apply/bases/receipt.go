@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -221,8 +222,8 @@ func (k *keeper) settle(ctx context.Context, s *vault.BaseStep) (err error) {
 		at = k.path(pool.Quarantine, pool.HeldName(s.ID, s.Name))
 	}
 	e, err := diskio.LookEntry(at)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, diskio.ErrSpecial) {
-		return err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, diskio.ErrSpecial) && !errors.Is(err, syscall.ENAMETOOLONG) {
+		return err // no file has a name that is too long for its file system
 	}
 	switch s.What {
 	case vault.BaseShield, vault.BaseRestore, vault.BaseAdopt, vault.BaseQuarantine, vault.BaseMember, vault.BaseRetire:
