@@ -127,7 +127,7 @@ func gone(t *testing.T, a *Asker) {
 	}
 }
 
-var eager = Options{Patience: 200 * time.Millisecond, Total: time.Minute}
+var eager = Options{Patience: 200 * time.Millisecond, Total: time.Hour}
 
 // TestOneOfMany: one that hangs among fifty is the only one of which nothing is known, and it is asked
 // once.
@@ -260,6 +260,43 @@ func TestParentGone(t *testing.T) {
 	}
 }
 
+// TestNoTurn: a child that has no turn for longer than a mount is waited for is not taken for one that
+// hangs, by who started it or by others, at whatever it is: its mount answers.
+func TestNoTurn(t *testing.T) {
+	q := mounted(t, "tmpfs", "size=64k")
+	c, err := start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.p.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		a   *Answer
+		why string
+	}
+	done := make(chan result, 1)
+	go func() {
+		a, why := c.ask(t.Context(), &q, time.Millisecond)
+		done <- result{a, why}
+	}()
+	select {
+	case r := <-done:
+		t.Errorf("it is told before the child had a turn: %+v, %s", r.a, r.why)
+		done <- r
+	case <-time.After(200 * time.Millisecond): // of no matter: with less it is only seen less often
+	}
+	if err := c.p.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-done; r.a == nil || r.a.Hung {
+		t.Errorf("asked: %+v, %s", r.a, r.why)
+	}
+	if pid := c.end(); pid != 0 {
+		t.Errorf("process %d does not end", pid)
+	}
+}
+
 // TestAnswers: what is wrong with a mount is told as the error of the call.
 func TestAnswers(t *testing.T) {
 	plain := mounted(t, "tmpfs", "size=1m,nr_inodes=10")
@@ -276,7 +313,7 @@ func TestAnswers(t *testing.T) {
 		all[i].Write = true
 	}
 	a := &Asker{}
-	got := a.Ask(t.Context(), all, Options{})
+	got := a.Ask(t.Context(), all, Options{Total: time.Hour})
 	for i, want := range []Answer{
 		{BlockSize: 4096, Blocks: 256, Free: 256, Avail: 256, Inodes: 10, InodesFree: 9},
 		{ReadOnly: true, WriteErrno: int(unix.EROFS)},
@@ -330,7 +367,7 @@ func TestOtherNamespace(t *testing.T) {
 	}
 	i := slices.IndexFunc(table, func(m linux.Mount) bool { return m.Point == dir })
 	a := &Asker{}
-	r := a.Ask(t.Context(), []Question{{ID: table[i].ID, Point: dir, PID: c.Process.Pid, Write: true}}, Options{})
+	r := a.Ask(t.Context(), []Question{{ID: table[i].ID, Point: dir, PID: c.Process.Pid, Write: true}}, Options{Total: time.Hour})
 	if x := r[0].Answer; x == nil || x.Errno != 0 || x.Blocks*x.BlockSize != 128<<10 || x.WriteErrno != 0 {
 		t.Errorf("%+v", r[0])
 	}

@@ -22,9 +22,8 @@ const (
 	// birth is how long a child may take to be there on a machine that is very busy, death how long it
 	// is waited for after it was told to end.
 	birth, death = 20 * time.Second, 200 * time.Millisecond
-	// maxStarved is how often Patience is given once more to a child that has not been given the
-	// processor yet, so that it is not taken for one that hangs.
-	maxStarved = 5
+	// starving is how long a child is waited for that does not wait for its mount, but for a processor.
+	starving = time.Minute
 	// settle is how long a child of another run is watched before it counts as one that hangs.
 	settle = 300 * time.Millisecond
 	// maxProcesses bounds the list of processes that are looked at for such children.
@@ -82,7 +81,7 @@ func (c *child) ask(ctx context.Context, q *Question, patience time.Duration) (*
 	// What ends ctx ends the wait.
 	stop := context.AfterFunc(ctx, func() { _ = c.from.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	for starved := 0; ; starved++ {
+	for {
 		if err := c.from.SetReadDeadline(time.Now().Add(patience)); err != nil || ctx.Err() != nil {
 			return nil, fmt.Sprintf("it was not asked: %v", errors.Join(err, ctx.Err()))
 		}
@@ -96,23 +95,33 @@ func (c *child) ask(ctx context.Context, q *Question, patience time.Duration) (*
 			return nil, "it was not asked to the end: " + ctx.Err().Error()
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, "the process that asks it ended: " + err.Error()
-		case starved == maxStarved || c.waits():
+		case c.hangs(q.ID):
 			return &Answer{Errno: -1, StatfsErrno: -1, WriteErrno: -1, Hung: true, Waited: time.Since(begun)}, ""
+		case time.Since(begun) > starving:
+			return nil, fmt.Sprintf("this machine is so busy that the process that asks it had no turn within %v", starving)
 		}
 		// A decoder keeps the error of its reader.
 		c.answers = json.NewDecoder(c.from)
 	}
 }
 
-// waits tells whether the child waits in the kernel for its mount, and does not just wait for a
-// processor.
-func (c *child) waits() bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", c.p.Pid, c.p.Pid))
+// hangs tells whether the child waits for a mount, as far as that can be seen.
+func (c *child) hangs(mount int) bool {
+	waits, err := waitsFor(c.p.Pid, mount)
+	return waits || err != nil
+}
+
+// waitsFor tells whether a child waits in the kernel for a mount. One that just waits for a processor does
+// not, nor one that was stopped; nor one whose first thread has not begun to ask, for it waits for another
+// one of the child, or has asked: only while it asks it has the name of the mount.
+func waitsFor(pid, mount int) (bool, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return false, err
 	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	return !strings.HasPrefix(rest, "R")
+	_, name, _ := strings.Cut(string(stat), "(")
+	state, asks := strings.CutPrefix(name, namePrefix+strconv.Itoa(mount)+") ")
+	return asks && strings.IndexAny(state, "RTt") != 0, nil
 }
 
 // end lets a child end that has nothing to do. It gives its number if it did not.
@@ -169,7 +178,7 @@ func (a *Asker) hanging(ctx context.Context) map[int]int {
 	}
 	hang := map[int]int{}
 	for pid, mount := range named() {
-		if first[pid] == mount {
+		if waits, err := waitsFor(pid, mount); first[pid] == mount && waits && err == nil {
 			hang[mount] = pid
 		}
 	}
