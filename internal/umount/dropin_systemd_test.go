@@ -38,25 +38,34 @@ exec systemd-nspawn -D "$WORK/root" --register=no --keep-unit --private-network 
 	--machine=shisa-test --bind="$WORK/out":/out --bind="$LOOP":/dev/shisa-test -b systemd.unit=judge.target </dev/null
 `
 
-// agentScript looks at the mount again and again, and holds a file of it for most of the time.
+// agentScript looks at the mount again and again, and holds a file of it from one look to the next.
 const agentScript = `while :; do
 	if [ -e "$WHERE/file" ]; then
+		exec 3<"$WHERE/file"
 		echo seen
-		exec 3<"$WHERE/file"; sleep 0.2; exec 3<&-
 	else
-		echo nothing; sleep 0.02
+		echo nothing
 	fi
+	sleep 0.02
 done >"/out/agent-$1"
 `
 
-// judgeScript mounts beside each agent, after that started and before; unmounts; and has the test ask
-// whether the device is free.
-const judgeScript = `run() {
+// judgeScript mounts beside each agent, after that started and before; unmounts when that has looked; and has
+// the test ask whether the device is free.
+const judgeScript = `lines() { cat "/out/agent-$1" 2>/dev/null | wc -l; }
+looked() {
+	n=$(lines $1)
+	until [ $(lines $1) -ge $((n + 2)) ]; do
+		systemctl is-active --quiet "$1.service" || { echo failed >/out/error; return; }
+		sleep 0.02
+	done
+}
+run() {
 	[ "$2" = late ] || mount -t ext4 /dev/shisa-test "$WHERE" || echo failed >/out/error
 	systemctl start "$1.service"
-	sleep 0.3
+	looked $1
 	[ "$2" = early ] || mount -t ext4 /dev/shisa-test "$WHERE" || echo failed >/out/error
-	sleep 0.5
+	looked $1
 	for try in 1 2 3 4 5; do
 		umount "$WHERE" && echo unmounted >"/out/$1-$2.umount" && break
 		sleep 0.03
@@ -157,7 +166,7 @@ func loopOf(t *testing.T, work string) string {
 func boot(t *testing.T, work, loop string) map[string]judged {
 	t.Helper()
 	defer cleanGroups(t, groups(t))
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-c", bootScript)
 	cmd.Env = append(os.Environ(), "WORK="+work, "LOOP="+loop)
@@ -253,7 +262,12 @@ func cleanGroups(t *testing.T, before map[string]bool) {
 	}
 	slices.SortFunc(fresh, func(a, b string) int { return len(b) - len(a) })
 	for _, path := range fresh {
-		if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		err := unix.Rmdir(path)
+		// A process leaves its group some time after it was waited for.
+		for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			err = unix.Rmdir(path)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			t.Error(fmt.Errorf("remove %s: %w", path, err))
 		}
 	}

@@ -254,14 +254,15 @@ func (u *unmount) tries(ctx context.Context) error {
 			return u.failed(ctx, err)
 		}
 		pause, left := pauseAfter(u.r.Tries), time.Until(u.deadline)
-		if left <= 0 {
+		// Who wants it tried again has that, also where the first call took all the time.
+		if left <= 0 && (u.r.Tries > 1 || u.o.Wait <= 0) {
 			u.r.State = Held
 			return u.scan(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(min(pause, left)):
+		case <-time.After(min(pause, max(left, pauses[0].pause))):
 		}
 	}
 }
