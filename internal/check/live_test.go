@@ -414,9 +414,7 @@ func TestWriterWithoutLock(t *testing.T) {
 	defer f.Close()
 	cmd := exec.Command("sleep", "100")
 	cmd.ExtraFiles = []*os.File{f}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, cmd)
 	defer func() {
 		cmd.Process.Kill()
 		cmd.Wait()

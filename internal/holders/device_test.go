@@ -149,9 +149,7 @@ func TestImage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := exec.Command("sleep", "1000")
 			c.ExtraFiles = []*os.File{f}
-			if err := c.Start(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Start(t, c)
 			defer func() { c.Process.Kill(); c.Wait() }()
 			_, r, err := ask(t.Context(), h, path)
 			if err != nil {

@@ -76,9 +76,7 @@ func TestHungMount(t *testing.T) {
 	defer unix.Close(held)
 	sleeper := exec.Command("sleep", "1000")
 	sleeper.ExtraFiles = []*os.File{os.NewFile(uintptr(dup(t, held)), dir)}
-	if err := sleeper.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, sleeper)
 	sleeper.ExtraFiles[0].Close()
 	defer func() { sleeper.Process.Kill(); sleeper.Wait() }()
 	stuck(t, dir+"/file")

@@ -23,9 +23,7 @@ func somebody(t *testing.T) int {
 	c := exec.Command("sleep", "1000")
 	c.Dir = "/"
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, c)
 	t.Cleanup(func() {
 		if err := c.Process.Kill(); err != nil {
 			t.Error(err)

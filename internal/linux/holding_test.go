@@ -222,9 +222,7 @@ func TestTasks(t *testing.T) {
 	other := openFile(t, path, unix.O_PATH)
 	cmd := exec.Command("sleep", "100")
 	cmd.Dir, cmd.ExtraFiles = dir, []*os.File{f, other}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, cmd)
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	h, pid := Open(""), cmd.Process.Pid
 	for _, tc := range []struct {

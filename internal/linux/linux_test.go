@@ -285,9 +285,7 @@ func hold(t *testing.T, path string, flags int) int {
 	defer f.Close()
 	cmd := exec.Command("sleep", "100")
 	cmd.ExtraFiles = []*os.File{f}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, cmd)
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()

@@ -25,9 +25,7 @@ func holdAll(t *testing.T, files []*os.File) int {
 	testenv.Need(t, "sleep")
 	cmd := exec.Command("sleep", "100")
 	cmd.ExtraFiles = files
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, cmd)
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()

@@ -30,9 +30,9 @@ func (w *world) hold(name string) {
 	// Our own descriptors are no use of a file.
 	holder := exec.Command("sleep", "1000")
 	holder.ExtraFiles = []*os.File{f}
-	err = holder.Start()
-	if err2 := f.Close(); err != nil || err2 != nil {
-		w.t.Fatal(err, err2)
+	testenv.Start(w.t, holder)
+	if err := f.Close(); err != nil {
+		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() {
 		_ = holder.Process.Kill()

@@ -427,9 +427,7 @@ func TestHost(t *testing.T) {
 	// Our own descriptors are no use of a file.
 	holder := exec.Command("sleep", "1000")
 	holder.ExtraFiles = files
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Start(t, holder)
 	defer func() {
 		_ = holder.Process.Kill()
 		_ = holder.Wait()

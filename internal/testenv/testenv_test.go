@@ -93,9 +93,7 @@ func TestLeaksAreSeen(t *testing.T) {
 	}
 
 	c := exec.Command("sleep", "60")
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	Start(t, c)
 	wantOne(t, "children", children(), "sleep")
 	if err := c.Process.Kill(); err != nil {
 		t.Error(err)
