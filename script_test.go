@@ -60,6 +60,7 @@ func TestScript(t *testing.T) {
 
 // scriptCommands are the commands that scripts have for this project.
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
+	"await":    await,
 	"exits":    exits,
 	"frozen":   frozen,
 	"mkimage":  unforked(mkimage),

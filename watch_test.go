@@ -8,11 +8,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -26,19 +29,11 @@ import (
 func TestWatch(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		t.Run(signal.String(), func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			l, err := net.Listen("tcp", "127.0.0.1:0") // a port that nobody has
-			if err != nil {
-				t.Fatal(err)
-			}
-			address := l.Addr().String()
-			if err := l.Close(); err != nil {
-				t.Fatal(err)
-			}
 			state := filepath.Join(t.TempDir(), "state")
 			c := exec.CommandContext(ctx, "/proc/self/exe")
-			c.Args = []string{"shisa", "doctor", "watch", "--json", "--state", state, "--every", "1s", "--metrics", address}
+			c.Args = []string{"shisa", "doctor", "watch", "--json", "--state", state, "--every", "1s", "--metrics", "127.0.0.1:0"}
 			c.Env = append(os.Environ(), "GORACE="+testenv.NoWait)
 			var words bytes.Buffer
 			c.Stderr = &words
@@ -59,7 +54,7 @@ func TestWatch(t *testing.T) {
 				last = e.Kind
 			}
 			if signal == syscall.SIGTERM {
-				numbers(ctx, t, "http://"+address+"/metrics")
+				numbers(ctx, t, "http://"+listens(t, c.Process.Pid)+"/metrics")
 			}
 			if err := c.Process.Signal(signal); err != nil {
 				t.Error(err)
@@ -77,14 +72,45 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// numbers asks for the page of the watch.
+// listens gives the address on which a process listens. A port that is chosen before it does may be another's
+// by then (proc(5), /proc/pid/net/tcp).
+func listens(t *testing.T, pid int) string {
+	t.Helper()
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const listening = "0A"
+	for line := range strings.Lines(string(table)) {
+		f := strings.Fields(line)
+		if len(f) < 10 || f[3] != listening || !hasOpen(pid, "socket:["+f[9]+"]") {
+			continue
+		}
+		_, port, _ := strings.Cut(f[1], ":")
+		n, err := strconv.ParseUint(port, 16, 16)
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		return fmt.Sprintf("127.0.0.1:%d", n)
+	}
+	t.Fatalf("process %d listens nowhere:\n%s", pid, table)
+	return ""
+}
+
+// numbers asks for the page of the watch, until it is answered: who takes seconds to say what is wanted is sent
+// away.
 func numbers(ctx context.Context, t *testing.T, url string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	for err != nil && !errors.Is(err, syscall.ECONNREFUSED) && ctx.Err() == nil {
+		t.Log(err)
+		res, err = client.Do(req)
+	}
 	if err != nil {
 		t.Error(err)
 		return
