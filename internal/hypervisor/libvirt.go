@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +52,9 @@ type Domain struct {
 	// does not say.
 	Created time.Time
 	Disks   []DomainDisk
+	// Files are all other absolute paths that it names, whatever for: a kernel and its first file system, tables, firmware,
+	// what QEMU is given as it stands. Some are no files, or are not there.
+	Files []string
 }
 
 // DomainDisk is one file of a domain: a disk or what a disk rests on.
@@ -64,6 +68,7 @@ type DomainDisk struct {
 	Pool             string // with Volume, instead of Path
 	Volume           string
 	Protocol         string // of a disk on the network, with its name in Path
+	Format           string // what QEMU takes it for, "" where the document does not say
 }
 
 // handler is told of what a document holds, each time with the names of the elements around it,
@@ -71,7 +76,7 @@ type DomainDisk struct {
 type handler struct {
 	start func(path []string, e xml.StartElement) error
 	text  func(path []string, s string)
-	end   func(path []string)
+	end   func(path []string) error
 }
 
 // nodes reads a document. An error leaves what was told until then.
@@ -102,7 +107,9 @@ func nodes(text []byte, h handler) error {
 			if len(path) == 0 || path[len(path)-1] != t.Name.Local {
 				return fmt.Errorf("is no XML: </%s> without its beginning", t.Name.Local)
 			}
-			h.end(path)
+			if err := h.end(path); err != nil {
+				return err
+			}
 			path = path[:len(path)-1]
 		case xml.CharData:
 			h.text(path, string(t))
@@ -158,7 +165,7 @@ func parsePool(text []byte) (pool, error) {
 				grow(&p.target, s)
 			}
 		},
-		end: func([]string) {},
+		end: func([]string) error { return nil },
 	})
 	if err == nil && !found {
 		err = errors.New("holds no storage pool")
@@ -174,6 +181,10 @@ func ParseDomain(text []byte) (Domain, error) {
 	if err == nil && r.domains == 0 {
 		err = errors.New("holds no domain")
 	}
+	slices.Sort(r.Files)
+	r.Files = slices.DeleteFunc(slices.Compact(r.Files), func(name string) bool {
+		return slices.ContainsFunc(r.Disks, func(d DomainDisk) bool { return d.Path == name })
+	})
 	return r.Domain, err
 }
 
@@ -184,9 +195,17 @@ type domainReader struct {
 	first   int        // of its files in disks
 	nvram   string
 	created string
+	word    string // the text of the element that is read
+	backing string // the format of what a disk rests on
 }
 
 func (r *domainReader) start(path []string, e xml.StartElement) error {
+	r.word = ""
+	for _, a := range e.Attr {
+		if err := r.names(path, a.Value); err != nil {
+			return err
+		}
+	}
 	switch {
 	case e.Name.Local == "domstatus" && r.domains == 0:
 		r.State, r.Reason = attr(e, "state"), attr(e, "reason")
@@ -201,6 +220,10 @@ func (r *domainReader) start(path []string, e xml.StartElement) error {
 		r.mark(e.Name.Local)
 	case under(path, "disk", "target"):
 		r.disk.Target = attr(e, "dev")
+	case under(path, "disk", "driver"):
+		r.disk.Format = attr(e, "type")
+	case under(path, "backingStore", "format"):
+		r.backing = attr(e, "type")
 	case e.Name.Local == "source" && (within(path, "disk") || under(path, "os", "nvram", "source")):
 		if len(r.Disks) >= maxXMLDisks {
 			return fmt.Errorf("names more than %d files", maxXMLDisks)
@@ -210,9 +233,29 @@ func (r *domainReader) start(path []string, e xml.StartElement) error {
 			f = DomainDisk{Device: "nvram"}
 		}
 		if f, ok := sourceOf(f, e); ok {
-			f.Backing = within(path, "backingStore")
+			if f.Backing = within(path, "backingStore"); f.Backing {
+				f.Format, r.backing = r.backing, ""
+			}
 			r.Disks = append(r.Disks, f)
 		}
+	}
+	return nil
+}
+
+// names notes the paths in a text of a document. What QEMU is given as it stands may hold several, in any form.
+func (r *domainReader) names(path []string, text string) error {
+	words := []string{strings.TrimSpace(text)}
+	if under(path, "commandline", "arg") {
+		words = strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(" \t\r\n,=:;\"'{}[]", c) })
+	}
+	for _, w := range words {
+		if !strings.HasPrefix(w, "/") || len(w) > maxNameBytes {
+			continue
+		}
+		if len(r.Files) >= maxXMLDisks {
+			return fmt.Errorf("names more than %d files", maxXMLDisks)
+		}
+		r.Files = append(r.Files, w)
 	}
 	return nil
 }
@@ -227,6 +270,7 @@ func (r *domainReader) mark(what string) {
 }
 
 func (r *domainReader) text(path []string, s string) {
+	grow(&r.word, s)
 	switch {
 	case under(path, "domain", "name") && r.domains == 1:
 		grow(&r.Name, s)
@@ -239,12 +283,19 @@ func (r *domainReader) text(path []string, s string) {
 	}
 }
 
-func (r *domainReader) end(path []string) {
+func (r *domainReader) end(path []string) error {
+	if err := r.names(path, r.word); err != nil {
+		return err
+	}
+	r.word = ""
 	switch {
 	case under(path, "disk"):
-		// The target stands behind the sources.
+		// The target stands behind the sources, and the driver may.
 		for i := range r.Disks[min(r.first, len(r.Disks)):] {
-			r.Disks[r.first+i].Target = r.disk.Target
+			d := &r.Disks[r.first+i]
+			if d.Target = r.disk.Target; !d.Backing {
+				d.Format = r.disk.Format
+			}
 		}
 		r.first = len(r.Disks)
 	case under(path, "os", "nvram"):
@@ -258,6 +309,7 @@ func (r *domainReader) end(path []string) {
 			r.Created = time.Unix(n, 0).UTC()
 		}
 	}
+	return nil
 }
 
 func within(path []string, name string) bool {
@@ -379,13 +431,29 @@ func (f *finder) domain(file, who string, targets map[string]string) {
 		switch dir, known := targets[disk.Pool]; {
 		case disk.Protocol != "":
 			f.remote(disk.Protocol+":"+disk.Path, why, d.Name)
+			f.places[len(f.places)-1].Format = disk.Format
 		case disk.Volume == "":
 			f.image(strings.TrimSpace(disk.Path), why, d.Name, since)
 		case known && dir != "" && filepath.IsLocal(disk.Volume):
 			f.image(filepath.Join(dir, disk.Volume), why, d.Name, since)
 		default:
 			f.remote(disk.Pool+"/"+disk.Volume, why, d.Name)
-			f.places[len(f.places)-1].Unknown = !known || dir != ""
+			p := &f.places[len(f.places)-1]
+			p.Unknown, p.Format = !known || dir != "", disk.Format
+		}
+	}
+	if f.opts.Files {
+		f.files(&d, fmt.Sprintf("machine %q of %s", d.Name, who), since)
+	}
+}
+
+// files adds what a machine names beside its disks.
+func (f *finder) files(d *Domain, who string, since time.Time) {
+	for _, name := range d.Files {
+		n := len(f.places)
+		f.image(name, who, d.Name, since)
+		if len(f.places) > n {
+			f.places[n].Beside = true
 		}
 	}
 }

@@ -59,6 +59,10 @@ type Place struct {
 	Unknown bool `json:"-"`
 	// Bases: it is a directory that holds nothing but base images.
 	Bases bool `json:"-"`
+	// Beside: a machine names it beside its disks. It need be no image, and no file.
+	Beside bool `json:"-"`
+	// Format is what QEMU takes a disk of a machine on the network for, "" where nothing says.
+	Format string `json:"-"`
 }
 
 const (
@@ -78,6 +82,8 @@ type Options struct {
 	Home string
 	// Timeout is how long storage is waited for; 0 means 10 s.
 	Timeout time.Duration
+	// Files: what machines name beside their disks is wanted too.
+	Files bool
 }
 
 // Find lists where images live on a host, and what was looked at to know it. Each place has been

@@ -4,6 +4,7 @@
 package refs
 
 import (
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,6 +27,27 @@ func TestDescribed(t *testing.T) {
 		{"a server's file of another one", `<source protocol="gluster" name="vol/images/b"><host name="g1"/></source>`, "", ""},
 		{"a server's file with odd letters", `<source protocol="nfs" name="/srv/%zz/_base/b"><host name="g1"/></source>`, "name", ""},
 		{"no file", `<source protocol="rbd" name="pool/_base/b"/>`, "", ""},
+		{"a raw disk of another machine", `<driver type="raw"/><source protocol="rbd" name="pool/b"/>`, "", ""},
+		{"a disk of another machine with a header", `<source protocol="nbd" name="x"/><driver type="qcow2"/>`, "",
+			"its header was not read: it is no file of this host, and its format is qcow2"},
+		{"a volume with a header of a pool without files", `<driver type="qcow2"/><source pool="ceph" volume="b"/>`, "",
+			"its header was not read: it is no file of this host, and its format is qcow2"},
+		{"a file that rests on one of another machine with a header", `<driver type="qcow2"/><source file="/inst/d"/><backingStore>` +
+			`<format type="qcow2"/><source protocol="nbd"/></backingStore>`, "",
+			"its header was not read: it is no file of this host, and its format is qcow2"},
+		{"one of another machine with a header is a base", `<driver type="qcow2"/><source protocol="nfs" name="/_base/b"/>`, "name", ""},
+		{"a kernel", `</disk></devices><os><kernel> /inst/_base/b </kernel></os><devices><disk>`, "domain", ""},
+		{"a kernel by a symbolic link", `</disk></devices><os><kernel>/link</kernel></os><devices><disk>`, "domain", ""},
+		{"a first file system", `</disk></devices><os><initrd>/inst/_base/b</initrd></os><devices><disk>`, "domain", ""},
+		{"a table", `</disk></devices><os><acpi><table type="slic">/inst/_base/b</table></acpi></os><devices><disk>`, "domain", ""},
+		{"a file system", `</disk><filesystem type="file"><source file="/inst/_base/b"/></filesystem><disk>`, "domain", ""},
+		{"the ROM of a card", `</disk><interface><rom file="/inst/_base/b"/></interface><disk>`, "domain", ""},
+		{"what QEMU is given", `</disk></devices><commandline><arg value="-drive"/><arg value="file=/inst/_base/b,if=none"/></commandline>` +
+			`<devices><disk>`, "domain", ""},
+		{"what QEMU is given as JSON", `</disk></devices><commandline><arg value='{"driver":"file","filename":"/inst/_base/b"}'/></commandline>` +
+			`<devices><disk>`, "domain", ""},
+		{"what is no file", `</disk><serial><source path="/pipe"/></serial><filesystem><source dir="/inst"/></filesystem>` +
+			`<emulator>/nowhere</emulator><disk>`, "", ""},
 	} {
 		w := newWorld(t)
 		w.base("b")
@@ -34,6 +56,10 @@ func TestDescribed(t *testing.T) {
 		w.write("root/etc/libvirt/storage/vms.xml", []byte("<pool type='dir'><name>vms</name><target><path>/inst/_base</path></target></pool>"))
 		w.write("root/etc/libvirt/storage/ceph.xml", []byte("<pool type='rbd'><name>ceph</name></pool>"))
 		w.link("../inst", "root/inst")
+		w.link("inst/_base/b", "root/link")
+		if err := syscall.Mkfifo(w.path("root/pipe"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		text := `<domain type="kvm"><name>m</name><devices><disk>` + c.source + `<target dev="vda"/></disk></devices></domain>`
 		w.write("root/etc/libvirt/qemu/m.xml", []byte(text))
 		tr, err := tree.OpenDirectory(t.Context(), root)

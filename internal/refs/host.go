@@ -38,12 +38,13 @@ func (t *taking) configured(ctx context.Context) error {
 		t.gap(t.c.Bases, "processes and configured machines", "they were not asked for")
 		return nil
 	}
-	places, err := hypervisor.Find(ctx, hypervisor.Options{Root: t.o.Host.Root, Timeout: t.o.Timeout})
+	places, err := hypervisor.Find(ctx, hypervisor.Options{Root: t.o.Host.Root, Timeout: t.o.Timeout, Files: true})
 	if err != nil {
 		return err
 	}
 	for i := range places {
 		p := &places[i]
+		use := Reference{How: Domain, Holder: p.Why, Machine: p.Machine, Since: p.Since}
 		switch {
 		case p.Kind == hypervisor.PlaceConfig && p.Error != "":
 			t.gap(p.Path, "configuration", p.Error)
@@ -51,12 +52,16 @@ func (t *taking) configured(ctx context.Context) error {
 			t.gap(p.Path, p.Why, "it is a volume of a storage pool of which nobody can tell where it lies")
 		case p.Kind == hypervisor.PlaceRemote && p.Machine != "":
 			protocol, name, _ := strings.Cut(p.Path, ":")
-			t.served(protocol, name, Reference{How: Domain, Holder: p.Why, Machine: p.Machine, Since: p.Since})
+			t.served(protocol, name, p.Format, use)
 		case p.Kind == hypervisor.PlaceImage && !filepath.IsAbs(p.Path):
 			t.gap(p.Path, p.Why, "it is no absolute path")
 		case p.Kind == hypervisor.PlaceImage:
 			path := strings.TrimPrefix(p.Path, strings.TrimSuffix(t.o.Host.Root, "/"))
-			if err := t.disk(ctx, path, Reference{How: Domain, Holder: p.Why, Machine: p.Machine, Since: p.Since}); err != nil {
+			take := t.disk
+			if p.Beside {
+				take = t.beside
+			}
+			if err := take(ctx, path, use); err != nil {
 				return err
 			}
 		}
@@ -121,15 +126,30 @@ func (t *taking) disk(ctx context.Context, path string, u Reference) error {
 	return nil
 }
 
-// served takes a disk that the description of a machine names on a server, which may have the directory of the bases too.
-func (t *taking) served(protocol, path string, u Reference) {
-	if !slices.Contains([]string{"gluster", "nfs", "ssh", "sftp", "http", "https", "ftp", "ftps"}, protocol) {
-		return // what has no directories
+// beside takes what the description of a machine names beside its disks, if that is a file, or may have been one: a base is
+// used by whoever names it, whatever for.
+func (t *taking) beside(ctx context.Context, path string, u Reference) error {
+	at := filepath.Join("/", t.o.Host.Root, path)
+	_, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(at) }, nil)
+	if errors.Is(err, diskio.ErrDirectory) || errors.Is(err, diskio.ErrSpecial) {
+		return ctx.Err()
 	}
-	name := (&url.URL{Scheme: protocol, Host: "server", Path: "/" + strings.TrimPrefix(path, "/")}).String()
-	if i := t.address(name); i >= 0 {
-		u.As = path
-		t.targets[i].named = append(t.targets[i].named, u)
+	return t.disk(ctx, path, u)
+}
+
+// served takes a disk that the description of a machine names on a server, which may have the directory of the bases too.
+// The header of any other that is no raw disk may name a base.
+func (t *taking) served(protocol, path, format string, u Reference) {
+	if slices.Contains([]string{"gluster", "nfs", "ssh", "sftp", "http", "https", "ftp", "ftps"}, protocol) { // what has directories
+		name := (&url.URL{Scheme: protocol, Host: "server", Path: "/" + strings.TrimPrefix(path, "/")}).String()
+		if i := t.address(name); i >= 0 {
+			u.As = path
+			t.targets[i].named = append(t.targets[i].named, u)
+			return
+		}
+	}
+	if format != "" && format != "raw" {
+		t.gap(strings.TrimSuffix(protocol+":"+path, ":"), u.Holder, "its header was not read: it is no file of this host, and its format is "+format)
 	}
 }
 
@@ -243,7 +263,7 @@ func (t *taking) domain(ctx context.Context, text []byte, u Reference) error {
 		}
 		switch {
 		case k.Protocol != "":
-			t.served(k.Protocol, k.Path, u)
+			t.served(k.Protocol, k.Path, k.Format, u)
 			continue
 		case k.Path == "":
 			continue
@@ -252,6 +272,11 @@ func (t *taking) domain(ctx context.Context, text []byte, u Reference) error {
 			continue
 		}
 		if err := t.disk(ctx, k.Path, u); err != nil {
+			return err
+		}
+	}
+	for _, path := range d.Files {
+		if err := t.beside(ctx, path, u); err != nil {
 			return err
 		}
 	}
