@@ -106,6 +106,32 @@ func TestUndoProtect(t *testing.T) {
 	}
 }
 
+// TestLongNames: a base whose name leaves no room for a number before it has no shield, or no name in quarantine; that is told,
+// and the receipt of the act comes to its end.
+func TestLongNames(t *testing.T) {
+	most := strings.Repeat("x", 255)
+	w := newWorld(t, most, "a")
+	o := w.receipts()
+	d, err := Protect(t.Context(), w.census(most), ProtectOptions{}, o)
+	if err != nil || len(d.Left) != 1 || d.Left[0].Name != most || !slices.Equal(d.Shielded, []string{"a"}) {
+		t.Fatalf("Protect = %+v, %v, want only the longest name left", d, err)
+	}
+	if r, err := o.Receipts.BaseReceipt(d.Receipt); err != nil || r.State != vault.Committed {
+		t.Errorf("the receipt of Protect is %+v, %v", r, err)
+	}
+
+	long := strings.Repeat("y", 230)
+	f := newStock(t, long)
+	o = f.receipts()
+	d, err = Quarantine(t.Context(), f.plan(long), f.decision(), o)
+	if err != nil || len(d.Left) != 1 || len(d.Quarantined) > 0 {
+		t.Fatalf("Quarantine = %+v, %v, want the long name left", d, err)
+	}
+	if all, err := o.Receipts.BaseReceipts(t.Context()); err != nil || len(all) > 0 {
+		t.Errorf("Quarantine that did nothing left %+v, %v", all, err)
+	}
+}
+
 // TestUndoTouch: a time is set back only where it is still the one that was set.
 func TestUndoTouch(t *testing.T) {
 	w := newWorld(t, "a")
