@@ -23,7 +23,8 @@ func newBaseFleet(s *stdio) *cobra.Command {
 		Short: "put together what nodes say that share no pool",
 		Long: `fleet reads what "shisa base report" printed on many nodes, and tells for each base who needs it, who has it, and where
 one can be had that a node misses: a copy with the same SHA-256 is exact, one with the same name has to be proved
-("shisa base adopt"). Of a node and pool that is there twice the newer report counts.
+("shisa base adopt"). Of a node and pool that is there twice the newer report counts; where two machines have the name, or the number and
+the time of the reports do not agree, all count, and it is told.
 
 What speaks against removing a base is decided by the same rules as within one pool. A report that is incomplete, and a
 node that is known and whose report is not there, leave that open: then the exit status is 4; 3 if a base is

@@ -10,7 +10,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs"
@@ -20,7 +22,7 @@ import (
 
 // Describe gives what a node says to the fleet: its report, the census that it rests on, and what its pool keeps.
 func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
-	i := &pool.Inventory{Schema: pool.InventorySchema, Report: pool.NodeReport(*r), Bases: c.Bases, All: []pool.Stock{}, Nodes: []string{},
+	i := &pool.Inventory{Schema: pool.InventorySchema, Report: pool.NodeReport(*r), Bases: valid(c.Bases), All: []pool.Stock{}, Nodes: []string{},
 		Away: []string{}, Pinned: []string{}}
 	for _, n := range s.Nodes() {
 		if n.Away() {
@@ -38,11 +40,11 @@ func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
 	i.Pinned = slices.Compact(i.Pinned)
 	for k := range c.All {
 		b := &c.All[k]
-		if !pool.IsName(b.Name) {
+		if !pool.IsName(b.Name) || !utf8.ValidString(b.Name) {
 			continue // if it is needed, the report has a gap
 		}
-		kept := pool.Stock{Name: b.Name, ID: b.ID, State: string(b.State), Path: b.Path, Inode: b.File.Ino, SizeBytes: b.SizeBytes,
-			Format: b.Format, Shield: b.Shield}
+		kept := pool.Stock{Name: b.Name, ID: b.ID, State: string(b.State), Path: valid(b.Path), Inode: b.File.Ino, SizeBytes: b.SizeBytes,
+			Format: b.Format, Shield: valid(b.Shield)}
 		for _, o := range s.Objects {
 			if b.State == refs.Missing && o.Name == b.Name || o.Inode == b.File.Ino && o.SizeBytes == b.SizeBytes {
 				kept.SHA256 = o.SHA256
@@ -52,6 +54,9 @@ func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
 	}
 	return i
 }
+
+// valid is a text that is read as it was written, which the digest of a document needs.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // Reporter is a node that said something.
 type Reporter struct {
@@ -128,15 +133,17 @@ type Said struct {
 type merging struct {
 	r   *Report
 	all []Said
-	// by are the reports of each pool.
-	by map[string][]*Said
-	at map[string]int // the place of each name in r.All
+	// by are the reports of each pool, against is what speaks against every change in it beside the rules of refs/protocol.
+	by      map[string][]*Said
+	against map[string][]string
+	at      map[string]int // the place of each name in r.All
 }
 
-// Merge puts the documents of nodes together. Of one node and pool the newest counts.
+// Merge puts the documents of nodes together. Of one node and pool the newest counts. Where that cannot be told all count,
+// and it is a gap.
 func Merge(all []Said) *Report {
 	m := &merging{r: &Report{Nodes: []Reporter{}, All: []Named{}, Gaps: []string{}}, all: newest(all), by: map[string][]*Said{},
-		at: map[string]int{}}
+		against: map[string][]string{}, at: map[string]int{}}
 	for i := range m.all {
 		s := &m.all[i]
 		m.by[s.Report.Pool] = append(m.by[s.Report.Pool], s)
@@ -164,20 +171,49 @@ func Merge(all []Said) *Report {
 	return m.r
 }
 
-// newest leaves of each node the newest document about each pool, in the order of the nodes.
+// newest leaves of each node the newest document about each pool, in the order of the nodes, and those of which it cannot
+// be told whether they are older.
 func newest(all []Said) []Said {
 	all = slices.Clone(all)
 	slices.SortStableFunc(all, func(a, b Said) int {
 		return cmp.Or(cmp.Compare(a.Report.Node, b.Report.Node), cmp.Compare(a.Report.Pool, b.Report.Pool),
-			cmp.Compare(b.Report.Seq, a.Report.Seq))
+			cmp.Compare(a.Report.Machine, b.Report.Machine), cmp.Compare(b.Report.Seq, a.Report.Seq),
+			cmp.Compare(a.Report.SHA256, b.Report.SHA256))
 	})
-	return slices.CompactFunc(all, func(a, b Said) bool {
-		return a.Report.Node == b.Report.Node && a.Report.Pool == b.Report.Pool
-	})
+	var left []Said
+	for _, s := range all {
+		if n := len(left) - 1; n < 0 || !follows(&left[n], &s) {
+			left = append(left, s)
+		}
+	}
+	return left
+}
+
+// of tells whether two documents are of one node and pool.
+func of(a, b *Said) bool { return a.Report.Node == b.Report.Node && a.Report.Pool == b.Report.Pool }
+
+// follows tells whether a document took the place of an older one of the same node and pool. One of another machine did not,
+// and neither did one of which the number and the time do not agree: what the pool keeps was put back in between.
+func follows(a, b *Said) bool {
+	one, other := &a.Report, &b.Report
+	return of(a, b) && one.Machine == other.Machine &&
+		(one.Seq > other.Seq && !one.Time.Before(other.Time) || one.Seq == other.Seq && one.SHA256 == other.SHA256)
 }
 
 func (m *merging) nodes() {
 	machines := map[string]*Said{}
+	for i := range m.all[:max(0, len(m.all)-1)] {
+		a, b := &m.all[i], &m.all[i+1]
+		switch r := &a.Report; {
+		case !of(a, b):
+		case r.Machine != b.Report.Machine:
+			m.against[r.Pool] = append(m.against[r.Pool], "two_machines: "+r.Node)
+		default:
+			m.gap("which report of %s is newer cannot be told: %s is number %d of %s, and %s number %d of %s", r.Node,
+				a.File, r.Seq, r.Time.Format(time.RFC3339), b.File, b.Report.Seq, b.Report.Time.Format(time.RFC3339))
+			m.against[r.Pool] = append(m.against[r.Pool], "went_back: "+r.Node)
+		}
+	}
 	for i := range m.all {
 		s := &m.all[i]
 		r := &s.Report
@@ -234,21 +270,25 @@ func (m *merging) take(s *Said) {
 // blockers are what the rules have against the next step with a base of a pool.
 func (m *merging) blockers(uuid string, k *pool.Stock) []string {
 	q := protocol.Question{}
+	grace := int64(0) // by which a node waits for launches: who waited by less than another knows of does not count
+	for _, s := range m.by[uuid] {
+		grace = max(grace, s.Report.LaunchGraceSeconds)
+	}
 	for _, s := range m.by[uuid] {
 		for _, n := range s.Nodes {
 			if !slices.ContainsFunc(q.Members, func(o protocol.Member) bool { return o.Node == n }) {
 				q.Members = append(q.Members, protocol.Member{Node: n})
 			}
 		}
-		q.Reports = append(q.Reports, protocol.Report{Node: s.Report.Node, Observed: s.Report.Observed,
-			Complete: s.Report.Complete, Uses: s.Said().Needs(k.Name, k.Inode)})
+		q.Reports = append(q.Reports, protocol.Report{Node: s.Report.Node, Complete: s.Report.Complete,
+			Observed: s.Said().Seen(time.Duration(grace) * time.Second), Uses: s.Said().Needs(k.Name, k.Inode)})
 		q.Pinned = q.Pinned || slices.Contains(s.Pinned, k.Name)
 	}
 	found := protocol.MayQuarantine(&q)
 	if k.ID != "" {
 		found = protocol.MayPurge(&q, k.ID)
 	}
-	all := []string{}
+	all := slices.Concat([]string{}, m.against[uuid])
 	for _, b := range found {
 		if w := b.String(); !slices.Contains(all, w) {
 			all = append(all, w)

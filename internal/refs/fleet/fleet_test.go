@@ -86,6 +86,17 @@ func TestMerge(t *testing.T) {
 	seen.Report.Observed = []string{held}
 	pinned := said("n1", poolA, nil, have("a", ""))
 	pinned.Pinned = []string{"a"}
+	clone := said("n1", poolA, nil, have("a", ""))
+	clone.Report.Machine, clone.Report.Seq = strings.Repeat("b", 64), 9
+	back := said("n1", poolA, nil, have("a", ""))
+	back.Report.Seq, back.Report.Time = 9, time.Unix(1e8, 0).UTC()
+	again := said("n1", poolA, nil, have("a", ""))
+	again.Report.SHA256 = sum1
+	graces := func(node string, seconds int64) Said {
+		s := said(node, poolA, nil, aside)
+		s.Nodes, s.Report.Observed, s.Report.LaunchGraceSeconds = []string{"n1", "n2"}, []string{held}, seconds
+		return s
+	}
 	both := func(node string) Said { // two nodes that share a pool
 		s := said(node, poolA, nil, have("a", ""))
 		s.Nodes = []string{"n1", "n2"}
@@ -115,6 +126,18 @@ func TestMerge(t *testing.T) {
 		{"an old report of the same node", []Said{older, newer}, []string{"a: n1 live[]", "clean[0]"}},
 		{"two machines of a name", []Said{said("n1", poolA, nil), twin},
 			[]string{"gap two machines call themselves n1: n1.json and n1.json", "cannot_tell[4]"}},
+		{"two machines of a name in one pool", []Said{older, clone}, []string{
+			"a: n1 live[two_machines: n1 used: n1] n1 live[two_machines: n1 used: n1] needed by n1",
+			"gap two machines call themselves n1: n1.json and n1.json", "cannot_tell[4]"}},
+		{"a number that is higher, of a time before", []Said{older, back}, []string{
+			"a: n1 live[went_back: n1 used: n1] n1 live[went_back: n1 used: n1] needed by n1", "gap which report of n1 is newer cannot " +
+				"be told: n1.json is number 9 of 1973-03-03T09:46:40Z, and n1.json number 1 of 2001-09-09T01:46:40Z", "cannot_tell[4]"}},
+		{"two of one number", []Said{older, again}, []string{
+			"a: n1 live[went_back: n1 used: n1] n1 live[went_back: n1 used: n1] needed by n1", "gap which report of n1 is newer cannot " +
+				"be told: n1.json is number 1 of 2001-09-09T01:46:40Z, and n1.json number 1 of 2001-09-09T01:46:40Z", "cannot_tell[4]"}},
+		{"one file twice", []Said{seen, seen}, []string{"a: n1 quarantined[]", "clean[0]"}},
+		{"seen after a shorter wait than another node knows of", []Said{graces("n1", 60), graces("n2", 3600)}, []string{
+			"a: n1 quarantined[not_seen: n1] n2 quarantined[not_seen: n1]", "clean[0]"}},
 		{"in quarantine and not seen", []Said{said("n1", poolA, nil, aside)}, []string{"a: n1 quarantined[not_seen: n1]", "clean[0]"}},
 		{"in quarantine and seen", []Said{seen}, []string{"a: n1 quarantined[]", "clean[0]"}},
 		{"pinned", []Said{pinned}, []string{"a: n1 live[pinned]", "clean[0]"}},
@@ -140,8 +163,13 @@ func TestDescribe(t *testing.T) {
 		{Name: "a", State: refs.Live, Path: "/b/a", File: id(7), SizeBytes: 3},
 		{Name: "b", State: refs.Live, Path: "/b/b", File: id(9), SizeBytes: 5},
 		{Name: "gone", State: refs.Missing, Path: "/b/gone"},
+		{Name: "no \xff text", State: refs.Live, Path: "/b/no \xff text", File: id(10), SizeBytes: 5},
+		{Name: "c", State: refs.Live, Path: "/b/c", File: id(11), Shield: "/b/.shisa/shields/11.\xff"},
 	}}
 	i := Describe(first.Said(), c, s)
+	if k := i.All[len(i.All)-1]; k.Shield != "/b/.shisa/shields/11.\uFFFD" {
+		t.Errorf("a shield that is no text is told as %q", k.Shield)
+	}
 	text, err := i.Text()
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +185,7 @@ func TestDescribe(t *testing.T) {
 	for _, k := range got.All {
 		sums = append(sums, k.SHA256)
 	}
-	if want := []string{sum1, "", sum2}; !slices.Equal(sums, want) {
+	if want := []string{sum1, "", sum2, ""}; !slices.Equal(sums, want) {
 		t.Errorf("digests = %q, want %q", sums, want)
 	}
 	if !slices.Equal(got.Nodes, []string{"n1", "n2"}) || !slices.Equal(got.Away, []string{"n3"}) {
