@@ -6,6 +6,7 @@ package bases
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -35,7 +36,7 @@ type AgentOptions struct {
 func Agent(ctx context.Context, a AgentOptions, o Options) (complete bool, err error) {
 	every := cmp.Or(a.Every, passEvery)
 	pass := func(ctx context.Context) (*refs.Census, error) {
-		r, c, err := Pass(ctx, a.Pass, o)
+		r, c, err := again(ctx, a.Pass, o)
 		if err != nil {
 			return nil, err
 		}
@@ -66,9 +67,23 @@ func Agent(ctx context.Context, a AgentOptions, o Options) (complete bool, err e
 	}
 }
 
+// maxAgain is how often a pass is begun that another one of this node overtakes: a person who asks for one disturbs no agent,
+// and agents that run side by side disturb each other for ever.
+const maxAgain = 5
+
+// again is Pass, which is made anew where another agent of this node reported while it looked.
+func again(ctx context.Context, p PassOptions, o Options) (r *pool.Report, c *refs.Census, err error) {
+	for range maxAgain {
+		if r, c, err = Pass(ctx, p, o); !errors.Is(err, ErrTwice) {
+			break
+		}
+	}
+	return r, c, err
+}
+
 // Describe makes one pass, and gives what the node says to those that do not share its directory.
 func Describe(ctx context.Context, p PassOptions, o Options) (*pool.Inventory, error) {
-	r, c, err := Pass(ctx, p, o)
+	r, c, err := again(ctx, p, o)
 	if err != nil {
 		return nil, err
 	}

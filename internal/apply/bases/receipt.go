@@ -194,9 +194,7 @@ func (k *keeper) cutOff(ctx context.Context, r *vault.BaseReceipt) error {
 		return err
 	}
 	switch first := len(r.Steps) > 0 && r.Steps[0].What == vault.BasePolicy; {
-	case s.Policy == nil && len(s.Unread) > 0:
-		return errors.Join(s.Unread...)
-	case s.Policy == nil && !first, s.Policy != nil && s.Policy.UUID != r.Pool:
+	case s.Policy == nil && (!first || len(s.Unread) > 0), s.Policy != nil && s.Policy.UUID != r.Pool:
 		// Where the act was to begin the pool, and there is none, it did nothing.
 		return elsewhere(k.Bases, s, r)
 	}
@@ -207,9 +205,12 @@ func (k *keeper) cutOff(ctx context.Context, r *vault.BaseReceipt) error {
 
 // elsewhere is the error for a directory that is not the pool of a receipt any more.
 func elsewhere(bases string, s *pool.State, r *vault.BaseReceipt) error {
-	if s.Policy == nil {
-		return fmt.Errorf("%s %w: it has no %s, and had that of pool %s: is its storage mounted?", bases, ErrOtherPool,
-			pool.Dir+"/"+pool.File, r.Pool)
+	switch {
+	case s.Policy == nil && len(s.Unread) > 0: // what is there may be it
+		return fmt.Errorf("whether %s is pool %s still: %w", bases, r.Pool, errors.Join(s.Unread...))
+	case s.Policy == nil:
+		return fmt.Errorf("%s %w: it has no %s, and had that of pool %s at %s: is its storage mounted?", bases, ErrOtherPool,
+			pool.Dir+"/"+pool.File, r.Pool, r.Created.Format(time.RFC3339))
 	}
 	return fmt.Errorf("%s %w: it is pool %s, and the receipt is about pool %s", bases, ErrOtherPool, s.Policy.UUID, r.Pool)
 }
@@ -324,8 +325,7 @@ func (k *keeper) known(ctx context.Context, s *pool.State) error {
 		}
 		switch {
 		case s.Policy == nil:
-			return fmt.Errorf("%s %w: it has no %s, and had that of pool %s at %s: is its storage mounted?", k.Bases,
-				ErrOtherPool, pool.Dir+"/"+pool.File, r.Pool, r.Created.Format(time.RFC3339))
+			return elsewhere(k.Bases, s, r)
 		case s.Policy.UUID != r.Pool:
 			return fmt.Errorf("%s %w: it is pool %s, and was pool %s at %s", k.Bases, ErrOtherPool, s.Policy.UUID, r.Pool,
 				r.Created.Format(time.RFC3339))

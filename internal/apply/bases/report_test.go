@@ -380,7 +380,7 @@ func TestTwoAgents(t *testing.T) {
 		if calls++; calls == 2 { // the first has looked
 			second := *a
 			second.during = nil
-			second.overlay("disk", "x")
+			second.overlay(fmt.Sprint("disk", lastOf(f.state(), "a").Report.Seq), "x")
 			second.pass()
 		}
 	}
@@ -389,6 +389,25 @@ func TestTwoAgents(t *testing.T) {
 	}
 	if r := lastOf(f.state(), "a").Report; r.Seq != 2 || !r.Needs("x", 0) {
 		t.Errorf("report = %+v, want that of the other", r)
+	}
+
+	// A person who asks for a pass does not end the agent, which looks once more.
+	calls = 0
+	o := AgentOptions{Once: true, Pass: PassOptions{Machine: a.machine, Census: a.look, Run: a.runs},
+		Tell: func(pool.Happened) error { return nil }}
+	if complete, err := Agent(t.Context(), o, a.options()); err != nil || !complete {
+		t.Errorf("Agent while another one reported once = %v, %v", complete, err)
+	}
+	if r := lastOf(f.state(), "a").Report; r.Seq != 4 || !r.Needs("x", 0) {
+		t.Errorf("report = %+v, want one more than the other's", r)
+	}
+	a.during = func() {
+		second := *a
+		second.during = nil
+		second.pass()
+	}
+	if _, err := Agent(t.Context(), o, a.options()); !errors.Is(err, ErrTwice) {
+		t.Errorf("Agent that another one overtakes again and again = %v, want %v", err, ErrTwice)
 	}
 }
 

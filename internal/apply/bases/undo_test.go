@@ -132,6 +132,25 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
+// TestPolicyUnread: a pool.json that cannot be read is told as that, and not as storage that is not mounted.
+func TestPolicyUnread(t *testing.T) {
+	w := newWorld(t, "a")
+	o := w.receipts()
+	d, err := Protect(t.Context(), w.census(), ProtectOptions{}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(".shisa/pool.json", "{")
+	_, restore := Restore(t.Context(), "a", RestoreOptions{}, o)
+	_, unprotect := Unprotect(t.Context(), UnprotectOptions{}, o)
+	_, undo := Undo(t.Context(), d.Receipt, UndoOptions{}, o)
+	for what, err := range map[string]error{"Restore": restore, "Unprotect": unprotect, "Undo": undo} {
+		if !errors.Is(err, pool.ErrPool) || errors.Is(err, ErrOtherPool) {
+			t.Errorf("%s = %v, want what is wrong with pool.json", what, err)
+		}
+	}
+}
+
 // TestUndoTouch: a time is set back only where it is still the one that was set.
 func TestUndoTouch(t *testing.T) {
 	w := newWorld(t, "a")
