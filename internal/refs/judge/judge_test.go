@@ -92,6 +92,9 @@ func TestStoragesStay(t *testing.T) {
 			w.s.Notes[0].Storages = append(w.s.Notes[0].Storages, nfs)
 			w.s.Notes[0].Nodes[1].Storages = append(w.s.Notes[0].Nodes[1].Storages, nfs)
 		}, func(w *world) { w.o.OtherStorage = []string{"n1", "n2"} }, OtherStorage},
+		"mounted over": {func(w *world) {
+			w.c.Storages, w.s.Reports[1].Storages = append(w.c.Storages, nfs), append(w.s.Reports[1].Storages, nfs)
+		}, func(w *world) { w.o.OtherStorage = []string{"n1", "n2"} }, OtherStorage},
 		"none": {func(w *world) { w.c.Storages[2].Overlays, w.s.Reports[1].Storages[2].Overlays = 0, 0 },
 			func(w *world) { w.o.NoOverlays = []string{"n1", "n2"} }, NoOverlays},
 	} {
@@ -301,9 +304,19 @@ func TestBlockers(t *testing.T) {
 			w.s.Notes[0].Storages, w.c.Storages = append(storages(), nfs), append(storages(), nfs)
 			w.c.Storages[4].Source = "filer:/other"
 		}, "other_storage n1", "other_storage n1"},
-		{"the same share, and one more", func(w *world) {
-			w.s.Notes[0].Storages, w.c.Storages = append(storages(), nfs), append(storages(), nfs, nfs)
-			w.c.Storages[5].Path = "/p/more"
+		{"the same share", func(w *world) {
+			w.s.Notes[0].Storages, w.c.Storages = append(storages(), nfs), append(storages(), nfs)
+		}, "", ""},
+		{"a share where nothing was mounted", func(w *world) { w.c.Storages = append(storages(), nfs) }, "other_storage n1", "other_storage n1"},
+		{"a share where nothing was mounted, another node's", func(w *world) { w.s.Reports[1].Storages = append(storages(), nfs) },
+			"other_storage n2", "other_storage n2"},
+		{"a share where nothing was mounted, and a person knows", func(w *world) {
+			w.c.Storages, w.o.OtherStorage = append(storages(), nfs), []string{"n1"}
+		}, "", ""},
+		{"a share below what was not looked through before", func(w *world) {
+			other := nfs
+			other.Path = "/elsewhere/i"
+			w.c.Storages = append(storages(), other, pool.BaseStorage{What: pool.OfRoot, Path: "/elsewhere", Type: "0xef53", ID: "11"})
 		}, "", ""},
 		{"what was mounted below what is not looked through any more", func(w *world) {
 			other := nfs

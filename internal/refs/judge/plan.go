@@ -237,7 +237,7 @@ func (p *Plan) next() {
 		say("mount what is not mounted; if it is right: --accept-risk=no-overlays:NODE")
 	}
 	if has[OtherStorage] {
-		say("mount what is not mounted; if the storage was changed: --accept-risk=other-storage:NODE")
+		say("mount what is not mounted, and unmount what lies over images; if the storage was changed: --accept-risk=other-storage:NODE")
 	}
 	if has[PurgeOff] && len(p.With(MayPurge)) == 0 {
 		say("removing for good takes allow_purge in %s/.shisa/pool.json, and purge in the configuration", at)

@@ -63,6 +63,12 @@ func lost(was, is []pool.BaseStorage) (all []Blocker) {
 			less(NoOverlays, s.Path, "images on the file system "+s.FS()+" below it rested on others, and none does: is it mounted?")
 		}
 	}
+	for i := range is {
+		// What lies below the place of a mount is not seen, and was when nothing was mounted there.
+		if s := &is[i]; s.What == pool.AtMount && find(was, s.What, s.Path) == nil && looked(was, s.Path) {
+			less(OtherStorage, s.Path, "the file system "+s.FS()+" is mounted there, and nothing was: images may lie below it")
+		}
+	}
 	return all
 }
 
