@@ -45,14 +45,28 @@ func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
 		}
 		kept := pool.Stock{Name: b.Name, ID: b.ID, State: string(b.State), Path: valid(b.Path), Inode: b.File.Ino, SizeBytes: b.SizeBytes,
 			Format: b.Format, Shield: valid(b.Shield)}
-		for _, o := range s.Objects {
-			if b.State == refs.Missing && o.Name == b.Name || o.Inode == b.File.Ino && o.SizeBytes == b.SizeBytes {
-				kept.SHA256 = o.SHA256
-			}
-		}
+		kept.SHA256 = digestOf(b, s)
 		i.All = append(i.All, kept)
 	}
 	return i
+}
+
+// digestOf is what was recorded of the content of a base, "" for nothing. Of one that is missing all files that had its name
+// have to agree: nobody knows which of them is meant.
+func digestOf(b *refs.Base, s *pool.State) (sum string) {
+	for _, o := range s.Objects {
+		switch {
+		case b.State != refs.Missing:
+			if o.Inode == b.File.Ino && o.SizeBytes == b.SizeBytes {
+				return o.SHA256
+			}
+		case o.Name == b.Name && sum != "" && sum != o.SHA256:
+			return ""
+		case o.Name == b.Name:
+			sum = o.SHA256
+		}
+	}
+	return sum
 }
 
 // valid is a text that is read as it was written, which the digest of a document needs.

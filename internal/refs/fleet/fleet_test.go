@@ -157,13 +157,15 @@ func TestDescribe(t *testing.T) {
 	first := said("n1", poolA, []string{"a"})
 	s := &pool.State{Objects: map[uint64]pool.Object{
 		7: {Name: "a", Inode: 7, SizeBytes: 3, SHA256: sum1}, 8: {Name: "gone", Inode: 8, SizeBytes: 3, SHA256: sum2},
-		9: {Name: "b", Inode: 9, SizeBytes: 4, SHA256: sum2}}, // b is longer by now
+		9:  {Name: "b", Inode: 9, SizeBytes: 4, SHA256: sum2}, // b is longer by now
+		12: {Name: "two", Inode: 12, SHA256: sum1}, 13: {Name: "two", Inode: 13, SHA256: sum2}},
 		Members: []pool.Member{{Node: "n1"}, {Node: "n2"}}, Retired: []pool.Retired{{Node: "n3"}}}
 	c := &refs.Census{Bases: "/b", All: []refs.Base{
 		{Name: "a", State: refs.Live, Path: "/b/a", File: id(7), SizeBytes: 3},
 		{Name: "b", State: refs.Live, Path: "/b/b", File: id(9), SizeBytes: 5},
 		{Name: "gone", State: refs.Missing, Path: "/b/gone"},
 		{Name: "no \xff text", State: refs.Live, Path: "/b/no \xff text", File: id(10), SizeBytes: 5},
+		{Name: "two", State: refs.Missing, Path: "/b/two"},
 		{Name: "c", State: refs.Live, Path: "/b/c", File: id(11), Shield: "/b/.shisa/shields/11.\xff"},
 	}}
 	i := Describe(first.Said(), c, s)
@@ -185,7 +187,7 @@ func TestDescribe(t *testing.T) {
 	for _, k := range got.All {
 		sums = append(sums, k.SHA256)
 	}
-	if want := []string{sum1, "", sum2, ""}; !slices.Equal(sums, want) {
+	if want := []string{sum1, "", sum2, "", ""}; !slices.Equal(sums, want) {
 		t.Errorf("digests = %q, want %q", sums, want)
 	}
 	if !slices.Equal(got.Nodes, []string{"n1", "n2"}) || !slices.Equal(got.Away, []string{"n3"}) {

@@ -43,8 +43,8 @@ type Stock struct {
 	Inode     uint64 `json:"inode"`
 	SizeBytes int64  `json:"size_bytes"`
 	Format    string `json:"format"`
-	// SHA256 is what was recorded of its content, "" if nothing was; of a missing base it is that of the last
-	// file that had its name.
+	// SHA256 is what was recorded of its content, "" if nothing was; of a missing base it is that of the files that had its
+	// name, "" if they do not agree.
 	SHA256 string `json:"sha256"`
 	// Shield is its second name, "" for none.
 	Shield string `json:"shield"`

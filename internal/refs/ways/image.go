@@ -16,8 +16,8 @@ import (
 
 // format tells which format a missing base had. Its error is that of ctx.
 func (f *finder) format(ctx context.Context, m *Missing) (string, error) {
-	for _, o := range f.s.Objects {
-		if o.Name == m.Name && o.Format != "" {
+	for _, o := range f.recorded(m.Name) {
+		if o.Format != "" {
 			return o.Format, nil
 		}
 	}

@@ -220,14 +220,20 @@ func rank(all []Way) {
 	})
 }
 
-// judge proves which of the candidates is the base.
-func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
-	var recorded []pool.Object
+// recorded is what is known of the files that had a name, the last one first.
+func (f *finder) recorded(name string) (all []pool.Object) {
 	for _, o := range f.s.Objects {
-		if o.Name == m.Name {
-			recorded = append(recorded, o)
+		if o.Name == name {
+			all = append(all, o)
 		}
 	}
+	slices.SortFunc(all, func(a, b pool.Object) int { return cmp.Or(b.Seen.Compare(a.Seen), cmp.Compare(a.Inode, b.Inode)) })
+	return all
+}
+
+// judge proves which of the candidates is the base.
+func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
+	recorded := f.recorded(m.Name)
 	for _, c := range f.chosen(m, recorded) {
 		w := Way{How: Candidate, Proof: Unproved, Path: c.path, File: c.stat.ID}
 		if c.renamed {
@@ -268,15 +274,27 @@ func (f *finder) digest(ctx context.Context, c *file, recorded []pool.Object, w 
 		return err
 	}
 	w.SHA256 = got
-	for _, o := range recorded {
-		if o.SHA256 == got {
-			w.Proof, w.Why = SameDigest, "it has the SHA-256 that was recorded of the base on "+o.Seen.UTC().Format("2006-01-02")
-			return nil
+	var is, other *pool.Object
+	for i := range recorded {
+		if o := &recorded[i]; o.SHA256 == got {
+			is = o
+		} else {
+			other = o
 		}
 	}
-	w.Proof, w.Why = Refuted, "it does not have the SHA-256 that was recorded of the base"
+	switch {
+	case is == nil:
+		w.Proof, w.Why = Refuted, "it does not have the SHA-256 that was recorded of the base"
+	case other != nil:
+		w.Why = fmt.Sprintf("it has the SHA-256 that was recorded on %s of one file with that name, and of another on %s another one "+
+			"was: nobody knows on which of them the images were made", day(is), day(other))
+	default:
+		w.Proof, w.Why = SameDigest, "it has the SHA-256 that was recorded of the base on "+day(is)
+	}
 	return nil
 }
+
+func day(o *pool.Object) string { return o.Seen.UTC().Format(time.DateOnly) }
 
 // sum is the SHA-256 of a file, in hexadecimal.
 func (f *finder) sum(ctx context.Context, r *diskio.File, name string) (string, error) {

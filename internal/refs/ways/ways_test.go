@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs"
@@ -193,6 +195,44 @@ func TestDigest(t *testing.T) {
 	w.run("qemu-io", "-c", "read 0 2M", w.path("pool/i/disk"))
 	if _, err := bases.Adopt(t.Context(), got[1].Path, got[1].File, "b", bases.Proof{Why: "test"}, o); !errors.Is(err, bases.ErrThere) {
 		t.Errorf("Adopt over a file = %v, want %v", err, bases.ErrThere)
+	}
+}
+
+// TestRecordedTwice: of two files that had one name nobody knows which the images were made on, so that the digest of either
+// proves nothing.
+func TestRecordedTwice(t *testing.T) {
+	w := newWorld(t)
+	o := bases.Options{Bases: w.path("pool/_base"), Node: "n"}
+	protect := func() {
+		if _, err := bases.Protect(t.Context(), w.census(), bases.ProtectOptions{}, o); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bases.Unprotect(t.Context(), bases.UnprotectOptions{}, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	protect()
+	w.lose() // to a file that is there, so that the next one has another inode
+	w.write("pool/_base/b", random(2, blocks))
+	protect()
+	w.run("mv", w.path("pool/_base/b"), w.path("from/second"))
+	w.write("from/other", random(3, blocks))
+	got := map[string]Proof{}
+	for _, way := range w.find(w.path("from")) {
+		got[filepath.Base(way.Path)] = way.Proof
+	}
+	if d := cmp.Diff(map[string]Proof{"b": Unproved, "second": Unproved, "other": Refuted}, got); d != "" {
+		t.Errorf("proofs (-want +got):\n%s", d)
+	}
+	// The same content twice is no contradiction.
+	w.run("cp", w.path("from/second"), w.path("pool/_base/b"))
+	w.run("sh", "-c", "cd "+w.path("pool/_base/.shisa/objects")+" && rm $(ls -t | tail -n 1)")
+	protect()
+	w.run("mv", w.path("pool/_base/b"), w.path("from/third"))
+	for _, way := range w.find(w.path("from/second")) {
+		if way.Proof != SameDigest {
+			t.Errorf("the content of both: %+v", way)
+		}
 	}
 }
 
