@@ -75,21 +75,21 @@ static:
 cross:
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/shisa
 
-# The programs for the kernel are kept as objects. The same compiler makes the same bytes of the same
-# sources; where it is not installed, "make test" installs it.
+# The programs for the kernel are kept as objects, and so is the library for User Mode Linux. The same compiler
+# makes the same bytes of the same sources; where it is not installed, "make test" installs it.
 .PHONY: bpf
-bpf: ## compare the kept BPF objects with what their sources give
+bpf: ## compare the kept objects of C with what their sources give
 	@if ! command -v clang-14 >/dev/null || ! command -v llvm-strip-14 >/dev/null; then \
 		if [ -n "$(SHISA_TEST_ALL)" ]; then echo "bpf: no clang-14 or llvm-strip-14" >&2; exit 1; fi; \
 		echo "bpf: not compared, for want of clang-14 or llvm-strip-14"; exit 0; \
 	fi; \
 	mkdir -p build && dir=$$(mktemp -d build/_bpf.XXXXXX) && trap 'rm -rf "$$dir"' EXIT; \
-	cp internal/linux/probe/*.[ch] internal/linux/probe/*.go "$$dir"; \
-	rm -f "$$dir"/*_test.go "$$dir"/*_bpfel.go; \
-	$(GO) generate "./$$dir"; \
-	for f in internal/linux/probe/*_bpfel.go internal/linux/probe/*_bpfel.o "$$dir"/*_bpfel.*; do \
-		cmp "internal/linux/probe/$${f##*/}" "$$dir/$${f##*/}" || { \
-			echo "bpf: run: go generate ./internal/linux/probe" >&2; exit 1; }; \
+	for of in internal/linux/probe internal/uml; do \
+		to="$$dir/$${of##*/}"; \
+		cp -r $$of "$$to"; \
+		rm -rf "$$to"/*_test.go "$$to"/*_bpfel.*; \
+		$(GO) generate "./$$to"; \
+		diff -rq -x '*_test.go' $$of "$$to" || { echo "bpf: run: go generate ./$$of" >&2; exit 1; }; \
 	done
 
 # Without GORACE each program with the race detector waits for a second before it ends. What vet says

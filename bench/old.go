@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/shisa-vm/shisa/internal/uml"
 )
 
 // Kernels of today are built without version 4 of XFS. User Mode Linux, a kernel of before as a
@@ -45,9 +47,14 @@ func inOld(ctx context.Context, g guest, does, own, out string) (*exec.Cmd, erro
 	if err != nil {
 		return nil, err
 	}
+	preload, err := uml.Preload(own)
+	if err != nil {
+		return nil, err
+	}
 	c := exec.CommandContext(ctx, program, "mem=400M", "root=/dev/root", "rootfstype=hostfs",
 		"rootflags=/", "rw", "ubd0="+g.raw, "con=null", "con0=null,fd:1", "uml_dir="+own, "quiet",
 		"init="+self, oldDoes+"="+does, oldOwn+"="+own, oldOut+"="+out)
+	c.Env = append(os.Environ(), preload)
 	// It is several processes, which go with their group only.
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }

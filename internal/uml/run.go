@@ -41,8 +41,12 @@ func runOpen(ctx context.Context, o *Options, program string) (r *Result, err er
 		}
 		disks = append(disks, full)
 	}
+	preload, err := Preload(home)
+	if err != nil {
+		return &Result{}, err
+	}
 	c := exec.Command(program, o.arguments(o.Root, disks)...)
-	c.Env = environ(memory, home)
+	c.Env = append(environ(memory, home), preload)
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if powerful() {
 		// The kernel is the first process of a namespace: whoever kills it kills all of the guest, also when this

@@ -26,7 +26,8 @@ import (
 // the root that the guest's kernel is to see, and then starts that kernel as nobody.
 //
 //	/            tmpfs, with room for these files and the guest's memory
-//	/kernel      linux.uml, and beside it what the dynamic linker needs, under its own name
+//	/kernel      linux.uml and what it is to load first; beside it what the dynamic linker needs, under
+//	             its own name
 //	/memory      where the guest's memory is
 //	/root        the guest's root, by hostfs: Options.Files and empty directories
 //	/diskN       the disks, and /dev/null: each a bind mount of one file
@@ -168,7 +169,7 @@ func stage() (int, error) {
 	// The thread that starts the kernel has what it is to have: no rights, and none to gain.
 	runtime.LockOSThread()
 	c := exec.Command("/kernel/linux", s.Args...)
-	c.Env, c.Dir = os.Environ(), "/"
+	c.Env, c.Dir = append(os.Environ(), preloads("/kernel")), "/"
 	c.Stdin, c.Stdout, c.Stderr, c.ExtraFiles = os.Stdin, os.Stdout, os.Stderr, []*os.File{report}
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.drop(c.SysProcAttr); err != nil {
@@ -259,7 +260,7 @@ func (s *setting) fill(disks []int) error {
 	if err := os.Chmod(filepath.Join(newRoot, "memory"), 0o1777); err != nil {
 		return err
 	}
-	files := []File{{Name: "../kernel/linux", Path: s.Program}}
+	files := []File{{Name: "../kernel/linux", Path: s.Program}, {Name: "../kernel/" + xstateName, Content: xstate}}
 	libraries, err := linked(s.Program)
 	if err != nil {
 		return err

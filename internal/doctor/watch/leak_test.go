@@ -28,6 +28,7 @@ import (
 	"github.com/shisa-vm/shisa/internal/evidence"
 	"github.com/shisa-vm/shisa/internal/linux/tree"
 	"github.com/shisa-vm/shisa/internal/testenv"
+	"github.com/shisa-vm/shisa/internal/uml"
 )
 
 // A leak is planted in a kernel of its own (User Mode Linux) with little memory, and goes on until that kernel
@@ -128,11 +129,16 @@ func plant(t *testing.T, program, kind string) (all []leaked) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(own)
+	preload, err := uml.Preload(own)
+	if err != nil {
+		t.Fatal(err)
+	}
 	out := filepath.Join(own, "out")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "linux.uml", "mem=160M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw",
 		"con=null", "con0=null,fd:1", "uml_dir="+own, "quiet", "init="+program, leakKind+"="+kind, leakOut+"="+out)
+	c.Env = append(os.Environ(), preload)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it is several processes
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = time.Second

@@ -20,6 +20,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/guest/filestest"
 	"github.com/shisa-vm/shisa/internal/testenv"
+	"github.com/shisa-vm/shisa/internal/uml"
 )
 
 // Kernels of today are built without version 4 of the format. User Mode Linux of the distribution is
@@ -61,11 +62,17 @@ func guest(t *testing.T, disk, does string, v variant, out string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command("linux.uml", "mem=400M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/",
+	preload, err := uml.Preload(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("linux.uml", "mem=400M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/",
 		"rw", "ubd0="+disk, "con=null", "con0=null,fd:1", "uml_dir="+dir, "quiet", "init="+self,
 		"TMPDIR="+dir, guestDoes+"="+does, guestOut+"="+out,
 		fmt.Sprintf("%s=%d", guestFill, v.fill.BigDirectory),
 		guestOpts+"="+strings.Join(v.opts, ","), "--", "-test.run=^TestInGuest$")
+	c.Env = append(os.Environ(), preload)
+	return c
 }
 
 // inGuest gives the program that runs in the guest: these tests, without the race detector.
