@@ -32,14 +32,16 @@ type Node struct {
 // Tree is a file system as a list of paths, "/" being its root.
 type Tree map[string]Node
 
-// ReadMounted reads the tree that the kernel shows at dir, on one file system.
+// ReadMounted reads the tree that the kernel shows at dir, on one file system. Before any content is
+// read all is asked for its state: reading alone may change that of an inode, whose time of access is
+// set and whose space behind its end is given back, and it may have other names.
 func ReadMounted(t testing.TB, dir string) Tree {
 	t.Helper()
 	tree := make(Tree)
 	var read func(at string)
 	read = func(at string) {
 		full := filepath.Join(dir, at)
-		n := mountedNode(t, full)
+		n := Node{Stat: mountedStat(t, full)}
 		tree[at] = n
 		if !n.Stat.IsDir() {
 			return
@@ -53,25 +55,35 @@ func ReadMounted(t testing.TB, dir string) Tree {
 		}
 	}
 	read("/")
+	for at, n := range tree {
+		tree[at] = mountedNode(t, filepath.Join(dir, at), n.Stat)
+	}
 	return tree
 }
 
-// mountedNode asks the kernel for one name.
-func mountedNode(t testing.TB, full string) Node {
+// mountedStat asks the kernel for the state of one name.
+func mountedStat(t testing.TB, full string) files.Stat {
 	t.Helper()
 	var x unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, full, unix.AT_SYMLINK_NOFOLLOW,
 		unix.STATX_BASIC_STATS|unix.STATX_BTIME, &x); err != nil {
 		t.Fatalf("statx %q: %v", full, err)
 	}
-	n := Node{Stat: files.Stat{
+	st := files.Stat{
 		Ino: files.Ino(x.Ino), Mode: uint32(x.Mode), Links: x.Nlink, UID: x.Uid, GID: x.Gid,
 		Size: int64(x.Size), Sectors: int64(x.Blocks), Major: x.Rdev_major, Minor: x.Rdev_minor,
 		Atime: stamp(x.Atime), Mtime: stamp(x.Mtime), Ctime: stamp(x.Ctime),
-	}, Xattrs: mountedXattrs(t, full)}
-	if x.Mask&unix.STATX_BTIME != 0 {
-		n.Stat.Birth = stamp(x.Btime)
 	}
+	if x.Mask&unix.STATX_BTIME != 0 {
+		st.Birth = stamp(x.Btime)
+	}
+	return st
+}
+
+// mountedNode reads what belongs to one name.
+func mountedNode(t testing.TB, full string, st files.Stat) Node {
+	t.Helper()
+	n := Node{Stat: st, Xattrs: mountedXattrs(t, full)}
 	switch n.Stat.Mode & files.TypeMask {
 	case files.TypeRegular:
 		f, err := os.Open(full)

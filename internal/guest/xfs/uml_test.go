@@ -135,6 +135,9 @@ func TestInGuest(t *testing.T) {
 			time.Sleep(700 * time.Millisecond)
 			unix.Sync()
 		}
+	case "ahead":
+		ahead(t, at)
+		return
 	case "few":
 		few(t, at, false)
 		must(unix.Unmount(at, 0))
