@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -20,6 +21,7 @@ import (
 //
 //	leaf   0 next, 4 previous leaf  8 magic  version 5: 12 CRC  16 address  24 LSN  32 UUID  48 inode
 //	       count (2) at 12 or 56, entries of 8 bytes from 32 or 80 on: 0 hash  4 position  6 flags
+//	       2 behind count: bytes in use, 4 first name, 8 three free pieces (position, length)
 //	       position: 0 length of the value (2)  2 of the name  3 both          (local)
 //	                 0 block of the value  4 its length  8 of the name  9 name (remote)
 //	node   as a leaf to 12 or 56: count (2), level (2); entries of 8 bytes from 16 or 64 on: hash,
@@ -34,6 +36,8 @@ const (
 	attrLocal, attrRoot, attrSecure = 0x1, 0x2, 0x4
 	attrParent, attrIncomplete      = 0x8, 0x80
 
+	maxAttrTwins = 4096 // entries of one hash that are kept in mind: 1 MiB of names
+
 	// maxAttrExtents bounds the extents of one attribute fork: without 64-bit counts it is 65535.
 	maxAttrExtents = 1 << 18
 	maxAttrLevel   = 5 // the kernel's XFS_DA_NODE_MAXDEPTH
@@ -46,7 +50,24 @@ type attrWalk struct {
 	fn      func(name string, value []byte) error
 	extents []extent
 	seen    map[uint32]bool // blocks of the fork that were read as nodes or leaves
+	twins   attrTwins
 	first   error
+}
+
+// attrTwins are the entries of one hash, in leaves of version 4, where no checksum tells whether an
+// entry that a kernel hides was written so. The flag that hides it means that it was begun: what a
+// change of a value left behind when the machine stopped. Then the value that counts is under the
+// same name, or the entry was to have a value of its own in other blocks and none is noted yet.
+type attrTwins struct {
+	hash  uint32
+	whole []attrTwin
+	begun []attrTwin
+}
+
+type attrTwin struct {
+	space byte // the flags that are part of the name
+	name  string
+	off   int64
 }
 
 // xattrs reads all extended attributes. It reads on after damage, and ends with the first error.
@@ -76,6 +97,9 @@ func (n *inode) xattrs(ctx context.Context, fn func(name string, value []byte) e
 		return w.first
 	}
 	if err := w.block(0, -1, 0); err != nil {
+		return err
+	}
+	if err := w.settle(); err != nil {
 		return err
 	}
 	return w.first
@@ -143,7 +167,9 @@ func (w *attrWalk) give(name []byte, flags byte, value []byte, off int64) error 
 		}
 		list, err := posixACL(value)
 		if err != nil {
-			return w.bad(off, err)
+			if err := w.bad(off, err); err != nil || list == nil {
+				return err
+			}
 		}
 		if err := w.fn(acl, list); err != nil {
 			return &halt{err}
@@ -162,9 +188,10 @@ func (w *attrWalk) give(name []byte, flags byte, value []byte, off int64) error 
 // all little endian; see acl_ea.h and posix_acl_xattr.h of the kernel.
 func posixACL(value []byte) ([]byte, error) {
 	const user, group, noID = 0x02, 0x08, 0xffffffff
-	if len(value) < 4 || int64(be32(value, 0))*12+4 > int64(len(value)) {
-		return nil, errors.New("have an access control list that is cut off")
+	if len(value) < 4 || int64(be32(value, 0))*12+4 != int64(len(value)) {
+		return nil, fmt.Errorf("have an access control list that does not fit its %d bytes", len(value))
 	}
+	var odd error // which is shown as the kernel shows it
 	le := binary.LittleEndian
 	list := le.AppendUint32(nil, 2)
 	for i := range int(be32(value, 0)) {
@@ -178,11 +205,14 @@ func posixACL(value []byte) ([]byte, error) {
 		if tag != user && tag != group {
 			id = noID
 		}
+		if be16(e, 8) > 7 {
+			odd = fmt.Errorf("have an access control list with permissions 0x%x", be16(e, 8))
+		}
 		list = le.AppendUint16(list, uint16(tag))
 		list = le.AppendUint16(list, be16(e, 8))
 		list = le.AppendUint32(list, id)
 	}
-	return list, nil
+	return list, odd
 }
 
 // locate gives the place of a block of the fork on the volume.
@@ -268,6 +298,10 @@ func (w *attrWalk) leaf(b []byte, off int64) error {
 	if count > (len(b)-head)/8 {
 		return w.bad(off, fmt.Errorf("has a leaf of %d entries", count))
 	}
+	names, err := leafNames(b, at, head+8*count)
+	if err != nil {
+		return w.bad(off, err)
+	}
 	hash := uint32(0)
 	for i := range count {
 		e := b[head+8*i:]
@@ -275,19 +309,77 @@ func (w *attrWalk) leaf(b []byte, off int64) error {
 			return w.bad(off, fmt.Errorf("entry %d of a leaf is out of order", i))
 		}
 		hash = be32(e, 0)
-		name, value, err := w.leafEntry(b, int(be16(e, 4)), e[6], head+8*count, hash)
-		switch {
-		case err != nil:
-		case e[6]&attrIncomplete == 0:
+		name, value, err := w.leafEntry(b, int(be16(e, 4)), e[6], names, hash)
+		if err == nil && !w.n.f.v5 {
+			err = w.twin(hash, e[6], name, off)
+		}
+		if err == nil && e[6]&attrIncomplete == 0 {
 			err = w.give(name, e[6], value, off)
-		case !w.n.f.v5:
-			// It is not shown, as in the kernel; no checksum tells that this is how it was written.
-			err = fmt.Errorf("entry %q was begun and not ended", name)
 		}
 		if err != nil {
 			if err := w.bad(off, err); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// leafNames gives where the names of a leaf begin, which is behind its entries. These and the pieces
+// that are free are within the leaf, or the kernel refuses it (xfs_attr3_leaf_verify).
+func leafNames(b []byte, at, low int) (int, error) {
+	names := int(be16(b, at+4))
+	if names == 0 {
+		names = maxBlockBytes // which does not fit into two bytes
+	}
+	if names < low || names > len(b) {
+		return 0, fmt.Errorf("has a leaf of %d bytes whose names begin at byte %d", len(b), names)
+	}
+	for i := range 3 {
+		free, length := int(be16(b, at+8+4*i)), int(be16(b, at+10+4*i))
+		if free+length > len(b) {
+			return 0, fmt.Errorf("has a leaf of %d bytes with %d free ones from byte %d on", len(b), length,
+				free)
+		}
+	}
+	return names, nil
+}
+
+// twin keeps an entry of version 4 in mind until all of its hash were read.
+func (w *attrWalk) twin(hash uint32, flags byte, name []byte, off int64) error {
+	if hash != w.twins.hash {
+		if err := w.settle(); err != nil {
+			return err
+		}
+		w.twins = attrTwins{hash: hash}
+	}
+	if flags&(attrIncomplete|attrLocal) == attrIncomplete {
+		return nil // leafEntry holds it against its value
+	}
+	t := attrTwin{flags & (attrRoot | attrSecure), string(name), off}
+	list := &w.twins.whole
+	if flags&attrIncomplete != 0 {
+		list = &w.twins.begun
+	}
+	if len(*list) < maxAttrTwins {
+		*list = append(*list, t)
+	} else if flags&attrIncomplete != 0 {
+		return fmt.Errorf("more than %d entries of one hash were begun and not ended", maxAttrTwins)
+	}
+	return nil
+}
+
+// settle tells of entries that were begun where none that a kernel shows has their name.
+func (w *attrWalk) settle() error {
+	for _, t := range w.twins.begun {
+		if slices.ContainsFunc(w.twins.whole, func(o attrTwin) bool {
+			return o.name == t.name && o.space == t.space
+		}) {
+			continue
+		}
+		if err := w.bad(t.off, fmt.Errorf("entry %q was begun and not ended, and no other has its name",
+			t.name)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -315,6 +407,14 @@ func (w *attrWalk) leafEntry(b []byte, pos int, flags byte, low int, hash uint32
 			return nil, nil, fmt.Errorf("entry at byte %d of a leaf is cut off", pos)
 		}
 		name = b[pos+9:][:b[pos+8]]
+		// As in the kernel (xfs_attr3_leaf_setflag, xfs_attr3_leaf_verify_entry), which notes where
+		// the value is when it is whole. Block 0 of the fork is never one of a value.
+		switch none := be32(b, pos) == 0; {
+		case none && flags&(attrIncomplete|attrParent) == 0:
+			return nil, nil, fmt.Errorf("entry %q has a value in other blocks, and none is noted", name)
+		case !none && flags&attrIncomplete != 0 && !w.n.f.v5:
+			return nil, nil, fmt.Errorf("entry %q was begun and not ended, but has a value", name)
+		}
 	}
 	// The names of parents are not kept under the hash of their bytes alone.
 	if got := nameHash(string(name), false); got != hash && flags&attrParent == 0 {

@@ -135,6 +135,11 @@ func TestInGuest(t *testing.T) {
 			time.Sleep(700 * time.Millisecond)
 			unix.Sync()
 		}
+	case "attributes":
+		go attributes(at)
+		for {
+			unix.Sync()
+		}
 	case "ahead":
 		ahead(t, at)
 		return
