@@ -16,7 +16,7 @@ import (
 // A directory, by "Directories" and xfs_da_format.h. A small one stands in the inode:
 //
 //	0 count  1 count with 8-byte numbers  2 parent (4 or 8 bytes), then entries:
-//	0 length of the name  1 offset (2)  3 name, type (1, if ftype), inode (4 or 8)
+//	0 length of the name  1 offset (2): its place if it were in a block  3 name, type (1, if ftype), inode (4 or 8)
 //
 // A larger one is a file of three parts: data from 0 on, the hash table from 32 GiB on, the table
 // of free space from 64 GiB on. All names are in the data blocks:
@@ -135,6 +135,8 @@ func (w *dirWalk) short() error {
 	if w.n.f.ftype {
 		more++
 	}
+	place := w.dataHead() + w.entryBytes(1) + w.entryBytes(2)
+	seen := map[string]bool{} // there is no hash table that a name could be held against
 	for i := range count {
 		if pos+3 > len(b) || pos+3+int(b[pos])+more > len(b) {
 			w.bad(k.off, fmt.Errorf("entry %d of %d is cut off", i, count))
@@ -142,6 +144,16 @@ func (w *dirWalk) short() error {
 		}
 		end := pos + 3 + int(b[pos])
 		name := string(b[pos+3 : end])
+		if at := int(be16(b, pos+1)); at < place {
+			w.bad(k.off, fmt.Errorf("entry %q has its place in a block at %d, which is before %d", name, at,
+				place))
+		} else {
+			place = at + w.entryBytes(len(name))
+		}
+		if seen[name] {
+			w.bad(k.off, fmt.Errorf("has two entries with the name %q", name))
+		}
+		seen[name] = true
 		kind := uint32(0)
 		if w.n.f.ftype {
 			kind = dirType(b[end])
@@ -153,8 +165,28 @@ func (w *dirWalk) short() error {
 	}
 	if pos != len(b) {
 		w.bad(k.off, fmt.Errorf("has %d bytes, its %d entries %d", len(b), count, pos))
+	} else if table := 8*(count+2) + 8; int64(place+table) > w.n.f.dirBlock {
+		w.bad(k.off, fmt.Errorf("its %d entries would end in a block at %d of %d", count, place+table,
+			w.n.f.dirBlock))
 	}
 	return w.first
+}
+
+// dataHead is how long the head of a data block is.
+func (w *dirWalk) dataHead() int {
+	if w.n.f.v5 {
+		return 64
+	}
+	return 16
+}
+
+// entryBytes is how long an entry with a name of n bytes is in a data block.
+func (w *dirWalk) entryBytes(n int) int {
+	n += 9 + 2
+	if w.n.f.ftype {
+		n++
+	}
+	return (n + 7) &^ 7
 }
 
 func shortInode(b []byte, width int) uint64 {
@@ -233,9 +265,9 @@ func noted(err error) bool {
 // data reads the entries of a data block.
 func (w *dirWalk) data(b []byte, off int64) error {
 	f := w.n.f
-	head, one, more := 16, uint32(dirBlockMagic), uint32(dirDataMagic)
+	head, one, more := w.dataHead(), uint32(dirBlockMagic), uint32(dirDataMagic)
 	if f.v5 {
-		head, one, more = 64, dirBlockMagic5, dirDataMagic5
+		one, more = dirBlockMagic5, dirDataMagic5
 	}
 	magic := be32(b, 0)
 	if magic != one && magic != more {
@@ -287,11 +319,7 @@ func (w *dirWalk) item(b []byte, pos int, off int64) (int, error) {
 		if pos+12 > len(b) {
 			return 0, fmt.Errorf("entry at byte %d is cut off", pos)
 		}
-		size = 9 + int(b[pos+8]) + 2
-		if w.n.f.ftype {
-			size++
-		}
-		size = (size + 7) &^ 7
+		size = w.entryBytes(int(b[pos+8]))
 		if pos+size > len(b) {
 			return 0, fmt.Errorf("entry at byte %d is cut off", pos)
 		}

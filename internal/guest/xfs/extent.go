@@ -152,16 +152,16 @@ func (w *forkWalk) root(ctx context.Context) error {
 		return w.fail(w.fork.off, fmt.Errorf("root of a btree with level %d and %d records of %d", level,
 			records, room))
 	}
-	return w.children(ctx, b[4:], records, room, level, maxFileBlock, w.fork.off)
+	return w.children(ctx, b[4:], records, room, level, 0, maxFileBlock, w.fork.off)
 }
 
-// children follows the pointers of a node; b begins with its keys.
-func (w *forkWalk) children(ctx context.Context, b []byte, records, room, level int, high uint64,
+// children follows the pointers of a node; b begins with its keys, which are to be from low up to high.
+func (w *forkWalk) children(ctx context.Context, b []byte, records, room, level int, low, high uint64,
 	off int64) error {
-	last := uint64(0)
+	last := low
 	for i := range records {
 		key := be64(b, 8*i)
-		if i > 0 && key <= last || key >= high {
+		if key < last || i > 0 && key == last || key >= high {
 			return w.fail(off, fmt.Errorf("key %d of %d in level %d is %d, which is not from %d to %d", i,
 				records, level, key, last, high))
 		}
@@ -212,7 +212,7 @@ func (w *forkWalk) node(ctx context.Context, block uint64, level int, low, high 
 		return w.records(b[head:], records, off, low, high)
 	}
 	room := (int(f.block) - head) / 16
-	return w.children(ctx, b[head:], records, room, level, high, off)
+	return w.children(ctx, b[head:], records, room, level, low, high, off)
 }
 
 // longHead is how long the head of a block of the btree is.

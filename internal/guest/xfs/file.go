@@ -212,8 +212,12 @@ func (n *file) target() ([]byte, error) {
 		}
 		return k.raw[:size], nil
 	}
-	link := make([]byte, 0, size)
+	link, next := make([]byte, 0, size), uint64(0)
 	err := n.eachExtent(context.Background(), 0, func(e *extent) error {
+		if e.file != next {
+			return f.fail(what, n.off, n.ino, fmt.Errorf("has no blocks from %d to %d", next, e.file))
+		}
+		next = e.end()
 		off, _ := f.extentPlace(e.start, e.count)
 		b, err := f.read(off, min(e.count<<f.blockLog, maxLinkBytes+maxBlockBytes))
 		if err != nil {

@@ -81,6 +81,9 @@ func (f *FS) headerError(b []byte, group int64, magic uint32, k form) error {
 			return errors.New("belongs to another file system by its UUID")
 		}
 	}
+	if got := be32(b, 4); magic != agflMagic && got != 1 {
+		return fmt.Errorf("has version %d", got)
+	}
 	if got := int64(be32(b, k.owner)); got != group {
 		return fmt.Errorf("belongs to group %d", got)
 	}

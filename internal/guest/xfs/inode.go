@@ -165,8 +165,14 @@ func (f *FS) inode(ctx context.Context, ino uint64) (*inode, error) {
 // parseInode takes over an inode that is in use.
 func (f *FS) parseInode(b []byte, ino uint64, off int64) (*inode, error) {
 	n := &inode{f: f, ino: ino, off: off, raw: b, version: b[4]}
+	what := fmt.Sprintf("inode %d", ino)
 	if err := n.parse(); err != nil {
-		return nil, f.fail(fmt.Sprintf("inode %d", ino), off, ino, err)
+		return nil, f.fail(what, off, ino, err)
+	}
+	for _, t := range []files.Time{n.stat.Atime, n.stat.Mtime, n.stat.Ctime, n.stat.Birth} {
+		if t.Nanoseconds >= 1e9 { // it is shown as a mount shows it
+			_ = f.fail(what, off, ino, fmt.Errorf("has a time of %d nanoseconds", t.Nanoseconds))
+		}
 	}
 	return n, nil
 }

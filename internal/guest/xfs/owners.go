@@ -354,14 +354,18 @@ func (c *claims) space(ctx context.Context, group int64) error {
 	if err != nil {
 		return err
 	}
-	blocks := func(b []byte, use files.Use, what string) {
-		off := f.place(group, int64(be32(b, 0)&^(1<<31)))
-		end := min(off+int64(be32(b, 4))*f.block, f.place(group, f.groupLength(group)))
+	blocks := func(b []byte, kind treeKind, use files.Use, what string) error {
+		first, count, length := int64(be32(b, 0)&^(1<<31)), int64(be32(b, 4)), f.groupLength(group)
+		off, end := f.place(group, first), f.place(group, min(first+count, length))
 		c.add(claim{off: off, end: end, use: use, file: -1, what: what})
+		if count > 0 && first+count <= length {
+			return nil
+		}
+		return c.failed(f.fail(fmt.Sprintf("%s of group %d", kind.name, group), f.place(group, 0), 0,
+			fmt.Errorf("has a record of %d blocks from block %d on, of %d", count, first, length)))
 	}
 	err = c.tree(ctx, group, byBlockTree(), a.byBlock, func(b []byte) error {
-		blocks(b, files.UseFree, "")
-		return nil
+		return blocks(b, byBlockTree(), files.UseFree, "")
 	})
 	if err == nil {
 		err = c.tree(ctx, group, bySizeTree(), a.bySize, nil)
@@ -371,10 +375,11 @@ func (c *claims) space(ctx context.Context, group int64) error {
 	}
 	if err == nil && f.ro&roReflink != 0 {
 		err = c.tree(ctx, group, refcountTree(), a.refcount, func(b []byte) error {
-			if be32(b, 0)>>31 != 0 {
-				blocks(b, files.UseReserved, "set aside for copy on write, which a mount gives back")
+			if be32(b, 0)>>31 == 0 {
+				return nil
 			}
-			return nil
+			return blocks(b, refcountTree(), files.UseReserved,
+				"set aside for copy on write, which a mount gives back")
 		})
 	}
 	if err != nil {
