@@ -57,7 +57,7 @@ The exit status is 5 if a base did not get its name back.`,
 	o.completePool(c, -1, keptBases)
 	f := c.Flags()
 	f.BoolVar(&kept, "kept", false, "all bases that only shields keep, instead of a NAME")
-	f.Uint64Var(&r.Inode, "inode", 0, "the shield with inode `N`, where there are several of that name")
+	f.Uint64Var(&r.Inode, "inode", 0, "the file with inode `N`, where several had that name")
 	f.StringVar(&r.As, "as", "", "bring it back under another `NAME`")
 	f.StringVar(&r.Why, "reason", "", "`TEXT` for the audit: why")
 	return c

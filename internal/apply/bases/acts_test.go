@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -345,6 +346,67 @@ func TestProtectBringsHeldBack(t *testing.T) {
 	}
 	if got := f.problems(files, true); got != nil {
 		t.Error(got)
+	}
+}
+
+// TestMadeAnew: a base was set aside, made anew, used, and removed by somebody else. Which of the two files is meant nobody
+// knows, unless they hold the same: neither comes back by itself, and neither is unneeded.
+func TestMadeAnew(t *testing.T) {
+	f := newStock(t, "a", "b")
+	first := f.files("a")["a"]
+	f.quarantine("a")
+	f.write("a", "made anew")
+	second := f.files("a")["a"]
+	f.image("new", "a")
+	protect := func() *pool.Done {
+		t.Helper()
+		c, err := f.look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := Protect(t.Context(), c, ProtectOptions{}, f.options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	protect()
+	f.remove("a")
+	if d := protect(); len(d.Restored) > 0 || len(d.Left) != 1 || !strings.Contains(d.Left[0].Why, ErrSeveral.Error()) {
+		t.Errorf("Protect = %+v, want that a is left", d)
+	}
+	if d, err := Recover(t.Context(), f.decision(), f.options()); err != nil || len(d.Restored) > 0 || len(d.Left) != 1 {
+		t.Errorf("Recover = %+v, %v, want that a is left", d, err)
+	}
+	if d, err := RestoreKept(t.Context(), "", f.options()); err != nil || len(d.Restored) > 0 || len(d.Left) != 1 {
+		t.Errorf("RestoreKept = %+v, %v, want that a is left", d, err)
+	}
+	if _, err := Restore(t.Context(), "a", RestoreOptions{}, f.options()); !errors.Is(err, ErrSeveral) {
+		t.Errorf("Restore = %v, want %v", err, ErrSeveral)
+	}
+	for _, b := range f.plan().All {
+		if (b.Name == "a" || b.Inode == first || b.Inode == second) && b.Verdict != judge.RestoreNow {
+			t.Errorf("%s, inode %d, %s: %s, want %s", b.Name, b.Inode, b.State, b.Verdict, judge.RestoreNow)
+		}
+	}
+	if _, err := Restore(t.Context(), "a", RestoreOptions{Inode: second}, f.options()); err != nil || f.files("a")["a"] != second {
+		t.Fatalf("Restore by the inode = %v", err)
+	}
+	f.remove("a")
+	// The records say what the first held as well: it is the same.
+	text, err := os.ReadFile(pool.Path(f.dir, pool.Objects, pool.ObjectName(second)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(pool.Path(f.dir, pool.Quarantine, f.state().Held[0].ID+".a"), []byte("made anew"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	text = []byte(strings.Replace(string(text), strconv.FormatUint(second, 10), strconv.FormatUint(first, 10), 1))
+	if err := os.WriteFile(pool.Path(f.dir, pool.Objects, pool.ObjectName(first)), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if d := protect(); !slices.Equal(d.Restored, []string{"a"}) {
+		t.Errorf("Protect of what is the same = %+v, want a restored", d)
 	}
 }
 

@@ -39,8 +39,8 @@ func (k *keeper) lookAgain(ctx context.Context, by Decision, all []*aside, d *po
 	for _, b := range now.With(judge.RestoreNow) {
 		for i := range s.Held {
 			h := &s.Held[i]
-			if h.ID != b.ID {
-				continue
+			if h.ID != b.ID || !slices.Contains(d.Quarantined, pool.HeldName(h.ID, h.Name)) {
+				continue // what was set aside before may be another file of that name
 			}
 			if err := k.bringBack(ctx, h, h.Name, "somebody began to use it: "+now.Against(b), d); err != nil {
 				if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {

@@ -30,8 +30,8 @@ var (
 	ErrThere = errors.New("is there already")
 	// ErrNoShield: no shield of that name is kept.
 	ErrNoShield = errors.New("no shield of that name")
-	// ErrSeveral: there is more than one.
-	ErrSeveral = errors.New("there are several shields of that name")
+	// ErrSeveral: more than one file had the name, and which is meant cannot be told.
+	ErrSeveral = errors.New("several files had that name")
 	// ErrLast: it is the last name of the file, which is needed or may be.
 	ErrLast = errors.New("is the last name of a base that may be needed")
 )

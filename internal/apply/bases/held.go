@@ -28,10 +28,12 @@ func heldFor(s *pool.State, name string, inode uint64) (*pool.Held, error) {
 			found = append(found, h)
 		}
 	}
-	switch len(found) {
-	case 0:
+	switch {
+	case len(found) == 0:
 		return nil, nil
-	case 1:
+	case len(found) == 1:
+		return found[0], nil
+	case inode == 0 && onlyOne(s, name) == nil: // they hold the same
 		return found[0], nil
 	}
 	var all []string
@@ -39,6 +41,19 @@ func heldFor(s *pool.State, name string, inode uint64) (*pool.Held, error) {
 		all = append(all, fmt.Sprintf("%s, since %s, inode %d", h.ID, h.Since.Format("2006-01-02 15:04"), h.File.Ino))
 	}
 	return nil, fmt.Errorf("%s: %w in quarantine: %s", name, ErrSeveral, strings.Join(all, "; "))
+}
+
+// onlyOne is ErrSeveral where several files had a name, and are not known to hold the same.
+func onlyOne(s *pool.State, name string) error {
+	all := s.Formers(name)
+	if s.OneContent(all) {
+		return nil
+	}
+	text := make([]string, len(all))
+	for i := range all {
+		text[i] = all[i].Text
+	}
+	return fmt.Errorf("%s: %w: %s", name, ErrSeveral, strings.Join(text, "; "))
 }
 
 // bringBack renames a base from quarantine to where it was. It is touched before: a cleaner removes at once what looks
@@ -128,6 +143,9 @@ func (k *keeper) heldNeeded(ctx context.Context, c *refs.Census, s *pool.State, 
 		h, err := heldFor(s, b.Held, 0)
 		if err == nil && h == nil {
 			continue // it was brought back meanwhile
+		}
+		if err == nil {
+			err = onlyOne(s, b.Name)
 		}
 		if err == nil {
 			err = k.bringBack(ctx, h, h.Name, "it was missing, and "+needWord(c, b), d)

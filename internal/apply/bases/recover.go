@@ -282,6 +282,9 @@ func (k *keeper) needed(ctx context.Context, by Decision, d *pool.Done) error {
 			continue // one that is missing: what has it is listed as itself
 		}
 		if err == nil {
+			err = onlyOne(s, h.Name)
+		}
+		if err == nil {
 			err = k.bringBack(ctx, h, h.Name, "it is needed: "+now.Against(b), d)
 		}
 		if err != nil {

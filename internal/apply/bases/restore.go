@@ -21,7 +21,7 @@ import (
 
 // RestoreOptions say which shield is meant, and where the base goes.
 type RestoreOptions struct {
-	// Inode chooses between several shields of one name, 0 for the only one.
+	// Inode chooses between several files that had one name, 0 for the only one.
 	Inode uint64
 	// As is another name in the directory of the bases, "" for its own.
 	As string
@@ -74,7 +74,7 @@ func RestoreKept(ctx context.Context, why string, o Options) (d *pool.Done, err 
 	}
 	for _, h := range alone {
 		err := ErrSeveral
-		if times[h.Name] == 1 {
+		if times[h.Name] == 1 && len(s.Formers(h.Name)) == 1 {
 			err = k.restore(ctx, s, h.Name, RestoreOptions{Inode: h.ID.Ino, Why: why}, d)
 		}
 		if err != nil && (stopped(ctx, err) || errors.Is(err, ErrUnfinished)) {
@@ -112,6 +112,12 @@ func (k *keeper) restore(ctx context.Context, s *pool.State, name string, r Rest
 		return err
 	}
 	if held != nil {
+		if held.ID != name && r.Inode == 0 {
+			err = onlyOne(s, name)
+		}
+		if err != nil {
+			return err
+		}
 		return k.bringBack(ctx, held, cmp.Or(r.As, held.Name), why, d)
 	}
 	h, err := shieldFor(s, name, r.Inode)
@@ -187,6 +193,9 @@ func (k *keeper) missing(c *refs.Census, s *pool.State, now time.Time, d *pool.D
 			d.Leave(b.Name, err)
 			continue
 		}
+		if b.Held != "" {
+			continue // see heldNeeded
+		}
 		h, err := shieldFor(s, b.Name, 0)
 		if err == nil && heldInode(s, h.ID) != nil {
 			err = errors.New("it was set aside; shisa base restore brings it back")
@@ -245,7 +254,7 @@ func shieldFor(s *pool.State, name string, inode uint64) (*pool.Shield, error) {
 			alone = append(alone, h)
 		}
 	}
-	if len(alone) == 1 {
+	if len(alone) == 1 || len(alone) > 1 && onlyOne(s, name) == nil {
 		return &alone[0], nil
 	}
 	var all []string

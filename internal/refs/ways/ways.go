@@ -176,18 +176,7 @@ func (f *finder) gap(object, what string, err error) {
 
 // ways finds all ways to bring one base back.
 func (f *finder) ways(ctx context.Context, m *Missing) error {
-	for i := range f.s.Held {
-		if h := &f.s.Held[i]; h.Name == m.Name {
-			m.Ways = append(m.Ways, Way{How: Quarantine, Proof: SameFile, Path: h.Path, File: h.File,
-				Why: "it is the very file, set aside on " + h.Since.Format("2006-01-02")})
-		}
-	}
-	for _, h := range f.s.ShieldsOf(m.Name) {
-		aside := slices.ContainsFunc(f.s.Held, func(b pool.Held) bool { return b.File == h.ID })
-		if !aside { // what was set aside comes back from there
-			m.Ways = append(m.Ways, Way{How: Shield, Proof: SameFile, Path: h.Path, Why: "its shield is the very file"})
-		}
-	}
+	f.kept(m)
 	for i := range m.NeededBy {
 		if u := &m.NeededBy[i]; u.How == refs.Deleted && u.PID > 0 {
 			m.Ways = append(m.Ways, Way{How: Descriptor, Proof: SameFile, PID: u.PID,
@@ -204,6 +193,33 @@ func (f *finder) ways(ctx context.Context, m *Missing) error {
 	}
 	rank(m.Ways)
 	return nil
+}
+
+// kept adds the files that had the name of a base and are kept. Where several did, each was the very file at some time, and
+// the images may have been made on any.
+func (f *finder) kept(m *Missing) {
+	all := f.s.Formers(m.Name)
+	one := f.s.OneContent(all)
+	add := func(how How, path string, file diskio.ID, why string) {
+		w := Way{How: how, Proof: SameFile, Path: path, File: file, Why: why}
+		if !one && slices.ContainsFunc(all, func(o pool.Former) bool { return o.File == file }) {
+			w.Proof = Unproved
+			w.Why = fmt.Sprintf("it is one of %d files that had the name, and nobody knows on which of them the images were made: "+
+				"shisa base restore --inode %d gives this one the name", len(all), file.Ino)
+		}
+		m.Ways = append(m.Ways, w)
+	}
+	for i := range f.s.Held {
+		if h := &f.s.Held[i]; h.Name == m.Name {
+			add(Quarantine, h.Path, h.File, "it is the very file, set aside on "+h.Since.Format(time.DateOnly))
+		}
+	}
+	for _, h := range f.s.ShieldsOf(m.Name) {
+		aside := slices.ContainsFunc(f.s.Held, func(b pool.Held) bool { return b.File == h.ID })
+		if !aside { // what was set aside comes back from there
+			add(Shield, h.Path, h.ID, "its shield is the very file")
+		}
+	}
 }
 
 // rank puts the best first: by how sure it is, then what costs least.

@@ -236,6 +236,28 @@ func TestRecordedTwice(t *testing.T) {
 	}
 }
 
+// TestSeveralKept: of two files that shields keep and that had one name neither is called the very base.
+func TestSeveralKept(t *testing.T) {
+	w := newWorld(t)
+	o := bases.Options{Bases: w.path("pool/_base"), Node: "n"}
+	for seed := range uint64(2) {
+		w.write("pool/_base/b", random(seed, blocks))
+		if _, err := bases.Protect(t.Context(), w.census(), bases.ProtectOptions{}, o); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(w.path("pool/_base/b")); err != nil {
+			t.Fatal(err)
+		}
+		got, want := w.find(), SameFile
+		if seed > 0 {
+			want = Unproved
+		}
+		if len(got) != int(seed)+1 || got[0].How != Shield || got[0].Proof != want || got[seed].Proof != want {
+			t.Errorf("%d files had the name: %+v, want each %s", seed+1, got, want)
+		}
+	}
+}
+
 func TestRemakeOf(t *testing.T) {
 	for name, want := range map[string]string{
 		"swap_512":              "swap 536870912 mkswap F",
