@@ -29,6 +29,9 @@ const (
 	readBytes = 1 << 20
 )
 
+// NovaHosts is what a gap calls Nova's list of hosts.
+const NovaHosts = "Nova's list of hosts"
+
 // hosts reads which hosts use the directory of instances, or did, from Nova's list beside them.
 func (t *taking) hosts(ctx context.Context) error {
 	lists := []string{t.o.ComputeNodes}
@@ -67,7 +70,7 @@ func (t *taking) hostsIn(ctx context.Context, path string) error {
 	case err == nil, missing(err) && t.o.ComputeNodes == "":
 		return nil
 	}
-	t.gap(path, "Nova's list of hosts", reason(err))
+	t.gap(path, NovaHosts, reason(err))
 	return nil
 }
 

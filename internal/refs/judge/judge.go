@@ -107,6 +107,9 @@ func (j *judging) all() {
 		}
 	}
 	for _, err := range j.o.Unknown {
+		if slices.ContainsFunc(j.c.Gaps, func(g finding.Blind) bool { return g.Object+": "+g.Reason == err.Error() }) {
+			continue // it was told
+		}
 		j.block(Unreadable, "", "", "who uses the pool: %v", err)
 	}
 	switch apart := j.o.Now.Sub(j.o.Local).Abs(); {

@@ -35,7 +35,12 @@ func Call(ctx context.Context, c *refs.Census, p *config.Pool, host *linux.Host)
 		known = append(known, judge.Known{Node: m, From: "the configuration"})
 	}
 	for _, h := range c.Hosts {
-		known = append(known, judge.Known{Node: h.Name, From: "Nova's list of hosts"})
+		known = append(known, judge.Known{Node: h.Name, From: refs.NovaHosts})
+	}
+	for i := range c.Gaps {
+		if g := &c.Gaps[i]; g.What == refs.NovaHosts { // others may stand in it
+			unknown = append(unknown, fmt.Errorf("%s: %s", g.Object, g.Reason))
+		}
 	}
 	clients, err := clients(ctx, c.Bases, host)
 	switch {

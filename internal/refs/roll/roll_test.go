@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/config"
@@ -95,5 +96,11 @@ func TestCallUnread(t *testing.T) {
 	}
 	if known, unknown, err := Call(t.Context(), &refs.Census{Bases: bases}, nil, h); err != nil || len(unknown) != 1 {
 		t.Errorf("Call = %v, %v, %v, want one source that could not be read", known, unknown, err)
+	}
+	c := &refs.Census{Bases: bases, Gaps: []finding.Blind{{Object: "/i/compute_nodes", What: refs.NovaHosts, Reason: "is torn"},
+		{Object: "/i/disk", What: "header", Reason: "is torn"}}}
+	_, unknown, err := Call(t.Context(), c, nil, server(t, ""))
+	if err != nil || len(unknown) != 1 || unknown[0].Error() != "/i/compute_nodes: is torn" {
+		t.Errorf("Call where Nova's list could not be read = %v, %v, want that told", unknown, err)
 	}
 }

@@ -401,7 +401,7 @@ func decide(all []Way) {
 			w.Why = "only " + finding.Count(w.Share.Blocks, "block", "blocks") + " of the images on top of it can be compared, too few to tell"
 		case got >= leastShare && got >= leadShare*best:
 			w.Proof = SameBlocks
-			w.Why = w.Share.String() + " of the images on top of it are in it"
+			w.Why = w.Share.String() + " of the images on top of it are in it; another state of the same disk would look alike"
 		case got >= leastShare:
 			w.Why = w.Share.String() + " are in it, and of another candidate nearly as many"
 		default:
