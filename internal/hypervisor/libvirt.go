@@ -21,10 +21,11 @@ import (
 //
 //	storage/NAME.xml               qemu/NAME.xml
 //	storage/autostart/NAME.xml     qemu/autostart/NAME.xml     links to these
+//	lxc/NAME.xml, libxl/NAME.xml, ch/NAME.xml                  the same for containers, Xen and Cloud Hypervisor
 //
 // and what runs, which may be known nowhere else, in a document around it below /run/libvirt:
 //
-//	storage/NAME.xml               qemu/NAME.xml
+//	storage/NAME.xml               qemu/NAME.xml, lxc/NAME.xml ...
 const (
 	// maxXMLDepth bounds nesting; a backing chain is nested by one level for each image.
 	maxXMLDepth = 2000
@@ -350,8 +351,15 @@ func (f *finder) libvirt(etc, run, who string) {
 		if dir == "" {
 			continue
 		}
-		for _, file := range f.xmlFiles(filepath.Join(dir, "qemu"), "domains of "+who) {
-			f.domain(file, who, targets)
+		for _, driver := range []string{"qemu", "lxc", "libxl", "ch"} {
+			at := filepath.Join(dir, driver)
+			// Most hosts have machines of QEMU alone, and nobody asks for the others' directories there.
+			if driver != "qemu" && !Look(f.ctx, f.opts.Timeout, PlaceConfig, f.host(at), "", "").There {
+				continue
+			}
+			for _, file := range f.xmlFiles(at, "domains of "+who) {
+				f.domain(file, who, targets)
+			}
 		}
 	}
 }

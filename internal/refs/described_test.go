@@ -4,6 +4,7 @@
 package refs
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 
@@ -41,6 +42,7 @@ func TestDescribed(t *testing.T) {
 		{"a first file system", `</disk></devices><os><initrd>/inst/_base/b</initrd></os><devices><disk>`, "domain", ""},
 		{"a table", `</disk></devices><os><acpi><table type="slic">/inst/_base/b</table></acpi></os><devices><disk>`, "domain", ""},
 		{"a file system", `</disk><filesystem type="file"><source file="/inst/_base/b"/></filesystem><disk>`, "domain", ""},
+		{"the file system of a container", `</disk><filesystem type="file"><source file="/inst/_base/b"/></filesystem><disk>`, "domain", ""},
 		{"the ROM of a card", `</disk><interface><rom file="/inst/_base/b"/></interface><disk>`, "domain", ""},
 		{"what QEMU is given", `</disk></devices><commandline><arg value="-drive"/><arg value="file=/inst/_base/b,if=none"/></commandline>` +
 			`<devices><disk>`, "domain", ""},
@@ -61,7 +63,11 @@ func TestDescribed(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := `<domain type="kvm"><name>m</name><devices><disk>` + c.source + `<target dev="vda"/></disk></devices></domain>`
-		w.write("root/etc/libvirt/qemu/m.xml", []byte(text))
+		file := "root/etc/libvirt/qemu/m.xml"
+		if strings.Contains(c.name, "container") {
+			file = "root/etc/libvirt/lxc/m.xml"
+		}
+		w.write(file, []byte(text))
 		tr, err := tree.OpenDirectory(t.Context(), root)
 		if err != nil {
 			t.Fatal(err)
