@@ -37,6 +37,8 @@ const (
 	// tryWait is how long the events of a trial are waited for, tryRest how long what was missed by the
 	// event of the last thing that is done.
 	tryWait, tryRest = 2 * time.Second, 50 * time.Millisecond
+	// tryMost is how long that may take on a machine that is so busy that nobody has a turn to take them.
+	tryMost = time.Minute
 	// tryCalls is how many calls the cost of watching is measured with: the fastest counts.
 	tryCalls = 64
 	// copied are the bytes that are read for that, and below noSlower is what a busy machine may do.
@@ -194,6 +196,7 @@ func (s *EngineState) see(ctx context.Context, e *probe.Engine, on probe.Target)
 		}
 	}()
 	err := exercise(on.Path)
+	begun, over := time.Now(), false
 	timer := time.NewTimer(tryWait)
 	defer timer.Stop()
 	for err == nil && len(s.Missing) > 0 {
@@ -206,12 +209,20 @@ func (s *EngineState) see(ctx context.Context, e *probe.Engine, on probe.Target)
 			if what == seesChdir { // what one thread does is told in its order
 				timer.Reset(tryRest)
 			}
+			over = false
 			continue
 		case err = <-ended:
 			return err
 		case <-ctx.Done():
 			err = ctx.Err()
 		case <-timer.C:
+			// Who takes the events may have had no turn: nothing is left to take, and was not before either.
+			left := e.Pending() > 0 || len(seen) > 0
+			if (left || !over) && time.Since(begun) < tryMost {
+				over = !left
+				timer.Reset(tryRest)
+				continue
+			}
 		}
 		break
 	}

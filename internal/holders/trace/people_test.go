@@ -142,8 +142,8 @@ func (p mountpoint) fail(t *testing.T, tr *Trace, way string, n int) (all []atte
 			if err != unix.EBUSY || len(all) > 10*n {
 				t.Fatalf("umount = %v, want that it succeeds", err)
 			}
-			all = append(all, attempt{way, 0}) // somebody else looked at it
-			time.Sleep(time.Millisecond)
+			all = append(all, attempt{way, 0}) // somebody else looked at it, and may have no turn to go on
+			time.Sleep(time.Duration(len(all)) * time.Millisecond)
 		}
 		p.mount(t)
 		if err := tr.Follow(ctx); err != nil {
