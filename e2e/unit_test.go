@@ -24,9 +24,10 @@ const fetchURL = "SHISA_FETCH"
 
 // fetch prints a page when it shows that the machine was examined.
 func fetch(url string) error {
-	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	const count = "\nshisa_watch_examinations_total "
+	for end := time.Now().Add(10 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		page, err := get(url)
-		if err == nil && strings.Contains(page, "\nshisa_watch_examinations_total 1") {
+		if err == nil && strings.Contains(page, count) && !strings.Contains(page, count+"0\n") {
 			_, err = fmt.Print(page)
 			return err
 		}
@@ -46,17 +47,19 @@ func get(url string) (string, error) {
 	return string(page), err
 }
 
-// looks asks for the page, for how systemd runs the watch, and stops it.
+// looks asks for the page, for how systemd runs the watch, and stops it; and the agent when that has told what
+// is wanted of it. The guest has a shell, and hardly more.
 const looks = `[Unit]
 After=shisa-watch.service
 [Service]
 Type=oneshot
+TimeoutStopSec=infinity
 Environment=SHISA_FETCH=http://127.0.0.1:9477/metrics
 ExecStart=/bin/sh -c '/usr/local/bin/look >/var/lib/page 2>/var/lib/error'
 ExecStopPost=/bin/sh -c '{ systemctl show shisa-watch.service; cat /proc/$(systemctl show -P MainPID shisa-watch.service)/status; } >/var/lib/during'
 ExecStopPost=/bin/sh -c 'systemctl stop shisa-watch.service; systemctl show shisa-watch.service >/var/lib/after'
 ExecStopPost=/bin/sh -c 'journalctl --no-pager -u shisa-watch.service >/var/lib/said'
-ExecStopPost=/bin/sh -c 'n=0; until ls /srv/pool/_base/.shisa/shields/*.base || test $n = 200; do n=$((n+1)); sleep 0.1; done'
+ExecStopPost=/bin/sh -c 'until case "$(journalctl --no-pager -o cat -u shisa-base@srv-pool.service)" in *recorded,*reported*|*reported*recorded,*) ;; *) false ;; esac || ! systemctl -q is-active shisa-base@srv-pool.service; do sleep 0.1; done'
 ExecStopPost=/bin/sh -c 'systemctl show shisa-base@srv-pool.service >/var/lib/agent; systemctl stop shisa-base@srv-pool.service'
 ExecStopPost=/bin/sh -c 'systemctl show shisa-base@srv-pool.service >/var/lib/stopped'
 ExecStopPost=/bin/sh -c 'journalctl --no-pager -o cat -u shisa-base@srv-pool.service >/var/lib/told'
@@ -104,7 +107,7 @@ func TestUnit(t *testing.T) {
 	}
 	o, err := root.Boot(t.Context(), nspawn.World{Files: files, Enable: []string{"shisa-watch.service",
 		"shisa-base@srv-pool.service", "looks.service"}},
-		nspawn.Limits{Boots: 1, Hold: time.Minute, Wall: 3 * time.Minute})
+		nspawn.Limits{Boots: 1, Hold: 20 * time.Minute, Wall: 25 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
