@@ -146,7 +146,7 @@ func liveEvidence(t *testing.T, a *mounts.Asker, write bool) *evidence.Evidence 
 	defer l.Close()
 	now := time.Now()
 	files, err := evidence.Probe(t.Context(), l, evidence.ProbeOptions{Now: now, Asker: a, Write: write,
-		Between: 300 * time.Millisecond, Patience: mounts.Options{Patience: 500 * time.Millisecond}})
+		Between: 300 * time.Millisecond, Patience: mounts.Options{Patience: 500 * time.Millisecond, Total: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // patience is far more than a scan takes, and ends a test that hangs.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // mute mounts a file system whose server never answers anything, as that of a dead NFS server.
 func mute(t testing.TB) (dir string) {

@@ -17,7 +17,7 @@ import (
 
 // settling is how long an answer may be wrong because others look at processes at the same time: each
 // such look is a reference, or a process in a copy of the mount, for a moment.
-const settling = 5 * time.Second
+const settling = time.Minute
 
 // TestProof makes every kind of holder there is and holds what is said against what is so: the kind,
 // the process with its thread and descriptor, the path, what it blocks, and that the kernel's count

@@ -55,7 +55,7 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = c.Wait() // it was killed
-		if err := from.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		if err := from.SetReadDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		_, err = io.ReadAll(from)

@@ -45,7 +45,7 @@ var ErrUnavailable = errors.New("cannot be made here")
 
 const (
 	// patience is how long anything here may take that is certain to come.
-	patience = 60 * time.Second
+	patience = 5 * time.Minute
 	// maxReplyBytes bounds a line from the child: a rule, numbers, an error.
 	maxReplyBytes = 256 << 10
 )

@@ -15,8 +15,8 @@ import (
 )
 
 // settling is how long a mount may be busy for others' sake: who looks at it holds it for
-// microseconds.
-const settling = 5 * time.Second
+// microseconds, or until it has a processor again.
+const settling = time.Minute
 
 // until waits for something to become so.
 func until(so func() (bool, error)) error {

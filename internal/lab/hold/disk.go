@@ -30,7 +30,7 @@ const (
 	imageBytes = 256 << 20
 	// settling is how long an answer that may be wrong for a moment is asked for again: others look
 	// at processes, and each look keeps a mount busy for microseconds.
-	settling = 5 * time.Second
+	settling = time.Minute
 )
 
 // Apart moves this process into a mount namespace of its own, which needs root: what is mounted

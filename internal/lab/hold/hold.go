@@ -34,8 +34,8 @@ import (
 var ErrUnavailable = errors.New("cannot be made here")
 
 const (
-	// patience is how long a holder may take to be made or to go.
-	patience = 30 * time.Second
+	// patience is how long a holder may take to be made or to go, on a machine that may be very busy.
+	patience = 5 * time.Minute
 	// maxReportBytes bounds what a child says of itself: a few numbers and one path.
 	maxReportBytes = 64 << 10
 )

@@ -166,7 +166,7 @@ func (g groups) busy() (found bool) {
 
 // patience is how long the kernel may take to be done with processes that were killed, and a guest that is
 // never idle to end.
-const patience = 30 * time.Second
+const patience = 5 * time.Minute
 
 // remove takes the groups away, with those that a guest made below.
 func (g groups) remove() error {

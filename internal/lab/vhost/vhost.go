@@ -34,7 +34,7 @@ const (
 	Module, Device = "virtio_blk", "/dev/vda"
 
 	// patience is how long the daemon may take to start, and to end.
-	patience = time.Minute
+	patience = 5 * time.Minute
 	// blockDevice is the number of the kind of device (virtio 1.2, section 5).
 	blockDevice = "2"
 )

@@ -47,14 +47,15 @@ func start(t *testing.T, name string, args ...string) *exec.Cmd {
 func wait(t *testing.T, pid int, calls string) {
 	t.Helper()
 	want := regexp.MustCompile("^(" + calls + ") ")
-	for range 2000 {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
 		if err == nil && want.Match(b) {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
+		if time.Now().After(end) {
+			t.Fatalf("process %d does not come to rest: %q, %v", pid, b, err)
+		}
 	}
-	t.Fatalf("process %d does not come to rest", pid)
 }
 
 // sample copies registers and stack of a process that sleeps: what an engine copies in the kernel.

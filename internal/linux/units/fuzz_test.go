@@ -79,7 +79,7 @@ func (m memory) Link(_ context.Context, name string) (string, error) {
 
 // bounded loads a tree in a time that is bounded whatever is in it.
 func bounded(t *testing.T, m memory) {
-	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer stop()
 	s, err := Load(ctx, m)
 	if err != nil {
