@@ -198,6 +198,9 @@ func (t *taking) header(ctx context.Context, n named) error {
 	if l.Backing != nil {
 		names = append(names, l.Backing.Name)
 	}
+	if b := l.Backing; b != nil && !n.again && headed(b.Name, b.Format) && t.address(b.Name) < 0 {
+		t.gap(path, "header of its backing file", "it was not read: "+b.Name+" is no file of this host, and its format is "+b.Format)
+	}
 	if l.Data != nil {
 		n.data = l.Data.Name
 	}

@@ -276,6 +276,9 @@ func (t *taking) told(w *found, f *diskio.Swept) (uint32, *header, error) {
 	if err != nil && !errors.Is(err, errMore) {
 		return 0, &h, err
 	}
+	if err == nil && headed(h.backing, h.backingFormat) {
+		err = errMore // what it rests on is told of by header
+	}
 	h.backingFormat = ""
 	if err != nil {
 		h.backing, h.data = "", ""

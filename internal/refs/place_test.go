@@ -42,6 +42,31 @@ func (w *world) hold(name string) {
 
 // TestOtherMounts: what an image calls a base by is one thing, which file that is another. The same file system may be
 // mounted elsewhere, and a base that is missing there is missing here.
+// TestRemoteHeader: an image on another machine may rest on any base, unless it is a raw one, or the base of that name.
+func TestRemoteHeader(t *testing.T) {
+	for format, c := range map[string]struct {
+		name string
+		gaps int
+	}{"raw": {"nbd://h/x", 0}, "qcow2": {"nbd://h/x", 1}, "qed": {"nfs://h/_base/b", 0}} {
+		w := newWorld(t)
+		w.base("b")
+		w.mkdir("pool/i")
+		img := exec.Command("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", c.name, "-F", format, w.path("pool/i/disk"), "64K")
+		if out, err := img.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		gaps := 0
+		for _, g := range w.look(Options{}).Gaps {
+			if strings.HasPrefix(g.What, "header") {
+				gaps++
+			}
+		}
+		if gaps != c.gaps {
+			t.Errorf("%s as %s: %d gaps, want %d", c.name, format, gaps, c.gaps)
+		}
+	}
+}
+
 func TestOtherMounts(t *testing.T) {
 	testenv.NeedRoot(t)
 	w := newWorld(t)
