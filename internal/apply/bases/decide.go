@@ -81,8 +81,11 @@ func Plan(ctx context.Context, only []string, d Decision, o Options) (*judge.Pla
 	if err != nil {
 		return nil, err
 	}
-	if err := k.known(ctx, s); err != nil {
-		return nil, err
+	// What could not be read is told by the plan itself, and nothing is done by that.
+	if s.NoPolicy == nil {
+		if err := k.known(ctx, s); err != nil {
+			return nil, err
+		}
 	}
 	if s.Policy == nil {
 		c, err := d.Census(ctx)

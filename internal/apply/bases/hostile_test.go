@@ -4,6 +4,7 @@
 package bases
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
+	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
@@ -150,6 +154,34 @@ func TestClocks(t *testing.T) {
 				t.Errorf("a clock that is %d years off: %s was changed %s ago, want now", years, n, age)
 			}
 		}
+	}
+}
+
+// TestPoolUnread: where pool.json is there and cannot be read nobody says that it is not, and a plan tells why.
+func TestPoolUnread(t *testing.T) {
+	w := newWorld(t, "a")
+	o := w.receipts()
+	d, err := Protect(t.Context(), w.census("a"), ProtectOptions{NoRecord: true}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(".shisa/pool.json", "{ broken")
+	for name, act := range map[string]func() error{
+		"protect":   func() error { _, err := Protect(t.Context(), w.census(), ProtectOptions{}, o); return err },
+		"unprotect": func() error { _, err := Unprotect(t.Context(), UnprotectOptions{}, o); return err },
+		"undo":      func() error { _, err := Undo(t.Context(), d.Receipt, UndoOptions{}, o); return err },
+	} {
+		if err := act(); !errors.Is(err, pool.ErrPool) || errors.Is(err, ErrOtherPool) {
+			t.Errorf("%s = %v, want %v", name, err, pool.ErrPool)
+		}
+	}
+	census := func(context.Context) (*refs.Census, error) { return w.census(), nil }
+	p, err := Plan(t.Context(), nil, Decision{Census: census}, o)
+	if err != nil || !slices.Equal(p.Status, []int{finding.StatusCannotTell}) || p.Blockers[0].Rule != judge.Unreadable {
+		t.Fatalf("Plan = %+v, %v, want that it could not be read", p, err)
+	}
+	if _, err := Quarantine(t.Context(), p, Decision{Census: census}, o); !errors.Is(err, pool.ErrPool) {
+		t.Errorf("Quarantine = %v, want %v", err, pool.ErrPool)
 	}
 }
 

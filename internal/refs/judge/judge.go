@@ -64,7 +64,7 @@ func Judge(c *refs.Census, s *pool.State, o Options) (*Plan, *pool.Notes) {
 	j.tooMany()
 	j.evidence()
 	j.p.status()
-	j.p.next()
+	j.p.next(s.NoPolicy)
 	return j.p, notes
 }
 
@@ -87,6 +87,7 @@ func (j *judging) block(rule Rule, node, path, why string, args ...any) {
 // all notes what speaks against any change, whatever base it is.
 func (j *judging) all() {
 	switch {
+	case j.s.NoPolicy != nil: // it is told below
 	case j.s.Policy == nil:
 		j.block(NoPool, "", pool.Path(j.c.Bases, pool.File), "there is no pool: nothing was begun here, or it is not mounted")
 	case j.c.Pool != j.s.Policy.UUID:
@@ -343,6 +344,9 @@ func (j *judging) words(k protocol.Blocker, id string) string {
 		}
 		return "it uses the pool and is no member: " + from
 	case protocol.Nobody:
+		if j.s.NoPolicy != nil {
+			return "which nodes use the pool could not be read"
+		}
 		return "the pool has no members, so that nobody could say that the base is needed"
 	}
 	return string(k.Reason)

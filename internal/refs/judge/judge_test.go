@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -170,6 +171,38 @@ func (w *world) judge() map[string]*Decided {
 		all[b.Name] = b
 	}
 	return all
+}
+
+// TestPolicyUnread: where it could not be read which pool it is nobody says that there is none.
+func TestPolicyUnread(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		next string
+	}{
+		{&fs.PathError{Op: "open", Path: "/p/_base/.shisa/pool.json", Err: fs.ErrPermission}, "run it as root, or as a user who may read all of /p/_base/.shisa"},
+		{fmt.Errorf("pool.json:3: %w", pool.ErrPool), "have /p/_base/.shisa/pool.json as it was"},
+	} {
+		w := newWorld()
+		*w.s = pool.State{Bases: w.s.Bases, NoPolicy: c.err, Unread: []error{c.err}, Objects: map[uint64]pool.Object{}}
+		p, n := Judge(w.c, w.s, w.o)
+		if n != nil || !slices.Equal(p.Status, []int{finding.StatusCannotTell}) {
+			t.Errorf("%v: status %v, notes %v", c.err, p.Status, n)
+		}
+		if len(p.Blockers) != 1 || p.Blockers[0].Rule != Unreadable || !strings.Contains(p.Blockers[0].Why, c.err.Error()) {
+			t.Errorf("%v: against everything speaks %+v, want that alone", c.err, p.Blockers)
+		}
+		if len(p.Next) != 1 || !strings.Contains(p.Next[0], c.next) {
+			t.Errorf("%v: next %q, want %q", c.err, p.Next, c.next)
+		}
+		for i := range p.All {
+			if b := &p.All[i]; b.Verdict != Keep || strings.Contains(p.Against(b), "has no members") {
+				t.Errorf("%v: %s is %s, for %s", c.err, b.Name, b.Verdict, p.Against(b))
+			}
+		}
+		if err := p.Of(w.s.Bases, w.s); !errors.Is(err, c.err) || errors.Is(err, ErrOther) {
+			t.Errorf("Of = %v, want %v", err, c.err)
+		}
+	}
 }
 
 func (b *Decided) rules() (all []string) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -118,9 +119,11 @@ func (p *Plan) Fresh(now time.Time) error {
 	return nil
 }
 
-// Of returns ErrOther unless the plan is of a pool.
+// Of returns ErrOther unless the plan is of a pool; where that could not be read, the reason.
 func (p *Plan) Of(bases string, s *pool.State) error {
 	switch {
+	case s.NoPolicy != nil:
+		return fmt.Errorf("which pool it is: %w", s.NoPolicy)
 	case s.Policy == nil:
 		return fmt.Errorf("the plan %w: %s has no %s: is its storage mounted?", ErrOther, bases, pool.Dir+"/"+pool.File)
 	case s.Policy.UUID != p.Pool || bases != p.Bases:
@@ -187,8 +190,8 @@ func (p *Plan) status() {
 	p.Status = finding.OrderStatus(status...)
 }
 
-// next says what to do next.
-func (p *Plan) next() {
+// next says what to do next. Where it could not be read which pool it is there is nothing else to do.
+func (p *Plan) next(unread error) {
 	has := map[Rule]bool{}
 	nodes := map[string]bool{}
 	look := func(all []Blocker) {
@@ -210,6 +213,15 @@ func (p *Plan) next() {
 	at := finding.Word(p.Bases)
 	if all := p.With(RestoreNow); len(all) > 0 {
 		say("bring back what is needed: shisa base restore %s %s", at, finding.Word(all[0].Name))
+	}
+	switch {
+	case errors.Is(unread, fs.ErrPermission):
+		say("what the pool keeps about itself belongs to others: run it as root, or as a user who may read all of %s",
+			finding.Word(pool.Path(p.Bases)))
+		return
+	case unread != nil:
+		say("have %s as it was: nothing is decided until it can be read", finding.Word(pool.Path(p.Bases, pool.File)))
+		return
 	}
 	if has[Unfinished] || has[WasClaimed] {
 		say("bring what was begun to its end: shisa base recover %s", at)

@@ -27,6 +27,9 @@ type State struct {
 	Bases string
 	// Policy is nil where the pool has none: nothing was ever done in it.
 	Policy *Policy
+	// NoPolicy is why it could not be told which pool it is, or whether there is one; nil where there is none, or Policy. It
+	// is among Unread.
+	NoPolicy error
 	// Shields are all, in the order of their names.
 	Shields []Shield
 	// Objects are the documents of bases, by inode.
@@ -75,7 +78,7 @@ func Read(ctx context.Context, bases string, timeout time.Duration) (*State, err
 	s := &State{Bases: bases, Objects: map[uint64]Object{}}
 	if err := ownDir(ctx, Path(bases), timeout); err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			s.Unread = append(s.Unread, err)
+			s.NoPolicy, s.Unread = err, append(s.Unread, err)
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -166,7 +169,7 @@ func (s *State) policy(ctx context.Context, timeout time.Duration) error {
 		return ctx.Err()
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		s.Unread = append(s.Unread, err)
+		s.NoPolicy, s.Unread = err, append(s.Unread, err)
 	default:
 		s.Policy = &p
 	}
