@@ -177,7 +177,10 @@ func (k *keeper) reshield(ctx context.Context, id diskio.ID, path, name, why str
 	if e, err := diskio.LookEntry(to); err == nil && e.ID == id {
 		return nil
 	}
-	err := k.Disk.MakeDir(k.path(pool.Shields), 0o755)
+	err := k.step(ctx, "shield again "+name)
+	if err == nil {
+		err = k.Disk.MakeDir(k.path(pool.Shields), 0o755)
+	}
 	if err == nil {
 		err = k.Links.Link(id, path, to)
 	}

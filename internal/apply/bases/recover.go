@@ -226,7 +226,8 @@ func (k *keeper) drop(ctx context.Context, id diskio.ID, path, name string) erro
 	return k.unlink(id, path)
 }
 
-// strays finds what no intent tells of: a base with a name and one in quarantine, and one that was claimed.
+// strays finds what no intent tells of: a base with a name and one in quarantine, one that was claimed, and one in quarantine
+// that has no shield.
 func (k *keeper) strays(ctx context.Context, d *pool.Done) error {
 	s, err := pool.Read(ctx, k.Bases, k.Timeout)
 	if err != nil {
@@ -255,8 +256,18 @@ func (k *keeper) strays(ctx context.Context, d *pool.Done) error {
 				return err
 			}
 			what = "it was claimed, and is in quarantine again"
-		default:
+		case slices.ContainsFunc(s.Shields, func(sh pool.Shield) bool { return sh.ID == h.File }):
 			continue
+		default:
+			// A program that put it back there came to its end before the shield, or somebody took that away.
+			if err := k.reshield(ctx, h.File, h.Path, h.Name, "it was in quarantine without one"); err != nil {
+				if stopped(ctx, err) {
+					return err
+				}
+				d.Leave(h.Name, err)
+				continue
+			}
+			what = "it was in quarantine without a shield, and has one again"
 		}
 		d.Recovered = append(d.Recovered, fmt.Sprintf("%s (%s): %s", h.Name, h.ID, what))
 		if err := k.note(ctx, "recover", h.Name, h.File.Ino, h.Path, what); err != nil {

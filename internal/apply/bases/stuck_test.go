@@ -4,11 +4,14 @@
 package bases
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -151,6 +154,81 @@ func TestInterruptedUnclaim(t *testing.T) {
 		t.Errorf("Purge = %+v, %v, want b left", d, err)
 	}
 	f.settled(files, "unclaim b")
+}
+
+// stuckClaim takes no name from what was claimed.
+type stuckClaim struct{ diskio.Links }
+
+func (s stuckClaim) Unlink(id diskio.ID, name string) error {
+	if strings.Contains(name, "/"+pool.Purge+"/") {
+		return &fs.PathError{Op: "unlink", Path: name, Err: syscall.EIO}
+	}
+	return s.Links.Unlink(id, name)
+}
+
+// TestUnclaimCutOff: a base whose removal fails after it lost its shield is put back into quarantine. Wherever that is cut off,
+// and wherever the recovery after it is, it is in quarantine with a shield in the end.
+func TestUnclaimCutOff(t *testing.T) {
+	// stops gives a Step that ends the act at the n-th step from the first that begins with some words.
+	stops := func(from string, n int, cut *string) func(string) error {
+		begun := from == ""
+		return func(what string) error {
+			if begun = begun || strings.HasPrefix(what, from); begun {
+				n--
+			}
+			if n < 0 {
+				*cut = cmp.Or(*cut, what)
+				return ErrStopped
+			}
+			return nil
+		}
+	}
+	for _, kept := range []bool{false, true} {
+		seen := map[string]bool{}
+		for at, all := 0, false; !all; at++ {
+			for again, whole := 0, false; !whole; again++ {
+				f := newStock(t, "a", "b")
+				files := f.files("a")
+				if kept { // set aside directly from its shield
+					f.remove("a")
+				}
+				f.quarantine("a")
+				f.reports()
+				cut, cutAgain := "", ""
+				o := f.options()
+				o.Links, o.Step = stuckClaim{diskio.HostLinks()}, stops("unclaim", at, &cut)
+				if d, err := f.purge(o); err == nil || len(d.Purged) > 0 {
+					t.Fatalf("Purge = %+v, %v, want that it could not be removed", d, err)
+				}
+				if all = cut == ""; all {
+					whole = true
+				} else {
+					o = f.options()
+					o.Step = stops("", again, &cutAgain)
+					_, err := Recover(t.Context(), f.decision(), o)
+					if whole = cutAgain == ""; whole != (err == nil) {
+						t.Errorf("cut at %q, and at %q: Recover: %v", cut, cutAgain, err)
+					}
+					if d, err := Recover(t.Context(), f.decision(), f.options()); err != nil || len(d.Left) > 0 {
+						t.Errorf("cut at %q, and at %q: Recover = %+v, %v", cut, cutAgain, d, err)
+					}
+				}
+				f.settled(files, cut+", "+cutAgain)
+				if n := len(f.state().Held); n != 1 {
+					t.Errorf("cut at %q, and at %q: %d in quarantine, want 1", cut, cutAgain, n)
+				}
+				seen[cut] = true
+				if at+again > 100 {
+					t.Fatal("it does not end")
+				}
+			}
+		}
+		for _, step := range []string{"unclaim a", "shield again a", "end purge a"} {
+			if !seen[step] {
+				t.Errorf("it was not cut off at %q, but at %v", step, seen)
+			}
+		}
+	}
 }
 
 // TestWatchNotNoted: a base that is back is told to be, also where that could not be noted.
