@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -22,17 +21,31 @@ import (
 // newAudit sets the audit of a node aside that does not hold, as a power cut or two programs without locks may leave it,
 // and has the one of this node tell of that, with the digest of what it was. Nothing of it is lost: the file stays beside
 // the others under another name, and the history of a base tells of it for ever. One that holds stays as it is.
-func (k *keeper) newAudit(ctx context.Context, node string, d *pool.Done) (err error) {
-	if !pool.IsNode(node) || strings.ContainsRune(node, '/') {
-		return fmt.Errorf("%q is no name of a node", node)
+//
+// A node may have one by its raw name too, and a person may name the file and not the node.
+func (k *keeper) newAudit(ctx context.Context, node string, d *pool.Done) error {
+	err := k.newAuditOf(ctx, node, pool.AuditName(node), d)
+	raw := pool.RawAuditName(node)
+	if raw == "" || raw == pool.AuditName(node) {
+		return err
 	}
-	file := k.path(pool.Audit, node+".jsonl")
+	switch e := k.newAuditOf(ctx, node, raw, d); {
+	case errors.Is(e, fs.ErrNotExist):
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		return e
+	default:
+		return errors.Join(err, e)
+	}
+}
+
+// newAuditOf is newAudit for one file.
+func (k *keeper) newAuditOf(ctx context.Context, node, name string, d *pool.Done) (err error) {
+	file := k.path(pool.Audit, name)
 	e, err := diskio.LookEntry(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		// It may have been set aside before, by who then could not go on.
-		done, look := k.Disk.List(ctx, filepath.Dir(file), false, func(name string) bool {
-			return strings.HasPrefix(name, node+".") && pool.IsDamaged(name)
-		})
+		done, look := k.Disk.List(ctx, filepath.Dir(file), false, func(other string) bool { return pool.IsDamagedOf(other, name) })
 		if look != nil || len(done) > 0 {
 			return look
 		}
@@ -57,7 +70,7 @@ func (k *keeper) newAudit(ctx context.Context, node string, d *pool.Done) (err e
 	if err != nil {
 		return err
 	}
-	to := k.path(pool.Audit, pool.DamagedName(node, id))
+	to := k.path(pool.Audit, pool.DamagedName(name, id))
 	if err := k.step(ctx, "set aside the audit of "+node); err != nil {
 		return err
 	}

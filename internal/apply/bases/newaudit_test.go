@@ -86,3 +86,45 @@ func TestNewAudit(t *testing.T) {
 		t.Errorf("AuditOf = %+v, %v, %v, want both told", all, unread, err)
 	}
 }
+
+// TestHostileNode: whatever a host is called, what it does is noted in a file of its own among the audits, and what it noted
+// under its raw name before is read on, and can be set aside where it does not hold.
+func TestHostileNode(t *testing.T) {
+	for _, node := range []string{"a b", "a/b", "../../n1", "..", ".n", "n\nx", "n\x1b[2J", "n\xff", strings.Repeat("n", 255), strings.Repeat("/", 255)} {
+		w := newWorld(t, "a", "b")
+		w.protect(ProtectOptions{NoRecord: true})
+		raw := pool.RawAuditName(node)
+		if len(raw) > 255 {
+			raw = ""
+		}
+		if raw != "" {
+			if err := os.Rename(w.path(".shisa/audit/n1.jsonl"), w.path(".shisa/audit/"+raw)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := len(w.state().Audits)
+		w.remove("a")
+		o := w.options()
+		o.Node = node
+		if _, err := Restore(t.Context(), "a", RestoreOptions{}, o); err != nil {
+			t.Errorf("%q: Restore: %v", node, err)
+		}
+		if all := w.state().Audits; before != 2 || len(all) != 3 || all[2].Act != "restore" {
+			t.Errorf("%q: entries %+v, of which %d were there", node, all, before)
+		}
+		if _, err := os.Lstat(w.path(".shisa/audit/" + pool.AuditName(node))); err != nil {
+			t.Errorf("%q: %v", node, err)
+		}
+		if raw == "" {
+			continue
+		}
+		w.write(".shisa/audit/"+raw, "{}\n")
+		d := &pool.Done{}
+		if err := newKeeper(o).newAudit(t.Context(), node, d); err != nil || len(d.Recovered) != 1 {
+			t.Errorf("%q: newAudit = %v, %q", node, err, d.Recovered)
+		}
+		if n := len(w.state().Audits); n != 2 { // what it did by its own name, and that of the other
+			t.Errorf("%q: %d entries, want 2", node, n)
+		}
+	}
+}

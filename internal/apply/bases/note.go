@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -21,7 +22,7 @@ const lockEvery = 5 * time.Millisecond
 // note adds a line to the audit of this node. Several programs of a node may do so at once: each locks it for its
 // line, and looks what was added since its last one.
 func (k *keeper) note(ctx context.Context, act, name string, inode uint64, path, why string) (err error) {
-	file := k.path(pool.Audit, k.Node+".jsonl")
+	file := k.path(pool.Audit, pool.AuditName(k.Node))
 	f, err := k.openAudit(ctx, file)
 	if err != nil {
 		return err
@@ -112,7 +113,7 @@ func (k *keeper) uncut(ctx context.Context, f diskio.Writable, file string) erro
 	if err != nil {
 		return err
 	}
-	if err := k.Disk.Rename(file, k.path(pool.Audit, k.Node+"."+other+".jsonl")); err != nil {
+	if err := k.Disk.Rename(file, k.path(pool.Audit, pool.AuditAside(filepath.Base(file), other))); err != nil {
 		return err
 	}
 	return fmt.Errorf("%s: %w", file, diskio.ErrChanged)

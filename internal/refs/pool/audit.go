@@ -25,9 +25,48 @@ const maxEntryBytes = 64 << 10
 // damagedSuffix ends the names of audits that did not hold, and that a person set aside.
 const damagedSuffix = ".damaged"
 
-// DamagedName is the name of the audit of a node that did not hold. It tells no decision anything any more, and the history
-// of a base what it did.
-func DamagedName(node, id string) string { return node + "." + id + damagedSuffix }
+// auditSuffix ends the names of audits, and maxAuditStem bounds what stands before it: a file has a name of 255 bytes, and an
+// audit that is put aside gets an id and another ending.
+const (
+	auditSuffix  = ".jsonl"
+	maxAuditStem = 255 - len(".0123456789abcdef0123456789abcdef") - len(damagedSuffix)
+)
+
+// AuditName is the name of the audit of a node: that of its documents, but for its end. Any host writes one, whatever it is
+// called: of a name that none of its documents could have, since it is too long or there is none, it has the digest.
+func AuditName(node string) string {
+	stem := strings.TrimSuffix(NodeFile(node), ".json")
+	if len(stem) > maxAuditStem || node == "" {
+		sum := sha256.Sum256([]byte(node))
+		end := "%-" + hex.EncodeToString(sum[:16]) // no name that is escaped has that
+		stem = stem[:min(len(stem), maxAuditStem-len(end))] + end
+	}
+	return stem + auditSuffix
+}
+
+// RawAuditName is the name that some programs before the first release gave the audit of a node, "" where that leads elsewhere.
+func RawAuditName(node string) string {
+	if node == "" || strings.ContainsAny(node, "/\x00") {
+		return ""
+	}
+	return node + auditSuffix
+}
+
+// AuditAside is the name of an audit that had another one, and whose last line has no end: the next line goes to a new one.
+func AuditAside(name, id string) string {
+	return strings.TrimSuffix(name, auditSuffix) + "." + id + auditSuffix
+}
+
+// DamagedName is the name of an audit that had another one, and did not hold. It tells no decision anything any more, and the
+// history of a base what it did.
+func DamagedName(name, id string) string {
+	return strings.TrimSuffix(name, auditSuffix) + "." + id + damagedSuffix
+}
+
+// IsDamagedOf tells whether a name is that of an audit which had another one, and did not hold.
+func IsDamagedOf(name, was string) bool {
+	return IsDamaged(name) && strings.HasPrefix(name, strings.TrimSuffix(was, auditSuffix)+".")
+}
 
 // IsDamaged tells whether a name is such a one.
 func IsDamaged(name string) bool {

@@ -27,8 +27,8 @@ const (
 )
 
 // maxNodeBytes bounds the name of a node: that of a host has 64 bytes at most, or 253 with its domain, and each
-// may take three in the name of a file, which has 255.
-const maxNodeBytes = 240
+// may take three in the name of a file, which has 255: some of these are for the id of one that is put aside.
+const maxNodeBytes = 255 - len(".0123456789abcdef0123456789abcdef") - len(".gone")
 
 // Member says that a node uses the pool. It is written once and never removed: a node that says nothing may come
 // back with all of its machines.
