@@ -192,7 +192,7 @@ func (q *qcow2Node) readDirectories(flags openFlags) *fault {
 		}
 	}
 	if q.bitmaps, err = qcow2.ReadBitmaps(q.r, q.size, q.h); err == nil {
-		err = qcow2.LoadBitmaps(q.r, q.size, q.h, q.bitmaps)
+		err = errors.Join(qcow2.LoadBitmaps(q.r, q.size, q.h, q.bitmaps)...) // qemu tells the first
 	}
 	if err != nil {
 		return headerFault(err)

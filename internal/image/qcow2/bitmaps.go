@@ -219,31 +219,34 @@ func (h *Header) bitmapEntryFault(e uint64) string {
 	return ""
 }
 
-// LoadBitmaps looks at bitmaps as qemu does when it opens the image, and returns the *OpenError of
-// the first one for which it would refuse. The bits themselves are not read.
-func LoadBitmaps(r io.ReaderAt, size int64, h *Header, bitmaps []Bitmap) error {
+// LoadBitmaps looks at each bitmap as qemu does when it opens the image, and returns for each the *OpenError for which it would
+// refuse, nil for none. qemu looks at none behind the first one that it refuses. The bits themselves are not read.
+func LoadBitmaps(r io.ReaderAt, size int64, h *Header, bitmaps []Bitmap) []error {
+	errs := make([]error, len(bitmaps))
 	names := make(map[string]bool, len(bitmaps))
 	for i := range bitmaps {
 		b := &bitmaps[i]
-		if names[b.Name] {
-			if b.InUse { // qemu skips it: the bits of the first one are better
-				continue
-			}
-			return broken(b.EntryOff, "Bitmap already exists: "+b.Name,
-				"two bitmaps have the name %q", b.Name)
-		}
+		twice := names[b.Name]
 		names[b.Name] = true
-		if b.InUse {
-			continue
+		switch {
+		case b.InUse: // qemu does not load it; of two with one name the bits of the other are better
+		case twice:
+			errs[i] = broken(b.EntryOff, "Bitmap already exists: "+b.Name, "two bitmaps have the name %q", b.Name)
+		default:
+			errs[i] = loadBitmap(r, size, h, b)
 		}
-		if err := ReadBitmapTable(r, size, h, b, nil); err != nil {
-			return err
-		}
-		if want := h.bitmapTableEntries(b); b.TableEntries != want {
-			return broken(b.EntryOff,
-				fmt.Sprintf("Could not read bitmap '%s' from image: Invalid argument", b.Name),
-				"the table of bitmap %q has %d entries, the disk needs %d", b.Name, b.TableEntries, want)
-		}
+	}
+	return errs
+}
+
+// loadBitmap looks at one bitmap that is not in use.
+func loadBitmap(r io.ReaderAt, size int64, h *Header, b *Bitmap) error {
+	if err := ReadBitmapTable(r, size, h, b, nil); err != nil {
+		return err
+	}
+	if want := h.bitmapTableEntries(b); b.TableEntries != want {
+		return broken(b.EntryOff, fmt.Sprintf("Could not read bitmap '%s' from image: Invalid argument", b.Name),
+			"the table of bitmap %q has %d entries, the disk needs %d", b.Name, b.TableEntries, want)
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func readBitmaps(t testing.TB, img []byte) (*qcow2.Header, []qcow2.Bitmap, error
 	}
 	b, err := qcow2.ReadBitmaps(r, r.Size(), h)
 	if err == nil {
-		err = qcow2.LoadBitmaps(r, r.Size(), h, b)
+		err = errors.Join(qcow2.LoadBitmaps(r, r.Size(), h, b)...)
 	}
 	return h, b, err
 }
@@ -189,6 +189,55 @@ func TestBitmapRefusals(t *testing.T) {
 	}
 }
 
+// TestBitmapEach: a bitmap behind a broken one is judged by itself. qemu tells the first; of each that is left broken alone it
+// says what is said of it here.
+func TestBitmapEach(t *testing.T) {
+	testenv.Need(t, "qemu-img", "qemu-io")
+	_, img := bitmapped(t)
+	h, list, err := readBitmaps(t, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults := map[int]edit{
+		0: {int(list[0].TableOff), uint64(1 << 56)},
+		1: {int(list[1].TableOff), uint64(512)},
+		2: {int(list[2].EntryOff) + 8, uint32(2)},
+	}
+	for _, which := range [][]int{{0, 1, 2}, {0, 2}, {1, 2}, {0, 1}, {0}, {1}, {2}} {
+		var edits []edit
+		for _, i := range which {
+			edits = append(edits, faults[i])
+		}
+		bad := with(img, edits...)
+		r := bytes.NewReader(bad)
+		list, err := qcow2.ReadBitmaps(r, r.Size(), h)
+		if err != nil || len(list) != 3 {
+			t.Fatalf("%v: ReadBitmaps = %v, %v", which, list, err)
+		}
+		said := qemuRefuses(t, bad)
+		errs := qcow2.LoadBitmaps(r, r.Size(), h, list)
+		found := refusedFor(t, bad)
+		if len(found) != len(which) {
+			t.Errorf("%v: Check() = %+v, want one for each", which, found)
+		}
+		for i, err := range errs {
+			var refused *qcow2.OpenError
+			if errors.As(err, &refused) != slices.Contains(which, i) {
+				t.Errorf("%v: LoadBitmaps of %d = %v", which, i, err)
+			}
+			if refused == nil {
+				continue
+			}
+			if i == which[0] != strings.Contains(said, refused.Qemu) {
+				t.Errorf("%v: qemu-img says %q, and of bitmap %d is said %q", which, said, i, refused.Qemu)
+			}
+			if !slices.ContainsFunc(found, func(f finding.Finding) bool { return f.Host[0].Offset == int64(refused.Off) }) {
+				t.Errorf("%v: Check() = %+v, want one at %#x", which, found, refused.Off)
+			}
+		}
+	}
+}
+
 // What qemu accepts, we accept.
 func TestBitmapOddities(t *testing.T) {
 	testenv.Need(t, "qemu-img", "qemu-io")
@@ -239,7 +288,7 @@ func TestBitmapsUnreadable(t *testing.T) {
 		t.Errorf("ReadBitmaps with a bad sector = %v, want %v", err, qcow2.ErrRead)
 	}
 	r.fail = int64(list[0].TableOff)
-	if err := qcow2.LoadBitmaps(r, int64(len(img)), h, list); !errors.Is(err, qcow2.ErrRead) ||
+	if err := qcow2.LoadBitmaps(r, int64(len(img)), h, list)[0]; !errors.Is(err, qcow2.ErrRead) ||
 		!errors.Is(err, errBadSector) {
 		t.Errorf("LoadBitmaps with a bad sector = %v, want %v", err, qcow2.ErrRead)
 	}

@@ -79,7 +79,7 @@ func FuzzHeader(f *testing.F) {
 			}
 			bitmaps, err := qcow2.ReadBitmaps(r, r.Size(), h)
 			if err == nil {
-				err = qcow2.LoadBitmaps(r, r.Size(), h, bitmaps)
+				err = errors.Join(qcow2.LoadBitmaps(r, r.Size(), h, bitmaps)...)
 			}
 			if err != nil && !errors.As(err, &refused) {
 				t.Errorf("ReadBitmaps = %v, want an OpenError", err)

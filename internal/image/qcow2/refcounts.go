@@ -148,8 +148,10 @@ func (c *checker) countBitmaps() error {
 		return nil
 	}
 	// What cannot be read is a blind spot, below: a bitmap is not given up for it.
-	if err := LoadBitmaps(c.r, int64(c.fileBytes), c.h, bitmaps); err != nil && !errors.Is(err, ErrRead) {
-		c.refusedBitmaps("a bitmap", err)
+	for _, err := range LoadBitmaps(c.r, int64(c.fileBytes), c.h, bitmaps) {
+		if err != nil && !errors.Is(err, ErrRead) {
+			c.refusedBitmaps("a bitmap", err)
+		}
 	}
 	for i := range bitmaps {
 		b := &bitmaps[i]
