@@ -240,10 +240,14 @@ const atWorkSuffix = ".act"
 func (v *Vault) baseAtWork(id string) string { return filepath.Join(v.BasesDir(), id+atWorkSuffix) }
 
 // HoldBase says that the act of a receipt is under way, until what it returns is closed or the program ends. Where the
-// file system keeps no locks nobody is told so.
+// file system keeps no locks nobody is told so. It comes before the receipt is put: who lists receipts looks who holds them.
 func (v *Vault) HoldBase(id string) (io.Closer, error) {
 	path := v.baseAtWork(id)
-	f, err := v.disk.CreateNew(path, 0o600)
+	var f diskio.Writable
+	err := v.disk.MakeDir(v.BasesDir(), 0o700)
+	if err == nil {
+		f, err = v.disk.CreateNew(path, 0o600)
+	}
 	if err == nil {
 		err = f.Close()
 	}

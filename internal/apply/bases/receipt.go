@@ -49,9 +49,14 @@ func (k *keeper) will(steps ...vault.BaseStep) error {
 	if k.Receipts == nil || k.act == "" || len(steps) == 0 {
 		return nil
 	}
-	if k.receipt == nil {
+	first := k.receipt == nil
+	if first {
 		id, err := plan.NewID()
 		if err != nil {
+			return err
+		}
+		// It is held before it is there: who finds one that nobody holds takes its act for cut off, and ends it.
+		if k.hold, err = k.Receipts.HoldBase(id); err != nil {
 			return err
 		}
 		k.receipt = &vault.BaseReceipt{Schema: vault.BaseReceiptSchema, ID: id, State: vault.Applying, Act: k.act,
@@ -59,15 +64,12 @@ func (k *keeper) will(steps ...vault.BaseStep) error {
 		k.receipt.SetDir(k.Bases)
 	}
 	k.receipt.Steps = append(k.receipt.Steps, steps...)
-	if err := k.Receipts.PutBase(k.receipt); err != nil || k.hold != nil {
-		return err
+	err := k.Receipts.PutBase(k.receipt)
+	if err != nil && first { // then nothing is done that it would be about
+		err = errors.Join(err, k.Receipts.DropBase(k.receipt.ID), k.hold.Close())
+		k.receipt, k.hold = nil, nil
 	}
-	hold, err := k.Receipts.HoldBase(k.receipt.ID)
-	if err != nil {
-		return errors.Join(err, k.Receipts.DropBase(k.receipt.ID))
-	}
-	k.hold = hold
-	return nil
+	return err
 }
 
 // did notes that a step was done, or why it was not. It is on the disk when the act is finished. What was not
