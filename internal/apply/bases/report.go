@@ -245,11 +245,14 @@ func (k *keeper) joinByPass(ctx context.Context, s *pool.State, n pool.Node, p P
 		}
 	}
 	err := k.join(ctx, &pool.Member{Node: k.Node, Machine: p.Machine, By: "agent", Reason: "its first report"})
-	if errors.Is(err, fs.ErrExist) {
-		// Another machine of that name was faster, or it could not be read: the next pass tells which.
+	switch {
+	case !errors.Is(err, fs.ErrExist):
+		return err
+	case len(s.Unread) > 0:
 		return errors.Join(append([]error{err}, s.Unread...)...)
 	}
-	return err
+	// Another program of this node was faster, or another machine of that name: the next pass tells which.
+	return fmt.Errorf("node %s: %w: %w", k.Node, ErrTwice, err)
 }
 
 // lookAnew is step 2: it gives the ids of what was set aside as the state has it, but for bases that are still, or

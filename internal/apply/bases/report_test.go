@@ -411,6 +411,32 @@ func TestTwoAgents(t *testing.T) {
 	}
 }
 
+// TestFirstOfTwoAgents: two agents begin on a node that is no member yet. Of two machines of one name the second is
+// told.
+func TestFirstOfTwoAgents(t *testing.T) {
+	t.Parallel()
+	for _, other := range []bool{false, true} {
+		f := newFarm(t, []string{"x"}, "a")
+		a := f.nodes["a"]
+		before, calls := a.runs, 0
+		second := *a
+		if other {
+			second.machine = strings.Repeat("f", len(a.machine))
+		}
+		o := AgentOptions{Once: true, Tell: func(pool.Happened) error { return nil },
+			Pass: PassOptions{Machine: a.machine, Census: a.look, Run: func(ctx context.Context) (linux.Run, error) {
+				if calls++; calls == 1 { // the first has read the pool
+					second.pass()
+				}
+				return before(ctx)
+			}}}
+		complete, err := Agent(t.Context(), o, a.options())
+		if other && !errors.Is(err, ErrDuplicate) || !other && (err != nil || !complete) {
+			t.Errorf("Agent beside another one (of another machine: %v) = %v, %v", other, complete, err)
+		}
+	}
+}
+
 // TestClocksOfNodes: no clock of a node or of the file server decides anything, however wrong it is.
 func TestClocksOfNodes(t *testing.T) {
 	f := newFarm(t, []string{"x"}, "a", "b")
