@@ -267,8 +267,7 @@ func (fs *FS) blockBitmap(ctx context.Context, number int64) ([]byte, error) {
 	g := &fs.groups[number]
 	n := s.perGroup / s.clusterBlocks / 8
 	if g.flags&blockUninit != 0 {
-		// Metadata is reported from where it is known; for the rest nothing is in use.
-		return make([]byte, n), nil
+		return fs.unwritten(number, n), nil
 	}
 	b, err := fs.block(ctx, g.blockBitmap)
 	if err != nil {
@@ -282,6 +281,26 @@ func (fs *FS) blockBitmap(ctx context.Context, number int64) ([]byte, error) {
 		return nil, fs.note(what, g.blockBitmap*s.blockBytes, 0, err)
 	}
 	return b, nil
+}
+
+// unwritten is the block bitmap of a group that has none yet, of n bytes: in use are the superblock, the descriptors,
+// and the blocks that are reserved for more of them, which the resize inode has (fs/ext4/balloc.c,
+// ext4_num_base_meta_blocks). Other metadata no inode has: it is reported from where it is known.
+func (fs *FS) unwritten(number, n int64) []byte {
+	s, b := fs.super, make([]byte, n)
+	if !s.hasSuper(number) {
+		return b
+	}
+	count := s.descBlocks() + int64(le16(s.raw, 206))
+	if s.incompat&incompatMetaGroups != 0 {
+		count = min(s.descBlocks(), s.metaFrom)
+	}
+	first := s.firstBlock(number)
+	from := s.superOf(number) - first
+	for at := from; at < min(from+1+count, n*8*s.clusterBlocks); at++ {
+		b[at/s.clusterBlocks/8] |= 1 << (at / s.clusterBlocks % 8)
+	}
+	return b
 }
 
 // bitmapFits holds the block bitmap of a group against what is known to be in use in it, where no

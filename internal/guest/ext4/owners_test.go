@@ -22,6 +22,7 @@ func TestOwners(t *testing.T) {
 	for _, v := range []variant{
 		{name: "4k", mkfs: "-b 4096"},
 		{name: "1k", mkfs: "-b 1024 -O meta_bg,^resize_inode,mmp", tune: "-O quota"},
+		{name: "1k, groups of which nothing was used", mkfs: "-b 1024 -O uninit_bg"},
 		{name: "bigalloc", mkfs: "-b 4096 -O bigalloc,inline_data,orphan_file -C 65536"},
 		{name: "sparse_super2", mkfs: "-b 2048 -O sparse_super2,ea_inode,^has_journal"},
 		{name: "ext3", mkfs: "-b 1024", kind: "ext3"},
