@@ -80,12 +80,14 @@ type poolOptions struct {
 	// elsewhere are the pools of the configuration that this one is not.
 	elsewhere []*config.Pool
 	// joint knows the pools of the configuration, nil where there are none; at is which of them this is, and joined are those
-	// that are the same. plain is what the command line says alone. goesOn: each look finds anew which are the same.
+	// that are the same. plain is what the command line says alone. goesOn: each look finds anew which are the same;
+	// anew: it is begun another time.
 	joint  *joint
 	at     int
 	joined []int
 	plain  *poolOptions
 	goesOn bool
+	anew   bool
 	// node is what this host is called among the nodes, "" for its own name.
 	node string
 }

@@ -146,9 +146,10 @@ func (o *poolOptions) together(
 	for i := range o.joint.all {
 		all.Go(func() {
 			told := "" // what is so at each try is told once
-			for ctx.Err() == nil {
+			for anew := false; ctx.Err() == nil; anew = true {
 				one, err := o.lead(ctx, i)
 				if err == nil && one != nil {
+					one.anew = anew
 					err = do(ctx, one, &quiet)
 				}
 				if ctx.Err() != nil {
@@ -194,9 +195,9 @@ func (o *poolOptions) alone(ctx context.Context, s *stdio, do func(ctx context.C
 	if o.joint == nil {
 		return do(ctx, o, s)
 	}
-	for {
+	for anew := false; ; anew = true {
 		one := *o.plain
-		one.joint, one.goesOn = o.joint, true
+		one.joint, one.goesOn, one.anew = o.joint, true, anew
 		err := one.join(len(o.joint.all), o.joint.with(len(o.joint.all)))
 		if err == nil {
 			err = do(ctx, &one, s)

@@ -7,14 +7,20 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/shisa-vm/shisa/internal/apply/bases"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs/config"
+	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/render"
 )
 
@@ -42,6 +48,64 @@ func TestTogether(t *testing.T) {
 	}
 	if got := stderr.String(); got != "shisa: /bad: not mounted\n" {
 		t.Errorf("told was %q, want it once", got)
+	}
+}
+
+// hook is a writer that calls itself.
+type hook func(text string)
+
+func (h hook) Write(text []byte) (int, error) {
+	h(string(text))
+	return len(text), nil
+}
+
+// TestRiskTakenOnce: that a pool may be another one than it was is so for what is there at the start. When its storage is
+// taken away while it is watched, no pool begins on the directory below.
+func TestRiskTakenOnce(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, state := filepath.Join(dir, "pool"), filepath.Join(dir, "state")
+	base := filepath.Join(path, "_base")
+	unmount := func() {
+		if err := errors.Join(os.RemoveAll(path), os.MkdirAll(base, 0o755)); err != nil {
+			t.Error(err)
+		}
+	}
+	unmount()
+	was := &poolOptions{baseName: "_base", state: state, pool: path}
+	if _, err := was.protect(t.Context(), bases.ProtectOptions{}, nil, newStdio(nil, io.Discard, io.Discard)); err != nil {
+		t.Fatal(err)
+	}
+	unmount()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	passes := 0
+	s := newStdio(strings.NewReader(""), hook(func(text string) {
+		if !strings.Contains(text, "shielded") {
+			return
+		}
+		if passes++; passes == 1 {
+			unmount()
+		} else {
+			stop()
+		}
+	}), io.Discard)
+	o := &poolOptions{baseName: "_base", state: state, joint: newJoint([]config.Pool{{Path: path}}, "")}
+	var ends []error
+	err = o.together(ctx, time.Millisecond, s, func(ctx context.Context, o *poolOptions, s *stdio) error {
+		err := o.watch(ctx, bases.ProtectOptions{KeepAlive: time.Second}, []string{newPoolRisk + path}, s)
+		if ends = append(ends, err); len(ends) == 2 {
+			stop()
+		}
+		return err
+	})
+	if !errors.Is(err, context.Canceled) || passes != 1 || len(ends) != 2 || !errors.Is(ends[1], bases.ErrOtherPool) {
+		t.Errorf("together = %v after %d passes that ended with %v, want %v begun anew", err, passes, ends, bases.ErrOtherPool)
+	}
+	if _, err := os.Lstat(filepath.Join(base, pool.Dir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a pool was begun where nothing is mounted: %v", err)
 	}
 }
 

@@ -151,14 +151,15 @@ func (o *poolOptions) warnOfRoom(ctx context.Context, c *refs.Census, s *stdio) 
 	return render.BaseKept(s.err, c, render.Style{Width: s.barWidth})
 }
 
-// watch protects a pool until it is stopped.
+// watch protects a pool until it is stopped. A risk was taken for what was there at the start: what is begun anew may be a
+// directory whose storage was taken away in between.
 func (o *poolOptions) watch(ctx context.Context, p bases.ProtectOptions, risks []string, s *stdio) (err error) {
 	act, end, err := o.act(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer end()
-	act.NewPool = slices.Contains(risks, newPoolRisk+o.pool)
+	act.NewPool = !o.anew && slices.Contains(risks, newPoolRisk+o.pool)
 	w := bases.WatchOptions{Protect: o.keepalive(p),
 		Census: func(ctx context.Context) (*refs.Census, error) { return o.census(ctx, s) },
 		Tell:   func(h pool.Happened) error { return o.tell(h, act.Bases, s) }}
