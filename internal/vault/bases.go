@@ -284,6 +284,48 @@ func (v *Vault) BaseUnderWay(id string) error {
 	return nil
 }
 
+// leftAfter is how old what says that an act is under way gets before it is taken for what one left that was cut off right
+// then: the lock and the receipt follow within moments.
+const leftAfter = time.Hour
+
+// DropLeft takes away what acts left that were cut off before their receipt was there, or after it was ended. now is the
+// time of the call.
+func (v *Vault) DropLeft(ctx context.Context, now time.Time) error {
+	paths, err := v.disk.List(ctx, v.BasesDir(), false, func(name string) bool {
+		id, ok := strings.CutSuffix(name, atWorkSuffix)
+		return ok && IsID(id)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever changed
+	}
+	for _, path := range paths {
+		e := v.dropLeft(path, now)
+		if !errors.Is(e, fs.ErrNotExist) && !errors.Is(e, diskio.ErrInUse) { // its act ended meanwhile, or goes on
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+func (v *Vault) dropLeft(path string, now time.Time) error {
+	f, err := v.disk.Open(path)
+	if err != nil {
+		return err
+	}
+	is, err := f.Identity()
+	if err = errors.Join(err, f.Close()); err != nil || now.Sub(is.ModTime) < leftAfter {
+		return err
+	}
+	id := strings.TrimSuffix(filepath.Base(path), atWorkSuffix)
+	switch r, err := v.BaseReceipt(id); {
+	case err == nil && r.State.Unfinished(): // who ends that takes it away
+		return nil
+	case err != nil && !errors.Is(err, ErrNotFound): // BaseReceipts says so
+		return nil
+	}
+	return v.BaseUnderWay(id)
+}
+
 // LockBases keeps other programs from taking acts back until what it returns is closed. The errors are as
 // for LockTexts.
 func (v *Vault) LockBases() (io.Closer, error) { return v.bases().lock("taking back another act") }

@@ -5,9 +5,13 @@ package bases
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/vault"
@@ -63,5 +67,50 @@ func TestHeldBeforePut(t *testing.T) {
 	left, err := filepath.Glob(other.Receipts.BasesDir() + "/*")
 	if err != nil || len(left) != 1 {
 		t.Errorf("%q is left among the receipts, %v; want that of the first act alone", left, err)
+	}
+}
+
+// TestHoldLeft: what an act left that was cut off before its receipt was there goes when receipts are settled; one that may
+// have begun just now, goes on, or has a receipt that cannot be read keeps it.
+func TestHoldLeft(t *testing.T) {
+	w := newWorld(t, "a")
+	o := w.receipts()
+	if _, err := Protect(t.Context(), w.census("a"), ProtectOptions{NoRecord: true}, o); err != nil {
+		t.Fatal(err)
+	}
+	all, err := o.Receipts.BaseReceipts(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatalf("receipts = %+v, %v, want one", all, err)
+	}
+	dir := o.Receipts.BasesDir()
+	leave := func(digit, suffix string, age time.Duration) string {
+		path, at := filepath.Join(dir, strings.Repeat(digit, 32)+suffix), time.Now().Add(-age)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	held, err := o.Receipts.HoldBase(strings.Repeat("1", 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	const old = 2 * time.Hour
+	at := time.Now().Add(-old)
+	goesOn := filepath.Join(dir, strings.Repeat("1", 32)+".act")
+	ended := filepath.Join(dir, all[0].ID+".act")
+	if err := errors.Join(os.Chtimes(goesOn, at, at), os.WriteFile(ended, nil, 0o600), os.Chtimes(ended, at, at)); err != nil {
+		t.Fatal(err)
+	}
+	leave("2", ".act", old)
+	want := []string{goesOn, leave("3", ".act", time.Minute), leave("4", ".act", old), leave("4", ".json", old),
+		filepath.Join(dir, all[0].ID+".json")}
+	if _, _, err := Settle(t.Context(), o); !errors.Is(err, vault.ErrDamaged) {
+		t.Errorf("Settle = %v, want that a receipt is damaged alone", err)
+	}
+	left, err := filepath.Glob(dir + "/*")
+	slices.Sort(want)
+	if slices.Sort(left); err != nil || !slices.Equal(left, want) {
+		t.Errorf("%q is left among the receipts, %v, want %q", left, err, want)
 	}
 }

@@ -186,7 +186,7 @@ func Settle(ctx context.Context, o Options) (ended, half []*vault.BaseReceipt, e
 			}
 		}
 	}
-	return ended, half, err
+	return ended, half, errors.Join(err, v.DropLeft(ctx, newKeeper(o).Now()))
 }
 
 // cutOff ends the receipt of an act that was cut off.
