@@ -182,10 +182,12 @@ func ParseDomain(text []byte) (Domain, error) {
 	if err == nil && r.domains == 0 {
 		err = errors.New("holds no domain")
 	}
+	disks := make(map[string]bool, len(r.Disks))
+	for i := range r.Disks {
+		disks[r.Disks[i].Path] = true
+	}
 	slices.Sort(r.Files)
-	r.Files = slices.DeleteFunc(slices.Compact(r.Files), func(name string) bool {
-		return slices.ContainsFunc(r.Disks, func(d DomainDisk) bool { return d.Path == name })
-	})
+	r.Files = slices.DeleteFunc(slices.Compact(r.Files), func(name string) bool { return disks[name] })
 	return r.Domain, err
 }
 
@@ -243,11 +245,17 @@ func (r *domainReader) start(path []string, e xml.StartElement) error {
 	return nil
 }
 
-// names notes the paths in a text of a document. What QEMU is given as it stands may hold several, in any form.
+// names notes the paths in a text of a document. What QEMU is given as it stands may hold several, in any form: each is taken up
+// to what may end it, and up to what ends every option, since a path may have spaces and the like.
 func (r *domainReader) names(path []string, text string) error {
 	words := []string{strings.TrimSpace(text)}
 	if under(path, "commandline", "arg") {
 		words = strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(" \t\r\n,=:;\"'{}[]", c) })
+		for _, option := range strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(",\"", c) }) {
+			if _, rest, found := strings.Cut(option, "/"); found {
+				words = append(words, "/"+rest)
+			}
+		}
 	}
 	for _, w := range words {
 		if !strings.HasPrefix(w, "/") || len(w) > maxNameBytes {

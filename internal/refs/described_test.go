@@ -46,6 +46,8 @@ func TestDescribed(t *testing.T) {
 		{"the ROM of a card", `</disk><interface><rom file="/inst/_base/b"/></interface><disk>`, "domain", ""},
 		{"what QEMU is given", `</disk></devices><commandline><arg value="-drive"/><arg value="file=/inst/_base/b,if=none"/></commandline>` +
 			`<devices><disk>`, "domain", ""},
+		{"what QEMU is given, with a space", `</disk></devices><commandline><arg value="-drive"/>` +
+			`<arg value="if=none,file=/a link/_base/b"/></commandline><devices><disk>`, "domain", ""},
 		{"what QEMU is given as JSON", `</disk></devices><commandline><arg value='{"driver":"file","filename":"/inst/_base/b"}'/></commandline>` +
 			`<devices><disk>`, "domain", ""},
 		{"what is no file", `</disk><serial><source path="/pipe"/></serial><filesystem><source dir="/inst"/></filesystem>` +
@@ -59,6 +61,7 @@ func TestDescribed(t *testing.T) {
 		w.write("root/etc/libvirt/storage/ceph.xml", []byte("<pool type='rbd'><name>ceph</name></pool>"))
 		w.link("../inst", "root/inst")
 		w.link("inst/_base/b", "root/link")
+		w.link("../inst", "root/a link")
 		if err := syscall.Mkfifo(w.path("root/pipe"), 0o600); err != nil {
 			t.Fatal(err)
 		}
