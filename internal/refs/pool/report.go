@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -91,6 +92,9 @@ func (u *Use) Of(name string, inode uint64) bool {
 	return u.Name == name || u.Inode != 0 && u.Inode == inode
 }
 
+// maxGraceSeconds is the longest span that a time.Duration has.
+const maxGraceSeconds = int64(math.MaxInt64 / time.Second)
+
 // SecondsOf is a span in whole seconds, and not less than it is.
 func SecondsOf(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
@@ -169,7 +173,7 @@ func (r *Report) valid() error {
 		return fmt.Errorf("its boot_id is %q", r.BootID)
 	case r.Seq == 0:
 		return errors.New("its seq is 0")
-	case r.LaunchGraceSeconds < 0:
+	case r.LaunchGraceSeconds < 0 || r.LaunchGraceSeconds > maxGraceSeconds:
 		return fmt.Errorf("its launch_grace_seconds is %d", r.LaunchGraceSeconds)
 	case r.Complete != (len(r.Gaps) == 0):
 		return fmt.Errorf("complete is %v with %d gaps", r.Complete, len(r.Gaps))
