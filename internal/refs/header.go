@@ -5,6 +5,7 @@ package refs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -199,7 +200,8 @@ func (t *taking) header(ctx context.Context, n named) error {
 		names = append(names, l.Backing.Name)
 	}
 	if b := l.Backing; b != nil && !n.again && headed(b.Name, b.Format) && t.address(b.Name) < 0 {
-		t.gap(path, "header of its backing file", "it was not read: "+b.Name+" is no file of this host, and its format is "+b.Format)
+		t.gap(path, "header of its backing file", "it was not read: "+b.Name+" is no file of this host, and its format is "+
+			cmp.Or(b.Format, "not said"))
 	}
 	if l.Data != nil {
 		n.data = l.Data.Name

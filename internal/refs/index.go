@@ -29,7 +29,7 @@ import (
 //	    what diskio.Memory.Append wrote
 const (
 	indexMagic   = "shisaidx"
-	indexVersion = 1
+	indexVersion = 2
 	indexHead    = 16
 	// MaxIndexBytes bounds an index: some two million overlays.
 	MaxIndexBytes = 256 << 20

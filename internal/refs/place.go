@@ -321,8 +321,9 @@ func remote(name string) bool {
 	return false
 }
 
-// headed tells of a name that leads to another machine, to an image that may rest on others by its format.
-func headed(name, format string) bool { return format != "" && format != "raw" && remote(name) }
+// headed tells of a name that leads to another machine, to an image that may rest on others by its format: QEMU finds out
+// by its first bytes what it is where none is said.
+func headed(name, format string) bool { return format != "raw" && remote(name) }
 
 // address gives the index of the target that a name means which leads to another machine, -1 for none. A server may
 // have the directory of the bases as well: a file of such a directory is taken for the base of that name.
