@@ -65,7 +65,9 @@ func DamagedName(name, id string) string {
 
 // IsDamagedOf tells whether a name is that of an audit which had another one, and did not hold.
 func IsDamagedOf(name, was string) bool {
-	return IsDamaged(name) && strings.HasPrefix(name, strings.TrimSuffix(was, auditSuffix)+".")
+	rest, ok := strings.CutPrefix(name, strings.TrimSuffix(was, auditSuffix)+".")
+	id, damaged := strings.CutSuffix(rest, damagedSuffix)
+	return ok && damaged && IsID(id) // n1 has none by that of n1.example.org
 }
 
 // IsDamaged tells whether a name is such a one.

@@ -38,6 +38,9 @@ func TestAuditName(t *testing.T) {
 			t.Errorf("documents of %q cannot be put aside", node)
 		}
 	}
+	if other := DamagedName(AuditName("n1.example.org"), id); IsDamagedOf(other, AuditName("n1")) {
+		t.Errorf("%q is taken for one of n1", other)
+	}
 	for node, want := range map[string]string{"n1": "n1.jsonl", "a/b": "", "": "", "..": "...jsonl", "a b": "a b.jsonl"} {
 		if got := RawAuditName(node); got != want {
 			t.Errorf("RawAuditName(%q) = %q, want %q", node, got, want)
