@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/shisa-vm/shisa/internal/guest/files"
 )
@@ -60,14 +59,14 @@ type attrWalk struct {
 // same name, or the entry was to have a value of its own in other blocks and none is noted yet.
 type attrTwins struct {
 	hash  uint32
-	whole []attrTwin
+	whole map[attrTwin]bool
 	begun []attrTwin
+	offs  []int64 // of the leaves of begun
 }
 
 type attrTwin struct {
 	space byte // the flags that are part of the name
 	name  string
-	off   int64
 }
 
 // xattrs reads all extended attributes. It reads on after damage, and ends with the first error.
@@ -347,23 +346,22 @@ func leafNames(b []byte, at, low int) (int, error) {
 
 // twin keeps an entry of version 4 in mind until all of its hash were read.
 func (w *attrWalk) twin(hash uint32, flags byte, name []byte, off int64) error {
-	if hash != w.twins.hash {
+	if hash != w.twins.hash || w.twins.whole == nil {
 		if err := w.settle(); err != nil {
 			return err
 		}
-		w.twins = attrTwins{hash: hash}
+		w.twins = attrTwins{hash: hash, whole: map[attrTwin]bool{}}
 	}
 	if flags&(attrIncomplete|attrLocal) == attrIncomplete {
 		return nil // leafEntry holds it against its value
 	}
-	t := attrTwin{flags & (attrRoot | attrSecure), string(name), off}
-	list := &w.twins.whole
-	if flags&attrIncomplete != 0 {
-		list = &w.twins.begun
-	}
-	if len(*list) < maxAttrTwins {
-		*list = append(*list, t)
-	} else if flags&attrIncomplete != 0 {
+	t := attrTwin{flags & (attrRoot | attrSecure), string(name)}
+	switch s := &w.twins; {
+	case flags&attrIncomplete == 0 && len(s.whole) < maxAttrTwins:
+		s.whole[t] = true
+	case flags&attrIncomplete != 0 && len(s.begun) < maxAttrTwins:
+		s.begun, s.offs = append(s.begun, t), append(s.offs, off)
+	case flags&attrIncomplete != 0:
 		return fmt.Errorf("more than %d entries of one hash were begun and not ended", maxAttrTwins)
 	}
 	return nil
@@ -371,13 +369,11 @@ func (w *attrWalk) twin(hash uint32, flags byte, name []byte, off int64) error {
 
 // settle tells of entries that were begun where none that a kernel shows has their name.
 func (w *attrWalk) settle() error {
-	for _, t := range w.twins.begun {
-		if slices.ContainsFunc(w.twins.whole, func(o attrTwin) bool {
-			return o.name == t.name && o.space == t.space
-		}) {
+	for i, t := range w.twins.begun {
+		if w.twins.whole[t] {
 			continue
 		}
-		if err := w.bad(t.off, fmt.Errorf("entry %q was begun and not ended, and no other has its name",
+		if err := w.bad(w.twins.offs[i], fmt.Errorf("entry %q was begun and not ended, and no other has its name",
 			t.name)); err != nil {
 			return err
 		}
