@@ -258,6 +258,9 @@ func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
 		same, err := f.sameInode(ctx, &c, recorded)
 		switch {
 		case err != nil:
+		case same && slices.ContainsFunc(recorded, func(o pool.Object) bool { return o.SHA256 != recorded[0].SHA256 }):
+			w.Why = fmt.Sprintf("it is the inode of one of %d files that were recorded under that name, and not of one content: "+
+				"nobody knows on which of them the images were made", len(recorded))
 		case same:
 			w.Proof, w.Why = SameFile, "it is the inode that was recorded of the base, kept until the last program closes it"
 		case len(recorded) > 0:

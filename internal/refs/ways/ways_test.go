@@ -236,6 +236,27 @@ func TestRecordedTwice(t *testing.T) {
 	}
 }
 
+// TestRenamedTwice: of two files that had one name and that a client of NFS keeps neither is called the very base.
+func TestRenamedTwice(t *testing.T) {
+	w := newWorld(t)
+	o := bases.Options{Bases: w.path("pool/_base"), Node: "n"}
+	for _, name := range []string{"from/first", "pool/_base/.nfs02"} {
+		w.write("pool/_base/b", random(uint64(len(name)), blocks))
+		if _, err := bases.Protect(t.Context(), w.census(), bases.ProtectOptions{}, o); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bases.Unprotect(t.Context(), bases.UnprotectOptions{}, o); err != nil {
+			t.Fatal(err)
+		}
+		w.run("mv", w.path("pool/_base/b"), w.path(name))
+	}
+	w.run("mv", w.path("from/first"), w.path("pool/_base/.nfs01"))
+	got := w.find()
+	if len(got) != 2 || got[0].How != Renamed || got[0].Proof != Unproved || got[1].Proof != Unproved {
+		t.Errorf("the ways are %+v, want two that are not proved", got)
+	}
+}
+
 // TestSeveralKept: of two files that shields keep and that had one name neither is called the very base.
 func TestSeveralKept(t *testing.T) {
 	w := newWorld(t)
