@@ -163,13 +163,13 @@ func basesID(ctx context.Context, pool, baseName string) (id diskio.ID, known bo
 	if err != nil {
 		return id, false
 	}
-	st, err := diskio.Within(ctx, 10*time.Second, func() (diskio.Stat, error) { return diskio.Look(dir) }, nil)
+	st, err := diskio.WithinAt(ctx, dir, 10*time.Second, func() (diskio.Stat, error) { return diskio.Look(dir) }, nil)
 	return st.ID, errors.Is(err, diskio.ErrDirectory)
 }
 
 // realPath is the absolute path without symbolic links.
 func realPath(ctx context.Context, path string) (string, error) {
-	return diskio.Within(ctx, 10*time.Second, func() (string, error) {
+	return diskio.WithinAt(ctx, path, 10*time.Second, func() (string, error) {
 		real, err := diskio.RealPath(path)
 		if err != nil {
 			return "", err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs/config"
 	"github.com/shisa-vm/shisa/internal/render"
@@ -138,7 +139,7 @@ func poolsStatus(all []render.BasePool) []int {
 func (o *poolOptions) together(
 	ctx context.Context, rest time.Duration, s *stdio, do func(ctx context.Context, o *poolOptions, s *stdio) error,
 ) error {
-	ctx, stop := context.WithCancelCause(ctx)
+	ctx, stop := context.WithCancelCause(diskio.WithHung(ctx))
 	defer stop(nil)
 	quiet := *s
 	quiet.barWidth = 0 // bars would draw over each other
@@ -192,6 +193,7 @@ func (o *poolOptions) lead(ctx context.Context, i int) (*poolOptions, error) {
 
 // alone does something with POOL until ctx ends, and begins it anew where the configuration says other things of that now.
 func (o *poolOptions) alone(ctx context.Context, s *stdio, do func(ctx context.Context, o *poolOptions, s *stdio) error) error {
+	ctx = diskio.WithHung(ctx)
 	if o.joint == nil {
 		return do(ctx, o, s)
 	}

@@ -19,7 +19,7 @@ import (
 // error is that of ctx; what could not be asked is told in the result.
 func roomOf(ctx context.Context, dir string) (*refs.Room, error) {
 	r := &refs.Room{}
-	room, err := diskio.Within(ctx, 10*time.Second, func() (diskio.Room, error) { return diskio.RoomAt(dir) }, nil)
+	room, err := diskio.WithinAt(ctx, dir, 10*time.Second, func() (diskio.Room, error) { return diskio.RoomAt(dir) }, nil)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

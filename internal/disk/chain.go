@@ -84,7 +84,7 @@ func withPath(path string, err error) error {
 // openLayer opens a file at path for l, whose Path and Format are set, tells its format, and reads
 // its header.
 func openLayer(ctx context.Context, path string, open opener, l Layer) (Layer, error) {
-	return diskio.Within(ctx, answerTimeout, func() (Layer, error) {
+	return diskio.WithinAt(ctx, path, answerTimeout, func() (Layer, error) {
 		f, err := open(path)
 		if err != nil {
 			return Layer{}, err
@@ -102,7 +102,7 @@ func openLayer(ctx context.Context, path string, open opener, l Layer) (Layer, e
 
 // openFile is diskio.Open with an end to waiting.
 func openFile(ctx context.Context, path string, open opener) (*diskio.File, error) {
-	return diskio.Within(ctx, answerTimeout, func() (*diskio.File, error) { return open(path) },
+	return diskio.WithinAt(ctx, path, answerTimeout, func() (*diskio.File, error) { return open(path) },
 		func(f *diskio.File) { _ = f.Close() }) // nobody waits for it any more
 }
 
@@ -160,7 +160,7 @@ func (l *Layer) resolve(ctx context.Context, p Policy, seen []diskio.ID) {
 	}
 	l.resolved = true
 	find := func(name string, find func() Link) Link {
-		link, err := diskio.Within(ctx, answerTimeout, func() (Link, error) { return find(), nil }, nil)
+		link, err := diskio.WithinAt(ctx, fullName(l.Path, name), answerTimeout, func() (Link, error) { return find(), nil }, nil)
 		if err != nil {
 			link = Link{Name: name, Full: fullName(l.Path, name)}.fail(err)
 		}

@@ -23,7 +23,7 @@ const maxListedNames = 20
 // directory is what a user thinks of as the disk. There must be one; the error lists those that there are.
 // cause is that dir is a directory.
 func (o Options) descriptorIn(ctx context.Context, dir string, cause error) (string, error) {
-	names, err := diskio.Within(ctx, answerTimeout, func() ([]string, error) {
+	names, err := diskio.WithinAt(ctx, dir, answerTimeout, func() ([]string, error) {
 		return diskio.Files(ctx, dir, func(name string) bool {
 			return strings.EqualFold(filepath.Ext(name), "."+formatVMDK)
 		})
@@ -63,7 +63,7 @@ func (o Options) descriptorIn(ctx context.Context, dir string, cause error) (str
 // isDescriptor tells whether the file at path is an image in itself: the other files of a disk, which
 // have no descriptor or are bytes of the disk, are not.
 func (o Options) isDescriptor(ctx context.Context, path string) (bool, error) {
-	return diskio.Within(ctx, answerTimeout, func() (is bool, err error) {
+	return diskio.WithinAt(ctx, path, answerTimeout, func() (is bool, err error) {
 		f, err := o.open(path)
 		if err != nil {
 			return false, err

@@ -317,7 +317,7 @@ func (r *sweep) openRoot(ctx context.Context, d *sweepDir) error {
 		dev  uint64
 		fs   int64
 	}
-	o, err := Within(ctx, r.timeout, func() (opened, error) {
+	o, err := WithinAt(ctx, d.path, r.timeout, func() (opened, error) {
 		fd, err := openUnlinked(unix.AT_FDCWD, d.path, dirFlags)
 		if err != nil {
 			return opened{}, err

@@ -85,7 +85,10 @@ func (s *Sweep) Slots() int { return s.Workers + maxMute }
 // followed. A directory that was visited before is left out. What cannot be read is told as
 // WalkBlind; the error is that of ctx.
 func (s *Sweep) Run(ctx context.Context, dirs []string) error {
-	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout, trust: map[uint64]trust{}, hash: maphash.MakeSeed()}
+	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout, trust: map[uint64]trust{}, hash: maphash.MakeSeed(),
+		hung: hungOf(ctx)}
+	var anew map[string]bool
+	r.hangs, anew = r.hung.swept()
 	if s.Learn != nil && s.Learn.Known != nil {
 		n := len(s.Learn.Known.dirs)
 		r.visited = make([]bool, n)
@@ -95,7 +98,7 @@ func (s *Sweep) Run(ctx context.Context, dirs []string) error {
 	r.users.Add(1)
 	defer r.leave()
 	for _, dir := range dirs {
-		real, err := Within(ctx, s.Timeout, func() (string, error) { return RealPath(dir) }, nil)
+		real, err := WithinAt(ctx, dir, s.Timeout, func() (string, error) { return RealPath(dir) }, nil)
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -114,7 +117,12 @@ func (s *Sweep) Run(ctx context.Context, dirs []string) error {
 	for range s.Workers {
 		r.start()
 	}
-	err := r.watch(ctx)
+	err := r.watch(ctx, anew)
+	for path := range anew {
+		if err == nil && r.mute < maxMute { // else nobody knows
+			r.hung.answered(lookFor[Swept]{path}, new(bool))
+		}
+	}
 	if err == nil && s.Learn != nil {
 		r.learned(roots)
 	}
@@ -138,6 +146,9 @@ type sweepDir struct {
 type sweep struct {
 	*Sweep
 	timeout time.Duration
+	// hung are looks of earlier sweeps that did not come back, hangs their paths.
+	hung  *hung
+	hangs map[string]error
 
 	hash maphash.Seed // of pass
 
@@ -196,8 +207,10 @@ type sweeper struct {
 	// be -1.
 	run             sweepDir
 	runSub, runFile int
-	// gone: it was given up. It is set, and things are told, under mu.
-	gone bool
+	// gone: it was given up at the path stuck, from which it is back or not. It is set, and things are told, under mu.
+	gone  bool
+	stuck string
+	back  bool // under hung.mu
 
 	// seen is the turn that the watch met it at, since when. Only the watch has these.
 	seen  uint64
@@ -220,8 +233,9 @@ func (r *sweep) start() {
 	go w.work()
 }
 
-// watch waits for the end, and gives up who hangs.
-func (r *sweep) watch(ctx context.Context) error {
+// watch waits for the end, and gives up who hangs. It takes the paths where somebody did from those that were to be looked at
+// once more.
+func (r *sweep) watch(ctx context.Context, anew map[string]bool) error {
 	stop := context.AfterFunc(ctx, r.end)
 	defer stop()
 	ticker := time.NewTicker(max(r.timeout/4, time.Millisecond))
@@ -242,6 +256,7 @@ func (r *sweep) watch(ctx context.Context) error {
 		case <-ticker.C:
 			for _, w := range r.workers {
 				r.giveUp(w)
+				delete(anew, w.stuck)
 			}
 		}
 	}
@@ -261,6 +276,8 @@ func (r *sweep) giveUp(w *sweeper) {
 	var rest []sweepDir
 	if dead {
 		path, rest = w.where(), w.untold()
+		w.stuck = path
+		r.hung.gaveUp(lookFor[Swept]{path}, w.since, &w.back)
 	}
 	w.mu.Unlock()
 	if !dead {
@@ -351,6 +368,7 @@ func (w *sweeper) work() {
 			break
 		}
 		if !w.directory(d) || !w.waits() {
+			w.r.hung.answered(lookFor[Swept]{w.stuck}, &w.back)
 			return // it was given up, and is not counted any more
 		}
 		w.r.mu.Lock()
@@ -419,6 +437,9 @@ func (w *sweeper) directory(d sweepDir) bool {
 	w.looking(d.path, "")
 	if d.depth > maxWalkDepth {
 		return w.blind(d.path, ErrTooDeep)
+	}
+	if err := w.r.hangs[d.path]; err != nil {
+		return w.blind(d.path, err)
 	}
 	if w.r.Learn != nil {
 		w.kept.begin()
@@ -625,6 +646,11 @@ func (w *sweeper) entry(d sweepDir, name string, kind byte, auto bool) (slot int
 
 // kindOf asks for what some file systems do not tell with the names. gone: it was removed since.
 func (w *sweeper) kindOf(dir int, dirPath, name string) (kind byte, gone bool, err error) {
+	if len(w.r.hangs) > 0 {
+		if err := w.r.hangs[dirPath+"/"+name]; err != nil {
+			return 0, false, err
+		}
+	}
 	w.looking(dirPath, name)
 	var st unix.Stat_t
 	err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -649,6 +675,11 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 	s := &w.swept
 	*s = Swept{Dir: dirPath, Name: name, In: w.in}
 	w.r.fresh.Store(true)
+	if len(w.r.hangs) > 0 {
+		if err := w.r.hangs[s.Path()]; err != nil {
+			return w.blind(s.Path(), err)
+		}
+	}
 	w.looking(dirPath, name)
 	if w.r.opening != nil {
 		w.r.opening(s.Path())

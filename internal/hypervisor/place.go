@@ -115,7 +115,7 @@ func Look(ctx context.Context, timeout time.Duration, kind PlaceKind, path, why,
 	if !utf8.ValidString(path) {
 		p.PathB64 = base64.StdEncoding.EncodeToString([]byte(path))
 	}
-	_, err := diskio.Within(ctx, timeout, func() (struct{}, error) {
+	_, err := diskio.WithinAt(ctx, path, timeout, func() (struct{}, error) {
 		_, err := diskio.Look(path)
 		isDir := errors.Is(err, diskio.ErrDirectory)
 		switch {
@@ -243,7 +243,7 @@ func (f *finder) read(path, why string) []byte {
 	if p == nil || !p.Readable {
 		return nil
 	}
-	c, err := diskio.Within(f.ctx, f.opts.Timeout, func() (config, error) { return readConfig(p.Path) }, nil)
+	c, err := diskio.WithinAt(f.ctx, p.Path, f.opts.Timeout, func() (config, error) { return readConfig(p.Path) }, nil)
 	if err != nil {
 		p.Readable, p.Error = false, plain(err)
 		return nil
@@ -280,7 +280,7 @@ func (f *finder) list(dir, suffix, why string) []string {
 	if p == nil || !p.Readable {
 		return nil
 	}
-	names, err := diskio.Within(f.ctx, f.opts.Timeout, func() ([]string, error) {
+	names, err := diskio.WithinAt(f.ctx, p.Path, f.opts.Timeout, func() ([]string, error) {
 		return namesIn(p.Path, suffix)
 	}, nil)
 	if err != nil {

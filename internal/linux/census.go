@@ -114,7 +114,7 @@ func (h *Host) hasKVM() bool {
 
 // Census looks which files are open. The error is that of ctx, or says why nothing is known.
 func (h *Host) Census(ctx context.Context) (*Census, error) {
-	return diskio.Within(ctx, censusTimeout, func() (*Census, error) { return h.census(ctx) }, nil)
+	return diskio.WithinAt(ctx, h.root+"/proc", censusTimeout, func() (*Census, error) { return h.census(ctx) }, nil)
 }
 
 func (h *Host) census(ctx context.Context) (*Census, error) {

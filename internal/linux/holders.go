@@ -80,7 +80,7 @@ func (c *Census) is(ctx context.Context, f OpenFile, st diskio.Stat, path string
 		return f.Path == path && !f.Deleted && (f.Ino == 0 || f.Ino == st.ID.Ino)
 	}
 	link := c.host.root + "/proc/" + strconv.Itoa(f.PID) + "/fd/" + strconv.Itoa(f.FD)
-	got, err := diskio.Within(ctx, processTimeout, func() (diskio.Stat, error) {
+	got, err := diskio.WithinAt(ctx, link, processTimeout, func() (diskio.Stat, error) {
 		return lookThrough(link)
 	}, nil)
 	if err != nil {
@@ -96,7 +96,7 @@ func (c *Census) Behind(ctx context.Context, f OpenFile) (diskio.ID, error) {
 		return diskio.ID{}, fs.ErrNotExist
 	}
 	link := c.host.root + "/proc/" + strconv.Itoa(f.PID) + "/fd/" + strconv.Itoa(f.FD)
-	got, err := diskio.Within(ctx, processTimeout, func() (diskio.Stat, error) { return lookThrough(link) }, nil)
+	got, err := diskio.WithinAt(ctx, link, processTimeout, func() (diskio.Stat, error) { return lookThrough(link) }, nil)
 	return got.ID, err
 }
 

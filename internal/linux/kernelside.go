@@ -29,7 +29,7 @@ const (
 
 // list reads a list of the kernel in time. One that is not there is fs.ErrNotExist.
 func (h *Host) list(ctx context.Context, path string) ([]byte, error) {
-	text, err := diskio.Within(ctx, listTimeout, func() ([]byte, error) {
+	text, err := diskio.WithinAt(ctx, h.root+path, listTimeout, func() ([]byte, error) {
 		return readSome(h.root+path, maxListBytes)
 	}, nil)
 	if err == nil && len(text) == maxListBytes {
@@ -43,7 +43,7 @@ func (h *Host) list(ctx context.Context, path string) ([]byte, error) {
 
 // names lists a directory of the kernel. One that is not there is fs.ErrNotExist.
 func (h *Host) names(ctx context.Context, path string) ([]string, error) {
-	all, err := diskio.Within(ctx, listTimeout, func() ([]string, error) {
+	all, err := diskio.WithinAt(ctx, h.root+path, listTimeout, func() ([]string, error) {
 		dir, err := openDirectory(unix.AT_FDCWD, h.root+path)
 		if err != nil {
 			return nil, err

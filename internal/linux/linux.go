@@ -130,7 +130,7 @@ func (h *Host) Process(ctx context.Context, pid int) (Process, error) {
 		return p, err
 	}
 	p.Comm = strings.TrimSuffix(string(comm), "\n")
-	line, err := diskio.Within(ctx, processTimeout, func() ([]byte, error) {
+	line, err := diskio.WithinAt(ctx, dir+"/cmdline", processTimeout, func() ([]byte, error) {
 		return readSome(dir+"/cmdline", maxCommandBytes)
 	}, nil)
 	if err != nil {

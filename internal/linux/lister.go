@@ -246,7 +246,7 @@ func (l *lister) through(f *OpenFile) error {
 		return nil
 	}
 	link := fmt.Sprintf("%s/proc/%d/fd/%d", l.c.host.root, f.PID, f.FD)
-	st, err := diskio.Within(l.ctx, processTimeout, func() (diskio.Stat, error) { return lookThrough(link) }, nil)
+	st, err := diskio.WithinAt(l.ctx, link, processTimeout, func() (diskio.Stat, error) { return lookThrough(link) }, nil)
 	switch {
 	case gone(err):
 		return err

@@ -131,7 +131,7 @@ func (h *Host) Mounts(ctx context.Context, pid int) ([]Mount, error) {
 		who = strconv.Itoa(pid)
 	}
 	path := h.root + "/proc/" + who + "/mountinfo"
-	raw, err := diskio.Within(ctx, processTimeout, func() ([]byte, error) {
+	raw, err := diskio.WithinAt(ctx, path, processTimeout, func() ([]byte, error) {
 		return readSome(path, maxMountBytes)
 	}, nil)
 	if err != nil {

@@ -303,7 +303,7 @@ func (w *walker) add(u Use) error {
 func (w *walker) mappings(pid int) error {
 	path := w.h.root + "/proc/" + strconv.Itoa(pid) + "/maps"
 	// The map may be held by a thread that waits for storage.
-	maps, err := diskio.Within(w.ctx, processTimeout, func() ([]byte, error) {
+	maps, err := diskio.WithinAt(w.ctx, path, processTimeout, func() ([]byte, error) {
 		return readSome(path, maxTaskMapsBytes)
 	}, nil)
 	if errors.Is(err, diskio.ErrTimeout) {

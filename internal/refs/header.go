@@ -154,7 +154,7 @@ func (t *taking) walk(ctx context.Context, path string) error {
 // dirOf is the directory of a name without symbolic links, since QEMU leaves it to the kernel where ".." leads from it;
 // "" with a gap where that cannot be told. The error is that of ctx.
 func (t *taking) dirOf(ctx context.Context, path string) (string, error) {
-	dir, err := diskio.Within(ctx, t.o.Timeout, func() (string, error) {
+	dir, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (string, error) {
 		return diskio.RealPath(path[:strings.LastIndexByte(path, '/')+1] + ".")
 	}, nil)
 	if err != nil && ctx.Err() == nil {
@@ -173,7 +173,7 @@ type opened struct {
 // header is walk for an image that relative names in its header are seen from n.dir() by. The error is that of ctx.
 func (t *taking) header(ctx context.Context, n named) error {
 	path := n.path
-	l, err := diskio.Within(ctx, t.o.Timeout, func() (l opened, err error) {
+	l, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (l opened, err error) {
 		if l.real, err = diskio.RealPath(path); err != nil {
 			return l, err
 		}

@@ -130,7 +130,7 @@ func (t *taking) disk(ctx context.Context, path string, u Reference) error {
 // used by whoever names it, whatever for.
 func (t *taking) beside(ctx context.Context, path string, u Reference) error {
 	at := filepath.Join("/", t.o.Host.Root, path)
-	_, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(at) }, nil)
+	_, err := diskio.WithinAt(ctx, at, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(at) }, nil)
 	if errors.Is(err, diskio.ErrDirectory) || errors.Is(err, diskio.ErrSpecial) {
 		return ctx.Err()
 	}
@@ -366,7 +366,7 @@ func (t *taking) deleted(ctx context.Context, c *linux.Census) error {
 // through looks at the file behind the descriptor of a process; zero if it is not known any more.
 func (t *taking) through(ctx context.Context, f *linux.OpenFile) diskio.ID {
 	path := fmt.Sprintf("/proc/%d/fd/%d", f.PID, f.FD)
-	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+	st, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
 	if err != nil || f.Ino != 0 && st.Ino != f.Ino {
 		return diskio.ID{}
 	}

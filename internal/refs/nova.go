@@ -75,7 +75,7 @@ func (t *taking) hostsIn(ctx context.Context, path string) error {
 }
 
 func (t *taking) readHosts(ctx context.Context, path string) error {
-	text, err := diskio.Within(ctx, t.o.Timeout, func() ([]byte, error) {
+	text, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() ([]byte, error) {
 		f, err := diskio.Open(path)
 		if err != nil {
 			return nil, err
@@ -139,7 +139,7 @@ func (t *taking) exported(ctx context.Context) error {
 
 // readExport reads an export as far as it is one; what there is of it comes with the error.
 func (t *taking) readExport(ctx context.Context, path string) (*nova.Export, error) {
-	f, err := diskio.Within(ctx, t.o.Timeout, func() (*diskio.File, error) { return diskio.Open(path) },
+	f, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (*diskio.File, error) { return diskio.Open(path) },
 		func(f *diskio.File) { f.Close() })
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func (p *patient) Read(b []byte) (int, error) {
 			return 0, io.EOF
 		}
 		off := p.off
-		part, err := diskio.Within(p.ctx, p.timeout, func() ([]byte, error) {
+		part, err := diskio.WithinAt(p.ctx, p.f.Name(), p.timeout, func() ([]byte, error) {
 			part := make([]byte, n)
 			_, err := p.f.ReadAt(part, off)
 			return part, err

@@ -52,7 +52,7 @@ func (t *taking) names(ctx context.Context) error {
 		if b.State != Live {
 			continue
 		}
-		e, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Entry, error) { return diskio.LookEntry(b.Path) }, nil)
+		e, err := diskio.WithinAt(ctx, b.Path, t.o.Timeout, func() (diskio.Entry, error) { return diskio.LookEntry(b.Path) }, nil)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

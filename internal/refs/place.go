@@ -44,7 +44,7 @@ func (t *taking) placeOf(ctx context.Context, dir string) (place, error) {
 	if p, ok := t.places[dir]; ok {
 		return p, nil
 	}
-	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(dir) }, nil)
+	st, err := diskio.WithinAt(ctx, dir, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(dir) }, nil)
 	if ctx.Err() != nil {
 		return unseen, ctx.Err()
 	}
@@ -64,7 +64,7 @@ func (t *taking) placeOf(ctx context.Context, dir string) (place, error) {
 // whereabouts looks at the directory of the bases itself. One that cannot be looked at is a gap.
 func (t *taking) whereabouts(ctx context.Context) error {
 	t.places = map[string]place{}
-	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(t.c.Bases) }, nil)
+	st, err := diskio.WithinAt(ctx, t.c.Bases, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(t.c.Bases) }, nil)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -157,7 +157,7 @@ func (t *taking) belong() {
 // storage that they lie on may not be mounted. The error is that of ctx.
 func (t *taking) mounted(ctx context.Context) error {
 	for _, r := range t.o.Roots {
-		empty, err := diskio.Within(ctx, t.o.Timeout, func() (bool, error) { return diskio.IsEmpty(r) }, nil)
+		empty, err := diskio.WithinAt(ctx, r, t.o.Timeout, func() (bool, error) { return diskio.IsEmpty(r) }, nil)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -192,7 +192,7 @@ func (t *taking) absent(ctx context.Context, path, name string) (int32, error) {
 
 // gone is the target that absent adds; it has no path where a gap tells why.
 func (t *taking) gone(ctx context.Context, path, name string) (g target, err error) {
-	end, err := diskio.Within(ctx, t.o.Timeout, func() (string, error) { return diskio.LinkEnd(path) }, nil)
+	end, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (string, error) { return diskio.LinkEnd(path) }, nil)
 	if ctx.Err() != nil {
 		return g, ctx.Err()
 	}
@@ -273,7 +273,7 @@ func (o *Options) layout(ctx context.Context) (bases string, roots []string, pla
 		roots = append(roots, real)
 	}
 	sub := filepath.Join(pool, name)
-	_, err = diskio.Within(ctx, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(sub) }, nil)
+	_, err = diskio.WithinAt(ctx, sub, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(sub) }, nil)
 	switch {
 	case errors.Is(err, diskio.ErrDirectory):
 		real, err := o.real(ctx, sub)
@@ -289,7 +289,7 @@ func (o *Options) layout(ctx context.Context) (bases string, roots []string, pla
 
 // directory returns an error unless a name is one of a directory.
 func (o *Options) directory(ctx context.Context, name string) error {
-	_, err := diskio.Within(ctx, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(name) }, nil)
+	_, err := diskio.WithinAt(ctx, name, o.Timeout, func() (diskio.Stat, error) { return diskio.Look(name) }, nil)
 	switch {
 	case errors.Is(err, diskio.ErrDirectory):
 		return nil
@@ -302,7 +302,7 @@ func (o *Options) directory(ctx context.Context, name string) error {
 
 // real is a name without symbolic links.
 func (o *Options) real(ctx context.Context, name string) (string, error) {
-	real, err := diskio.Within(ctx, o.Timeout, func() (string, error) { return diskio.RealPath(name) }, nil)
+	real, err := diskio.WithinAt(ctx, name, o.Timeout, func() (string, error) { return diskio.RealPath(name) }, nil)
 	if err != nil {
 		return "", err
 	}

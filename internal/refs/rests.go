@@ -84,7 +84,7 @@ const unnamed = -2
 
 // target is resolve for a path that was not met before.
 func (t *taking) target(ctx context.Context, n *named, path, name string) (int32, error) {
-	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+	st, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
 	if ctx.Err() != nil {
 		return unnamed, ctx.Err()
 	}

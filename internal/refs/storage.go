@@ -36,7 +36,7 @@ func (t *taking) storages(ctx context.Context) error {
 		if _, twice := devs[r]; twice {
 			continue
 		}
-		st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(r) }, nil)
+		st, err := diskio.WithinAt(ctx, r, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(r) }, nil)
 		dir := r
 		switch {
 		case ctx.Err() != nil:
@@ -98,7 +98,7 @@ func (t *taking) storages(ctx context.Context) error {
 
 // storage adds the file system of dir, which is path or lies below it, with images on it.
 func (t *taking) storage(ctx context.Context, what, path, dir string, overlays int64) error {
-	f, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.FileSystem, error) { return diskio.FileSystemOf(dir) }, nil)
+	f, err := diskio.WithinAt(ctx, dir, t.o.Timeout, func() (diskio.FileSystem, error) { return diskio.FileSystemOf(dir) }, nil)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -163,7 +163,7 @@ func (t *taking) mounts(ctx context.Context) error {
 
 // mount notes what is mounted at one place below a root. The error is that of ctx.
 func (t *taking) mount(ctx context.Context, point string, m linux.Mount) error {
-	pseudo, err := diskio.Within(ctx, t.o.Timeout, func() (bool, error) {
+	pseudo, err := diskio.WithinAt(ctx, point, t.o.Timeout, func() (bool, error) {
 		if _, err := diskio.Look(point); err != nil && !errors.Is(err, diskio.ErrDirectory) && !errors.Is(err, diskio.ErrSpecial) {
 			return false, err
 		}
@@ -178,7 +178,7 @@ func (t *taking) mount(ctx context.Context, point string, m linux.Mount) error {
 		t.gap(point, "file system", reason(err))
 		return nil
 	}
-	f, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.FileSystem, error) { return diskio.FileSystemOf(point) }, nil)
+	f, err := diskio.WithinAt(ctx, point, t.o.Timeout, func() (diskio.FileSystem, error) { return diskio.FileSystemOf(point) }, nil)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()

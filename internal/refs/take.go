@@ -331,12 +331,12 @@ func (t *taking) from(ctx context.Context, v view) error {
 
 // link looks where a symbolic link below a root leads, or what is no file and no link: a block device may hold an image.
 func (t *taking) link(ctx context.Context, path string) error {
-	st, err := diskio.Within(ctx, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+	st, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, diskio.ErrDirectory):
-		real, err := diskio.Within(ctx, t.o.Timeout, func() (string, error) { return diskio.RealPath(path) }, nil)
+		real, err := diskio.WithinAt(ctx, path, t.o.Timeout, func() (string, error) { return diskio.RealPath(path) }, nil)
 		if err != nil || !t.below(real) {
 			t.gap(path, "directory", "a symbolic link leads out of what was looked at")
 		}

@@ -262,13 +262,13 @@ func (k *keeper) lookAnew(ctx context.Context, s *pool.State) (seen []string, er
 	if err := k.step(ctx, "look anew"); err != nil {
 		return nil, err
 	}
-	_, err = diskio.Within(ctx, k.Timeout, func() (struct{}, error) { return struct{}{}, diskio.LookAnew(k.Bases) }, nil)
+	_, err = diskio.WithinAt(ctx, k.Bases, k.Timeout, func() (struct{}, error) { return struct{}{}, diskio.LookAnew(k.Bases) }, nil)
 	if err != nil {
 		return nil, err
 	}
 	for i := range s.Held {
 		h := &s.Held[i]
-		e, err := diskio.Within(ctx, k.Timeout, func() (diskio.Entry, error) {
+		e, err := diskio.WithinAt(ctx, filepath.Join(k.Bases, h.Name), k.Timeout, func() (diskio.Entry, error) {
 			return diskio.LookEntry(filepath.Join(k.Bases, h.Name))
 		}, nil)
 		switch {

@@ -136,7 +136,7 @@ func under(name, dir string) bool {
 // within runs what touches the file system. What does not answer is avoided from then on, so that no
 // more than one call hangs there.
 func within[T any](ctx context.Context, l *Local, name string, fn func() (T, error), late func(T)) (T, error) {
-	got, err := diskio.Within(ctx, readTimeout, fn, late)
+	got, err := diskio.WithinAt(ctx, l.base+name, readTimeout, fn, late)
 	if errors.Is(err, diskio.ErrTimeout) {
 		l.Avoid(l.holder(name), "did not answer before")
 		err = &fs.PathError{Op: "read", Path: name, Err: err}

@@ -98,7 +98,7 @@ type Pools struct {
 // Read reads a file of pools. An empty name is Default, which need not be there.
 func Read(ctx context.Context, name string) (*Pools, error) {
 	path := cmp.Or(name, Default)
-	text, err := diskio.Within(ctx, timeout, func() ([]byte, error) {
+	text, err := diskio.WithinAt(ctx, path, timeout, func() ([]byte, error) {
 		f, err := diskio.Open(path)
 		if err != nil {
 			return nil, err

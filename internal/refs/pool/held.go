@@ -53,7 +53,7 @@ func (s *State) held(claimed bool) func(ctx context.Context, dir string, timeout
 				s.Unread = append(s.Unread, fmt.Errorf("%s %w: a base that was set aside is called ID.NAME", path, ErrPool))
 				continue
 			}
-			e, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
+			e, err := diskio.WithinAt(ctx, path, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
 			switch {
 			case ctx.Err() != nil:
 				return ctx.Err()

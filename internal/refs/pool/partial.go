@@ -42,7 +42,7 @@ func (s *State) partials(ctx context.Context, dir string, timeout time.Duration)
 			continue
 		}
 		path := filepath.Join(dir, n)
-		e, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
+		e, err := diskio.WithinAt(ctx, path, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

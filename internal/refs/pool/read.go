@@ -145,7 +145,7 @@ func apart(all []error) (each []error) {
 // ownDir returns nil for a directory of the pool. It is a symbolic link for nobody's good: what is kept there has to lie
 // beside the bases, and a link that leads nowhere looks like a directory that was never made.
 func ownDir(ctx context.Context, dir string, timeout time.Duration) error {
-	_, err := diskio.Within(ctx, timeout, func() (struct{}, error) { return struct{}{}, diskio.LookDir(dir) }, nil)
+	_, err := diskio.WithinAt(ctx, dir, timeout, func() (struct{}, error) { return struct{}{}, diskio.LookDir(dir) }, nil)
 	if errors.Is(err, diskio.ErrNotDirectory) {
 		return fmt.Errorf("%s %w: it is no directory, or a symbolic link", dir, ErrPool)
 	}
@@ -155,7 +155,7 @@ func ownDir(ctx context.Context, dir string, timeout time.Duration) error {
 // policy reads which pool it is. The error is that of ctx.
 func (s *State) policy(ctx context.Context, timeout time.Duration) error {
 	path := Path(s.Bases, File)
-	_, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
+	_, err := diskio.WithinAt(ctx, path, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
 	var text []byte
 	if err == nil {
 		text, err = read(ctx, path, timeout)
@@ -178,7 +178,8 @@ func (s *State) policy(ctx context.Context, timeout time.Duration) error {
 
 // clock looks at the file that is touched to ask the file server for its time. The error is that of ctx.
 func (s *State) clock(ctx context.Context, timeout time.Duration) error {
-	e, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(Path(s.Bases, Clock)) }, nil)
+	path := Path(s.Bases, Clock)
+	e, err := diskio.WithinAt(ctx, path, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -192,7 +193,7 @@ func (s *State) clock(ctx context.Context, timeout time.Duration) error {
 
 // read gives a whole document.
 func read(ctx context.Context, path string, timeout time.Duration) ([]byte, error) {
-	return diskio.Within(ctx, timeout, func() ([]byte, error) {
+	return diskio.WithinAt(ctx, path, timeout, func() ([]byte, error) {
 		f, err := diskio.Open(path)
 		if err != nil {
 			return nil, err
@@ -237,7 +238,7 @@ func (s *State) shields(ctx context.Context, dir string, timeout time.Duration) 
 			s.Unread = append(s.Unread, fmt.Errorf("%s %w: a shield is called INODE.NAME", path, ErrPool))
 			continue
 		}
-		st, err := diskio.Within(ctx, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
+		st, err := diskio.WithinAt(ctx, path, timeout, func() (diskio.Entry, error) { return diskio.LookEntry(path) }, nil)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -350,7 +351,7 @@ func readAuditFile(ctx context.Context, path string, timeout time.Duration, want
 		cut bool
 		err error
 	}
-	r, err := diskio.Within(ctx, timeout, func() (r result, err error) {
+	r, err := diskio.WithinAt(ctx, path, timeout, func() (r result, err error) {
 		f, err := diskio.Open(path)
 		if err != nil {
 			return result{}, err

@@ -81,7 +81,7 @@ func clients(ctx context.Context, bases string, host *linux.Host) ([]judge.Known
 // another path.
 func exported(ctx context.Context, dir string, exports []string) (bool, error) {
 	dev := func(path string) (uint64, error) {
-		st, err := diskio.Within(ctx, timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
+		st, err := diskio.WithinAt(ctx, path, timeout, func() (diskio.Stat, error) { return diskio.Look(path) }, nil)
 		if errors.Is(err, diskio.ErrDirectory) {
 			err = nil
 		}

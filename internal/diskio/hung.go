@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// SPDX-FileCopyrightText: The shisa authors
+
+package diskio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// hung knows the looks that were given up and still wait for their storage, each of which keeps a thread of the operating
+// system: a program that looks again and again for months would come to have more of them than it may.
+type hung struct {
+	mu  sync.Mutex
+	all map[any]*hang // by a lookFor
+}
+
+// lookFor is what is looked for, by its type, at a path: names may answer where what they hold does not.
+type lookFor[T any] struct{ path string }
+
+// hang is since when something does not answer, and when it is asked once more.
+type hang struct{ since, next time.Time }
+
+type hungKey struct{}
+
+// WithHung is for programs that go on: WithinAt and Sweep then begin no look where an earlier one still hangs.
+func WithHung(ctx context.Context) context.Context {
+	return context.WithValue(ctx, hungKey{}, &hung{all: map[any]*hang{}})
+}
+
+func hungOf(ctx context.Context) *hung {
+	h, _ := ctx.Value(hungKey{}).(*hung)
+	return h
+}
+
+// WithinAt is Within for a look at a path. Below WithHung, where an earlier look for the same was given up and has not come
+// back, it returns ErrTimeout at once, with since when. As soon as that one comes back the path is looked at again; and
+// each time that it has hung for twice as long, since what hangs may have been mounted anew and never come back.
+func WithinAt[T any](ctx context.Context, path string, d time.Duration, fn func() (T, error), late func(T)) (T, error) {
+	h := hungOf(ctx)
+	if h == nil {
+		return Within(ctx, d, fn, late)
+	}
+	key, begun := lookFor[T]{path}, time.Now()
+	if err := h.refuse(key); err != nil {
+		var none T
+		return none, err
+	}
+	back := false // under h.mu
+	val, err := Within(ctx, d, func() (T, error) {
+		defer h.answered(key, &back)
+		return fn()
+	}, late)
+	if errors.Is(err, ErrTimeout) {
+		h.gaveUp(key, begun, &back)
+	}
+	return val, err
+}
+
+// gaveUp notes that a look began at a time and is not waited for any more, unless it is back.
+func (h *hung) gaveUp(key any, begun time.Time, back *bool) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !*back && h.all[key] == nil {
+		h.all[key] = &hang{since: begun, next: again(begun)}
+	}
+}
+
+// answered notes that a look is back.
+func (h *hung) answered(key any, back *bool) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	*back = true
+	delete(h.all, key)
+}
+
+// again is when something is asked once more that hangs since a time.
+func again(since time.Time) time.Time {
+	now := time.Now()
+	return now.Add(max(now.Sub(since), time.Minute))
+}
+
+// refuse is ErrTimeout where a look still hangs that is not to be begun once more yet.
+func (h *hung) refuse(key any) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	is := h.all[key]
+	switch {
+	case is == nil:
+		return nil
+	case time.Now().Before(is.next):
+		return fmt.Errorf("%w since %s", ErrTimeout, is.since.UTC().Format(time.RFC3339))
+	}
+	is.next = again(is.since)
+	return nil
+}
+
+// swept gives the paths that a sweep is not to look at, with the reason, and those that it looks at once more.
+func (h *hung) swept() (not map[string]error, anew map[string]bool) {
+	if h == nil {
+		return nil, nil
+	}
+	h.mu.Lock()
+	var keys []lookFor[Swept]
+	for key := range h.all {
+		if k, ok := key.(lookFor[Swept]); ok {
+			keys = append(keys, k)
+		}
+	}
+	h.mu.Unlock()
+	not, anew = map[string]error{}, map[string]bool{}
+	for _, k := range keys {
+		if err := h.refuse(k); err != nil {
+			not[k.path] = err
+		} else {
+			anew[k.path] = true
+		}
+	}
+	return not, anew
+}
