@@ -24,6 +24,10 @@ type lookFor[T any] struct{ path string }
 // hang is since when something does not answer, and when it is asked once more.
 type hang struct{ since, next time.Time }
 
+// maxHung is how long at most something that hangs is not asked again: so long what was mounted in its place is not seen. A
+// month of it leaves some 700 threads.
+const maxHung = time.Hour
+
 type hungKey struct{}
 
 // WithHung is for programs that go on: WithinAt and Sweep then begin no look where an earlier one still hangs.
@@ -38,7 +42,7 @@ func hungOf(ctx context.Context) *hung {
 
 // WithinAt is Within for a look at a path. Below WithHung, where an earlier look for the same was given up and has not come
 // back, it returns ErrTimeout at once, with since when. As soon as that one comes back the path is looked at again; and
-// each time that it has hung for twice as long, since what hangs may have been mounted anew and never come back.
+// each time that it has hung for twice as long, maxHung at most, since what hangs may have been mounted anew and never come back.
 func WithinAt[T any](ctx context.Context, path string, d time.Duration, fn func() (T, error), late func(T)) (T, error) {
 	h := hungOf(ctx)
 	if h == nil {
@@ -86,7 +90,7 @@ func (h *hung) answered(key any, back *bool) {
 // again is when something is asked once more that hangs since a time.
 func again(since time.Time) time.Time {
 	now := time.Now()
-	return now.Add(max(now.Sub(since), time.Minute))
+	return now.Add(min(max(now.Sub(since), time.Minute), maxHung))
 }
 
 // refuse is ErrTimeout where a look still hangs that is not to be begun once more yet.
