@@ -108,26 +108,48 @@ func (h *hung) refuse(key any) error {
 	return nil
 }
 
-// swept gives the paths that a sweep is not to look at, with the reason, and those that it looks at once more.
-func (h *hung) swept() (not map[string]error, anew map[string]bool) {
+// swept gives the paths where a look of an earlier sweep hangs.
+func (h *hung) swept() map[string]bool {
 	if h == nil {
-		return nil, nil
+		return nil
 	}
 	h.mu.Lock()
-	var keys []lookFor[Swept]
+	defer h.mu.Unlock()
+	paths := map[string]bool{}
 	for key := range h.all {
 		if k, ok := key.(lookFor[Swept]); ok {
-			keys = append(keys, k)
+			paths[k.path] = true
 		}
 	}
-	h.mu.Unlock()
-	not, anew = map[string]error{}, map[string]bool{}
-	for _, k := range keys {
-		if err := h.refuse(k); err != nil {
-			not[k.path] = err
-		} else {
-			anew[k.path] = true
-		}
+	return paths
+}
+
+// hanging is why a sweep does not look at a path, nil where it does. It is asked when the sweep comes to that path: one of
+// other directories tries nothing once more that it does not come to.
+func (r *sweep) hanging(path string) error {
+	if !r.hangs[path] {
+		return nil
 	}
-	return not, anew
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.anew[path] {
+		return nil
+	}
+	if err := r.hung.refuse(lookFor[Swept]{path}); err != nil {
+		return err
+	}
+	if r.anew == nil {
+		r.anew = map[string]bool{}
+	}
+	r.anew[path] = true
+	return nil
+}
+
+// answers notes what answered that was looked at once more: all but where somebody was given up.
+func (r *sweep) answers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for path := range r.anew {
+		r.hung.answered(lookFor[Swept]{path}, new(bool))
+	}
 }

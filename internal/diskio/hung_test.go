@@ -7,13 +7,15 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -139,7 +141,7 @@ func TestHungThreads(t *testing.T) {
 }
 
 // TestHungSweep: a sweep does not look at what an earlier one still waits for, and what answers when it is tried once more is
-// looked at from then on.
+// looked at from then on. The clock goes on only while all wait.
 func TestHungSweep(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "sub", "dead")
@@ -147,59 +149,111 @@ func TestHungSweep(t *testing.T) {
 		os.WriteFile(dir+"/good", []byte("y"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, never := WithHung(t.Context()), make(chan struct{})
-	var hangs atomic.Bool
-	var begun, over atomic.Int32
-	hangs.Store(true)
-	sweep := func() (seen int32, why string) {
-		var files atomic.Int32
-		s := Sweep{HeadBytes: 1, Workers: 1, Timeout: 10 * time.Millisecond, File: func(int, *Swept) { files.Add(1) },
-			Other: func(_ WalkKind, _ string, err error) { why = err.Error() },
-			opening: func(path string) {
-				if path == name && hangs.Load() {
-					begun.Add(1)
-					defer over.Add(1)
-					<-never
+	synctest.Test(t, func(t *testing.T) {
+		ctx, never := WithHung(t.Context()), make(chan struct{})
+		defer close(never)
+		var hangs atomic.Bool
+		var begun atomic.Int32
+		hangs.Store(true)
+		sweep := func() (seen int32, why string) {
+			var files atomic.Int32
+			s := Sweep{HeadBytes: 1, Workers: 1, Timeout: time.Second, File: func(int, *Swept) { files.Add(1) },
+				Other: func(_ WalkKind, _ string, err error) { why = err.Error() },
+				opening: func(path string) {
+					if path == name && hangs.Load() {
+						begun.Add(1)
+						<-never
+					}
+				}}
+			if err := s.Run(ctx, []string{dir}); err != nil {
+				t.Fatal(err)
+			}
+			return files.Load(), why
+		}
+		for i := range 10 {
+			seen, why := sweep()
+			if seen != 1 || !strings.Contains(why, ErrTimeout.Error()) || i > 0 && !strings.Contains(why, " since 2") {
+				t.Fatalf("sweep %d sees %d files, %q, want one, and since when the other hangs", i, seen, why)
+			}
+		}
+		if n := begun.Load(); n != 1 {
+			t.Errorf("%d looks were begun, want 1", n)
+		}
+		time.Sleep(maxHung)
+		if seen, why := sweep(); seen != 1 || begun.Load() != 2 {
+			t.Errorf("a sweep that tries it once more sees %d files, %q, with %d looks", seen, why, begun.Load())
+		}
+		if seen, why := sweep(); seen != 1 || begun.Load() != 2 {
+			t.Errorf("the one after that sees %d files, %q, with %d looks", seen, why, begun.Load())
+		}
+		hangs.Store(false) // another file is there now
+		time.Sleep(maxHung)
+		for range 2 {
+			if seen, why := sweep(); seen != 2 || why != "" {
+				t.Errorf("a sweep of what answers sees %d files, %q, want both", seen, why)
+			}
+		}
+	})
+}
+
+// TestHungKnown: what hangs is left alone for as long where an index knows it, whatever it is there and wherever else the
+// program sweeps meanwhile; then it is told as before.
+func TestHungKnown(t *testing.T) {
+	dir, elsewhere := trustedDir(t), t.TempDir()
+	manyDirs(t, dir)
+	first := &Learning{Now: later()}
+	want, _ := told(t, first, nil, dir)
+	now := later()
+	for _, dead := range []string{"i040", "i041/disk", "i022/disk"} { // i022 has other directories in it
+		t.Run(strings.ReplaceAll(dead, "/", " "), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, never := WithHung(t.Context()), make(chan struct{})
+				var hangs atomic.Bool
+				var begun atomic.Int32
+				hangs.Store(true)
+				ask := func(path string) {
+					if path == filepath.Join(dir, dead) && hangs.Load() {
+						begun.Add(1)
+						<-never
+					}
 				}
-			}}
-		if err := s.Run(ctx, []string{dir}); err != nil {
-			t.Fatal(err)
+				for at := time.Now(); time.Since(at) < 24*time.Hour; time.Sleep(10 * time.Minute) {
+					l := &Learning{Known: first.Seen, Now: now}
+					got, _ := toldIn(ctx, t, l, ask, dir)
+					if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, ErrTimeout.Error()) }) {
+						t.Fatalf("nobody is told what hangs after %v", time.Since(at))
+					}
+					toldIn(ctx, t, nil, nil, elsewhere)
+				}
+				if n := begun.Load(); n > 24+10 {
+					t.Errorf("%d looks were begun in a day", n)
+				}
+				hangs.Store(false)
+				close(never)
+				synctest.Wait()
+				if got, _ := toldIn(ctx, t, &Learning{Known: first.Seen, Now: now}, ask, dir); !slices.Equal(got, want) {
+					t.Errorf("what answers is not told as before: %s", cmp.Diff(want, got))
+				}
+			})
+		})
+	}
+}
+
+// TestStoppedNotHung: a time in which the program had no turn is none in which a name did not answer.
+func TestStoppedNotHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &sweep{Sweep: &Sweep{Other: func(WalkKind, string, error) {}}, timeout: time.Second}
+		r.more = sync.NewCond(&r.mu)
+		w := &sweeper{r: r, dir: "/dir", turn: 1}
+		for i := range parts {
+			r.giveUp(w)
+			if w.gone {
+				t.Fatalf("it is given up at look %d of %d", i, parts)
+			}
+			time.Sleep(time.Hour)
 		}
-		return files.Load(), why
-	}
-	for i := range 10 {
-		seen, why := sweep()
-		if seen != 1 || !strings.Contains(why, ErrTimeout.Error()) || i > 0 && !strings.Contains(why, " since 2") {
-			t.Fatalf("sweep %d sees %d files, %q, want one, and since when the other hangs", i, seen, why)
+		if r.giveUp(w); !w.gone {
+			t.Error("it is not given up at all")
 		}
-	}
-	if n := begun.Load(); n != 1 {
-		t.Errorf("%d looks were begun, want 1", n)
-	}
-	h := hungOf(ctx)
-	trial := func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		for _, is := range h.all {
-			is.next = time.Now()
-		}
-	}
-	trial()
-	if seen, why := sweep(); seen != 1 || begun.Load() != 2 {
-		t.Errorf("a sweep that tries it once more sees %d files, %q, with %d looks", seen, why, begun.Load())
-	}
-	if seen, why := sweep(); seen != 1 || begun.Load() != 2 {
-		t.Errorf("the one after that sees %d files, %q, with %d looks", seen, why, begun.Load())
-	}
-	hangs.Store(false) // another file is there now
-	trial()
-	for range 2 {
-		if seen, why := sweep(); seen != 2 || why != "" {
-			t.Errorf("a sweep of what answers sees %d files, %q, want both", seen, why)
-		}
-	}
-	close(never)
-	for over.Load() < begun.Load() { // they end at once
-		runtime.Gosched()
-	}
+	})
 }

@@ -51,12 +51,13 @@ func (w *sweeper) through(d sweepDir) bool {
 		if s.dir < 0 || s.kind != unix.DT_DIR {
 			continue // who made the run has told of it
 		}
-		if !w.inRun(i, -1) {
+		path := paths[:len(d.path)+1+int(s.size)]
+		hung := w.r.hangs[path] // it is left to directory
+		if !hung && !w.inRun(i, -1) {
 			return false
 		}
-		path := paths[:len(d.path)+1+int(s.size)]
 		if w.r.Enter == nil || w.r.Enter(path) {
-			if !w.quick(&d, i, paths) {
+			if hung || !w.quick(&d, i, paths) {
 				of := d
 				of.path, of.depth, of.slot, of.known, of.run = path, d.depth+1, s.dir, s.dir, nil
 				w.dirs = append(w.dirs, of)
@@ -127,7 +128,7 @@ func (w *sweeper) quick(d *sweepDir, i int, paths string) bool {
 	for k := range files {
 		f := &files[k]
 		path := rest[:len(dir)+1+int(f.name)]
-		if !w.inRun(i, k) || !f.known || u.stat(d.root.fd, rest[skip:]) != nil || !f.is(&u.x, was.id.Dev) {
+		if w.r.hangs[path] || !w.inRun(i, k) || !f.known || u.stat(d.root.fd, rest[skip:]) != nil || !f.is(&u.x, was.id.Dev) {
 			u.files, u.in = u.files[:from], u.in[:from]
 			return false
 		}
@@ -259,6 +260,9 @@ func (w *sweeper) asKnown(d sweepDir) (done, alive bool) {
 	known, u := w.r.Learn.Known, &w.same
 	was := &known.dirs[d.known]
 	name := d.root.below(d.path)
+	if w.r.asking != nil {
+		w.r.asking(d.path)
+	}
 	if err := u.statName(d.root.fd, name); err != nil || u.x.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return false, true
 	}
@@ -324,7 +328,7 @@ func (w *sweeper) sameFiles(d sweepDir, name string, whole bool) bool {
 		f := &files[i]
 		text := known.file(f)
 		w.looking(d.path, text)
-		if f.known && u.statName(d.root.fd, name+text) == nil && f.is(&u.x, was.id.Dev) {
+		if f.known && !w.hung(d.path, text) && u.statName(d.root.fd, name+text) == nil && f.is(&u.x, was.id.Dev) {
 			if !w.remembered(d.path, text, f.tag, !whole) {
 				return false
 			}
@@ -415,6 +419,18 @@ func (w *sweeper) remembered(dir, name string, tag uint32, keep bool) bool {
 	})
 }
 
+// hung tells whether an earlier sweep still waits for a name, or did when this one began: then what is known of it is not asked
+// for, and it is left to file.
+func (w *sweeper) hung(dir, name string) bool {
+	if len(w.r.hangs) > 0 && w.r.hangs[dir+"/"+name] {
+		return true
+	}
+	if w.r.asking != nil {
+		w.r.asking(dir + "/" + name)
+	}
+	return false
+}
+
 // sameFile looks whether a file of a directory with other names than are known is as it is known itself.
 func (w *sweeper) sameFile(dir int, dirPath, name string) (done, alive bool) {
 	l := &w.kept
@@ -430,7 +446,7 @@ func (w *sweeper) sameFile(dir int, dirPath, name string) (done, alive bool) {
 		}
 	}
 	f := l.files[name]
-	if f == nil || !f.known || w.same.statName(dir, name) != nil || !f.is(&w.same.x, l.now.id.Dev) {
+	if f == nil || !f.known || w.hung(dirPath, name) || w.same.statName(dir, name) != nil || !f.is(&w.same.x, l.now.id.Dev) {
 		return false, true
 	}
 	return true, w.remembered(dirPath, name, f.tag, true)

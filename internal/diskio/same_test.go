@@ -4,9 +4,9 @@
 package diskio
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -47,12 +48,25 @@ func manyDirs(t *testing.T, dir string) {
 // neverKept tells of files that are read each time, such as those that are not sound.
 func neverKept(path string) bool { return strings.HasSuffix(path, "5/disk") }
 
-// told sweeps and gives what was told, in order, each as often as it was told, and what was opened. asking may hang.
+// told sweeps and gives what was told, in order, each as often as it was told, and what was opened. asking may hang where
+// the clock goes on only while all wait (testing/synctest).
 func told(t *testing.T, l *Learning, asking func(string), roots ...string) (all, opened []string) {
 	t.Helper()
+	return toldIn(t.Context(), t, l, asking, roots...)
+}
+
+func toldIn(ctx context.Context, t *testing.T, l *Learning, asking func(string), roots ...string) (all, opened []string) {
+	t.Helper()
 	var mu sync.Mutex
-	s := &Sweep{HeadBytes: 4, Workers: 3, Timeout: 500 * time.Millisecond, Learn: l, asking: asking,
-		opening: func(path string) { mu.Lock(); opened = append(opened, path); mu.Unlock() },
+	s := &Sweep{HeadBytes: 4, Workers: 3, Timeout: time.Minute, Learn: l, asking: asking,
+		opening: func(path string) {
+			mu.Lock()
+			opened = append(opened, path)
+			mu.Unlock()
+			if asking != nil {
+				asking(path)
+			}
+		},
 		File: func(_ int, f *Swept) {
 			if !f.Known {
 				f.Tag, f.Keep = uint32(len(f.Head)), !neverKept(f.Path())
@@ -67,7 +81,7 @@ func told(t *testing.T, l *Learning, asking func(string), roots ...string) (all,
 			defer mu.Unlock()
 			all = append(all, fmt.Sprint(path, " ", kind, " ", err))
 		}}
-	if err := s.Run(t.Context(), roots); err != nil {
+	if err := s.Run(ctx, roots); err != nil {
 		t.Fatal(err)
 	}
 	mu.Lock()
@@ -203,48 +217,53 @@ func TestSameHangs(t *testing.T) {
 	manyDirs(t, dir)
 	first := &Learning{Now: later()}
 	want, _ := told(t, first, nil, dir)
+	now := later()
 	for _, hanging := range [][]string{{"i040"}, {"i040/disk"}, {"i001", "i003/disk", "i004", "i100", "i101/disk"}} {
-		release := make(chan struct{})
-		var mu sync.Mutex
-		asked := map[string]int{}
-		l := &Learning{Known: first.Seen, Now: later()}
-		got, _ := told(t, l, func(path string) {
-			name := path[len(dir)+1:]
-			mu.Lock()
-			asked[name]++
-			mu.Unlock()
-			if slices.Contains(hanging, name) {
-				<-release
+		synctest.Test(t, func(t *testing.T) {
+			release := make(chan struct{})
+			var mu sync.Mutex
+			asked := map[string]int{}
+			l := &Learning{Known: first.Seen, Now: now}
+			got, _ := told(t, l, func(path string) {
+				name := strings.TrimPrefix(path, dir+"/")
+				mu.Lock()
+				asked[name]++
+				mu.Unlock()
+				if slices.Contains(hanging, name) {
+					<-release
+				}
+			}, dir)
+			close(release)
+			synctest.Wait()
+			if d := cmp.Diff(withoutHanging(want, dir, hanging), got); d != "" {
+				t.Errorf("%q hang (-want +got):\n%s", hanging, d)
 			}
-		}, dir)
-		close(release)
-		var left, blind []string
-		for _, line := range want {
-			inHanging := slices.ContainsFunc(hanging, func(h string) bool {
-				at := dir + "/" + strings.TrimSuffix(h, "/disk")
-				return strings.HasPrefix(line, at+"/") || strings.HasPrefix(line, at+" ")
-			})
-			if !inHanging {
-				left = append(left, line)
+			for _, h := range hanging {
+				if asked[h] != 1 {
+					t.Errorf("%s, which does not answer, was asked for %d times", h, asked[h])
+				}
 			}
-		}
-		for _, h := range hanging {
-			path := dir + "/" + h
-			blind = append(blind, fmt.Sprint(path, " ", WalkBlind, " read ", path, ": ", ErrTimeout))
-		}
-		all := append(left, blind...)
-		slices.Sort(all)
-		if d := cmp.Diff(all, got); d != "" {
-			t.Errorf("%q hang (-want +got):\n%s", hanging, d)
-		}
-		for _, h := range hanging {
-			mu.Lock()
-			if asked[h] != 1 {
-				t.Errorf("%s, which does not answer, was asked for %d times", h, asked[h])
-			}
-			mu.Unlock()
+		})
+	}
+}
+
+// withoutHanging is what is told of a directory where some names in it do not answer.
+func withoutHanging(all []string, dir string, hanging []string) (left []string) {
+	for _, line := range all {
+		inHanging := slices.ContainsFunc(hanging, func(h string) bool {
+			at := dir + "/" + strings.TrimSuffix(h, "/disk")
+			return strings.HasPrefix(line, at+"/") || strings.HasPrefix(line, at+" ")
+		})
+		if !inHanging {
+			left = append(left, line)
 		}
 	}
+	for _, h := range hanging {
+		path := dir + "/" + h
+		left = append(left, fmt.Sprint(path, " ", WalkBlind, " read ", path, ": ", ErrTimeout))
+	}
+	slices.Sort(left)
+	return left
 }
 
 // TestSameAllHang: where too many names do not answer, each directory that nobody looks at is told.
@@ -253,45 +272,25 @@ func TestSameAllHang(t *testing.T) {
 	manyDirs(t, dir)
 	first := &Learning{Now: later()}
 	told(t, first, nil, dir)
-	// On a busy machine the root itself may not answer in time, and then that is all that is told.
-	for range 20 {
-		blind := allHang(t, first.Seen, dir)
-		if blind[dir] {
-			continue
-		}
+	now := later()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		all, _ := told(t, &Learning{Known: first.Seen, Now: now}, func(path string) {
+			if path != dir {
+				<-release
+			}
+		}, dir)
+		close(release)
 		for i := range 3*runLen + 5 {
-			if p := fmt.Sprintf("%s/i%03d", dir, i); !blind[p] {
-				t.Errorf("nobody is told that %s was not looked at", p)
+			blind := fmt.Sprintf("%s/i%03d %v ", dir, i, WalkBlind)
+			if !slices.ContainsFunc(all, func(s string) bool { return strings.HasPrefix(s, blind) }) {
+				t.Errorf("nobody is told that i%03d was not looked at", i)
 			}
 		}
-		return
-	}
-	t.Error("the root itself did not answer, 20 times")
-}
-
-// allHang gives what a sweep tells not to have looked at where no directory in a run answers.
-func allHang(t *testing.T, known *Memory, dir string) map[string]bool {
-	release := make(chan struct{})
-	var mu sync.Mutex
-	blind := map[string]bool{}
-	s := &Sweep{HeadBytes: 4, Workers: 3, Timeout: 20 * time.Millisecond, Learn: &Learning{Known: known, Now: later()},
-		asking: func(string) { <-release },
-		File:   func(_ int, f *Swept) { t.Errorf("%s is told", f.Path()) },
-		Other: func(kind WalkKind, path string, _ error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if kind == WalkBlind {
-				blind[path] = true
-			}
-		}}
-	err := s.Run(t.Context(), []string{dir})
-	close(release)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	return maps.Clone(blind)
+		if len(all) != 3*runLen+5 {
+			t.Errorf("%d things are told, want only what was not looked at", len(all))
+		}
+	})
 }
 
 // TestSamePaths: the names of a run are as long as is reckoned, and no more than the run may hold, however many files a

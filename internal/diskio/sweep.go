@@ -43,7 +43,7 @@ type Sweep struct {
 	// Learn, if set, leaves out what an earlier sweep saw and is as it was then.
 	Learn *Learning
 
-	// In tests opening is told of each file before it is opened, asking of each name in a run before it is asked for.
+	// In tests opening is told of each file before it is opened, asking of each name that is known before it is asked for.
 	opening, asking func(path string)
 }
 
@@ -87,8 +87,7 @@ func (s *Sweep) Slots() int { return s.Workers + maxMute }
 func (s *Sweep) Run(ctx context.Context, dirs []string) error {
 	r := &sweep{Sweep: s, seen: map[ID]bool{}, timeout: s.Timeout, trust: map[uint64]trust{}, hash: maphash.MakeSeed(),
 		hung: hungOf(ctx)}
-	var anew map[string]bool
-	r.hangs, anew = r.hung.swept()
+	r.hangs = r.hung.swept()
 	if s.Learn != nil && s.Learn.Known != nil {
 		n := len(s.Learn.Known.dirs)
 		r.visited = make([]bool, n)
@@ -117,11 +116,9 @@ func (s *Sweep) Run(ctx context.Context, dirs []string) error {
 	for range s.Workers {
 		r.start()
 	}
-	err := r.watch(ctx, anew)
-	for path := range anew {
-		if err == nil && r.mute < maxMute { // else nobody knows
-			r.hung.answered(lookFor[Swept]{path}, new(bool))
-		}
+	err := r.watch(ctx)
+	if err == nil {
+		r.answers()
 	}
 	if err == nil && s.Learn != nil {
 		r.learned(roots)
@@ -148,7 +145,7 @@ type sweep struct {
 	timeout time.Duration
 	// hung are looks of earlier sweeps that did not come back, hangs their paths.
 	hung  *hung
-	hangs map[string]error
+	hangs map[string]bool
 
 	hash maphash.Seed // of pass
 
@@ -159,6 +156,7 @@ type sweep struct {
 	ended bool
 	seen  map[ID]bool
 	alive int
+	anew  map[string]bool // those of hangs that are looked at once more
 
 	told    sync.Mutex // Other is called
 	workers []*sweeper // only by watch and Run
@@ -212,9 +210,10 @@ type sweeper struct {
 	stuck string
 	back  bool // under hung.mu
 
-	// seen is the turn that the watch met it at, since when. Only the watch has these.
+	// seen is the turn that the watch met it at, since when, and how often it did again. Only the watch has these.
 	seen  uint64
 	since time.Time
+	stood int
 }
 
 // dirFlags open a directory, and nothing else.
@@ -233,12 +232,11 @@ func (r *sweep) start() {
 	go w.work()
 }
 
-// watch waits for the end, and gives up who hangs. It takes the paths where somebody did from those that were to be looked at
-// once more.
-func (r *sweep) watch(ctx context.Context, anew map[string]bool) error {
+// watch waits for the end, and gives up who hangs.
+func (r *sweep) watch(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, r.end)
 	defer stop()
-	ticker := time.NewTicker(max(r.timeout/4, time.Millisecond))
+	ticker := time.NewTicker(max(r.timeout/parts, time.Millisecond))
 	defer ticker.Stop()
 	over := make(chan struct{})
 	go func() {
@@ -256,21 +254,20 @@ func (r *sweep) watch(ctx context.Context, anew map[string]bool) error {
 		case <-ticker.C:
 			for _, w := range r.workers {
 				r.giveUp(w)
-				delete(anew, w.stuck)
 			}
 		}
 	}
 }
 
-// giveUp gives a worker up that waits too long for a name. How long that is, is known as well as it is asked.
+// giveUp gives a worker up that waits too long for a name. How long that is, is counted in parts, as Within does.
 func (r *sweep) giveUp(w *sweeper) {
 	if !w.mu.TryLock() {
 		return // it tells of something
 	}
-	if w.idle || w.turn != w.seen {
-		w.seen, w.since = w.turn, time.Now()
+	if w.stood++; w.idle || w.turn != w.seen {
+		w.seen, w.since, w.stood = w.turn, time.Now(), 0
 	}
-	dead := !w.gone && !w.idle && time.Since(w.since) >= r.timeout
+	dead := !w.gone && !w.idle && w.stood >= parts
 	w.gone = w.gone || dead
 	path := ""
 	var rest []sweepDir
@@ -285,6 +282,7 @@ func (r *sweep) giveUp(w *sweeper) {
 	}
 	r.blind(path, ErrTimeout)
 	r.mu.Lock()
+	delete(r.anew, path)
 	r.queue, r.open = append(r.queue, rest...), r.open+len(rest)
 	r.more.Broadcast()
 	r.mu.Unlock()
@@ -438,7 +436,7 @@ func (w *sweeper) directory(d sweepDir) bool {
 	if d.depth > maxWalkDepth {
 		return w.blind(d.path, ErrTooDeep)
 	}
-	if err := w.r.hangs[d.path]; err != nil {
+	if err := w.r.hanging(d.path); err != nil {
 		return w.blind(d.path, err)
 	}
 	if w.r.Learn != nil {
@@ -647,7 +645,7 @@ func (w *sweeper) entry(d sweepDir, name string, kind byte, auto bool) (slot int
 // kindOf asks for what some file systems do not tell with the names. gone: it was removed since.
 func (w *sweeper) kindOf(dir int, dirPath, name string) (kind byte, gone bool, err error) {
 	if len(w.r.hangs) > 0 {
-		if err := w.r.hangs[dirPath+"/"+name]; err != nil {
+		if err := w.r.hanging(dirPath + "/" + name); err != nil {
 			return 0, false, err
 		}
 	}
@@ -676,7 +674,7 @@ func (w *sweeper) file(dir int, dirPath, name string) bool {
 	*s = Swept{Dir: dirPath, Name: name, In: w.in}
 	w.r.fresh.Store(true)
 	if len(w.r.hangs) > 0 {
-		if err := w.r.hangs[s.Path()]; err != nil {
+		if err := w.r.hanging(s.Path()); err != nil {
 			return w.blind(s.Path(), err)
 		}
 	}

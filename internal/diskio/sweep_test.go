@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -109,29 +110,30 @@ func TestSweepHangs(t *testing.T) {
 		dirs = append(dirs, filepath.Join(dir, fmt.Sprintf("%02d", i)))
 	}
 	for _, hanging := range []int{1, 3, 30} {
-		release := make(chan struct{})
-		var mu sync.Mutex
-		files, blind, left := 0, 0, hanging
-		s := &Sweep{HeadBytes: 1, Workers: 2, Timeout: 100 * time.Millisecond,
-			File:  func(int, *Swept) { mu.Lock(); files++; mu.Unlock() },
-			Other: func(WalkKind, string, error) { mu.Lock(); blind++; mu.Unlock() },
-			opening: func(string) {
-				mu.Lock()
-				left--
-				hang := left >= 0
-				mu.Unlock()
-				if hang {
-					<-release
-				}
-			},
-		}
-		err := s.Run(t.Context(), dirs)
-		close(release)
-		mu.Lock()
-		if err != nil || files+blind != 30 || blind < min(hanging, maxMute) {
-			t.Errorf("%d hang: Run = %v, %d files and %d blind of 30", hanging, err, files, blind)
-		}
-		mu.Unlock()
+		synctest.Test(t, func(t *testing.T) {
+			release := make(chan struct{})
+			var mu sync.Mutex
+			files, blind, left := 0, 0, hanging
+			s := &Sweep{HeadBytes: 1, Workers: 2, Timeout: time.Minute,
+				File:  func(int, *Swept) { mu.Lock(); files++; mu.Unlock() },
+				Other: func(WalkKind, string, error) { mu.Lock(); blind++; mu.Unlock() },
+				opening: func(string) {
+					mu.Lock()
+					left--
+					hang := left >= 0
+					mu.Unlock()
+					if hang {
+						<-release
+					}
+				},
+			}
+			err := s.Run(t.Context(), dirs)
+			close(release)
+			synctest.Wait()
+			if err != nil || files+blind != 30 || hanging < maxMute && blind != hanging || blind < min(hanging, maxMute) {
+				t.Errorf("%d hang: Run = %v, %d files and %d blind of 30", hanging, err, files, blind)
+			}
+		})
 	}
 }
 
