@@ -80,10 +80,23 @@ func statOf(st *unix.Stat_t) Stat {
 		ID:             ID{st.Dev, st.Ino},
 		SizeBytes:      st.Size,
 		AllocatedBytes: st.Blocks * 512,
-		ModTime:        time.Unix(st.Mtim.Unix()).UTC(),
-		ChangeTime:     time.Unix(st.Ctim.Unix()).UTC(),
+		ModTime:        timeOf(st.Mtim.Unix()),
+		ChangeTime:     timeOf(st.Ctim.Unix()),
 		Device:         st.Rdev,
 	}
+}
+
+// timeOf is a time that a file system tells. Some take any (tmpfs, btrfs, servers of NFS), and documents only the years 0 to
+// 9999 (RFC 3339, section 5.6): what lies outside is the nearest of those.
+func timeOf(seconds, nanoseconds int64) time.Time {
+	first, last := time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	switch {
+	case seconds < first.Unix():
+		return first
+	case seconds > last.Unix():
+		return last
+	}
+	return time.Unix(seconds, nanoseconds).UTC()
 }
 
 // Open opens a regular file or block device for reading. Special files are never opened, not even
@@ -270,7 +283,7 @@ func Born(f *os.File) time.Time {
 	if err != nil || st.Mask&unix.STATX_BTIME == 0 || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Btime.Sec <= 0 {
 		return time.Time{} // kernels before Linux 4.11 do not have the call
 	}
-	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).UTC()
+	return timeOf(st.Btime.Sec, int64(st.Btime.Nsec))
 }
 
 // ReadAt is io.ReaderAt.

@@ -235,7 +235,9 @@ func (hostLinks) Touch(id ID, name string, t time.Time) error {
 	}
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
 	if !t.IsZero() {
-		times[1] = unix.NsecToTimespec(t.UnixNano())
+		if times[1], err = unix.TimeToTimespec(t); err != nil { // by t.UnixNano it would be another after 2262
+			return &fs.PathError{Op: "touch", Path: name, Err: err}
+		}
 	}
 	self := fmt.Sprintf("/proc/self/fd/%d", fd)
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, self, times, 0); err != nil {

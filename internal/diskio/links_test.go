@@ -6,10 +6,13 @@ package diskio
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // filesOf makes files in a directory of the test's own, each of which holds its name.
@@ -113,6 +116,39 @@ func TestUnlinkAndTouch(t *testing.T) {
 
 // TestMoveOvertaken: a file that takes the name between the look and the rename keeps it, in one step and in two. Where
 // a third has that name by then none is lost.
+// TestTouchFar: a file gets the time that it is given also where that is no number of nanoseconds.
+func TestTouchFar(t *testing.T) {
+	dir := filesOf(t, "a", "b")
+	far := time.Date(2400, 1, 2, 3, 4, 5, 0, time.UTC)
+	ts := unix.Timespec{Sec: far.Unix()}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, dir+"/a", []unix.Timespec{ts, ts}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := HostLinks().Touch(fileID(t, dir+"/b"), dir+"/b", far); err != nil {
+		t.Fatal(err)
+	}
+	// The file system may end before that year.
+	want, err1 := LookEntry(dir + "/a")
+	got, err2 := LookEntry(dir + "/b")
+	if err := errors.Join(err1, err2); err != nil || !got.ModTime.Equal(want.ModTime) {
+		t.Errorf("Touch to %v gives %v, want %v, %v", far, got.ModTime, want.ModTime, err)
+	}
+}
+
+// TestTimeOf: whatever time a file has, documents can tell it.
+func TestTimeOf(t *testing.T) {
+	for seconds, want := range map[int64]string{
+		math.MinInt64: "0000-01-01T00:00:00Z", -62167219201: "0000-01-01T00:00:00Z", -62167219200: "0000-01-01T00:00:00.000000005Z",
+		0: "1970-01-01T00:00:00.000000005Z", 253402300799: "9999-12-31T23:59:59.000000005Z", 253402300800: "9999-12-31T23:59:59Z",
+		math.MaxInt64: "9999-12-31T23:59:59Z",
+	} {
+		got, err := timeOf(seconds, 5).MarshalText()
+		if err != nil || string(got) != want {
+			t.Errorf("timeOf(%d) = %s, %v, want %s", seconds, got, err, want)
+		}
+	}
+}
+
 func TestMoveOvertaken(t *testing.T) {
 	type move func(hostLinks, ID, string, string) error
 	aside := func(h hostLinks, id ID, from, to string) error { return h.Aside(id, from, to) }

@@ -370,7 +370,7 @@ func identity(f *File) (Identity, error) {
 	err = unix.Statx(int(f.f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &stx)
 	switch {
 	case err == nil && stx.Mask&unix.STATX_BTIME != 0:
-		id.Born = time.Unix(stx.Btime.Sec, int64(stx.Btime.Nsec)).UTC()
+		id.Born = timeOf(stx.Btime.Sec, int64(stx.Btime.Nsec))
 	case err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM):
 		return Identity{}, fmt.Errorf("look again at %s: %w", f.name, err)
 	}

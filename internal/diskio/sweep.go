@@ -743,7 +743,7 @@ func statRegular(fd int) (Stat, time.Time, error) {
 
 // statOfX gives what statx(2) told, and when the file was made, zero where that is not kept.
 func statOfX(x *unix.Statx_t) (Stat, time.Time) {
-	at := func(t unix.StatxTimestamp) time.Time { return time.Unix(t.Sec, int64(t.Nsec)).UTC() }
+	at := func(t unix.StatxTimestamp) time.Time { return timeOf(t.Sec, int64(t.Nsec)) }
 	st := Stat{ID: ID{unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino}, SizeBytes: int64(x.Size), AllocatedBytes: int64(x.Blocks) * 512,
 		ModTime: at(x.Mtime), ChangeTime: at(x.Ctime)}
 	if x.Mask&unix.STATX_BTIME == 0 || x.Btime.Sec <= 0 {

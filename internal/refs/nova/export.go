@@ -179,7 +179,7 @@ func databaseTime(text string) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.DateTime, "2006-01-02T15:04:05", time.RFC3339} {
-		if t, err := time.Parse(layout, text); err == nil && t.Year() > 0 {
+		if t, err := time.Parse(layout, text); err == nil && t.Year() > 0 && t.UTC().Year() < 10_000 { // no document tells more
 			return t.UTC(), nil
 		}
 	}

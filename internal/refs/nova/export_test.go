@@ -58,7 +58,7 @@ func TestCreated(t *testing.T) {
 			t.Errorf("created at %s: %v, %v, want %v", text, e.Instances[0].Created, err, want)
 		}
 	}
-	for _, text := range []string{`"yesterday"`, `"0000-00-00 00:00:00"`, `5`} {
+	for _, text := range []string{`"yesterday"`, `"0000-00-00 00:00:00"`, `5`, `"9999-12-31T23:59:59-01:00"`} {
 		e, err := ReadExport(strings.NewReader(strings.Replace(good, `"task_state": null`, `"task_state": null, "created_at": `+text, 1)))
 		if !errors.Is(err, ErrExport) || len(e.Instances) != 0 {
 			t.Errorf("created at %s: %+v, %v, want %v", text, e, err, ErrExport)

@@ -42,6 +42,8 @@ func TestParsePolicy(t *testing.T) {
 		{"no uuid", uuid, "X", `its uuid is`},
 		{"fraction", `0.1`, `7`, `max_fraction is 7`},
 		{"too little grace", `"15m0s"`, `"1s"`, `launch_grace is 1s`},
+		{"a time after 9999 by UTC", `2026-03-01T04:00:00Z`, `9999-12-31T23:59:59-01:00`, `pool.json:4: is no document of a pool: the time`},
+		{"a time before 0 by UTC", `2026-03-01T04:00:00Z`, `0000-01-01T00:00:00+01:00`, `in the year -1 by UTC`},
 		{"cut", "}\n", "", `pool.json:`},
 		{"more behind it", "}\n", "}{}", `after top-level value`},
 	} {

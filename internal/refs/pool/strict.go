@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 )
 
 // strict reads a document whose keys are all known and all there, once, also those of the objects in it. The error
@@ -60,6 +61,11 @@ func (k *keys) value(t reflect.Type) error {
 	if err != nil {
 		return k.at(k.dec.InputOffset(), err)
 	}
+	if text, ok := word.(string); ok && t == reflect.TypeFor[time.Time]() {
+		if err := inUTC(text); err != nil {
+			return k.at(k.dec.InputOffset(), err)
+		}
+	}
 	own := !reflect.PointerTo(t).Implements(textUnmarshaler)
 	switch {
 	case word == nil && !nullable:
@@ -78,6 +84,15 @@ func (k *keys) value(t reflect.Type) error {
 		return k.at(k.dec.InputOffset(), fmt.Errorf("want %s", t.Kind()))
 	}
 	return nil
+}
+
+// inUTC returns an error for a time that is in a year outside of 0 to 9999 by UTC, and so in no document that is written.
+func inUTC(text string) error {
+	at, err := time.Parse(time.RFC3339, text)
+	if year := at.UTC().Year(); err == nil && (year < 0 || year > 9999) {
+		err = fmt.Errorf("the time %q is in the year %d by UTC, want 0 to 9999", text, year)
+	}
+	return err
 }
 
 // object takes the keys of an object and its end.
