@@ -144,7 +144,7 @@ func (h *Host) census(ctx context.Context) (*Census, error) {
 	if err != nil && !errors.Is(err, errCut) {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	c.loops()
+	c.loops(ctx)
 	c.explain(first || l.cut != "")
 	if l.cut != "" {
 		c.gaps = append(c.gaps, l.cut)
@@ -282,7 +282,7 @@ func lookThrough(link string) (diskio.Stat, error) {
 }
 
 // loops adds the files that the kernel made loop devices of: no process has those open.
-func (c *Census) loops() {
+func (c *Census) loops(ctx context.Context) {
 	dir, err := os.Open(c.host.root + "/sys/block")
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -295,6 +295,7 @@ func (c *Census) loops() {
 	if err != nil && !errors.Is(err, io.EOF) {
 		c.gaps = append(c.gaps, "loop devices could not be listed")
 	}
+	answers := c.host.live
 	for _, name := range names {
 		if !strings.HasPrefix(name, "loop") {
 			continue
@@ -310,8 +311,44 @@ func (c *Census) loops() {
 		ro, err := readSome(dir.Name()+"/"+name+"/ro", 16)
 		f := OpenFile{FD: -1, Device: name, Writing: err != nil || strings.TrimSpace(string(ro)) != "1"}
 		f.Path, f.Deleted = strings.CutSuffix(strings.TrimSuffix(string(text), "\n"), " (deleted)")
+		if answers {
+			answers = c.under(ctx, &f)
+		} else if c.host.live {
+			c.byNameOnly(name, "another one does not answer")
+		}
 		c.add(f)
 	}
+}
+
+// under asks a loop device which file it has: the name is as seen from the mount that it was opened on, which may be another one,
+// or one that this process does not see. Who may not ask knows it by its name, and sees as little of what processes have open,
+// which is told. answers: it did not hang.
+func (c *Census) under(ctx context.Context, f *OpenFile) (answers bool) {
+	path := c.host.root + "/dev/" + f.Device
+	id, err := diskio.WithinAt(ctx, path, processTimeout, func() (diskio.ID, error) {
+		fd, err := openAgain(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK)
+		if err != nil {
+			return diskio.ID{}, err
+		}
+		defer unix.Close(fd)
+		info, err := unix.IoctlLoopGetStatus64(fd) // which asks the file system
+		if err != nil {
+			return diskio.ID{}, err
+		}
+		return diskio.ID{Dev: info.Device, Ino: info.Inode}, nil
+	}, nil)
+	switch {
+	case err == nil:
+		f.Dev, f.Ino = id.Dev, id.Ino
+	case vanished(err), errors.Is(err, unix.ENXIO), errors.Is(err, fs.ErrPermission): // without a node, or without its file by now
+	default:
+		c.byNameOnly(f.Device, err.Error())
+	}
+	return !errors.Is(err, diskio.ErrTimeout)
+}
+
+func (c *Census) byNameOnly(device, why string) {
+	c.gaps = append(c.gaps, "the file of loop device "+device+" is known by its name only: "+why)
 }
 
 // backing reads which file a loop device has. What goes away while it is read is ENODEV (kernfs_fop_read_iter): the

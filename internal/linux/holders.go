@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -87,7 +88,20 @@ func (c *Census) is(ctx context.Context, f OpenFile, st diskio.Stat, path string
 		// It was closed, or does not answer: then its name decides.
 		return !vanished(err) && f.Path == path && !f.Deleted
 	}
-	return got.ID == st.ID || st.Block && got.Block && got.Device == st.Device
+	return got.ID == st.ID || st.Block && got.Block && got.Device == st.Device ||
+		got.Ino == st.Ino && !got.Block && !f.Deleted && filepath.Base(f.Path) == filepath.Base(path) && c.again(ctx, f)
+}
+
+// again tells whether the file system that a file was opened on may show one of another device number as its own: an overlay
+// does, and what is mounted twice from a server or by a process.
+func (c *Census) again(ctx context.Context, f OpenFile) bool {
+	mounts, err := c.host.Mounts(ctx, f.PID)
+	for i := range mounts {
+		if uint64(mounts[i].ID) == f.Mount {
+			return mounts[i].Type == "overlay" || MayHang(mounts[i].Type) != ""
+		}
+	}
+	return !vanished(err) // one that is not in the table may be any
 }
 
 // Behind tells which file a descriptor of a process leads to, without asking a server. It may be another one by now.

@@ -373,6 +373,58 @@ func mustLook(t *testing.T, path string) diskio.Stat {
 	return st
 }
 
+// TestLiveElsewhere: a file is held by a loop device that was made of it by another mount, which is gone since, and by who has it
+// open through an overlay. A file of the same name and inode on another file system is another one.
+func TestLiveElsewhere(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.Need(t, "losetup", "mount", "umount")
+	dir := testenv.DiskDir(t)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	run := func(what string, args ...string) string {
+		out, err := exec.Command(what, args...).CombinedOutput()
+		if err != nil {
+			testenv.Lacks(t, what+": "+string(out))
+		}
+		return strings.TrimSpace(string(out))
+	}
+	for _, name := range []string{"pool", "bound", "upper", "work", "over"} {
+		if err := os.Mkdir(at(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(at("pool/disk.raw"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("mount", "--bind", at("pool"), at("bound"))
+	device := run("losetup", "--find", "--show", at("bound/disk.raw"))
+	defer exec.Command("losetup", "-d", device).Run()
+	run("umount", "--lazy", at("bound"))
+	run("mount", "-t", "overlay", "over", "-o", "lowerdir="+at("pool")+",upperdir="+at("upper")+",workdir="+at("work"), at("over"))
+	defer exec.Command("umount", "--lazy", at("over")).Run()
+	over := hold(t, at("over/disk.raw"), os.O_RDONLY)
+	plain := hold(t, at("pool/disk.raw"), os.O_RDONLY)
+	c, err := Open("").Census(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	holders := func(st diskio.Stat) map[string]bool {
+		got := map[string]bool{}
+		for _, h := range c.Holders(t.Context(), st, at("pool/disk.raw")) {
+			got[fmt.Sprint(h.PID, " ", h.Device)] = true
+		}
+		return got
+	}
+	st := mustLook(t, at("pool/disk.raw"))
+	want := map[string]bool{"0 " + strings.TrimPrefix(device, "/dev/"): true, fmt.Sprint(over, " "): true, fmt.Sprint(plain, " "): true}
+	if diff := cmp.Diff(want, holders(st)); diff != "" {
+		t.Errorf("Holders (-want +got):\n%s", diff)
+	}
+	st.Dev++
+	if diff := cmp.Diff(map[string]bool{fmt.Sprint(over, " "): true}, holders(st)); diff != "" {
+		t.Errorf("Holders of another file system's file (-want +got):\n%s", diff)
+	}
+}
+
 // The census of a whole host must stay a small part of a check.
 func TestCensusIsQuick(t *testing.T) {
 	start := time.Now()
