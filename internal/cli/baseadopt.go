@@ -115,6 +115,9 @@ func (a *adopting) refused(way ways.Way, what string) error {
 
 // notMissing gives an error about a base that is to be had its hint.
 func (o *poolOptions) notMissing(err error) error {
+	if errors.Is(err, ways.ErrElsewhere) {
+		return finding.WithHint(err, "shisa base missing "+render.Word(o.pool)+" tells in which, and how it comes back there")
+	}
 	return finding.WithHint(err, "shisa base missing "+render.Word(o.pool)+" lists what is")
 }
 

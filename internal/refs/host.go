@@ -350,7 +350,7 @@ func (t *taking) deleted(ctx context.Context, c *linux.Census) error {
 		}
 		at := -1
 		for i := range t.c.All {
-			if t.c.All[i].Name == name && t.c.All[i].State == Missing {
+			if b := &t.c.All[i]; b.Name == name && b.State == Missing && t.c.Here(b) {
 				at = i
 			}
 		}

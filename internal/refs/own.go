@@ -146,7 +146,7 @@ func (t *taking) held(s *pool.State) {
 			if m.State != Missing || !slices.Contains(t.called(&b), m.Name) {
 				continue
 			}
-			if m.Name == h.Name {
+			if m.Name == h.Name && t.c.Here(m) {
 				m.Held = h.ID
 			}
 			b.Uses = append(b.Uses, m.Uses...)
@@ -213,7 +213,7 @@ func (t *taking) keptOnly(s *pool.State) {
 func (t *taking) shielded() {
 	live, at, file := t.live(), map[string][]int{}, map[string]diskio.ID{}
 	for i := range t.c.All {
-		if b := &t.c.All[i]; b.State == Missing && filepath.Dir(b.Path) == t.c.Bases {
+		if b := &t.c.All[i]; b.State == Missing && t.c.Here(b) {
 			at[b.Name] = append(at[b.Name], i)
 		}
 	}

@@ -164,6 +164,11 @@ func TestMissingIsHeld(t *testing.T) {
 	if c.Verdict != finding.Found || c.All[0].Held != heldID || c.All[1].ID != heldID || c.All[1].Since.IsZero() {
 		t.Errorf("Look = %s, %+v, want found, and where it is", c.Verdict, c.All)
 	}
+	// What has to come back somewhere else is another file.
+	w.image("pool/i/disk", "qcow2", w.path("pool/i/b"))
+	if c := w.look(Options{}); c.All[0].State != Missing || c.All[0].Held != "" {
+		t.Errorf("Look = %+v, want that what is missing elsewhere is not in this quarantine", c.All)
+	}
 	if one := c.Only("b"); len(one.All) != 2 || !strings.Contains(one.All[1].Path, heldID) {
 		t.Errorf("Only = %+v, want the one that is missing and the one that was set aside", one.All)
 	}

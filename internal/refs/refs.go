@@ -12,6 +12,7 @@ package refs
 import (
 	"cmp"
 	"context"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -333,6 +334,10 @@ func (c *Census) judge() {
 	}
 	c.Status = finding.OrderStatus(status...)
 }
+
+// Here tells whether a base lies in the directory of the bases, or has to. What the pool keeps under the name of one that is
+// missing elsewhere is another file.
+func (c *Census) Here(b *Base) bool { return filepath.Dir(b.Path) == c.Bases }
 
 // Only gives the census of the bases of a name, or of a path. What was not seen may need those as well.
 func (c *Census) Only(name string) *Census {

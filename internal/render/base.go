@@ -36,7 +36,7 @@ func BaseScan(w io.Writer, c *refs.Census, s Style) error {
 			o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(all)-i), "base", "bases")))
 			break
 		}
-		o.base(&all[i])
+		o.base(c, &all[i])
 	}
 	o.baseTail(c)
 	o.baseNext(c)
@@ -129,8 +129,12 @@ func baseOrder(b *refs.Base) int {
 }
 
 // base is a base with who needs it, in a line or two. Of many only the number is told.
-func (o *out) base(b *refs.Base) {
-	text := Name(b.Name) + ": " + o.baseState(b)
+func (o *out) base(c *refs.Census, b *refs.Base) {
+	name := b.Name
+	if b.State == refs.Missing && !c.Here(b) {
+		name = b.Path
+	}
+	text := Name(name) + ": " + o.baseState(b)
 	if n := len(b.Uses); n == 1 || n > 0 && b.State == refs.Missing {
 		text += "; " + needWords(&b.Uses[0])
 		if n > 1 {

@@ -6,7 +6,9 @@ package render
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 
+	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
 )
@@ -23,7 +25,11 @@ func BaseMissing(w io.Writer, r *ways.Report, at string, s Style) error {
 	}
 	for i := range r.Missing {
 		m := &r.Missing[i]
-		o.prose("", Name(m.Name)+" is "+o.paint(red, "MISSING")+", needed by "+needs(m.NeededBy))
+		where, name, here := Word(at), Name(m.Name), filepath.Dir(m.Path) == r.Bases
+		if !here {
+			where, name = otherPool(m), Name(m.Path)
+		}
+		o.prose("", name+" is "+o.paint(red, "MISSING")+", needed by "+needs(m.NeededBy))
 		for k := range m.NeededBy {
 			if k == 3 && !s.All {
 				o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(m.NeededBy)-k), "use", "uses")))
@@ -31,18 +37,34 @@ func BaseMissing(w io.Writer, r *ways.Report, at string, s Style) error {
 			}
 			o.prose("  ", needWords(&m.NeededBy[k]))
 		}
-		if len(m.Ways) == 0 {
+		switch {
+		case !here:
+			o.prose("  ", "it is to lie in another directory than the bases of this pool, which may keep it there:")
+			o.line("      $ shisa base missing ", where)
+		case len(m.Ways) == 0:
 			o.prose("  ", "no way back was found: look for another node's copy, and name it with --from")
 		}
 		for k := range m.Ways {
-			o.way(&m.Ways[k], m.Name, at)
+			o.way(&m.Ways[k], m.Name, where)
 		}
 	}
 	o.blind(r.Gaps, "", true)
 	return o.flush()
 }
 
-// way is one way back with its proof and the command.
+// otherPool names the pool of a base that is to lie in another directory, with an image that rests on it: that pool may keep
+// it, and it has to come back there.
+func otherPool(m *ways.Missing) string {
+	dir := Word(filepath.Dir(m.Path))
+	for i := range m.NeededBy {
+		if u := &m.NeededBy[i]; u.How == refs.Header {
+			return "--also " + Word(filepath.Dir(u.Holder)) + " " + dir
+		}
+	}
+	return dir
+}
+
+// way is one way back with its proof and the command. at is the pool as a word of a command line.
 func (o *out) way(w *ways.Way, name, at string) {
 	word, color := map[ways.Proof]string{
 		ways.SameFile: "the very file", ways.SameDigest: "the same content",
@@ -65,13 +87,13 @@ func (o *out) way(w *ways.Way, name, at string) {
 		if _, known := pool.RemakeOf(name); !known {
 			return
 		}
-		o.line("      $ shisa base adopt --make --accept-risk=remade:" + Word(name) + " --for " + Word(name) + " " + Word(at))
+		o.line("      $ shisa base adopt --make --accept-risk=remade:" + Word(name) + " --for " + Word(name) + " " + at)
 	case w.Proof == ways.Refuted || w.Proof == ways.Unproved:
 	case w.How == ways.Shield || w.How == ways.Quarantine:
-		o.line("      $ shisa base restore " + Word(at) + " " + Word(name))
+		o.line("      $ shisa base restore " + at + " " + Word(name))
 	case w.How == ways.Image:
-		o.line("      $ shisa base adopt --glance URL --for " + Word(name) + " " + Word(at))
+		o.line("      $ shisa base adopt --glance URL --for " + Word(name) + " " + at)
 	case w.How == ways.Descriptor, w.How == ways.Candidate, w.How == ways.Renamed:
-		o.line("      $ shisa base adopt --for " + Word(name) + " " + Word(at) + " " + Word(w.Path))
+		o.line("      $ shisa base adopt --for " + Word(name) + " " + at + " " + Word(w.Path))
 	}
 }

@@ -6,6 +6,7 @@ package render
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 
 	"github.com/shisa-vm/shisa/internal/refs"
@@ -61,7 +62,11 @@ func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
 		}
 		text := Name(b.Name) + " " + o.paint(color, word)
 		if b.State == refs.Missing {
-			text = Name(b.Name) + " is " + o.paint(red, "MISSING")
+			name := b.Name
+			if filepath.Dir(b.Path) != p.Bases {
+				name = b.Path
+			}
+			text = Name(name) + " is " + o.paint(red, "MISSING")
 		}
 		if b.ID != "" {
 			text += ", in quarantine as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04")

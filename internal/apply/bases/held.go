@@ -137,7 +137,7 @@ func (k *keeper) back(ctx context.Context, h *pool.Held, to string) error {
 func (k *keeper) heldNeeded(ctx context.Context, c *refs.Census, s *pool.State, d *pool.Done) error {
 	for i := range c.All {
 		b := &c.All[i]
-		if b.State != refs.Missing || b.Held == "" || filepath.Dir(b.Path) != k.Bases {
+		if b.State != refs.Missing || b.Held == "" || !c.Here(b) {
 			continue
 		}
 		h, err := heldFor(s, b.Held, 0)

@@ -226,7 +226,7 @@ func (a *watcher) removed(ctx context.Context, e *notice.Event) error {
 	}
 	a.last = c
 	for i := range c.All {
-		if b := &c.All[i]; b.Name == e.Name && b.State == refs.Missing {
+		if b := &c.All[i]; b.Name == e.Name && b.State == refs.Missing && c.Here(b) {
 			return a.back(ctx, e.Name, "removed by "+why+"; "+needWord(c, b))
 		}
 	}

@@ -45,7 +45,9 @@ func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
 		}
 		kept := pool.Stock{Name: b.Name, ID: b.ID, State: string(b.State), Path: valid(b.Path), Inode: b.File.Ino, SizeBytes: b.SizeBytes,
 			Format: b.Format, Shield: valid(b.Shield)}
-		kept.SHA256 = digestOf(b, s)
+		if b.State != refs.Missing || c.Here(b) {
+			kept.SHA256 = digestOf(b, s)
+		}
 		i.All = append(i.All, kept)
 	}
 	return i

@@ -16,7 +16,7 @@ import (
 
 // format tells which format a missing base had. Its error is that of ctx.
 func (f *finder) format(ctx context.Context, m *Missing) (string, error) {
-	for _, o := range f.recorded(m.Name) {
+	for _, o := range f.recorded(m) {
 		if o.Format != "" {
 			return o.Format, nil
 		}
@@ -90,12 +90,11 @@ func (r *Report) Downloaded(name, path string, g *glance.Image) (Way, error) {
 	return w, nil
 }
 
-// FormatOf gives the format that a missing base had: ErrNotMissing.
+// FormatOf gives the format that a missing base had: ErrNotMissing, ErrElsewhere.
 func (r *Report) FormatOf(name string) (string, error) {
-	for i := range r.Missing {
-		if r.Missing[i].Name == name {
-			return r.Missing[i].Format, nil
-		}
+	m, err := r.missing(name)
+	if err != nil {
+		return "", err
 	}
-	return "", fmt.Errorf("%s %w", name, ErrNotMissing)
+	return m.Format, nil
 }

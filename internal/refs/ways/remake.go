@@ -31,13 +31,15 @@ func remade(name string) (Way, bool) {
 	return w, true
 }
 
-// Remade gives the way back for a base that held nothing of anybody's: ErrNotMissing, also for any other base.
+// Remade gives the way back for a base that held nothing of anybody's: ErrNotMissing, also for any other base, ErrElsewhere.
 func (r *Report) Remade(name string) (Way, error) {
-	for i := range r.Missing {
-		for _, w := range r.Missing[i].Ways {
-			if r.Missing[i].Name == name && w.How == Make {
-				return w, nil
-			}
+	m, err := r.missing(name)
+	if err != nil {
+		return Way{}, err
+	}
+	for _, w := range m.Ways {
+		if w.How == Make {
+			return w, nil
 		}
 	}
 	return Way{}, fmt.Errorf("%s held something that no program makes again, or %w", name, ErrNotMissing)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -176,7 +177,9 @@ func (f *finder) gap(object, what string, err error) {
 
 // ways finds all ways to bring one base back.
 func (f *finder) ways(ctx context.Context, m *Missing) error {
-	f.kept(m)
+	if f.here(m) {
+		f.kept(m)
+	}
 	for i := range m.NeededBy {
 		if u := &m.NeededBy[i]; u.How == refs.Deleted && u.PID > 0 {
 			m.Ways = append(m.Ways, Way{How: Descriptor, Proof: SameFile, PID: u.PID,
@@ -236,10 +239,13 @@ func rank(all []Way) {
 	})
 }
 
-// recorded is what is known of the files that had a name, the last one first.
-func (f *finder) recorded(name string) (all []pool.Object) {
+// here tells whether a base is to lie in the pool: what that keeps and recorded under the name of another one is another file.
+func (f *finder) here(m *Missing) bool { return filepath.Dir(m.Path) == f.r.Bases }
+
+// recorded is what is known of the files that had the name of a base, the last one first.
+func (f *finder) recorded(m *Missing) (all []pool.Object) {
 	for _, o := range f.s.Objects {
-		if o.Name == name {
+		if o.Name == m.Name && f.here(m) {
 			all = append(all, o)
 		}
 	}
@@ -249,7 +255,7 @@ func (f *finder) recorded(name string) (all []pool.Object) {
 
 // judge proves which of the candidates is the base.
 func (f *finder) judge(ctx context.Context, m *Missing) (all []Way, err error) {
-	recorded := f.recorded(m.Name)
+	recorded := f.recorded(m)
 	for _, c := range f.chosen(m, recorded) {
 		w := Way{How: Candidate, Proof: Unproved, Path: c.path, File: c.stat.ID}
 		if c.renamed {
@@ -415,28 +421,45 @@ func decide(all []Way) {
 	refute(all)
 }
 
-// ErrNotMissing: no base of that name is needed and missing.
-var ErrNotMissing = errors.New("is not missing")
+// ErrNotMissing: no base of that name is needed and missing. ErrElsewhere: one is that lies in no directory of the pool, so
+// that nothing which is put there would be found.
+var (
+	ErrNotMissing = errors.New("is not missing")
+	ErrElsewhere  = errors.New("is to lie in another directory than the bases of this pool")
+)
 
-// Proved gives what is known of a candidate for a base.
-func (r *Report) Proved(name, candidate string) (Way, error) {
+// missing gives the base of a name that is missing in the pool: ErrNotMissing, ErrElsewhere.
+func (r *Report) missing(name string) (*Missing, error) {
+	err := fmt.Errorf("%s %w", name, ErrNotMissing)
 	for i := range r.Missing {
-		if r.Missing[i].Name != name {
-			continue
+		switch m := &r.Missing[i]; {
+		case m.Name != name:
+		case filepath.Dir(m.Path) == r.Bases:
+			return m, nil
+		default:
+			err = fmt.Errorf("%s %w: in %s", name, ErrElsewhere, filepath.Dir(m.Path))
 		}
-		for _, w := range r.Missing[i].Ways {
-			if w.Path == candidate && (w.How == Candidate || w.How == Descriptor || w.How == Renamed) {
-				return w, nil
-			}
-		}
-		for _, g := range r.Gaps {
-			if g.Object == candidate {
-				return Way{}, fmt.Errorf("look at %s: %s", candidate, g.Reason)
-			}
-		}
-		return Way{How: Candidate, Proof: Refuted, Path: candidate, Why: "it does not have the length that was recorded"}, nil
 	}
-	return Way{}, fmt.Errorf("%s %w", name, ErrNotMissing)
+	return nil, err
+}
+
+// Proved gives what is known of a candidate for a base: ErrNotMissing, ErrElsewhere.
+func (r *Report) Proved(name, candidate string) (Way, error) {
+	m, err := r.missing(name)
+	if err != nil {
+		return Way{}, err
+	}
+	for _, w := range m.Ways {
+		if w.Path == candidate && (w.How == Candidate || w.How == Descriptor || w.How == Renamed) {
+			return w, nil
+		}
+	}
+	for _, g := range r.Gaps {
+		if g.Object == candidate {
+			return Way{}, fmt.Errorf("look at %s: %s", candidate, g.Reason)
+		}
+	}
+	return Way{How: Candidate, Proof: Refuted, Path: candidate, Why: "it does not have the length that was recorded"}, nil
 }
 
 // refute says of all other candidates that they are not it, where one is proved.

@@ -198,6 +198,36 @@ func TestDigest(t *testing.T) {
 	}
 }
 
+// TestElsewhere: what the pool keeps and recorded under the name of a base that is missing in another directory is not that
+// base, and does not speak against a candidate for it.
+func TestElsewhere(t *testing.T) {
+	w := newWorld(t)
+	w.run("mv", w.path("pool/_base/b"), w.path("from/b"))
+	w.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", w.path("pool/i/b"), "-F", "raw", w.path("pool/i/disk"))
+	w.write("pool/_base/b", random(2, blocks))
+	o := bases.Options{Bases: w.path("pool/_base"), Node: "n"}
+	if _, err := bases.Protect(t.Context(), w.census(), bases.ProtectOptions{}, o); err != nil {
+		t.Fatal(err)
+	}
+	got := w.find(w.path("from"))
+	if len(got) != 1 || got[0].How != Candidate || got[0].Proof != SameBlocks {
+		t.Errorf("ways = %+v, want the candidate alone, proved by its blocks", got)
+	}
+	r, err := Find(t.Context(), w.census(), Options{From: []string{w.path("from/b")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Proved("b", w.path("from/b")); !errors.Is(err, ErrElsewhere) {
+		t.Errorf("Proved of what is to lie elsewhere = %v, want %v", err, ErrElsewhere)
+	}
+	if _, err := r.FormatOf("b"); !errors.Is(err, ErrElsewhere) {
+		t.Errorf("FormatOf = %v, want %v", err, ErrElsewhere)
+	}
+	if _, err := r.Proved("c", w.path("from/b")); !errors.Is(err, ErrNotMissing) {
+		t.Errorf("Proved of what nobody needs = %v, want %v", err, ErrNotMissing)
+	}
+}
+
 // TestRecordedTwice: of two files that had one name nobody knows which the images were made on, so that the digest of either
 // proves nothing.
 func TestRecordedTwice(t *testing.T) {
