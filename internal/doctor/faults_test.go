@@ -129,7 +129,7 @@ func hurtKey(ev *evidence.Event) string {
 // reaped waits until no child is left that asked a mount.
 func reaped(t *testing.T, a *mounts.Asker) {
 	t.Helper()
-	for until := time.Now().Add(time.Minute); a.Left() > 0; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(5 * time.Minute); a.Left() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("children that asked mounts do not end")
 		}

@@ -62,7 +62,7 @@ func TestSystemGone(t *testing.T) {
 	}) {
 		t.Errorf("who keeps it: %+v, want the mount on %s", r.Report.Holders, other)
 	}
-	r, err = Unmount(t.Context(), w, other, Options{DeviceFree: true, Wait: 10 * time.Second})
+	r, err = Unmount(t.Context(), w, other, Options{DeviceFree: true, Wait: patience})
 	if err != nil || r.State != Done || r.Status[0] != finding.StatusClean {
 		t.Errorf("Unmount of the last = %+v, %v, want it gone", r, err)
 	}
@@ -93,7 +93,7 @@ func TestSystemWaits(t *testing.T) {
 		return &telling{Kernel: k, third: shut}, err
 	}
 	r, err := Unmount(t.Context(), w, dir, Options{DeviceFree: true, Lazy: true, AcceptLazy: true,
-		Wait: 30 * time.Second})
+		Wait: patience})
 	if err != nil || r.State != Done || open {
 		t.Errorf("Unmount = %+v, %v, open %t, want it gone when the last was closed", r, err, open)
 	}

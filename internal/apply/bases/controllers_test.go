@@ -77,7 +77,7 @@ func TestTwoControllers(t *testing.T) {
 		}
 		c.reports()
 		var all sync.WaitGroup
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx := t.Context()
 		loop := func(n int, fn func(*rand.Rand)) {
 			seed := uint64(round*10 + n)
 			all.Go(func() {
@@ -95,7 +95,6 @@ func TestTwoControllers(t *testing.T) {
 		loop(6, func(r *rand.Rand) { c.restore(ctx, names[r.IntN(len(names))]) })
 		loop(7, func(r *rand.Rand) { c.clean(names[r.IntN(len(names))]) })
 		all.Wait()
-		cancel()
 		if d, err := Recover(t.Context(), c.decision(), c.options()); err != nil || len(d.Left) > 0 {
 			t.Errorf("round %d: Recover = %+v, %v", round, d, err)
 		}

@@ -255,13 +255,13 @@ func TestStoppedBeforeRename(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stopped := false
-	for begun := time.Now(); !stopped && time.Since(begun) < time.Minute; time.Sleep(5 * time.Millisecond) {
+	stopped, ended := false, false
+	for ; !stopped && !ended; time.Sleep(5 * time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
 		if err != nil {
 			t.Fatal(err)
 		}
-		stopped = bytes.Contains(stat, []byte(") T "))
+		stopped, ended = bytes.Contains(stat, []byte(") T ")), bytes.Contains(stat, []byte(") Z "))
 	}
 	if !stopped {
 		t.Errorf("the victim was not stopped")

@@ -188,7 +188,7 @@ func judgeAll(t *testing.T, tr *Trace, all []attempt, decoy int) {
 	if tr.Engine().Name == probe.Syscall {
 		want = holders.Overlap
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for i, a := range all {
 		f, err := tr.Next(ctx)

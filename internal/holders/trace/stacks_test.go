@@ -63,7 +63,7 @@ func failOnce(t *testing.T, tr *Trace, p mountpoint, program string) (Failure, h
 	if err := errors.Join(in.Close(), c.Wait()); err != nil || umount != unix.EBUSY {
 		t.Fatalf("umount = %v, want %v; the agent: %v", umount, unix.EBUSY, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	f, err := tr.Next(ctx)
 	if err != nil {
@@ -172,7 +172,7 @@ func TestLostPrograms(t *testing.T) {
 	if err := errors.Join(busy(p.target), open.Close()); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	failure, err := tr.Next(ctx)
 	if err != nil {

@@ -107,7 +107,7 @@ func TestAny(t *testing.T) {
 		t.Fatalf("umount = %v, want %v", err, unix.EBUSY)
 	}
 	f.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	for {
 		told, err := tr.Next(ctx)

@@ -80,7 +80,7 @@ func TestBusy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			if c.how == "silent" {
 				ctx, cancel = context.WithTimeout(t.Context(), 500*time.Millisecond)
 			}

@@ -95,7 +95,7 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(time.Minute); unix.Kill(pid, 0) == nil; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); unix.Kill(pid, 0) == nil; time.Sleep(time.Millisecond) {
 			if state, _ := os.ReadFile("/proc/" + p + "/stat"); strings.Contains(string(state), ") Z ") {
 				break // nobody has buried it yet
 			}

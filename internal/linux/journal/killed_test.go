@@ -66,12 +66,12 @@ func killed(t *testing.T) (copies []string) {
 // waitFor waits until the file has so many entries.
 func waitFor(t *testing.T, path string, n int64) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if b, err := os.ReadFile(path); err == nil && len(b) > headerMin && open(t, b).Header().Entries >= n {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%s has not %d entries after a minute", path, n)
+			t.Fatalf("%s has not %d entries after minutes", path, n)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func hears(t *testing.T, m *klog.Matcher, said func() []faultfs.Message, want ..
 	t.Helper()
 	var seen []string
 	missing := func(f string) bool { return !slices.Contains(seen, f) }
-	for end := time.Now().Add(2 * time.Minute); slices.ContainsFunc(want, missing); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); slices.ContainsFunc(want, missing); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("heard %v, want %v", seen, want)
 		}

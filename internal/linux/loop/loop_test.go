@@ -54,7 +54,7 @@ func TestAttach(t *testing.T) {
 		t.Error(err)
 	}
 	backing := "/sys/block/loop" + strconv.Itoa(n) + "/loop/backing_file"
-	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(time.Millisecond) {
 		at, err := os.ReadFile(backing)
 		if err != nil || strings.TrimSpace(string(at)) != f.Name() {
 			return // it is gone, or somebody else's by now

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/shisa-vm/shisa/internal/testenv"
 )
@@ -275,7 +274,7 @@ func tried(t *testing.T, dir string, doubted int) (starts map[string]int, tries 
 }
 
 // TestLuckOfManyUnits: a large system with units that lack something is gone through to the end, and one that is made
-// to have too many orders is doubted in a bounded time.
+// to have too many orders is doubted after so many steps.
 func TestLuckOfManyUnits(t *testing.T) {
 	large := luckyFiles(map[string]string{"hub.target": "[Unit]\nWants=l0.service l1.service l2.service l3.service\n"}, "252")
 	for i := range 4 {
@@ -296,13 +295,11 @@ func TestLuckOfManyUnits(t *testing.T) {
 		written(t, dir, files)
 		s := loaded(t, dir)
 		l := s.newLuck(s.below(s.Unit("default.target"), nil), nil)
-		begun := time.Now()
 		l.visit(visit{l.of[s.Unit("default.target")], met(make([]byte, (2*len(l.nodes)+7)/8))})
-		took := time.Since(begun)
-		if cut := l.left <= 0; cut != (name == "many orders") || took > 20*time.Second {
-			t.Errorf("%s: %d of %d steps are left after %s", name, l.left, maxLuck, took)
+		if cut := l.left <= 0; cut != (name == "many orders") {
+			t.Errorf("%s: %d of %d steps are left", name, l.left, maxLuck)
 		}
-		t.Logf("%s: %d nodes, %d steps in %s", name, len(l.nodes), maxLuck-l.left, took)
+		t.Logf("%s: %d nodes, %d steps", name, len(l.nodes), maxLuck-l.left)
 		sure, all := reaches(s, "default.target")
 		if len(sure) < 4 || name == "large" && (len(sure) < 400 || len(all) < len(sure)) {
 			t.Errorf("%s: %d are started, %d of them for sure", name, len(all), len(sure))
