@@ -99,9 +99,9 @@ func newBaseNodeJoin(s *stdio) *cobra.Command {
 pass of "shisa base agent", so that this is for one that has no agent yet, and for a host alone. Without NODE it is
 this host.
 
-It takes a retirement back; the pins that stand for what the node used stay, see "shisa base unpin". It begins
-the pool where there is none. It acts at once and leaves a receipt: "shisa undo" takes it back, as long as the node has
-said nothing since.`,
+It takes a retirement back: what the node said last counts again until it speaks, and the pins that stand for what it
+used stay, see "shisa base unpin". It begins the pool where there is none. It acts at once and leaves a receipt:
+"shisa undo" takes it back, as long as the node has said nothing since.`,
 		Example: `  shisa base node join /var/lib/nova/instances
   shisa base node join /var/lib/nova/instances node4
   shisa base node join /var/lib/nova/instances node2 --reason "it was repaired after all"`,
