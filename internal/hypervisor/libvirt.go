@@ -54,8 +54,9 @@ type Domain struct {
 	Created time.Time
 	Disks   []DomainDisk
 	// Files are all other absolute paths that it names, whatever for: a kernel and its first file system, tables, firmware,
-	// what QEMU is given as it stands. Some are no files, or are not there.
-	Files []string
+	// what QEMU is given as it stands. Some are no files, or are not there. Parts are texts in the latter that may be paths, and are
+	// none unless something is there.
+	Files, Parts []string
 }
 
 // DomainDisk is one file of a domain: a disk or what a disk rests on.
@@ -186,8 +187,14 @@ func ParseDomain(text []byte) (Domain, error) {
 	for i := range r.Disks {
 		disks[r.Disks[i].Path] = true
 	}
-	slices.Sort(r.Files)
-	r.Files = slices.DeleteFunc(slices.Compact(r.Files), func(name string) bool { return disks[name] })
+	for _, names := range []*[]string{&r.Files, &r.Parts} {
+		slices.Sort(*names)
+		*names = slices.DeleteFunc(slices.Compact(*names), func(name string) bool { return disks[name] })
+	}
+	r.Parts = slices.DeleteFunc(r.Parts, func(name string) bool {
+		_, whole := slices.BinarySearch(r.Files, name)
+		return whole
+	})
 	return r.Domain, err
 }
 
@@ -245,26 +252,28 @@ func (r *domainReader) start(path []string, e xml.StartElement) error {
 	return nil
 }
 
-// names notes the paths in a text of a document. What QEMU is given as it stands may hold several, in any form: each is taken up
-// to what may end it, and up to what ends every option, since a path may have spaces and the like.
-func (r *domainReader) names(path []string, text string) error {
-	words := []string{strings.TrimSpace(text)}
-	if under(path, "commandline", "arg") {
-		words = strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(" \t\r\n,=:;\"'{}[]", c) })
-		for _, option := range strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(",\"", c) }) {
-			if _, rest, found := strings.Cut(option, "/"); found {
-				words = append(words, "/"+rest)
-			}
-		}
+// names notes the paths in a text of a document. What QEMU is given as it stands may hold several.
+func (r *domainReader) names(path []string, text string) (err error) {
+	if !under(path, "commandline", "arg") {
+		return r.note(strings.TrimSpace(text), true)
 	}
-	for _, w := range words {
-		if !strings.HasPrefix(w, "/") || len(w) > maxNameBytes {
-			continue
-		}
-		if len(r.Files) >= maxXMLDisks {
-			return fmt.Errorf("names more than %d files", maxXMLDisks)
-		}
-		r.Files = append(r.Files, w)
+	namer(func(name string, whole bool) bool {
+		err = r.note(name, whole)
+		return err == nil
+	}).argument(text)
+	return err
+}
+
+// note takes a name if it is an absolute path.
+func (r *domainReader) note(name string, whole bool) error {
+	switch {
+	case !strings.HasPrefix(name, "/") || len(name) > maxNameBytes:
+	case len(r.Files)+len(r.Parts) >= maxXMLDisks:
+		return fmt.Errorf("names more than %d files", maxXMLDisks)
+	case whole:
+		r.Files = append(r.Files, name)
+	default:
+		r.Parts = append(r.Parts, name)
 	}
 	return nil
 }
@@ -465,7 +474,13 @@ func (f *finder) domain(file, who string, targets map[string]string) {
 
 // files adds what a machine names beside its disks.
 func (f *finder) files(d *Domain, who string, since time.Time) {
-	for _, name := range d.Files {
+	names := d.Files
+	for _, name := range d.Parts {
+		if Look(f.ctx, f.opts.Timeout, PlaceImage, f.host(name), "", "").There {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
 		n := len(f.places)
 		f.image(name, who, d.Name, since)
 		if len(f.places) > n {

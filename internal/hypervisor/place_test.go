@@ -290,14 +290,18 @@ func TestParseBounds(t *testing.T) {
 		"a name in many pieces":   "<domain><name>" + strings.Repeat("aaaa<!-- -->", 300000) + "</name></domain>",
 		"many sources of a disk":  "<domain><disk>" + strings.Repeat("<source file='/a'/><target dev='b'/>", 60000) + "</disk></domain>",
 		"many disks in a disk":    "<domain>" + strings.Repeat("<disk><source file='/a'/>", 100000),
+		"many options":            "<domain><commandline><arg value='" + strings.Repeat("/a,", 400000) + "'/></commandline></domain>",
+		"many commas":             "<domain><commandline><arg value='" + strings.Repeat("/a,,", 400000) + "'/></commandline></domain>",
+		"much JSON":               "<domain><commandline><arg value='{\"a\":[" + strings.Repeat("\"/a\",", 200000) + "\"json:{}\"]}'/></commandline></domain>",
 		"many disks in one place": "<domain>" + strings.Repeat("<disk><source file='/a'/></disk>", 100000),
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		d, _ := ParseDomain([]byte(text))
 		runtime.ReadMemStats(&after)
-		if len(d.Name) > maxNameBytes || len(d.Disks) > maxXMLDisks {
-			t.Errorf("%s: ParseDomain = name of %d bytes, %d disks", name, len(d.Name), len(d.Disks))
+		if len(d.Name) > maxNameBytes || len(d.Disks) > maxXMLDisks || len(d.Files)+len(d.Parts) > maxXMLDisks {
+			t.Errorf("%s: ParseDomain = name of %d bytes, %d disks, %d files and %d parts", name, len(d.Name), len(d.Disks),
+				len(d.Files), len(d.Parts))
 		}
 		if n := after.TotalAlloc - before.TotalAlloc; n > most*uint64(len(text)) {
 			t.Errorf("%s: ParseDomain of %d bytes allocates %d, want %d at most", name, len(text), n, most*len(text))
@@ -311,6 +315,7 @@ func FuzzDomainXML(f *testing.F) {
 	f.Add([]byte(webXML))
 	f.Add([]byte("<domain><os><nvram type='file'><source file='/x'/></nvram></os></domain>"))
 	f.Add([]byte("<disk></disk></disk>"))
+	f.Add([]byte(`<domain><commandline><arg value='{"file":"json:{\"filename\":\"/a,b\"}"}'/><arg value="file=/a,,b,if=c"/></commandline></domain>`))
 	f.Add([]byte("<?xml version='1.0' encoding='latin1'?><domain/>"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		d, err := ParseDomain(text)

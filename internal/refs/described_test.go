@@ -16,6 +16,9 @@ import (
 // TestDescribed: what the description of a machine names and nobody can look at is a gap, whether it runs, is defined, or is
 // that of a snapshot.
 func TestDescribed(t *testing.T) {
+	given := func(argument string) string {
+		return `</disk></devices><commandline><arg value='` + argument + `'/></commandline><devices><disk>`
+	}
 	for _, c := range []struct{ name, source, use, gap string }{
 		{"a volume of a pool that is known", `<source pool="vms" volume="b"/>`, "domain", ""},
 		{"a volume of a pool that nobody knows", `<source pool="gone" volume="b"/>`, "",
@@ -50,11 +53,21 @@ func TestDescribed(t *testing.T) {
 			`<arg value="if=none,file=/a link/_base/b"/></commandline><devices><disk>`, "domain", ""},
 		{"what QEMU is given as JSON", `</disk></devices><commandline><arg value='{"driver":"file","filename":"/inst/_base/b"}'/></commandline>` +
 			`<devices><disk>`, "domain", ""},
+		{"what QEMU is given with a comma, as an option", given("file=/inst/_base/b,,c,if=none"), "domain", ""},
+		{"what QEMU is given with a comma, as a path", given("/inst/_base/b,c"), "domain", ""},
+		{"what QEMU is given with a comma, as JSON", given(`{"file":{"filename":"/inst/_base/b\u002cc"}}`), "domain", ""},
+		{"what QEMU is given with a comma, as JSON in an option", given(`file=json:{"driver":"raw",,"file":{"filename":"/inst\/_base\/b,,c"}}`), "domain", ""},
+		{"what QEMU is given as JSON for a drive", given(`json:{"driver":"raw","file":{"filename":"/inst\/_base\/b"}}`), "domain", ""},
+		{"what QEMU is given with two paths", given("file=blkverify:/inst/_base/b:/inst/d"), "domain", ""},
 		{"what is no file", `</disk><serial><source path="/pipe"/></serial><filesystem><source dir="/inst"/></filesystem>` +
 			`<emulator>/nowhere</emulator><disk>`, "", ""},
 	} {
 		w := newWorld(t)
-		w.base("b")
+		base := "b"
+		if strings.Contains(c.name, "comma") {
+			base = "b,c"
+		}
+		w.base(base)
 		w.link(w.path("pool"), "inst")
 		root := w.path("root")
 		w.write("root/etc/libvirt/storage/vms.xml", []byte("<pool type='dir'><name>vms</name><target><path>/inst/_base</path></target></pool>"))
@@ -78,6 +91,10 @@ func TestDescribed(t *testing.T) {
 		census := w.look(Options{Host: &Host{Tree: tr, Root: root}})
 		if err := tr.Close(); err != nil {
 			t.Error(err)
+		}
+		if len(census.All) != 1 || census.All[0].Name != base {
+			t.Errorf("%s: %q, want %s alone", c.name, w.lines(census), base)
+			continue
 		}
 		use, gap := "", ""
 		for _, u := range census.All[0].Uses {

@@ -280,6 +280,13 @@ func (t *taking) domain(ctx context.Context, text []byte, u Reference) error {
 			return err
 		}
 	}
+	for _, path := range d.Parts {
+		if hypervisor.Look(ctx, t.o.Timeout, hypervisor.PlaceImage, filepath.Join("/", t.o.Host.Root, path), "", "").There {
+			if err := t.beside(ctx, path, u); err != nil {
+				return err
+			}
+		}
+	}
 	return ctx.Err()
 }
 
