@@ -95,8 +95,14 @@ func (u *Use) Of(name string, inode uint64) bool {
 // maxGraceSeconds is the longest span that a time.Duration has.
 const maxGraceSeconds = int64(math.MaxInt64 / time.Second)
 
-// SecondsOf is a span in whole seconds, and not less than it is.
-func SecondsOf(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+// SecondsOf is a span in whole seconds, rounded up: but for the longest ones, whose seconds would be no time.Duration any more.
+func SecondsOf(d time.Duration) int64 {
+	n := int64(d / time.Second)
+	if d%time.Second > 0 && n < maxGraceSeconds {
+		n++
+	}
+	return n
+}
 
 // Seen are the ids that the node saw and waited for, where a launch may take so long: none where it waited by less.
 func (r *Report) Seen(launchGrace time.Duration) []string {
