@@ -366,7 +366,7 @@ func TestWantedByShieldName(t *testing.T) {
 		wanted bool
 	}{{0, true}, {7, true}, {9, false}} {
 		a := &claimed{Held: pool.Held{Name: "a", File: id}}
-		s := &pool.State{Shields: []pool.Shield{{Name: "a", ID: id}, {Name: "b", ID: id}}}
+		s := &pool.State{Policy: &pool.Policy{AllowPurge: true}, Shields: []pool.Shield{{Name: "a", ID: id}, {Name: "b", ID: id}}}
 		s.Pins = []pool.Pin{{Name: "b", Inode: c.inode, Reason: "x"}}
 		if err := wantedNow(a, s); (err != nil) != c.wanted {
 			t.Errorf("a pin of b, inode %d: %v, want wanted %v", c.inode, err, c.wanted)

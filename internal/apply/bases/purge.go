@@ -287,8 +287,9 @@ func (k *keeper) lastLook(ctx context.Context, a *claimed) (*pool.State, error) 
 	return s, err
 }
 
-// wantedNow tells whether somebody said since the last decision that a base is wanted: the removal of those before it
-// takes its time, and who pins one that was claimed is told that it is pinned.
+// wantedNow tells whether somebody said since the last decision that a base is wanted, or may be: the removal of those before it
+// takes its time, and who pins one that was claimed is told that it is pinned, and who has a node join that nothing is removed
+// until that has spoken.
 func wantedNow(a *claimed, s *pool.State) error {
 	was := map[string]bool{a.Name: true} // and by its shields
 	for i := range s.Shields {
@@ -299,9 +300,15 @@ func wantedNow(a *claimed, s *pool.State) error {
 			return fmt.Errorf("it was pinned meanwhile: %s", p.Reason)
 		}
 	}
+	if s.Policy == nil || !s.Policy.AllowPurge {
+		return errors.Join(errors.New("the pool does not allow it any more"), errors.Join(s.Unread...))
+	}
 	for _, n := range s.Nodes() {
-		if n.Report == nil || n.Away() {
+		switch {
+		case n.Away():
 			continue
+		case n.Report == nil:
+			return fmt.Errorf("node %s joined meanwhile, and has never said what it needs", n.Name)
 		}
 		for i := range n.Report.Uses {
 			// A use of the name by another inode is one of a file that was made anew.

@@ -117,6 +117,12 @@ func TestPurgeLooksAtEach(t *testing.T) {
 		"an odd document": func(f *stock, _ string) {
 			_ = os.WriteFile(pool.Path(f.dir, pool.Nodes, "n2.json"), []byte("{"), 0o600)
 		},
+		"a node that joins": func(f *stock, _ string) {
+			if _, err := Join(t.Context(), "n3", me, f.options()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a pool that allows it no more": func(f *stock, _ string) { f.policy(func(p *pool.Policy) { p.AllowPurge = false }) },
 		"an unknown name": func(f *stock, base string) {
 			for _, h := range f.state().Held {
 				if h.Name == base {

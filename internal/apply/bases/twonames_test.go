@@ -110,3 +110,39 @@ func (f *stock) entry(name string) uint64 {
 	}
 	return e.Ino
 }
+
+// TestTwoNamesTaken: an image that names a base may rest on any file that had that name, also on one that has another name as
+// well: it is removed for good only where the file that has the name by now is known to hold the same.
+func TestTwoNamesTaken(t *testing.T) {
+	f := newStock(t, "a")
+	file := f.entry("a")
+	if err := os.Link(f.path("a"), f.path("z")); err != nil {
+		t.Fatal(err)
+	}
+	f.protect(ProtectOptions{NoRecord: true})
+	f.image("disk", "z")
+	f.remove("z")
+	if err := os.WriteFile(f.path("z"), []byte("made anew, and another"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.protect(ProtectOptions{NoRecord: true})
+	f.reports()
+	f.plan()
+	f.reports()
+	f.quarantine("a")
+	f.reports()
+	p := f.plan()
+	for i := range p.All {
+		b := &p.All[i]
+		if b.Inode != file {
+			continue
+		}
+		if b.Name != "a" || b.ID == "" || b.Verdict != judge.Keep ||
+			!slices.ContainsFunc(b.Blockers, func(k judge.Blocker) bool { return k.Rule == judge.NameTaken }) {
+			t.Errorf("%s may be %s by %+v, want that it stays: the image may have been made on it", b.Name, b.Verdict, b.Blockers)
+		}
+	}
+	if d, err := f.purge(f.options()); err != nil || len(d.Purged) > 0 {
+		t.Errorf("Purge = %+v, %v, want nothing removed", d, err)
+	}
+}

@@ -33,12 +33,16 @@ func (j *judging) held(b *Decided) {
 	}
 }
 
-// taken is for a base that was set aside and whose name another file has. An image that rests on that name may have
-// been made on either: only where both are known to hold the same does it not matter.
+// taken is for a base that was set aside and of which another file has a name that it had. An image that rests on that name may
+// have been made on either: only where both are known to hold the same does it not matter.
 func (j *judging) taken(b *Decided) {
+	had := map[string]bool{b.Name: true}
+	for _, h := range j.s.Shields {
+		had[h.Name] = had[h.Name] || h.ID.Ino == b.Inode
+	}
 	for i := range j.c.All {
 		l := &j.c.All[i]
-		if l.State != refs.Live || l.Name != b.Name || l.File.Ino == b.Inode || len(l.Uses) == 0 {
+		if l.State != refs.Live || !had[l.Name] || l.File.Ino == b.Inode || len(l.Uses) == 0 {
 			continue
 		}
 		was, is := j.s.Objects[b.Inode], j.s.Objects[l.File.Ino]
