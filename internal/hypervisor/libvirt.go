@@ -353,17 +353,39 @@ func sourceOf(f DomainDisk, e xml.StartElement) (DomainDisk, bool) {
 	return f, f.Protocol != ""
 }
 
-// libvirt adds the pools and domains that are configured below etc, and those that run.
-func (f *finder) libvirt(etc, run, who string) {
-	targets := map[string]string{} // of pools with files, "" for pools without
+// Pools are storage pools of a libvirt by their names: the directories of those that have one, "" for others.
+type Pools map[string]string
+
+// Volume gives the path of a volume, "" for one that is no file of this host; known is false where nobody can tell.
+func (p Pools) Volume(pool, volume string) (path string, known bool) {
+	switch dir, found := p[pool]; {
+	case !found:
+		return "", false
+	case dir == "":
+		return "", true
+	case filepath.IsLocal(volume):
+		return filepath.Join(dir, volume), true
+	}
+	return "", false
+}
+
+// pools adds the pools that are configured below etc, and those that run.
+func (f *finder) pools(etc, run, who string) Pools {
+	pools := Pools{}
 	for _, dir := range []string{etc, run} {
 		if dir == "" {
 			continue
 		}
 		for _, file := range f.xmlFiles(filepath.Join(dir, "storage"), "storage pools of "+who) {
-			f.pool(file, who, targets)
+			f.pool(file, who, pools)
 		}
 	}
+	return pools
+}
+
+// libvirt adds the pools and domains that are configured below etc, and those that run.
+func (f *finder) libvirt(etc, run, who string) {
+	pools := f.pools(etc, run, who)
 	for _, dir := range []string{etc, run} {
 		if dir == "" {
 			continue
@@ -375,7 +397,7 @@ func (f *finder) libvirt(etc, run, who string) {
 				continue
 			}
 			for _, file := range f.xmlFiles(at, "domains of "+who) {
-				f.domain(file, who, targets)
+				f.domain(file, who, pools)
 			}
 		}
 	}
@@ -402,7 +424,7 @@ func (f *finder) xmlFiles(dir, why string) []string {
 	return files
 }
 
-func (f *finder) pool(file, who string, targets map[string]string) {
+func (f *finder) pool(file, who string, pools Pools) {
 	text := f.read(file, "a storage pool of "+who)
 	if text == nil {
 		return
@@ -415,13 +437,13 @@ func (f *finder) pool(file, who string, targets map[string]string) {
 	why := fmt.Sprintf("storage pool %q of %s", p.name, who)
 	switch p.kind {
 	case "dir", "fs", "netfs", "vstorage":
-		targets[p.name] = p.target
+		pools[p.name] = p.target
 		f.add(PlaceDirectory, p.target, why, "")
 	case "logical":
-		targets[p.name] = p.target
+		pools[p.name] = p.target
 		f.volumes(p.target, why)
 	default:
-		targets[p.name] = ""
+		pools[p.name] = ""
 		f.remote(p.name, fmt.Sprintf("%s (%s)", why, p.kind), "")
 	}
 }
@@ -437,7 +459,7 @@ func (f *finder) volumes(dir, why string) {
 	}
 }
 
-func (f *finder) domain(file, who string, targets map[string]string) {
+func (f *finder) domain(file, who string, pools Pools) {
 	text := f.read(file, "a domain of "+who)
 	if text == nil {
 		return
@@ -453,18 +475,18 @@ func (f *finder) domain(file, who string, targets map[string]string) {
 		if disk.Backing {
 			why = "what " + why + " rests on"
 		}
-		switch dir, known := targets[disk.Pool]; {
+		switch path, known := pools.Volume(disk.Pool, disk.Volume); {
 		case disk.Protocol != "":
 			f.remote(disk.Protocol+":"+disk.Path, why, d.Name)
 			f.places[len(f.places)-1].Format = disk.Format
 		case disk.Volume == "":
 			f.image(strings.TrimSpace(disk.Path), why, d.Name, since)
-		case known && dir != "" && filepath.IsLocal(disk.Volume):
-			f.image(filepath.Join(dir, disk.Volume), why, d.Name, since)
+		case path != "":
+			f.image(path, why, d.Name, since)
 		default:
 			f.remote(disk.Pool+"/"+disk.Volume, why, d.Name)
 			p := &f.places[len(f.places)-1]
-			p.Unknown, p.Format = !known || dir != "", disk.Format
+			p.Unknown, p.Format = !known, disk.Format
 		}
 	}
 	if f.opts.Files {

@@ -109,6 +109,13 @@ func FindNova(ctx context.Context, opts Options) ([]Place, error) {
 	return f.places, ctx.Err()
 }
 
+// FindPools gives the storage pools of the host's libvirt. The error is that of ctx.
+func FindPools(ctx context.Context, opts Options) (Pools, error) {
+	opts.Timeout = cmp.Or(opts.Timeout, 10*time.Second)
+	f := &finder{ctx: ctx, opts: opts, at: map[[2]string]int{}}
+	return f.pools("/etc/libvirt", "/run/libvirt", "libvirt"), ctx.Err()
+}
+
 // Look returns the place at path as it is found. It waits for storage no longer than timeout.
 func Look(ctx context.Context, timeout time.Duration, kind PlaceKind, path, why, machine string) Place {
 	p := Place{Path: path, Kind: kind, Why: why, Machine: machine}

@@ -26,6 +26,12 @@ func TestDescribed(t *testing.T) {
 		{"a volume out of its pool", `<source pool="vms" volume="../b"/>`, "",
 			"it is a volume of a storage pool of which nobody can tell where it lies"},
 		{"a volume of a pool without files", `<source pool="ceph" volume="b"/>`, "", ""},
+		{"a volume of a pool that is known, in a snapshot", `<source pool="vms" volume="b"/>`, "snapshot", ""},
+		{"a volume of a pool that nobody knows, in a snapshot", `<source pool="gone" volume="b"/>`, "",
+			`names volume "b" of pool "gone", of which nobody can tell where it lies`},
+		{"a volume of a pool without files, in a snapshot", `<source pool="ceph" volume="b"/>`, "", ""},
+		{"a volume with a header of a pool without files, in a snapshot", `<driver type="qcow2"/><source pool="ceph" volume="b"/>`, "",
+			"its header was not read: it is no file of this host, and its format is qcow2"},
 		{"a name that is not absolute", `<source file="b"/>`, "", "it is no absolute path"},
 		{"a server's file of such a directory", `<source protocol="gluster" name="vol/_base/b"><host name="g1"/></source>`, "name", ""},
 		{"a server's file of another one", `<source protocol="gluster" name="vol/images/b"><host name="g1"/></source>`, "", ""},
@@ -82,6 +88,9 @@ func TestDescribed(t *testing.T) {
 		file := "root/etc/libvirt/qemu/m.xml"
 		if strings.Contains(c.name, "container") {
 			file = "root/etc/libvirt/lxc/m.xml"
+		}
+		if strings.Contains(c.name, "in a snapshot") {
+			file = "root/var/lib/libvirt/qemu/snapshot/m/s.xml"
 		}
 		w.write(file, []byte(text))
 		tr, err := tree.OpenDirectory(t.Context(), root)

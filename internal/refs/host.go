@@ -71,7 +71,11 @@ func (t *taking) configured(ctx context.Context) error {
 			return err
 		}
 	}
-	return t.kept(ctx, "/var/lib/libvirt/qemu")
+	pools, err := hypervisor.FindPools(ctx, hypervisor.Options{Root: t.o.Host.Root, Timeout: t.o.Timeout})
+	if err != nil {
+		return err
+	}
+	return t.kept(ctx, "/var/lib/libvirt/qemu", pools)
 }
 
 // libvirt reads what another libvirt keeps of machines, as one in a container does: dir is its /etc/libvirt, or its
@@ -99,10 +103,10 @@ func (t *taking) libvirt(ctx context.Context, dir string) error {
 			if err != nil {
 				return t.unread(ctx, name, err)
 			}
-			return t.domain(ctx, text, Reference{How: Domain, Holder: name, Since: changed})
+			return t.domain(ctx, text, Reference{How: Domain, Holder: name, Since: changed}, nil)
 		})
 		if err == nil {
-			err = t.kept(ctx, at)
+			err = t.kept(ctx, at, nil)
 		}
 		if err != nil {
 			return err
@@ -172,9 +176,9 @@ const (
 
 // kept reads what libvirt keeps of machines beside their own descriptions: snapshots, checkpoints, and
 // machines that were saved with their memory. dir is its /var/lib/libvirt/qemu.
-func (t *taking) kept(ctx context.Context, dir string) error {
+func (t *taking) kept(ctx context.Context, dir string, pools hypervisor.Pools) error {
 	if err := t.each(ctx, dir+"/save", func(name string, changed time.Time) error {
-		return t.saved(ctx, name, changed)
+		return t.saved(ctx, name, changed, pools)
 	}); err != nil {
 		return err
 	}
@@ -185,7 +189,7 @@ func (t *taking) kept(ctx context.Context, dir string) error {
 				if err != nil {
 					return t.unread(ctx, name, err)
 				}
-				return t.domain(ctx, text, Reference{How: SnapshotDomain, Holder: name, Machine: filepath.Base(machine), Since: changed})
+				return t.domain(ctx, text, Reference{How: SnapshotDomain, Holder: name, Machine: filepath.Base(machine), Since: changed}, pools)
 			})
 		})
 		if err != nil {
@@ -225,7 +229,7 @@ func (t *taking) unread(ctx context.Context, name string, err error) error {
 }
 
 // saved reads the description in a saved machine, whose file was changed last when that was.
-func (t *taking) saved(ctx context.Context, name string, changed time.Time) error {
+func (t *taking) saved(ctx context.Context, name string, changed time.Time, pools hypervisor.Pools) error {
 	head, err := t.o.Host.Tree.Read(ctx, name, maxXMLBytes)
 	if err != nil && !errors.Is(err, tree.ErrTooLarge) {
 		return t.unread(ctx, name, err)
@@ -242,12 +246,12 @@ func (t *taking) saved(ctx context.Context, name string, changed time.Time) erro
 	}
 	text, _, _ = bytes.Cut(text[:n], []byte{0})
 	machine := strings.TrimSuffix(filepath.Base(name), ".save")
-	return t.domain(ctx, text, Reference{How: SavedDomain, Holder: name, Machine: machine, Since: changed})
+	return t.domain(ctx, text, Reference{How: SavedDomain, Holder: name, Machine: machine, Since: changed}, pools)
 }
 
 // domain takes the disks of a description as uses like u. It knows best itself since when it is there; else that is no
 // later than its file was changed last.
-func (t *taking) domain(ctx context.Context, text []byte, u Reference) error {
+func (t *taking) domain(ctx context.Context, text []byte, u Reference, pools hypervisor.Pools) error {
 	name := u.Holder
 	d, err := hypervisor.ParseDomain(text)
 	if err != nil {
@@ -259,7 +263,15 @@ func (t *taking) domain(ctx context.Context, text []byte, u Reference) error {
 	u.Machine = cmp.Or(u.Machine, d.Name)
 	for _, k := range d.Disks {
 		if k.Volume != "" {
-			t.gap(name, "description of a machine", fmt.Sprintf("names volume %q of pool %q, which was not looked up", k.Volume, k.Pool))
+			path, known := pools.Volume(k.Pool, k.Volume)
+			if !known {
+				t.gap(name, "description of a machine",
+					fmt.Sprintf("names volume %q of pool %q, of which nobody can tell where it lies", k.Volume, k.Pool))
+				continue
+			}
+			if k.Path = path; path == "" {
+				k.Protocol = k.Pool + "/" + k.Volume
+			}
 		}
 		switch {
 		case k.Protocol != "":
