@@ -230,7 +230,7 @@ func (a *answers) acts() (all []act) {
 	protected := a.tree
 	a.changes(func(dir string) error { return os.Remove(filepath.Join(dir, "_base/used")) })
 	all = append(all, a.from("restore from the shield", 0, f("base restore --json --config CONF POOL used")...),
-		a.from("protect what is gone", 3, f("base protect --json --config CONF POOL")...))
+		a.from("protect what is gone", 0, f("base protect --json --config CONF POOL")...))
 	for i := range all[len(all)-2:] {
 		all[len(all)-1-i].needs = nil // what cannot be linked stays gone, and is told
 	}

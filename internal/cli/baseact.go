@@ -103,7 +103,11 @@ func (o *poolOptions) change(ctx context.Context, s *stdio, left int, do acting)
 		return o.show(&render.BasePool{Path: o.pool, Status: []int{status}, Done: d}, s)
 	case d != nil && o.json && d.Did():
 		d.Failure = oneLine{err}.Error()
-		return errors.Join(err, (&render.BasePool{Path: o.pool, Done: d}).JSON(s.out))
+		status := statusOf(err)
+		if wasInterrupted(ctx, err) {
+			status = finding.StatusInterrupted
+		}
+		return errors.Join(err, (&render.BasePool{Path: o.pool, Status: []int{status}, Done: d}).JSON(s.out))
 	case d != nil && !o.json && (d.Receipt != "" || len(d.Left) > 0):
 		return errors.Join(err, render.BaseDone(s.out, d, s.style(o.all)))
 	}

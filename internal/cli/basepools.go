@@ -76,7 +76,7 @@ func (o *poolOptions) each(
 				return err
 			}
 		}
-		doc.Pools = append(doc.Pools, *p)
+		doc.Pools = append(doc.Pools, *p.Told())
 	}
 	doc.Status = poolsStatus(doc.Pools)
 	if o.json {

@@ -63,7 +63,10 @@ With --watch it goes on until it is stopped: it looks at everything every ten mi
 gives one that is needed its name back at once. What other nodes remove from a shared directory it sees at its next
 look.
 
-A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it alone.`,
+A directory of its own, .shisa, beside the bases keeps all that. Nova leaves it alone.
+
+The exit status is 3 if a base is needed and still missing, 4 if anything could not be read that may need one, or not be
+done.`,
 		Example: `  shisa base protect /var/lib/nova/instances
   shisa base protect --no-record --keepalive 1h /var/lib/nova/instances
   shisa base protect --watch --json /var/lib/nova/instances`,
@@ -130,10 +133,13 @@ func (o *poolOptions) protect(ctx context.Context, p bases.ProtectOptions, risks
 	case err != nil:
 		return nil, err
 	}
-	if err := errors.Join(render.BaseClocks(s.err, c, render.Style{Width: s.barWidth}), o.warnOfRoom(ctx, c, s)); err != nil {
+	still := c.Without(d.Restored)
+	style := render.Style{Width: s.barWidth, All: o.all}
+	err = errors.Join(render.BaseLacks(s.err, still, style), render.BaseClocks(s.err, c, style), o.warnOfRoom(ctx, c, s))
+	if err != nil {
 		return nil, err
 	}
-	status := slices.Clone(c.Status)
+	status := slices.Clone(still.Status)
 	if len(d.Left) > 0 {
 		status = append(status, finding.StatusCannotTell)
 	}

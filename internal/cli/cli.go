@@ -214,7 +214,7 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 		case se.err == nil:
 			return status
 		}
-	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, syscall.EINTR)):
+	case wasInterrupted(ctx, err):
 		status, text, hint = finding.StatusInterrupted, "interrupted", ""
 	}
 	if json && !s.out.used {
@@ -238,6 +238,11 @@ func report(ctx context.Context, s *stdio, err error, json bool) int {
 		fmt.Fprintln(s.err, hint)
 	}
 	return status
+}
+
+// wasInterrupted tells whether err is that of somebody who ended the program.
+func wasInterrupted(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, syscall.EINTR))
 }
 
 // hintFor gives what the user can do about err: what it says itself, else what is true of its kind

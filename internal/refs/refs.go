@@ -352,6 +352,16 @@ func (c *Census) Only(name string) *Census {
 	return &one
 }
 
+// Without gives the census without bases that were missing here, and have their names back since.
+func (c *Census) Without(restored []string) *Census {
+	rest := *c
+	rest.All = slices.DeleteFunc(slices.Clone(c.All), func(b Base) bool {
+		return b.State == Missing && c.Here(&b) && slices.Contains(restored, b.Name)
+	})
+	rest.judge()
+	return &rest
+}
+
 // order puts everything where it belongs, so that the same world gives the same census.
 func (t *taking) order() {
 	slices.SortFunc(t.c.All, func(a, b Base) int {

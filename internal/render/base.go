@@ -32,7 +32,7 @@ func BaseScan(w io.Writer, c *refs.Census, s Style) error {
 	all := slices.Clone(c.All)
 	slices.SortStableFunc(all, func(a, b refs.Base) int { return cmp.Compare(baseOrder(&a), baseOrder(&b)) })
 	for i := range all {
-		if i == maxOfAKind && !s.All && all[i].State != refs.Missing {
+		if i >= maxOfAKind && !s.All && all[i].State != refs.Missing {
 			o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(all)-i), "base", "bases")))
 			break
 		}
@@ -55,8 +55,7 @@ func (o *out) baseNext(c *refs.Census) {
 		}
 	}
 	if missing > 0 {
-		o.line("next: the ways to bring back what is missing, with their proof")
-		o.line("  $ shisa base missing ", Word(c.Bases))
+		o.waysBack(c)
 	}
 	if bare > 0 {
 		o.line("next: ", Count(bare, "base that is needed has", "bases that are needed have"), " no second name, by which to come back")
@@ -159,7 +158,7 @@ func (o *out) baseState(b *refs.Base) string {
 	size := Bytes(b.SizeBytes) + " (" + Bytes(b.AllocatedBytes) + " on the disk)"
 	switch b.State {
 	case refs.Quarantined:
-		size = o.paint(yellow, "in quarantine") + " as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04") + ", " + size
+		size = o.paint(yellow, "in quarantine") + " as " + b.ID + " since " + minute(b.Since) + ", " + size
 	case refs.Claimed:
 		size = o.paint(yellow, "about to be removed for good") + ", in quarantine as " + b.ID + ", " + size
 	case refs.ByShield:
@@ -239,7 +238,7 @@ func needWords(u *refs.Reference) string {
 	case refs.Pin:
 		text = "it is pinned: " + Text(u.Holder)
 	case refs.LastReport:
-		text = "its last report, of " + u.Said.Format("2006-01-02 15:04") + ", names " + Name(u.Holder)
+		text = "its last report, of " + minute(u.Said) + ", names " + Name(u.Holder)
 	case refs.Nova:
 		text = "Nova has a machine of it (" + Name(u.Holder) + ")"
 	}
@@ -266,7 +265,7 @@ func sinceWords(u *refs.Reference) string {
 	if u.Since.IsZero() {
 		return ""
 	}
-	return ", since " + u.Since.Format("2006-01-02 15:04")
+	return ", since " + minute(u.Since)
 }
 
 // baseTail says what was looked at, and what was not.
@@ -287,7 +286,7 @@ func (o *out) baseTail(c *refs.Census) {
 	if c.Partial.Files > 0 {
 		o.prose("", fmt.Sprintf("%s are taken by %s of bases that came to no end, or are under way, the oldest not changed since %s: "+
 			"shisa base recover takes those away that were not changed for a day", Bytes(c.Partial.AllocatedBytes),
-			Count(c.Partial.Files, "copy", "copies"), c.Partial.Oldest.Format("2006-01-02 15:04")))
+			Count(c.Partial.Files, "copy", "copies"), minute(c.Partial.Oldest)))
 	}
 	if c.Complete() {
 		return
@@ -319,6 +318,30 @@ func (o *out) clocks(c *refs.Census) {
 	}
 }
 
+// BaseLacks writes what is needed and missing, and what was not looked at; nothing where there is neither.
+func BaseLacks(w io.Writer, c *refs.Census, s Style) error {
+	o := newOut(w, s)
+	missing := false
+	for i := range c.All {
+		if b := &c.All[i]; b.State == refs.Missing {
+			missing = true
+			o.base(c, b)
+		}
+	}
+	if missing {
+		o.waysBack(c)
+	}
+	if !c.Complete() {
+		o.blind(c.Gaps, "", true)
+	}
+	return o.flush()
+}
+
+func (o *out) waysBack(c *refs.Census) {
+	o.line("next: the ways to bring back what is missing, with their proof")
+	o.line("  $ shisa base missing ", Word(c.Bases))
+}
+
 // BaseKept writes what space only shields keep, whether it will be wanted, and how it is had; nothing where there is none.
 func BaseKept(w io.Writer, c *refs.Census, s Style) error {
 	o := newOut(w, s)
@@ -331,20 +354,23 @@ func (o *out) kept(c *refs.Census) {
 		return
 	}
 	o.prose("", fmt.Sprintf("%s of %s are kept by their shields alone, the oldest not changed since %s",
-		Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), c.Kept.Oldest.Format("2006-01-02 15:04")))
+		Bytes(c.Kept.AllocatedBytes), Count(c.Kept.Files, "base", "bases"), minute(c.Kept.Oldest)))
 	if r := c.Room; r != nil && r.Wanted {
 		text := fmt.Sprintf("%s of %s are left there", Bytes(r.FreeBytes), Bytes(r.SizeBytes))
 		if r.Full != nil {
 			late := "open"
 			if r.Late != nil {
-				late = r.Late.Format("2006-01-02 15:04")
+				late = minute(*r.Late)
 			}
-			text += fmt.Sprintf(", and at this rate nothing about %s UTC (%s to %s)", r.Full.Format("2006-01-02 15:04"),
-				r.Early.Format("2006-01-02 15:04"), late)
+			text += fmt.Sprintf(", and at this rate nothing about %s (%s to %s)", minute(*r.Full),
+				minute(*r.Early), late)
 		}
 		o.prose(o.paint(yellow, "that space will be wanted")+": ", text)
 	} else if r != nil && r.NoForecast != "" {
 		o.prose("", "whether that will be wanted is not known: "+Text(r.NoForecast))
+	}
+	if !slices.ContainsFunc(c.All, func(b refs.Base) bool { return b.State == refs.ByShield && len(b.Uses) == 0 }) {
+		return // they are needed, and are to be brought back
 	}
 	o.prose("", "those that nobody needs give it back when they are set aside and removed for good as any other base:")
 	o.line("  $ shisa base plan --out plan.json ", Word(c.Bases))
@@ -359,7 +385,7 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 		what  string
 		names []string
 	}{
-		{"shielded", d.Shielded}, {"touched", d.Touched}, {"recorded", d.Recorded}, {"restored", d.Restored},
+		{"restored", d.Restored}, {"shielded", d.Shielded}, {"touched", d.Touched}, {"recorded", d.Recorded},
 		{"lost their shield", d.Unshielded}, {"set aside", d.Quarantined}, {"pinned", d.Pinned},
 		{"not pinned any more", d.Unpinned}, {"removed for good", d.Purged}, {"came to its end", d.Recovered},
 		{"lost their record", d.Forgotten},
@@ -386,7 +412,10 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 	for _, l := range d.Stays {
 		o.prose("", "stays: "+Name(l.Name)+" "+Text(l.Why))
 	}
-	if nothing && len(d.Left) == 0 {
+	switch {
+	case d.Begun:
+		o.line("a pool begins here: what it keeps lies in ", Name(pool.Path(d.Bases)))
+	case nothing && len(d.Left) == 0:
 		o.line("there was nothing to do")
 	}
 	o.receipt(d.Receipt, d.Undo)

@@ -20,7 +20,11 @@ const BaseMissingSchema = "shisa.base-missing/1"
 // gave it.
 func BaseMissing(w io.Writer, r *ways.Report, at string, s Style) error {
 	o := newOut(w, s)
-	if len(r.Missing) == 0 {
+	switch {
+	case len(r.Missing) > 0:
+	case len(r.Gaps) > 0:
+		o.prose("", Name(r.Bases)+": nothing that is known to be needed is missing; what was not looked at may need more")
+	default:
 		o.prose("", Name(r.Bases)+": nothing that is needed is missing")
 	}
 	for i := range r.Missing {

@@ -4,6 +4,7 @@
 package render
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -40,13 +41,33 @@ func (o *out) basesHead(p *judge.Plan) {
 	if n := int64(len(p.With(judge.RestoreNow))); n > 0 {
 		text += ", " + o.paint(red, Count(n, "is", "are")+" to be brought back")
 	}
+	gone := int64(0)
+	for i := range p.All {
+		if b := &p.All[i]; b.State == refs.Missing && b.Verdict == judge.Keep {
+			gone++
+		}
+	}
+	if gone > 0 {
+		text += ", " + o.paint(red, Count(gone, "is", "are")+" MISSING")
+	}
 	o.prose(Name(p.Bases)+": ", text)
 }
 
-// planned lists the bases with one verdict.
+// planOrder is the order in which bases with one verdict are listed.
+func planOrder(b *judge.Decided) int {
+	switch {
+	case b.State == refs.Missing:
+		return 0
+	case len(b.Uses) == 0:
+		return 1
+	}
+	return 2
+}
+
+// planned lists the bases with one verdict, those that are missing whole.
 func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
 	all := p.With(v)
-	slices.SortStableFunc(all, func(a, b *judge.Decided) int { return min(len(a.Uses), 1) - min(len(b.Uses), 1) })
+	slices.SortStableFunc(all, func(a, b *judge.Decided) int { return cmp.Compare(planOrder(a), planOrder(b)) })
 	word, color := map[judge.Verdict]string{judge.RestoreNow: "is to be brought back", judge.MayPurge: "may be removed for good",
 		judge.MayQuarantine: "may be set aside", judge.Keep: "stays"}[v], ""
 	switch v {
@@ -56,11 +77,11 @@ func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
 		color = yellow
 	}
 	for i, b := range all {
-		if i == maxOfAKind && !s.All {
+		if i >= maxOfAKind && !s.All && b.State != refs.Missing {
 			o.line(fmt.Sprintf("  and %s more (--all lists them)", Count(int64(len(all)-i), "base", "bases")))
 			return
 		}
-		text := Name(b.Name) + " " + o.paint(color, word)
+		text, more := Name(b.Name)+" "+o.paint(color, word), []judge.Blocker(nil)
 		if b.State == refs.Missing {
 			name := b.Name
 			if filepath.Dir(b.Path) != p.Bases {
@@ -69,7 +90,7 @@ func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
 			text = Name(name) + " is " + o.paint(red, "MISSING")
 		}
 		if b.ID != "" {
-			text += ", in quarantine as " + b.ID + " since " + b.Since.Format("2006-01-02 15:04")
+			text += ", in quarantine as " + b.ID + " since " + minute(b.Since)
 		}
 		if b.State == refs.ByShield {
 			text += ", removed, and only its shield keeps it"
@@ -81,13 +102,19 @@ func (o *out) planned(p *judge.Plan, v judge.Verdict, s Style) {
 			k := b.Blockers[0]
 			k.Path = "" // it is that of the base
 			text += ": " + blockerWords(&k)
-			if n := len(b.Blockers) - 1; n > 0 {
-				text += ", and " + Count(int64(n), "more reason", "more reasons")
+			if more = b.Blockers[1:]; len(more) > 0 && !s.All {
+				text += ", and " + Count(int64(len(more)), "more reason", "more reasons") + " (--all lists them)"
+				more = nil
 			}
 		case v != judge.Keep:
 			text += ", " + Bytes(b.AllocatedBytes)
 		}
 		o.prose("  ", text)
+		for i := range more {
+			k := more[i]
+			k.Path = ""
+			o.prose("    also: ", blockerWords(&k))
+		}
 	}
 }
 

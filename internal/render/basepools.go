@@ -40,6 +40,14 @@ type BasePoolError struct {
 	Hint string `json:"hint"`
 }
 
+// Told gives what was done the status of the pool.
+func (p *BasePool) Told() *BasePool {
+	if p.Done != nil {
+		p.Done.Status = p.Status
+	}
+	return p
+}
+
 // Text writes what was found or done for people. Of an error there is nothing: that is told elsewhere.
 func (p *BasePool) Text(w io.Writer, s Style) error {
 	switch {
@@ -57,7 +65,7 @@ func (p *BasePool) Text(w io.Writer, s Style) error {
 
 // JSON writes it as the document of one pool.
 func (p *BasePool) JSON(w io.Writer) error {
-	switch {
+	switch p.Told(); {
 	case p.Scan != nil:
 		return JSON(w, BaseScanSchema, p.Scan)
 	case p.Missing != nil:

@@ -122,13 +122,12 @@ func (o *out) memoryWord(d *MemoryDocument) string {
 }
 
 func (d *MemoryDocument) verdict() string {
-	const form = "2006-01-02 15:04 UTC"
 	switch {
 	case d.Ends && d.Late.IsZero():
-		return "memory is used up about " + d.Best.UTC().Format(form) + ", from " + d.Early.UTC().Format(form) + " on"
+		return "memory is used up about " + minute(d.Best) + ", from " + minute(d.Early) + " on"
 	case d.Ends:
-		return "memory is used up about " + d.Best.UTC().Format(form) + " (" + d.Early.UTC().Format(form) + " to " +
-			d.Late.UTC().Format(form) + ")"
+		return "memory is used up about " + minute(d.Best) + " (" + minute(d.Early) + " to " +
+			minute(d.Late) + ")"
 	case d.Unknown != "":
 		return Text(d.Unknown)
 	}

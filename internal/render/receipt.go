@@ -53,6 +53,9 @@ func Receipt(w io.Writer, r *vault.Receipt, name string, next Commands, s Style)
 
 func when(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
+// minute is a time to the minute, for what is days old as a rule.
+func minute(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
+
 func (o *out) undoFile(r *vault.Receipt) {
 	o.prose("  undo file   ", Name(r.Undo())+", "+Bytes(r.UndoBytes))
 	o.prose("  receipt     ", Text(r.ID))

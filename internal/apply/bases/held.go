@@ -38,7 +38,7 @@ func heldFor(s *pool.State, name string, inode uint64) (*pool.Held, error) {
 	}
 	var all []string
 	for _, h := range found {
-		all = append(all, fmt.Sprintf("%s, since %s, inode %d", h.ID, h.Since.Format("2006-01-02 15:04"), h.File.Ino))
+		all = append(all, fmt.Sprintf("%s, since %s, inode %d", h.ID, h.Since.UTC().Format("2006-01-02 15:04 UTC"), h.File.Ino))
 	}
 	return nil, fmt.Errorf("%s: %w in quarantine: %s", name, ErrSeveral, strings.Join(all, "; "))
 }

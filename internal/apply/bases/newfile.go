@@ -131,7 +131,7 @@ func (k *keeper) dropPartial(ctx context.Context, p *pool.Partial, d *pool.Done)
 		return err
 	}
 	why := fmt.Sprintf("a copy that was to become a base until %s, of %d bytes",
-		p.Modified.UTC().Format("2006-01-02 15:04"), p.AllocatedBytes)
+		p.Modified.UTC().Format("2006-01-02 15:04 UTC"), p.AllocatedBytes)
 	d.Recovered = append(d.Recovered, "taken away: "+p.Path+", "+why)
 	return k.note(ctx, "dropped", filepath.Base(p.Path), p.File.Ino, p.Path, why)
 }

@@ -117,6 +117,7 @@ func (k *keeper) finish(ctx context.Context, d *pool.Done, why error) (err error
 	}
 	if d != nil {
 		d.Receipt, d.CanUndo = r.ID, len(InForce(r)) > 0
+		d.Begun = slices.ContainsFunc(r.Steps, func(s vault.BaseStep) bool { return s.What == vault.BasePolicy && s.Done })
 	}
 	// The act was done, whatever becomes of older receipts.
 	return errors.Join(err, k.dropOlder(ctx))

@@ -184,7 +184,7 @@ func (k *keeper) settleIntent(ctx context.Context, i *pool.Intent, d *pool.Done)
 	}
 	why := i.Act + " of " + i.ID + ": " + text
 	if act != "recover" {
-		why += "; begun by " + i.Node + " on " + i.Time.Format("2006-01-02 15:04") + ", which did not come to note it"
+		why += "; begun by " + i.Node + " on " + i.Time.UTC().Format("2006-01-02 15:04 UTC") + ", which did not come to note it"
 	}
 	if err := k.note(ctx, act, i.Name, i.Inode, path, why); err != nil {
 		return err

@@ -29,7 +29,7 @@ func (j *judging) held(b *Decided) {
 	}
 	least := time.Duration(j.s.Policy.MinQuarantine)
 	if age := j.o.Now.Sub(b.changed); age < least {
-		b.block(NotLongEnough, "", b.Path, "it is in quarantine since %s; it has to be for %v at least", b.changed.Format(dateTime), least)
+		b.block(NotLongEnough, "", b.Path, "it is in quarantine since %s; it has to be for %v at least", b.changed.UTC().Format(dateTime), least)
 	}
 }
 

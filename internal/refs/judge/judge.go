@@ -225,12 +225,12 @@ func (j *judging) candidate(b *Decided) {
 	for i := range j.nodes {
 		n := &j.nodes[i]
 		if n.Report != nil && !n.Away() && n.Report.Seq <= c.Seq(n.Name) {
-			b.block(NotSince, n.Name, "", "it has not spoken since no use was found first, on %s", c.Since.Format(dateTime))
+			b.block(NotSince, n.Name, "", "it has not spoken since no use was found first, on %s", c.Since.UTC().Format(dateTime))
 		}
 	}
 }
 
-const dateTime = "2006-01-02 15:04"
+const dateTime = "2006-01-02 15:04 UTC"
 
 // noted is what was noted of a base when no use of it was found first.
 func (j *judging) noted(b *Decided) *pool.Candidate {
@@ -252,9 +252,9 @@ func (j *judging) age(b *Decided) {
 	for what, at := range map[string]time.Time{"content was": b.modified, "names or times were": b.changed} {
 		switch age := j.o.Now.Sub(at); {
 		case age < -time.Minute:
-			b.block(TimeAhead, "", b.Path, "its %s changed on %s, which is yet to come", what, at.Format(dateTime))
+			b.block(TimeAhead, "", b.Path, "its %s changed on %s, which is yet to come", what, at.UTC().Format(dateTime))
 		case age < least:
-			b.block(TooYoung, "", b.Path, "its %s changed on %s, and it is to be %v old at least", what, at.Format(dateTime), least)
+			b.block(TooYoung, "", b.Path, "its %s changed on %s, and it is to be %v old at least", what, at.UTC().Format(dateTime), least)
 		}
 	}
 	slices.SortFunc(b.Blockers, func(a, b Blocker) int {
@@ -365,7 +365,7 @@ func (j *judging) short(node, id string) string {
 func (j *judging) when(node string) string {
 	for i := range j.nodes {
 		if n := &j.nodes[i]; n.Name == node && n.Report != nil {
-			return ", on " + n.Report.Time.Format(dateTime)
+			return ", on " + n.Report.Time.UTC().Format(dateTime)
 		}
 	}
 	return ""

@@ -259,7 +259,7 @@ func (p *Plan) next(unread error) {
 			"recorded of both tells whether they are the same", at)
 	}
 	if has[TooYoung] || has[NotLongEnough] {
-		say("some bases are to wait: the dates say since when")
+		say("some bases are to wait, and it is said since when: shisa base plan --all %s", at)
 	}
 	if len(p.With(MayQuarantine)) > 0 {
 		say("set aside what nobody needs: shisa base plan --out plan.json %s, then shisa base quarantine --plan plan.json %s", at, at)

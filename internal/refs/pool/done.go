@@ -10,8 +10,12 @@ import (
 
 // Done is what an act did (schema shisa.base-done/1).
 type Done struct {
-	Bases string `json:"bases"`
-	Pool  string `json:"pool"`
+	// Status are the exit statuses that apply, the one that the program ends with first.
+	Status []int  `json:"status"`
+	Bases  string `json:"bases"`
+	Pool   string `json:"pool"`
+	// Begun: there was no pool before.
+	Begun bool `json:"begun"`
 	// Receipt is the ID of the receipt, "" where nothing was changed; Undo the command line that takes the act
 	// back.
 	Receipt string `json:"receipt"`

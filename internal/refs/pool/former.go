@@ -30,7 +30,7 @@ func (s *State) Formers(name string) (all []Former) {
 	for i := range s.Held {
 		if h := &s.Held[i]; h.Name == name {
 			add(Former{h.File, h.SizeBytes, h.ID, fmt.Sprintf("inode %d, %d bytes, in quarantine since %s as %s", h.File.Ino, h.SizeBytes,
-				h.Since.Format("2006-01-02 15:04"), h.ID)})
+				h.Since.UTC().Format("2006-01-02 15:04 UTC"), h.ID)})
 		}
 	}
 	for _, h := range s.ShieldsOf(name) {
