@@ -214,10 +214,23 @@ func (hostLinks) Unlink(id ID, name string) error {
 	if err := id.is(name); err != nil {
 		return err
 	}
-	if err := unix.Unlink(name); id.is(name) == nil {
-		return &fs.PathError{Op: "remove", Path: name, Err: cmp.Or(err, ErrNotDone)}
+	err := unix.Unlink(name)
+	if err = stays(err, id.is(name)); err != nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
 	return syncDir(filepath.Dir(name))
+}
+
+// stays is the error of a removal where the name may be there still; look is what a look at it gave then. Who could neither
+// remove it nor look knows nothing.
+func stays(err, look error) error {
+	switch {
+	case look == nil:
+		return cmp.Or(err, ErrNotDone)
+	case err == nil, errors.Is(look, fs.ErrNotExist), errors.Is(look, ErrChanged), errors.Is(look, ErrSpecial):
+		return nil
+	}
+	return errors.Join(err, look)
 }
 
 func (hostLinks) Touch(id ID, name string, t time.Time) error {

@@ -247,3 +247,25 @@ func TestTakeBack(t *testing.T) {
 		}
 	}
 }
+
+// TestStays: a removal that failed was done only if a look says so.
+func TestStays(t *testing.T) {
+	eio := &fs.PathError{Op: "look at", Path: "a", Err: unix.EIO}
+	for _, c := range []struct {
+		name      string
+		err, look error
+		want      error
+	}{
+		{"done", nil, fs.ErrNotExist, nil},
+		{"done, and another file's", nil, ErrChanged, nil},
+		{"done, and nobody can look", nil, eio, nil},
+		{"not done", unix.EPERM, nil, unix.EPERM},
+		{"said to be done", nil, nil, ErrNotDone},
+		{"done, and the answer is lost", unix.EIO, fs.ErrNotExist, nil},
+		{"not done, and nobody can look", unix.EIO, eio, unix.EIO},
+	} {
+		if got := stays(c.err, c.look); !errors.Is(got, c.want) || c.want == nil && got != nil {
+			t.Errorf("%s: stays = %v, want %v", c.name, got, c.want)
+		}
+	}
+}

@@ -20,7 +20,7 @@ import (
 const databaseName = "nova_cell1"
 
 // starting is how long a server may take until it answers.
-const starting = 60 * time.Second
+const starting = 5 * time.Minute
 
 // Database is one that Nova can have. A server listens on a socket in a directory of the caller's, and nowhere else.
 type Database struct {
