@@ -106,16 +106,13 @@ func (t *taking) storage(ctx context.Context, what, path, dir string, overlays i
 		t.gap(dir, "file system", reason(err))
 		return nil
 	}
-	s := pool.BaseStorage{What: what, Path: valid(path), Type: f.Type, ID: f.ID, Overlays: overlays}
+	s := pool.BaseStorage{What: what, Path: pool.Valid(path), Type: f.Type, ID: f.ID, Overlays: overlays}
 	if s.ID == "" {
-		s.Source = valid(t.sourceOf(dir, f.Dev))
+		s.Source = pool.Valid(t.sourceOf(dir, f.Dev))
 	}
 	t.note(s)
 	return nil
 }
-
-// valid is a text as a document can carry it.
-func valid(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
 
 // note adds a file system, or the images of one that is there.
 func (t *taking) note(s pool.BaseStorage) {
@@ -188,9 +185,9 @@ func (t *taking) mount(ctx context.Context, point string, m linux.Mount) error {
 		t.gap(point, "file system", reason(err))
 		return nil
 	}
-	s := pool.BaseStorage{What: pool.AtMount, Path: valid(point), Type: f.Type, ID: f.ID}
+	s := pool.BaseStorage{What: pool.AtMount, Path: pool.Valid(point), Type: f.Type, ID: f.ID}
 	if s.ID == "" {
-		s.Source = valid(m.Source)
+		s.Source = pool.Valid(m.Source)
 	}
 	t.note(s)
 	return nil

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -268,7 +267,7 @@ func (k *keeper) purged(ctx context.Context, s *vault.BaseStep) (bool, error) {
 		return false, err
 	}
 	if slices.ContainsFunc(all, func(e pool.Entry) bool {
-		return e.Act == pool.ActPurge && e.Inode == s.Inode && filepath.Base(e.Path) == strings.ToValidUTF8(held, "\uFFFD")
+		return e.Act == pool.ActPurge && e.Inode == s.Inode && filepath.Base(e.Path) == pool.Valid(held)
 	}) {
 		return true, nil
 	}

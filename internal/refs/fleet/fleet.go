@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -22,7 +21,7 @@ import (
 
 // Describe gives what a node says to the fleet: its report, the census that it rests on, and what its pool keeps.
 func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
-	i := &pool.Inventory{Schema: pool.InventorySchema, Report: pool.NodeReport(*r), Bases: valid(c.Bases), All: []pool.Stock{}, Nodes: []string{},
+	i := &pool.Inventory{Schema: pool.InventorySchema, Report: pool.NodeReport(*r), Bases: pool.Valid(c.Bases), All: []pool.Stock{}, Nodes: []string{},
 		Away: []string{}, Pinned: []string{}}
 	for _, n := range s.Nodes() {
 		if n.Away() {
@@ -43,8 +42,8 @@ func Describe(r *pool.Report, c *refs.Census, s *pool.State) *pool.Inventory {
 		if !pool.IsName(b.Name) || !utf8.ValidString(b.Name) {
 			continue // if it is needed, the report has a gap
 		}
-		kept := pool.Stock{Name: b.Name, ID: b.ID, State: string(b.State), Path: valid(b.Path), Inode: b.File.Ino, SizeBytes: b.SizeBytes,
-			Format: b.Format, Shield: valid(b.Shield)}
+		kept := pool.Stock{Name: b.Name, ID: b.ID, State: string(b.State), Path: pool.Valid(b.Path), Inode: b.File.Ino, SizeBytes: b.SizeBytes,
+			Format: b.Format, Shield: pool.Valid(b.Shield)}
 		if b.State != refs.Missing || c.Here(b) {
 			kept.SHA256 = digestOf(b, s)
 		}
@@ -70,9 +69,6 @@ func digestOf(b *refs.Base, s *pool.State) (sum string) {
 	}
 	return sum
 }
-
-// valid is a text that is read as it was written, which the digest of a document needs.
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // Reporter is a node that said something.
 type Reporter struct {

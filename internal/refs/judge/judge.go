@@ -81,7 +81,7 @@ func said(n *pool.Node) Said {
 
 // block notes what speaks against everything.
 func (j *judging) block(rule Rule, node, path, why string, args ...any) {
-	j.p.Blockers = append(j.p.Blockers, Blocker{rule, node, valid(path), valid(fmt.Sprintf(why, args...))})
+	j.p.Blockers = append(j.p.Blockers, Blocker{rule, node, pool.Valid(path), pool.Valid(fmt.Sprintf(why, args...))})
 }
 
 // all notes what speaks against any change, whatever base it is.
@@ -130,7 +130,7 @@ func (j *judging) all() {
 
 // base decides about one base.
 func (j *judging) base(b *refs.Base) Decided {
-	a := Decided{Name: valid(b.Name), ID: b.ID, Path: valid(b.Path), State: b.State, Inode: b.File.Ino, SizeBytes: b.SizeBytes,
+	a := Decided{Name: pool.Valid(b.Name), ID: b.ID, Path: pool.Valid(b.Path), State: b.State, Inode: b.File.Ino, SizeBytes: b.SizeBytes,
 		AllocatedBytes: b.AllocatedBytes, Verdict: Keep, Uses: references(b.Uses), Blockers: []Blocker{},
 		changed: b.Changed, modified: b.Modified, links: b.Links, shield: b.Shield}
 	if !b.Since.IsZero() {
@@ -173,17 +173,14 @@ func references(uses []refs.Reference) []refs.Reference {
 		if !u.Said.IsZero() {
 			u.Said = second(u.Said)
 		}
-		u.Holder, u.Machine, u.As = valid(u.Holder), valid(u.Machine), valid(u.As)
+		u.Holder, u.Machine, u.As = pool.Valid(u.Holder), pool.Valid(u.Machine), pool.Valid(u.As)
 		all[i] = u
 	}
 	return all
 }
 
-// valid is a text as JSON can carry it.
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
 func (b *Decided) block(rule Rule, node, path, why string, args ...any) {
-	b.Blockers = append(b.Blockers, Blocker{rule, node, valid(path), valid(fmt.Sprintf(why, args...))})
+	b.Blockers = append(b.Blockers, Blocker{rule, node, pool.Valid(path), pool.Valid(fmt.Sprintf(why, args...))})
 }
 
 // names looks at what a base is called.

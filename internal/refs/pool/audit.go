@@ -110,8 +110,11 @@ const (
 	maxTextBytes = 4 << 10
 )
 
-// Line gives the entry as a line that follows the one with the digest prev. Names of files may hold any bytes, and a
-// digest needs letters that are read as they were written.
+// Valid is a text as a document can carry it: names of files may hold any bytes, and the digest of a document needs letters that
+// are read as they were written.
+func Valid(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
+
+// Line gives the entry as a line that follows the one with the digest prev.
 func (e Entry) Line(prev string) (line []byte, sum string, err error) {
 	e.Prev, e.Time = prev, e.Time.UTC()
 	for s, most := range map[*string]int{&e.Node: maxWordBytes, &e.Act: maxWordBytes, &e.Name: maxWordBytes, &e.Path: maxTextBytes,
@@ -119,7 +122,7 @@ func (e Entry) Line(prev string) (line []byte, sum string, err error) {
 		if len(*s) > most {
 			*s = (*s)[:most] + "..."
 		}
-		*s = strings.ToValidUTF8(*s, "\uFFFD")
+		*s = Valid(*s)
 	}
 	if e.Sum, err = e.sum(); err != nil {
 		return nil, "", err

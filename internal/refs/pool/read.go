@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
@@ -307,7 +306,7 @@ func (s *State) audits(ctx context.Context, dir string, timeout time.Duration) e
 // AuditOf reads what the audits of all nodes say about one base, in the order of time. What could not be read, does
 // not follow its chain, or has no end is in unread; the error is that of ctx.
 func AuditOf(ctx context.Context, bases, name string, timeout time.Duration) (all []Entry, unread []error, err error) {
-	dir, told := Path(bases, Audit), strings.ToValidUTF8(name, "\uFFFD")
+	dir, told := Path(bases, Audit), Valid(name)
 	var names []string
 	if err = ownDir(ctx, Path(bases), timeout); err == nil {
 		names, err = listAll(ctx, dir, timeout)
