@@ -89,7 +89,7 @@ func Adopt(ctx context.Context, candidate string, id diskio.ID, name string, p P
 // when somebody removed it, until the last program closes it.
 func beside(bases, path string) bool {
 	dir, name := filepath.Dir(path), filepath.Base(path)
-	return dir == pool.Path(bases) && pool.IsPartial(name) || dir == bases && strings.HasPrefix(name, ".nfs")
+	return dir == pool.Path(bases) && pool.IsPartial(name) || dir == bases && pool.IsSilly(name)
 }
 
 // nameNew gives a file that lies beside the bases the name of one, and before that the time of now: a cleaner removes at

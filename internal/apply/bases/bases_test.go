@@ -157,6 +157,28 @@ func TestProtect(t *testing.T) {
 	}
 }
 
+// TestProtectRemovedOpen: of a base that a client of NFS removed while it is open there, the record alone tells which it was.
+func TestProtectRemovedOpen(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.protect(ProtectOptions{})
+	for from, to := range map[string]string{"a": ".nfs0000000000a1b2c300000001", "b": "c"} {
+		w.remove(".shisa/shields/" + filepath.Base(w.state().ShieldsOf(from)[0].Path))
+		if err := os.Rename(w.path(from), w.path(to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := w.protect(ProtectOptions{}); !slices.Equal(d.Recorded, []string{"c"}) {
+		t.Errorf("recorded %q, want c", d.Recorded)
+	}
+	names := map[string]bool{}
+	for _, o := range w.state().Objects {
+		names[o.Name] = true
+	}
+	if diff := cmp.Diff(map[string]bool{"a": true, "c": true}, names); diff != "" {
+		t.Errorf("recorded names (-want +got):\n%s", diff)
+	}
+}
+
 // TestKeepAlive: what Nova resized is removed after an hour, and so all are touched sooner.
 func TestKeepAlive(t *testing.T) {
 	w := newWorld(t, "a")

@@ -6,6 +6,7 @@ package pool
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 )
@@ -52,3 +53,7 @@ func (s *State) OneContent(all []Former) bool {
 	}
 	return true
 }
+
+// IsSilly tells of a name that a client of NFS gives to a file which is removed while it is open there, until it is closed
+// (fs/nfs/unlink.c, SILLYNAME_PREFIX). It is what is left of the name that the file had.
+func IsSilly(name string) bool { return strings.HasPrefix(name, ".nfs") }

@@ -26,10 +26,6 @@ type file struct {
 	renamed bool
 }
 
-// renamedPrefix begins the names that a client of NFS gives to files that are removed while they are open
-// (fs/nfs/unlink.c, SILLYNAME_PREFIX).
-const renamedPrefix = ".nfs"
-
 // candidates lists the files that may be a base.
 func (f *finder) candidates(ctx context.Context) error {
 	var dirs []string
@@ -61,7 +57,7 @@ func (f *finder) candidates(ctx context.Context) error {
 	// The client of NFS on which a file is removed that is still open there gives it such a name, and removes
 	// it with the last close.
 	s.File = func(_ int, w *diskio.Swept) {
-		if strings.HasPrefix(w.Name, renamedPrefix) {
+		if pool.IsSilly(w.Name) {
 			f.files = append(f.files, file{path: w.Path(), name: w.Name, stat: w.Stat, renamed: true})
 		}
 	}
