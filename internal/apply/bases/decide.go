@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs"
@@ -73,7 +74,7 @@ func (k *keeper) decide(ctx context.Context, d Decision, o judge.Options) (*judg
 }
 
 // Plan decides what may be done with the bases of a pool, those of only if there are any, and notes what it saw for
-// the next decision: that is all that it changes. Where there is no pool it changes nothing. The error is
+// the next decision: that is all that it changes. Notes that could not be read stay. Where there is no pool it changes nothing. The error is
 // ErrOtherPool where it was another pool.
 func Plan(ctx context.Context, only []string, d Decision, o Options) (*judge.Plan, error) {
 	k := newKeeper(o)
@@ -99,8 +100,12 @@ func Plan(ctx context.Context, only []string, d Decision, o Options) (*judge.Pla
 	if err != nil {
 		return nil, err
 	}
-	if n.Time.IsZero() {
-		return p, p.Seal() // notes without a time are none
+	unread, err := k.unreadNotes(s)
+	if err != nil {
+		return nil, err
+	}
+	if n.Time.IsZero() || unread {
+		return p, p.Seal() // notes without a time are none; what cannot be read may tell of what became less, and stays
 	}
 	text, err := n.Text()
 	if err != nil {
@@ -113,6 +118,18 @@ func Plan(ctx context.Context, only []string, d Decision, o Options) (*judge.Pla
 		return nil, err
 	}
 	return p, p.Seal()
+}
+
+// unreadNotes tells whether this node has notes that could not be read.
+func (k *keeper) unreadNotes(s *pool.State) (bool, error) {
+	_, err := diskio.LookEntry(k.path(pool.Noted, pool.NodeFile(k.Node)))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil && !errors.Is(err, diskio.ErrSpecial):
+		return false, err
+	}
+	return !slices.ContainsFunc(s.Notes, func(n pool.Notes) bool { return n.Node == k.Node }), nil
 }
 
 // ready begins an act that a plan is for: nobody else is at work, nothing is left half done, and the plan is of

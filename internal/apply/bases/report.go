@@ -118,14 +118,28 @@ func Pass(ctx context.Context, p PassOptions, o Options) (*pool.Report, *refs.Ce
 		return nil, nil, fmt.Errorf("%s %w by now: %s of pool %q", k.Bases, ErrOther, c.Bases, c.Pool)
 	}
 	fill(r, c)
-	r.Seq = 1
-	if last.Report != nil {
-		r.Seq = last.Report.Seq + 1
-	}
+	r.Seq = nextSeq(s, &last)
 	if now, err := k.published(); err != nil || now != before {
 		return nil, nil, errors.Join(fmt.Errorf("node %s: %w", k.Node, ErrTwice), err)
 	}
 	return r, c, k.publish(ctx, r)
+}
+
+// nextSeq is the number of the next report of a node: above that of its last one, and of what was noted of it where that was lost,
+// or is an older one.
+func nextSeq(s *pool.State, n *pool.Node) uint64 {
+	last := uint64(0)
+	if n.Report != nil {
+		last = n.Report.Seq
+	}
+	for i := range s.Notes {
+		for _, k := range s.Notes[i].Nodes {
+			if k.Node == n.Name {
+				last = max(last, k.Seq)
+			}
+		}
+	}
+	return last + 1
 }
 
 // published tells reports of this node apart without reading them; the zero value is for none.
@@ -227,10 +241,9 @@ func (k *keeper) tellDuplicate(ctx context.Context, s *pool.State, r *pool.Repor
 		return nil
 	}
 	second := *r
-	second.Node, second.Gaps, second.Seq = k.Node+duplicateOf, []string{why.Error()}, 1
-	if old := lastOf(s, second.Node).Report; old != nil {
-		second.Seq = old.Seq + 1
-	}
+	second.Node, second.Gaps = k.Node+duplicateOf, []string{why.Error()}
+	old := lastOf(s, second.Node)
+	second.Seq = nextSeq(s, &old)
 	return k.publish(ctx, &second)
 }
 

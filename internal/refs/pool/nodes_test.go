@@ -79,6 +79,7 @@ func TestParseReport(t *testing.T) {
 		{"no node", seal(func(r *Report) { r.Node = "" }), "its node is"},
 		{"no boot", seal(func(r *Report) { r.BootID = "x" }), "its boot_id is"},
 		{"no number", seal(func(r *Report) { r.Seq = 0 }), "its seq is 0"},
+		{"a number without a next one", seal(func(r *Report) { r.Seq = 1<<64 - 1 }), "its seq is 18446744073709551615"},
 		{"longer than any span", seal(func(r *Report) { r.LaunchGraceSeconds = 1e10 }), "its launch_grace_seconds is 10000000000"},
 		{"complete with gaps", seal(func(r *Report) { r.Gaps = []string{"x"} }), "complete is true with 1 gaps"},
 		{"incomplete without", seal(func(r *Report) { r.Complete = false }), "complete is false with 0 gaps"},

@@ -92,6 +92,9 @@ func ParseNotes(name string, text []byte) (n Notes, err error) {
 	}
 	for i := range n.Nodes {
 		err = errors.Join(err, validStorages(n.Nodes[i].Storages))
+		if seq := n.Nodes[i].Seq; seq > maxSeq {
+			err = errors.Join(err, fmt.Errorf("it knows report %d of %q", seq, n.Nodes[i].Node))
+		}
 	}
 	if err != nil {
 		return n, fmt.Errorf("%s %w: %w", name, ErrPool, err)

@@ -95,6 +95,9 @@ func (u *Use) Of(name string, inode uint64) bool {
 // maxGraceSeconds is the longest span that a time.Duration has.
 const maxGraceSeconds = int64(math.MaxInt64 / time.Second)
 
+// maxSeq is the highest number of a report: readers of JSON lose digits behind it.
+const maxSeq = 1 << 53
+
 // SecondsOf is a span in whole seconds, rounded up: but for the longest ones, whose seconds would be no time.Duration any more.
 func SecondsOf(d time.Duration) int64 {
 	n := int64(d / time.Second)
@@ -177,8 +180,8 @@ func (r *Report) valid() error {
 		return fmt.Errorf("its machine is %q", r.Machine)
 	case !IsUUID(r.BootID):
 		return fmt.Errorf("its boot_id is %q", r.BootID)
-	case r.Seq == 0:
-		return errors.New("its seq is 0")
+	case r.Seq == 0 || r.Seq > maxSeq:
+		return fmt.Errorf("its seq is %d", r.Seq)
 	case r.LaunchGraceSeconds < 0 || r.LaunchGraceSeconds > maxGraceSeconds:
 		return fmt.Errorf("its launch_grace_seconds is %d", r.LaunchGraceSeconds)
 	case r.Complete != (len(r.Gaps) == 0):
