@@ -199,7 +199,11 @@ func (t *taking) header(ctx context.Context, n named) error {
 	if l.Backing != nil {
 		names = append(names, l.Backing.Name)
 	}
-	if b := l.Backing; b != nil && !n.again && headed(b.Name, b.Format) && t.address(b.Name) < 0 {
+	switch b := l.Backing; {
+	case b == nil || n.again || !headed(b.Name, b.Format) || t.address(b.Name) >= 0:
+	case bySocket(b.Name):
+		t.gap(path, "backing file", "a program of this host serves it as "+b.Name+", of which nobody can tell on which file that rests")
+	default:
 		t.gap(path, "header of its backing file", "it was not read: "+b.Name+" is no file of this host, and its format is "+
 			cmp.Or(b.Format, "not said"))
 	}

@@ -322,8 +322,13 @@ func remote(name string) bool {
 }
 
 // headed tells of a name that leads to another machine, to an image that may rest on others by its format: QEMU finds out
-// by its first bytes what it is where none is said.
-func headed(name, format string) bool { return format != "raw" && remote(name) }
+// by its first bytes what it is where none is said. What a program of this host serves may be a base itself.
+func headed(name, format string) bool { return format != "raw" && remote(name) || bySocket(name) }
+
+// bySocket tells of a name that leads to a program of this host: to a socket of NBD that has a path.
+func bySocket(name string) bool {
+	return strings.HasPrefix(name, "nbd+unix:") || strings.HasPrefix(name, "nbd:unix:")
+}
 
 // address gives the index of the target that a name means which leads to another machine, -1 for none. A server may
 // have the directory of the bases as well: a file of such a directory is taken for the base of that name.
