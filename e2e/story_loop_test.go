@@ -45,7 +45,7 @@ func TestStoryLoop(t *testing.T) {
 	files := map[string]nspawn.File{storyUnits + "daily_reboot.service": {Text: storyService},
 		storyUnits + "daily_reboot.timer": {Text: storyTimer}}
 	w := nspawn.World{Files: files, Enable: []string{"daily_reboot.service", "daily_reboot.timer"}}
-	limits := nspawn.Limits{Boots: 4, Hold: 2 * time.Second, Wall: 5 * time.Minute}
+	limits := nspawn.Limits{Boots: 4, Hold: 2 * time.Second, Wall: 20 * time.Minute}
 	tree := filepath.Join(dir, "tree")
 	if ends := played(t, root, w, limits, tree); ends != "reboot reboot reboot reboot" {
 		t.Fatalf("with the units of the story systemd ends its boots by %s", ends)

@@ -135,7 +135,7 @@ func (row *loopRow) boot(ctx context.Context, root *nspawn.Root, dir string) (en
 	w := row.world
 	w.Files = timed(time.Now(), w.Files)
 	o, err := root.Boot(ctx, w, nspawn.Limits{Boots: 4, Hold: max(row.hold, 1500*time.Millisecond), First: row.first,
-		Cut: row.cut, Wall: 5 * time.Minute})
+		Cut: row.cut, Wall: 20 * time.Minute})
 	if err != nil {
 		return "", err
 	}

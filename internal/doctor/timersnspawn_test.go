@@ -90,7 +90,7 @@ func againstSystemd(t *testing.T, root *nspawn.Root, w nspawn.World, text string
 	if x.Danger == TimerLoops && x.Runs[0].Begins.Sub(m.Start) > time.Hour/2 {
 		want = "s" // it is not yet so far
 	}
-	o, err := root.Boot(t.Context(), w, nspawn.Limits{Boots: 3, Hold: 3 * time.Second, Wall: 5 * time.Minute})
+	o, err := root.Boot(t.Context(), w, nspawn.Limits{Boots: 3, Hold: 3 * time.Second, Wall: 20 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestNextTimesOfALiveMachine(t *testing.T) {
 		w.Enable = append(w.Enable, name+".timer")
 	}
 	m := foretoldTimers(t, root, w)
-	o, err := root.Boot(t.Context(), w, nspawn.Limits{Boots: 1, Hold: 3 * time.Second, Wall: 5 * time.Minute})
+	o, err := root.Boot(t.Context(), w, nspawn.Limits{Boots: 1, Hold: 3 * time.Second, Wall: 20 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

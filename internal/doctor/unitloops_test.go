@@ -143,7 +143,7 @@ func TestUnitLoops(t *testing.T) {
 			if got := unitRules(t, dir); got != c.says {
 				t.Errorf("the rules say %q, want %q", got, c.says)
 			}
-			o, err := r.Boot(t.Context(), w, nspawn.Limits{Boots: 2, Hold: 2 * time.Second, Wall: 10 * time.Minute})
+			o, err := r.Boot(t.Context(), w, nspawn.Limits{Boots: 2, Hold: 2 * time.Second, Wall: 20 * time.Minute})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -72,7 +72,7 @@ func TestBoot(t *testing.T) {
 			Enable: []string{"nightly.service"}, Logind: true}, Limits{Boots: 1}, "reboot"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			c.limits.Hold, c.limits.Wall = 200*time.Millisecond, 2*time.Minute
+			c.limits.Hold, c.limits.Wall = 200*time.Millisecond, 20*time.Minute
 			o, err := r.Boot(t.Context(), c.world, c.limits)
 			if err != nil {
 				t.Fatal(err)
@@ -116,7 +116,7 @@ func TestWrite(t *testing.T) {
 	if err := r.Write(t.Context(), w, before); err != nil {
 		t.Fatal(err)
 	}
-	o, err := r.Boot(t.Context(), w, Limits{Boots: 1, Hold: time.Millisecond, Wall: 2 * time.Minute})
+	o, err := r.Boot(t.Context(), w, Limits{Boots: 1, Hold: time.Millisecond, Wall: 20 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func opened(t *testing.T, name string, ringBytes uint32, targets ...Target) *Eng
 // until reads events up to one that is wanted.
 func until(t *testing.T, e *Engine, want func(Event) bool) Event {
 	t.Helper()
-	timer := time.AfterFunc(time.Minute, func() { e.Close() })
+	timer := time.AfterFunc(5*time.Minute, func() { e.Close() })
 	defer timer.Stop()
 	for {
 		ev, err := e.Read()
