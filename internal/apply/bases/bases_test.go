@@ -290,28 +290,31 @@ func TestRestoreSeveral(t *testing.T) {
 // TestRestoreKept: whatever only its shield keeps has its name again, but for what nobody can choose between and what
 // another file has the name of.
 func TestRestoreKept(t *testing.T) {
-	w := newWorld(t, "a", "b", "c", "d", "e")
+	w := newWorld(t, "a", "b", "c", "d", "e", "f")
 	w.protect(ProtectOptions{}, "a")
-	for _, n := range []string{"a", "b", "c", "d"} {
+	for _, n := range []string{"a", "b", "c", "d", "f"} {
 		w.remove(n)
 	}
 	w.write("c", "another")
 	w.write("d", "another")
+	w.write("f", "f")
 	w.protect(ProtectOptions{}, "a")
 	w.remove("d")
+	w.remove("f")
 	d, err := RestoreKept(t.Context(), "room is wanted", w.options())
 	// The shields are in the order of their inodes, which are any.
 	slices.Sort(d.Restored)
 	slices.SortFunc(d.Left, func(a, b pool.Left) int { return strings.Compare(a.Name, b.Name) })
-	if err != nil || !slices.Equal(d.Restored, []string{"a", "b"}) || len(d.Left) != 3 {
-		t.Fatalf("RestoreKept = %+v, %v, want a and b restored, c and twice d left", d, err)
+	if err != nil || !slices.Equal(d.Restored, []string{"a", "b", "f"}) || len(d.Left) != 4 {
+		t.Fatalf("RestoreKept = %+v, %v, want a, b and an f restored, c, twice d and the other f left", d, err)
 	}
-	for i, want := range []struct{ name, why string }{{"c", ErrThere.Error()}, {"d", ErrSeveral.Error()}, {"d", ErrSeveral.Error()}} {
+	for i, want := range []struct{ name, why string }{{"c", ErrThere.Error()}, {"d", ErrSeveral.Error()}, {"d", ErrSeveral.Error()},
+		{"f", ErrThere.Error()}} {
 		if l := d.Left[i]; l.Name != want.name || !strings.Contains(l.Why, want.why) || !strings.Contains(l.Why, "--inode ") {
 			t.Errorf("left is %+v, want %s: %s", l, want.name, want.why)
 		}
 	}
-	if w.text("a") != "a" || w.text("c") != "another" || w.old("a") {
+	if w.text("a") != "a" || w.text("c") != "another" || w.text("f") != "f" || w.old("a") {
 		t.Error("what is there is not what should be")
 	}
 	if e := w.state().Audits; e[len(e)-1].Why != "room is wanted" {

@@ -57,7 +57,8 @@ func RestoreAll(ctx context.Context, names []string, r RestoreOptions, o Options
 }
 
 // RestoreKept gives all files their names back that only shields keep, whoever needs them, as one act. Of several that
-// had one name nobody knows which is meant: they are left, as is what could not be read.
+// had one name one has it again where all hold the same, and the others are left. Else nobody knows which is meant: they are
+// left, as is what could not be read.
 func RestoreKept(ctx context.Context, why string, o Options) (d *pool.Done, err error) {
 	k := newKeeper(o).as("restore")
 	s, d, err := k.restoring(ctx)
@@ -68,13 +69,9 @@ func RestoreKept(ctx context.Context, why string, o Options) (d *pool.Done, err 
 	for _, err := range s.Unread {
 		d.Leave(pool.Dir, err)
 	}
-	alone, times := s.Alone(), map[string]int{}
-	for _, h := range alone {
-		times[h.Name]++
-	}
-	for _, h := range alone {
+	for _, h := range s.Alone() {
 		err := ErrSeveral
-		if times[h.Name] == 1 && len(s.Formers(h.Name)) == 1 {
+		if s.OneContent(s.Formers(h.Name)) {
 			err = k.restore(ctx, s, h.Name, RestoreOptions{Inode: h.ID.Ino, Why: why}, d)
 		}
 		if err != nil && (stopped(ctx, err) || errors.Is(err, ErrUnfinished)) {
