@@ -9,13 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // signalled is a program for scripts: "signalled SIGINT FILE COMMAND [ARG...]" runs the command, sends
-// it the signal once it has the file open, however long it takes to get there, and ends as it does.
+// it the signal once it has the file open, however long it takes to get there, and ends as it does. FILE with a * is a
+// pattern: the signal is sent once a file of that name is there.
 func signalled() {
 	status, err := signal(os.Args[1:])
 	if err != nil {
@@ -51,7 +53,7 @@ func signal(args []string) (int, error) {
 			}
 			return 0, err
 		case <-time.After(10 * time.Millisecond):
-			if !sent && hasOpen(c.Process.Pid, file) {
+			if !sent && got(c.Process.Pid, file) {
 				sent = true
 				if err := c.Process.Signal(unix.SignalNum(args[0])); err != nil {
 					return 0, err
@@ -59,6 +61,15 @@ func signal(args []string) (int, error) {
 			}
 		}
 	}
+}
+
+// got tells whether a process has got as far as it is to.
+func got(pid int, file string) bool {
+	if !strings.Contains(file, "*") {
+		return hasOpen(pid, file)
+	}
+	there, err := filepath.Glob(file)
+	return err == nil && len(there) > 0
 }
 
 // hasOpen tells whether a process has the file open.

@@ -105,7 +105,7 @@ func (o *poolOptions) change(ctx context.Context, s *stdio, left int, do acting)
 		d.Failure = oneLine{err}.Error()
 		status := statusOf(err)
 		if wasInterrupted(ctx, err) {
-			status = finding.StatusInterrupted
+			status, d.Failure = finding.StatusInterrupted, "interrupted"
 		}
 		return errors.Join(err, (&render.BasePool{Path: o.pool, Status: []int{status}, Done: d}).JSON(s.out))
 	case d != nil && !o.json && (d.Receipt != "" || len(d.Left) > 0):

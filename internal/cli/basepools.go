@@ -54,7 +54,10 @@ func (o *poolOptions) each(
 ) error {
 	if o.pool != "" {
 		p, err := do(ctx, o)
-		if err != nil {
+		switch {
+		case err != nil && p != nil:
+			return errors.Join(err, o.print(p, s))
+		case err != nil:
 			return err
 		}
 		return o.show(p, s)
@@ -64,6 +67,11 @@ func (o *poolOptions) each(
 		one := &o.several[i]
 		p, err := do(ctx, one)
 		switch {
+		case ctx.Err() != nil && p != nil && o.json:
+			doc.Status, doc.Pools = []int{finding.StatusInterrupted}, append(doc.Pools, *p.Told())
+			return errors.Join(context.Cause(ctx), render.JSON(s.out, render.BasePoolsSchema, doc))
+		case ctx.Err() != nil && p != nil:
+			return errors.Join(context.Cause(ctx), one.print(p, s))
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil:
@@ -88,16 +96,18 @@ func (o *poolOptions) each(
 }
 
 // show prints what came of one pool.
-func (o *poolOptions) show(p *render.BasePool, s *stdio) (err error) {
-	if o.json {
-		err = p.JSON(s.out)
-	} else {
-		err = p.Text(s.out, s.style(o.all))
-	}
-	if err != nil {
+func (o *poolOptions) show(p *render.BasePool, s *stdio) error {
+	if err := o.print(p, s); err != nil {
 		return err
 	}
 	return exitWith(p.Status[0])
+}
+
+func (o *poolOptions) print(p *render.BasePool, s *stdio) error {
+	if o.json {
+		return p.JSON(s.out)
+	}
+	return p.Text(s.out, s.style(o.all))
 }
 
 // failed tells that nothing came of one pool of several.

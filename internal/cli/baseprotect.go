@@ -126,6 +126,9 @@ func (o *poolOptions) protect(ctx context.Context, p bases.ProtectOptions, risks
 		return bases.Protect(ctx, c, o.keepalive(p), act)
 	})
 	switch {
+	case err != nil && d != nil && d.Receipt != "" && ctx.Err() != nil: // what it did until then is in force
+		d.Failure = "interrupted"
+		return &render.BasePool{Path: o.pool, Status: []int{finding.StatusInterrupted}, Done: d}, err
 	case err != nil && d != nil && d.Did() && ctx.Err() == nil:
 		p := o.failed(err, s)
 		d.Failure = p.Error.Text

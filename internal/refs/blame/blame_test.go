@@ -235,6 +235,21 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// TestPurged holds that who asks for a base that was set aside and then removed for good is told of both.
+func TestPurged(t *testing.T) {
+	w := newWorld(t)
+	w.audit("n3", pool.Entry{Time: at(3, 1), Act: "quarantine", Why: "plan x"}, pool.Entry{Time: at(4, 1), Act: "purge", Why: "plan y"})
+	h := w.find()
+	if h.Blame.By == nil || h.Blame.By.Act != "quarantine" ||
+		!strings.HasSuffix(h.Blame.Why, "; a file of that name was removed for good at 2026-11-04 01:00:00 UTC on n3: plan y") {
+		t.Errorf("Find = %+v, want that it was removed for good", h.Blame)
+	}
+	w.audit("n3", pool.Entry{Time: at(2, 1), Act: "purge", Why: "plan y"}, pool.Entry{Time: at(3, 1), Act: "quarantine", Why: "plan x"})
+	if h := w.find(); h.Blame.By == nil || strings.Contains(h.Blame.Why, "for good") {
+		t.Errorf("Find = %+v, want nothing of an earlier file", h.Blame)
+	}
+}
+
 // TestBroken holds that an audit that was changed is told, and its beginning too.
 func TestBroken(t *testing.T) {
 	w := newWorld(t)

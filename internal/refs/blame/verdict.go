@@ -46,6 +46,9 @@ func (h *History) judge(o *Options) {
 	if h.State != Missing {
 		return
 	}
+	if e := h.purged(i); e != nil { // of this name: which of several files had it last cannot be told from lines
+		v.Why += "; a file of that name was removed for good at " + clock(e.Time) + " on " + e.Node + ": " + e.Text
+	}
 	alive := h.alive(i)
 	switch {
 	case alive == nil:
@@ -58,6 +61,16 @@ func (h *History) judge(o *Options) {
 		v.Why += "; it was there at " + clock(alive.Time) + " (" + alive.Act +
 			"), which may be later: the line has no zone or year"
 	}
+}
+
+// purged is the last event after a removal by which shisa removed a file of that name for good, nil if there is none.
+func (h *History) purged(by int) (last *Deed) {
+	for i := range h.Events {
+		if e := &h.Events[i]; e.From == Audit && e.Act == pool.ActPurge && e.Time.After(h.Events[by].Time) {
+			last = e
+		}
+	}
+	return last
 }
 
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
