@@ -30,7 +30,7 @@ const (
 	// apart is how long is waited after each.
 	apart = 200 * time.Millisecond
 	// patience is how long a guest on a busy machine may take to do one thing.
-	patience = 2 * time.Minute
+	patience = 10 * time.Minute
 )
 
 // TestTracing has the program itself watch by each engine while umounts fail over those who hold a mount
