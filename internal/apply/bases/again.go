@@ -32,11 +32,15 @@ func (k *keeper) lookAgain(ctx context.Context, by Decision, all []*aside, d *po
 	}
 	// Whoever wants the act to end has what is known to be needed back before.
 	ctx = context.WithoutCancel(ctx)
-	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	needed := now.With(judge.RestoreNow)
+	if len(needed) == 0 {
+		return nil
+	}
+	s, unread, err := k.setAsideNow(ctx)
 	if err != nil {
 		return err
 	}
-	for _, b := range now.With(judge.RestoreNow) {
+	for _, b := range needed {
 		for i := range s.Held {
 			h := &s.Held[i]
 			if h.ID != b.ID || !slices.Contains(d.Quarantined, pool.HeldName(h.ID, h.Name)) {
@@ -44,20 +48,32 @@ func (k *keeper) lookAgain(ctx context.Context, by Decision, all []*aside, d *po
 			}
 			if err := k.bringBack(ctx, h, h.Name, "somebody began to use it: "+now.Against(b), d); err != nil {
 				if stopped(ctx, err) || errors.Is(err, ErrUnfinished) {
-					return err
+					return errors.Join(err, unread)
 				}
 				d.Leave(h.Name, err)
 			}
 		}
 	}
-	return nil
+	return unread
+}
+
+// setAsideNow reads what is in quarantine. unread is ErrUnfinished where that could not be read as a whole: what is not seen
+// there is not brought back.
+func (k *keeper) setAsideNow(ctx context.Context) (s *pool.State, unread, err error) {
+	if s, err = pool.Read(ctx, k.Bases, k.Timeout); err == nil && len(s.Unread) > 0 {
+		unread = fmt.Errorf("bringing back what was set aside %w: %w", ErrUnfinished, errors.Join(s.Unread...))
+	}
+	return s, unread, err
 }
 
 // allBack brings all bases back that were set aside, also where who began it wants it to end: nobody knows whether somebody
 // began to use them. Those that only their shields kept are kept by those again.
 func (k *keeper) allBack(ctx context.Context, why string, all []*aside, d *pool.Done) error {
+	if len(d.Quarantined) == 0 {
+		return nil
+	}
 	ctx = context.WithoutCancel(ctx)
-	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	s, unread, err := k.setAsideNow(ctx)
 	if err != nil {
 		return err
 	}
@@ -67,19 +83,24 @@ func (k *keeper) allBack(ctx context.Context, why string, all []*aside, d *pool.
 		if !slices.Contains(d.Quarantined, name) {
 			continue
 		}
-		if !slices.ContainsFunc(all, func(a *aside) bool { return a.ID == h.ID && a.kept() }) {
-			err = errors.Join(err, k.bringBack(ctx, h, h.Name, why, d))
-			continue
+		kept := slices.ContainsFunc(all, func(a *aside) bool { return a.ID == h.ID && a.kept() })
+		var e error
+		if kept {
+			e = k.letGo(ctx, h, why)
+		} else {
+			e = k.bringBack(ctx, h, h.Name, why, d)
 		}
-		if e := k.letGo(ctx, h, why); e != nil {
-			err = errors.Join(err, e)
+		if e != nil && !errors.Is(e, ErrUnfinished) {
+			e = fmt.Errorf("bringing back %s %w: %w", h.Name, ErrUnfinished, e)
+		}
+		if err = errors.Join(err, e); e != nil || !kept {
 			continue
 		}
 		k.didNot(h.ID, why)
 		d.Quarantined = slices.DeleteFunc(d.Quarantined, func(n string) bool { return n == name })
 		d.Leave(h.Name, errors.New(why))
 	}
-	return err
+	return errors.Join(err, unread)
 }
 
 // didNot notes that a base is not set aside any more by the act that did it.

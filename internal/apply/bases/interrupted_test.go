@@ -13,6 +13,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs"
+	"github.com/shisa-vm/shisa/internal/refs/judge"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 )
 
@@ -97,6 +98,107 @@ func TestNotLookedAgain(t *testing.T) {
 		t.Errorf("Quarantine = %+v, %v, want it back", d, err)
 	}
 	f.settled(f.files("a", "b"), "not looked again")
+}
+
+// TestNotSeenAgain: what was set aside, and can be neither looked at again nor brought back, is an act that came to no end, also
+// where it is known to be needed; when it can be read again recover brings back what is needed.
+func TestNotSeenAgain(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		f := newStock(t, "a", "b")
+		files, held := f.files("a", "b"), pool.Path(f.dir, pool.Quarantine)
+		hide := func() {
+			if err := errors.Join(os.Rename(held, held+".away"), os.Symlink("nowhere", held)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, looked := f.plan("a"), 0
+		by := f.decision()
+		by.Census = func(ctx context.Context) (*refs.Census, error) {
+			if looked++; looked == 1 {
+				return f.look(ctx)
+			}
+			if fails {
+				hide()
+				return nil, errors.New("the storage is gone")
+			}
+			f.image("new", "a")
+			c, err := f.look(ctx)
+			return c, err
+		}
+		known := by.Known
+		by.Known = func(ctx context.Context, c *refs.Census) ([]judge.Known, []error, error) {
+			all, unknown, err := []judge.Known(nil), []error(nil), error(nil)
+			if known != nil {
+				all, unknown, err = known(ctx, c)
+			}
+			if looked > 1 && !fails {
+				hide()
+			}
+			return all, unknown, err
+		}
+		d, err := Quarantine(t.Context(), p, by, f.options())
+		if !errors.Is(err, ErrUnfinished) || len(d.Quarantined) != 1 || len(d.Restored) > 0 {
+			t.Errorf("it cannot be looked again: %v: Quarantine = %+v, %v, want %v", fails, d, err, ErrUnfinished)
+		}
+		if fails {
+			f.image("new", "a")
+		}
+		if err := errors.Join(os.Remove(held), os.Rename(held+".away", held)); err != nil {
+			t.Fatal(err)
+		}
+		if d, err := Recover(t.Context(), f.decision(), f.options()); err != nil || len(d.Restored) != 1 {
+			t.Errorf("it cannot be looked again: %v: Recover = %+v, %v, want a back", fails, d, err)
+		}
+		f.wantNames(files, "at the end")
+	}
+}
+
+// TestNotLookedAgainMadeAnew: what was set aside, could not be looked again, and has lost its name to another file, is told as an
+// act that came to no end.
+func TestNotLookedAgainMadeAnew(t *testing.T) {
+	f := newStock(t, "a", "b")
+	p, looked := f.plan("a"), 0
+	by := Decision{Census: func(ctx context.Context) (*refs.Census, error) {
+		if looked++; looked > 1 {
+			f.write("a", "made anew")
+			return nil, errors.New("the storage is gone")
+		}
+		return f.look(ctx)
+	}}
+	d, err := Quarantine(t.Context(), p, by, f.options())
+	if !errors.Is(err, ErrUnfinished) || !errors.Is(err, ErrThere) || len(d.Restored) > 0 || len(f.state().Held) != 1 {
+		t.Errorf("Quarantine = %+v, %v, want %v and %v", d, err, ErrUnfinished, ErrThere)
+	}
+}
+
+// TestClaimsNotSeen: a purge that can neither decide nor see what it has claimed is one that came to no end, and recover puts that
+// back.
+func TestClaimsNotSeen(t *testing.T) {
+	f := newStock(t, "a", "b", "c")
+	files := f.files("a", "b")
+	f.quarantine("a", "b")
+	f.reports()
+	p, looked, claims := f.plan(), 0, pool.Path(f.dir, pool.Purge)
+	by := Decision{Census: func(ctx context.Context) (*refs.Census, error) {
+		if looked++; looked > 1 {
+			if err := errors.Join(os.Rename(claims, claims+".away"), os.WriteFile(claims, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			return nil, errors.New("the storage is gone")
+		}
+		return f.look(ctx)
+	}}
+	d, err := Purge(t.Context(), p, PurgeOptions{Approve: p.SHA256, Allowed: true, By: "root"}, by, f.options())
+	if !errors.Is(err, ErrUnfinished) || len(d.Purged) > 0 {
+		t.Errorf("Purge = %+v, %v, want %v", d, err, ErrUnfinished)
+	}
+	if err := errors.Join(os.Remove(claims), os.Rename(claims+".away", claims)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(t.Context(), f.decision(), f.options()); err != nil {
+		t.Error(err)
+	}
+	f.settled(files, "recovered")
 }
 
 // TestRecoverOdd: what recover cannot read may be an act that came to no end, and is told.

@@ -164,8 +164,11 @@ func (k *keeper) unclaim(ctx context.Context, a *claimed, why string) error {
 func (k *keeper) unclaimAll(ctx context.Context, all []*claimed, why string) (err error) {
 	ctx = context.WithoutCancel(ctx)
 	for _, a := range all {
-		if e, look := diskio.LookEntry(a.Path); look == nil && e.ID == a.File {
+		switch e, look := diskio.LookEntry(a.Path); {
+		case look == nil && e.ID == a.File:
 			err = errors.Join(err, k.unclaim(ctx, a, why))
+		case look != nil && !errors.Is(look, fs.ErrNotExist) && !errors.Is(look, diskio.ErrSpecial): // it may be there
+			err = errors.Join(err, fmt.Errorf("putting %s back into quarantine %w: %w", a.Name, ErrUnfinished, look))
 		}
 	}
 	return err
