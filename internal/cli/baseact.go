@@ -96,11 +96,14 @@ func (o *poolOptions) change(ctx context.Context, s *stdio, left int, do acting)
 	d, err := o.done(ctx, s, do)
 	switch {
 	case err == nil:
-		status := finding.StatusClean
+		var status []int
 		if len(d.Left) > 0 || len(d.Restored) > 0 && len(d.Quarantined) > 0 { // set aside, and back at once
-			status = left
+			status = append(status, left)
 		}
-		return o.show(&render.BasePool{Path: o.pool, Status: []int{status}, Done: d}, s)
+		if len(d.Unseen) > 0 {
+			status = append(status, finding.StatusCannotTell)
+		}
+		return o.show(&render.BasePool{Path: o.pool, Status: finding.OrderStatus(status...), Done: d}, s)
 	case d != nil && o.json && d.Did():
 		d.Failure = oneLine{err}.Error()
 		status := statusOf(err)

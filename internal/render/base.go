@@ -409,13 +409,16 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 	for _, l := range d.Left {
 		o.prose("", o.paint(yellow, "left")+": "+Name(l.Name)+": "+Text(l.Why))
 	}
+	for _, l := range d.Unseen {
+		o.prose("", o.paint(yellow, "may be needed")+", and stays in quarantine: "+Name(l.Name)+": not seen: "+Text(l.Why))
+	}
 	for _, l := range d.Stays {
 		o.prose("", "stays: "+Name(l.Name)+" "+Text(l.Why))
 	}
 	switch {
 	case d.Begun:
 		o.line("a pool begins here: what it keeps lies in ", Name(pool.Path(d.Bases)))
-	case nothing && len(d.Left) == 0:
+	case nothing && len(d.Left)+len(d.Unseen) == 0:
 		o.line("there was nothing to do")
 	}
 	o.receipt(d.Receipt, d.Undo)

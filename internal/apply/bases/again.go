@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs/judge"
@@ -29,6 +30,10 @@ func (k *keeper) lookAgain(ctx context.Context, by Decision, all []*aside, d *po
 	if err != nil {
 		err = fmt.Errorf("look again after the bases were set aside: %w", err)
 		return errors.Join(err, k.allBack(ctx, err.Error(), all, d))
+	}
+	if why := unseen(now); why != nil {
+		d.Leave(pool.Dir, fmt.Errorf("when it was looked again not everything was seen: %w", why))
+		return k.allBack(ctx, why.Error()+", which may need it", all, d)
 	}
 	// Whoever wants the act to end has what is known to be needed back before.
 	ctx = context.WithoutCancel(ctx)
@@ -64,6 +69,23 @@ func (k *keeper) setAsideNow(ctx context.Context) (s *pool.State, unread, err er
 		unread = fmt.Errorf("bringing back what was set aside %w: %w", ErrUnfinished, errors.Join(s.Unread...))
 	}
 	return s, unread, err
+}
+
+// unseen is what a decision did not see, nil where it saw everything: it may need any base.
+func unseen(p *judge.Plan) error {
+	var all []string
+	for _, b := range p.Blockers {
+		if b.Rule == judge.Unreadable {
+			all = append(all, strings.TrimPrefix(b.Path+": "+b.Why, ": "))
+		}
+	}
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return errors.New(all[0])
+	}
+	return fmt.Errorf("%s and %d more", all[0], len(all)-1)
 }
 
 // allBack brings all bases back that were set aside, also where who began it wants it to end: nobody knows whether somebody

@@ -126,7 +126,7 @@ func TestProtect(t *testing.T) {
 	want := &pool.Done{Bases: w.dir, Pool: d.Pool, Shielded: []string{"a", "b"}, Touched: []string{"a"},
 		Recorded: []string{"a", "b"}, Restored: []string{}, Unshielded: []string{}, Quarantined: []string{}, Purged: []string{},
 		Pinned: []string{}, Unpinned: []string{}, Recovered: []string{},
-		Forgotten: []string{}, Stays: []pool.Left{}, Left: []pool.Left{}}
+		Forgotten: []string{}, Stays: []pool.Left{}, Unseen: []pool.Left{}, Left: []pool.Left{}}
 	if diff := cmp.Diff(want, d); diff != "" || !pool.IsUUID(d.Pool) {
 		t.Errorf("Protect of pool %q (-want +got):\n%s", d.Pool, diff)
 	}

@@ -34,7 +34,7 @@ const (
 func newDone(bases string, s *pool.State) *pool.Done {
 	d := &pool.Done{Bases: bases, Shielded: []string{}, Touched: []string{}, Recorded: []string{}, Restored: []string{},
 		Unshielded: []string{}, Quarantined: []string{}, Purged: []string{}, Pinned: []string{}, Unpinned: []string{},
-		Recovered: []string{}, Forgotten: []string{}, Stays: []pool.Left{}, Left: []pool.Left{}}
+		Recovered: []string{}, Forgotten: []string{}, Stays: []pool.Left{}, Unseen: []pool.Left{}, Left: []pool.Left{}}
 	if s.Policy != nil {
 		d.Pool = s.Policy.UUID
 	}

@@ -277,7 +277,7 @@ func (k *keeper) strays(ctx context.Context, d *pool.Done) error {
 	return nil
 }
 
-// needed brings back whatever is needed and in quarantine.
+// needed brings back whatever is needed and in quarantine, and tells of what may be.
 func (k *keeper) needed(ctx context.Context, by Decision, d *pool.Done) error {
 	now, _, _, err := k.decide(ctx, by, judge.Options{})
 	if err != nil {
@@ -303,6 +303,13 @@ func (k *keeper) needed(ctx context.Context, by Decision, d *pool.Done) error {
 				return err
 			}
 			d.Leave(b.Name, err)
+		}
+	}
+	if why := unseen(now); why != nil {
+		for _, b := range now.All {
+			if b.ID != "" && b.Verdict != judge.RestoreNow {
+				d.Unseen = append(d.Unseen, pool.Left{Name: pool.HeldName(b.ID, b.Name), Why: why.Error()})
+			}
 		}
 	}
 	return nil

@@ -42,6 +42,8 @@ type Done struct {
 	// Stays is what is still kept about the bases when they are protected no more, by its place and number, each
 	// with the reason.
 	Stays []Left `json:"stays"`
+	// Unseen are bases that stay in quarantine and may be needed by what could not be read, with that.
+	Unseen []Left `json:"unseen"`
 	// Left are those for which it was not done, each with the reason.
 	Left []Left `json:"left"`
 	// Failure is why the act ended before its end, "" where it did not.
