@@ -201,6 +201,35 @@ func TestClaimsNotSeen(t *testing.T) {
 	f.settled(files, "recovered")
 }
 
+// TestShieldsNotSeen: a purge that was cut off is not told as done while nobody can see whether a shield keeps the base.
+func TestShieldsNotSeen(t *testing.T) {
+	f := newStock(t, "a", "b")
+	ino := f.entry("a")
+	f.quarantine("a")
+	h, shields := f.state().Held[0], pool.Path(f.dir, pool.Shields)
+	i := &pool.Intent{Schema: pool.IntentSchema, Act: pool.ActPurge, ID: h.ID, Name: "a", Inode: ino,
+		From: pool.Quarantine + "/" + pool.HeldName(h.ID, "a"), Node: "n1", Time: time.Now().UTC()}
+	text, err := i.Text()
+	if err == nil {
+		err = errors.Join(os.WriteFile(pool.Path(f.dir, pool.Journal, pool.IntentName(h.ID, i.Act)), text, 0o600), os.Remove(h.Path),
+			os.Rename(shields, shields+".away"), os.Symlink("nowhere", shields))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Recover(t.Context(), f.decision(), f.options())
+	if err != nil || len(d.Left) == 0 || len(d.Recovered) > 0 {
+		t.Errorf("Recover = %+v, %v, want the purge left", d, err)
+	}
+	if err := errors.Join(os.Remove(shields), os.Rename(shields+".away", shields)); err != nil {
+		t.Fatal(err)
+	}
+	d, err = Recover(t.Context(), f.decision(), f.options())
+	if err != nil || len(d.Recovered) != 1 || !strings.Contains(d.Recovered[0], "its shield may have it") {
+		t.Errorf("Recover = %+v, %v, want that its shield has it", d, err)
+	}
+}
+
 // TestRecoverOdd: what recover cannot read may be an act that came to no end, and is told.
 func TestRecoverOdd(t *testing.T) {
 	for _, dir := range []string{pool.Journal, pool.Quarantine, pool.Purge} {

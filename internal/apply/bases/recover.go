@@ -134,6 +134,12 @@ func (k *keeper) settleIntent(ctx context.Context, i *pool.Intent, d *pool.Done)
 			return err
 		}
 	}
+	kept := false
+	if !p.atName && !p.atQ && !p.atClaim {
+		if kept, err = k.shielded(ctx, i.Inode); err != nil {
+			return fmt.Errorf("whether its shield keeps it: %w", err)
+		}
+	}
 	switch {
 	case p.atClaim && p.atName, p.atClaim && p.atQ:
 		// Somebody brought it back, or the file system renames in two steps.
@@ -165,12 +171,12 @@ func (k *keeper) settleIntent(ctx context.Context, i *pool.Intent, d *pool.Done)
 		text = "it was not removed, and is in quarantine"
 	case p.atQ:
 		text, act, path = "it was set aside", i.Noted(), p.quar
-	case i.Act == pool.ActPurge && !k.shielded(ctx, i.Inode):
+	case i.Act == pool.ActPurge && !kept:
 		// The last name is taken away when nobody could bring it back any more: whoever did that, it is gone.
 		text, act, path = "it was removed for good", pool.ActPurge, p.claim
-	case i.Act == pool.ActUndo && k.shielded(ctx, i.Inode):
+	case i.Act == pool.ActUndo && kept:
 		text, act = "its name was taken away, and its shield keeps it", i.Noted()
-	case i.Act == pool.ActQuarantine && !pool.IsName(i.From) && k.shielded(ctx, i.Inode):
+	case i.Act == pool.ActQuarantine && !pool.IsName(i.From) && kept:
 		text, path = "nothing had been done: its shield keeps it", k.path(i.From)
 	default:
 		text = "it has neither of its names any more: its shield may have it"
@@ -212,10 +218,16 @@ func (k *keeper) putBack(ctx context.Context, i *pool.Intent, p *places, d *pool
 	return k.note(ctx, "recover", i.Name, p.other.Ino, p.name, i.Act+" of "+i.ID+": "+text)
 }
 
-// shielded tells whether a file has a shield.
-func (k *keeper) shielded(ctx context.Context, inode uint64) bool {
+// shielded tells whether a file has a shield. The error is what could not be read that may be one.
+func (k *keeper) shielded(ctx context.Context, inode uint64) (bool, error) {
 	s, err := pool.Read(ctx, k.Bases, k.Timeout)
-	return err == nil && slices.ContainsFunc(s.Shields, func(h pool.Shield) bool { return h.ID.Ino == inode })
+	if err != nil {
+		return false, err
+	}
+	if slices.ContainsFunc(s.Shields, func(h pool.Shield) bool { return h.ID.Ino == inode }) {
+		return true, nil
+	}
+	return false, errors.Join(s.Unread...)
 }
 
 // drop takes a name from a file that has another one.

@@ -318,7 +318,11 @@ func (k *undoing) heldGone(ctx context.Context, s *vault.BaseStep) (why string, 
 		return "", err
 	case gone:
 		return "it was removed for good since", nil
-	case k.shielded(ctx, s.Inode):
+	}
+	switch kept, err := k.shielded(ctx, s.Inode); {
+	case err != nil:
+		return "", fmt.Errorf("whether its shield keeps it: %w", err)
+	case kept:
 		return "", errors.New("it is not in quarantine any more, and has not its name: shisa base restore gives it that from its shield")
 	}
 	return "it is not in quarantine any more, and has neither its name nor a shield", nil
