@@ -157,12 +157,34 @@ func (a *watcher) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h := pool.Happened{Time: a.o.Now().UTC(), What: pool.Passed, Why: fmt.Sprintf(
-		"%d shielded, %d touched, %d recorded, %d left", len(d.Shielded), len(d.Touched), len(d.Recorded), len(d.Left))}
-	if !c.Complete() {
-		h.Why += "; " + notSeen(len(c.Gaps))
+	return a.w.Tell(pool.Happened{Time: a.o.Now().UTC(), What: pool.Passed, Why: passWords(c, d)})
+}
+
+// passWords says what a look at everything did, and what it could do nothing about. What was missing and is kept here was
+// told of by itself.
+func passWords(c *refs.Census, d *pool.Done) string {
+	text := fmt.Sprintf("%d shielded, %d touched, %d recorded, %d left", len(d.Shielded), len(d.Touched), len(d.Recorded), len(d.Left))
+	gone := []string{}
+	for i := range c.All {
+		if b := &c.All[i]; b.State == refs.Missing && b.Shield == "" && b.Held == "" {
+			gone = append(gone, b.Path)
+		}
 	}
-	return a.w.Tell(h)
+	if n := len(gone); n > 0 {
+		text += "; " + finding.Count(int64(n), "base is needed, missing and not kept here: ", "bases are needed, missing and not kept here: ") +
+			gone[0]
+		if n > 1 {
+			text += ", and others"
+		}
+		text += " (shisa base missing tells the ways back)"
+	}
+	if !c.Complete() {
+		text += "; " + notSeen(len(c.Gaps)) + ": " + c.Gaps[0].Object
+		if len(c.Gaps) > 1 {
+			text += ", and others"
+		}
+	}
+	return text
 }
 
 func needWord(c *refs.Census, b *refs.Base) string {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/linux"
 	"github.com/shisa-vm/shisa/internal/linux/notice"
 	"github.com/shisa-vm/shisa/internal/refs"
@@ -57,6 +58,27 @@ func (w *world) watching(census func() *refs.Census) (heard func() pool.Happened
 		defer cancel()
 		defer events.Close()
 		return <-over
+	}
+}
+
+// TestPassWords: a look at everything tells what it could do nothing about.
+func TestPassWords(t *testing.T) {
+	of := func(base ...refs.Base) *refs.Census { return &refs.Census{All: base} }
+	for _, c := range []struct {
+		census *refs.Census
+		want   string
+	}{
+		{of(refs.Base{State: refs.Live}, refs.Base{State: refs.Missing, Shield: "/s"}, refs.Base{State: refs.Missing, Held: "id"}), ""},
+		{of(refs.Base{Path: "/p/a", State: refs.Missing}),
+			"; 1 base is needed, missing and not kept here: /p/a (shisa base missing tells the ways back)"},
+		{of(refs.Base{Path: "/p/a", State: refs.Missing}, refs.Base{Path: "/p/b", State: refs.Missing}),
+			"; 2 bases are needed, missing and not kept here: /p/a, and others (shisa base missing tells the ways back)"},
+		{&refs.Census{Gaps: []finding.Blind{{Object: "/p/i/disk"}}}, "; 1 place was not seen: /p/i/disk"},
+		{&refs.Census{Gaps: []finding.Blind{{Object: "/p/i/disk"}, {Object: "/proc"}}}, "; 2 places were not seen: /p/i/disk, and others"},
+	} {
+		if got := passWords(c.census, &pool.Done{}); got != "0 shielded, 0 touched, 0 recorded, 0 left"+c.want {
+			t.Errorf("passWords = %q, want %q", got, c.want)
+		}
 	}
 }
 
