@@ -100,7 +100,7 @@ func timeOf(seconds, nanoseconds int64) time.Time {
 }
 
 // Open opens a regular file or block device for reading. Special files are never opened, not even
-// for a moment. The errors are those of Look, and ErrChanged.
+// for a moment. The errors are those of Look, ErrChanged, and ENOMEDIUM for a drive without a disk in it.
 func Open(path string) (*File, error) { return open(path, 0, openQuietly) }
 
 // OpenDirect is Open past the page cache. Reads that are aligned to 4096 bytes in memory, offset
@@ -142,6 +142,10 @@ func open(path string, flags int, opener func(at int, name string, flags int) (i
 	got.Block = want.Block
 	f := &File{f: os.NewFile(uintptr(fd), path), name: path, stat: got, direct: flags&unix.O_DIRECT != 0}
 	if got.Block {
+		if isEmpty(fd) {
+			f.f.Close()
+			return nil, &fs.PathError{Op: "open", Path: path, Err: unix.ENOMEDIUM}
+		}
 		end, err := unix.Seek(fd, 0, unix.SEEK_END)
 		if err != nil {
 			f.f.Close()
@@ -150,6 +154,20 @@ func open(path string, flags int, opener func(at int, name string, flags int) (i
 		f.stat.SizeBytes, f.writes = end, writesOf(got.Device)
 	}
 	return f, nil
+}
+
+// What a drive for disks that can be taken out says of itself (linux/cdrom.h).
+const (
+	driveStatus  = 0x5326 // CDROM_DRIVE_STATUS
+	driveNoDisc  = 1      // CDS_NO_DISC
+	driveTrayOut = 2      // CDS_TRAY_OPEN
+)
+
+// isEmpty tells of a drive without a disk: with O_NONBLOCK it is opened all the same, and reading it fails as if the disk were bad.
+// Other devices do not know the question.
+func isEmpty(fd int) bool {
+	status, err := unix.IoctlRetInt(fd, driveStatus)
+	return err == nil && (status == driveNoDisc || status == driveTrayOut)
 }
 
 // RealPath is the absolute path without symbolic links.

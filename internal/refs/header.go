@@ -12,6 +12,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/shisa-vm/shisa/internal/disk"
@@ -190,6 +191,8 @@ func (t *taking) header(ctx context.Context, n named) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(err, syscall.ENOMEDIUM): // a drive without a disk in it, which rests on nothing
+		return nil
 	case err != nil:
 		t.gap(path, "header", reason(err))
 		return nil
