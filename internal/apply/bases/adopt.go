@@ -49,8 +49,11 @@ func Adopt(ctx context.Context, candidate string, id diskio.ID, name string, p P
 	}
 	d = newDone(k.Bases, s)
 	to := filepath.Join(k.Bases, name)
-	if _, err := diskio.LookEntry(to); !errors.Is(err, fs.ErrNotExist) {
+	switch _, err := diskio.LookEntry(to); {
+	case err == nil, errors.Is(err, diskio.ErrSpecial):
 		return nil, fmt.Errorf("%s %w", to, ErrThere)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
 	}
 	from := candidate
 	if !beside(k.Bases, candidate) {

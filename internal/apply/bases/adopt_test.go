@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shisa-vm/shisa/internal/diskio"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/testenv"
@@ -196,5 +198,16 @@ func TestCreateBegins(t *testing.T) {
 	all, err := o.Receipts.BaseReceipts(t.Context())
 	if err != nil || len(all) != 1 || all[0].State != vault.Committed || all[0].Act != "adopt" || o.Receipts.BaseUnderWay(all[0].ID) != nil {
 		t.Errorf("receipts = %+v, %v, want one that is ended", all, err)
+	}
+}
+
+// TestAdoptUnseen: a name that cannot be looked at is not said to be there.
+func TestAdoptUnseen(t *testing.T) {
+	w := newWorld(t, "b")
+	if err := w.adopt(strings.Repeat("x", 300), Proof{}, w.receipts()); !errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, ErrThere) {
+		t.Errorf("Adopt = %v, want %v", err, unix.ENAMETOOLONG)
+	}
+	if err := w.adopt("b", Proof{}, w.receipts()); !errors.Is(err, ErrThere) {
+		t.Errorf("Adopt of a base that is there = %v, want %v", err, ErrThere)
 	}
 }
