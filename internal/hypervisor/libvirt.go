@@ -339,9 +339,10 @@ func within(path []string, name string) bool {
 	return false
 }
 
-// sourceOf reads <source .../> of a disk; ok is false for an empty drive and what is no disk.
+// sourceOf reads <source .../> of a disk; ok is false for an empty drive, for a directory that QEMU makes a disk of, which is no
+// image, and what is no disk.
 func sourceOf(f DomainDisk, e xml.StartElement) (DomainDisk, bool) {
-	for _, name := range []string{"file", "dev", "dir"} {
+	for _, name := range []string{"file", "dev"} {
 		if f.Path = attr(e, name); f.Path != "" {
 			return f, true
 		}

@@ -65,6 +65,8 @@ func TestDescribed(t *testing.T) {
 		{"what QEMU is given with a comma, as JSON in an option", given(`file=json:{"driver":"raw",,"file":{"filename":"/inst\/_base\/b,,c"}}`), "domain", ""},
 		{"what QEMU is given as JSON for a drive", given(`json:{"driver":"raw","file":{"filename":"/inst\/_base\/b"}}`), "domain", ""},
 		{"what QEMU is given with two paths", given("file=blkverify:/inst/_base/b:/inst/d"), "domain", ""},
+		{"a directory as a disk", `<source dir="/inst/_base"/>`, "", ""},
+		{"a directory where a disk should be", `<source file="/inst/_base"/>`, "", "is a directory"},
 		{"what is no file", `</disk><serial><source path="/pipe"/></serial><filesystem><source dir="/inst"/></filesystem>` +
 			`<emulator>/nowhere</emulator><disk>`, "", ""},
 	} {
