@@ -80,6 +80,9 @@ func (o *poolOptions) each(
 			if s.out.used {
 				fmt.Fprintln(s.out)
 			}
+			if p.Done != nil || p.Missing != nil && len(p.Missing.Missing) > 0 { // the others name it themselves
+				fmt.Fprintf(s.out, "%s:\n", render.Name(p.Path))
+			}
 			if err := p.Text(s.out, s.style(o.all)); err != nil {
 				return err
 			}

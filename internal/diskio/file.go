@@ -173,6 +173,9 @@ func isEmpty(fd int) bool {
 // RealPath is the absolute path without symbolic links.
 func RealPath(path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
+	if pe := new(fs.PathError); errors.As(err, &pe) {
+		err = &fs.PathError{Op: "look at", Path: pe.Path, Err: pe.Err} // not by the name of a system call
+	}
 	if err != nil || filepath.IsAbs(real) {
 		return real, err
 	}
