@@ -102,6 +102,38 @@ func TestTwoNames(t *testing.T) {
 	}
 }
 
+// TestUnprotectSetAside: a base that is set aside in the moment that its shield is taken away has that again, and not a copy of it
+// beside it: of two files none would come back by itself.
+func TestUnprotectSetAside(t *testing.T) {
+	f := newStock(t, "a", "b")
+	file := f.entry("a")
+	o := f.options()
+	o.Step = func(what string) error {
+		if what == "unshield a" {
+			f.quarantine("a")
+		}
+		return nil
+	}
+	d, err := Unprotect(t.Context(), UnprotectOptions{}, o)
+	if err != nil || !slices.Equal(d.Unshielded, []string{"b"}) || len(d.Left) != 1 || d.Left[0].Name != "a" {
+		t.Errorf("Unprotect = %+v, %v, want that the shield of a stays", d, err)
+	}
+	if all := f.state().Formers("a"); len(all) != 1 || all[0].File.Ino != file {
+		t.Errorf("files that had the name = %+v, want the one with inode %d", all, file)
+	}
+	if h := f.state().ShieldsOf("a"); len(h) != 1 || h[0].ID.Ino != file {
+		t.Errorf("shields of a = %+v, want that of inode %d", h, file)
+	}
+	f.image("disk", "a")
+	c, err := f.look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := Protect(t.Context(), c, ProtectOptions{NoRecord: true}, f.options()); err != nil || f.entry("a") != file {
+		t.Errorf("Protect when a is needed = %+v, %v, and a is inode %d, want %d", d, err, f.entry("a"), file)
+	}
+}
+
 // entry is the inode of a name, 0 for none.
 func (f *stock) entry(name string) uint64 {
 	e, err := diskio.LookEntry(f.path(name))

@@ -114,15 +114,23 @@ func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done, why
 		return err
 	}
 	if err := k.inPlace(h); err != nil {
-		// Somebody removed the base at this very moment.
+		// Somebody removed the base at this very moment, or set it aside.
 		return errors.Join(err, k.copyBack(ctx, f, h))
 	}
 	d.Unshielded = append(d.Unshielded, h.Name)
 	return k.note(ctx, "unshield", h.Name, h.ID.Ino, h.Path, why)
 }
 
-// copyBack makes a shield anew from an open file that has no name any more.
+// copyBack makes a shield anew from an open file that has no name any more. One that is in quarantine gets its own again: a copy
+// would be a second file of that name.
 func (k *keeper) copyBack(ctx context.Context, f *diskio.File, h *pool.Shield) error {
+	s, err := pool.Read(ctx, k.Bases, k.Timeout)
+	if err != nil {
+		return err
+	}
+	if held := heldInode(s, h.ID); held != nil {
+		return k.reshield(ctx, h.ID, held.Path, h.Name, "it was set aside while its shield was taken away")
+	}
 	id, err := plan.NewID()
 	if err != nil {
 		return err
