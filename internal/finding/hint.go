@@ -43,3 +43,11 @@ func Word(arg string) string {
 	}
 	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
+
+// LastWord is Word for the last argument of a command that is no flag, whatever it begins with.
+func LastWord(arg string) string {
+	if strings.HasPrefix(arg, "-") {
+		return "-- " + Word(arg)
+	}
+	return Word(arg)
+}

@@ -14,3 +14,12 @@ func TestWord(t *testing.T) {
 		}
 	}
 }
+
+// TestLastWord: what begins like a flag is none.
+func TestLastWord(t *testing.T) {
+	for arg, want := range map[string]string{"a b": "'a b'", "--kept": "-- --kept", "-x y": "-- '-x y'", "-": "-- -", "a-b": "a-b"} {
+		if got := LastWord(arg); got != want {
+			t.Errorf("LastWord(%q) = %s, want %s", arg, got, want)
+		}
+	}
+}

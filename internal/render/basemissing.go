@@ -8,6 +8,7 @@ import (
 	"io"
 	"path/filepath"
 
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/pool"
 	"github.com/shisa-vm/shisa/internal/refs/ways"
@@ -94,7 +95,7 @@ func (o *out) way(w *ways.Way, name, at string) {
 		o.line("      $ shisa base adopt --make --accept-risk=remade:" + Word(name) + " --for " + Word(name) + " " + at)
 	case w.Proof == ways.Refuted || w.Proof == ways.Unproved:
 	case w.How == ways.Shield || w.How == ways.Quarantine:
-		o.line("      $ shisa base restore " + at + " " + Word(name))
+		o.line("      $ shisa base restore " + at + " " + finding.LastWord(name))
 	case w.How == ways.Image:
 		o.line("      $ shisa base adopt --glance URL --for " + Word(name) + " " + at)
 	case w.How == ways.Descriptor, w.How == ways.Candidate, w.How == ways.Renamed:

@@ -212,7 +212,7 @@ func (p *Plan) next(unread error) {
 	say := func(text string, args ...any) { p.Next = append(p.Next, fmt.Sprintf(text, args...)) }
 	at := finding.Word(p.Bases)
 	if all := p.With(RestoreNow); len(all) > 0 {
-		say("bring back what is needed: shisa base restore %s %s", at, finding.Word(all[0].Name))
+		say("bring back what is needed: shisa base restore %s %s", at, finding.LastWord(all[0].Name))
 	}
 	switch {
 	case errors.Is(unread, fs.ErrPermission):
