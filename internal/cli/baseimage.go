@@ -79,7 +79,10 @@ func readSmall(path string) ([]byte, error) {
 func (g *glanceOptions) images(ctx context.Context, c *glance.Client) (all []glance.Image, err error) {
 	if g.image != "" {
 		i, err := c.Image(ctx, g.image)
-		return []glance.Image{i}, err
+		if err != nil {
+			return nil, err
+		}
+		return []glance.Image{i}, nil
 	}
 	err = c.Images(ctx, func(i *glance.Image) { all = append(all, *i) })
 	return all, err
@@ -93,15 +96,22 @@ func tokenHint(err error) error {
 	return err
 }
 
-// offer adds what the image service has to the ways back.
+// offer adds what the image service has to the ways back. One that does not answer hides no other way.
 func (g *glanceOptions) offer(ctx context.Context, r *ways.Report) error {
 	c, err := g.client()
 	if err != nil {
 		return err
 	}
 	all, err := g.images(ctx, c)
-	if err != nil {
-		return tokenHint(err)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		text := oneLine{err}.Error()
+		if hint := finding.HintOf(tokenHint(err)); hint != "" {
+			text += "; " + hint
+		}
+		r.NotAsked(g.url, text)
 	}
 	r.Offer(all)
 	return nil

@@ -221,5 +221,13 @@ func TestFetchRefuses(t *testing.T) {
 	t.Setenv("OS_AUTH_TOKEN", "")
 	w.lose()
 	w.call(1, "base", "missing", "--glance", w.url, "--glance-token-file", w.dir+"/nothing", w.dir+"/pool")
+	// A service that does not answer, or not with this token, hides nothing else.
+	for _, url := range []string{"http://127.0.0.1:1", w.url} {
+		out, _ := w.call(finding.StatusFound, "base", "missing", "--glance", url, w.dir+"/pool")
+		if !strings.Contains(out, sha1OfImg1+" is MISSING") || !strings.Contains(out, "not looked at:\n  - "+url+" (images): ") ||
+			url == w.url && !strings.Contains(out, "; the token goes into OS_AUTH_TOKEN ") {
+			t.Errorf("missing with %s and no token says\n%s", url, out)
+		}
+	}
 	w.adopt(0, "--glance-token-file", w.dir+"/token", "--glance-image", "img-1")
 }

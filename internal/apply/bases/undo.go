@@ -238,6 +238,8 @@ func (k *undoing) shieldAgain(ctx context.Context, s *vault.BaseStep) error {
 func (k *undoing) touchBack(ctx context.Context, s *vault.BaseStep) (why string, err error) {
 	e, why, err := there(s)
 	switch {
+	case why == goneAlready: // this very undo took the name of what was restored, as a rule
+		return "it has not that name any more, and keeps its new time", nil
 	case why != "" || err != nil:
 		return why, err
 	case s.After == nil || !e.ModTime.Equal(*s.After) || s.Before == nil:
@@ -334,7 +336,7 @@ func (k *undoing) pinBack(ctx context.Context, s *vault.BaseStep, name string) (
 		return "", fmt.Errorf("%q is no id of a pin", s.ID)
 	}
 	if _, err := diskio.LookEntry(s.At()); errors.Is(err, fs.ErrNotExist) {
-		return "it was gone already", nil
+		return goneAlready, nil
 	}
 	if err := k.step(ctx, "rename the pin of "+s.Name); err != nil {
 		return "", err

@@ -295,6 +295,10 @@ func TestUndoRestore(t *testing.T) {
 	if err != nil || r.State != vault.Undone {
 		t.Errorf("Undo that is asked for = %+v, %v", r, err)
 	}
+	touch := slices.IndexFunc(r.Steps, func(s vault.BaseStep) bool { return s.What == vault.BaseTouch })
+	if touch < 0 || r.Steps[touch].Why != "it has not that name any more, and keeps its new time" {
+		t.Errorf("the touch of what lost its name, step %d: %+v", touch, r.Steps)
+	}
 	if h := w.state().Alone(); len(h) != 1 || h[0].ID != id || h[0].Name != "a" {
 		t.Errorf("kept by shields alone: %+v, want a", h)
 	}

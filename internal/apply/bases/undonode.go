@@ -136,12 +136,14 @@ func tells(r *pool.Report, u *pool.Use) bool {
 	})
 }
 
+const goneAlready = "it was gone already"
+
 // there looks whether a name is still the file of a step. why says what it is where it is not.
 func there(s *vault.BaseStep) (e diskio.Entry, why string, err error) {
 	e, err = diskio.LookEntry(s.At())
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return e, "it was gone already", nil
+		return e, goneAlready, nil
 	case errors.Is(err, diskio.ErrSpecial), err == nil && e.Ino != s.Inode:
 		return e, "the name is another file's by now", nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/shisa-vm/shisa/internal/disk"
 	"github.com/shisa-vm/shisa/internal/diskio"
+	"github.com/shisa-vm/shisa/internal/finding"
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/glance"
 )
@@ -41,6 +42,12 @@ func (f *finder) format(ctx context.Context, m *Missing) (string, error) {
 		}
 	}
 	return "raw", nil
+}
+
+// NotAsked notes that the image service did not tell what it has, and why.
+func (r *Report) NotAsked(url, why string) {
+	r.Gaps = append(r.Gaps, finding.Blind{Object: url, What: "images", Reason: why, Host: []finding.Range{}, Guest: []finding.Range{}})
+	r.Status = finding.OrderStatus(append(r.Status, finding.StatusCannotTell)...)
 }
 
 // Offer adds images that missing bases were made of: Nova calls a base by the SHA-1 of the image's id. They are not
