@@ -83,6 +83,40 @@ func parseJSONName(text string) (path, format string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("%w: json: %w", ErrName, err)
 	}
+	return nameOf(opts)
+}
+
+// PartName is ParseName for who wants to know the file alone: a json: name may also mean a part of it, by offset and size
+// (block/raw-format.c), as libvirt writes for a slice. inner: that part may be an image whose header is not at the beginning of the
+// file.
+func PartName(name string) (path string, inner bool, err error) {
+	text, found := strings.CutPrefix(name, "json:")
+	opts, bad := parseOptions(text)
+	prefix := ""
+	if opts["driver"] != "raw" && opts["file.driver"] == "raw" {
+		prefix = "file."
+	}
+	if !found || bad != nil || opts[prefix+"driver"] != "raw" {
+		path, _, err = ParseName(name)
+		return path, false, err
+	}
+	format, offset := opts["driver"], opts[prefix+"offset"]
+	delete(opts, prefix+"offset")
+	delete(opts, prefix+"size")
+	if prefix != "" { // what the part is taken for is nothing to its file
+		delete(opts, "driver")
+		below := make(map[string]string, len(opts))
+		for key, value := range opts {
+			below[strings.TrimPrefix(key, prefix)] = value
+		}
+		opts = below
+	}
+	path, _, err = nameOf(opts)
+	return path, format != "raw" && offset != "" && offset != "0", err
+}
+
+// nameOf is ParseName for options.
+func nameOf(opts map[string]string) (path, format string, err error) {
 	driver, prefix := opts["driver"], "file."
 	protocol := opts["file.driver"]
 	if localProtocol(driver) {

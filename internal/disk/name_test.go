@@ -65,6 +65,34 @@ func TestParseName(t *testing.T) {
 	}
 }
 
+func TestPartName(t *testing.T) {
+	for _, tt := range []struct {
+		in, path string
+		inner    bool
+		err      error
+	}{
+		{"base.qcow2", "base.qcow2", false, nil},
+		{"nbd:h:1", "", false, ErrProtocol},
+		{`json:{"driver":"raw","file":{"filename":"x"}}`, "x", false, nil},
+		{`json:{"driver":"raw","offset":512,"size":1024,"file":{"filename":"x"}}`, "x", false, nil},
+		{`json:{"driver":"raw","offset":512,"file":{"driver":"nbd","filename":"x"}}`, "", false, ErrProtocol},
+		{`json:{"driver":"raw","offset":512,"file":{"driver":"raw","offset":1,"file":{"filename":"x"}}}`, "", false, ErrName},
+		{`json:{"driver":"qcow2","offset":512,"file":{"filename":"x"}}`, "", false, ErrName},
+		{`json:{"driver":"qcow2","file":{"filename":"x"}}`, "x", false, nil},
+		{`json:{"driver":"raw","offset":512`, "", false, ErrName},
+		// As libvirt 9.0 writes them.
+		{`json:{"file":{"driver":"raw","offset":0,"size":65536,"file":{"driver":"file","filename":"x"}}}`, "x", false, nil},
+		{`json:{"file":{"driver":"raw","offset":512,"size":65536,"file":{"driver":"file","filename":"x"}}}`, "x", true, nil},
+		{`json:{"driver":"qcow2","file":{"driver":"raw","offset":512,"file":{"driver":"host_device","filename":"x"}}}`, "x", true, nil},
+		{`json:{"driver":"qcow2","file":{"driver":"raw","y":1,"file":{"driver":"file","filename":"x"}}}`, "", false, ErrName},
+	} {
+		path, inner, err := PartName(tt.in)
+		if path != tt.path || !errors.Is(err, tt.err) || err == nil && inner != tt.inner {
+			t.Errorf("PartName(%q) = %q, %v, %v, want %q, %v, %v", tt.in, path, inner, err, tt.path, tt.inner, tt.err)
+		}
+	}
+}
+
 func TestFullName(t *testing.T) {
 	tests := []struct{ overlay, name, want string }{
 		{"top", "base", "base"},

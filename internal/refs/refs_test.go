@@ -141,9 +141,15 @@ func TestLook(t *testing.T) {
 		{"file: and absolute", func(w *world) {
 			w.image("pool/i/disk", "qcow2", "file:"+w.base("b"))
 		}, []string{"b live: header pool/i/disk 1"}},
+		{"json of a part of a file", func(w *world) {
+			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","offset":512,"size":512,"file":{"driver":"file","filename":"`+w.base("b")+`"}}`)
+		}, []string{"b live: header pool/i/disk 1"}},
+		{"json of a part of a file with a header", func(w *world) {
+			w.image("pool/i/disk", "qcow2", `json:{"file":{"driver":"raw","offset":512,"file":{"driver":"file","filename":"`+w.base("b")+`"}}}`)
+		}, []string{"b live: header pool/i/disk 1", "gap pool/i/disk: it was not read: it is an image in a part of a file"}},
 		{"json that is not understood", func(w *world) {
-			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"`+w.base("b")+`"}}`)
-		}, []string{"b live:", `gap pool/i/disk: no usable name: json: option "offset" is not understood`}},
+			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","offset":512,"file":{"driver":"file","x":1,"filename":"`+w.base("b")+`"}}`)
+		}, []string{"b live:", `gap pool/i/disk: no usable name: json: option "file.x" is not understood`}},
 		{"json with drivers before the file", func(w *world) {
 			w.image("pool/i/disk", "qcow2", `json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"`+
 				w.base("b")+`"}}}`)

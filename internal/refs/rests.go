@@ -47,7 +47,10 @@ func (t *taking) rests(ctx context.Context, n *named) (r rests, err error) {
 // resolve gives the index of the target that a name in the header of an image means, -1 for none. fixed: it means that
 // in any image. The error is that of ctx.
 func (t *taking) resolve(ctx context.Context, n *named, name string) (i int32, fixed bool, err error) {
-	path, _, err := disk.ParseName(name)
+	path, inner, err := disk.PartName(name)
+	if inner && err == nil {
+		t.gap(n.path, "header of its backing file", "it was not read: it is an image in a part of a file")
+	}
 	switch {
 	case errors.Is(err, disk.ErrProtocol) && remote(name):
 		return t.address(name), false, nil
