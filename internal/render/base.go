@@ -410,6 +410,10 @@ func BaseDone(w io.Writer, d *pool.Done, s Style) error {
 		o.prose("", o.paint(yellow, "left")+": "+Name(l.Name)+": "+Text(l.Why))
 	}
 	for _, l := range d.Unseen {
+		if l.Name == pool.Dir {
+			o.prose("", o.paint(yellow, "not read")+": "+Text(l.Why))
+			continue
+		}
 		o.prose("", o.paint(yellow, "may be needed")+", and stays in quarantine: "+Name(l.Name)+": not seen: "+Text(l.Why))
 	}
 	for _, l := range d.Stays {

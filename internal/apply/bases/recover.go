@@ -289,7 +289,8 @@ func (k *keeper) strays(ctx context.Context, d *pool.Done) error {
 	return nil
 }
 
-// needed brings back whatever is needed and in quarantine, and tells of what may be.
+// needed brings back whatever is needed and in quarantine, and tells of what may be, and of what the pool keeps and could not
+// be read: nobody knows what that would tell.
 func (k *keeper) needed(ctx context.Context, by Decision, d *pool.Done) error {
 	now, _, _, err := k.decide(ctx, by, judge.Options{})
 	if err != nil {
@@ -316,6 +317,9 @@ func (k *keeper) needed(ctx context.Context, by Decision, d *pool.Done) error {
 			}
 			d.Leave(b.Name, err)
 		}
+	}
+	for _, err := range s.Unread {
+		d.Unseen = append(d.Unseen, pool.Left{Name: pool.Dir, Why: err.Error()})
 	}
 	if why := unseen(now); why != nil {
 		for _, b := range now.All {

@@ -76,3 +76,19 @@ func TestRecoverUnseen(t *testing.T) {
 		t.Errorf("Unseen = %+v, want a, and what may need it", d.Unseen)
 	}
 }
+
+// TestRecoverUnread: what the pool keeps and cannot be read is told, also where nothing is in quarantine.
+func TestRecoverUnread(t *testing.T) {
+	f := newStock(t, "a")
+	shields := pool.Path(f.dir, pool.Shields)
+	if err := os.Rename(shields, shields+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(shields, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Recover(t.Context(), f.decision(), f.options())
+	if err != nil || d.Did() || len(d.Unseen) != 1 || d.Unseen[0].Name != pool.Dir || !strings.Contains(d.Unseen[0].Why, shields) {
+		t.Errorf("Recover = %+v, %v, want that the shields were not read", d, err)
+	}
+}

@@ -42,7 +42,8 @@ type Done struct {
 	// Stays is what is still kept about the bases when they are protected no more, by its place and number, each
 	// with the reason.
 	Stays []Left `json:"stays"`
-	// Unseen are bases that stay in quarantine and may be needed by what could not be read, with that.
+	// Unseen are bases that stay in quarantine and may be needed by what could not be read, with that; and what the pool keeps and
+	// could not be read, by the name of its directory.
 	Unseen []Left `json:"unseen"`
 	// Left are those for which it was not done, each with the reason.
 	Left []Left `json:"left"`
