@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -64,7 +65,11 @@ func pinTime(text string) (time.Time, error) {
 	if day, err := time.Parse(time.DateOnly, text); err == nil {
 		return day.AddDate(0, 0, 1), nil
 	}
-	return time.Parse(time.RFC3339, text)
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return at, fmt.Errorf("%q is no time such as 2027-01-31 or 2027-01-31T12:00:00Z", text)
+	}
+	return at, nil
 }
 
 func newBaseUnpin(s *stdio) *cobra.Command {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/shisa-vm/shisa/internal/refs"
 	"github.com/shisa-vm/shisa/internal/refs/judge"
@@ -26,12 +27,25 @@ func BasePlan(w io.Writer, p *judge.Plan, saved string, s Style) error {
 		o.planned(p, v, s)
 	}
 	for _, n := range p.Next {
-		o.prose("next: ", Text(n))
+		if saved == "" || !strings.HasPrefix(n, judge.NextQuarantine) && !strings.HasPrefix(n, judge.NextPurge) {
+			o.prose("next: ", Text(n))
+		}
 	}
 	if saved != "" {
-		o.prose("", "the plan is in "+Name(saved)+", its digest is "+p.SHA256)
+		o.saved(p, saved)
 	}
 	return o.flush()
+}
+
+// saved says where a plan is, and what uses it: a second one would not be written over it.
+func (o *out) saved(p *judge.Plan, file string) {
+	o.prose("", "the plan is in "+Name(file)+", its digest is "+p.SHA256)
+	if len(p.With(judge.MayQuarantine)) > 0 {
+		o.line("  $ shisa base quarantine --plan ", Word(file), " ", Word(p.Bases))
+	}
+	if len(p.With(judge.MayPurge)) > 0 {
+		o.line("  $ shisa base purge --plan ", Word(file), " --approve DIGEST ", Word(p.Bases))
+	}
 }
 
 // basesHead says how things stand in one sentence.

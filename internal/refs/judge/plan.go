@@ -190,6 +190,12 @@ func (p *Plan) status() {
 	p.Status = finding.OrderStatus(status...)
 }
 
+// NextQuarantine and NextPurge begin what says how a plan is made and used, which is no advice to who keeps one already.
+const (
+	NextQuarantine = "set aside what nobody needs: "
+	NextPurge      = "remove for good: "
+)
+
 // next says what to do next. Where it could not be read which pool it is there is nothing else to do.
 func (p *Plan) next(unread error) {
 	has := map[Rule]bool{}
@@ -262,10 +268,10 @@ func (p *Plan) next(unread error) {
 		say("some bases are to wait, and it is said since when: shisa base plan --all %s", at)
 	}
 	if len(p.With(MayQuarantine)) > 0 {
-		say("set aside what nobody needs: shisa base plan --out plan.json %s, then shisa base quarantine --plan plan.json %s", at, at)
+		say(NextQuarantine+"shisa base plan --out plan.json %s, then shisa base quarantine --plan plan.json %s", at, at)
 	}
 	if len(p.With(MayPurge)) > 0 {
-		say("remove for good: shisa base plan --out plan.json %s, then shisa base purge --plan plan.json --approve DIGEST %s", at, at)
+		say(NextPurge+"shisa base plan --out plan.json %s, then shisa base purge --plan plan.json --approve DIGEST %s", at, at)
 	}
 }
 
