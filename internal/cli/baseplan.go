@@ -139,6 +139,9 @@ func runBasePlan(ctx context.Context, o planOptions, by bases.Decision, s *stdio
 	if err != nil {
 		return err
 	}
+	if off := o.quarantineOff(); off != nil && len(p.With(judge.MayQuarantine)) > 0 {
+		fmt.Fprintf(s.err, "shisa: %v: %s\n", off, finding.HintOf(off))
+	}
 	return exitWith(p.Status[0])
 }
 

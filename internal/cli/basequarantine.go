@@ -37,9 +37,8 @@ The exit status is 5 if a base was not set aside, or if all was refused, and 6 i
 			if err := o.wantPlan(c); err != nil {
 				return err
 			}
-			if o.said != nil && !o.said.Quarantine {
-				err := errors.New("setting bases aside is not allowed by the configuration of this host")
-				return finding.WithHint(withStatus(finding.StatusRefused, err), "it takes quarantine: true for the pool there")
+			if err := o.quarantineOff(); err != nil {
+				return err
 			}
 			return o.carryOut(c, s, judge.MayQuarantine, "no base may be set aside by this plan",
 				func(ctx context.Context, p *judge.Plan, by bases.Decision, act bases.Options) (*pool.Done, error) {
@@ -49,4 +48,14 @@ The exit status is 5 if a base was not set aside, or if all was refused, and 6 i
 	}
 	o.planFlags(c)
 	return c
+}
+
+// quarantineOff is why nothing is set aside in the pool by this host, nil where it may be: one of which the configuration tells
+// has to be allowed there.
+func (o *poolOptions) quarantineOff() error {
+	if o.said == nil || o.said.Quarantine {
+		return nil
+	}
+	err := errors.New("setting bases aside is not allowed by the configuration of this host")
+	return finding.WithHint(withStatus(finding.StatusRefused, err), "it takes quarantine: true for the pool there")
 }

@@ -31,7 +31,8 @@ without locks, may break it; then nothing is decided, and no act comes to its en
 its SHA-256.
 
 It removes no base, and done again it does nothing. The exit status is 4 if something could not be read that the pool
-keeps, or that may need a base in quarantine, 5 while another program is at work, and 6 if something could not be brought to an end.`,
+keeps, or that may need a base in quarantine, 5 while another program is at work, and 6 if something could not be brought
+to an end.`,
 		Example: `  shisa base recover /var/lib/nova/instances
   shisa base recover --accept-risk=audit:node1 /var/lib/nova/instances`,
 		Args: wantArgs(1, 1),
