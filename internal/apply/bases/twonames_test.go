@@ -4,6 +4,8 @@
 package bases
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"os"
 	"slices"
@@ -176,5 +178,35 @@ func TestTwoNamesTaken(t *testing.T) {
 	}
 	if d, err := f.purge(f.options()); err != nil || len(d.Purged) > 0 {
 		t.Errorf("Purge = %+v, %v, want nothing removed", d, err)
+	}
+}
+
+// TestUnprotectRemoved: a base that somebody removes in the moment that its shield is taken away is kept by a copy, also where
+// whoever began the act ends it then.
+func TestUnprotectRemoved(t *testing.T) {
+	f := newStock(t, "a")
+	want, err := os.ReadFile(f.path("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	o := f.options()
+	o.Step = func(what string) error {
+		if what == "unshield a" {
+			f.remove("a")
+			cancel()
+		}
+		return nil
+	}
+	if d, err := Unprotect(ctx, UnprotectOptions{}, o); err == nil && len(d.Left) == 0 {
+		t.Errorf("Unprotect = %+v, want that it tells of a", d)
+	}
+	all := f.state().ShieldsOf("a")
+	if len(all) != 1 {
+		t.Fatalf("shields of a = %+v, want a copy", all)
+	}
+	if got, err := os.ReadFile(all[0].Path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the copy has %d bytes (%v), want the %d of a", len(got), err, len(want))
 	}
 }

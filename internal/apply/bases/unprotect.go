@@ -122,14 +122,14 @@ func (k *keeper) unshield(ctx context.Context, h *pool.Shield, d *pool.Done, why
 }
 
 // copyBack makes a shield anew from an open file that has no name any more. One that is in quarantine gets its own again: a copy
-// would be a second file of that name.
+// would be a second file of that name. What cannot be read keeps nobody from copying, and who wants the act to end has to wait:
+// once the file is closed it is gone.
 func (k *keeper) copyBack(ctx context.Context, f *diskio.File, h *pool.Shield) error {
-	s, err := pool.Read(ctx, k.Bases, k.Timeout)
-	if err != nil {
-		return err
-	}
-	if held := heldInode(s, h.ID); held != nil {
-		return k.reshield(ctx, h.ID, held.Path, h.Name, "it was set aside while its shield was taken away")
+	ctx = context.WithoutCancel(ctx)
+	if s, err := pool.Read(ctx, k.Bases, k.Timeout); err == nil {
+		if held := heldInode(s, h.ID); held != nil {
+			return k.reshield(ctx, h.ID, held.Path, h.Name, "it was set aside while its shield was taken away")
+		}
 	}
 	id, err := plan.NewID()
 	if err != nil {
